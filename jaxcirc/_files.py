@@ -1,0 +1,99 @@
+"""Files in and out: tensors read safely, results never half-written."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a safetensors file.
+
+    **Raises:** `ValueError` if the file is truncated or not safetensors at all.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}). Its size is {path.stat().st_size} bytes: download it again."
+        ) from None
+
+
+def read_torch(path: Path) -> object:
+    """What a `.pt`, `.pth` or `.bin` file holds, by `torch.load(weights_only=True)`: tensors and plain containers, never code.
+
+    **Raises:** `ImportError` without PyTorch; `ValueError` if the file is truncated, or a pickle that is more than weights.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            f"{path.name} is a PyTorch file, and reading it takes PyTorch: pip install 'jaxcirc[torch]'. A safetensors file needs no PyTorch."
+        ) from None
+    import pickle
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} is a pickle that holds more than weights, and loading it could run code, so it is refused. Load it where you "
+            "trust it and save its tensors: safetensors.torch.save_file(state_dict, path)."
+        ) from None
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a whole PyTorch file ({str(error).splitlines()[0]}). Download it again.") from None
+
+
+@contextlib.contextmanager
+def writing_file(path: str | Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to, and renames it into place at the end; after an error nothing is left."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(aside)
+        os.chmod(aside, 0o644)  # mkstemp makes it private
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def writing_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]:
+    """Yields a folder beside `path` to write to, and renames it into place at the end; after an error nothing is left.
+
+    An existing folder is replaced only if it holds `marker`, the file that every `what` has.
+
+    **Raises:** `ValueError` if `path` exists and is not one of ours.
+    """
+    path = Path(path)
+    check_replaceable(path, marker=marker, what=what)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield aside
+        os.chmod(aside, 0o755)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            os.replace(path, old)  # onto an empty folder, so that there is no moment at which a result could be lost
+            os.replace(aside, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def check_replaceable(path: str | Path, *, marker: str, what: str) -> None:
+    """ValueError if something that is not a `what` stands at `path`: call it before long work."""
+    path = Path(path)
+    if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not a {what} (it holds no {marker}). Choose another path, or remove it.")

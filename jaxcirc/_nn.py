@@ -1,0 +1,132 @@
+"""The parts of a transformer, for one sequence, with every activation tapped.
+
+What differs between architectures is data: a norm with or without weights, the scale of the attention scores, the masks, the activation
+function. So blocks of one model share one tree structure, and a function of a block compiles once for all layers.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._sites import Kind
+from ._tap import Tap
+from ._typing import Mask, Resid
+
+
+def gelu_new(x: Array) -> Array:
+    """GELU by its tanh approximation (Hendrycks and Gimpel 2016, arXiv 1606.08415), as in GPT-2."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def gelu(x: Array) -> Array:
+    """GELU, exact, by the error function."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def relu(x: Array) -> Array:
+    """The rectifier, with derivative 0 at 0."""
+    return jax.nn.relu(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu_new": gelu_new, "gelu": gelu, "relu": relu}
+
+
+class LayerNorm(eqx.Module):
+    r"""`y = (x - mean x) / s * weight + bias` with `s = sqrt(var x + eps)`, over the last axis (Ba et al. 2016, arXiv 1607.06450).
+
+    Without weights (`None`) it is TransformerLens' `LNPre`. Its scale `s` `[seq 1]` is a site, so that it can be frozen.
+    """
+
+    weight: Float[Array, " d_model"] | None
+    bias: Float[Array, " d_model"] | None
+    eps: float = eqx.field(static=True)
+    sites: tuple[Kind, Kind] = eqx.field(static=True)  # of the scale and of the result
+
+    def __call__(self, x: Resid, tap: Tap) -> Resid:
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        scale = tap(self.sites[0], jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps))
+        y = centred / scale
+        if self.weight is not None:
+            y = y * self.weight
+        if self.bias is not None:
+            y = y + self.bias
+        return tap(self.sites[1], y)
+
+
+class Attention(eqx.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, §3.2); `scale` multiplies the scores, one number a layer."""
+
+    W_Q: Float[Array, "head d_model d_head"]
+    b_Q: Float[Array, "head d_head"]
+    W_K: Float[Array, "head d_model d_head"]
+    b_K: Float[Array, "head d_head"]
+    W_V: Float[Array, "head d_model d_head"]
+    b_V: Float[Array, "head d_head"]
+    W_O: Float[Array, "head d_head d_model"]
+    b_O: Float[Array, " d_model"]
+    scale: Float[Array, ""]
+
+    def __call__(self, x: Resid, mask: Mask, tap: Tap) -> Resid:
+        # [seq d_model] · [head d_model d_head] -> [seq head d_head]
+        q = tap(Kind.Q, jnp.einsum("sm,hmd->shd", x, self.W_Q) + self.b_Q)
+        k = tap(Kind.K, jnp.einsum("sm,hmd->shd", x, self.W_K) + self.b_K)
+        v = tap(Kind.V, jnp.einsum("sm,hmd->shd", x, self.W_V) + self.b_V)
+        # [q_seq head d_head] · [k_seq head d_head] -> [head q_seq k_seq]
+        scores = jnp.einsum("qhd,khd->hqk", q, k) * self.scale
+        scores = tap(Kind.ATTN_SCORES, jnp.where(mask, scores, -jnp.inf))
+        pattern = tap(Kind.PATTERN, jax.nn.softmax(scores, axis=-1))
+        # [head q_seq k_seq] · [k_seq head d_head] -> [q_seq head d_head]
+        z = tap(Kind.Z, jnp.einsum("hqk,khd->qhd", pattern, v))
+        if tap.uses(Kind.RESULT):  # [seq head d_model] is large, and only its sum is needed otherwise
+            out = tap(Kind.RESULT, jnp.einsum("qhd,hdm->qhm", z, self.W_O)).sum(axis=1)
+        else:
+            out = jnp.einsum("qhd,hdm->qm", z, self.W_O)
+        return out + self.b_O
+
+
+class MLP(eqx.Module):
+    """`act(x W_in + b_in) W_out + b_out`."""
+
+    W_in: Float[Array, "d_model d_mlp"]
+    b_in: Float[Array, " d_mlp"]
+    W_out: Float[Array, "d_mlp d_model"]
+    b_out: Float[Array, " d_model"]
+    act: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __call__(self, x: Resid, tap: Tap) -> Resid:
+        pre = tap(Kind.MLP_PRE, x @ self.W_in + self.b_in)
+        post = tap(Kind.MLP_POST, self.act(pre))
+        return post @ self.W_out + self.b_out
+
+
+class Block(eqx.Module):
+    """A sequential pre-norm block: attention reads the residual stream, then the MLP reads the sum.
+
+    Its two halves can be run apart, because the residual stream between them is a cut of the graph. `ln1` is `None` in a model without
+    norms, `ln2` and `mlp` are `None` in one of attention only.
+    """
+
+    ln1: LayerNorm | None
+    attn: Attention
+    ln2: LayerNorm | None
+    mlp: MLP | None
+
+    def __call__(self, resid: Resid, mask: Mask, tap: Tap) -> Resid:
+        resid = self.attend(resid, mask, tap)
+        return tap(Kind.RESID_POST, resid) if self.mlp is None else self.feed(resid, tap)
+
+    def attend(self, resid: Resid, mask: Mask, tap: Tap) -> Resid:
+        """From `resid_pre` to what enters `resid_mid` (`resid_post` in a model of attention only)."""
+        resid = tap(Kind.RESID_PRE, resid)
+        normalized = resid if self.ln1 is None else self.ln1(resid, tap)
+        return resid + tap(Kind.ATTN_OUT, self.attn(normalized, mask, tap))
+
+    def feed(self, resid: Resid, tap: Tap) -> Resid:
+        """From `resid_mid` to `resid_post`."""
+        assert self.mlp is not None
+        resid = tap(Kind.RESID_MID, resid)
+        normalized = resid if self.ln2 is None else self.ln2(resid, tap)
+        return tap(Kind.RESID_POST, resid + tap(Kind.MLP_OUT, self.mlp(normalized, tap)))

@@ -1,0 +1,143 @@
+"""One pure run of a model: the only way in.
+
+`run(model, tokens, saes=…, edits=…, record=…)` is a pure function of pytrees. Sites are static keys, values are arrays, so whatever an
+experiment changes is an ordinary argument, and `jax.jvp`, `vjp`, `vmap` and `jit` keep their ordinary meaning.
+"""
+
+import types
+import warnings
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ._edits import AbstractEdit
+from ._metrics import AbstractMetric
+from ._sites import by_site, Site
+from ._tap import Everything, Tap
+from ._typing import Keys, Logits, Tokens
+from .models import Transformer
+from .saes import AbstractDictionary
+
+
+NOTHING: Mapping = types.MappingProxyType({})
+
+
+def run(
+    model: Transformer,
+    tokens: Tokens,
+    *,
+    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary] = NOTHING,
+    edits: Mapping[Site, AbstractEdit] | Mapping[str, AbstractEdit] = NOTHING,
+    record: Iterable[Site | str] = (),
+    mask: Keys | None = None,
+) -> tuple[Logits, dict[Site, Float[Array, "..."]]]:
+    """Runs one sequence and returns its logits and the activations asked for.
+
+    **Arguments:**
+
+    - `tokens` `[seq]`: one sequence of token ids; `jax.vmap` for a batch.
+    - `saes`: dictionaries to splice in, keyed by site. Splicing alone changes nothing: the reconstruction error is added back. The
+      latents and the error become sites, `site.acts` `[seq d_sae]` and `site.error` (shape of the site).
+    - `edits`: what happens at which site, for example `{"blocks.0.hook_mlp_out": jc.Add(direction)}`.
+    - `record`: the sites to return.
+    - `mask` `[seq]`: False for padding.
+
+    **Returns:** logits `[seq d_vocab]` and `{site: value that downstream sees}`, in execution order.
+
+    **Raises:** `ValueError` for a site that the model does not have, token ids outside the vocabulary, a sequence longer than the
+    context, a dictionary of another width. A dictionary trained on weights processed otherwise than the model's warns.
+
+    >>> logits, cache = jc.run(model, tokens, record=["blocks.1.hook_resid_post"])
+    >>> {str(site): value.shape for site, value in cache.items()}
+    {'blocks.1.hook_resid_post': (6, 128)}
+    """
+    check_tokens(model, tokens)
+    saes, edits = by_site(saes), by_site(edits)
+    check_dictionaries(model, saes)
+    wanted = frozenset(map(Site.parse, record))
+    tap = Tap(saes, edits, wanted)
+    logits = model(jnp.asarray(tokens), tap, mask)
+    tap.check_all_used(model.name, model.n_layers, wanted)
+    return logits, {site: tap.cache[site] for site in sorted(tap.cache)}
+
+
+def sites(model: Transformer) -> tuple[Site, ...]:
+    """Every site of `model`, in execution order: derived from its forward pass, not declared.
+
+    >>> [str(site) for site in jc.sites(model)][:3]
+    ['hook_embed', 'hook_pos_embed', 'blocks.0.hook_resid_pre']
+    """
+    return tuple(site_shapes(model, 1))
+
+
+def site_shapes(model: Transformer, seq: int) -> dict[Site, jax.ShapeDtypeStruct]:
+    """The shape and dtype of every site's value for a sequence of length `seq`."""
+
+    def record_all(model, tokens):
+        tap = Tap(NOTHING, NOTHING, Everything())
+        model(tokens, tap)
+        return tap.cache
+
+    shapes = jax.eval_shape(record_all, model, jax.ShapeDtypeStruct((seq,), jnp.int32))
+    return {site: shapes[site] for site in sorted(shapes)}
+
+
+def check_tokens(model: Transformer, tokens: Int[Array, "..."], *, batched: bool = False) -> None:
+    """ValueError unless `tokens` can be run: indexing would clamp an id outside the vocabulary and say nothing."""
+    shape, dtype = jnp.shape(tokens), jnp.result_type(tokens)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"Token ids are integers; got dtype {dtype}.")
+    if len(shape) != 1 + batched:
+        want, instead = ("[batch seq]", "tokens[None]") if batched else ("[seq]", "jax.vmap over the batch")
+        raise ValueError(f"Expected token ids of shape {want}, got {shape}. Use {instead}.")
+    if 0 in shape:
+        raise ValueError(f"Expected at least one token, got token ids of shape {shape}.")
+    if shape[-1] > model.n_ctx:
+        raise ValueError(
+            f"The prompt has {shape[-1]} tokens, and {model.name} has a context of {model.n_ctx}. Shorten the prompt."
+        )
+    check_token_ids(model, tokens)
+
+
+def check_token_ids(model: Transformer, ids: Int[Array, "..."], vocabulary: int | None = None) -> None:
+    """ValueError if an id is outside the vocabulary; silent on traced values, which were checked before tracing."""
+    if isinstance(ids, jax.core.Tracer):
+        return
+    size = model.d_vocab if vocabulary is None else vocabulary
+    ids = np.asarray(ids)
+    bad = np.argwhere((ids < 0) | (ids >= size))
+    if len(bad):
+        at = tuple(int(i) for i in bad[0])
+        raise ValueError(
+            f"Token id {int(ids[at])} at {list(at)} is outside the vocabulary of {model.name}, 0 to {size - 1}. "
+            "Was the text encoded with another model's tokenizer?"
+        )
+
+
+def check_metric(model: Transformer, metric: object) -> None:
+    """ValueError if the metric reads a token that the model does not have."""
+    if isinstance(metric, AbstractMetric):
+        for ids in metric.token_ids():
+            check_token_ids(model, ids, model.W_U.shape[1])
+
+
+def check_dictionaries(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> None:
+    """ValueError for a dictionary at a site it was not trained for; a warning if the model's weights were processed otherwise."""
+    for site, sae in saes.items():
+        if sae.site is not None and sae.site != site:
+            raise ValueError(
+                f"The dictionary given for `{site}` was trained for `{sae.site}`. Key it by its own site, `sae.site`."
+            )
+        if sae.processing is not None and set(sae.processing) != set(model.processing):
+            warnings.warn(
+                f"The dictionary at `{site}` was trained on weights processed by {_steps(sae.processing)}, and {model.name} is "
+                f"processed by {_steps(model.processing)}: its reconstructions will be poor. See jc.process_weights.",
+                stacklevel=3,
+            )
+
+
+def _steps(processing: tuple[str, ...]) -> str:
+    return ", ".join(sorted(processing)) if processing else "nothing"

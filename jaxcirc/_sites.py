@@ -1,0 +1,180 @@
+"""Sites: the activations that have a name.
+
+A `Site` is where in the forward pass a value can be read or replaced. Sites are ordered by execution, so `u < d` means "computed
+before", and they print as the TransformerLens hook points that papers use. Code passes `Site`s around; text is parsed only where
+it enters (`Site.parse`), and every mapping keyed by sites accepts names on the way in.
+"""
+
+import dataclasses
+import difflib
+import enum
+import functools as ft
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+
+class Kind(enum.IntEnum):
+    """What is computed there, in execution order."""
+
+    EMBED = 0
+    POS_EMBED = 1
+    RESID_PRE = 2
+    LN1_SCALE = 3
+    LN1_NORMALIZED = 4
+    Q = 5
+    K = 6
+    V = 7
+    ATTN_SCORES = 8
+    PATTERN = 9
+    Z = 10
+    RESULT = 11
+    ATTN_OUT = 12
+    RESID_MID = 13
+    LN2_SCALE = 14
+    LN2_NORMALIZED = 15
+    MLP_PRE = 16
+    MLP_POST = 17
+    MLP_OUT = 18
+    RESID_POST = 19
+    FINAL_SCALE = 20
+    FINAL_NORMALIZED = 21
+    LOGITS = 22
+
+    @property
+    def in_block(self) -> bool:
+        return Kind.RESID_PRE <= self <= Kind.RESID_POST
+
+
+class Part(enum.IntEnum):
+    """Of a site with a dictionary: its latents, its reconstruction error, or the whole value, in the order in which they are tapped."""
+
+    ACTS = 0
+    ERROR = 1
+    VALUE = 2
+
+
+_NAMES = {
+    Kind.EMBED: "hook_embed",
+    Kind.POS_EMBED: "hook_pos_embed",
+    Kind.RESID_PRE: "hook_resid_pre",
+    Kind.LN1_SCALE: "ln1.hook_scale",
+    Kind.LN1_NORMALIZED: "ln1.hook_normalized",
+    Kind.Q: "attn.hook_q",
+    Kind.K: "attn.hook_k",
+    Kind.V: "attn.hook_v",
+    Kind.ATTN_SCORES: "attn.hook_attn_scores",
+    Kind.PATTERN: "attn.hook_pattern",
+    Kind.Z: "attn.hook_z",
+    Kind.RESULT: "attn.hook_result",
+    Kind.ATTN_OUT: "hook_attn_out",
+    Kind.RESID_MID: "hook_resid_mid",
+    Kind.LN2_SCALE: "ln2.hook_scale",
+    Kind.LN2_NORMALIZED: "ln2.hook_normalized",
+    Kind.MLP_PRE: "mlp.hook_pre",
+    Kind.MLP_POST: "mlp.hook_post",
+    Kind.MLP_OUT: "hook_mlp_out",
+    Kind.RESID_POST: "hook_resid_post",
+    Kind.FINAL_SCALE: "ln_final.hook_scale",
+    Kind.FINAL_NORMALIZED: "ln_final.hook_normalized",
+    Kind.LOGITS: "logits",
+}
+_KINDS = {name: kind for kind, name in _NAMES.items()}
+_PARTS = {Part.ACTS: ".hook_sae_acts_post", Part.ERROR: ".hook_sae_error", Part.VALUE: ""}
+
+
+@ft.total_ordering
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One named activation of a model.
+
+    **Arguments:**
+
+    - `layer`: the block, from 0; `None` for what lies outside the blocks (embeddings, final norm, logits).
+    - `kind`: what is computed there.
+    - `part`: `Part.ACTS` or `Part.ERROR` of a dictionary spliced in at this site, else `Part.VALUE`. `site.acts` and `site.error`
+      are the short ways to write them.
+
+    >>> from jaxcirc import Kind, Site
+    >>> str(Site(3, Kind.MLP_OUT))
+    'blocks.3.hook_mlp_out'
+    >>> Site.parse("blocks.0.attn.hook_z") < Site(0, Kind.MLP_OUT).acts
+    True
+    """
+
+    layer: int | None
+    kind: Kind
+    part: Part = Part.VALUE
+
+    def __post_init__(self):
+        if self.kind.in_block != (self.layer is not None) or (self.layer is not None and self.layer < 0):
+            where = "in a block: give its layer, from 0" if self.kind.in_block else "outside the blocks: give layer None"
+            raise ValueError(f"Site: {self.kind.name} is {where}; got layer {self.layer!r}.")
+
+    @property
+    def acts(self) -> "Site":
+        """The latents of the dictionary at this site."""
+        return dataclasses.replace(self, part=Part.ACTS)
+
+    @property
+    def error(self) -> "Site":
+        """What the dictionary at this site does not reconstruct."""
+        return dataclasses.replace(self, part=Part.ERROR)
+
+    @property
+    def value(self) -> "Site":
+        """The whole activation."""
+        return dataclasses.replace(self, part=Part.VALUE)
+
+    def shift(self, layers: int) -> "Site":
+        """The same site `layers` blocks further on; sites outside the blocks stay."""
+        return self if self.layer is None else dataclasses.replace(self, layer=self.layer + layers)
+
+    def _order(self) -> tuple[int, int, int, int]:
+        stage = 0 if self.kind < Kind.RESID_PRE else 1 if self.kind.in_block else 2
+        return stage, self.layer or 0, self.kind, self.part
+
+    def __lt__(self, other: "Site") -> bool:
+        return self._order() < other._order()
+
+    def __str__(self) -> str:
+        prefix = "" if self.layer is None else f"blocks.{self.layer}."
+        return prefix + _NAMES[self.kind] + _PARTS[self.part]
+
+    @staticmethod
+    def parse(name: "str | Site") -> "Site":
+        """The site of a TransformerLens hook name, with SAELens' suffixes for a dictionary's parts."""
+        if isinstance(name, Site):
+            return name
+        base, part = name, Part.VALUE
+        for candidate in (Part.ACTS, Part.ERROR):
+            if name.endswith(_PARTS[candidate]):
+                base, part = name.removesuffix(_PARTS[candidate]), candidate
+        layer, kind = None, base
+        if base.startswith("blocks."):
+            _, number, kind = base.split(".", 2) if base.count(".") >= 2 else ("", "", "")
+            layer = int(number) if number.isdecimal() else None
+        if kind not in _KINDS or _KINDS[kind].in_block != (layer is not None):
+            raise ValueError(f"No site is called `{name}`. {did_you_mean(name, _all_names(layer or 0))}")
+        return Site(layer, _KINDS[kind], part)
+
+
+def _all_names(layer: int) -> list[str]:
+    return [f"blocks.{layer}.{name}" if kind.in_block else name for kind, name in _NAMES.items()]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known name."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+    return f"Did you mean `{near[0]}`?" if near else "There is none."
+
+
+T = TypeVar("T")
+
+
+def by_site(mapping: Mapping[Site, T] | Mapping[str, T]) -> dict[Site, T]:
+    """`mapping` keyed by `Site`, in execution order, whether it came keyed by sites or by their names."""
+    parsed = [(Site.parse(key), value) for key, value in mapping.items()]
+    if len({site for site, _ in parsed}) < len(parsed):
+        raise ValueError("A site is given twice, once as a `Site` and once by name; keep one of the two.")
+    return dict(sorted(parsed, key=lambda pair: pair[0]))

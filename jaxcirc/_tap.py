@@ -1,0 +1,97 @@
+"""The tap: the one callable through which every named activation passes.
+
+A model's forward pass reads `x = tap(Kind.ATTN_OUT, x)` wherever an activation has a name; so the model shows, top to bottom, where it
+can be touched. A tap splices dictionaries in, applies edits, and records what downstream sees, in that order. It lives only while
+`run` traces and never crosses a `jit` or `vmap`, so that `run` is a pure function.
+"""
+
+from collections.abc import Container, Mapping
+
+from jaxtyping import Array, Float
+
+from ._edits import AbstractEdit
+from ._sites import did_you_mean, Kind, Site
+from .saes import AbstractDictionary
+
+
+class Everything:
+    """The set of all sites, for `record`."""
+
+    def __contains__(self, site: object) -> bool:
+        return True
+
+    def __iter__(self):
+        return iter(())
+
+
+class Tap:
+    """Splices, edits and records. `tap.at(layer)` is the same tap seen from inside a block."""
+
+    def __init__(
+        self,
+        saes: Mapping[Site, AbstractDictionary],
+        edits: Mapping[Site, AbstractEdit],
+        record: Container[Site],
+        *,
+        layer: int | None = None,
+    ):
+        self.saes, self.edits, self.record, self.layer = saes, edits, record, layer
+        self.reads = {sae.reads for sae in saes.values()}
+        self.inputs: dict[Site, Array] = {}
+        self.cache: dict[Site, Array] = {}
+        self.seen: dict[Site, None] = {}  # a set that keeps the order of execution
+
+    def at(self, layer: int) -> "Tap":
+        inside = Tap(self.saes, self.edits, self.record, layer=layer)
+        inside.reads, inside.inputs, inside.cache, inside.seen = self.reads, self.inputs, self.cache, self.seen
+        return inside
+
+    def __call__(self, kind: Kind, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        site = Site(self.layer, kind)
+        if site in self.saes:
+            x = self._splice(site, self.saes[site], x)
+        x = self._visit(site, x)
+        if site in self.reads:
+            self.inputs[site] = x
+        return x
+
+    def uses(self, kind: Kind) -> bool:
+        """Whether anything asks for this site: what is costly and unasked for need not be computed."""
+        site = Site(self.layer, kind)
+        return site in self.edits or site in self.record or site in self.saes or site in self.reads
+
+    def _splice(self, site: Site, sae: AbstractDictionary, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        whole = x.reshape(x.shape[0], -1)  # a dictionary on z reads all heads as one vector
+        read = self.inputs[sae.reads].reshape(x.shape[0], -1) if sae.reads != site else whole
+        sae.check_width(site, read.shape[-1], whole.shape[-1])
+        acts = sae.encode(read)
+        error = (whole - sae.decode(acts, read)).reshape(x.shape)  # of the unedited latents: splicing alone changes nothing
+        acts, error = self._visit(site.acts, acts), self._visit(site.error, error)
+        return sae.decode(acts, read).reshape(x.shape) + error
+
+    def _visit(self, site: Site, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        if site in self.edits:
+            edited = self.edits[site](x)
+            if edited.shape != x.shape:
+                raise ValueError(
+                    f"run(edits=…): at `{site}` the value has shape {x.shape}, and {type(self.edits[site]).__name__} made it "
+                    f"{edited.shape}; give it an array of the site's shape, or one that broadcasts to it."
+                )
+            x = edited
+        if site in self.record:
+            self.cache[site] = x
+        self.seen[site] = None
+        return x
+
+    def check_all_used(self, model: str, n_layers: int, record: Container[Site]) -> None:
+        """ValueError for an edit, a recording or a dictionary at a site that the forward pass never came by."""
+        asked = {"edits": self.edits, "record": record, "saes": self.saes}
+        for argument, sites in asked.items():
+            for site in sites:  # pyright: ignore[reportGeneralTypeIssues]
+                if site not in self.seen:
+                    raise ValueError(f"run({argument}=…): no site `{site}` in {model} with {n_layers} layers{self._hint(site)}")
+
+    def _hint(self, site: Site) -> str:
+        if site.part != site.value.part and site.value in self.seen:
+            return f": there is no dictionary at `{site.value}`. Pass saes={{…}} with one there."
+        return f". {did_you_mean(str(site), map(str, self.seen))}"

@@ -1,0 +1,18 @@
+"""The axis vocabulary. Every public signature uses these words and no others.
+
+`batch seq q_seq k_seq layer head d_model d_head d_mlp d_vocab d_sae feature world src dst tangent`
+
+One sequence is `[seq]`; a batch of them is `jax.vmap` or, for the verbs over data, `[batch seq]`.
+"""
+
+from typing import TypeAlias
+
+from jaxtyping import Array, Bool, Float, Int
+
+
+Tokens: TypeAlias = Int[Array, " seq"]
+TokenBatch: TypeAlias = Int[Array, "batch seq"]
+Keys: TypeAlias = Bool[Array, " seq"]  # which positions are real, False for padding
+Mask: TypeAlias = Bool[Array, "q_seq k_seq"]
+Resid: TypeAlias = Float[Array, "seq d_model"]
+Logits: TypeAlias = Float[Array, "seq d_vocab"]

@@ -1,0 +1,24 @@
+"""Who attends to whom: the one place where attention masks are made."""
+
+import jax.numpy as jnp
+
+from .._typing import Keys, Mask
+
+
+def attention_mask(seq: int, *, causal: bool, window: int | None, keys: Keys | None) -> Mask:
+    """`[q_seq k_seq]`, True where the query at `q` may attend to the key at `k`.
+
+    **Arguments:**
+
+    - `causal`: only `k <= q`.
+    - `window`: only `q - window < k`, the local attention of GPT-Neo; `None` is global.
+    - `keys` `[seq]`: False for padding, to which nobody attends. Every position attends to itself all the same, so that no row of the
+      softmax is empty; what padding computes reaches no other position.
+    """
+    q, k = jnp.arange(seq)[:, None], jnp.arange(seq)[None, :]
+    mask = (k <= q) if causal else jnp.ones((seq, seq), dtype=bool)
+    if window is not None:
+        mask = mask & (k > q - window)
+    if keys is not None:
+        mask = (mask & keys[None, :]) | (k == q)
+    return mask

@@ -1,0 +1,105 @@
+"""One family of models: pre-norm decoder transformers with learned positions, GPT-2 and GPT-Neo among them.
+
+What tells them apart is data: masks (causal or not, local windows), the scale of the scores, norms, activation, tied or separate
+unembedding. There is no branch on an architecture's name.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._nn import Block, LayerNorm
+from .._sites import Kind, Site
+from .._tap import Tap
+from .._typing import Keys, Logits, Mask, Resid, Tokens
+from ._masks import attention_mask
+
+
+class Transformer(eqx.Module):
+    """A language model of one token sequence; `jax.vmap` for a batch. Call it through `jaxcirc.run`.
+
+    **Attributes:** arrays under TransformerLens' names (`model.blocks[3].attn.W_Q`), all leaves; the rest is static:
+
+    - `windows`: for each layer the width of its local attention, `None` for global.
+    - `causal`: False for attention in both directions.
+    - `architecture`: which key table reads and writes it (`"gpt2"`, `"gpt_neo"`, `"transformer_lens"`).
+    - `name`: what it was loaded from, for messages and results.
+    - `processing`: which of `process_weights`' steps it went through.
+    """
+
+    W_E: Float[Array, "d_vocab d_model"]
+    W_pos: Float[Array, "n_ctx d_model"]
+    blocks: tuple[Block, ...]
+    ln_final: LayerNorm | None
+    untied_W_U: Float[Array, "d_model d_vocab_out"] | None  # None: tied to W_E
+    b_U: Float[Array, " d_vocab_out"]
+    windows: tuple[int | None, ...] = eqx.field(static=True)
+    causal: bool = eqx.field(static=True)
+    architecture: str = eqx.field(static=True)
+    name: str = eqx.field(static=True)
+    processing: tuple[str, ...] = eqx.field(static=True, default=())
+
+    def __check_init__(self):
+        if len(self.windows) != len(self.blocks):
+            raise ValueError(f"windows holds one entry a layer: expected {len(self.blocks)}, got {len(self.windows)}.")
+
+    @property
+    def W_U(self) -> Float[Array, "d_model d_vocab_out"]:
+        """The unembedding, whether tied to `W_E` or its own."""
+        return self.W_E.T if self.untied_W_U is None else self.untied_W_U
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def n_heads(self) -> int:
+        return self.blocks[0].attn.W_Q.shape[0]
+
+    @property
+    def d_model(self) -> int:
+        return self.W_E.shape[1]
+
+    @property
+    def d_head(self) -> int:
+        return self.blocks[0].attn.W_Q.shape[2]
+
+    @property
+    def d_vocab(self) -> int:
+        return self.W_E.shape[0]
+
+    @property
+    def n_ctx(self) -> int:
+        return self.W_pos.shape[0]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.W_E.dtype
+
+    def __call__(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Logits:
+        masks = self.masks(tokens.shape[0], keys)
+        return self.resume(self.embed(tokens, tap, keys), Site(0, Kind.RESID_PRE), masks, tap)
+
+    def masks(self, seq: int, keys: Keys | None) -> tuple[Mask, ...]:
+        """The attention mask of each layer."""
+        return tuple(attention_mask(seq, causal=self.causal, window=window, keys=keys) for window in self.windows)
+
+    def embed(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Resid:
+        """Tokens and positions to the first residual stream. Positions count the real tokens, wherever the padding is."""
+        positions = jnp.arange(tokens.shape[0]) if keys is None else jnp.maximum(jnp.cumsum(keys) - 1, 0)
+        return tap(Kind.EMBED, self.W_E[tokens]) + tap(Kind.POS_EMBED, self.W_pos[positions])
+
+    def resume(self, resid: Resid, start: Site, masks: tuple[Mask, ...], tap: Tap) -> Logits:
+        """The rest of the forward pass, from the residual stream at the cut `start`: `RESID_PRE`, `RESID_MID` or `RESID_POST`."""
+        assert start.layer is not None
+        first = start.layer if start.kind == Kind.RESID_PRE else start.layer + 1
+        if start.kind == Kind.RESID_MID:
+            resid = self.blocks[start.layer].feed(resid, tap.at(start.layer))
+        for layer in range(first, self.n_layers):
+            resid = self.blocks[layer](resid, masks[layer], tap.at(layer))
+        return self.unembed(resid, tap)
+
+    def unembed(self, resid: Resid, tap: Tap) -> Logits:
+        """The last residual stream to logits."""
+        normalized = resid if self.ln_final is None else self.ln_final(resid, tap)
+        return tap(Kind.LOGITS, normalized @ self.W_U + self.b_U)

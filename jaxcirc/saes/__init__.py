@@ -1,0 +1,16 @@
+"""Sparse dictionaries: `SAE`, `Transcoder`, `Identity`, and what they are made of."""
+
+from ._activations import (
+    AbstractActivation as AbstractActivation,
+    Gated as Gated,
+    JumpReLU as JumpReLU,
+    ReLU as ReLU,
+    TopK as TopK,
+)
+from ._base import AbstractDictionary as AbstractDictionary
+from ._dictionaries import Identity as Identity, SAE as SAE, Transcoder as Transcoder
+from ._normalisations import (
+    AbstractNormalisation as AbstractNormalisation,
+    Standardise as Standardise,
+    UnitNorm as UnitNorm,
+)

@@ -1,0 +1,50 @@
+"""What a dictionary is: an encoder to latents, an affine decoder, and what it was trained for."""
+
+import abc
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from .._sites import Site
+
+
+class AbstractDictionary(eqx.Module):
+    r"""Splits an activation into latents and an error: `x = decode(encode(x)) + error`.
+
+    The decoder is affine in the latents. Latents and error are then independent coordinates of `x`, and for a scalar `m` of `x` with
+    gradient `G`, `dm/d acts = W_dec G` and `dm/d error = G` (Marks et al. 2024, arXiv 2403.19647, §3.1).
+
+    All methods take one activation `[d_in]` or any leading axes.
+    """
+
+    reads: eqx.AbstractVar[Site | None]  # the site that it encodes
+    site: eqx.AbstractVar[Site | None]  # the site that it reconstructs; the same one, but for transcoders
+    processing: eqx.AbstractVar[
+        tuple[str, ...] | None
+    ]  # the weight processing of the model that it was trained on; None: not known
+    W_dec: eqx.AbstractVar[Float[Array, "d_sae d_out"]]
+    d_in: eqx.AbstractVar[int]
+    d_out: eqx.AbstractVar[int]
+    d_sae: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        """The latents of `x`."""
+
+    @abc.abstractmethod
+    def decode(self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None) -> Float[Array, "... d_out"]:
+        """The reconstruction from latents. `x` is the activation that was encoded; a dictionary that normalises its input needs it
+        to undo that, others ignore it."""
+
+    @abc.abstractmethod
+    def decoder_scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
+        """The factor by which `decode` stretches `W_dec` at `x`, shape `x.shape[:-1]`: `d decode / d acts = scale * W_dec`. It is 1
+        but for dictionaries that normalise their input."""
+
+    def check_width(self, site: Site, d_in: int, d_out: int) -> None:
+        """ValueError unless it reads `d_in` and writes `d_out` numbers a position."""
+        if (self.d_in, self.d_out) != (d_in, d_out):
+            raise ValueError(
+                f"The dictionary at `{site}` maps {self.d_in} numbers to {self.d_out}, and there the model has {d_in} and {d_out}. "
+                "Was it trained for another model or another site?"
+            )

@@ -1,0 +1,176 @@
+"""The dictionaries: sparse autoencoders, transcoders, and the identity."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._sites import Site
+from ._activations import AbstractActivation
+from ._base import AbstractDictionary
+from ._normalisations import AbstractNormalisation
+
+
+class SAE(AbstractDictionary):
+    """A sparse autoencoder: `acts = activation((n(x) - b_dec) W_enc + b_enc)`, `x ≈ n^-1(acts W_dec + b_dec)`.
+
+    **Arguments:**
+
+    - `W_enc` `[d_in d_sae]`, `b_enc` `[d_sae]`, `W_dec` `[d_sae d_in]`, `b_dec` `[d_in]`.
+    - `activation`: `saes.ReLU()`, `JumpReLU(threshold)`, `TopK(k)`, `Gated(…)`.
+    - `site`: where it was trained; `processing`: the `process_weights` steps of the model it was trained on, `()` for none, `None` if
+      that is not known.
+    - `centred`: whether the encoder subtracts `b_dec` first.
+    - `normalisation`: what is done to the input first and undone at the end; `None` for nothing.
+    - `origin`: what it was loaded from, for messages and results.
+    """
+
+    W_enc: Float[Array, "d_in d_sae"]
+    b_enc: Float[Array, " d_sae"]
+    W_dec: Float[Array, "d_sae d_in"]
+    b_dec: Float[Array, " d_in"]
+    activation: AbstractActivation
+    site: Site | None = eqx.field(static=True, default=None)
+    processing: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    centred: bool = eqx.field(static=True, default=True, kw_only=True)
+    normalisation: AbstractNormalisation | None = eqx.field(default=None, kw_only=True)
+    origin: str = eqx.field(static=True, default="", kw_only=True)
+
+    def __check_init__(self):
+        d_in, d_sae = jnp.shape(self.W_enc)
+        _check_shapes(self, b_enc=(d_sae,), W_dec=(d_sae, d_in), b_dec=(d_in,))
+
+    @property
+    def reads(self) -> Site | None:
+        return self.site
+
+    @property
+    def d_in(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_enc.shape[1]
+
+    def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        x = x if self.normalisation is None else self.normalisation.apply(x)
+        return self.activation((x - self.b_dec if self.centred else x) @ self.W_enc + self.b_enc)
+
+    def decode(self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None) -> Float[Array, "... d_in"]:
+        recon = acts @ self.W_dec + self.b_dec
+        return recon if self.normalisation is None else self.normalisation.undo(recon, _needed(x, self))
+
+    def decoder_scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
+        return jnp.ones(x.shape[:-1], x.dtype) if self.normalisation is None else self.normalisation.scale(x)
+
+
+class Transcoder(AbstractDictionary):
+    """Predicts one site from another through sparse latents: `acts = activation((x - b_in) W_enc + b_enc)`, `y ≈ acts W_dec + b_dec`
+    (Dunefsky et al. 2024, arXiv 2406.11944, eq. 1), with a linear path `x W_skip` beside it where there is one (Paulo et al. 2025,
+    arXiv 2501.18823). `x` is the value at `reads`, `y` that at `site`.
+
+    **Arguments:** `W_enc` `[d_in d_sae]`, `b_enc` `[d_sae]`, `W_dec` `[d_sae d_out]`, `b_dec` `[d_out]`, `b_in` `[d_in]` or `None`,
+    `W_skip` `[d_in d_out]` or `None`; the rest as `SAE`.
+    """
+
+    W_enc: Float[Array, "d_in d_sae"]
+    b_enc: Float[Array, " d_sae"]
+    W_dec: Float[Array, "d_sae d_out"]
+    b_dec: Float[Array, " d_out"]
+    activation: AbstractActivation
+    reads: Site | None = eqx.field(static=True, default=None)
+    site: Site | None = eqx.field(static=True, default=None)
+    processing: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    b_in: Float[Array, " d_in"] | None = eqx.field(default=None, kw_only=True)
+    W_skip: Float[Array, "d_in d_out"] | None = eqx.field(default=None, kw_only=True)
+    origin: str = eqx.field(static=True, default="", kw_only=True)
+
+    def __check_init__(self):
+        (d_in, d_sae), d_out = jnp.shape(self.W_enc), jnp.shape(self.W_dec)[-1]
+        _check_shapes(self, b_enc=(d_sae,), W_dec=(d_sae, d_out), b_dec=(d_out,), b_in=(d_in,), W_skip=(d_in, d_out))
+
+    @property
+    def d_in(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_enc.shape[1]
+
+    def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        return self.activation((x if self.b_in is None else x - self.b_in) @ self.W_enc + self.b_enc)
+
+    def decode(self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None) -> Float[Array, "... d_out"]:
+        recon = acts @ self.W_dec + self.b_dec
+        return recon if self.W_skip is None else recon + _needed(x, self) @ self.W_skip
+
+    def decoder_scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
+        return jnp.ones(x.shape[:-1], x.dtype)
+
+
+class Identity(AbstractDictionary):
+    """The site's own basis as a dictionary: `acts = x`, error 0. With it, "features" are neurons or residual dimensions."""
+
+    scale: Float[Array, ""]  # one; it carries the dtype
+    width: int = eqx.field(static=True)
+    site: Site | None = eqx.field(static=True)
+    processing: tuple[str, ...] | None = eqx.field(static=True)
+    origin: str = eqx.field(static=True)
+
+    def __init__(self, width: int, site: Site | None = None, processing: tuple[str, ...] | None = None, *, dtype=None):
+        self.scale, self.width, self.site, self.processing = jnp.ones((), dtype), width, site, processing
+        self.origin = "identity"
+
+    @property
+    def reads(self) -> Site | None:
+        return self.site
+
+    @property
+    def W_dec(self) -> Float[Array, "d_sae d_in"]:
+        return self.scale * jnp.eye(self.width, dtype=self.scale.dtype)
+
+    @property
+    def d_in(self) -> int:
+        return self.width
+
+    @property
+    def d_out(self) -> int:
+        return self.width
+
+    @property
+    def d_sae(self) -> int:
+        return self.width
+
+    def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        return x
+
+    def decode(self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None) -> Float[Array, "... d_in"]:
+        return acts
+
+    def decoder_scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
+        return jnp.ones(x.shape[:-1], x.dtype)
+
+
+def _needed(x: Array | None, dictionary: AbstractDictionary) -> Array:
+    if x is None:
+        raise ValueError(
+            f"{type(dictionary).__name__}.decode: this dictionary's output depends on its input; call decode(acts, x) with the x "
+            "that was encoded."
+        )
+    return x
+
+
+def _check_shapes(dictionary: AbstractDictionary, **expected: tuple[int, ...]) -> None:
+    for name, shape in expected.items():
+        array = getattr(dictionary, name)
+        # Under transformations leaves can be batched, or stand-ins without a shape; only plain arrays are checked.
+        if isinstance(array, jax.Array) and array.shape != shape:
+            raise ValueError(f"{type(dictionary).__name__}: `{name}` must have shape {shape}, got {array.shape}.")

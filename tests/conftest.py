@@ -1,0 +1,24 @@
+"""Strictness for the whole suite: no silent promotion, full matrix-product precision, float64 unless JAXCIRC_TEST_X64=0."""
+
+import os
+
+import jax
+import pytest
+
+
+jax.config.update("jax_enable_x64", os.environ.get("JAXCIRC_TEST_X64", "1") == "1")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture
+def getkey():
+    """Fresh random keys, the same ones in every run."""
+    key = jax.random.key(0)
+
+    def next_key():
+        nonlocal key
+        key, out = jax.random.split(key)
+        return out
+
+    return next_key

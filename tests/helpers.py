@@ -1,0 +1,109 @@
+"""What the tests share: comparison by dtype, and registries of models, edits and dictionaries, over which the laws run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcirc as jc
+from jaxcirc._nn import Attention, Block, gelu, gelu_new, LayerNorm, MLP, relu
+from jaxcirc._sites import Kind
+
+
+REPOSITORY = Path(__file__).parents[1]
+REAL = REPOSITORY.parent / "shared" / "real"  # trained and compiled models of others, where present
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 3e-2}
+
+needs_real = pytest.mark.skipif(not REAL.exists(), reason="the folder of real models is not beside the checkout")
+needs_x64 = pytest.mark.skipif("not __import__('jax').config.jax_enable_x64", reason="a float64 oracle; JAXCIRC_TEST_X64=0")
+
+
+def assert_close(got, want, *, tolerance: float | None = None, mass: float = 1e-3) -> None:
+    """Equal to `tolerance` (by dtype unless given) relative to the largest entry, after asserting that there is anything to compare."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape, f"shapes {got.shape} and {want.shape}"
+    finite = np.isfinite(want)
+    assert (np.isfinite(got) == finite).all(), "finite in one and not in the other"
+    size = np.abs(want[finite]).max(initial=0.0)
+    assert size > mass, f"nothing to compare: the largest entry is {size}"
+    tolerance = tolerance or TOLERANCE[str(np.result_type(got))]
+    error = np.abs(got[finite].astype(np.float64) - want[finite].astype(np.float64)).max() / size
+    assert error <= tolerance, f"relative error {error:.3g} > {tolerance:.3g}"
+
+
+def make_model(
+    key,
+    *,
+    layers: int = 2,
+    d_model: int = 16,
+    heads: int = 2,
+    d_head: int = 6,
+    d_mlp: int = 24,
+    vocab: int = 13,
+    vocab_out: int | None = None,
+    n_ctx: int = 12,
+    norm: str = "LN",
+    act: Callable = gelu_new,
+    windows: tuple[int | None, ...] | None = None,
+    causal: bool = True,
+    attn_only: bool = False,
+    scales: tuple[float, ...] | None = None,
+    architecture: str = "gpt2",
+) -> jc.Transformer:
+    """A random model with every bias and weight away from its default, so that a forgotten one shows."""
+    keys = iter(jax.random.split(key, 1000))
+    random = lambda *shape: jax.random.normal(next(keys), shape) / max(shape[-1] if len(shape) == 1 else shape[-2], 1) ** 0.5
+
+    def layer_norm(*sites):
+        if norm == "None":
+            return None
+        weights = (1 + random(d_model), random(d_model)) if norm == "LN" else (None, None)
+        return LayerNorm(*weights, 1e-5, sites)
+
+    def attention(scale):
+        into = lambda: (random(heads, d_model, d_head), random(heads, d_head))
+        return Attention(*into(), *into(), *into(), random(heads, d_head, d_model), random(d_model), jnp.asarray(scale))
+
+    def block(layer):
+        attn = attention((scales or (d_head**-0.5,) * layers)[layer])
+        ln1, ln2 = layer_norm(Kind.LN1_SCALE, Kind.LN1_NORMALIZED), layer_norm(Kind.LN2_SCALE, Kind.LN2_NORMALIZED)
+        if attn_only:
+            return Block(ln1, attn, None, None)
+        return Block(ln1, attn, ln2, MLP(random(d_model, d_mlp), random(d_mlp), random(d_mlp, d_model), random(d_model), act))
+
+    return jc.Transformer(
+        W_E=random(vocab, d_model) * d_model**0.5,
+        W_pos=random(n_ctx, d_model),
+        blocks=tuple(block(layer) for layer in range(layers)),
+        ln_final=layer_norm(Kind.FINAL_SCALE, Kind.FINAL_NORMALIZED),
+        untied_W_U=None if vocab_out is None else random(d_model, vocab_out),
+        b_U=jnp.zeros(vocab) if vocab_out is None else random(vocab_out),
+        windows=windows or (None,) * layers,
+        causal=causal,
+        architecture=architecture,
+        name="random",
+    )
+
+
+MODELS: dict[str, Callable[..., jc.Transformer]] = {
+    "gpt2": lambda key: make_model(key),
+    "gpt2-untied": lambda key: make_model(key, vocab_out=7, act=gelu),
+    "gpt2-inverse-layer-scale": lambda key: make_model(key, layers=3, scales=tuple(6**-0.5 / (i + 1) for i in range(3))),
+    "gpt-neo": lambda key: make_model(key, windows=(None, 3), scales=(1.0, 1.0), architecture="gpt_neo"),
+    "lnpre": lambda key: make_model(key, norm="LNPre", vocab_out=13),
+    "no-norm-relu-bidirectional": lambda key: make_model(key, norm="None", act=relu, causal=False, vocab_out=5),
+    "attention-only": lambda key: make_model(key, attn_only=True),
+}
+
+
+def tokens_for(model: jc.Transformer, seq: int = 7, seed: int = 0):
+    """A sequence that uses the vocabulary."""
+    return jnp.asarray(np.random.default_rng(seed).integers(0, model.d_vocab, seq), jnp.int32)
+
+
+def as_dtype(tree, dtype):
+    """The same pytree with its floating leaves in `dtype`."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
