@@ -46,7 +46,9 @@ def read_torch(path: Path) -> object:
             "trust it and save its tensors: safetensors.torch.save_file(state_dict, path)."
         ) from None
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole PyTorch file ({str(error).splitlines()[0]}). Download it again.") from None
+        raise ValueError(
+            f"{path} is not a whole PyTorch file ({str(error).splitlines()[0]}). Download it again."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -96,4 +98,6 @@ def check_replaceable(path: str | Path, *, marker: str, what: str) -> None:
     """ValueError if something that is not a `what` stands at `path`: call it before long work."""
     path = Path(path)
     if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path} exists and is not a {what} (it holds no {marker}). Choose another path, or remove it.")
+        raise ValueError(
+            f"{path} exists and is not a {what} (it holds no {marker}). Choose another path, or remove it."
+        )

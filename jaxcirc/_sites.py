@@ -107,7 +107,9 @@ class Site:
 
     def __post_init__(self):
         if self.kind.in_block != (self.layer is not None) or (self.layer is not None and self.layer < 0):
-            where = "in a block: give its layer, from 0" if self.kind.in_block else "outside the blocks: give layer None"
+            where = (
+                "in a block: give its layer, from 0" if self.kind.in_block else "outside the blocks: give layer None"
+            )
             raise ValueError(f"Site: {self.kind.name} is {where}; got layer {self.layer!r}.")
 
     @property

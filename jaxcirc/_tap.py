@@ -65,7 +65,9 @@ class Tap:
         read = self.inputs[sae.reads].reshape(x.shape[0], -1) if sae.reads != site else whole
         sae.check_width(site, read.shape[-1], whole.shape[-1])
         acts = sae.encode(read)
-        error = (whole - sae.decode(acts, read)).reshape(x.shape)  # of the unedited latents: splicing alone changes nothing
+        error = (whole - sae.decode(acts, read)).reshape(
+            x.shape
+        )  # of the unedited latents: splicing alone changes nothing
         acts, error = self._visit(site.acts, acts), self._visit(site.error, error)
         return sae.decode(acts, read).reshape(x.shape) + error
 
@@ -89,7 +91,9 @@ class Tap:
         for argument, sites in asked.items():
             for site in sites:  # pyright: ignore[reportGeneralTypeIssues]
                 if site not in self.seen:
-                    raise ValueError(f"run({argument}=…): no site `{site}` in {model} with {n_layers} layers{self._hint(site)}")
+                    raise ValueError(
+                        f"run({argument}=…): no site `{site}` in {model} with {n_layers} layers{self._hint(site)}"
+                    )
 
     def _hint(self, site: Site) -> str:
         if site.part != site.value.part and site.value in self.seen:

@@ -18,7 +18,9 @@ REAL = REPOSITORY.parent / "shared" / "real"  # trained and compiled models of o
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 3e-2}
 
 needs_real = pytest.mark.skipif(not REAL.exists(), reason="the folder of real models is not beside the checkout")
-needs_x64 = pytest.mark.skipif("not __import__('jax').config.jax_enable_x64", reason="a float64 oracle; JAXCIRC_TEST_X64=0")
+needs_x64 = pytest.mark.skipif(
+    "not __import__('jax').config.jax_enable_x64", reason="a float64 oracle; JAXCIRC_TEST_X64=0"
+)
 
 
 def assert_close(got, want, *, tolerance: float | None = None, mass: float = 1e-3) -> None:
@@ -55,7 +57,9 @@ def make_model(
 ) -> jc.Transformer:
     """A random model with every bias and weight away from its default, so that a forgotten one shows."""
     keys = iter(jax.random.split(key, 1000))
-    random = lambda *shape: jax.random.normal(next(keys), shape) / max(shape[-1] if len(shape) == 1 else shape[-2], 1) ** 0.5
+    random = lambda *shape: (
+        jax.random.normal(next(keys), shape) / max(shape[-1] if len(shape) == 1 else shape[-2], 1) ** 0.5
+    )
 
     def layer_norm(*sites):
         if norm == "None":
@@ -72,7 +76,9 @@ def make_model(
         ln1, ln2 = layer_norm(Kind.LN1_SCALE, Kind.LN1_NORMALIZED), layer_norm(Kind.LN2_SCALE, Kind.LN2_NORMALIZED)
         if attn_only:
             return Block(ln1, attn, None, None)
-        return Block(ln1, attn, ln2, MLP(random(d_model, d_mlp), random(d_mlp), random(d_mlp, d_model), random(d_model), act))
+        return Block(
+            ln1, attn, ln2, MLP(random(d_model, d_mlp), random(d_mlp), random(d_mlp, d_model), random(d_model), act)
+        )
 
     return jc.Transformer(
         W_E=random(vocab, d_model) * d_model**0.5,
@@ -91,7 +97,9 @@ def make_model(
 MODELS: dict[str, Callable[..., jc.Transformer]] = {
     "gpt2": lambda key: make_model(key),
     "gpt2-untied": lambda key: make_model(key, vocab_out=7, act=gelu),
-    "gpt2-inverse-layer-scale": lambda key: make_model(key, layers=3, scales=tuple(6**-0.5 / (i + 1) for i in range(3))),
+    "gpt2-inverse-layer-scale": lambda key: make_model(
+        key, layers=3, scales=tuple(6**-0.5 / (i + 1) for i in range(3))
+    ),
     "gpt-neo": lambda key: make_model(key, windows=(None, 3), scales=(1.0, 1.0), architecture="gpt_neo"),
     "lnpre": lambda key: make_model(key, norm="LNPre", vocab_out=13),
     "no-norm-relu-bidirectional": lambda key: make_model(key, norm="None", act=relu, causal=False, vocab_out=5),

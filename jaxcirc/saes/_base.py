@@ -32,7 +32,9 @@ class AbstractDictionary(eqx.Module):
         """The latents of `x`."""
 
     @abc.abstractmethod
-    def decode(self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None) -> Float[Array, "... d_out"]:
+    def decode(
+        self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None
+    ) -> Float[Array, "... d_out"]:
         """The reconstruction from latents. `x` is the activation that was encoded; a dictionary that normalises its input needs it
         to undo that, others ignore it."""
 

@@ -60,7 +60,9 @@ class SAE(AbstractDictionary):
         x = x if self.normalisation is None else self.normalisation.apply(x)
         return self.activation((x - self.b_dec if self.centred else x) @ self.W_enc + self.b_enc)
 
-    def decode(self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None) -> Float[Array, "... d_in"]:
+    def decode(
+        self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None
+    ) -> Float[Array, "... d_in"]:
         recon = acts @ self.W_dec + self.b_dec
         return recon if self.normalisation is None else self.normalisation.undo(recon, _needed(x, self))
 
@@ -108,7 +110,9 @@ class Transcoder(AbstractDictionary):
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         return self.activation((x if self.b_in is None else x - self.b_in) @ self.W_enc + self.b_enc)
 
-    def decode(self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None) -> Float[Array, "... d_out"]:
+    def decode(
+        self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None
+    ) -> Float[Array, "... d_out"]:
         recon = acts @ self.W_dec + self.b_dec
         return recon if self.W_skip is None else recon + _needed(x, self) @ self.W_skip
 
@@ -152,7 +156,9 @@ class Identity(AbstractDictionary):
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         return x
 
-    def decode(self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None) -> Float[Array, "... d_in"]:
+    def decode(
+        self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None
+    ) -> Float[Array, "... d_in"]:
         return acts
 
     def decoder_scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
