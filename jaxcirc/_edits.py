@@ -25,19 +25,19 @@ class AbstractEdit(eqx.Module):
 class Replace(AbstractEdit):
     """Puts `value` in place of what was computed."""
 
-    value: Float[Array, "..."]
+    value: Float[Array, "..."] = eqx.field(converter=jnp.asarray)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.broadcast_to(jnp.asarray(self.value, x.dtype), x.shape)
+        return _like(x, self.value, "Replace's value")
 
 
 class Add(AbstractEdit):
     """Adds `value`, of the site's shape or broadcasting to it: steering."""
 
-    value: Float[Array, "..."]
+    value: Float[Array, "..."] = eqx.field(converter=jnp.asarray)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return x + jnp.asarray(self.value, x.dtype)
+        return x + _like(x, self.value, "Add's value")
 
 
 class Blend(AbstractEdit):
@@ -47,12 +47,11 @@ class Blend(AbstractEdit):
     (masked attention scores), there is no blend: the replacement is taken where `mask >= 1`, else the value stays.
     """
 
-    mask: Array
-    value: Float[Array, "..."]
+    mask: Array = eqx.field(converter=jnp.asarray)
+    value: Float[Array, "..."] = eqx.field(converter=jnp.asarray)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        value = jnp.broadcast_to(jnp.asarray(self.value, x.dtype), x.shape)
-        mask = jnp.broadcast_to(jnp.asarray(self.mask, x.dtype), x.shape)
+        mask, value = _like(x, self.mask, "Blend's mask"), _like(x, self.value, "Blend's value")
         finite = jnp.isfinite(x) & jnp.isfinite(value)
         # Selected before it is multiplied too: the gradient of inf * 0 would be NaN.
         mixed = (1 - mask) * jnp.where(finite, x, 0) + mask * jnp.where(finite, value, 0)
@@ -80,6 +79,23 @@ class Apply(AbstractEdit):
         return self.fn(x)
 
 
+class EditShapeError(ValueError):
+    """What an edit holds does not fit the value it was given. The tap, which knows the site, adds its name."""
+
+
+def _like(x: Array, array: Array, name: str) -> Array:
+    """`array` in the shape and dtype of `x`."""
+    shape = jnp.shape(array)
+    fits = len(shape) <= x.ndim and all(n in (1, m) for n, m in zip(reversed(shape), reversed(x.shape), strict=False))
+    if not fits:
+        raise EditShapeError(
+            f"{name} has shape {shape}; give it an array of shape {x.shape}, or one that broadcasts to it."
+        )
+    return jnp.broadcast_to(jnp.asarray(array, x.dtype), x.shape)
+
+
 def as_pytree(fn: Callable) -> Callable:
     """`fn` as a pytree whose leaves are arrays, so that `jit` and `vmap` take it."""
-    return fn if isinstance(fn, eqx.Module | jax.tree_util.Partial) else jax.tree_util.Partial(fn)
+    if not callable(fn):
+        raise TypeError(f"Expected a function of an array, got a {type(fn).__name__}.")
+    return jax.tree_util.Partial(fn) if jax.tree_util.all_leaves([fn]) else fn

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,21 +35,28 @@ def read_torch(path: Path) -> object:
         import torch
     except ImportError:
         raise ImportError(
-            f"{path.name} is a PyTorch file, and reading it takes PyTorch: pip install 'jaxcirc[torch]'. A safetensors file needs no PyTorch."
+            f"{path.name} is a PyTorch file, and reading it takes PyTorch: pip install 'jaxcirc[torch]'. "
+            "A safetensors file needs none."
         ) from None
     import pickle
 
+    with open(path, "rb") as file:
+        start = file.read(12)
+    if not start.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle: all that PyTorch writes
+        raise ValueError(
+            f"{path} is not a PyTorch file (it begins with {start!r}). Is it a pointer or a web page? Download the file itself."
+        )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols, in a file that is then refused
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} is a pickle that holds more than weights, and loading it could run code, so it is refused. Load it where you "
             "trust it and save its tensors: safetensors.torch.save_file(state_dict, path)."
         ) from None
     except (RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} is not a whole PyTorch file ({str(error).splitlines()[0]}). Download it again."
-        ) from None
+        why = str(error).partition("\n")[0] or "it ends too early"
+        raise ValueError(f"{path} is not a whole PyTorch file ({why}). Download it again.") from None
 
 
 @contextlib.contextmanager
@@ -82,16 +90,27 @@ def writing_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path
     try:
         yield aside
         os.chmod(aside, 0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            os.replace(path, old)  # onto an empty folder, so that there is no moment at which a result could be lost
-            os.replace(aside, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(aside, path)
+        _swap(aside, path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Renames `new` to `path`. What stood there is moved aside first, and moved back if the renaming fails."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        os.replace(path, holder / "old")
+        try:
+            os.replace(new, path)
+        except BaseException:
+            os.replace(holder / "old", path)
+            raise
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 def check_replaceable(path: str | Path, *, marker: str, what: str) -> None:

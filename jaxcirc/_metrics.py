@@ -41,8 +41,9 @@ class LogitDiff(AbstractMetric):
     position: Int[Array, "..."]
 
     def __init__(self, answer, foil=None, position=-1):
-        self.answer, self.position = _aligned(answer, position)
-        self.foil = None if foil is None else _aligned(answer, foil)[1]
+        shape = jnp.shape(jnp.asarray(answer))
+        self.answer, self.position = _ids("answer", answer, shape), _ids("position", position, shape)
+        self.foil = None if foil is None else _ids("foil", foil, shape)
 
     def __call__(self, logits: Float[Array, "seq d_vocab"]) -> Float[Array, ""]:
         _check_unbatched(self, self.answer)
@@ -60,7 +61,8 @@ class LogProb(AbstractMetric):
     position: Int[Array, "..."]
 
     def __init__(self, answer, position=-1):
-        self.answer, self.position = _aligned(answer, position)
+        shape = jnp.shape(jnp.asarray(answer))
+        self.answer, self.position = _ids("answer", answer, shape), _ids("position", position, shape)
 
     def __call__(self, logits: Float[Array, "seq d_vocab"]) -> Float[Array, ""]:
         _check_unbatched(self, self.answer)
@@ -81,7 +83,9 @@ class KL(AbstractMetric):
 
     def __init__(self, reference, position=-1):
         self.reference = jnp.asarray(reference)
-        self.position = jnp.broadcast_to(jnp.asarray(position), self.reference.shape[:-1])
+        if not self.reference.ndim:
+            raise ValueError("KL: expected reference logits [d_vocab] or [batch d_vocab], got a scalar.")
+        self.position = _ids("position", position, self.reference.shape[:-1])
 
     def __call__(self, logits: Float[Array, "seq d_vocab"]) -> Float[Array, ""]:
         _check_unbatched(self, self.position)
@@ -92,14 +96,14 @@ class KL(AbstractMetric):
         return ()
 
 
-def _aligned(answer, other) -> tuple[Int[Array, "..."], Int[Array, "..."]]:
-    answer, other = jnp.asarray(answer), jnp.asarray(other)
-    for name, ids in (("answer", answer), ("foil or position", other)):
-        if not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise TypeError(f"A metric's {name} are integers, token ids or positions; got dtype {ids.dtype}.")
-    if other.ndim and other.shape != answer.shape:
-        raise ValueError(f"A metric's answer, foil and position share one shape; got {answer.shape} and {other.shape}.")
-    return answer, jnp.broadcast_to(other, answer.shape)
+def _ids(name: str, ids, shape: tuple[int, ...]) -> Int[Array, "..."]:
+    """`ids` as integers of the given shape; one number stands for all."""
+    ids = jnp.asarray(ids)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"A metric's {name} must be of integers, got dtype {ids.dtype}.")
+    if ids.ndim and ids.shape != shape:
+        raise ValueError(f"A metric's {name} must be one number or have the batch's shape {shape}, got {ids.shape}.")
+    return jnp.broadcast_to(ids, shape)
 
 
 def _check_unbatched(metric: AbstractMetric, ids: Int[Array, "..."]) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
 
 from ._edits import AbstractEdit
 from ._metrics import AbstractMetric
@@ -19,7 +20,7 @@ from ._sites import by_site, Site
 from ._tap import Everything, Tap
 from ._typing import Keys, Logits, Tokens
 from .models import Transformer
-from .saes import AbstractDictionary
+from .saes import AbstractDictionary, Transcoder
 
 
 NOTHING: Mapping = types.MappingProxyType({})
@@ -48,14 +49,18 @@ def run(
     **Returns:** logits `[seq d_vocab]` and `{site: value that downstream sees}`, in execution order.
 
     **Raises:** `ValueError` for a site that the model does not have, token ids outside the vocabulary, a sequence longer than the
-    context, a dictionary of another width. A dictionary trained on weights processed otherwise than the model's warns.
+    context, a dictionary of another width or for another site; `TypeError` for what is not an array of integers, an edit, or a
+    dictionary. A dictionary trained on weights processed otherwise than the model's warns.
 
     >>> logits, cache = jc.run(model, tokens, record=["blocks.1.hook_resid_post"])
     >>> {str(site): value.shape for site, value in cache.items()}
     {'blocks.1.hook_resid_post': (6, 128)}
     """
     check_tokens(model, tokens)
+    check_mask(tokens, mask)
     saes, edits = by_site(saes), by_site(edits)
+    _check_values("edits", edits, AbstractEdit, "an edit such as jc.Replace(value)")
+    _check_values("saes", saes, AbstractDictionary, "a dictionary such as jc.load_sae(…) gives")
     check_dictionaries(model, saes)
     wanted = frozenset(map(Site.parse, record))
     tap = Tap(saes, edits, wanted)
@@ -87,7 +92,9 @@ def site_shapes(model: Transformer, seq: int) -> dict[Site, jax.ShapeDtypeStruct
 
 def check_tokens(model: Transformer, tokens: Int[Array, "..."], *, batched: bool = False) -> None:
     """ValueError unless `tokens` can be run: indexing would clamp an id outside the vocabulary and say nothing."""
-    shape, dtype = jnp.shape(tokens), jnp.result_type(tokens)
+    if not isinstance(tokens, jax.Array | np.ndarray):
+        raise TypeError(f"Expected an array of token ids, got a {type(tokens).__name__}. Use jnp.asarray(tokens).")
+    shape, dtype = tokens.shape, tokens.dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(f"Token ids are integers; got dtype {dtype}.")
     if len(shape) != 1 + batched:
@@ -102,17 +109,28 @@ def check_tokens(model: Transformer, tokens: Int[Array, "..."], *, batched: bool
     check_token_ids(model, tokens)
 
 
+def check_mask(tokens: Int[Array, "..."], mask: Bool[Array, "..."] | None) -> None:
+    """ValueError unless the padding mask has one boolean for each token."""
+    if mask is None:
+        return
+    shape, dtype = jnp.shape(mask), jnp.result_type(mask)
+    if shape != tokens.shape or dtype != jnp.bool_:
+        raise ValueError(
+            f"mask: expected one boolean a token, True where it is real, so bool{list(tokens.shape)}; got {dtype}{list(shape)}."
+        )
+
+
 def check_token_ids(model: Transformer, ids: Int[Array, "..."], vocabulary: int | None = None) -> None:
     """ValueError if an id is outside the vocabulary; silent on traced values, which were checked before tracing."""
-    if isinstance(ids, jax.core.Tracer):
+    if isinstance(ids, Tracer):
         return
     size = model.d_vocab if vocabulary is None else vocabulary
-    ids = np.asarray(ids)
-    bad = np.argwhere((ids < 0) | (ids >= size))
+    values = np.asarray(ids)
+    bad = np.argwhere((values < 0) | (values >= size))
     if len(bad):
         at = tuple(int(i) for i in bad[0])
         raise ValueError(
-            f"Token id {int(ids[at])} at {list(at)} is outside the vocabulary of {model.name}, 0 to {size - 1}. "
+            f"Token id {int(values[at])} at {list(at)} is outside the vocabulary of {model.name}, 0 to {size - 1}. "
             "Was the text encoded with another model's tokenizer?"
         )
 
@@ -131,12 +149,22 @@ def check_dictionaries(model: Transformer, saes: Mapping[Site, AbstractDictionar
             raise ValueError(
                 f"The dictionary given for `{site}` was trained for `{sae.site}`. Key it by its own site, `sae.site`."
             )
+        if isinstance(sae, Transcoder) and sae.reads is None:
+            raise ValueError(
+                f"The transcoder given for `{site}` does not say which site it reads. Make it with reads=…."
+            )
         if sae.processing is not None and set(sae.processing) != set(model.processing):
             warnings.warn(
                 f"The dictionary at `{site}` was trained on weights processed by {_steps(sae.processing)}, and {model.name} is "
                 f"processed by {_steps(model.processing)}: its reconstructions will be poor. See jc.process_weights.",
                 stacklevel=3,
             )
+
+
+def _check_values(argument: str, mapping: Mapping[Site, object], expected: type, example: str) -> None:
+    for site, value in mapping.items():
+        if not isinstance(value, expected):
+            raise TypeError(f"run({argument}=…): at `{site}` expected {example}, got a {type(value).__name__}.")
 
 
 def _steps(processing: tuple[str, ...]) -> str:

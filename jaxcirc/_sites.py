@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import enum
 import functools as ft
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -106,6 +107,11 @@ class Site:
     part: Part = Part.VALUE
 
     def __post_init__(self):
+        for value, expected in ((self.kind, Kind), (self.part, Part)):
+            if not isinstance(value, expected):
+                raise TypeError(f"Site(layer, kind, part): expected a {expected.__name__}, got {value!r}.")
+        if not isinstance(self.layer, numbers.Integral | None):
+            raise TypeError(f"Site(layer, kind, part): expected an integer or None as the layer, got {self.layer!r}.")
         if self.kind.in_block != (self.layer is not None) or (self.layer is not None and self.layer < 0):
             where = (
                 "in a block: give its layer, from 0" if self.kind.in_block else "outside the blocks: give layer None"
@@ -136,7 +142,7 @@ class Site:
         return stage, self.layer or 0, self.kind, self.part
 
     def __lt__(self, other: "Site") -> bool:
-        return self._order() < other._order()
+        return self._order() < other._order() if isinstance(other, Site) else NotImplemented
 
     def __str__(self) -> str:
         prefix = "" if self.layer is None else f"blocks.{self.layer}."
@@ -147,6 +153,8 @@ class Site:
         """The site of a TransformerLens hook name, with SAELens' suffixes for a dictionary's parts."""
         if isinstance(name, Site):
             return name
+        if not isinstance(name, str):
+            raise TypeError(f"Expected a site or its name, got {name!r}.")
         base, part = name, Part.VALUE
         for candidate in (Part.ACTS, Part.ERROR):
             if name.endswith(_PARTS[candidate]):
@@ -161,7 +169,8 @@ class Site:
 
 
 def _all_names(layer: int) -> list[str]:
-    return [f"blocks.{layer}.{name}" if kind.in_block else name for kind, name in _NAMES.items()]
+    names = [f"blocks.{layer}.{name}" if kind.in_block else name for kind, name in _NAMES.items()]
+    return [name + part for part in reversed(_PARTS.values()) for name in names]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

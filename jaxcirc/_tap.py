@@ -7,9 +7,10 @@ can be touched. A tap splices dictionaries in, applies edits, and records what d
 
 from collections.abc import Container, Mapping
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._edits import AbstractEdit
+from ._edits import AbstractEdit, EditShapeError
 from ._sites import did_you_mean, Kind, Site
 from .saes import AbstractDictionary
 
@@ -36,7 +37,7 @@ class Tap:
         layer: int | None = None,
     ):
         self.saes, self.edits, self.record, self.layer = saes, edits, record, layer
-        self.reads = {sae.reads for sae in saes.values()}
+        self.reads = {site_read(site, sae) for site, sae in saes.items()}
         self.inputs: dict[Site, Array] = {}
         self.cache: dict[Site, Array] = {}
         self.seen: dict[Site, None] = {}  # a set that keeps the order of execution
@@ -62,28 +63,42 @@ class Tap:
 
     def _splice(self, site: Site, sae: AbstractDictionary, x: Float[Array, "..."]) -> Float[Array, "..."]:
         whole = x.reshape(x.shape[0], -1)  # a dictionary on z reads all heads as one vector
-        read = self.inputs[sae.reads].reshape(x.shape[0], -1) if sae.reads != site else whole
+        reads = site_read(site, sae)
+        read = whole if reads == site else self._input(site, reads).reshape(x.shape[0], -1)
         sae.check_width(site, read.shape[-1], whole.shape[-1])
         acts = sae.encode(read)
-        error = (whole - sae.decode(acts, read)).reshape(
-            x.shape
-        )  # of the unedited latents: splicing alone changes nothing
+        # The error is that of the unedited latents, so that splicing alone changes nothing.
+        error = (whole - sae.decode(acts, read)).reshape(x.shape)
         acts, error = self._visit(site.acts, acts), self._visit(site.error, error)
         return sae.decode(acts, read).reshape(x.shape) + error
 
+    def _input(self, site: Site, reads: Site) -> Float[Array, "..."]:
+        if reads not in self.inputs:
+            raise ValueError(
+                f"run(saes=…): the dictionary at `{site}` reads `{reads}`, which the model does not compute before it."
+            )
+        return self.inputs[reads]
+
     def _visit(self, site: Site, x: Float[Array, "..."]) -> Float[Array, "..."]:
         if site in self.edits:
-            edited = self.edits[site](x)
-            if edited.shape != x.shape:
-                raise ValueError(
-                    f"run(edits=…): at `{site}` the value has shape {x.shape}, and {type(self.edits[site]).__name__} made it "
-                    f"{edited.shape}; give it an array of the site's shape, or one that broadcasts to it."
-                )
-            x = edited
+            x = self._edit(site, x)
         if site in self.record:
             self.cache[site] = x
         self.seen[site] = None
         return x
+
+    def _edit(self, site: Site, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        edit = self.edits[site]
+        try:
+            edited = edit(x)
+        except EditShapeError as error:
+            raise ValueError(f"run(edits=…): at `{site}`, {error}") from None
+        if jnp.shape(edited) != x.shape:
+            raise ValueError(
+                f"run(edits=…): at `{site}` the value has shape {x.shape}, and {type(edit).__name__} made it "
+                f"{jnp.shape(edited)}; an edit keeps the shape."
+            )
+        return edited
 
     def check_all_used(self, model: str, n_layers: int, record: Container[Site]) -> None:
         """ValueError for an edit, a recording or a dictionary at a site that the forward pass never came by."""
@@ -99,3 +114,8 @@ class Tap:
         if site.part != site.value.part and site.value in self.seen:
             return f": there is no dictionary at `{site.value}`. Pass saes={{…}} with one there."
         return f". {did_you_mean(str(site), map(str, self.seen))}"
+
+
+def site_read(site: Site, sae: AbstractDictionary) -> Site:
+    """Where the dictionary used at `site` reads: there too, but for a transcoder."""
+    return site if sae.reads is None else sae.reads
