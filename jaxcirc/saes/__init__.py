@@ -4,7 +4,9 @@ from ._activations import (
     AbstractActivation as AbstractActivation,
     Gated as Gated,
     JumpReLU as JumpReLU,
+    Linear as Linear,
     ReLU as ReLU,
+    TanhReLU as TanhReLU,
     TopK as TopK,
 )
 from ._base import AbstractDictionary as AbstractDictionary
@@ -14,3 +16,4 @@ from ._normalisations import (
     Standardise as Standardise,
     UnitNorm as UnitNorm,
 )
+from ._processing import check_steps as check_steps, mismatch as mismatch, STEPS as STEPS

@@ -23,6 +23,20 @@ class ReLU(AbstractActivation):
         return jax.nn.relu(pre)
 
 
+class TanhReLU(AbstractActivation):
+    """`tanh(max(pre, 0))`, latents between 0 and 1."""
+
+    def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
+        return jnp.tanh(jax.nn.relu(pre))
+
+
+class Linear(AbstractActivation):
+    """`pre` itself: a dictionary without a nonlinearity."""
+
+    def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
+        return pre
+
+
 class JumpReLU(AbstractActivation):
     """`pre * 1[pre > threshold]` for `threshold >= 0` (Rajamanoharan et al. 2024, arXiv 2407.14435, eq. 4); a negative threshold is a
     plain ReLU. Trained BatchTopK and Matryoshka dictionaries run in this form, with one threshold for all latents.
@@ -37,16 +51,22 @@ class JumpReLU(AbstractActivation):
 class TopK(AbstractActivation):
     """The `k` largest of each position, the rest 0 (Gao et al. 2024, arXiv 2406.04093, §2.3).
 
-    `rectified`: negative survivors become 0, as published TopK dictionaries do; without it they stay. Ties are broken by index.
+    `rectified`: negative survivors become 0, as published TopK dictionaries do; without it they stay. Of equal ones the first is kept.
     """
 
     k: int = eqx.field(static=True)
     rectified: bool = eqx.field(static=True, default=True)
 
+    def __check_init__(self):
+        if self.k < 1:
+            raise ValueError(f"TopK: k is the number of latents that stay on, at least 1; got {self.k}.")
+
     def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
-        _, chosen = jax.lax.top_k(pre, self.k)
-        on = jax.nn.one_hot(chosen, pre.shape[-1], dtype=bool, axis=-1).any(axis=-2)
-        return jnp.where(on, jax.nn.relu(pre) if self.rectified else pre, 0)
+        if self.k > pre.shape[-1]:
+            raise ValueError(f"TopK: k is {self.k}, and the dictionary has {pre.shape[-1]} latents.")
+        largest, chosen = jax.lax.top_k(pre, self.k)
+        kept = jax.nn.relu(largest) if self.rectified else largest
+        return jnp.put_along_axis(jnp.zeros_like(pre), chosen, kept, axis=-1, inplace=False)
 
 
 class Gated(AbstractActivation):

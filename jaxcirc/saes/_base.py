@@ -14,18 +14,35 @@ class AbstractDictionary(eqx.Module):
     The decoder is affine in the latents. Latents and error are then independent coordinates of `x`, and for a scalar `m` of `x` with
     gradient `G`, `dm/d acts = W_dec G` and `dm/d error = G` (Marks et al. 2024, arXiv 2403.19647, §3.1).
 
-    All methods take one activation `[d_in]` or any leading axes.
+    All methods take one activation `[d_in]` or any leading axes. Arrays are leaves and the rest is static, so a dictionary is an
+    ordinary argument of `jax.jit` and `jax.vmap`; `dataclasses.replace` makes one for another site.
+
+    **Attributes:**
+
+    - `reads`, `site`: the site that it encodes and the one that it reconstructs; the same one, but for transcoders. `None`: not known.
+    - `processing`: the `process_weights` steps of the model that it was trained on, `()` for none, `None` if that is not known.
+    - `W_dec` `[d_sae d_out]`: one latent's direction a row.
     """
 
-    reads: eqx.AbstractVar[Site | None]  # the site that it encodes
-    site: eqx.AbstractVar[Site | None]  # the site that it reconstructs; the same one, but for transcoders
-    processing: eqx.AbstractVar[
-        tuple[str, ...] | None
-    ]  # the weight processing of the model that it was trained on; None: not known
+    reads: eqx.AbstractVar[Site | None]
+    site: eqx.AbstractVar[Site | None]
+    processing: eqx.AbstractVar[tuple[str, ...] | None]
     W_dec: eqx.AbstractVar[Float[Array, "d_sae d_out"]]
-    d_in: eqx.AbstractVar[int]
-    d_out: eqx.AbstractVar[int]
-    d_sae: eqx.AbstractVar[int]
+
+    @property
+    @abc.abstractmethod
+    def d_in(self) -> int:
+        """How many numbers a position it encodes."""
+
+    @property
+    @abc.abstractmethod
+    def d_out(self) -> int:
+        """How many numbers a position it reconstructs."""
+
+    @property
+    @abc.abstractmethod
+    def d_sae(self) -> int:
+        """How many latents it has."""
 
     @abc.abstractmethod
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
@@ -35,8 +52,8 @@ class AbstractDictionary(eqx.Module):
     def decode(
         self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None
     ) -> Float[Array, "... d_out"]:
-        """The reconstruction from latents. `x` is the activation that was encoded; a dictionary that normalises its input needs it
-        to undo that, others ignore it."""
+        """The reconstruction from latents. `x` is the activation that was encoded; a dictionary that normalises its input, or passes
+        it on linearly, needs it, others ignore it."""
 
     @abc.abstractmethod
     def decoder_scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:

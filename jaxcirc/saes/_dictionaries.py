@@ -35,14 +35,14 @@ class SAE(AbstractDictionary):
     centred: bool = eqx.field(static=True, default=True, kw_only=True)
     normalisation: AbstractNormalisation | None = eqx.field(default=None, kw_only=True)
     origin: str = eqx.field(static=True, default="", kw_only=True)
+    reads: Site | None = eqx.field(static=True, init=False)  # the same as `site`
+
+    def __post_init__(self):
+        self.reads = self.site
 
     def __check_init__(self):
         d_in, d_sae = jnp.shape(self.W_enc)
         _check_shapes(self, b_enc=(d_sae,), W_dec=(d_sae, d_in), b_dec=(d_in,))
-
-    @property
-    def reads(self) -> Site | None:
-        return self.site
 
     @property
     def d_in(self) -> int:
@@ -121,25 +121,26 @@ class Transcoder(AbstractDictionary):
 
 
 class Identity(AbstractDictionary):
-    """The site's own basis as a dictionary: `acts = x`, error 0. With it, "features" are neurons or residual dimensions."""
+    """The site's own basis as a dictionary: `acts = x`, error 0. With it, "features" are neurons or residual dimensions.
 
-    scale: Float[Array, ""]  # one; it carries the dtype
+    **Arguments:** `width`: the numbers a position of the site; `unit`: 1, in the model's dtype; the rest as `SAE`.
+    """
+
     width: int = eqx.field(static=True)
-    site: Site | None = eqx.field(static=True)
-    processing: tuple[str, ...] | None = eqx.field(static=True)
-    origin: str = eqx.field(static=True)
+    site: Site | None = eqx.field(static=True, default=None)
+    processing: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    unit: Float[Array, ""] = eqx.field(default_factory=lambda: jnp.ones(()), kw_only=True)
+    origin: str = eqx.field(static=True, default="identity", kw_only=True)
+    reads: Site | None = eqx.field(static=True, init=False)
 
-    def __init__(self, width: int, site: Site | None = None, processing: tuple[str, ...] | None = None, *, dtype=None):
-        self.scale, self.width, self.site, self.processing = jnp.ones((), dtype), width, site, processing
-        self.origin = "identity"
+    def __post_init__(self):
+        self.reads = self.site
 
+    # Made where it is used: as a leaf, the basis of a wide site would be the largest array of a run. Equinox lets a property stand for
+    # an abstract variable.
     @property
-    def reads(self) -> Site | None:
-        return self.site
-
-    @property
-    def W_dec(self) -> Float[Array, "d_sae d_in"]:
-        return self.scale * jnp.eye(self.width, dtype=self.scale.dtype)
+    def W_dec(self) -> Float[Array, "d_sae d_in"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.unit * jnp.eye(self.width, dtype=self.unit.dtype)
 
     @property
     def d_in(self) -> int:

@@ -8,7 +8,12 @@ from jaxtyping import Array, Float
 
 
 class AbstractNormalisation(eqx.Module):
-    """A position's shift and scale: the dictionary reads `(x - shift) / (scale + eps)` and its output is `y scale + shift`."""
+    """A position's shift and scale: the dictionary reads `(x - shift) / (scale + eps)` and its output is `y scale + shift`.
+
+    A position without any scale (all entries equal, or all 0) is read as 0, where a quotient of zeros would be NaN.
+    """
+
+    eps: eqx.AbstractVar[float]
 
     @abc.abstractmethod
     def shift(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
@@ -19,12 +24,11 @@ class AbstractNormalisation(eqx.Module):
         """What is divided by, shape `x.shape[:-1]`."""
 
     def apply(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_in"]:
-        return (x - self.shift(x)[..., None]) / (self.scale(x)[..., None] + self.eps)
+        divisor = self.scale(x) + self.eps
+        return (x - self.shift(x)[..., None]) / jnp.where(divisor == 0, 1, divisor)[..., None]
 
     def undo(self, y: Float[Array, "... d_out"], x: Float[Array, "... d_in"]) -> Float[Array, "... d_out"]:
         return y * self.scale(x)[..., None] + self.shift(x)[..., None]
-
-    eps: eqx.AbstractVar[float]
 
 
 class Standardise(AbstractNormalisation):
@@ -36,7 +40,7 @@ class Standardise(AbstractNormalisation):
         return jnp.mean(x, axis=-1)
 
     def scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
-        return jnp.std(x, axis=-1, ddof=1)
+        return _sqrt(jnp.var(x, axis=-1, ddof=1))
 
 
 class UnitNorm(AbstractNormalisation):
@@ -48,4 +52,9 @@ class UnitNorm(AbstractNormalisation):
         return jnp.zeros(x.shape[:-1], x.dtype)
 
     def scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
-        return jnp.linalg.norm(x, axis=-1) / x.shape[-1] ** 0.5
+        return _sqrt(jnp.mean(x**2, axis=-1))
+
+
+def _sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root, with derivative 0 at 0, where that of `jnp.sqrt` is infinite and would turn a gradient into NaN."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
