@@ -3,6 +3,7 @@
 import os
 
 import jax
+import jaxtyping
 import pytest
 
 
@@ -22,3 +23,11 @@ def getkey():
         return out
 
     return next_key
+
+
+@pytest.fixture
+def untyped():
+    """Runs a test as users run the library, without the suite's type checks: bad input is then for the library itself to refuse."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,6 +1,8 @@
-"""What the tests share: comparison by dtype, and registries of models, edits and dictionaries, over which the laws run."""
+"""What the tests share: comparison by dtype, and registries of models, edits and metrics, over which the laws run."""
 
-from collections.abc import Callable
+import contextlib
+import functools as ft
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -56,9 +58,9 @@ def make_model(
     architecture: str = "gpt2",
 ) -> jc.Transformer:
     """A random model with every bias and weight away from its default, so that a forgotten one shows."""
-    keys = iter(jax.random.split(key, 1000))
-    random = lambda *shape: (
-        jax.random.normal(next(keys), shape) / max(shape[-1] if len(shape) == 1 else shape[-2], 1) ** 0.5
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # by numpy: it compiles nothing
+    random = lambda *shape: jnp.asarray(
+        rng.normal(size=shape) / max(shape[-1] if len(shape) == 1 else shape[-2], 1) ** 0.5
     )
 
     def layer_norm(*sites):
@@ -105,6 +107,65 @@ MODELS: dict[str, Callable[..., jc.Transformer]] = {
     "no-norm-relu-bidirectional": lambda key: make_model(key, norm="None", act=relu, causal=False, vocab_out=5),
     "attention-only": lambda key: make_model(key, attn_only=True),
 }
+
+
+@ft.cache
+def model_named(name: str) -> jc.Transformer:
+    """The registry's model, made once: models are frozen."""
+    return MODELS[name](jax.random.key(0))
+
+
+# Every kind of edit, made from the value at a site so that it leaves it as it is.
+NEUTRAL_EDITS: dict[str, Callable[[jax.Array], jc.AbstractEdit]] = {
+    "Replace": lambda value: jc.Replace(value),
+    "Add": lambda value: jc.Add(jnp.zeros((), value.dtype)),
+    "Blend": lambda value: jc.Blend(jnp.zeros((), value.dtype), jnp.ones_like(value)),
+    "Blend with itself": lambda value: jc.Blend(jnp.ones(value.shape[-1], bool), value),
+    "Detach": lambda value: jc.Detach(),
+    "Apply": lambda value: jc.Apply(lambda x: x),
+}
+
+METRICS: dict[str, Callable[[], jc.AbstractMetric]] = {
+    "LogitDiff": lambda: jc.LogitDiff(2, 0),
+    "LogitDiff alone": lambda: jc.LogitDiff(2, position=1),
+    "LogProb": lambda: jc.LogProb(2),
+    "KL": lambda: jc.KL(jnp.arange(5.0)),
+}
+
+
+class Chosen(jc.AbstractEdit):
+    """One of several edits by number, from 1, or none for 0: a sweep over sites and edits is then one `vmap` and one compilation."""
+
+    choice: jax.Array
+    edits: tuple[jc.AbstractEdit, ...]
+
+    def __call__(self, x):
+        out = x
+        for number, edit in enumerate(self.edits, start=1):
+            out = jnp.where(self.choice == number, edit(x), out)
+        return out
+
+
+def one_at_a_time(sites: int, edits: int = 1) -> jax.Array:
+    """`[edits * sites + 1, sites]`: the choices of a sweep, each edit at each site alone, edit by edit; the last row edits nothing."""
+    return jnp.concatenate([*(jnp.eye(sites, dtype=int) * (n + 1) for n in range(edits)), jnp.zeros((1, sites), int)])
+
+
+@contextlib.contextmanager
+def counting_calls(owner: type, method: str) -> Iterator[list[None]]:
+    """A list that grows by one whenever the body of `owner.method` runs, which under `jit` is whenever it is traced."""
+    calls, body = [], getattr(owner, method)
+
+    @ft.wraps(body)
+    def counted(*args, **kwargs):
+        calls.append(None)
+        return body(*args, **kwargs)
+
+    setattr(owner, method, counted)
+    try:
+        yield calls
+    finally:
+        setattr(owner, method, body)
 
 
 def tokens_for(model: jc.Transformer, seq: int = 7, seed: int = 0):

@@ -1,0 +1,193 @@
+"""Names, order and misuse of sites."""
+
+import itertools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxcirc as jc
+from jaxcirc import Kind, Part, Site
+from jaxcirc._run import site_shapes
+from jaxcirc._sites import by_site, did_you_mean
+from jaxcirc._tap import Everything, Tap
+
+from .helpers import model_named, MODELS, tokens_for
+
+
+# The hook points of TransformerLens, in the order in which a forward pass comes by them, with the axes of one sequence.
+EMBEDDING = {"hook_embed": "seq d_model", "hook_pos_embed": "seq d_model"}
+ATTENTION = {
+    "attn.hook_q": "seq head d_head",
+    "attn.hook_k": "seq head d_head",
+    "attn.hook_v": "seq head d_head",
+    "attn.hook_attn_scores": "head seq seq",
+    "attn.hook_pattern": "head seq seq",
+    "attn.hook_z": "seq head d_head",
+    "attn.hook_result": "seq head d_model",
+    "hook_attn_out": "seq d_model",
+}
+MLP = {"mlp.hook_pre": "seq d_mlp", "mlp.hook_post": "seq d_mlp", "hook_mlp_out": "seq d_model"}
+
+ALL_SITES = [
+    Site(layer, kind, part)
+    for kind, part in itertools.product(Kind, Part)
+    for layer in ((0, 12) if kind.in_block else (None,))
+]
+
+
+def norm(name: str, model: jc.Transformer) -> dict[str, str]:
+    """The two hook points of a layer norm, where the model has one."""
+    with_norm = model.ln_final is not None
+    return {f"{name}.hook_scale": "seq 1", f"{name}.hook_normalized": "seq d_model"} if with_norm else {}
+
+
+def table(model: jc.Transformer) -> dict[str, str]:
+    """The hook points that `model` must have, each with its axes."""
+    names = dict(EMBEDDING)
+    for layer, block in enumerate(model.blocks):
+        of_block = {"hook_resid_pre": "seq d_model"} | norm("ln1", model) | ATTENTION
+        if block.mlp is not None:
+            of_block |= {"hook_resid_mid": "seq d_model"} | norm("ln2", model) | MLP
+        of_block |= {"hook_resid_post": "seq d_model"}
+        names |= {f"blocks.{layer}.{name}": axes for name, axes in of_block.items()}
+    return names | norm("ln_final", model) | {"logits": "seq d_vocab_out"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_table_of_names_and_shapes_holds(name):
+    model, seq = model_named(name), 5
+    sizes = {
+        "seq": seq,
+        "1": 1,
+        "d_model": model.d_model,
+        "head": model.n_heads,
+        "d_head": model.d_head,
+        "d_mlp": 24,
+        "d_vocab_out": model.W_U.shape[1],
+    }
+    shapes = site_shapes(model, seq)
+    want = {hook: tuple(sizes[axis] for axis in axes.split()) for hook, axes in table(model).items()}
+    assert {str(site): value.shape for site, value in shapes.items()} == want
+    assert [str(site) for site in jc.sites(model)] == list(table(model))
+    assert {value.dtype for value in shapes.values()} == {model.dtype}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_order_is_the_order_of_execution(name):
+    model = model_named(name)
+    width = lambda site, value: value.size // value.shape[0]
+    by_position = [Kind.EMBED, Kind.RESID_PRE, Kind.Q, Kind.Z, Kind.ATTN_OUT, Kind.MLP_POST, Kind.RESID_POST]
+    saes = {
+        site: jc.saes.Identity(width(site, value))
+        for site, value in site_shapes(model, 7).items()
+        if site.kind in by_position
+    }
+    seen = []
+
+    def trace(model, tokens):
+        tap = Tap(saes, {}, Everything())
+        model(tokens, tap)
+        seen.extend(tap.seen)
+        return tap.cache
+
+    jax.eval_shape(trace, model, tokens_for(model))
+    assert seen == sorted(seen)
+    assert {site for site in seen if site.part == Part.VALUE} == set(jc.sites(model))
+    assert {site.value for site in seen if site.part != Part.VALUE} == set(saes)
+    assert len(saes) >= 1 + 5 * model.n_layers
+
+
+@pytest.mark.parametrize("site", ALL_SITES, ids=str)
+def test_names_are_read_back(site):
+    assert Site.parse(str(site)) == site
+    assert Site.parse(site) is site
+    assert pickle.loads(pickle.dumps(site)) == site
+
+
+def test_names_are_distinct_and_order_is_total():
+    assert len({str(site) for site in ALL_SITES}) == len(set(ALL_SITES)) == len(ALL_SITES)
+    in_order = sorted(ALL_SITES)
+    for a, b in itertools.pairwise(in_order):
+        assert a < b
+        assert not b < a
+    assert in_order[0].kind == Kind.EMBED
+    assert in_order[-1] == Site(None, Kind.LOGITS)
+    with pytest.raises(TypeError, match="not supported between"):
+        _ = ALL_SITES[0] < "hook_embed"
+
+
+def test_names_are_those_of_transformer_lens_and_sae_lens():
+    assert str(Site(3, Kind.ATTN_SCORES)) == "blocks.3.attn.hook_attn_scores"
+    assert str(Site(None, Kind.FINAL_NORMALIZED)) == "ln_final.hook_normalized"
+    assert str(Site(1, Kind.Z).acts) == "blocks.1.attn.hook_z.hook_sae_acts_post"
+    assert str(Site(1, Kind.Z).error) == "blocks.1.attn.hook_z.hook_sae_error"
+    assert Site(1, Kind.Z).acts.value == Site(1, Kind.Z)
+    assert Site(1, Kind.Z).acts < Site(1, Kind.Z).error < Site(1, Kind.Z)
+
+
+def test_shift_moves_what_is_in_a_block():
+    assert Site(1, Kind.Q, Part.ERROR).shift(2) == Site(3, Kind.Q, Part.ERROR)
+    assert Site(None, Kind.LOGITS).shift(2) == Site(None, Kind.LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("blocks.3.hook_mlpout", "blocks.3.hook_mlp_out"),
+        ("blocks.3.attn.hook_zz", "blocks.3.attn.hook_z"),
+        ("hook_resid_pre", "blocks.0.hook_resid_pre"),
+        ("blocks.x.hook_resid_pre", "blocks.0.hook_resid_pre"),
+        ("blocks.-1.hook_resid_pre", "blocks.0.hook_resid_pre"),
+        ("blocks.2.hook_embed", None),
+        ("ln_final.hook_scales", "ln_final.hook_scale"),
+        ("blocks.2.hook_mlp_out.hook_sae_act_post", "blocks.2.hook_mlp_out.hook_sae_acts_post"),
+        ("blocks.", None),
+        ("blocks.1", None),
+        ("", None),
+    ],
+)
+def test_unknown_names_say_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match="No site is called") as error:
+        Site.parse(name)
+    assert f"`{name}`" in str(error.value)
+    assert "Did you mean" in str(error.value)
+    if nearest:
+        assert str(error.value).endswith(f"Did you mean `{nearest}`?")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (lambda: Site(None, Kind.MLP_OUT), ValueError, "MLP_OUT is in a block: give its layer, from 0; got layer None"),
+        (lambda: Site(-1, Kind.MLP_OUT), ValueError, "give its layer, from 0; got layer -1"),
+        (lambda: Site(0, Kind.LOGITS), ValueError, "LOGITS is outside the blocks: give layer None; got layer 0"),
+        (lambda: Site(0, 18), TypeError, "expected a Kind, got 18"),
+        (lambda: Site(Kind.MLP_OUT, 0), TypeError, "expected a Kind, got 0"),
+        (lambda: Site(0, "hook_mlp_out"), TypeError, "expected a Kind, got 'hook_mlp_out'"),
+        (lambda: Site(0, Kind.MLP_OUT, "acts"), TypeError, "expected a Part, got 'acts'"),
+        (lambda: Site("0", Kind.MLP_OUT), TypeError, "expected an integer or None as the layer, got '0'"),
+        (lambda: Site.parse(3), TypeError, "Expected a site or its name, got 3"),
+    ],
+)
+@pytest.mark.usefixtures("untyped")
+def test_misuse(make, kind, message):
+    with pytest.raises(kind, match=message):
+        make()
+
+
+def test_mappings_come_in_any_order_and_by_name():
+    late, early = Site(1, Kind.MLP_OUT), Site(0, Kind.Q)
+    assert list(by_site({"blocks.1.hook_mlp_out": 1, early: 2}).items()) == [(early, 2), (late, 1)]
+    with pytest.raises(ValueError, match="given twice"):
+        by_site({late: 1, str(late): 2})
+
+
+def test_did_you_mean_without_anything_known():
+    assert did_you_mean("anything", []) == "There is none."
+
+
+def test_sites_are_keys_of_a_pytree():
+    cache = {Site(None, Kind.LOGITS): jnp.ones(2), Site(0, Kind.Q): jnp.zeros(2), Site(None, Kind.EMBED): jnp.ones(1)}
+    assert list(jax.tree.map(lambda x: x, cache)) == sorted(cache)
