@@ -19,10 +19,20 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return {name: _tensor(file, name, path) for name in file.keys()}
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}). Its size is {path.stat().st_size} bytes: download it again."
+        ) from None
+
+
+def _tensor(file, name: str, path: Path) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except (TypeError, AttributeError, KeyError):  # NumPy has no such type; bfloat16 it has, from JAX
+        dtype = file.get_slice(name).get_dtype()
+        raise ValueError(
+            f"{path}: tensor `{name}` is stored as {dtype}, which cannot be read. Save it as float32."
         ) from None
 
 
@@ -111,6 +121,19 @@ def _swap(new: Path, path: Path) -> None:
             raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def updating_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]:
+    """As `writing_folder`, but where a `what` stands at `path` already, the new files replace those of their names and others stay."""
+    path = Path(path)
+    check_replaceable(path, marker=marker, what=what)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
+        yield Path(aside)
+        path.mkdir(exist_ok=True)
+        for file in sorted(Path(aside).iterdir()):
+            os.replace(file, path / file.name)
 
 
 def check_replaceable(path: str | Path, *, marker: str, what: str) -> None:

@@ -1,0 +1,259 @@
+"""Hugging Face's config.json to a `Spec` and back: every attribute is used, ignored by name, or refused by name.
+
+What is refused would change the computation: silence about it would give another model's numbers.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ._spec import Spec
+
+
+SUPPORTED = {
+    "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
+    "gpt_neo": ("GPTNeoForCausalLM", "GPTNeoModel"),
+}
+ACTS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
+
+# The attributes that are used, with transformers' defaults, which hold where a configuration does not say.
+USED: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "tie_word_embeddings": True,
+    },
+    "gpt_neo": {
+        "vocab_size": 50257,
+        "max_position_embeddings": 2048,
+        "hidden_size": 2048,
+        "num_layers": 24,
+        "num_heads": 16,
+        "intermediate_size": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "attention_types": None,
+        "attention_layers": None,
+        "window_size": 256,
+        "tie_word_embeddings": True,
+    },
+}
+ALIASES = {
+    "gpt2": {
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
+}
+# Refused unless they have one of these values, with which they change nothing.
+ONLY: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False, None),
+    "chunk_size_feed_forward": (0, None),
+    "is_encoder_decoder": (False, None),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+}
+# Of training, generation, classification heads, bookkeeping: nothing that a forward pass to logits reads. `reorder_and_upcast_attn`
+# computes half-precision attention in float32, where it does nothing; `n_ctx` is what old configurations called `n_positions`.
+_IGNORED = """
+_attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures attention_dropout
+attn_implementation attn_pdrop bad_words_ids begin_suppress_tokens bos_token_id classifier_dropout
+cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop
+embed_dropout encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder
+keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type n_ctx n_special
+no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
+output_past output_scores pad_token_id predict_special_tokens prefix problem_type remove_invalid_values
+reorder_and_upcast_attn repetition_penalty resid_dropout resid_pdrop return_dict return_dict_in_generate sep_token_id
+summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens
+task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
+transformers_version transformers.js_config typical_p use_bfloat16 use_cache
+"""
+IGNORED = frozenset(_IGNORED.split())
+
+
+def read_config(config: Mapping[str, Any], source: str) -> Spec:
+    """The spec of a Hugging Face configuration.
+
+    **Raises:** `ValueError` for an architecture that is not supported, an attribute that is not known, or one that asks for another
+    computation, each by name.
+    """
+    kind = _architecture(config, source)
+    values = _values(config, kind, source)
+    return _gpt2(values, source) if kind == "gpt2" else _gpt_neo(values, source)
+
+
+def write_config(spec: Spec) -> dict[str, Any]:
+    """The inverse of `read_config`, for a spec that a Hugging Face layout can hold."""
+    common = {
+        "architectures": [SUPPORTED[spec.architecture][0]],
+        "model_type": spec.architecture,
+        "activation_function": spec.act,
+        "layer_norm_epsilon": spec.eps,
+        "tie_word_embeddings": spec.tied,
+        "vocab_size": spec.d_vocab,
+        # Else transformers assumes GPT-2's own ids.
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if spec.architecture == "gpt2":
+        scaled, by_layer = gpt2_scaling(spec)
+        return common | {
+            "n_layer": spec.n_layers,
+            "n_head": spec.n_heads,
+            "n_embd": spec.d_model,
+            "n_inner": spec.d_mlp,
+            "n_positions": spec.n_ctx,
+            "scale_attn_weights": scaled,
+            "scale_attn_by_inverse_layer_idx": by_layer,
+        }
+    kinds = ["global" if window is None else "local" for window in spec.windows]
+    return common | {
+        "num_layers": spec.n_layers,
+        "num_heads": spec.n_heads,
+        "hidden_size": spec.d_model,
+        "intermediate_size": spec.d_mlp,
+        "max_position_embeddings": spec.n_ctx,
+        "window_size": next((window for window in spec.windows if window is not None), 256),
+        "attention_layers": kinds,
+        "attention_types": [[kinds, 1]],
+    }
+
+
+def gpt2_scaling(spec: Spec) -> tuple[bool, bool]:
+    """(`scale_attn_weights`, `scale_attn_by_inverse_layer_idx`) that give these score scales; `ValueError` if none do."""
+    for scaled in (True, False):
+        for by_layer in (False, True):
+            wanted = _scales(spec.n_layers, spec.d_head, scaled, by_layer)
+            # A scale was rounded to the model's dtype.
+            if all(abs(a - b) <= 1e-6 * b for a, b in zip(spec.scales, wanted, strict=True)):
+                return scaled, by_layer
+    raise ValueError(
+        f"GPT-2's configuration cannot say that attention scores are multiplied by {spec.scales}, layer by layer."
+    )
+
+
+def _scales(n_layers: int, d_head: int, scaled: bool, by_layer: bool) -> tuple[float, ...]:
+    base = d_head**-0.5 if scaled else 1.0
+    return tuple(base / (layer + 1) if by_layer else base for layer in range(n_layers))
+
+
+def _architecture(config: Mapping[str, Any], source: str) -> str:
+    classes = config.get("architectures") or []
+    kind = config.get("model_type") or next(
+        (kind for kind, known in SUPPORTED.items() if set(classes) & set(known)), None
+    )
+    known = ", ".join(name for names in SUPPORTED.values() for name in names)
+    if kind not in SUPPORTED or not set(classes) <= set(SUPPORTED[kind]):
+        raise ValueError(
+            f"{source} is a {', '.join(classes) or kind or 'model of no named architecture'}; supported are {known}."
+        )
+    return kind
+
+
+def _values(config: Mapping[str, Any], kind: str, source: str) -> dict[str, Any]:
+    values = dict(USED[kind])
+    given: dict[str, str] = {}
+    for attribute, value in config.items():
+        name = ALIASES[kind].get(attribute, attribute)
+        if name in values:
+            if name in given and values[name] != value:
+                raise ValueError(
+                    f"{source}: config.json says both {given[name]} = {values[name]!r} and {attribute} = {value!r}."
+                )
+            values[name], given[name] = value, attribute
+        elif attribute in ONLY:
+            if value not in ONLY[attribute]:
+                raise ValueError(
+                    f"{source}: config.json asks for {attribute} = {value!r}, which is not supported; only {ONLY[attribute][0]!r} is."
+                )
+        elif attribute not in IGNORED:
+            raise ValueError(
+                f"{source}: config.json has the attribute {attribute} = {value!r}, which is not known for {kind}, and might change "
+                "what the model computes. If it does not, remove it."
+            )
+    return values
+
+
+def _count(values: Mapping[str, Any], name: str, source: str) -> int:
+    value = values[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{source}: config.json gives {name} = {value!r}; expected a whole number from 1.")
+    return value
+
+
+def _common(values: Mapping[str, Any], source: str, *, heads: str, width: str, inner: str) -> dict[str, Any]:
+    n_heads, d_model, d_vocab = (_count(values, name, source) for name in (heads, width, "vocab_size"))
+    if d_model % n_heads:
+        raise ValueError(f"{source}: config.json gives {width} = {d_model}, which {heads} = {n_heads} does not divide.")
+    act = values["activation_function"]
+    if act not in ACTS:
+        raise ValueError(f"{source}: activation_function {act!r} is not supported; {', '.join(ACTS)} are.")
+    return {
+        "n_heads": n_heads,
+        "d_head": d_model // n_heads,
+        "d_model": d_model,
+        "d_mlp": 4 * d_model if values[inner] is None else _count(values, inner, source),
+        "d_vocab": d_vocab,
+        "d_vocab_out": d_vocab,
+        "act": ACTS[act],
+        "eps": float(values["layer_norm_epsilon"]),
+        "norm": "LN",
+        "causal": True,
+        "tied": bool(values["tie_word_embeddings"]),
+    }
+
+
+def _gpt2(values: Mapping[str, Any], source: str) -> Spec:
+    common = _common(values, source, heads="n_head", width="n_embd", inner="n_inner")
+    n_layers = _count(values, "n_layer", source)
+    scaling = bool(values["scale_attn_weights"]), bool(values["scale_attn_by_inverse_layer_idx"])
+    return Spec(
+        architecture="gpt2",
+        n_layers=n_layers,
+        n_ctx=_count(values, "n_positions", source),
+        scales=_scales(n_layers, common["d_head"], *scaling),
+        windows=(None,) * n_layers,
+        **common,
+    )
+
+
+def _gpt_neo(values: Mapping[str, Any], source: str) -> Spec:
+    n_layers = _count(values, "num_layers", source)
+    kinds = _attention_kinds(values, n_layers, source)
+    window = _count(values, "window_size", source)
+    return Spec(
+        architecture="gpt_neo",
+        n_layers=n_layers,
+        n_ctx=_count(values, "max_position_embeddings", source),
+        scales=(1.0,) * n_layers,  # GPT-Neo does not divide by sqrt(d_head)
+        windows=tuple(window if kind == "local" else None for kind in kinds),
+        **_common(values, source, heads="num_heads", width="hidden_size", inner="intermediate_size"),
+    )
+
+
+def _attention_kinds(values: Mapping[str, Any], n_layers: int, source: str) -> list[str]:
+    types, layers = values["attention_types"], values["attention_layers"]
+    if types is None and layers is None:
+        types = [[["global", "local"], 12]]
+    expanded = [kind for group, times in types or () for _ in range(times) for kind in group]
+    if layers is not None and types is not None and list(layers) != expanded:
+        raise ValueError(
+            f"{source}: config.json gives attention_layers {layers}, and attention_types that say {expanded}."
+        )
+    kinds = expanded if layers is None else list(layers)
+    if len(kinds) != n_layers or not set(kinds) <= {"global", "local"}:
+        raise ValueError(
+            f"{source}: expected {n_layers} entries of 'global' or 'local', one a layer, in attention_layers or "
+            f"attention_types; got {kinds}."
+        )
+    return kinds

@@ -1,0 +1,90 @@
+"""Models from checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import DTypeLike
+
+from ..models import Transformer
+from . import _hub
+from ._build import build
+from ._config import read_config
+from ._read import FORMATS, read_folder
+from ._shipped import SHIPPED, shipped_folder
+from ._tensors import read, to_numpy
+
+
+def from_pretrained(
+    name_or_dir: str | Path, *, revision: str | None = None, dtype: DTypeLike = jnp.float32
+) -> Transformer:
+    """A model from a checkpoint.
+
+    **Arguments:**
+
+    - `name_or_dir`: a shipped model (`"tiny-gpt2"`, `"tiny-gpt-neo"`); a folder with `config.json` and weights, which are
+      `model.safetensors`, `pytorch_model.bin` (takes PyTorch) or `flax_model.msgpack` (takes Flax), whole or in shards; one of those
+      files; or an id of the Hugging Face Hub (`"gpt2"`, `"roneneldan/TinyStories-33M"`). A name is looked for in this order, so
+      `"./tiny-gpt2"` is a folder.
+    - `revision`: a branch, tag or commit of the Hub.
+    - `dtype`: of the arrays.
+
+    **Returns:** the model, with its arrays under TransformerLens' names, unprocessed.
+
+    **Raises:** `ValueError` for an architecture or a configuration attribute that is not supported, tensors that are missing,
+    unexpected, of another shape or not finite, and files that are truncated or hold more than weights.
+
+    >>> model = jc.from_pretrained("tiny-gpt2")
+    >>> model.n_layers, model.blocks[0].attn.W_Q.shape[1]
+    (4, 128)
+    """
+    folder, file = locate(name_or_dir, revision)
+    stored, kind, config = read_folder(folder, file)
+    spec = read_config(config, str(name_or_dir))
+    return build(spec, read(stored, spec, kind=kind, source=str(name_or_dir)), name=_short(name_or_dir), dtype=dtype)
+
+
+def from_torch(hf_model: Any, *, dtype: DTypeLike | None = None) -> Transformer:
+    """A model from a transformers PyTorch model in memory: `GPT2LMHeadModel`, `GPTNeoForCausalLM`, or their bare `…Model`s.
+
+    **Arguments:** - `dtype`: of the arrays; `None` keeps the embedding's.
+
+    >>> jc.from_torch(transformers.GPT2LMHeadModel.from_pretrained("gpt2"))  # doctest: +SKIP
+    """
+    try:
+        config, state = hf_model.config.to_dict(), dict(hf_model.state_dict())
+    except AttributeError:
+        raise TypeError(
+            f"Expected a transformers PyTorch model, with a config and a state_dict; got {type(hf_model).__name__}."
+        ) from None
+    source = type(hf_model).__name__
+    spec = read_config(config | {"architectures": [source]}, source)
+    arrays = read({name: to_numpy(name, value) for name, value in state.items()}, spec, kind="torch", source=source)
+    return build(spec, arrays, name=config.get("_name_or_path") or source, dtype=dtype or arrays["W_E"].dtype)
+
+
+def locate(name_or_dir: str | Path, revision: str | None) -> tuple[Path, str | None]:
+    """The folder of a checkpoint, and the weights file in it if one was named."""
+    name, path = str(name_or_dir), Path(name_or_dir).expanduser()
+    local = name in SHIPPED or path.exists()
+    if local and revision is not None:
+        raise ValueError(
+            f"revision={revision!r} is of the Hugging Face Hub, and {name!r} is on this disk; leave it out."
+        )
+    if name in SHIPPED:
+        return shipped_folder(name), None
+    if path.is_dir():
+        return path, None
+    if path.is_file():
+        file = path.name.removesuffix(".index.json")
+        if file not in FORMATS:
+            raise ValueError(
+                f"{path} is not called like a weights file; expected {', '.join(FORMATS)}, or the folder of one."
+            )
+        return path.parent, path.name
+    return _hub.download(name, revision), None
+
+
+def _short(name_or_dir: str | Path) -> str:
+    path = Path(name_or_dir).expanduser()
+    return (path.resolve().name if path.is_dir() else path.resolve().parent.name) if path.exists() else str(name_or_dir)

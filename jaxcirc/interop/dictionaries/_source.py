@@ -1,0 +1,125 @@
+"""Where a dictionary is read from: a local file or folder, or one on the Hugging Face Hub; and what lies beside it."""
+
+import dataclasses
+import functools as ft
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..._files import read_safetensors, read_torch
+from ..._sites import Site
+from ._tensors import listed
+
+
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+# What training leaves beside a dictionary, and what is none.
+BESIDE = ("sparsity.safetensors", "trainer_state.pt", "activations_store_state.safetensors", "frequencies.pt", "optimizer.pt")
+_HUB = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w.-]+)(:(?P<inside>.+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One file of tensors, what it holds, and what the caller said of it.
+
+    **Attributes:** - `path`: the file. - `repository`: the Hub id that it came from, or "". - `site`, `dtype`: the caller's, or `None`.
+    """
+
+    path: Path
+    repository: str = ""
+    site: Site | None = None
+    dtype: object = None
+
+    @ft.cached_property
+    def state(self) -> Mapping[str, object]:
+        """What the file holds, by name."""
+        state = read_safetensors(self.path) if self.path.suffix == ".safetensors" else read_torch(self.path)
+        if not isinstance(state, Mapping):
+            raise ValueError(f"{self.path} holds a {type(state).__name__}, expected named tensors (a state dict).")
+        return state
+
+    @property
+    def name(self) -> str:
+        """For messages and results."""
+        return f"{self.repository}:{self.path.name}" if self.repository else str(self.path)
+
+    def json(self, name: str) -> dict | None:
+        """The configuration called `name` beside the file, `None` if there is none."""
+        path = self.path.with_name(name)
+        if not path.is_file():
+            return None
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not JSON ({error}).") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{path}: expected a JSON object, got a {type(config).__name__}.")
+        return config
+
+    def leaf(self, array: np.ndarray) -> Array:
+        """`array` as a leaf: in the dtype that the caller asked for, else as stored."""
+        return jnp.asarray(np.ascontiguousarray(array), self.dtype)
+
+
+def find(path_or_id: str | Path, revision: str | None) -> tuple[Path, str]:
+    """The local file or folder, downloaded if it is a Hub id `repo/name` or `repo/name:inside`; and the Hub id, or ""."""
+    path = Path(path_or_id).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise ValueError(f"{path} is on this machine, and revision={revision!r} is for a Hub id. Leave one of the two out.")
+        return path, ""
+    match = _HUB.fullmatch(str(path_or_id))
+    if match is None:
+        raise ValueError(f"{path} does not exist, and is not a Hub id: those are written repo/name or repo/name:folder.")
+    return _download(match["repo"], match["inside"], revision), match["repo"]
+
+
+def _download(repository: str, inside: str | None, revision: str | None) -> Path:
+    import huggingface_hub
+
+    if inside is None:
+        wanted = ["cfg.json", "sae_weights.safetensors", "activation_scaler.json", "config.json", "ae.pt", "ae.safetensors"]
+    else:  # a file and the configurations beside it, or a folder, whose name may end in .pt too
+        folder, stem = inside.rpartition("/")[0], inside.rpartition(".")[0]
+        beside = [f"{folder}/{name}".lstrip("/") for name in ("config.json", "cfg.json", "activation_scaler.json")]
+        wanted = [inside, f"{inside.rstrip('/')}/*", f"{stem}_cfg.json", *beside]
+    try:
+        root = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:  # what huggingface_hub raises for no network, no such repository, no such revision
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{repository} is no file or folder here, and could not be had from the Hugging Face Hub: {first} Check the name, the "
+            "revision and the network; a local path works without any."
+        ) from None
+    found = root if inside is None else root / inside
+    if not found.exists():
+        raise ValueError(f"The Hub repository {repository} holds no {inside!r}.")
+    return found
+
+
+def dictionary_file(path: Path) -> Path:
+    """The file of tensors that `path` is, or the one in the folder `path`."""
+    if path.is_file():
+        path = path.with_name("sae_weights.safetensors") if path.name == "cfg.json" else path
+        if path.suffix not in SUFFIXES or not path.is_file():
+            raise ValueError(f"{path} is no dictionary: expected a file of tensors, {', '.join(SUFFIXES)}.")
+        return path
+    for name in ("sae_weights.safetensors", "ae.pt", "ae.safetensors"):
+        if (path / name).is_file():
+            return path / name
+    if (path / "cfg.json").is_file():
+        raise ValueError(f"{path} holds a cfg.json and no sae_weights.safetensors. Is it all there?")
+    files = tensor_files(sorted(path.iterdir()))
+    if len(files) != 1:
+        have = f"holds {len(files)}, {listed([file.name for file in files[:6]])}: name one" if files else "holds none"
+        raise ValueError(f"{path}: expected one file of tensors ({', '.join(SUFFIXES)}), and it {have}. jc.load_saes reads a whole tree.")
+    return files[0]
+
+
+def tensor_files(paths: Sequence[Path]) -> list[Path]:
+    """Those of `paths` that may be dictionaries."""
+    return [path for path in paths if path.suffix in SUFFIXES and path.name not in BESIDE and path.is_file()]

@@ -1,0 +1,81 @@
+"""A dictionary file's tensors, checked against a table of names and axes before anything is made from them."""
+
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from .._tensors import to_numpy
+
+
+Table = Mapping[str, str]  # {tensor name: its axes, as words}; "" for a scalar
+
+
+def checked(
+    state: Mapping[str, object],
+    table: Table,
+    source: str,
+    *,
+    optional: Collection[str] = (),
+    sizes: Mapping[str, int | None] | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The tensors of `table` as NumPy arrays, float32 at least, and the size of each axis.
+
+    **Arguments:** - `optional`: names that may be missing. - `sizes`: what a configuration says of the axes; a tensor must agree.
+
+    **Raises:** `ValueError` that names the tensors which are missing, unknown, of another shape, or not finite.
+    """
+    missing = [name for name in table if name not in state and name not in optional]
+    extra = [name for name in state if name not in table]
+    if missing or extra:
+        parts = [f"{word} {listed(names)}" for word, names in (("misses", missing), ("also holds", extra)) if names]
+        raise ValueError(f"{source} {' and '.join(parts)}. Expected the tensors {listed(table)}. Is it this kind of dictionary?")
+    known = {axis: size for axis, size in (sizes or {}).items() if size is not None}
+    arrays = {name: _array(name, state[name], source) for name in table if name in state}
+    for name, array in arrays.items():
+        _check_shape(name, array, table[name].split(), known, source)
+    return arrays, known
+
+
+def _array(name: str, value: object, source: str) -> np.ndarray:
+    try:
+        array = to_numpy(name, value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{source}: expected a tensor under `{name}`, got {type(value).__name__}.") from None
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise ValueError(f"{source}: tensor `{name}` holds {array.dtype}, not numbers.")
+    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+        array = array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{source}: tensor `{name}` holds NaN or infinite values, so nothing computed with it would mean anything."
+            )
+    return array
+
+
+def _check_shape(name: str, array: np.ndarray, axes: list[str], known: dict[str, int], source: str) -> None:
+    expected = [known.get(axis, axis) for axis in axes]
+    fits = array.ndim == len(axes) and all(known.get(axis, n) == n for axis, n in zip(axes, array.shape, strict=True))
+    if not fits:
+        raise ValueError(
+            f"{source}: tensor `{name}` has shape {list(array.shape)}, expected {axes} = {expected} to agree with the configuration and "
+            "the other tensors."
+        )
+    known.update(zip(axes, array.shape, strict=True))
+
+
+def listed(names: Collection[str]) -> str:
+    """Names for a message."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def warn(message: str) -> None:
+    """A warning that points at the line outside the library which asked for the file."""
+    import sys
+
+    inside = str(Path(__file__).parents[2])
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and (frame.f_code.co_filename.startswith(inside) or "jaxtyping" in frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
