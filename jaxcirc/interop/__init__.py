@@ -1,6 +1,8 @@
 """Models, dictionaries and tokenizers from files and from other libraries, and back."""
 
+from ._flax import as_nnx as as_nnx, from_nnx_state as from_nnx_state
 from ._pretrained import from_pretrained as from_pretrained, from_torch as from_torch
 from ._save import save_pretrained as save_pretrained, to_torch_state_dict as to_torch_state_dict
 from ._shipped import shipped_folder as shipped_folder
 from ._tokenizer import load_tokenizer as load_tokenizer
+from ._transformer_lens import from_transformer_lens as from_transformer_lens

@@ -1,2 +1,3 @@
 from ._masks import attention_mask as attention_mask
+from ._processing import process_weights as process_weights
 from ._transformer import Transformer as Transformer
