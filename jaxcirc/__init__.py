@@ -12,4 +12,21 @@ from ._edits import (
 from ._metrics import AbstractMetric as AbstractMetric, KL as KL, LogitDiff as LogitDiff, LogProb as LogProb
 from ._run import run as run, sites as sites
 from ._sites import Kind as Kind, Part as Part, Site as Site
-from .models import Transformer as Transformer
+from ._version import __version__ as __version__
+from .attribution import (
+    edge_effects as edge_effects,
+    EdgeEffects as EdgeEffects,
+    Gradient as Gradient,
+    IntegratedGradients as IntegratedGradients,
+    node_effects as node_effects,
+    NodeEffects as NodeEffects,
+)
+from .circuits import Circuit as Circuit, discover as discover
+from .interop import (
+    from_pretrained as from_pretrained,
+    from_torch as from_torch,
+    from_transformer_lens as from_transformer_lens,
+    load_tokenizer as load_tokenizer,
+    to_torch_state_dict as to_torch_state_dict,
+)
+from .models import process_weights as process_weights, Transformer as Transformer

@@ -1,0 +1,18 @@
+"""Effects of nodes and edges on a metric."""
+
+from ._edges import (
+    direct_to_metric as direct_to_metric,
+    edge_effects as edge_effects,
+    EdgeEffects as EdgeEffects,
+    iterate_edges as iterate_edges,
+)
+from ._methods import (
+    AbstractMethod as AbstractMethod,
+    Gradient as Gradient,
+    IntegratedGradients as IntegratedGradients,
+    Metric as Metric,
+)
+from ._nodes import effects_of as effects_of, node_effects as node_effects, NodeEffects as NodeEffects
+from ._prepare import prepare as prepare, Problem as Problem
+from ._states import States as States, states as states
+from ._wiring import is_cut as is_cut, Wire as Wire, wiring as wiring

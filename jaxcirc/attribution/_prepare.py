@@ -1,0 +1,93 @@
+"""The checks that every attribution verb makes before anything is traced."""
+
+from collections.abc import Mapping
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from .._edits import as_pytree
+from .._metrics import AbstractMetric
+from .._run import check_dictionaries, check_metric, check_tokens, site_shapes
+from .._sites import by_site, did_you_mean, Site
+from .._tap import site_read
+from ..models import Transformer
+from ..saes import AbstractDictionary
+from ._methods import Metric
+from ._wiring import check_nodes
+
+
+class Problem(eqx.Module):
+    """Checked arguments, in one form: sites as keys, arrays, a mask, a metric whose leaves carry the batch axis."""
+
+    saes: dict[Site, AbstractDictionary]
+    clean: Int[Array, "batch seq"]
+    corrupt: Int[Array, "batch seq"] | None
+    metric: Metric
+    mask: Bool[Array, "batch seq"]
+
+
+def prepare(
+    model: Transformer,
+    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    clean: Int[Array, "batch seq"],
+    corrupt: Int[Array, "batch seq"] | None,
+    metric: Metric,
+    mask: Bool[Array, "batch seq"] | None,
+) -> Problem:
+    """Checks and normalises the arguments. **Raises:** `ValueError`, each time with what was expected and what came."""
+    sites = by_site(saes)
+    check_saes(model, sites)
+    check_tokens(model, clean, batched=True)
+    shape = jnp.shape(clean)
+    if corrupt is not None:
+        if jnp.shape(corrupt) != shape:
+            raise ValueError(
+                f"Clean and corrupt prompts come in pairs of equal length: clean has shape {shape}, corrupt {jnp.shape(corrupt)}. "
+                "Pad both alike and give a mask, or drop the pairs whose lengths differ."
+            )
+        check_tokens(model, corrupt, batched=True)
+    if mask is not None and jnp.shape(mask) != shape:
+        raise ValueError(f"The mask must have the prompts' shape {shape}, got {jnp.shape(mask)}.")
+    return Problem(
+        saes=sites,
+        clean=jnp.asarray(clean),
+        corrupt=None if corrupt is None else jnp.asarray(corrupt),
+        metric=batched(model, metric, shape[0]),
+        mask=jnp.ones(shape, bool) if mask is None else jnp.asarray(mask, bool),
+    )
+
+
+def check_saes(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> None:
+    """ValueError unless there are dictionaries, all at sites of the model that can hold nodes, and of the right widths."""
+    if not saes:
+        raise ValueError(
+            "No dictionaries were given, so there are no nodes. Load some: saes = jc.load_saes(folder_or_name)."
+        )
+    shapes = site_shapes(model, 1)
+    for site, sae in saes.items():
+        for wanted in (site, site_read(site, sae)):
+            if wanted not in shapes:
+                raise ValueError(
+                    f"saes=…: no site `{wanted}` in {model.name} with {model.n_layers} layers. {did_you_mean(str(wanted), map(str, shapes))}"
+                )
+        widths = (int(np.prod(shapes[s].shape[1:])) for s in (site_read(site, sae), site))
+        sae.check_width(site, *widths)
+    check_nodes(sorted(saes))
+    check_dictionaries(model, saes)
+
+
+def batched(model: Transformer, metric: Metric, batch: int) -> Metric:
+    """The metric as a pytree whose leaves have a leading batch axis; single token ids serve the whole batch."""
+    check_metric(model, metric)
+    if isinstance(metric, AbstractMetric) and all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(metric)):
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch,)), metric)
+    for leaf in jax.tree.leaves(metric):
+        if jnp.shape(leaf)[:1] != (batch,):
+            raise ValueError(
+                f"The metric's arrays carry a leading axis over the {batch} prompts; got one of shape {jnp.shape(leaf)} in "
+                f"{type(metric).__name__}. Give it one answer a prompt."
+            )
+    return as_pytree(metric)

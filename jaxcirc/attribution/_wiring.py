@@ -1,0 +1,145 @@
+"""Which nodes feed which directly: the wiring of a circuit.
+
+A circuit's nodes sit at the sites that have dictionaries. The edge from `u` to `d` is the effect of `u` on `d` along every path that
+meets no other of these sites; so whatever lies between and is itself a node is held. For dictionaries on the outputs of every sublayer
+and block this gives the wiring of Marks et al. 2024 (arXiv 2403.19647, appendix A): `resid -> attn`, `resid -> mlp` past attention,
+`attn -> mlp`, and all three into the next `resid`. Other sets of sites get theirs from the same rule.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from jaxtyping import Array, Float
+
+from .._sites import Kind, Site
+from ..models import Transformer
+
+
+RESIDUAL = (Kind.RESID_PRE, Kind.RESID_MID, Kind.RESID_POST)
+SUPPORTED = (Kind.EMBED, *RESIDUAL, Kind.Z, Kind.ATTN_OUT, Kind.MLP_POST, Kind.MLP_OUT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """A direct connection: `source` reaches `target` while `frozen`, the nodes between them, are held."""
+
+    source: Site
+    target: Site
+    frozen: tuple[Site, ...]
+
+
+def wiring(model: Transformer, nodes: Iterable[Site]) -> list[Wire]:
+    """Every direct connection between `nodes`, in execution order of the target, nearest source first.
+
+    **Raises:** `ValueError` for a site that cannot hold nodes, or two that hold the same value (`resid_post` of a block and
+    `resid_pre` of the next).
+    """
+    nodes = sorted(nodes)
+    check_nodes(nodes)
+    wires = []
+    for target in nodes:
+        for source in reversed([node for node in nodes if node < target]):
+            between = {canonical(node) for node in nodes if source < node < target}
+            if _reaches(model, canonical(source), canonical(target), between):
+                frozen = tuple(node for node in nodes if source < node < target)
+                wires.append(Wire(source, target, frozen))
+    return wires
+
+
+def reaches_output(model: Transformer, nodes: Iterable[Site]) -> dict[Site, tuple[Site, ...]]:
+    """The nodes with a path to the logits that meets no other node, and for each the later nodes, to be held."""
+    nodes = sorted(nodes)
+    found = {}
+    for source in nodes:
+        later = tuple(node for node in nodes if source < node)
+        if _reaches(model, canonical(source), Site(None, Kind.LOGITS), {canonical(node) for node in later}):
+            found[source] = later
+    return found
+
+
+def check_nodes(nodes: list[Site]) -> None:
+    """ValueError unless every site can hold nodes and no two hold the same value."""
+    seen: dict[Site, Site] = {}
+    for site in nodes:
+        if site.kind not in SUPPORTED:
+            kinds = ", ".join(f"`{Site(0 if kind.in_block else None, kind)}`" for kind in SUPPORTED)
+            raise ValueError(
+                f"A dictionary at `{site}` cannot hold a circuit's nodes. The sites that can are those like {kinds}."
+            )
+        if canonical(site) in seen:
+            raise ValueError(
+                f"`{seen[canonical(site)]}` and `{site}` are the same place. Give one dictionary there, not two."
+            )
+        seen[canonical(site)] = site
+
+
+def canonical(site: Site) -> Site:
+    """One name for one place: `resid_post` of a block is `resid_pre` of the next, and the embedding enters at the first."""
+    if site.kind == Kind.EMBED:
+        return Site(0, Kind.RESID_PRE)
+    if site.kind == Kind.RESID_POST:
+        assert site.layer is not None
+        return Site(site.layer + 1, Kind.RESID_PRE)
+    return site
+
+
+def is_cut(site: Site) -> bool:
+    """Whether all that the model computes after `site` depends on the prompt through it alone."""
+    return canonical(site).kind in RESIDUAL
+
+
+def _reaches(model: Transformer, source: Site, target: Site, held: set[Site]) -> bool:
+    frontier, seen = [source], {source}
+    while frontier:
+        for child in _children(model, frontier.pop()):
+            if child == target:
+                return True
+            if child not in held and child not in seen:
+                seen.add(child)
+                frontier.append(child)
+    return False
+
+
+def _children(model: Transformer, site: Site) -> Iterator[Site]:
+    """What reads the value at `site` first, in the graph of a sequential block."""
+    layer = site.layer
+    if layer is None:  # the logits
+        return
+    if layer == model.n_layers:
+        yield Site(None, Kind.LOGITS)
+        return
+    after = Site(layer + 1, Kind.RESID_PRE)
+    middle = after if model.blocks[layer].mlp is None else Site(layer, Kind.RESID_MID)
+    steps = {
+        Kind.RESID_PRE: (Site(layer, Kind.Z), middle),
+        Kind.Z: (Site(layer, Kind.ATTN_OUT),),
+        Kind.ATTN_OUT: (middle,),
+        Kind.RESID_MID: (Site(layer, Kind.MLP_POST), after),
+        Kind.MLP_POST: (Site(layer, Kind.MLP_OUT),),
+        Kind.MLP_OUT: (after,),
+    }
+    yield from steps[site.kind]
+
+
+def written(model: Transformer, site: Site, value: Float[Array, "seq ..."]) -> Float[Array, "seq d_model"]:
+    """What the value at `site` writes to the residual stream: itself, but for `z` and `mlp.hook_post`, which are yet to be projected."""
+    if site.layer is None:
+        return value
+    block = model.blocks[site.layer]
+    if site.kind == Kind.Z:
+        W_O = block.attn.W_O
+        return value.reshape(value.shape[0], -1) @ W_O.reshape(-1, W_O.shape[-1])
+    if site.kind == Kind.MLP_POST:
+        assert block.mlp is not None
+        return value @ block.mlp.W_out
+    return value
+
+
+def entry(model: Transformer, site: Site) -> Site:
+    """The residual cut at which everything that `site` writes has arrived."""
+    place = canonical(site)
+    if place.kind in RESIDUAL:
+        return place
+    assert place.layer is not None
+    into_middle = place.kind in (Kind.Z, Kind.ATTN_OUT) and model.blocks[place.layer].mlp is not None
+    return Site(place.layer, Kind.RESID_MID) if into_middle else Site(place.layer + 1, Kind.RESID_PRE)

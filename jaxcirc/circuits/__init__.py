@@ -1,0 +1,4 @@
+"""Circuits and how to find them."""
+
+from ._circuit import check_output as check_output, Circuit as Circuit
+from ._discover import discover as discover

@@ -1,0 +1,91 @@
+"""Where the nodes of a circuit stand on the page: sites from bottom to top, positions from left to right."""
+
+import dataclasses
+from typing import Any, TYPE_CHECKING
+
+from .._sites import Kind, Site
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+STEP = 30  # from node to node
+PER_LINE = 8  # nodes side by side in a cell, before a second line
+MARGIN_LEFT, MARGIN_TOP = 74, 58
+METRIC = "metric"
+
+_SHORT = {
+    Kind.EMBED: "embed",
+    Kind.RESID_PRE: "resid in {}",
+    Kind.RESID_MID: "resid mid {}",
+    Kind.RESID_POST: "resid {}",
+    Kind.Z: "heads {}",
+    Kind.ATTN_OUT: "attn {}",
+    Kind.MLP_POST: "neurons {}",
+    Kind.MLP_OUT: "mlp {}",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Centres of nodes in pixels, `places[name] = (x, y)`; `rows` and `columns` label the axes at their pixel."""
+
+    places: dict[str, tuple[float, float]]
+    rows: list[tuple[str, float]]
+    columns: list[tuple[str, float, float]]  # label, left, right
+    width: float
+    height: float
+
+
+def short(site: str) -> str:
+    """A site's name as a row is labelled."""
+    parsed = Site.parse(site)
+    if parsed == Site(0, Kind.RESID_PRE):
+        return "embed"
+    return _SHORT.get(parsed.kind, str(parsed)).format(parsed.layer)
+
+
+def layout(
+    nodes: "pd.DataFrame", edges: "pd.DataFrame", most_edges: int, tokens: list[str] | None
+) -> tuple[Layout, Any, Any]:
+    """Places the nodes that the drawn edges touch, and the strongest others; returns the layout and what is drawn of each table."""
+    drawn = edges.head(most_edges)  # strongest first
+    touched = {*drawn["source"], *drawn["target"]}
+    strongest = nodes.sort_values("effect", key=abs, ascending=False).head(60)["node"]
+    shown = nodes[nodes["node"].isin(touched | set(strongest))]
+    cells = {key: list(cell.sort_values("effect", key=abs, ascending=False)["node"]) for key, cell in _cells(shown)}
+    positions = sorted({pos for _, pos in cells})
+    sites = sorted({site for site, _ in cells}, key=Site.parse)
+
+    lefts, columns, x = {}, [], float(MARGIN_LEFT)
+    for pos in positions:
+        widest = max(min(len(names), PER_LINE) for (_, p), names in cells.items() if p == pos)
+        lefts[pos], right = x, x + STEP * max(widest, 2) + 12
+        columns.append((_token(tokens, pos), x, right))
+        x = right
+    places, rows, y = {}, [], float(MARGIN_TOP)
+    if METRIC in touched:
+        places[METRIC] = ((MARGIN_LEFT + x) / 2, y + STEP / 2)
+        rows.append((METRIC, y + STEP / 2))
+        y += STEP * 1.9
+    for site in reversed(sites):
+        lines = max(-(-len(names) // PER_LINE) for (s, _), names in cells.items() if s == site)
+        for pos in positions:
+            for i, name in enumerate(cells.get((site, pos), [])):
+                places[name] = (lefts[pos] + STEP * (0.7 + i % PER_LINE), y + STEP * (0.5 + i // PER_LINE))
+        rows.append((short(site), y + STEP * lines / 2))
+        y += STEP * (lines + 0.9)
+    return Layout(places, rows, columns, x + 16, y), shown, drawn
+
+
+def _cells(nodes: "pd.DataFrame"):
+    keyed = nodes.assign(column=nodes["pos"].fillna(-1).astype(int))
+    for (site, column), cell in keyed.groupby(["site", "column"]):
+        yield (site, column), cell
+
+
+def _token(tokens: list[str] | None, pos: int) -> str:
+    if pos < 0:
+        return "all positions"
+    return f"{pos}" if tokens is None or pos >= len(tokens) else tokens[pos]
