@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import DTypeLike
 
 from ..models import Transformer
-from ..saes import check_steps
+from ..saes._processing import check_steps
 from ._build import build
 from ._config import ACTS
 from ._spec import Spec

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._nn import Attention, Block, LayerNorm, MLP
-from ..saes import STEPS
 from ._transformer import Transformer
 
 
@@ -51,7 +50,7 @@ def process_weights(
     for name, (wanted, step) in steps.items():
         if wanted:
             model, done = step(model), done | {name}
-    return dc.replace(model, processing=tuple(name for name in STEPS if name in done))
+    return dc.replace(model, processing=tuple(name for name in steps if name in done))
 
 
 def _fold_layer_norm(model: Transformer) -> Transformer:
