@@ -26,7 +26,10 @@ from .interop import (
     from_pretrained as from_pretrained,
     from_torch as from_torch,
     from_transformer_lens as from_transformer_lens,
+    load_sae as load_sae,
+    load_saes as load_saes,
     load_tokenizer as load_tokenizer,
+    save_sae as save_sae,
     to_torch_state_dict as to_torch_state_dict,
 )
 from .models import process_weights as process_weights, Transformer as Transformer

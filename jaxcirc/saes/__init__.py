@@ -16,4 +16,4 @@ from ._normalisations import (
     Standardise as Standardise,
     UnitNorm as UnitNorm,
 )
-from ._processing import check_steps as check_steps, mismatch as mismatch, STEPS as STEPS
+from ._processing import mismatch as mismatch

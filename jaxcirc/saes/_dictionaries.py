@@ -43,6 +43,7 @@ class SAE(AbstractDictionary):
     def __check_init__(self):
         d_in, d_sae = jnp.shape(self.W_enc)
         _check_shapes(self, b_enc=(d_sae,), W_dec=(d_sae, d_in), b_dec=(d_in,))
+        _check_activation(self, self.activation)
 
     @property
     def d_in(self) -> int:
@@ -94,6 +95,7 @@ class Transcoder(AbstractDictionary):
     def __check_init__(self):
         (d_in, d_sae), d_out = jnp.shape(self.W_enc), jnp.shape(self.W_dec)[-1]
         _check_shapes(self, b_enc=(d_sae,), W_dec=(d_sae, d_out), b_dec=(d_out,), b_in=(d_in,), W_skip=(d_in, d_out))
+        _check_activation(self, self.activation)
 
     @property
     def d_in(self) -> int:
@@ -173,6 +175,15 @@ def _needed(x: Array | None, dictionary: AbstractDictionary) -> Array:
             "that was encoded."
         )
     return x
+
+
+def _check_activation(dictionary: AbstractDictionary, activation: AbstractActivation) -> None:
+    for array in jax.tree.leaves(activation):
+        if isinstance(array, jax.Array) and array.shape not in ((), (dictionary.d_sae,)):
+            raise ValueError(
+                f"{type(dictionary).__name__}: the arrays of {type(activation).__name__} have one entry a latent, shape "
+                f"{(dictionary.d_sae,)}; got {array.shape}."
+            )
 
 
 def _check_shapes(dictionary: AbstractDictionary, **expected: tuple[int, ...]) -> None:

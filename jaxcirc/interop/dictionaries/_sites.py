@@ -8,7 +8,12 @@ from ..._sites import Kind, Site
 
 
 _SUBMODULE = re.compile(r"(resid_out|resid_post|attn_out|mlp_out)_layer_?(\d+)")
-_KINDS = {"resid_out": Kind.RESID_POST, "resid_post": Kind.RESID_POST, "attn_out": Kind.ATTN_OUT, "mlp_out": Kind.MLP_OUT}
+_KINDS = {
+    "resid_out": Kind.RESID_POST,
+    "resid_post": Kind.RESID_POST,
+    "attn_out": Kind.ATTN_OUT,
+    "mlp_out": Kind.MLP_OUT,
+}
 
 
 def of_submodule(name: str) -> Site | None:
@@ -46,4 +51,6 @@ def parsed(name: object, source: str, attribute: str) -> Site | None:
     try:
         return Site.parse(str(name))
     except ValueError as error:
-        raise ValueError(f"{source}: {attribute} is {name!r}. {error} To load it for another site, pass site=….") from None
+        raise ValueError(
+            f"{source}: {attribute} is {name!r}. {error} To load it for another site, pass site=…."
+        ) from None

@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..._files import read_safetensors, read_torch
@@ -18,8 +20,25 @@ from ._tensors import listed
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 # What training leaves beside a dictionary, and what is none.
-BESIDE = ("sparsity.safetensors", "trainer_state.pt", "activations_store_state.safetensors", "frequencies.pt", "optimizer.pt")
+BESIDE = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "sparsity.safetensors",
+    "trainer_state.pt",
+    "activations_store_state.safetensors",
+    "frequencies.pt",
+    "optimizer.pt",
+)
 _HUB = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w.-]+)(:(?P<inside>.+))?")
+
+
+class Leaves(TypedDict):
+    """The arrays that an `SAE` and a `Transcoder` both have."""
+
+    W_enc: Array
+    b_enc: Array
+    W_dec: Array
+    b_dec: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +51,13 @@ class Source:
     path: Path
     repository: str = ""
     site: Site | None = None
-    dtype: object = None
+    dtype: DTypeLike | None = None
 
     @ft.cached_property
     def state(self) -> Mapping[str, object]:
         """What the file holds, by name."""
         state = read_safetensors(self.path) if self.path.suffix == ".safetensors" else read_torch(self.path)
-        if not isinstance(state, Mapping):
+        if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
             raise ValueError(f"{self.path} holds a {type(state).__name__}, expected named tensors (a state dict).")
         return state
 
@@ -64,32 +83,60 @@ class Source:
         """`array` as a leaf: in the dtype that the caller asked for, else as stored."""
         return jnp.asarray(np.ascontiguousarray(array), self.dtype)
 
+    def leaves(self, W_enc: np.ndarray, b_enc: np.ndarray, W_dec: np.ndarray, b_dec: np.ndarray) -> Leaves:
+        """The four arrays that every dictionary has, to be passed on by name."""
+        return {
+            "W_enc": self.leaf(W_enc),
+            "b_enc": self.leaf(b_enc),
+            "W_dec": self.leaf(W_dec),
+            "b_dec": self.leaf(b_dec),
+        }
 
-def find(path_or_id: str | Path, revision: str | None) -> tuple[Path, str]:
-    """The local file or folder, downloaded if it is a Hub id `repo/name` or `repo/name:inside`; and the Hub id, or ""."""
+
+def find(path_or_id: str | Path, revision: str | None, *, whole: bool = False) -> tuple[Path, str]:
+    """The local file or folder, downloaded if it is a Hub id `repo/name` or `repo/name:inside`; and the Hub id, or "". `whole`: the
+    whole tree below it, not one dictionary.
+    """
     path = Path(path_or_id).expanduser()
     if path.exists():
         if revision is not None:
-            raise ValueError(f"{path} is on this machine, and revision={revision!r} is for a Hub id. Leave one of the two out.")
+            raise ValueError(
+                f"{path} is on this machine, and revision={revision!r} is for a Hub id. Leave one of the two out."
+            )
         return path, ""
     match = _HUB.fullmatch(str(path_or_id))
     if match is None:
-        raise ValueError(f"{path} does not exist, and is not a Hub id: those are written repo/name or repo/name:folder.")
-    return _download(match["repo"], match["inside"], revision), match["repo"]
+        raise ValueError(
+            f"{path} does not exist, and is not a Hub id: those are written repo/name or repo/name:folder."
+        )
+    return _download(match["repo"], match["inside"], revision, whole), match["repo"]
 
 
-def _download(repository: str, inside: str | None, revision: str | None) -> Path:
+def _download(repository: str, inside: str | None, revision: str | None, whole: bool) -> Path:
     import huggingface_hub
 
-    if inside is None:
-        wanted = ["cfg.json", "sae_weights.safetensors", "activation_scaler.json", "config.json", "ae.pt", "ae.safetensors"]
+    if whole:
+        start = "" if inside is None else f"{inside.rstrip('/')}/"
+        wanted = [f"{start}*{suffix}" for suffix in (*SUFFIXES, ".json")]
+    elif inside is None:
+        wanted = [
+            "cfg.json",
+            "sae_weights.safetensors",
+            "activation_scaler.json",
+            "config.json",
+            "ae.pt",
+            "ae.safetensors",
+        ]
     else:  # a file and the configurations beside it, or a folder, whose name may end in .pt too
         folder, stem = inside.rpartition("/")[0], inside.rpartition(".")[0]
         beside = [f"{folder}/{name}".lstrip("/") for name in ("config.json", "cfg.json", "activation_scaler.json")]
         wanted = [inside, f"{inside.rstrip('/')}/*", f"{stem}_cfg.json", *beside]
     try:
         root = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except (OSError, ValueError) as error:  # what huggingface_hub raises for no network, no such repository, no such revision
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # what huggingface_hub raises for no network, no such repository, no such revision
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{repository} is no file or folder here, and could not be had from the Hugging Face Hub: {first} Check the name, the "
@@ -116,7 +163,9 @@ def dictionary_file(path: Path) -> Path:
     files = tensor_files(sorted(path.iterdir()))
     if len(files) != 1:
         have = f"holds {len(files)}, {listed([file.name for file in files[:6]])}: name one" if files else "holds none"
-        raise ValueError(f"{path}: expected one file of tensors ({', '.join(SUFFIXES)}), and it {have}. jc.load_saes reads a whole tree.")
+        raise ValueError(
+            f"{path}: expected one file of tensors ({', '.join(SUFFIXES)}), and it {have}. jc.load_saes reads a whole tree."
+        )
     return files[0]
 
 

@@ -30,7 +30,9 @@ def checked(
     extra = [name for name in state if name not in table]
     if missing or extra:
         parts = [f"{word} {listed(names)}" for word, names in (("misses", missing), ("also holds", extra)) if names]
-        raise ValueError(f"{source} {' and '.join(parts)}. Expected the tensors {listed(table)}. Is it this kind of dictionary?")
+        raise ValueError(
+            f"{source} {' and '.join(parts)}. Expected the tensors {listed(table)}. Is it this kind of dictionary?"
+        )
     known = {axis: size for axis, size in (sizes or {}).items() if size is not None}
     arrays = {name: _array(name, state[name], source) for name in table if name in state}
     for name, array in arrays.items():
@@ -76,6 +78,8 @@ def warn(message: str) -> None:
 
     inside = str(Path(__file__).parents[2])
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and (frame.f_code.co_filename.startswith(inside) or "jaxtyping" in frame.f_code.co_filename):
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(inside) or "jaxtyping" in frame.f_code.co_filename
+    ):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)

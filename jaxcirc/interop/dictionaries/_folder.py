@@ -1,0 +1,94 @@
+"""Every dictionary of a folder tree, by site."""
+
+import fnmatch
+from collections.abc import Iterable
+from pathlib import Path
+
+from jax.typing import DTypeLike
+
+from ..._sites import Site
+from ...saes import AbstractDictionary
+from .._shipped import SHIPPED, shipped_folder
+from ._load import check_format, read_source
+from ._plain import e2e_prefixes, e2e_site
+from ._source import find, Source, tensor_files
+
+
+def load_saes(
+    folder_or_name: str | Path,
+    *,
+    format: str = "auto",
+    include: str = "*",
+    processing: Iterable[str] | None = None,
+    dtype: DTypeLike | None = None,
+    revision: str | None = None,
+    **options: object,
+) -> dict[Site, AbstractDictionary]:
+    """Loads every dictionary of a folder tree: SAELens folders, feature-circuits' and dictionary_learning's
+    `{embed, attn_out_layer0, mlp_out_layer0, resid_out_layer0, …}/*/ae.pt`, or files of another format that say their site.
+
+    **Arguments:**
+
+    - `folder_or_name`: a folder, a Hub id (`repo/name` or `repo/name:folder`), or a shipped model, `"tiny-gpt2"` or `"tiny-gpt-neo"`.
+    - `include`: which paths below the folder, as a pattern, where there are several dictionaries for a site: `"*/10_32768/*"`.
+    - the rest as `jc.load_sae`.
+
+    **Returns:** `{dictionary.site: dictionary}`, in execution order.
+
+    **Raises:** `ValueError` if there is none, one does not say its site, or two are for the same site; and as `jc.load_sae`.
+
+    >>> str(next(iter(jc.load_saes("tiny-gpt2"))))
+    'hook_embed'
+    """
+    check_format(format)
+    root, repository = _root(folder_or_name, revision)
+    found: dict[Site, tuple[Path, AbstractDictionary]] = {}
+    for path in _files(root, include):
+        for source in _sources(path, repository, dtype):
+            sae = read_source(source, format, processing, options)
+            if sae.site is None:
+                raise ValueError(
+                    f"{path}: nothing says the site of this dictionary. Load it alone: jc.load_sae(path, site=…)."
+                )
+            if sae.site in found:
+                both = f"{found[sae.site][0].relative_to(root)} and {path.relative_to(root)}"
+                raise ValueError(
+                    f"{root} holds two dictionaries for `{sae.site}`, {both}. Choose with include=…, a pattern of paths."
+                )
+            found[sae.site] = (path, sae)
+    if not found:
+        raise ValueError(f"{root} holds no dictionary whose path matches {include!r}.")
+    return {site: found[site][1] for site in sorted(found)}
+
+
+def _root(folder_or_name: str | Path, revision: str | None) -> tuple[Path, str]:
+    if str(folder_or_name) in SHIPPED:
+        folder = shipped_folder(str(folder_or_name)) / "saes"
+        if not folder.is_dir():
+            raise ValueError(f"The shipped model {folder_or_name} has no dictionaries: {folder} is missing.")
+        return folder, ""
+    path, repository = find(folder_or_name, revision, whole=True)
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file, and load_saes reads a folder. Use jc.load_sae.")
+    return path, repository
+
+
+def _files(root: Path, include: str) -> list[Path]:
+    below = {path: path.relative_to(root) for path in tensor_files(sorted(root.rglob("*")))}
+    return [
+        path for path, name in below.items() if fnmatch.fnmatch(name.as_posix(), include) and not _is_checkpoint(name)
+    ]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file."""
+    return "checkpoints" in path.parts[:-1] or any(part.startswith(".") for part in path.parts)
+
+
+def _sources(path: Path, repository: str, dtype: DTypeLike | None) -> list[Source]:
+    """One for each dictionary in the file: those of end-to-end training come several to a file."""
+    source = Source(path, repository, None, dtype)
+    prefixes = e2e_prefixes(source.state)
+    if len(prefixes) < 2:
+        return [source]
+    return [Source(path, repository, e2e_site(prefix, source.name), dtype) for prefix in prefixes]

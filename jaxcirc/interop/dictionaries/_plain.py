@@ -1,0 +1,204 @@
+"""The plain `.pt` families, each of one project: a few tensors, and a configuration or a file name that says where they belong."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..._sites import Kind, Site
+from ...saes import AbstractDictionary, ReLU, SAE, TopK, Transcoder
+from ...saes._processing import STEPS
+from ._sites import agreed, parsed
+from ._source import Source
+from ._tensors import checked, listed, Table
+
+
+HOOK_Z_KK: Table = {"W_enc": "d_in d_sae", "b_enc": "d_sae", "W_dec": "d_sae d_in", "b_dec": "d_in"}
+SPARSE_MLP: Table = {
+    "encoder.weight": "d_sae d_in",
+    "encoder.bias": "d_sae",
+    "decoder.weight": "d_out d_sae",
+    "decoder.bias": "d_out",
+}
+TOPK_PT: Table = {
+    "pre_bias": "d_in",
+    "encoder_bias": "d_sae",
+    "encoder_weights": "d_in d_sae",
+    "decoder_weights": "d_sae d_in",
+}
+TRANSCODER_PT: Table = {
+    "W_enc": "d_in d_sae",
+    "b_enc": "d_sae",
+    "W_dec": "d_sae d_out",
+    "b_dec": "d_in",
+    "b_dec_out": "d_out",
+}
+_E2E = {
+    "encoder.0.weight": "d_sae d_in",
+    "encoder.0.bias": "d_sae",
+    "decoder.weight": "d_in d_sae",
+    "decoder.bias": "d_in",
+}
+
+
+def read_hook_z_kk(source: Source) -> SAE:
+    """An attention-output SAE of Kissane et al. 2024 (arXiv 2406.17759), `{name}.pt` with `{name}_cfg.json`: all heads of
+    `attn.hook_z` as one vector, `b_dec` subtracted first. Their model was loaded with TransformerLens' whole processing.
+    """
+    name = f"{source.path.stem}_cfg.json"
+    config = source.json(name)
+    if config is None and source.site is None:
+        raise ValueError(f"{source.name} has no {name} beside it, which says its site. Put it there, or pass site=….")
+    config = config or {}
+    sizes = {"d_in": config.get("act_size"), "d_sae": config.get("dict_size")}
+    tensors, _ = checked(source.state, HOOK_Z_KK, source.name, sizes=sizes)
+    site = source.site or parsed(config.get("act_name"), source.name, "act_name")
+    return SAE(
+        **source.leaves(tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"]),
+        activation=ReLU(),
+        site=site,
+        processing=STEPS,
+        origin=f"{source.name} (hook_z_kk)",
+    )
+
+
+def e2e_prefixes(names: Mapping[str, object]) -> list[str]:
+    """The names, with their last dot, under which a file holds end-to-end SAEs: one for each site."""
+    return [name.removesuffix("encoder.0.weight") for name in names if name.endswith("encoder.0.weight")]
+
+
+def e2e_site(prefix: str, source: str) -> Site | None:
+    """The site of `saes.blocks-4-hook_resid_pre.`; `None` for a file of one SAE without prefix."""
+    return parsed(prefix.removeprefix("saes.").removesuffix(".").replace("-", "."), source, "the name of its tensors")
+
+
+def read_e2e(source: Source) -> SAE:
+    """An end-to-end SAE of Braun et al. 2024 (arXiv 2405.12241): the encoder does not subtract the decoder's bias, and the decoder's
+    directions are of norm 1 whatever is stored. A file may hold several, each under its site's name; `site=` says which.
+    """
+    prefixes = e2e_prefixes(source.state)
+    sites = {prefix: e2e_site(prefix, source.name) for prefix in prefixes}
+    chosen = [
+        prefix for prefix in prefixes if source.site is None or len(prefixes) == 1 or sites[prefix] == source.site
+    ]
+    if len(chosen) != 1:
+        raise ValueError(
+            f"{source.name} holds dictionaries for {listed([str(site) for site in sites.values()])}. Say which: site=…."
+        )
+    (prefix,) = chosen
+    # What is not under `saes.` in a whole checkpoint is the language model.
+    inside = {
+        name: value
+        for name, value in source.state.items()
+        if name.startswith("saes.") or not prefix.startswith("saes.")
+    }
+    others = tuple(other for other in prefixes if other != prefix)
+    state = {
+        name.removeprefix(prefix): value for name, value in inside.items() if not others or not name.startswith(others)
+    }
+    tensors, _ = checked(state, _E2E, source.name)
+    W_dec = tensors["decoder.weight"].T
+    norms = np.linalg.norm(W_dec.astype(np.float64), axis=1, keepdims=True)
+    return SAE(
+        **source.leaves(
+            tensors["encoder.0.weight"].T,
+            tensors["encoder.0.bias"],
+            (W_dec / np.maximum(norms, 1e-12)).astype(W_dec.dtype),
+            tensors["decoder.bias"],
+        ),
+        activation=ReLU(),
+        site=source.site or sites[prefix],
+        processing=STEPS,  # its models are loaded with TransformerLens' whole processing
+        centred=False,
+        origin=f"{source.name} (e2e)",
+    )
+
+
+def read_sparse_mlp(source: Source, *, reads: Site | str | None = None) -> AbstractDictionary:
+    """A sparse MLP (a transcoder) or an SAE of noanabeshima/tinymodel, `relu(x W_enc + b_enc) W_dec + b_dec` either way. A name with
+    `M2` in it is the transcoder of that layer's MLP, `A2` the SAE of its attention's output; else `site`, and `reads` for a transcoder,
+    say what it is.
+    """
+    tensors, sizes = checked(source.state, SPARSE_MLP, source.name)
+    arrays = source.leaves(
+        tensors["encoder.weight"].T,
+        tensors["encoder.bias"],
+        tensors["decoder.weight"].T,
+        tensors["decoder.bias"],
+    )
+    named = tinymodel_sites(source.path.as_posix())
+    read_at = None if reads is None else Site.parse(reads)
+    if read_at is None and source.site is None:
+        read_at = named[0]
+    site = agreed([("its name", named[1])], source.site, source.name)
+    origin = f"{source.name} (sparse_mlp)"
+    if read_at is not None and read_at != site:
+        return Transcoder(**arrays, activation=ReLU(), reads=read_at, site=site, origin=origin)
+    if sizes["d_in"] != sizes["d_out"]:
+        raise ValueError(
+            f"{source.name} maps {sizes['d_in']} numbers to {sizes['d_out']}: a transcoder. Say its sites: reads=…, site=…."
+        )
+    return SAE(**arrays, activation=ReLU(), site=site, centred=False, origin=origin)
+
+
+def tinymodel_sites(path: str) -> tuple[Site | None, Site | None]:
+    """Where the dictionary reads and reconstructs, by the tag in its path. That model has no norms: its MLP reads `resid_mid`."""
+    match = re.search(r"(?:^|[/_-])([MA])(\d+)(?:[/_.-]|$)", path)
+    if match is None:
+        return None, None
+    layer = int(match[2])
+    out = Site(layer, Kind.MLP_OUT if match[1] == "M" else Kind.ATTN_OUT)
+    return (Site(layer, Kind.RESID_MID), out) if match[1] == "M" else (out, out)
+
+
+def read_topk_pt(source: Source, *, k: int | None = None) -> SAE:
+    """A TopK autoencoder of prestoj/tinystories_sae, `sae_{d_sae}_{k}.pt`: the `k` largest latents as they are, negative ones too.
+    The file does not say its site. `k` is for a file of another name.
+    """
+    tensors, sizes = checked(source.state, TOPK_PT, source.name)
+    match = re.fullmatch(r"sae_(\d+)_(\d+)", source.path.stem)
+    named = int(match[2]) if match is not None and int(match[1]) == sizes["d_sae"] else None
+    if k is not None and named is not None and k != named:
+        raise ValueError(f"{source.name}: k={k} was asked for, and the file's name says {named}.")
+    k = named if k is None else k
+    if k is None:
+        raise ValueError(
+            f"{source.name}: neither the file nor its name says k, the number of latents that are on. Pass k=…."
+        )
+    return SAE(
+        **source.leaves(
+            tensors["encoder_weights"], tensors["encoder_bias"], tensors["decoder_weights"], tensors["pre_bias"]
+        ),
+        activation=TopK(k, rectified=False),
+        site=source.site,
+        processing=(),  # trained on the hidden states of the Hugging Face model as it is
+        origin=f"{source.name} (topk_pt)",
+    )
+
+
+def read_transcoder_pt(source: Source, *, reads: Site | str | None = None) -> Transcoder:
+    """A transcoder of Dunefsky et al. 2024 (arXiv 2406.11944), `{cfg, state_dict}` or the tensors alone: it subtracts `b_dec`, which
+    has the input's width, and adds `b_dec_out`. Without a configuration the file's name, or `reads` and `site`, say where it belongs.
+    Their models were loaded with TransformerLens' whole processing, so that it reads what the norm gives before weight and bias.
+    """
+    state, config = source.state, source.state.get("cfg", {})
+    inner = state.get("state_dict", state)
+    if not isinstance(config, Mapping) or not isinstance(inner, Mapping):
+        raise ValueError(f"{source.name}: expected `cfg` and `state_dict` to be dictionaries.")
+    sizes = {"d_in": config.get("d_in"), "d_sae": config.get("d_sae"), "d_out": config.get("d_out")}
+    tensors, _ = checked(inner, TRANSCODER_PT, source.name, sizes=sizes)
+    named = re.search(r"blocks\.\d+\.(?:ln2\.hook_normalized|hook_resid_mid)", source.path.name)
+    said = config.get("hook_point") or (named[0] if named else None)
+    read_at = Site.parse(reads) if reads is not None else parsed(said, source.name, "hook_point")
+    out = parsed(config.get("out_hook_point"), source.name, "out_hook_point")
+    if out is None and read_at is not None and read_at.kind in (Kind.LN2_NORMALIZED, Kind.RESID_MID):
+        out = Site(read_at.layer, Kind.MLP_OUT)
+    return Transcoder(
+        **source.leaves(tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec_out"]),
+        activation=ReLU(),
+        reads=read_at,
+        site=agreed([("its configuration", out)], source.site, source.name),
+        processing=STEPS,
+        b_in=source.leaf(tensors["b_dec"]),
+        origin=f"{source.name} (transcoder_pt)",
+    )

@@ -1,0 +1,197 @@
+"""Dictionaries of SAELens, versions 3 to 6: a folder with `cfg.json` and `sae_weights.safetensors`.
+
+Reference: github.com/jbloomAus/SAELens. Its run-time rescaling of a topk dictionary's latents by the norms of their directions is
+folded into the weights, and so is a fine-tuned scale of the latents: the latents and the reconstruction are the same.
+"""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from ..._sites import Kind, Site
+from ...saes import (
+    AbstractActivation,
+    AbstractDictionary,
+    AbstractNormalisation,
+    Gated,
+    JumpReLU,
+    ReLU,
+    SAE,
+    Standardise,
+    TanhReLU,
+    TopK,
+    Transcoder,
+    UnitNorm,
+)
+from ._parts import decoder_norms, Parts, scale_input, scale_latents, unit_decoder
+from ._releases import norm_factor_of
+from ._saelens_config import parse, SaeLensConfig
+from ._sites import agreed, parsed
+from ._source import Source
+from ._tensors import checked, Table, warn
+
+
+_SAE = {"W_enc": "d_in d_sae", "W_dec": "d_sae d_in", "b_dec": "d_in"}
+_TRANSCODER = {"W_enc": "d_in d_sae", "b_enc": "d_sae", "W_dec": "d_sae d_out", "b_dec": "d_out"}
+TENSORS: dict[str, Table] = {
+    "standard": {**_SAE, "b_enc": "d_sae"},
+    "gated": {**_SAE, "b_gate": "d_sae", "r_mag": "d_sae", "b_mag": "d_sae"},
+    "jumprelu": {**_SAE, "b_enc": "d_sae", "threshold": "d_sae"},
+    "topk": {**_SAE, "b_enc": "d_sae"},
+    "transcoder": _TRANSCODER,
+    "skip_transcoder": {**_TRANSCODER, "W_skip": "d_out d_in"},
+    "jumprelu_transcoder": {**_TRANSCODER, "threshold": "d_sae"},
+}
+_SCALES = {"scaling_factor": "d_sae", "finetuning_scaling_factor": "d_sae"}
+_NORMALISATIONS = {"layer_norm": Standardise, "constant_norm_rescale": UnitNorm}
+
+
+def read(
+    source: Source,
+    *,
+    norm_scaling_factor: float | None = None,
+    normalize_decoder: bool = False,
+    ignore_config: Collection[str] = (),
+) -> AbstractDictionary:
+    """A dictionary from a SAELens folder.
+
+    **Arguments:**
+
+    - `norm_scaling_factor`: for `normalize_activations: expected_average_only_in`, what its training activations were multiplied by. It
+      is folded into the weights. Without it nothing is done, as SAELens does nothing when such a dictionary runs, and a warning says so.
+    - `normalize_decoder`: give every direction norm 1 and scale the latents to match.
+    - `ignore_config`: attributes of `cfg.json` that this reader does not know and that change nothing.
+    """
+    cfg = source.json("cfg.json")
+    if cfg is None:
+        raise ValueError(f"{source.name} is a SAELens dictionary without its cfg.json. Put it beside the weights.")
+    config = parse(cfg, source.name, source.repository, ignore_config)
+    reads, site = _sites(config, source)
+    parts = _parts(config, source)
+    parts = _average_norm(parts, config, reads, source, norm_scaling_factor)
+    if normalize_decoder:
+        _check_scalable(config, source)
+        parts = unit_decoder(parts)
+    arrays = source.leaves(parts["W_enc"], parts["b_enc"], parts["W_dec"], parts["b_dec"])
+    activation = _activation(config, parts, source)
+    origin = f"{source.name} (SAELens {config.architecture})"
+    if _is_transcoder(config):
+        skip = source.leaf(parts["W_skip"].T) if "W_skip" in parts else None
+        return Transcoder(
+            **arrays,
+            activation=activation,
+            reads=reads,
+            site=site,
+            processing=config.processing,
+            W_skip=skip,
+            origin=origin,
+        )
+    return SAE(
+        **arrays,
+        activation=activation,
+        site=site,
+        processing=config.processing,
+        centred=config.apply_b_dec_to_input,
+        normalisation=_normalisation(config),
+        origin=origin,
+    )
+
+
+def _is_transcoder(config: SaeLensConfig) -> bool:
+    return config.architecture.endswith("transcoder")
+
+
+def _sites(config: SaeLensConfig, source: Source) -> tuple[Site | None, Site | None]:
+    """Where it reads and where it reconstructs. The caller's site is the latter."""
+    if not _is_transcoder(config):
+        site = source.site or parsed(config.hook_name, source.name, "hook_name")
+        return site, site
+    if config.normalize_activations in _NORMALISATIONS:
+        raise ValueError(
+            f"{source.name}: normalize_activations {config.normalize_activations!r} is not supported for a transcoder."
+        )
+    reads = parsed(config.hook_name, source.name, "hook_name")
+    written = parsed(config.hook_name_out, source.name, "hook_name_out")
+    if written is None and reads is not None and reads.kind in (Kind.LN2_NORMALIZED, Kind.RESID_MID):
+        written = Site(reads.layer, Kind.MLP_OUT)
+    return reads, agreed([("cfg.json", written)], source.site, source.name)
+
+
+def _parts(config: SaeLensConfig, source: Source) -> Parts:
+    state = dict(source.state)
+    if "log_threshold" in state and "threshold" not in state:  # as its training writes it
+        log = state.pop("log_threshold")
+        state["threshold"] = np.exp(
+            checked({"log_threshold": log}, {"log_threshold": "d_sae"}, source.name)[0]["log_threshold"]
+        )
+    sizes = {"d_in": config.d_in, "d_sae": config.d_sae, "d_out": config.d_out}
+    parts, _ = checked(
+        state, {**TENSORS[config.architecture], **_SCALES}, source.name, optional=tuple(_SCALES), sizes=sizes
+    )
+    parts = {"b_enc": np.zeros_like(parts["W_enc"][0]), **parts}  # gated has no bias of its own
+    parts = _finetuned(parts, config, source)
+    return scale_latents(parts, decoder_norms(parts)) if config.rescale_acts_by_decoder_norm else parts
+
+
+def _finetuned(parts: Parts, config: SaeLensConfig, source: Source) -> Parts:
+    """The fine-tuned scale of each latent in the decoder. Older versions wrote one of ones everywhere."""
+    found = [parts[name] for name in _SCALES if name in parts and not np.allclose(parts[name], 1)]
+    rest = {name: array for name, array in parts.items() if name not in _SCALES}
+    if not found:
+        return rest
+    if not config.finetuning_scaling_factor:
+        raise ValueError(
+            f"{source.name} holds a `scaling_factor` other than one, and cfg.json says finetuning_scaling_factor is false. Which is it?"
+        )
+    return {**rest, "W_dec": rest["W_dec"] * found[0][:, None]}
+
+
+def _average_norm(parts: Parts, config: SaeLensConfig, site: Site | None, source: Source, given: float | None) -> Parts:
+    if config.normalize_activations != "expected_average_only_in":
+        if given is not None:
+            raise ValueError(
+                f"{source.name}: norm_scaling_factor is for normalize_activations 'expected_average_only_in', and cfg.json says "
+                f"{config.normalize_activations!r}."
+            )
+        return parts
+    factor = given if given is not None else _stored_factor(source, site)
+    if factor is None:
+        warn(
+            f"{source.name} was trained on activations multiplied by a factor that it does not hold (normalize_activations "
+            "'expected_average_only_in'), and on others its latents mean little. Pass norm_scaling_factor=…, sqrt(d_in) over their "
+            "mean norm."
+        )
+        return parts
+    if _is_transcoder(config):
+        raise ValueError(f"{source.name}: norm_scaling_factor is not supported for a transcoder.")
+    return scale_input(parts, float(factor))
+
+
+def _stored_factor(source: Source, site: Site | None) -> float | None:
+    beside: Mapping[str, float | None] = source.json("activation_scaler.json") or {}
+    factor = beside.get("scaling_factor")
+    return norm_factor_of(source.repository, None if site is None else site.layer) if factor is None else factor
+
+
+def _check_scalable(config: SaeLensConfig, source: Source) -> None:
+    if (
+        config.architecture == "topk" and not config.rescale_acts_by_decoder_norm
+    ) or config.activation_fn == "tanh-relu":
+        raise ValueError(
+            f"{source.name}: normalize_decoder would change which latents this {config.architecture} dictionary turns on."
+        )
+
+
+def _activation(config: SaeLensConfig, parts: Parts, source: Source) -> AbstractActivation:
+    if config.architecture == "gated":
+        return Gated(source.leaf(parts["r_mag"]), source.leaf(parts["b_gate"]), source.leaf(parts["b_mag"]))
+    if "threshold" in parts:
+        return JumpReLU(source.leaf(parts["threshold"]))
+    if config.architecture == "topk" and config.k is not None:
+        return TopK(config.k)
+    return TanhReLU() if config.activation_fn == "tanh-relu" else ReLU()
+
+
+def _normalisation(config: SaeLensConfig) -> AbstractNormalisation | None:
+    kind = _NORMALISATIONS.get(config.normalize_activations)
+    return None if kind is None else kind()

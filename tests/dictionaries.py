@@ -1,0 +1,73 @@
+"""The registry of dictionaries over which their laws run: `(key, width, site) -> dictionary`, with every parameter away from its default."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+import jaxcirc as jc
+from jaxcirc.saes import (
+    AbstractDictionary,
+    Gated,
+    Identity,
+    JumpReLU,
+    Linear,
+    ReLU,
+    SAE,
+    Standardise,
+    TanhReLU,
+    TopK,
+    Transcoder,
+    UnitNorm,
+)
+
+
+def weights(key, d_in: int, d_out: int | None = None, d_sae: int = 20):
+    """Random `W_enc`, `b_enc`, `W_dec`, `b_dec`."""
+    d_out = d_in if d_out is None else d_out
+    keys = jax.random.split(key, 4)
+    shapes = ((d_in, d_sae), (d_sae,), (d_sae, d_out), (d_out,))
+    return [jax.random.normal(k, shape) / 2 for k, shape in zip(keys, shapes, strict=True)]
+
+
+def make_sae(key, width: int, site: jc.Site | None = None, activation=None, d_sae: int = 20, **settings) -> SAE:
+    """A random SAE."""
+    return SAE(*weights(key, width, d_sae=d_sae), ReLU() if activation is None else activation, site, **settings)
+
+
+def gated(key, d_sae: int = 20) -> Gated:
+    return Gated(*(jax.random.normal(k, (d_sae,)) / 2 for k in jax.random.split(key, 3)))
+
+
+def thresholds(key, d_sae: int = 20) -> JumpReLU:
+    return JumpReLU(jax.random.uniform(key, (d_sae,)))
+
+
+def transcoder(key, width: int, site: jc.Site | None = None, activation=None, **settings) -> Transcoder:
+    """A random transcoder: to the MLP's output it reads what the MLP reads, elsewhere the site itself."""
+    reads = jc.Site(site.layer, jc.Kind.LN2_NORMALIZED) if site is not None and site.kind == jc.Kind.MLP_OUT else site
+    return Transcoder(*weights(key, width), ReLU() if activation is None else activation, reads, site, **settings)
+
+
+DICTIONARIES: dict[str, Callable[..., AbstractDictionary]] = {
+    "relu": make_sae,
+    "relu-uncentred": lambda key, width, site=None: make_sae(key, width, site, centred=False),
+    "tanh-relu": lambda key, width, site=None: make_sae(key, width, site, TanhReLU()),
+    "linear": lambda key, width, site=None: make_sae(key, width, site, Linear()),
+    "gated": lambda key, width, site=None: make_sae(key, width, site, gated(key)),
+    "jumprelu": lambda key, width, site=None: make_sae(key, width, site, thresholds(key)),
+    "batchtopk": lambda key, width, site=None: make_sae(key, width, site, JumpReLU(jnp.asarray(0.7))),
+    "topk": lambda key, width, site=None: make_sae(key, width, site, TopK(3)),
+    "topk-unrectified": lambda key, width, site=None: make_sae(key, width, site, TopK(15, rectified=False)),
+    "topk-standardised": lambda key, width, site=None: make_sae(key, width, site, TopK(4), normalisation=Standardise()),
+    "relu-unit-norm": lambda key, width, site=None: make_sae(key, width, site, normalisation=UnitNorm()),
+    "identity": lambda key, width, site=None: Identity(width, site),
+    "transcoder": transcoder,
+    "transcoder-input-bias": lambda key, width, site=None: transcoder(
+        key, width, site, b_in=jnp.linspace(-1, 1, width)
+    ),
+    "transcoder-skip": lambda key, width, site=None: transcoder(
+        key, width, site, W_skip=jax.random.normal(jax.random.fold_in(key, 7), (width, width)) / 2
+    ),
+    "transcoder-jumprelu": lambda key, width, site=None: transcoder(key, width, site, thresholds(key)),
+}
