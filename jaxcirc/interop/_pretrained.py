@@ -66,15 +66,14 @@ def from_torch(hf_model: Any, *, dtype: DTypeLike | None = None) -> Transformer:
 def locate(name_or_dir: str | Path, revision: str | None) -> tuple[Path, str | None]:
     """The folder of a checkpoint, and the weights file in it if one was named."""
     name, path = str(name_or_dir), Path(name_or_dir).expanduser()
-    local = name in SHIPPED or path.exists()
-    if local and revision is not None:
+    if name in SHIPPED:
+        path = shipped_folder(name)
+    elif not name or not path.exists():
+        return _hub.download(name, revision), None
+    if revision is not None:
         raise ValueError(
             f"revision={revision!r} is of the Hugging Face Hub, and {name!r} is on this disk; leave it out."
         )
-    if name in SHIPPED:
-        return shipped_folder(name), None
-    if path.is_dir():
-        return path, None
     if path.is_file():
         file = path.name.removesuffix(".index.json")
         if file not in FORMATS:
@@ -82,9 +81,11 @@ def locate(name_or_dir: str | Path, revision: str | None) -> tuple[Path, str | N
                 f"{path} is not called like a weights file; expected {', '.join(FORMATS)}, or the folder of one."
             )
         return path.parent, path.name
-    return _hub.download(name, revision), None
+    return path, None
 
 
 def _short(name_or_dir: str | Path) -> str:
     path = Path(name_or_dir).expanduser()
-    return (path.resolve().name if path.is_dir() else path.resolve().parent.name) if path.exists() else str(name_or_dir)
+    if not path.exists():
+        return str(name_or_dir)
+    return (path if path.is_dir() else path.parent).resolve().name
