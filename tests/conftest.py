@@ -7,6 +7,10 @@ import jaxtyping
 import pytest
 
 
+# Programs here are compiled often and run briefly: without optimisation the suite takes half the time.
+QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".strip()
+
 jax.config.update("jax_enable_x64", os.environ.get("JAXCIRC_TEST_X64", "1") == "1")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")

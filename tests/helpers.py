@@ -148,7 +148,9 @@ class Chosen(jc.AbstractEdit):
 
 def one_at_a_time(sites: int, edits: int = 1) -> jax.Array:
     """`[edits * sites + 1, sites]`: the choices of a sweep, each edit at each site alone, edit by edit; the last row edits nothing."""
-    return jnp.concatenate([*(jnp.eye(sites, dtype=int) * (n + 1) for n in range(edits)), jnp.zeros((1, sites), int)])
+    return jnp.asarray(
+        np.concatenate([*(np.eye(sites, dtype=int) * (n + 1) for n in range(edits)), np.zeros((1, sites), int)])
+    )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,335 @@
+"""One run: recording, edits, padding, purity, and what it refuses."""
+
+import functools as ft
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcirc as jc
+from jaxcirc import Kind, Site
+
+from .helpers import assert_close, Chosen, make_model, model_named, MODELS, one_at_a_time, tokens_for
+
+
+RESID = Site(1, Kind.RESID_MID)
+CUTS = (Kind.RESID_PRE, Kind.RESID_MID, Kind.RESID_POST)
+
+
+@ft.cache
+def swept(name: str):
+    """`(sites, values, cache)`: every site's value, moved at one site a row by `values`; the last row is not moved."""
+    model = model_named(name)
+    tokens, rng = tokens_for(model), np.random.default_rng(1)
+    sites = jc.sites(model)
+
+    def world(model, tokens, values, row):
+        edits = {site: Chosen(row[i], (jc.Add(values[site]),)) for i, site in enumerate(sites)}
+        return jc.run(model, tokens, edits=edits, record=sites)[1]
+
+    shapes = jax.eval_shape(lambda model: jc.run(model, tokens, record=sites)[1], model)
+    values = {site: jnp.asarray(rng.uniform(0.5, 1.5, shape.shape), shape.dtype) for site, shape in shapes.items()}
+    rows = one_at_a_time(len(sites))
+    return sites, values, jax.jit(jax.vmap(world, in_axes=(None, None, None, 0)))(model, tokens, values, rows)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_edits_move_what_is_downstream_and_nothing_upstream(name):
+    sites, values, cache = swept(name)
+    logits = cache[Site(None, Kind.LOGITS)]
+    for row, edited in enumerate(sites):
+        assert np.abs(logits[row] - logits[-1]).max() > 1e-4, f"an edit at {edited} does not reach the logits"
+        with np.errstate(invalid="ignore"):  # masked scores, -inf + value
+            assert_close(cache[edited][row], cache[edited][-1] + values[edited])
+        for site in sites:
+            if site < edited or (
+                site.layer == edited.layer and site.kind <= Kind.V and edited.kind in (Kind.Q, Kind.K)
+            ):
+                same = site < edited or site.kind != edited.kind
+                if same:
+                    np.testing.assert_array_equal(cache[site][row], cache[site][-1], err_msg=f"{edited} moved {site}")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_record_is_what_downstream_sees(name):
+    """Whichever site is edited, each recorded value is what the recorded values before it make it, but at the edited site itself."""
+    sites, _, cache = swept(name)
+    model = model_named(name)
+    checked = 0
+    for layer, block in enumerate(model.blocks):
+        at = lambda kind, layer=layer: np.asarray(cache[Site(layer, kind)])
+        made = {
+            Kind.ATTN_SCORES: np.einsum("nqhd,nkhd->nhqk", at(Kind.Q), at(Kind.K)) * block.attn.scale,
+            Kind.Z: np.einsum("nhqk,nkhd->nqhd", at(Kind.PATTERN), at(Kind.V)),
+            Kind.RESULT: np.einsum("nqhd,hdm->nqhm", at(Kind.Z), block.attn.W_O),
+            Kind.ATTN_OUT: at(Kind.RESULT).sum(axis=2) + block.attn.b_O,
+        }
+        if block.ln1 is not None:
+            centred = at(Kind.RESID_PRE) - at(Kind.RESID_PRE).mean(axis=-1, keepdims=True)
+            weight, bias = (1, 0) if block.ln1.weight is None else (block.ln1.weight, block.ln1.bias)
+            made[Kind.LN1_NORMALIZED] = centred / at(Kind.LN1_SCALE) * weight + bias
+        if block.mlp is None:
+            made[Kind.RESID_POST] = at(Kind.RESID_PRE) + at(Kind.ATTN_OUT)
+        else:
+            made[Kind.RESID_MID] = at(Kind.RESID_PRE) + at(Kind.ATTN_OUT)
+            made[Kind.RESID_POST] = at(Kind.RESID_MID) + at(Kind.MLP_OUT)
+            made[Kind.MLP_POST] = block.mlp.act(jnp.asarray(at(Kind.MLP_PRE)))
+            made[Kind.MLP_OUT] = at(Kind.MLP_POST) @ block.mlp.W_out + block.mlp.b_out
+        made[Kind.RESID_PRE] = (
+            cache[Site(layer - 1, Kind.RESID_POST)] if layer else cache[sites[0]] + cache[Site(None, Kind.POS_EMBED)]
+        )
+        for kind, want in made.items():
+            others = np.array([site != Site(layer, kind) for site in sites] + [True])
+            got, want = at(kind)[others], np.asarray(want)[others]
+            seen = np.isfinite(got)  # masked scores are made -inf afterwards
+            assert_close(got[seen], want[seen])
+            checked += 1
+    assert checked >= 6 * model.n_layers
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_do_not_depend_on_what_is_recorded(name):
+    model = model_named(name)
+    tokens = tokens_for(model)
+    plain, nothing = jax.jit(lambda model, tokens: jc.run(model, tokens))(model, tokens)
+    everything = swept(name)[2]
+    assert nothing == {}
+    assert plain.shape == (7, model.W_U.shape[1])
+    assert_close(plain, everything[Site(None, Kind.LOGITS)][-1])
+
+
+@pytest.fixture
+def model():
+    return model_named("gpt2")
+
+
+@pytest.fixture
+def tokens(model):
+    return tokens_for(model)
+
+
+def test_names_are_keys_and_the_cache_is_in_order(model, tokens):
+    names = ["logits", "blocks.1.hook_resid_mid", "hook_embed", "blocks.0.attn.hook_z"]
+    _, cache = jc.run(model, tokens, record=names)
+    assert list(map(str, cache)) == ["hook_embed", "blocks.0.attn.hook_z", "blocks.1.hook_resid_mid", "logits"]
+    _, by_site = jc.run(model, tokens, edits={RESID: jc.Add(1.0)}, record=[RESID, RESID, str(RESID)])
+    _, by_name = jc.run(model, tokens, edits={str(RESID): jc.Add(1.0)}, record={RESID})
+    assert_close(by_site[RESID], cache[RESID] + 1)
+    np.testing.assert_array_equal(by_site[RESID], by_name[RESID])
+
+
+def test_splicing_makes_sites_of_latents_and_error(model, tokens):
+    weights = np.random.default_rng(0).normal(size=(16, 32)) / 4
+    sae = jc.saes.SAE(*map(jnp.asarray, (weights, np.zeros(32), weights.T, np.ones(16))), jc.saes.ReLU())
+    clean, _ = jc.run(model, tokens)
+    spliced, cache = jc.run(model, tokens, saes={RESID: sae}, record=[RESID, RESID.acts, RESID.error])
+    assert list(cache) == [RESID.acts, RESID.error, RESID]
+    assert_close(spliced, clean)
+    assert_close(sae.decode(cache[RESID.acts]) + cache[RESID.error], cache[RESID])
+    assert 0 < (cache[RESID.acts] > 0).mean() < 1
+    # A latent is moved: the stream moves by its decoder's row, because the error is that of the unedited latents.
+    pushed = jc.Add(jnp.zeros(32).at[3].set(2.0))
+    _, moved = jc.run(model, tokens, saes={str(RESID): sae}, edits={RESID.acts: pushed}, record=[RESID])
+    assert_close(moved[RESID] - cache[RESID], jnp.broadcast_to(2 * sae.W_dec[3], (7, 16)))
+
+
+def test_a_dictionary_on_z_reads_all_heads(model, tokens):
+    z = Site(0, Kind.Z)
+    clean, _ = jc.run(model, tokens)
+    spliced, cache = jc.run(model, tokens, saes={z: jc.saes.Identity(12, z)}, record=[z, z.acts])
+    assert_close(spliced, clean)
+    np.testing.assert_array_equal(cache[z].reshape(7, 12), cache[z.acts])
+
+
+def transcoder(reads, site, width=16):
+    eye, zero = jnp.eye(width), jnp.zeros(width)
+    return jc.saes.Transcoder(eye, zero, eye, zero, jc.saes.ReLU(), reads, site)
+
+
+def test_a_transcoder_reads_another_site(model, tokens):
+    reads, site = Site(1, Kind.LN2_NORMALIZED), Site(1, Kind.MLP_OUT)
+    clean, _ = jc.run(model, tokens)
+    spliced, cache = jc.run(model, tokens, saes={site: transcoder(reads, site)}, record=[reads, site.acts])
+    assert_close(spliced, clean)
+    assert_close(cache[site.acts], jnp.maximum(cache[reads], 0))
+
+
+def pad(rows, length, side, filler):
+    """`(tokens, mask)` of a batch of unequal rows, padded to one length on one side."""
+    tokens, mask = np.full((len(rows), length), filler), np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        real = slice(length - len(row), length) if side == "left" else slice(0, len(row))
+        tokens[i, real], mask[i, real] = row, True
+    return tokens, mask
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neo", "no-norm-relu-bidirectional"])
+def test_padding(name):
+    model = model_named(name)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, model.d_vocab, length) for length in (3, 8, 3, 7)]
+    record = [site for site in jc.sites(model) if site.kind in CUTS]
+    embed, pattern = Site(None, Kind.EMBED), Site(model.n_layers - 1, Kind.PATTERN)
+    weights = jnp.asarray(rng.normal(size=(8, model.W_U.shape[1])))
+
+    def padded(model, tokens, mask):
+        def total(step):
+            logits, cache = jc.run(model, tokens, mask=mask, edits={embed: jc.Add(step)}, record=[*record, pattern])
+            return jnp.sum(jnp.where(mask[:, None], weights * logits, 0)), (logits, cache)
+
+        return jax.grad(total, has_aux=True)(jnp.zeros((tokens.shape[0], model.d_model), model.dtype))
+
+    batched = jax.jit(jax.vmap(padded, in_axes=(None, 0, 0)))
+    both = lambda filler: map(
+        np.concatenate, zip(*(pad(rows, 8, side, filler) for side in ("left", "right")), strict=True)
+    )
+    tokens, mask = both(filler=0)
+    gradient, (logits, cache) = jax.tree.map(np.asarray, batched(model, jnp.asarray(tokens), jnp.asarray(mask)))
+    assert not gradient[~mask].any()
+    assert (np.abs(gradient[mask]).max(axis=-1) > 0).all()
+    assert not np.where(mask[:, None, :, None] & ~mask[:, None, None, :], cache[pattern], 0).any()
+
+    # What stands at the padding changes nothing, bit for bit.
+    _, (other, _) = batched(model, jnp.asarray(next(both(filler=3))), jnp.asarray(mask))
+    np.testing.assert_array_equal(np.asarray(other)[mask], logits[mask])
+
+    alone = jax.jit(lambda model, tokens: jc.run(model, tokens, record=record))
+    for i, row in enumerate([*rows, *rows]):
+        want, values = alone(model, jnp.asarray(row))
+        assert_close(logits[i][mask[i]], want)
+        for site in record:
+            assert_close(cache[site][i][mask[i]], values[site])
+
+
+def test_nothing_is_changed_by_running(model, tokens):
+    before = jax.tree.map(np.array, (model, tokens))
+    structure = jax.tree.structure(model)
+    edits, record = {"hook_embed": jc.Add(1.0)}, [str(RESID)]
+    jc.run(model, tokens, edits=edits, record=record)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, (model, tokens)))
+    assert jax.tree.structure(model) == structure
+    assert list(edits) == ["hook_embed"]
+    assert record == [str(RESID)]
+
+
+def test_no_tracer_leaks(model, tokens):
+    with jax.checking_leaks():
+        run = lambda model, step: jc.run(model, tokens, edits={RESID: jc.Add(step)}, record=[RESID])
+        logits, cache = jax.jit(run)(model, jnp.ones(16))
+        gradient = jax.grad(lambda step: run(model, step)[0].sum())(jnp.ones(16))
+        jc.sites(model)
+    assert all(isinstance(leaf, jax.Array) for leaf in (logits, gradient, *cache.values()))
+
+
+UNKNOWN = [
+    ({"record": ["blocks.12.hook_mlp_out"]}, r"run\(record=…\): no site `blocks.12.hook_mlp_out` in random with 2 layers. "
+     "Did you mean `blocks.1.hook_mlp_out`?"),
+    ({"edits": {"blocks.2.hook_resid_pre": jc.Detach()}}, r"run\(edits=…\): no site `blocks.2.hook_resid_pre`.*mean `blocks.\d.hook_r"),
+    ({"saes": {"blocks.7.hook_resid_post": jc.saes.Identity(16)}}, r"run\(saes=…\): no site `blocks.7.hook_resid_post`"),
+    ({"record": [RESID.acts]}, "there is no dictionary at `blocks.1.hook_resid_mid`. Pass saes="),
+    ({"record": ["blocks.0.hook_mlpout"]}, "No site is called `blocks.0.hook_mlpout`. Did you mean `blocks.0.hook_mlp_out`"),
+    ({"edits": {RESID: jc.Detach(), str(RESID): jc.Detach()}}, "A site is given twice"),
+    ({"saes": {RESID: jc.saes.Identity(16), str(RESID): jc.saes.Identity(16)}}, "A site is given twice"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), UNKNOWN)
+def test_unknown_sites(model, tokens, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        jc.run(model, tokens, **arguments)
+
+
+def test_sites_that_another_model_has():
+    model = model_named("attention-only")
+    with pytest.raises(ValueError, match=r"no site `blocks.0.hook_mlp_out`.*Did you mean"):
+        jc.run(model, tokens_for(model), record=["blocks.0.hook_mlp_out"])
+
+
+BAD_TOKENS = [
+    (lambda t: t.at[2].set(13), ValueError, r"Token id 13 at \[2\] is outside the vocabulary of random, 0 to 12.*tokenizer"),
+    (lambda t: t.at[0].set(-1), ValueError, r"Token id -1 at \[0\] is outside the vocabulary"),
+    (lambda t: jnp.zeros(13, int), ValueError, "The prompt has 13 tokens, and random has a context of 12. Shorten"),
+    (lambda t: t[:0], ValueError, r"Expected at least one token, got token ids of shape \(0,\)"),
+    (lambda t: t[None], ValueError, r"Expected token ids of shape \[seq\], got \(1, 7\). Use jax.vmap"),
+    (lambda t: t[0], ValueError, r"Expected token ids of shape \[seq\], got \(\)"),
+    (lambda t: t.astype(float), TypeError, "Token ids are integers; got dtype float"),
+    (lambda t: t > 3, TypeError, "Token ids are integers; got dtype bool"),
+    (lambda t: t.tolist(), TypeError, r"Expected an array of token ids, got a list. Use jnp.asarray\(tokens\)"),
+    (lambda t: "a text", TypeError, "Expected an array of token ids, got a str"),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(("bad", "kind", "message"), BAD_TOKENS)
+def test_bad_tokens(model, tokens, bad, kind, message):
+    with pytest.raises(kind, match=message):
+        jc.run(model, bad(tokens))
+
+
+@pytest.mark.usefixtures("untyped")
+def test_numpy_tokens_will_do(model, tokens):
+    np.testing.assert_array_equal(jc.run(model, np.asarray(tokens))[0], jc.run(model, tokens)[0])
+
+
+def test_a_batch_where_a_batch_is_wanted(model, tokens):
+    from jaxcirc._run import check_tokens
+
+    check_tokens(model, tokens[None], batched=True)
+    with pytest.raises(ValueError, match=r"shape \[batch seq\], got \(7,\). Use tokens\[None\]"):
+        check_tokens(model, tokens, batched=True)
+    with pytest.raises(ValueError, match=r"Token id 99 at \[1, 3\]"):
+        check_tokens(model, jnp.zeros((2, 7), int).at[1, 3].set(99), batched=True)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"edits": {RESID: jc.Replace(np.ones((3, 16)))}}, ValueError,
+         r"at `blocks.1.hook_resid_mid`, Replace's value has shape \(3, 16\); give it an array of shape \(7, 16\)"),
+        ({"edits": {RESID: jc.Add(np.ones((1, 7, 16)))}}, ValueError, r"at `blocks.1.hook_resid_mid`, Add's value"),
+        ({"edits": {RESID: jc.Blend(np.ones(7), 0.0)}}, ValueError, r"Blend's mask has shape \(7,\)"),
+        ({"edits": {RESID: jc.Apply(lambda x: x[:3])}}, ValueError, r"has shape \(7, 16\), and Apply made it \(3, 16\)"),
+        ({"edits": {RESID: np.ones(16)}}, TypeError, "expected an edit such as jc.Replace.*, got a ndarray"),
+        ({"edits": {RESID: lambda x: x}}, TypeError, "expected an edit such as .*, got a function"),
+        ({"saes": {RESID: np.ones(16)}}, TypeError, "expected a dictionary such as .*, got a ndarray"),
+        ({"mask": np.ones(6, bool)}, ValueError, r"one boolean a token, .* bool\[7\]; got bool\[6\]"),
+        ({"mask": np.ones(7)}, ValueError, r"bool\[7\]; got float64\[7\]"),
+        ({"mask": np.ones((1, 7), bool)}, ValueError, r"got bool\[1, 7\]"),
+    ],
+)  # fmt: skip
+def test_bad_edits_dictionaries_and_masks(model, tokens, arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        jc.run(model, tokens, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("saes", "message"),
+    [
+        ({RESID: jc.saes.Identity(8)}, "at `blocks.1.hook_resid_mid` maps 8 numbers to 8, and there the model has 16 and 16"),
+        ({RESID: jc.saes.Identity(16, Site(0, Kind.RESID_MID))}, "for `blocks.1.hook_resid_mid` was trained for `blocks.0.hook_resid_mid`"),
+        ({RESID: transcoder(Site(1, Kind.MLP_OUT), RESID)}, "reads `blocks.1.hook_mlp_out`, which the model does not compute before"),
+        ({RESID: transcoder(Site(5, Kind.MLP_OUT), RESID)}, "reads `blocks.5.hook_mlp_out`, which the model does not compute before"),
+        ({RESID: transcoder(None, RESID)}, "does not say which site it reads"),
+        ({RESID: transcoder(Site(1, Kind.Q), RESID)}, "maps 16 numbers to 16, and there the model has 12 and 16"),
+    ],
+)  # fmt: skip
+def test_dictionaries_of_another_model_or_site(model, tokens, saes, message):
+    with pytest.raises(ValueError, match=message):
+        jc.run(model, tokens, saes=saes)
+
+
+def test_processing_is_compared(model, tokens):
+    with pytest.warns(UserWarning, match="processed by fold_layer_norm, and random is processed by nothing: its recon"):
+        jc.run(model, tokens, saes={RESID: jc.saes.Identity(16, RESID, ("fold_layer_norm",))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for processing in (None, ()):
+            jc.run(model, tokens, saes={RESID: jc.saes.Identity(16, RESID, processing)})
+
+
+def test_a_model_wants_a_window_for_each_layer():
+    with pytest.raises(ValueError, match="one entry a layer: expected 2, got 3"):
+        make_model(jax.random.key(0), windows=(None, 3, None))
