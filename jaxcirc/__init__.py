@@ -1,6 +1,6 @@
 """Jacobians, edges and circuits of transformers in JAX."""
 
-from . import saes as saes
+from . import data as data, saes as saes
 from ._edits import (
     AbstractEdit as AbstractEdit,
     Add as Add,

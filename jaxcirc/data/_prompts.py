@@ -1,0 +1,59 @@
+"""A set of prompts: what every verb over data takes."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from .._metrics import LogitDiff
+
+
+class Prompts(eqx.Module):
+    """Pairs of prompts, clean and corrupt, that differ in one thing and have one length, with their answers.
+
+    **Attributes:**
+
+    - `clean`, `corrupt` `[batch seq]`: token ids. Where prompts of several lengths are together, the padding is on the right.
+    - `answer`, `foil` `[batch]`: the token that should come after the clean prompt, and the one that it is compared with.
+    - `positions`: the place of each named word of the clean prompt, `[batch]`; `"end"`, the last token, is always there.
+    - `mask` `[batch seq]`: False for padding; `None` if there is none.
+
+    `len(prompts)` is the number of pairs; `prompts[:4]` and `prompts[[0, 7]]` are sets of some of them, and `prompts[3]` of one.
+
+    >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
+    >>> len(prompts), prompts[:4].clean.shape
+    (8, (4, 6))
+    """
+
+    clean: Int[Array, "batch seq"]
+    corrupt: Int[Array, "batch seq"]
+    answer: Int[Array, " batch"]
+    foil: Int[Array, " batch"]
+    positions: dict[str, Int[Array, " batch"]]
+    mask: Bool[Array, "batch seq"] | None = None
+
+    def __len__(self) -> int:
+        return self.clean.shape[0]
+
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> "Prompts":
+        chosen = np.atleast_1d(np.arange(len(self))[index])
+        pick = lambda array: jnp.asarray(array)[chosen]
+        return Prompts(
+            pick(self.clean),
+            pick(self.corrupt),
+            pick(self.answer),
+            pick(self.foil),
+            {role: pick(position) for role, position in self.positions.items()},
+            None if self.mask is None else pick(self.mask),
+        )
+
+    def metric(self) -> LogitDiff:
+        """`logit[answer] - logit[foil]` at each prompt's last token."""
+        return LogitDiff(self.answer, self.foil, position=self.positions["end"])
+
+
+def as_ids(values) -> Int[Array, "..."]:
+    """Token ids or positions as an array; int32 whatever JAX's default is."""
+    return jnp.asarray(np.asarray(values, np.int32))
