@@ -1,4 +1,4 @@
-"""The registry of dictionaries over which their laws run: `(key, width, site) -> dictionary`, with every parameter away from its default."""
+"""The registry of dictionaries over which their laws run: `(key, width, site) -> dictionary`, no parameter at its default."""
 
 from collections.abc import Callable
 

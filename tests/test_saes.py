@@ -183,7 +183,11 @@ def test_normalised_dictionary_against_its_equation(kind, getkey):
     sae = make_sae(getkey(), 6, normalisation=Standardise() if kind == "standardise" else UnitNorm())
     x = np.asarray(jax.random.normal(getkey(), (5, 6))) * 3 + 1
     shift = x.mean(-1, keepdims=True) if kind == "standardise" else 0
-    scale = x.std(-1, ddof=1, keepdims=True) if kind == "standardise" else np.linalg.norm(x, axis=-1, keepdims=True) / 6**0.5
+    scale = (
+        x.std(-1, ddof=1, keepdims=True)
+        if kind == "standardise"
+        else np.linalg.norm(x, axis=-1, keepdims=True) / 6**0.5
+    )
     W_enc, b_enc, W_dec, b_dec = (np.asarray(a) for a in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
     read = (x - shift) / (scale + (1e-5 if kind == "standardise" else 0))
     acts = np.maximum((read - b_dec) @ W_enc + b_enc, 0)
@@ -253,7 +257,9 @@ def test_mismatch_compares_what_was_trained_with_what_is_run():
 
 def test_a_dictionary_of_another_width_is_refused(model, getkey):
     site = Site(0, Kind.MLP_OUT)
-    with pytest.raises(ValueError, match=r"blocks.0.hook_mlp_out` maps 5 numbers to 5, and there the model has 16 and 16"):
+    with pytest.raises(
+        ValueError, match=r"blocks.0.hook_mlp_out` maps 5 numbers to 5, and there the model has 16 and 16"
+    ):
         jc.run(model, tokens_for(model), saes={site: make_sae(getkey(), 5, site)})
 
 
@@ -263,6 +269,7 @@ def test_a_dictionary_for_another_site_is_refused(model, getkey):
         jc.run(model, tokens_for(model), saes={Site(0, Kind.MLP_OUT): sae})
 
 
+@pytest.mark.usefixtures("untyped")
 def test_arrays_of_other_shapes_are_refused(getkey):
     W_enc, b_enc, W_dec, b_dec = weights(getkey(), 4)
     with pytest.raises(ValueError, match=r"SAE: `W_dec` must have shape \(20, 4\), got \(4, 20\)"):

@@ -81,7 +81,7 @@ class Source:
 
     def leaf(self, array: np.ndarray) -> Array:
         """`array` as a leaf: in the dtype that the caller asked for, else as stored."""
-        return jnp.asarray(np.ascontiguousarray(array), self.dtype)
+        return jnp.asarray(array, self.dtype)
 
     def leaves(self, W_enc: np.ndarray, b_enc: np.ndarray, W_dec: np.ndarray, b_dec: np.ndarray) -> Leaves:
         """The four arrays that every dictionary has, to be passed on by name."""

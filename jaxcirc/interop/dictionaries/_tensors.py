@@ -1,5 +1,6 @@
 """A dictionary file's tensors, checked against a table of names and axes before anything is made from them."""
 
+import sys
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -74,8 +75,6 @@ def listed(names: Collection[str]) -> str:
 
 def warn(message: str) -> None:
     """A warning that points at the line outside the library which asked for the file."""
-    import sys
-
     inside = str(Path(__file__).parents[2])
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and (
