@@ -64,7 +64,7 @@ def read_torch(path: Path) -> object:
             f"{path} is a pickle that holds more than weights, and loading it could run code, so it is refused. Load it where you "
             "trust it and save its tensors: safetensors.torch.save_file(state_dict, path)."
         ) from None
-    except (RuntimeError, EOFError) as error:
+    except (RuntimeError, EOFError, OSError) as error:  # which of them depends on where the file ends
         why = str(error).partition("\n")[0] or "it ends too early"
         raise ValueError(f"{path} is not a whole PyTorch file ({why}). Download it again.") from None
 

@@ -218,7 +218,7 @@ def test_no_tracer_leaks(model, tokens):
     with jax.checking_leaks():
         run = lambda model, step: jc.run(model, tokens, edits={RESID: jc.Add(step)}, record=[RESID])
         logits, cache = jax.jit(run)(model, jnp.ones(16))
-        gradient = jax.grad(lambda step: run(model, step)[0].sum())(jnp.ones(16))
+        gradient = jax.jit(jax.grad(lambda step, model: run(model, step)[0].sum()))(jnp.ones(16), model)
         jc.sites(model)
     assert all(isinstance(leaf, jax.Array) for leaf in (logits, gradient, *cache.values()))
 

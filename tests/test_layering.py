@@ -1,0 +1,46 @@
+"""The floors hold, and importing the library is light."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from .helpers import REPOSITORY
+
+
+HEAVY = ("torch", "transformers", "flax", "pandas", "pyarrow", "huggingface_hub", "matplotlib", "graphviz", "optax")
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_is_light():
+    loaded = python(f"import sys, jaxcirc; print(*set({HEAVY}) & set(sys.modules))")
+    assert loaded == "", f"import jaxcirc imports {loaded}"
+
+
+def test_importing_is_quick():
+    code = "import time, jax, numpy; start = time.perf_counter(); import jaxcirc; print(time.perf_counter() - start)"
+    seconds = min(float(python(code)) for _ in range(3))  # the least of three: other work on the machine only adds
+    assert 0 < seconds < 1
+
+
+def test_importing_changes_no_setting():
+    code = "import jax; before = dict(jax.config.values); import jaxcirc; print(before == dict(jax.config.values))"
+    assert python(code) == "True"
+
+
+def test_floors(monkeypatch):
+    pytest.importorskip("importlinter", reason="the floors are checked where import-linter is installed")
+    from importlinter.cli import lint_imports
+
+    monkeypatch.chdir(REPOSITORY)
+    assert lint_imports(config_filename="pyproject.toml", no_cache=True) == 0
