@@ -20,7 +20,7 @@ from ._nodes import latent_gradient, NodeEffects
 from ._packs import pack_sources, pack_targets, Sources, TargetChunk
 from ._prepare import prepare, Problem
 from ._states import node_differences, States, states
-from ._wiring import canonical, reaches_output, Wire, wiring
+from ._wiring import canonical, layer_of, reaches_output, Wire, wiring
 
 
 Pair = tuple[Site, Site]
@@ -161,9 +161,8 @@ def _contract(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The edges of one wire into one chunk of targets, in coordinates."""
     start, end, reads = canonical(wire.source), _as_output(wire.target), _as_output(site_read(wire.target, sae))
-    assert start.layer is not None and end.layer is not None
-    first = start.layer
-    span = slice(first, end.layer + 1)
+    first, last = layer_of(start), layer_of(end)
+    span = slice(first, last + 1)
     values = _pull(
         model.blocks[span],
         masks[span],
@@ -193,10 +192,7 @@ def _shaped(model: Transformer, site: Site, at: States) -> Float[Array, "batch s
 
 def _as_output(site: Site) -> Site:
     """`resid_pre` of a block as `resid_post` of the one before: the name by which a span of blocks ends in it."""
-    if site.kind == Kind.RESID_PRE:
-        assert site.layer
-        return Site(site.layer - 1, Kind.RESID_POST)
-    return site
+    return Site(layer_of(site) - 1, Kind.RESID_POST) if site.kind == Kind.RESID_PRE else site
 
 
 @ft.partial(jax.jit, static_argnames=("source", "target", "reads"))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .._edits import as_pytree
+from .._guard import check_backend
 from .._metrics import AbstractMetric
 from .._run import check_dictionaries, check_metric, check_tokens, site_shapes
 from .._sites import by_site, did_you_mean, Site
@@ -38,6 +39,7 @@ def prepare(
     mask: Bool[Array, "batch seq"] | None,
 ) -> Problem:
     """Checks and normalises the arguments. **Raises:** `ValueError`, each time with what was expected and what came."""
+    check_backend()
     sites = by_site(saes)
     check_saes(model, sites)
     check_tokens(model, clean, batched=True)
@@ -70,9 +72,8 @@ def check_saes(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> N
     for site, sae in saes.items():
         for wanted in (site, site_read(site, sae)):
             if wanted not in shapes:
-                raise ValueError(
-                    f"saes=…: no site `{wanted}` in {model.name} with {model.n_layers} layers. {did_you_mean(str(wanted), map(str, shapes))}"
-                )
+                hint = did_you_mean(str(wanted), map(str, shapes))
+                raise ValueError(f"saes=…: no site `{wanted}` in {model.name} with {model.n_layers} layers. {hint}")
         widths = (int(np.prod(shapes[s].shape[1:])) for s in (site_read(site, sae), site))
         sae.check_width(site, *widths)
     check_nodes(sorted(saes))

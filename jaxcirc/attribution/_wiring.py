@@ -77,10 +77,13 @@ def canonical(site: Site) -> Site:
     """One name for one place: `resid_post` of a block is `resid_pre` of the next, and the embedding enters at the first."""
     if site.kind == Kind.EMBED:
         return Site(0, Kind.RESID_PRE)
-    if site.kind == Kind.RESID_POST:
-        assert site.layer is not None
-        return Site(site.layer + 1, Kind.RESID_PRE)
-    return site
+    return Site(layer_of(site) + 1, Kind.RESID_PRE) if site.kind == Kind.RESID_POST else site
+
+
+def layer_of(site: Site) -> int:
+    """The layer of a site inside the blocks."""
+    assert site.layer is not None
+    return site.layer
 
 
 def is_cut(site: Site) -> bool:
@@ -140,6 +143,6 @@ def entry(model: Transformer, site: Site) -> Site:
     place = canonical(site)
     if place.kind in RESIDUAL:
         return place
-    assert place.layer is not None
-    into_middle = place.kind in (Kind.Z, Kind.ATTN_OUT) and model.blocks[place.layer].mlp is not None
-    return Site(place.layer, Kind.RESID_MID) if into_middle else Site(place.layer + 1, Kind.RESID_PRE)
+    layer = layer_of(place)
+    into_middle = place.kind in (Kind.Z, Kind.ATTN_OUT) and model.blocks[layer].mlp is not None
+    return Site(layer, Kind.RESID_MID) if into_middle else Site(layer + 1, Kind.RESID_PRE)

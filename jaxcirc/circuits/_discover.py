@@ -104,6 +104,10 @@ def discover(
 def _check_arguments(problem: Problem, aggregate: str, batch_size: int | None) -> None:
     if aggregate not in ("sum", "none"):
         raise ValueError(f"discover: aggregate must be 'sum' or 'none', got {aggregate!r}.")
+    if aggregate == "none" and not bool(problem.mask.all()):
+        raise ValueError(
+            "discover: aggregate='none' keeps positions apart, and padded prompts do not align. Use aggregate='sum'."
+        )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"discover: batch_size must be at least 1, got {batch_size}.")
     if problem.corrupt is not None and np.array_equal(problem.clean, problem.corrupt):
@@ -121,7 +125,9 @@ def _batches(problem: Problem, size: int) -> Iterator[_Batch]:
     n = problem.clean.shape[0]
     for start in range(0, n, size):
         rows = np.minimum(np.arange(start, start + size), n - 1)
-        part = jax.tree.map(lambda x: x[rows], (problem.clean, problem.corrupt, problem.metric, problem.mask))
+        part = jax.tree.map(
+            lambda x, rows=rows: x[rows], (problem.clean, problem.corrupt, problem.metric, problem.mask)
+        )
         yield _Batch(Problem(problem.saes, *part), (np.arange(start, start + size) < n) / n)
 
 

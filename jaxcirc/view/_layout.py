@@ -81,8 +81,7 @@ def layout(
 
 def _cells(nodes: "pd.DataFrame"):
     keyed = nodes.assign(column=nodes["pos"].fillna(-1).astype(int))
-    for (site, column), cell in keyed.groupby(["site", "column"]):
-        yield (site, column), cell
+    yield from keyed.groupby(["site", "column"])
 
 
 def _token(tokens: list[str] | None, pos: int) -> str:

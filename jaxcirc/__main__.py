@@ -1,0 +1,8 @@
+"""`python -m jaxcirc`."""
+
+import sys
+
+from .cli import main
+
+
+sys.exit(main())

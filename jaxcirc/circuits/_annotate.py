@@ -1,0 +1,64 @@
+"""What a circuit's latents fire on, read off the prompts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from .._run import run
+from .._sites import Site
+from .._tap import site_read
+from ..models import Transformer
+from ..saes import AbstractDictionary
+from ._circuit import Circuit
+
+
+def annotate_latents(
+    circuit: Circuit,
+    model: Transformer,
+    saes: Mapping[Site, AbstractDictionary],
+    token_batches: Sequence[Int[Array, "batch seq"]],
+    tokenizer: Any,
+    *,
+    mask: Bool[Array, "batch seq"] | None = None,
+    most: int = 3,
+) -> dict[str, str]:
+    """For each latent of the circuit, the tokens on which it is strongest on average, among these prompts: `{node: "on is, was"}`.
+
+    **Arguments:** - `token_batches`: prompts, for example the clean and the corrupt ones. - `mask`: False for padding, of each.
+    """
+    latents = circuit.nodes[circuit.nodes["kind"] == "latent"]
+    units = {Site.parse(site): sorted(rows["unit"].unique()) for site, rows in latents.groupby("site")}
+    tokens = np.concatenate([np.asarray(batch) for batch in token_batches])
+    real = np.ones(tokens.shape, bool) if mask is None else np.tile(np.asarray(mask), (len(token_batches), 1))
+    acts = _activations(model, {site: saes[site] for site in units}, tokens, real, units)
+    kinds = np.unique(tokens[real])
+    words = [tokenizer.decode([int(kind)]).strip() for kind in kinds]
+    notes = {}
+    for site, rows in latents.groupby("site"):
+        here = acts[Site.parse(str(site))]
+        column = {unit: i for i, unit in enumerate(units[Site.parse(str(site))])}
+        means = np.stack([here[(tokens == kind) & real].mean(axis=0) for kind in kinds])  # [token unit]
+        for node in rows.itertuples():
+            strength = means[:, column[node.unit]]
+            top = [words[i] for i in np.argsort(-strength)[:most] if strength[i] > 0.1 * strength.max() > 0]
+            if top:
+                notes[str(node.node)] = "on " + ", ".join(top)
+    return notes
+
+
+def _activations(model, saes, tokens, mask, units) -> dict[Site, np.ndarray]:
+    @jax.jit
+    def chosen(model, saes, tokens, mask):
+        def one(tokens, keys):
+            _, cache = run(model, tokens, record={site_read(site, sae) for site, sae in saes.items()}, mask=keys)
+            flat = {site: value.reshape(value.shape[0], -1) for site, value in cache.items()}
+            return {
+                site: sae.encode(flat[site_read(site, sae)])[:, np.array(units[site])] for site, sae in saes.items()
+            }
+
+        return jax.vmap(one)(tokens, mask)
+
+    return {site: np.asarray(acts) for site, acts in chosen(model, saes, tokens, mask).items()}

@@ -1,0 +1,3 @@
+"""The command line: thin over the public verbs."""
+
+from ._main import main as main

@@ -1,0 +1,66 @@
+"""`jaxcirc demo`: the whole of it, on the model that ships."""
+
+import argparse
+import time
+from pathlib import Path
+
+from .. import data
+from ..circuits import annotate_latents, check_output, discover
+from ..interop import from_pretrained, load_saes, load_tokenizer
+from ._common import add_circuit_options, method_of, print_json, progress_bar, show_circuit, Subparsers
+
+
+MODEL = "tiny-gpt2"
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "demo",
+        help="find and draw a circuit of the shipped model",
+        description="Finds the circuit by which tiny-gpt2 agrees a verb with its subject across a relative clause, and draws it.",
+        epilog="example: jaxcirc demo --out my-circuit",
+    )
+    parser.add_argument("--out", type=Path, default=Path("jaxcirc-demo"), help="folder for the circuit (%(default)s)")
+    parser.add_argument("--prompts", type=int, default=32, metavar="N", help="how many prompt pairs (%(default)s)")
+    add_circuit_options(parser, node_threshold=0.1, edge_threshold=0.02)
+    parser.set_defaults(command=demo)
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    began = time.monotonic()
+    check_output(arguments.out)
+    model, saes, tokenizer = from_pretrained(MODEL), load_saes(MODEL), load_tokenizer(MODEL)
+    prompts = data.subject_verb(tokenizer, arguments.prompts, kind="rc", seed=0)
+    clean, corrupt = (tokenizer.decode(tokens[0]) for tokens in (prompts.clean, prompts.corrupt))
+    answer, foil = (tokenizer.decode([int(token[0])]) for token in (prompts.answer, prompts.foil))
+    if not arguments.json:
+        print(f"{MODEL} and its {len(saes)} dictionaries; {len(prompts)} prompt pairs such as\n")
+        print(f"  clean    {clean!r}  expects {answer!r} and not {foil!r}\n  corrupt  {corrupt!r}\n")
+    with progress_bar() as progress:
+        circuit = discover(
+            model,
+            saes,
+            prompts.clean,
+            prompts.corrupt,
+            prompts.metric(),
+            node_threshold=arguments.node_threshold,
+            edge_threshold=arguments.edge_threshold,
+            method=method_of(arguments.steps),
+            aggregate="none",
+            progress=progress,
+        )
+    circuit = circuit.annotate(
+        title=f"{MODEL}: the verb agrees with its subject across a relative clause",
+        tokens=[tokenizer.decode([int(token)]) for token in prompts.clean[0]],
+        annotations=annotate_latents(circuit, model, saes, [prompts.clean, prompts.corrupt], tokenizer),
+    )
+    circuit.save(arguments.out)
+    picture = arguments.out / "circuit.html"
+    circuit.to_html(picture)
+    seconds = time.monotonic() - began
+    if arguments.json:
+        print_json(circuit, folder=str(arguments.out), picture=str(picture), seconds=round(seconds, 1))
+    else:
+        show_circuit(circuit)
+        print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser. {seconds:.0f} s in all.")
+    return 0

@@ -1,0 +1,128 @@
+"""`jaxcirc doctor`: is what this machine computes right?"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from .. import data
+from .._files import read_safetensors
+from .._guard import check_backend
+from .._nn import Attention
+from .._run import run
+from .._tap import Tap
+from .._version import __version__
+from ..attribution import edge_effects, Gradient, node_effects
+from ..interop import from_pretrained, load_saes, load_tokenizer, shipped_folder
+from ..models import attention_mask
+from ._common import Subparsers
+
+
+MODELS = ("tiny-gpt2", "tiny-gpt-neo")
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "doctor",
+        help="check that this machine computes right numbers",
+        description="Checks versions, a Jacobian whose answer is known, the shipped models and the conservation of edge effects.",
+        epilog="example: jaxcirc doctor",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(command=doctor)
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Runs every check; exit code 1 if one fails."""
+    checks: dict[str, Callable[[], str]] = {
+        "jaxlib is not a version known to be wrong": _version,
+        "a batched attention Jacobian, two ways": _jacobian,
+        **{f"{name} computes what PyTorch computed": lambda name=name: _golden(name) for name in MODELS},
+        "edges out of each node sum to its effect": _conservation,
+    }
+    about = {
+        "jaxcirc": __version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "python": sys.version.split()[0],
+        "device": jax.devices()[0].device_kind,
+        "matmul precision": str(jax.config.jax_default_matmul_precision or "default"),
+    }
+    results = {}
+    if not arguments.json:
+        print(", ".join(f"{name} {value}" for name, value in about.items()))
+    for what, check in checks.items():
+        try:
+            ok, said = True, check()
+        except Exception as error:  # a doctor reports every failure, whatever it is, and goes on
+            ok, said = False, f"{type(error).__name__}: {error}"
+        results[what] = {"ok": ok, "said": said}
+        if not arguments.json:
+            print(f"{'ok  ' if ok else 'FAIL'}  {what}: {said}")
+    if arguments.json:
+        print(json.dumps({**about, "checks": results}))
+    return 0 if all(result["ok"] for result in results.values()) else 1
+
+
+def _version() -> str:
+    check_backend()
+    return jaxlib.__version__
+
+
+def _jacobian(seq: int = 64, d_model: int = 768, heads: int = 12, rows: int = 16) -> str:
+    """`<w, J v>` with `J v` run eagerly, operation by operation, against the compiled, batched `J^T w`: at a size where a known
+    miscompilation shows."""
+    rng = np.random.default_rng(0)
+    random = lambda *shape: jnp.asarray(rng.standard_normal(shape) / shape[-1] ** 0.5, jnp.float32)
+    into = lambda: (random(heads, d_model, d_model // heads), random(heads, d_model // heads))
+    out = (random(heads, d_model // heads, d_model), random(d_model))
+    attention = Attention(*into(), *into(), *into(), *out, jnp.asarray((d_model // heads) ** -0.5, jnp.float32))
+    mask = attention_mask(seq, causal=True, window=None, keys=None)
+    sublayer = lambda attention, x: attention(x, mask, Tap({}, {}, frozenset(), layer=0))
+    x, v, w = random(seq, d_model) * 10, random(seq, d_model), random(rows, seq, d_model)
+    pulled = jax.jit(lambda attention, x, w: jax.vmap(jax.vjp(lambda x: sublayer(attention, x), x)[1])(w)[0])(
+        attention, x, w
+    )
+    with jax.disable_jit():
+        _, pushed = jax.jvp(lambda x: sublayer(attention, x), (x,), (v,))
+    got, want = (
+        (np.asarray(pulled, np.float64) * np.asarray(v)).sum((1, 2)),
+        (np.asarray(w, np.float64) * np.asarray(pushed)).sum((1, 2)),
+    )
+    return _compare(got, want, 1e-3)
+
+
+def _golden(name: str) -> str:
+    golden = read_safetensors(shipped_folder(name) / "golden.safetensors")
+    model = from_pretrained(name)
+    logits = jax.jit(jax.vmap(lambda model, tokens: run(model, tokens)[0], in_axes=(None, 0)))(model, golden["tokens"])
+    return _compare(np.asarray(logits), golden["logits"], 1e-3 if jax.default_backend() != "cpu" else 1e-5)
+
+
+def _conservation() -> str:
+    model, saes, tokenizer = from_pretrained(MODELS[0]), load_saes(MODELS[0]), load_tokenizer(MODELS[0])
+    prompts = data.subject_verb(tokenizer, 2, kind="rc", seed=0)
+    arguments = (model, saes, prompts.clean, prompts.corrupt, prompts.metric())
+    nodes = node_effects(*arguments, method=Gradient())
+    edges = edge_effects(*arguments, nodes, threshold=0.0)
+    got, want = [], []
+    for site in saes:
+        out = sum(edges.dense(pair).sum((1, 2)) for pair in edges.coo if pair[0] == site)
+        got.append((out + np.asarray(edges.to_metric.get(site, 0.0))).ravel())
+        want.append(np.asarray(nodes.nodes(site)).ravel())
+    return _compare(np.concatenate(got), np.concatenate(want), 1e-3)
+
+
+def _compare(got: np.ndarray, want: np.ndarray, limit: float) -> str:
+    size = np.abs(want).max()
+    if not size > 1e-3:
+        raise ValueError(f"there is nothing to compare: the largest number is {size:.2g}")
+    error = np.abs(got - want).max() / size
+    if not error <= limit:
+        raise ValueError(f"the relative error is {error:.2g}, more than {limit:g}")
+    return f"relative error {error:.1e}"

@@ -1,0 +1,102 @@
+"""Edges and node effects from their definitions: dictionaries spliced into the run, full Jacobians by `jacrev`, nothing gathered.
+
+Slow, dense, and by another route than the library's: that computes cotangents in closed form from the plain model's gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxcirc as jc
+from jaxcirc import Kind, Site
+from jaxcirc.saes import Gated, JumpReLU, ReLU, SAE, Standardise, TopK, Transcoder
+
+
+def random_sae(key, site, width, d_sae, activation=None, **more):
+    keys = jax.random.split(key, 4)
+    random = lambda key, *shape: jax.random.normal(key, shape) / shape[0] ** 0.5
+    arrays = (
+        random(keys[0], width, d_sae),
+        0.1 * random(keys[1], d_sae),
+        random(keys[2], d_sae, width),
+        0.1 * random(keys[3], width),
+    )
+    return SAE(*arrays, activation or ReLU(), site, **more)
+
+
+def random_saes(key, model, kinds=(Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST), embed=True):
+    """Dictionaries of different widths and families on every site of `kinds`, none as wide as the model."""
+    families = [ReLU(), JumpReLU(jnp.asarray(0.2)), TopK(5), None]
+    sites = [Site(0, Kind.RESID_PRE)] * embed + [Site(layer, kind) for layer in range(model.n_layers) for kind in kinds]
+    saes = {}
+    for i, site in enumerate(sites):
+        key = jax.random.fold_in(key, i)
+        width = {Kind.Z: model.n_heads * model.d_head, Kind.MLP_POST: 24}.get(site.kind, model.d_model)
+        d_sae = width + 3 + i
+        family = families[i % len(families)] or Gated(
+            jnp.full(d_sae, 0.1), jnp.full(d_sae, 0.05), jnp.full(d_sae, -0.05)
+        )
+        normalisation = Standardise() if i % 5 == 3 else None
+        saes[site] = random_sae(key, site, width, d_sae, family, centred=i % 2 == 0, normalisation=normalisation)
+    return saes
+
+
+def random_transcoder(key, layer, width, d_sae):
+    keys = jax.random.split(key, 4)
+    random = lambda key, *shape: jax.random.normal(key, shape) / shape[0] ** 0.5
+    arrays = (
+        random(keys[0], width, d_sae),
+        0.1 * random(keys[1], d_sae),
+        random(keys[2], d_sae, width),
+        0.1 * random(keys[3], width),
+    )
+    reads, site = Site(layer, Kind.LN2_NORMALIZED), Site(layer, Kind.MLP_OUT)
+    return Transcoder(*arrays, ReLU(), reads, site, W_skip=0.3 * random(keys[0], width, width))
+
+
+def node_gradients(model, saes, tokens, metric):
+    """Gradients of the metric with respect to all latents and errors, every dictionary spliced in; one sequence."""
+    parts = [part for site in saes for part in (site.acts, site.error)]
+    cache = record(model, tokens, saes, parts)
+
+    def value(additions):
+        return metric(jc.run(model, tokens, saes=saes, edits={s: jc.Add(x) for s, x in additions.items()})[0])
+
+    return jax.jit(jax.grad(value))({site: jnp.zeros_like(x) for site, x in cache.items()})
+
+
+def node_values(model, saes, tokens):
+    return record(model, tokens, saes, [part for site in saes for part in (site.acts, site.error)])
+
+
+def record(model, tokens, saes, sites):
+    return jax.jit(lambda model, tokens, saes: jc.run(model, tokens, saes=saes, record=sites)[1])(model, tokens, saes)
+
+
+def edges(model, saes, clean, corrupt, metric, source, target):
+    """`E[target_pos target_node source_pos source_node]` for one sequence: gradient x Jacobian, others held, x difference."""
+    between = [site for site in saes if source < site < target]
+    parts = (source.acts, source.error, target.acts, target.error)
+    held = record(model, clean, {}, between)
+    spliced = {site: saes[site] for site in (source, target)}
+
+    def downstream(acts, error):
+        edits = {source.acts: jc.Add(acts), source.error: jc.Add(error), **{s: jc.Replace(v) for s, v in held.items()}}
+        cache = jc.run(model, clean, saes=spliced, edits=edits, record=parts[2:])[1]
+        return cache[target.acts], cache[target.error].reshape(clean.shape[0], -1)
+
+    before, after = node_values(model, saes, clean), node_values(model, saes, corrupt)
+    d_acts, d_error = (np.asarray(after[part] - before[part]) for part in parts[:2])
+    gradient = node_gradients(model, saes, clean, metric)
+    jacobian = jax.jit(jax.jacrev(downstream, argnums=(0, 1)))(jnp.zeros(d_acts.shape), jnp.zeros(d_error.shape))
+    (acts_acts, acts_error), (error_acts, error_error) = jax.tree.map(np.asarray, jacobian)
+    g_acts, g_error = np.asarray(gradient[target.acts]), np.asarray(gradient[target.error]).reshape(clean.shape[0], -1)
+    error_error = error_error.reshape(*error_error.shape[:3], -1)
+    d_error, acts_error = d_error.reshape(clean.shape[0], -1), acts_error.reshape(*acts_error.shape[:3], -1)
+    seq, f_t, f_s = clean.shape[0], g_acts.shape[1], d_acts.shape[1]
+    out = np.zeros((seq, f_t + 1, seq, f_s + 1))
+    out[:, :-1, :, :-1] = np.einsum("tk,tksj,sj->tksj", g_acts, acts_acts, d_acts)
+    out[:, :-1, :, -1] = np.einsum("tk,tksd,sd->tks", g_acts, acts_error, d_error)
+    out[:, -1, :, :-1] = np.einsum("td,tdsj,sj->tsj", g_error, error_acts, d_acts)
+    out[:, -1, :, -1] = np.einsum("td,tdse,se->ts", g_error, error_error, d_error)
+    return out
