@@ -28,14 +28,17 @@ def test_importing_is_light():
 
 
 def test_importing_is_quick():
-    code = "import time, jax, numpy; start = time.perf_counter(); import jaxcirc; print(time.perf_counter() - start)"
-    seconds = min(float(python(code)) for _ in range(3))  # the least of three: other work on the machine only adds
-    assert 0 < seconds < 1
+    """Under a second beyond JAX's own import, in processor time and the least of three, so that a busy machine does not matter."""
+    code = "import time, jax, numpy; start = time.process_time(); import jaxcirc; print(time.process_time() - start)"
+    assert 0 < min(float(python(code)) for _ in range(3)) < 1
 
 
 def test_importing_changes_no_setting():
-    code = "import jax; before = dict(jax.config.values); import jaxcirc; print(before == dict(jax.config.values))"
-    assert python(code) == "True"
+    code = (
+        "import jax; before = dict(jax.config.values); import jaxcirc; "
+        "print([name for name, value in before.items() if jax.config.values[name] != value])"
+    )
+    assert python(code) == "[]"
 
 
 def test_floors(monkeypatch):
