@@ -36,8 +36,8 @@ def folder(tmp_path) -> Path:
         (lambda: model_named("gpt2-untied"), "it reads 13 tokens and writes 7"),
         (lambda: dc.replace(stored_model("gpt2"), windows=(None, 3)), "its attention is local"),
         (
-            lambda: make_model(jax.random.key(0), d_head=8, scales=(0.1, 0.2)),
-            r"its attention scores are multiplied by \(0.1, 0.2",
+            lambda: make_model(jax.random.key(0), d_head=8, scales=(0.25, 0.5)),
+            r"its attention scores are multiplied by \(0.25, 0.5\)",
         ),
         (
             lambda: make_model(jax.random.key(0), d_head=8, architecture="gpt_neo", scales=(1.0, 1.0)),
