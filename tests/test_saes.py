@@ -58,7 +58,7 @@ def model():
 
 
 def all_sites(name: str) -> dict[Site, jc.saes.AbstractDictionary]:
-    sites = [Site(layer, kind) for kind in WIDTHS for layer in ((0, 1) if kind.in_block else (None,))]
+    sites = [Site(1 if kind.in_block else None, kind) for kind in WIDTHS]
     return {site: DICTIONARIES[name](jax.random.key(i), WIDTHS[site.kind], site) for i, site in enumerate(sites)}
 
 

@@ -243,7 +243,7 @@ def test_files_that_are_no_state_dict_are_refused(tmp_path):
     with pytest.raises(ValueError, match="tensor `bias` holds NaN"):
         jc.load_sae(tmp_path / "ae.pt")
     torch.save({**AutoEncoder().state_dict(), "bias": "none"}, tmp_path / "ae.pt")
-    with pytest.raises(ValueError, match="under `bias`, got str|expected a tensor under `bias`"):
+    with pytest.raises(ValueError, match=r"tensor `bias` holds .*, not numbers"):
         jc.load_sae(tmp_path / "ae.pt")
     torch.save({"step": 3, "ae": 5}, tmp_path / "ae.pt")
     with pytest.raises(ValueError, match="under `ae` expected a state dict, got a int"):

@@ -74,27 +74,28 @@ def read(
     """
     state, config, norm_factor = _unwrapped(source)
     kind = _class(state, config, dict_class, source)
+    _check_option(kind, source, "AutoEncoderNew", scaled_features=scaled_features)
+    _check_option(kind, source, "JumpReluAutoEncoder", apply_b_dec_to_input=apply_b_dec_to_input)
+    _check_option(kind, source, "AutoEncoderTopK", use_threshold=use_threshold)
     sizes = {"d_in": config.get("activation_dim"), "d_sae": config.get("dict_size")}
     tensors, sizes = checked(state, CLASSES[kind], source.name, optional=_OLD.get(kind, ()), sizes=sizes)
     _check_groups(tensors, sizes, source)
     parts = scale_biases(_parts(tensors), norm_factor)
-    chosen = {"norm_factor": norm_factor} if norm_factor != 1 else {}
-    if kind == "AutoEncoder" or (kind == "AutoEncoderNew" and scaled_features):
-        name, fold = ("normalize_decoder", normalize_decoder) if kind == "AutoEncoder" else ("scaled_features", True)
-        parts, chosen = unit_decoder(parts) if fold else parts, {**chosen, name: fold}
+    chosen: dict[str, object] = {"norm_factor": norm_factor} if norm_factor != 1 else {}
+    if kind == "AutoEncoder":
+        chosen["normalize_decoder"] = normalize_decoder
+    chosen |= {"scaled_features": True} if scaled_features else {}
+    chosen |= {"use_threshold": True} if use_threshold else {}
+    if scaled_features or (kind == "AutoEncoder" and normalize_decoder):
+        parts = unit_decoder(parts)
     k = _k(tensors, config, source)
-    if kind == "AutoEncoderTopK" and use_threshold:
-        k, chosen = None, {**chosen, "use_threshold": True}
-    centred = kind not in ("AutoEncoderNew", "JumpReluAutoEncoder") or (
-        kind == "JumpReluAutoEncoder" and apply_b_dec_to_input
-    )
     return SAE(
         **source.leaves(parts["W_enc"], parts["b_enc"], parts["W_dec"], parts["b_dec"]),
-        activation=_activation(kind, parts, k, sizes["d_sae"], source),
+        activation=_activation(kind, parts, None if use_threshold else k, sizes["d_sae"], source),
         site=_site(source, config),
         # Its trainers read the modules of the Hugging Face model that the configuration names, as they are.
         processing=() if config.get("lm_name") else None,
-        centred=centred,
+        centred=apply_b_dec_to_input if kind == "JumpReluAutoEncoder" else kind != "AutoEncoderNew",
         origin=f"{source.name} ({', '.join([kind, *(f'{name}={value}' for name, value in chosen.items())])})",
     )
 
@@ -155,6 +156,12 @@ def _class(state: Mapping[str, object], config: dict, given: str | None, source:
         )
         raise ValueError(f"{source.name} holds the tensors {listed(state)}, which {what}.")
     return fitting[0]
+
+
+def _check_option(kind: str, source: Source, meant: str, **option: bool) -> None:
+    for name, value in option.items():
+        if value and kind != meant:
+            raise ValueError(f"{source.name}: {name}=True is for the class {meant}, and this is of the class {kind}.")
 
 
 def _parts(tensors: Parts) -> dict[str, np.ndarray]:

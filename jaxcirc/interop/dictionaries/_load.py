@@ -66,8 +66,8 @@ def load_sae(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     jc.save_sae(sae, f"{folder}/sae")
     ...     loaded = jc.load_sae(f"{folder}/sae")
-    >>> str(loaded.site), loaded.d_sae, loaded.activation
-    ('blocks.0.hook_mlp_out', 8, TopK(k=2, rectified=True))
+    >>> str(loaded.site), loaded.d_sae, loaded.activation.k
+    ('blocks.0.hook_mlp_out', 8, 2)
     """
     wanted = None if site is None else Site.parse(site)
     if wanted is not None and wanted.part != Part.VALUE:

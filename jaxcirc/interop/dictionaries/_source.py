@@ -133,10 +133,7 @@ def _download(repository: str, inside: str | None, revision: str | None, whole: 
         wanted = [inside, f"{inside.rstrip('/')}/*", f"{stem}_cfg.json", *beside]
     try:
         root = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # what huggingface_hub raises for no network, no such repository, no such revision
+    except (OSError, ValueError) as error:  # no network, no such repository, no such revision
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{repository} is no file or folder here, and could not be had from the Hugging Face Hub: {first} Check the name, the "

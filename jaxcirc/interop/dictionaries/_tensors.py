@@ -76,7 +76,7 @@ def listed(names: Collection[str]) -> str:
 def warn(message: str) -> None:
     """A warning that points at the line outside the library which asked for the file."""
     inside = str(Path(__file__).parents[2])
-    level, frame = 1, sys._getframe(1)
+    level, frame = 2, sys._getframe(1)  # the caller of this function
     while frame.f_back is not None and (
         frame.f_code.co_filename.startswith(inside) or "jaxtyping" in frame.f_code.co_filename
     ):
