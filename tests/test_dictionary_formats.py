@@ -174,6 +174,14 @@ def test_matryoshka_runs_with_all_its_groups(tmp_path):
         jc.load_sae(path)
 
 
+def test_an_option_of_another_class_is_refused(tmp_path):
+    path = write(tmp_path / "ae.safetensors", random({"bias": (D,), **LINEAR}))
+    with pytest.raises(
+        ValueError, match="use_threshold=True is for the class AutoEncoderTopK, and this is of the class AutoEncoder"
+    ):
+        jc.load_sae(path, use_threshold=True)
+
+
 def test_dictionary_learning_site(tmp_path):
     tensors = random({"bias": (D,), **LINEAR})
     trainer = {"dict_class": "AutoEncoder", "submodule_name": "resid_post_layer_3", "activation_dim": D, "dict_size": F}
@@ -284,6 +292,8 @@ def test_saelens_transcoders_never_subtract_b_dec(tmp_path, architecture):
     recon = acts @ t["W_dec"] + t["b_dec"]
     check(sae, acts, recon + x @ t["W_skip"].T if architecture == "skip_transcoder" else recon)
     assert (str(sae.reads), str(sae.site)) == ("blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out")
+    moved = jc.load_sae(tmp_path, reads="blocks.1.hook_resid_mid", site="blocks.1.hook_resid_post")
+    assert (str(moved.reads), str(moved.site)) == ("blocks.1.hook_resid_mid", "blocks.1.hook_resid_post")
 
 
 @pytest.mark.parametrize("kind", ["layer_norm", "constant_norm_rescale"])
@@ -794,12 +804,16 @@ def test_unsupported_saelens_configurations_are_refused(tmp_path, change, messag
 
 def test_misplaced_options_and_names_are_refused(tmp_path):
     folder = saelens(tmp_path / "sae", random(PLAIN), **V6, architecture="standard")
-    with pytest.raises(TypeError, match=r"the format saelens has no option `omit_dead`. It has norm_scaling_factor"):
+    with pytest.raises(
+        TypeError, match=r"the format saelens has no option `omit_dead`. It has reads, norm_scaling_factor"
+    ):
         jc.load_sae(folder, omit_dead=True)
     with pytest.raises(ValueError, match=r"No format is called 'sae_lens'. Did you mean `saelens`"):
         jc.load_sae(folder, format="sae_lens")
     with pytest.raises(ValueError, match="norm_scaling_factor is for normalize_activations"):
         jc.load_sae(folder, norm_scaling_factor=2.0)
+    with pytest.raises(ValueError, match="reads=… is for a transcoder, and this one is standard"):
+        jc.load_sae(folder, reads="hook_embed")
     with pytest.raises(ValueError, match="belongs to an activation, `hook_embed`"):
         jc.load_sae(folder, site="hook_embed.hook_sae_error")
     (folder / "cfg.json").unlink()

@@ -49,7 +49,7 @@ def load_sae(
     - `site`: where it belongs, if the files do not say it, or say it wrongly.
     - `processing`: the `process_weights` steps of the model that it was trained on, in place of what the format says.
     - `dtype`: of the arrays; by default as stored, half precision as float32.
-    - `options`: of the format: `norm_scaling_factor`, `normalize_decoder`, `ignore_config` (saelens); `dict_class`,
+    - `options`: of the format: `reads`, `norm_scaling_factor`, `normalize_decoder`, `ignore_config` (saelens); `dict_class`,
       `normalize_decoder`, `scaled_features`, `apply_b_dec_to_input`, `use_threshold` (dictionary_learning); `omit_dead`,
       `activation`, `k` (openai); `reads` (sparse_mlp, transcoder_pt); `k` (topk_pt).
 

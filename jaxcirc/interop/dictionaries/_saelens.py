@@ -26,7 +26,7 @@ from ...saes import (
 from ._parts import decoder_norms, Parts, scale_input, scale_latents, unit_decoder
 from ._releases import norm_factor_of
 from ._saelens_config import parse, SaeLensConfig
-from ._sites import agreed, parsed
+from ._sites import parsed
 from ._source import Source
 from ._tensors import checked, Table, warn
 
@@ -49,6 +49,7 @@ _NORMALISATIONS = {"layer_norm": Standardise, "constant_norm_rescale": UnitNorm}
 def read(
     source: Source,
     *,
+    reads: Site | str | None = None,
     norm_scaling_factor: float | None = None,
     normalize_decoder: bool = False,
     ignore_config: Collection[str] = (),
@@ -57,6 +58,7 @@ def read(
 
     **Arguments:**
 
+    - `reads`: where a transcoder reads, if `cfg.json` does not say it or says it otherwise.
     - `norm_scaling_factor`: for `normalize_activations: expected_average_only_in`, what its training activations were multiplied by. It
       is folded into the weights. Without it nothing is done, as SAELens does nothing when such a dictionary runs, and a warning says so.
     - `normalize_decoder`: give every direction norm 1 and scale the latents to match.
@@ -66,9 +68,9 @@ def read(
     if cfg is None:
         raise ValueError(f"{source.name} is a SAELens dictionary without its cfg.json. Put it beside the weights.")
     config = parse(cfg, source.name, source.repository, ignore_config)
-    reads, site = _sites(config, source)
+    read_at, site = _sites(config, source, None if reads is None else Site.parse(reads))
     parts = _parts(config, source)
-    parts = _average_norm(parts, config, reads, source, norm_scaling_factor)
+    parts = _average_norm(parts, config, read_at, source, norm_scaling_factor)
     if normalize_decoder:
         _check_scalable(config, source)
         parts = unit_decoder(parts)
@@ -80,7 +82,7 @@ def read(
         return Transcoder(
             **arrays,
             activation=activation,
-            reads=reads,
+            reads=read_at,
             site=site,
             processing=config.processing,
             W_skip=skip,
@@ -101,20 +103,24 @@ def _is_transcoder(config: SaeLensConfig) -> bool:
     return config.architecture.endswith("transcoder")
 
 
-def _sites(config: SaeLensConfig, source: Source) -> tuple[Site | None, Site | None]:
+def _sites(config: SaeLensConfig, source: Source, reads: Site | None) -> tuple[Site | None, Site | None]:
     """Where it reads and where it reconstructs. The caller's site is the latter."""
     if not _is_transcoder(config):
+        if reads is not None:
+            raise ValueError(
+                f"{source.name}: reads=… is for a transcoder, and this one is {config.architecture}. Use site=…."
+            )
         site = source.site or parsed(config.hook_name, source.name, "hook_name")
         return site, site
     if config.normalize_activations in _NORMALISATIONS:
         raise ValueError(
             f"{source.name}: normalize_activations {config.normalize_activations!r} is not supported for a transcoder."
         )
-    reads = parsed(config.hook_name, source.name, "hook_name")
-    written = parsed(config.hook_name_out, source.name, "hook_name_out")
+    reads = reads or parsed(config.hook_name, source.name, "hook_name")
+    written = source.site or parsed(config.hook_name_out, source.name, "hook_name_out")
     if written is None and reads is not None and reads.kind in (Kind.LN2_NORMALIZED, Kind.RESID_MID):
         written = Site(reads.layer, Kind.MLP_OUT)
-    return reads, agreed([("cfg.json", written)], source.site, source.name)
+    return reads, written
 
 
 def _parts(config: SaeLensConfig, source: Source) -> Parts:
