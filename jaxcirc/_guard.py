@@ -11,7 +11,7 @@ WRONG = {"0.10.2": ("cpu",)}
 
 def check_backend() -> None:
     """RuntimeError if derivatives from this jaxlib on this backend cannot be trusted."""
-    version, backend = jaxlib.__version__, jax.default_backend()
+    version, backend = jaxlib.version.__version__, jax.default_backend()
     if backend in WRONG.get(version, ()):
         raise RuntimeError(
             f"jaxlib {version} computes wrong Jacobians on {backend} (jax-ml/jax issue 39103), so nothing is computed with it. "

@@ -40,7 +40,7 @@ class LogitDiff(AbstractMetric):
     foil: Int[Array, "..."] | None
     position: Int[Array, "..."]
 
-    def __init__(self, answer, foil=None, position=-1):
+    def __init__(self, answer: Array | int, foil: Array | int | None = None, position: Array | int = -1):
         shape = jnp.shape(jnp.asarray(answer))
         self.answer, self.position = _ids("answer", answer, shape), _ids("position", position, shape)
         self.foil = None if foil is None else _ids("foil", foil, shape)

@@ -103,9 +103,9 @@ def edge_effects(
     above = lambda site: np.abs(effects[site]) > threshold
     anything = lambda site: np.ones(effects[site].shape, bool)
     chosen = above if upstream == "selected" else anything
-    found: dict[Pair, list] = {}
+    found: dict[Pair, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     for wire, *edges in iterate_edges(model, problem, at, nodes.gradient, targets=above, sources=chosen):
-        found.setdefault((wire.source, wire.target), []).append(edges)
+        found.setdefault((wire.source, wire.target), []).append((edges[0], edges[1], edges[2]))
     return EdgeEffects(
         coo={
             pair: tuple(np.concatenate(parts) for parts in zip(*chunks, strict=True)) for pair, chunks in found.items()
@@ -115,6 +115,11 @@ def edge_effects(
         batch=problem.clean.shape[0],
         seq=problem.clean.shape[1],
     )
+
+
+def _joined(chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    targets, sources, values = zip(*chunks, strict=True)
+    return np.concatenate(targets), np.concatenate(sources), np.concatenate(values)
 
 
 def iterate_edges(

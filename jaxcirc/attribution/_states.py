@@ -57,7 +57,7 @@ def states(
         logits, cache = run(model, tokens, record=record, mask=keys)
         return logits, {site: value.reshape(value.shape[0], -1) for site, value in cache.items()}
 
-    logits, cache = jax.vmap(lambda *args: one(*args, {last, *cuts, *saes, *reads}))(clean, mask)
+    logits, cache = jax.vmap(lambda tokens, keys: one(tokens, keys, {last, *cuts, *saes, *reads}))(clean, mask)
     values = {site: cache[site] for site in {*saes, *reads}}
     if corrupt is None:
         other, others = None, None
@@ -66,7 +66,7 @@ def states(
             for site, sae in saes.items()
         }
     else:
-        other, after = jax.vmap(lambda *args: one(*args, {*saes, *reads}))(corrupt, mask)
+        other, after = jax.vmap(lambda tokens, keys: one(tokens, keys, {*saes, *reads}))(corrupt, mask)
         others = {site: after[site] for site in reads}
     return States(
         values=values,

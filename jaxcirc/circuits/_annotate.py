@@ -29,24 +29,25 @@ def annotate_latents(
 
     **Arguments:** - `token_batches`: prompts, for example the clean and the corrupt ones. - `mask`: False for padding, of each.
     """
-    latents = circuit.nodes[circuit.nodes["kind"] == "latent"]
-    units = {Site.parse(site): sorted(rows["unit"].unique()) for site, rows in latents.groupby("site")}
+    latents = [node for node in circuit.node_rows() if node.kind == "latent"]
+    units: dict[Site, list[int]] = {}
+    for node in latents:
+        units.setdefault(Site.parse(node.site), []).append(node.unit)
+    units = {site: sorted(set(chosen)) for site, chosen in units.items()}
     tokens = np.concatenate([np.asarray(batch) for batch in token_batches])
     real = np.ones(tokens.shape, bool) if mask is None else np.tile(np.asarray(mask), (len(token_batches), 1))
     acts = _activations(model, {site: saes[site] for site in units}, tokens, real, units)
     kinds = np.unique(tokens[real])
     words = [tokenizer.decode([int(kind)]).strip() for kind in kinds]
     notes = {}
-    for site, rows in latents.groupby("site"):
-        here = acts[Site.parse(str(site))]
-        column = {unit: i for i, unit in enumerate(units[Site.parse(str(site))])}
-        means = np.stack([here[(tokens == kind) & real].mean(axis=0) for kind in kinds])  # [token unit]
-        for node in rows.itertuples():
-            strength = means[:, column[node.unit]]
-            top = [words[i] for i in np.argsort(-strength)[:most] if strength[i] > 0.1 * strength.max() > 0]
-            if top:
-                notes[str(node.node)] = "on " + ", ".join(top)
-    return notes
+    for site, chosen in units.items():
+        means = np.stack([acts[site][(tokens == kind) & real].mean(axis=0) for kind in kinds])  # [token unit]
+        for unit, strength in zip(chosen, means.T, strict=True):
+            notes[site, unit] = [
+                words[i] for i in np.argsort(-strength)[:most] if strength[i] > 0.1 * strength.max() > 0
+            ]
+    named = {node.node: notes[Site.parse(node.site), node.unit] for node in latents}
+    return {name: "on " + ", ".join(words) for name, words in named.items() if words}
 
 
 def _activations(model, saes, tokens, mask, units) -> dict[Site, np.ndarray]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from .._files import check_replaceable, writing_file, writing_folder
-from ..view import graphviz_of, page
+from ..view import edge_rows, EdgeRow, graphviz_of, node_rows, NodeRow, page
 
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 
 MARKER = "circuit.json"
-METRIC = "metric"
 _FORMAT = {"format": "jaxcirc circuit", "version": 1}
 
 
@@ -40,6 +39,14 @@ class Circuit:
 
     def __repr__(self) -> str:
         return f"Circuit({len(self.nodes)} nodes, {len(self.edges)} edges, of {self.meta.get('model')})"
+
+    def node_rows(self) -> list[NodeRow]:
+        """The nodes as named tuples, the strongest first."""
+        return node_rows(self.nodes)
+
+    def edge_rows(self) -> list[EdgeRow]:
+        """The edges as named tuples, the strongest first."""
+        return edge_rows(self.edges)
 
     def annotate(self, **meta: Any) -> "Circuit":
         """The same circuit with more in its `meta`."""
@@ -68,22 +75,22 @@ class Circuit:
             raise ValueError(f"{folder} is not a saved circuit: it holds no {MARKER}. Circuit.save(folder) writes one.")
         try:
             meta = json.loads((folder / MARKER).read_text())
-            tables = [pd.read_parquet(folder / f"{name}.parquet") for name in ("nodes", "edges")]
+            nodes, edges = (pd.read_parquet(folder / f"{name}.parquet") for name in ("nodes", "edges"))
         except (OSError, ValueError) as error:  # pyarrow's and json's errors are ValueErrors
             raise ValueError(f"The circuit in {folder} is damaged: {error}. Compute or copy it again.") from None
         if {key: meta.pop(key, None) for key in _FORMAT} != _FORMAT:
             raise ValueError(f"{folder / MARKER} is of another format or a newer version; expected {_FORMAT}.")
-        return Circuit(*tables, meta)
+        return Circuit(nodes, edges, meta)
 
     def to_html(self, path: str | Path, *, most_edges: int = 150) -> None:
         """Draws the circuit as one self-contained page: no network, no other file. The strongest `most_edges` edges are drawn."""
-        html = page(self.nodes, self.edges, self.meta, most_edges=most_edges)
+        html = page(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
         with writing_file(path) as aside:
             aside.write_text(html)
 
     def to_graphviz(self, *, most_edges: int = 150) -> "graphviz.Digraph":
         """The circuit as a `graphviz.Digraph` (extra `graphviz`); its `.source` is DOT."""
-        return graphviz_of(self.nodes, self.edges, most_edges=most_edges)
+        return graphviz_of(self.node_rows(), self.edge_rows(), most_edges=most_edges)
 
 
 def check_output(folder: str | Path) -> None:

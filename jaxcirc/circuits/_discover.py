@@ -28,7 +28,8 @@ from ..attribution import (
 )
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._circuit import Circuit, METRIC
+from ..view import METRIC
+from ._circuit import Circuit
 
 
 Progress = Callable[[int, int, str], None]
@@ -272,7 +273,7 @@ def _settings(model: Transformer, problem: Problem, method: AbstractMethod) -> d
         "baseline": "zero" if problem.corrupt is None else "corrupt prompts",
         "dtype": str(model.dtype),
         "device": jax.devices()[0].device_kind,
-        "versions": {"jaxcirc": __version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__},
+        "versions": {"jaxcirc": __version__, "jax": jax.__version__, "jaxlib": jaxlib.version.__version__},
     }
 
 

@@ -50,12 +50,12 @@ def progress_bar() -> Iterator[Any]:
 
 def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: float, edge_threshold: float) -> None:
     """The options of every command that finds a circuit."""
-    number = dict(type=float, metavar="X")
+    keep = "keep %s above this (%%(default)s)"
     parser.add_argument(
-        "--node-threshold", default=node_threshold, help="keep nodes with |effect| above (%(default)s)", **number
+        "--node-threshold", type=float, metavar="X", default=node_threshold, help=keep % "nodes with |effect|"
     )
     parser.add_argument(
-        "--edge-threshold", default=edge_threshold, help="keep edges with |weight| above (%(default)s)", **number
+        "--edge-threshold", type=float, metavar="X", default=edge_threshold, help=keep % "edges with |weight|"
     )
     parser.add_argument(
         "--steps", type=int, default=10, metavar="N", help="integrated-gradients steps, 0 for the plain gradient"
@@ -81,10 +81,10 @@ def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
             f"check: node effects sum to {low:.1%} to {high:.1%} of the total effect at the {len(shares)} residual sites"
         )
     print("\nstrongest nodes")
-    for node in circuit.nodes.sort_values("effect", key=abs, ascending=False).head(most).itertuples():
-        print(f"  {node.effect:+8.3f}  {node.node:<38} {notes.get(str(node.node), '')}")
+    for node in circuit.node_rows()[:most]:
+        print(f"  {node.effect:+8.3f}  {node.node:<38} {notes.get(node.node, '')}")
     print("\nstrongest edges")
-    for edge in circuit.edges.head(most).itertuples():
+    for edge in circuit.edge_rows()[:most]:
         print(f"  {edge.weight:+8.3f}  {edge.source:<38} -> {edge.target}")
 
 

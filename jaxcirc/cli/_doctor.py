@@ -48,10 +48,10 @@ def doctor(arguments: argparse.Namespace) -> int:
     about = {
         "jaxcirc": __version__,
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib.version.__version__,
         "python": sys.version.split()[0],
         "device": jax.devices()[0].device_kind,
-        "matmul precision": str(jax.config.jax_default_matmul_precision or "default"),
+        "matmul precision": str(jax.config.read("jax_default_matmul_precision") or "default"),
     }
     results = {}
     if not arguments.json:
@@ -71,7 +71,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def _version() -> str:
     check_backend()
-    return jaxlib.__version__
+    return jaxlib.version.__version__
 
 
 def _jacobian(seq: int = 64, d_model: int = 768, heads: int = 12, rows: int = 16) -> str:

@@ -26,17 +26,17 @@ def main(argv: list[str] | None = None) -> int:
     keep_compilations()
     try:
         return arguments.command(arguments)
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("jaxcirc: stopped.", file=sys.stderr)
+        return 130
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         if arguments.traceback:
             traceback.print_exc()
         print(f"jaxcirc: {_one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("jaxcirc: stopped.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _one_line(error: Exception) -> str:

@@ -2,3 +2,10 @@
 
 from ._graphviz import graphviz_of as graphviz_of
 from ._page import page as page
+from ._rows import (
+    edge_rows as edge_rows,
+    EdgeRow as EdgeRow,
+    METRIC as METRIC,
+    node_rows as node_rows,
+    NodeRow as NodeRow,
+)

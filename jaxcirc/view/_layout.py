@@ -1,19 +1,14 @@
 """Where the nodes of a circuit stand on the page: sites from bottom to top, positions from left to right."""
 
 import dataclasses
-from typing import Any, TYPE_CHECKING
 
 from .._sites import Kind, Site
-
-
-if TYPE_CHECKING:
-    import pandas as pd
+from ._rows import EdgeRow, METRIC, NodeRow
 
 
 STEP = 30  # from node to node
 PER_LINE = 8  # nodes side by side in a cell, before a second line
 MARGIN_LEFT, MARGIN_TOP = 74, 58
-METRIC = "metric"
 
 _SHORT = {
     Kind.EMBED: "embed",
@@ -46,15 +41,18 @@ def short(site: str) -> str:
     return _SHORT.get(parsed.kind, str(parsed)).format(parsed.layer)
 
 
-def layout(
-    nodes: "pd.DataFrame", edges: "pd.DataFrame", most_edges: int, tokens: list[str] | None
-) -> tuple[Layout, Any, Any]:
-    """Places the nodes that the drawn edges touch, and the strongest others; returns the layout and what is drawn of each table."""
-    drawn = edges.head(most_edges)  # strongest first
-    touched = {*drawn["source"], *drawn["target"]}
-    strongest = nodes.sort_values("effect", key=abs, ascending=False).head(60)["node"]
-    shown = nodes[nodes["node"].isin(touched | set(strongest))]
-    cells = {key: list(cell.sort_values("effect", key=abs, ascending=False)["node"]) for key, cell in _cells(shown)}
+def choose(nodes: list[NodeRow], edges: list[EdgeRow], most_edges: int) -> tuple[list[NodeRow], list[EdgeRow]]:
+    """What is drawn: the strongest edges, the nodes that they touch, and the strongest others."""
+    drawn = edges[:most_edges]
+    touched = {edge.source for edge in drawn} | {edge.target for edge in drawn}
+    return [node for i, node in enumerate(nodes) if node.node in touched or i < 60], drawn
+
+
+def layout(nodes: list[NodeRow], edges: list[EdgeRow], tokens: list[str] | None) -> Layout:
+    """Places every node: the strongest of a site and position first, in lines."""
+    cells: dict[tuple[str, int], list[str]] = {}
+    for node in nodes:
+        cells.setdefault((node.site, -1 if node.pos is None else node.pos), []).append(node.node)
     positions = sorted({pos for _, pos in cells})
     sites = sorted({site for site, _ in cells}, key=Site.parse)
 
@@ -65,7 +63,7 @@ def layout(
         columns.append((_token(tokens, pos), x, right))
         x = right
     places, rows, y = {}, [], float(MARGIN_TOP)
-    if METRIC in touched:
+    if any(edge.target == METRIC for edge in edges):
         places[METRIC] = ((MARGIN_LEFT + x) / 2, y + STEP / 2)
         rows.append((METRIC, y + STEP / 2))
         y += STEP * 1.9
@@ -76,12 +74,7 @@ def layout(
                 places[name] = (lefts[pos] + STEP * (0.7 + i % PER_LINE), y + STEP * (0.5 + i // PER_LINE))
         rows.append((short(site), y + STEP * lines / 2))
         y += STEP * (lines + 0.9)
-    return Layout(places, rows, columns, x + 16, y), shown, drawn
-
-
-def _cells(nodes: "pd.DataFrame"):
-    keyed = nodes.assign(column=nodes["pos"].fillna(-1).astype(int))
-    yield from keyed.groupby(["site", "column"])
+    return Layout(places, rows, columns, x + 16, y)
 
 
 def _token(tokens: list[str] | None, pos: int) -> str:

@@ -2,16 +2,11 @@
 
 import html
 import json
-from typing import Any, TYPE_CHECKING
+from typing import Any
 
-from ._layout import Layout, layout, METRIC
+from ._layout import choose, Layout, layout
+from ._rows import EdgeRow, METRIC, NEGATIVE, NodeRow, POSITIVE
 
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-POSITIVE, NEGATIVE = "#1f6fb4", "#c8432b"
 
 _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 24px; color: #222; background: #fff; }
@@ -45,9 +40,10 @@ for (const node of svg.querySelectorAll(".node")) {
 """
 
 
-def page(nodes: "pd.DataFrame", edges: "pd.DataFrame", meta: dict[str, Any], *, most_edges: int) -> str:
+def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, most_edges: int) -> str:
     """The page's HTML. What is drawn is said on it, and what is left out."""
-    place, shown, drawn = layout(nodes, edges, most_edges, meta.get("tokens"))
+    shown, drawn = choose(nodes, edges, most_edges)
+    place = layout(shown, drawn, meta.get("tokens"))
     notes = meta.get("annotations", {})
     about = (
         f"{len(nodes)} nodes and {len(edges)} edges; drawn: {len(shown)} nodes and the {len(drawn)} strongest edges. "
@@ -62,8 +58,8 @@ def page(nodes: "pd.DataFrame", edges: "pd.DataFrame", meta: dict[str, Any], *, 
             f"<h1>{html.escape(_title(meta))}</h1><p>{html.escape(about)}</p>{_legend()}",
             _svg(place, shown, drawn, notes),
             '<div class="tables">',
-            _table("Strongest nodes", ["node", "effect", ""], _node_rows(nodes, notes), 1),
-            _table("Strongest edges", ["from", "to", "weight"], _edge_rows(edges), 2),
+            _table("Strongest nodes", ["node", "effect", ""], _node_cells(nodes, notes), 1),
+            _table("Strongest edges", ["from", "to", "weight"], _edge_cells(edges), 2),
             "</div><h2>Settings</h2>",
             f"<pre>{html.escape(json.dumps({k: v for k, v in meta.items() if k != 'annotations'}, indent=1, ensure_ascii=False))}</pre>",
             f"<script>{_SCRIPT}</script></body></html>",
@@ -82,7 +78,7 @@ def _legend() -> str:
     )
 
 
-def _svg(place: Layout, nodes: "pd.DataFrame", edges: "pd.DataFrame", notes: dict[str, str]) -> str:
+def _svg(place: Layout, nodes: list[NodeRow], edges: list[EdgeRow], notes: dict[str, str]) -> str:
     size = f'width="{place.width:.0f}" height="{place.height:.0f}"'
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {place.width:.0f} {place.height:.0f}">']
     for i, (label, left, right) in enumerate(place.columns):
@@ -94,11 +90,10 @@ def _svg(place: Layout, nodes: "pd.DataFrame", edges: "pd.DataFrame", notes: dic
             f'<text class="column" x="{(left + right) / 2:.0f}" y="20" text-anchor="middle">{html.escape(label)}</text>'
         )
     parts += [f'<text x="4" y="{y + 4:.0f}">{html.escape(label)}</text>' for label, y in place.rows]
-    strongest = edges["weight"].abs().max() if len(edges) else 1.0
-    for edge in edges.iloc[::-1].itertuples():  # the strongest on top
-        parts.append(_edge(edge, place, strongest))
-    largest = nodes["effect"].abs().max() if len(nodes) else 1.0
-    parts += [_node(node, place, largest, notes.get(str(node.node), "")) for node in nodes.itertuples()]
+    strongest = max((abs(edge.weight) for edge in edges), default=1.0)
+    parts += [_edge(edge, place, strongest) for edge in reversed(edges)]  # the strongest on top
+    largest = max((abs(node.effect) for node in nodes), default=1.0)
+    parts += [_node(node, place, largest, notes.get(node.node, "")) for node in nodes]
     if METRIC in place.places:
         x, y = place.places[METRIC]
         parts.append(
@@ -108,7 +103,7 @@ def _svg(place: Layout, nodes: "pd.DataFrame", edges: "pd.DataFrame", notes: dic
     return "\n".join([*parts, "</svg>"])
 
 
-def _edge(edge: Any, place: Layout, strongest: float) -> str:
+def _edge(edge: EdgeRow, place: Layout, strongest: float) -> str:
     (x1, y1), (x2, y2) = place.places[edge.source], place.places[edge.target]
     share = abs(edge.weight) / strongest
     bend = (y1 - y2) * 0.45
@@ -120,7 +115,7 @@ def _edge(edge: Any, place: Layout, strongest: float) -> str:
     )
 
 
-def _node(node: Any, place: Layout, largest: float, note: str) -> str:
+def _node(node: NodeRow, place: Layout, largest: float, note: str) -> str:
     x, y = place.places[node.node]
     share = (abs(node.effect) / largest) ** 0.5
     fill = f'fill="{_colour(node.effect)}" fill-opacity="{0.25 + 0.75 * share:.2f}" stroke="{_colour(node.effect)}"'
@@ -130,11 +125,10 @@ def _node(node: Any, place: Layout, largest: float, note: str) -> str:
         else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="12" {fill}/>'
     )
     pale = " pale" if share < 0.4 else ""
-    label = "ε" if node.kind == "error" else str(node.unit)
     title = f"{node.node}: {node.effect:+.4f}" + (f"\n{note}" if note else "")
     return (
         f'<g class="node" data-n="{html.escape(node.node)}"><circle cx="{x:.1f}" cy="{y:.1f}" r="12" fill="#fff"/>{shape}'
-        f'<text class="unit{pale}" x="{x:.1f}" y="{y + 3:.1f}" text-anchor="middle">{label}</text>'
+        f'<text class="unit{pale}" x="{x:.1f}" y="{y + 3:.1f}" text-anchor="middle">{node.label}</text>'
         f"<title>{html.escape(title)}</title></g>"
     )
 
@@ -143,13 +137,12 @@ def _colour(value: float) -> str:
     return POSITIVE if value > 0 else NEGATIVE
 
 
-def _node_rows(nodes: "pd.DataFrame", notes: dict[str, str]) -> list[list[str]]:
-    top = nodes.sort_values("effect", key=abs, ascending=False).head(25)
-    return [[str(node.node), f"{node.effect:+.4f}", notes.get(str(node.node), "")] for node in top.itertuples()]
+def _node_cells(nodes: list[NodeRow], notes: dict[str, str]) -> list[list[str]]:
+    return [[node.node, f"{node.effect:+.4f}", notes.get(node.node, "")] for node in nodes[:25]]
 
 
-def _edge_rows(edges: "pd.DataFrame") -> list[list[str]]:
-    return [[str(edge.source), str(edge.target), f"{edge.weight:+.4f}"] for edge in edges.head(25).itertuples()]
+def _edge_cells(edges: list[EdgeRow]) -> list[list[str]]:
+    return [[edge.source, edge.target, f"{edge.weight:+.4f}"] for edge in edges[:25]]
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]], number: int) -> str:
