@@ -17,10 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 from ._edits import AbstractEdit
 from ._metrics import AbstractMetric
 from ._sites import by_site, Site
-from ._tap import Everything, Tap
+from ._tap import Everything, site_read, Tap
 from ._typing import Keys, Logits, Tokens
 from .models import Transformer
-from .saes import AbstractDictionary, Transcoder
+from .saes import AbstractDictionary, mismatch, Transcoder
 
 
 NOTHING: Mapping = types.MappingProxyType({})
@@ -153,10 +153,12 @@ def check_dictionaries(model: Transformer, saes: Mapping[Site, AbstractDictionar
             raise ValueError(
                 f"The transcoder given for `{site}` does not say which site it reads. Make it with reads=…."
             )
-        if sae.processing is not None and set(sae.processing) != set(model.processing):
+        steps = {*mismatch(site, sae.processing, model.processing), *mismatch(site_read(site, sae), sae.processing, model.processing)}
+        if steps:
             warnings.warn(
-                f"The dictionary at `{site}` was trained on weights processed by {_steps(sae.processing)}, and {model.name} is "
-                f"processed by {_steps(model.processing)}: its reconstructions will be poor. See jc.process_weights.",
+                f"The dictionary at `{site}` was trained on weights processed by {_steps(sae.processing or ())}, and {model.name} is "
+                f"processed by {_steps(model.processing)}. The activations there differ by {_steps(steps)}, so its reconstructions "
+                "will be poor. See jc.process_weights.",
                 stacklevel=3,
             )
 
@@ -167,5 +169,5 @@ def _check_values(argument: str, mapping: Mapping[Site, object], expected: type,
             raise TypeError(f"run({argument}=…): at `{site}` expected {example}, got a {type(value).__name__}.")
 
 
-def _steps(processing: tuple[str, ...]) -> str:
-    return ", ".join(sorted(processing)) if processing else "nothing"
+def _steps(processing: Iterable[str]) -> str:
+    return ", ".join(sorted(processing)) or "nothing"

@@ -322,11 +322,11 @@ def test_dictionaries_of_another_model_or_site(model, tokens, saes, message):
 
 
 def test_processing_is_compared(model, tokens):
-    with pytest.warns(UserWarning, match="processed by fold_layer_norm, and random is processed by nothing: its recon"):
-        jc.run(model, tokens, saes={RESID: jc.saes.Identity(16, RESID, ("fold_layer_norm",))})
+    with pytest.warns(UserWarning, match="processed by center_writing, and random is processed by nothing. The activations there"):
+        jc.run(model, tokens, saes={RESID: jc.saes.Identity(16, RESID, ("center_writing",))})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for processing in (None, ()):
+        for processing in (None, (), ("fold_layer_norm",)):  # folding norms leaves the residual stream as it is
             jc.run(model, tokens, saes={RESID: jc.saes.Identity(16, RESID, processing)})
 
 

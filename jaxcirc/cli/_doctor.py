@@ -51,7 +51,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         "jaxlib": jaxlib.version.__version__,
         "python": sys.version.split()[0],
         "device": jax.devices()[0].device_kind,
-        "matmul precision": str(jax.config.read("jax_default_matmul_precision") or "default"),
+        "matmul precision": str(jax.config.jax_default_matmul_precision or "default"),  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
     }
     results = {}
     if not arguments.json:
