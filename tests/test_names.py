@@ -105,6 +105,27 @@ def test_hub_errors(hub, name, revision, message):
         jc.from_pretrained(name, revision=revision)
 
 
+def test_without_network_a_cached_checkpoint_of_any_format_loads(hub, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    repositories, _ = hub
+    save_pretrained(stored_model("gpt2"), repositories / "cached")
+    shard(repositories / "cached")  # of all formats only the last one of safetensors
+
+    def cached(repo_id, filename, *, revision=None):
+        path = repositories / repo_id / filename
+        if not path.is_file():
+            raise errors.LocalEntryNotFoundError("Cannot find the requested files.")
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
+    assert same_arrays(jc.from_pretrained("cached", dtype=FLOAT), stored_model("gpt2"))
+    (repositories / "cached" / "model.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match="the Hub cannot be reached"):
+        jc.from_pretrained("cached")
+
+
 def test_without_network_and_cache(monkeypatch):
     import huggingface_hub
     from huggingface_hub import errors

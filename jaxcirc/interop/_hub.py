@@ -15,21 +15,29 @@ _ALIASES = {
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+class Unreachable(ValueError):
+    """The Hub cannot be asked, and the file is not in the cache: there may or may not be such a file."""
+
+
 def download(name: str, revision: str | None) -> Path:
     """The cached folder of a Hub checkpoint: its configuration and its weights, safetensors before PyTorch before Flax."""
     repo = repo_id(name)
-    folder = fetch(repo, "config.json", revision)
-    if folder is None:
+    config = fetch(repo, "config.json", revision)
+    if config is None:
         raise ValueError(f"{repo} has no config.json, so it is not a transformers model.")
-    for file in FORMATS:
-        if fetch(repo, file, revision) is not None:
-            return folder.parent
-        index = fetch(repo, f"{file}.index.json", revision)
-        if index is not None:
-            for shard in sorted(set(shard_files(index).values())):
+    unreachable = None
+    for file in [name + suffix for name in FORMATS for suffix in ("", ".index.json")]:
+        try:
+            found = fetch(repo, file, revision)
+        except Unreachable as error:  # without network a cached checkpoint is in one format only
+            unreachable = error
+            continue
+        if found is not None:
+            shards = set(shard_files(found).values()) if file.endswith(".index.json") else set()
+            for shard in sorted(shards):
                 fetch(repo, shard, revision)
-            return folder.parent
-    raise ValueError(
+            return config.parent
+    raise unreachable or ValueError(
         f"{repo} holds no weights that can be read; expected one of {', '.join(FORMATS)}, or an index of shards."
     )
 
@@ -52,7 +60,7 @@ def fetch(repo: str, file: str, revision: str | None) -> Path | None:
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
     except errors.LocalEntryNotFoundError as error:  # it is an EntryNotFoundError too
-        raise ValueError(
+        raise Unreachable(
             f"{repo} is not in the cache of Hub files, and the Hub cannot be reached ({_first_line(error)})."
         ) from None
     except errors.EntryNotFoundError:
