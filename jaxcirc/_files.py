@@ -89,7 +89,8 @@ def writing_file(path: str | Path) -> Iterator[Path]:
 def writing_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]:
     """Yields a folder beside `path` to write to, and renames it into place at the end; after an error nothing is left.
 
-    An existing folder is replaced only if it holds `marker`, the file that every `what` has.
+    An existing folder is replaced only if it holds `marker`, the file that every `what` has; what else lies in it is kept, unless the
+    new folder has a file of that name.
 
     **Raises:** `ValueError` if `path` exists and is not one of ours.
     """
@@ -100,10 +101,18 @@ def writing_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path
     try:
         yield aside
         os.chmod(aside, 0o755)
+        if path.exists():
+            _carry_over(path, aside)
         _swap(aside, path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _carry_over(old: Path, new: Path) -> None:
+    for kept in old.iterdir():
+        if not (new / kept.name).exists():
+            shutil.copytree(kept, new / kept.name) if kept.is_dir() else shutil.copy2(kept, new / kept.name)
 
 
 def _swap(new: Path, path: Path) -> None:
@@ -121,19 +130,6 @@ def _swap(new: Path, path: Path) -> None:
             raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def updating_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]:
-    """As `writing_folder`, but where a `what` stands at `path` already, the new files replace those of their names and others stay."""
-    path = Path(path)
-    check_replaceable(path, marker=marker, what=what)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
-        yield Path(aside)
-        path.mkdir(exist_ok=True)
-        for file in sorted(Path(aside).iterdir()):
-            os.replace(file, path / file.name)
 
 
 def check_replaceable(path: str | Path, *, marker: str, what: str) -> None:

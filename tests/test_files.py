@@ -100,12 +100,16 @@ def test_a_disk_that_is_full(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_folder_is_written_and_replaced_whole(tmp_path):
+def test_a_folder_is_written_and_replaced_and_other_files_in_it_stay(tmp_path):
     folder = tmp_path / "deep" / "circuit"
     save(folder, "first")
     assert names(folder.parent) == ["circuit", "circuit/circuit.json", "circuit/first.txt"]
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.md").write_text("kept")
     save(folder, "second")
-    assert names(folder.parent) == ["circuit", "circuit/circuit.json", "circuit/second.txt"]
+    kept = ["circuit/first.txt", "circuit/notes", "circuit/notes/mine.md", "circuit/second.txt"]
+    assert names(folder.parent) == ["circuit", "circuit/circuit.json", *kept]
+    assert (folder / "circuit.json").read_text() == "second"
     assert folder.stat().st_mode & 0o777 == 0o755
 
 

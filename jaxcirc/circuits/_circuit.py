@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from .._files import check_replaceable, writing_file, writing_folder
-from ..view import edge_rows, EdgeRow, graphviz_of, node_rows, NodeRow, page
+from ..view import drawing, edge_rows, EdgeRow, graphviz_of, node_rows, NodeRow, page
 
 
 if TYPE_CHECKING:
@@ -87,6 +87,12 @@ class Circuit:
         html = page(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
         with writing_file(path) as aside:
             aside.write_text(html)
+
+    def to_svg(self, path: str | Path, *, most_edges: int = 150) -> None:
+        """Draws the circuit as an SVG file: the picture of `to_html` without the tables."""
+        svg = drawing(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
+        with writing_file(path) as aside:
+            aside.write_text(svg)
 
     def to_graphviz(self, *, most_edges: int = 150) -> "graphviz.Digraph":
         """The circuit as a `graphviz.Digraph` (extra `graphviz`); its `.source` is DOT."""

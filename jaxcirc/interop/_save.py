@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from .._files import updating_folder
+from .._files import writing_folder
 from ..models import Transformer
 from ._build import arrays_of, spec_of
 from ._config import gpt2_scaling, write_config
@@ -36,6 +36,10 @@ def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Any = Non
 
     Everything is written beside `folder` first and renamed at the end. In a folder that is a checkpoint already these files are
     replaced, and others stay; any other folder is refused.
+
+    >>> jc.interop.save_pretrained(model, "copy", tokenizer)
+    >>> jc.from_pretrained("copy").name
+    'copy'
     """
     spec = hugging_face_spec(model)
     config = write_config(spec)
@@ -45,7 +49,7 @@ def save_pretrained(model: Transformer, folder: str | Path, tokenizer: Any = Non
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-    with updating_folder(folder, marker="config.json", what="checkpoint") as aside:
+    with writing_folder(folder, marker="config.json", what="checkpoint") as aside:
         (aside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         tensors = _state_dict(model, spec, with_tied_head=False)
         safetensors.numpy.save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})

@@ -1,7 +1,7 @@
 """What a person looks at."""
 
 from ._graphviz import graphviz_of as graphviz_of
-from ._page import page as page
+from ._page import drawing as drawing, page as page
 from ._rows import (
     edge_rows as edge_rows,
     EdgeRow as EdgeRow,

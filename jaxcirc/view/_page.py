@@ -12,13 +12,16 @@ _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 24px; color: #222; background: #fff; }
 h1 { font-size: 19px; margin: 0 0 4px; } h2 { font-size: 15px; margin: 22px 0 6px; }
 p { margin: 2px 0 8px; max-width: 100ch; color: #555; }
-svg text { font: 11px system-ui, sans-serif; fill: #444; } svg .unit { font-size: 8.5px; fill: #fff; pointer-events: none; }
-svg .unit.pale { fill: #333; } svg .column { font-size: 12px; font-weight: 600; }
 svg.pointed .edge { opacity: .04; } svg.pointed .edge.on { opacity: .95; }
 svg.pointed .node { opacity: .25; } svg.pointed .node.on { opacity: 1; } .node { cursor: default; }
 table { border-collapse: collapse; font-size: 12.5px; } td, th { padding: 1px 12px 1px 0; text-align: left; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; } .tables { display: flex; gap: 48px; flex-wrap: wrap; }
 .up { color: #1f6fb4; } .down { color: #c8432b; }
+"""
+
+_SVG_STYLE = """
+text { font: 11px system-ui, sans-serif; fill: #444; } .unit { font-size: 8.5px; fill: #fff; pointer-events: none; }
+.unit.pale { fill: #333; } .column { font-size: 12px; font-weight: 600; }
 """
 
 _SCRIPT = """
@@ -43,7 +46,6 @@ for (const node of svg.querySelectorAll(".node")) {
 def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, most_edges: int) -> str:
     """The page's HTML. What is drawn is said on it, and what is left out."""
     shown, drawn = choose(nodes, edges, most_edges)
-    place = layout(shown, drawn, meta.get("tokens"))
     notes = meta.get("annotations", {})
     about = (
         f"{len(nodes)} nodes and {len(edges)} edges; drawn: {len(shown)} nodes and the {len(drawn)} strongest edges. "
@@ -56,7 +58,7 @@ def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, mo
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             f"<title>{html.escape(_title(meta))}</title><style>{_STYLE}</style></head><body>",
             f"<h1>{html.escape(_title(meta))}</h1><p>{html.escape(about)}</p>{_legend()}",
-            _svg(place, shown, drawn, notes),
+            drawing(nodes, edges, meta, most_edges=most_edges),
             '<div class="tables">',
             _table("Strongest nodes", ["node", "effect", ""], _node_cells(nodes, notes), 1),
             _table("Strongest edges", ["from", "to", "weight"], _edge_cells(edges), 2),
@@ -78,9 +80,15 @@ def _legend() -> str:
     )
 
 
-def _svg(place: Layout, nodes: list[NodeRow], edges: list[EdgeRow], notes: dict[str, str]) -> str:
+def drawing(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, most_edges: int) -> str:
+    """The picture alone, as SVG."""
+    nodes, edges = choose(nodes, edges, most_edges)
+    place, notes = layout(nodes, edges, meta.get("tokens")), meta.get("annotations", {})
     size = f'width="{place.width:.0f}" height="{place.height:.0f}"'
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {place.width:.0f} {place.height:.0f}">']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {place.width:.0f} {place.height:.0f}">',
+        f'<style>{_SVG_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>',
+    ]
     for i, (label, left, right) in enumerate(place.columns):
         if i % 2 == 0:
             parts.append(
