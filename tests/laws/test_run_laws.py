@@ -123,10 +123,13 @@ def test_the_derivative_of_a_blend(clean):
     moves = ({site: np.zeros((), x.dtype) for site, x in cache.items()}, jax.tree.map(np.zeros_like, cache))
     by_mask, by_step = jax.tree.map(np.asarray, jax.jit(jax.grad(metric))(moves, model, tokens, values))
     cache, values = jax.tree.map(np.asarray, (cache, values))
-    for site, x in cache.items():
-        there = np.where(np.isfinite(x), values[site] - x, 0)
-        assert np.isfinite(by_step[site]).all(), f"the gradient at {site} is not finite"
-        assert_close(by_mask[site], np.sum(there * by_step[site]))
+    for site, gradient in by_step.items():
+        assert np.isfinite(gradient).all(), f"the gradient at {site} is not finite"
+    there = {site: np.where(np.isfinite(x), values[site] - x, 0) for site, x in cache.items()}
+    want = np.array([np.sum(there[site] * by_step[site]) for site in sites])
+    assert want.all()
+    # All sites together: in float32 the sum at one of them can nearly cancel.
+    assert_close(np.array([by_mask[site] for site in sites]), want)
     masked = [site for site in sites if not np.isfinite(cache[site]).all()]
     assert {site.kind for site in masked} == ({Kind.ATTN_SCORES} if model.causal else set())
 
