@@ -14,6 +14,7 @@ import safetensors.numpy
 import jaxcirc as jc
 from jaxcirc.interop import _layouts, save_pretrained
 
+from .helpers import needs_x64
 from .stored_models import edit_config, edit_weights, load, same_arrays, shard, STORED, stored_model
 
 
@@ -95,12 +96,17 @@ def test_half_precision_files_load(folder, stored):
     assert np.any(want)
 
 
-def test_float64_needs_it_switched_on(folder, monkeypatch):
-    from jaxcirc.interop import _build
-
-    with jax.enable_x64(False):
+@needs_x64
+def test_float64_needs_it_switched_on(folder):
+    jax.config.update("jax_enable_x64", False)
+    try:
         with pytest.raises(ValueError, match=r'float64 needs jax.config.update\("jax_enable_x64", True\)'):
-            _build.checked_dtype(np.float64)
+            load(folder, dtype=np.float64)
+    finally:
+        jax.config.update("jax_enable_x64", True)
+
+
+def test_a_dtype_of_integers(folder):
     with pytest.raises(TypeError, match="of a floating dtype; got int32"):
         load(folder, dtype=jnp.int32)
 

@@ -102,6 +102,11 @@ def test_attributes_of_another_computation_are_refused(folder, attribute, value)
         load(folder)
 
 
+def test_ignored_attributes_change_nothing(folder):
+    edit_config(folder, **{name: "anything" for name in _config.IGNORED - {"architectures", "model_type"}})
+    assert same_arrays(load(folder), stored_model("gpt2"))
+
+
 def test_unknown_attributes_are_refused(folder):
     edit_config(folder, parallel_residual=True)
     with pytest.raises(ValueError, match="has the attribute parallel_residual = True, which is not known for gpt2"):

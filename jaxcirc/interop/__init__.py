@@ -1,6 +1,6 @@
 """Models, dictionaries and tokenizers from files and from other libraries, and back."""
 
-from ._flax import as_nnx as as_nnx, from_nnx_state as from_nnx_state
+from ._flax import as_nnx as as_nnx, from_nnx_state as from_nnx_state, to_flax_params as to_flax_params
 from ._pretrained import from_pretrained as from_pretrained, from_torch as from_torch
 from ._save import save_pretrained as save_pretrained, to_torch_state_dict as to_torch_state_dict
 from ._shipped import shipped_folder as shipped_folder

@@ -1,4 +1,4 @@
-"""A bridge to Flax NNX: a model inside an `nnx.Module`, and models from the state of one."""
+"""Flax: a model inside an `nnx.Module`, models from the state of one, and parameters as Hugging Face's Flax models have them."""
 
 import functools as ft
 from collections.abc import Mapping
@@ -7,16 +7,18 @@ from typing import Any
 from jaxtyping import DTypeLike
 
 from ..models import Transformer
-from ._build import build
+from ._build import arrays_of, build
 from ._config import read_config
-from ._tensors import read
+from ._keymaps import HEAD
+from ._save import hugging_face_spec
+from ._tensors import read, write
 
 
 def as_nnx(model: Transformer) -> Any:
     """An `nnx.Module` that holds `model` as data: `nnx.jit`, `split`, `merge` and `state` work on it, and `.model` is the model.
 
     >>> from flax import nnx
-    >>> graph, state = nnx.split(as_nnx(model))
+    >>> graph, state = nnx.split(jc.interop.as_nnx(model))
     >>> nnx.merge(graph, state).model.n_layers
     4
     """
@@ -36,6 +38,23 @@ def _bridge() -> type:
             return self.model(*args)
 
     return Bridge
+
+
+def to_flax_params(model: Transformer) -> dict[str, Any]:
+    """Nested NumPy arrays under the names and in the layouts of Hugging Face's Flax models, `{"transformer": …}`: bit for bit the
+    model's own. `flax.serialization.msgpack_serialize` of it is a `flax_model.msgpack`.
+
+    **Raises:** `ValueError` as `to_torch_state_dict`.
+
+    >>> jc.interop.to_flax_params(model)["transformer"]["h"]["0"]["attn"]["c_attn"]["kernel"].shape
+    (384, 128)
+    """
+    from flax import traverse_util
+
+    spec = hugging_face_spec(model)
+    named = write(arrays_of(model), spec, kind="flax")
+    flat = {name if name == HEAD.flax else f"transformer.{name}": array for name, array in named.items()}
+    return traverse_util.unflatten_dict(flat, sep=".")
 
 
 def from_nnx_state(state: Any, config: Mapping[str, Any], *, dtype: DTypeLike | None = None) -> Transformer:

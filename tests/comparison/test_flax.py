@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import jaxcirc as jc
-from jaxcirc.interop import as_nnx, from_nnx_state, save_pretrained
+from jaxcirc.interop import as_nnx, from_nnx_state, save_pretrained, to_flax_params
 
 from ..helpers import assert_close, tokens_for
-from ..stored_models import FLOAT, load, same_arrays, stored_model
+from ..stored_models import FLOAT, load, same_arrays, STORED, stored_model
 
 
 flax = pytest.importorskip("flax")
@@ -134,6 +134,17 @@ def test_flax_checkpoints_load_as_pytorch_ones(name, bare, tmp_path):
         tree = tree["transformer"] | {key: tree[key] for key in tree if key != "transformer"}
     write_msgpack(tmp_path, tree, json.loads((tmp_path / "config.json").read_text()))
     assert same_arrays(load(tmp_path), model)
+    assert same_arrays(load(tmp_path / "flax_model.msgpack"), model)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_flax_parameters_round_trip_bit_for_bit(name, tmp_path):
+    model = stored_model(name)
+    params, by_hand = (traverse_util.flatten_dict(tree) for tree in (to_flax_params(model), flax_tree(model)))
+    assert params.keys() == by_hand.keys()
+    assert all(np.array_equal(params[path], by_hand[path]) for path in params)
+    save_pretrained(model, tmp_path)
+    write_msgpack(tmp_path, to_flax_params(model), json.loads((tmp_path / "config.json").read_text()))
     assert same_arrays(load(tmp_path / "flax_model.msgpack"), model)
 
 
