@@ -5,11 +5,17 @@ function of logits (no batch) works wherever a metric does.
 """
 
 import abc
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
+
+
+Ids: TypeAlias = ArrayLike | Sequence[int]  # token ids or positions, as they come from a tokenizer
 
 
 class AbstractMetric(eqx.Module):
@@ -40,7 +46,7 @@ class LogitDiff(AbstractMetric):
     foil: Int[Array, "..."] | None
     position: Int[Array, "..."]
 
-    def __init__(self, answer: Array | int, foil: Array | int | None = None, position: Array | int = -1):
+    def __init__(self, answer: Ids, foil: Ids | None = None, position: Ids = -1):
         shape = jnp.shape(jnp.asarray(answer))
         self.answer, self.position = _ids("answer", answer, shape), _ids("position", position, shape)
         self.foil = None if foil is None else _ids("foil", foil, shape)
@@ -60,7 +66,7 @@ class LogProb(AbstractMetric):
     answer: Int[Array, "..."]
     position: Int[Array, "..."]
 
-    def __init__(self, answer, position=-1):
+    def __init__(self, answer: Ids, position: Ids = -1):
         shape = jnp.shape(jnp.asarray(answer))
         self.answer, self.position = _ids("answer", answer, shape), _ids("position", position, shape)
 
@@ -81,7 +87,7 @@ class KL(AbstractMetric):
     reference: Float[Array, "... d_vocab"]
     position: Int[Array, "..."]
 
-    def __init__(self, reference, position=-1):
+    def __init__(self, reference: ArrayLike, position: Ids = -1):
         self.reference = jnp.asarray(reference)
         if not self.reference.ndim:
             raise ValueError("KL: expected reference logits [d_vocab] or [batch d_vocab], got a scalar.")
@@ -96,7 +102,7 @@ class KL(AbstractMetric):
         return ()
 
 
-def _ids(name: str, ids, shape: tuple[int, ...]) -> Int[Array, "..."]:
+def _ids(name: str, ids: Ids, shape: tuple[int, ...]) -> Int[Array, "..."]:
     """`ids` as integers of the given shape; one number stands for all."""
     ids = jnp.asarray(ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):

@@ -17,7 +17,11 @@ TREES = {
     **{f"edit {name}": lambda make=make: make(jnp.arange(6.0)) for name, make in NEUTRAL_EDITS.items()},
     "edit of numbers": lambda: (jc.Replace(0.0), jc.Add(1.0), jc.Blend(True, np.ones(3)), jc.Blend(0.5, 2.0)),
     **{f"metric {name}": make for name, make in METRICS.items()},
-    "metric of lists": lambda: (jc.LogitDiff([1, 2], [3, 4]), jc.LogProb([1, 2], [0, 1]), jc.KL([[0.0, 1.0]])),
+    "metric of lists": lambda: (
+        jc.LogitDiff([1, 2], [3, 4]),
+        jc.LogProb([1, 2], [0, 1]),
+        jc.KL(np.array([[0.0, 1.0]])),
+    ),
     "dictionary": lambda: jc.saes.SAE(
         jnp.ones((3, 4)), jnp.ones(4), jnp.ones((4, 3)), jnp.ones(3), jc.saes.JumpReLU(jnp.ones(4)), SITE, ()
     ),
