@@ -109,6 +109,8 @@ def test_float64_needs_it_switched_on(folder):
 def test_a_dtype_of_integers(folder):
     with pytest.raises(TypeError, match="of a floating dtype; got int32"):
         load(folder, dtype=jnp.int32)
+    with pytest.raises(TypeError, match=r"Expected a dtype such as jnp.float32, got 'float23'"):
+        load(folder, dtype="float23")
 
 
 def bare(tensors):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcirc._nn import gelu, gelu_new
-from jaxcirc.interop import _config, save_pretrained
+from jaxcirc.interop import _attributes, _config, save_pretrained
 
 from .stored_models import edit_config, load, logits_of, same_arrays, stored_model
 
@@ -76,8 +76,8 @@ def test_every_used_attribute_reaches_the_model(name, attribute, value, tmp_path
 
 
 def test_the_lists_above_are_whole():
-    assert set(GPT2_CHANGES) == set(_config.USED["gpt2"])
-    assert set(GPT_NEO_CHANGES) == set(_config.USED["gpt_neo"])
+    assert set(GPT2_CHANGES) == set(_attributes.USED["gpt2"])
+    assert set(GPT_NEO_CHANGES) == set(_attributes.USED["gpt_neo"])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neo"])
@@ -85,10 +85,10 @@ def test_every_attribute_of_transformers_is_used_ignored_or_refused(kind):
     transformers = pytest.importorskip("transformers")
     cls = {"gpt2": transformers.GPT2Config, "gpt_neo": transformers.GPTNeoConfig}[kind]
     attributes = set(cls().to_dict())
-    known = set(_config.USED[kind]) | set(_config.ALIASES[kind]) | set(_config.ONLY) | _config.IGNORED
+    known = set(_attributes.USED[kind]) | set(_attributes.ALIASES[kind]) | set(_attributes.ONLY) | _attributes.IGNORED
     assert attributes <= known
-    assert not set(_config.USED[kind]) & _config.IGNORED
-    assert not set(_config.ONLY) & _config.IGNORED
+    assert not set(_attributes.USED[kind]) & _attributes.IGNORED
+    assert not set(_attributes.ONLY) & _attributes.IGNORED
     spec = _config.read_config(cls().to_dict(), "a default configuration")
     assert spec.d_model == {"gpt2": 768, "gpt_neo": 2048}[kind]
 
@@ -103,7 +103,7 @@ def test_attributes_of_another_computation_are_refused(folder, attribute, value)
 
 
 def test_ignored_attributes_change_nothing(folder):
-    edit_config(folder, **{name: "anything" for name in _config.IGNORED - {"architectures", "model_type"}})
+    edit_config(folder, **{name: "anything" for name in _attributes.IGNORED - {"architectures", "model_type"}})
     assert same_arrays(load(folder), stored_model("gpt2"))
 
 
@@ -155,6 +155,13 @@ def test_bad_attention_types(tmp_path, kinds):
     save_pretrained(stored_model("gpt-neo"), tmp_path)
     edit_config(tmp_path, attention_layers=kinds, attention_types=None)
     with pytest.raises(ValueError, match=r"expected 2 entries of 'global' or 'local'"):
+        load(tmp_path)
+
+
+def test_attention_types_that_are_not_understood(tmp_path):
+    save_pretrained(stored_model("gpt-neo"), tmp_path)
+    edit_config(tmp_path, attention_layers=None, attention_types=["global", "local"])
+    with pytest.raises(ValueError, match=r"attention_types = .* is not understood; expected \[\[kinds, times\]"):
         load(tmp_path)
 
 

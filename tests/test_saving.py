@@ -4,13 +4,14 @@ import dataclasses as dc
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 import safetensors.numpy
 
 import jaxcirc as jc
 from jaxcirc.interop import save_pretrained
 
-from .helpers import make_model, model_named
+from .helpers import as_dtype, make_model, model_named
 from .stored_models import load, same_arrays, stored_model
 
 
@@ -82,3 +83,10 @@ def test_a_full_disk_leaves_nothing_half_written(folder, monkeypatch):
             save_pretrained(stored_model("gpt-neo"), target)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     assert same_arrays(load(folder), stored_model("gpt2"))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_models_round_trip(dtype, tmp_path):
+    model = as_dtype(stored_model("gpt2-inverse-layer-scale"), dtype)
+    save_pretrained(model, tmp_path)
+    assert same_arrays(load(tmp_path, dtype=dtype), model)

@@ -138,6 +138,7 @@ def test_the_list_above_is_whole():
             {"positional_embedding_type": "rotary"},
             "positional_embedding_type = 'rotary' is not supported; only 'standard' is",
         ),
+        ({"n_ctx": "12"}, "n_ctx = '12'; expected a whole number from 1"),
         ({"final_rmz": False}, "the attribute final_rmz = False is not known"),
         ({"normalization_type": "RMS"}, "normalization_type 'RMS' is not supported"),
         ({"act_fn": "solu_ln"}, "act_fn 'solu_ln' is not supported"),

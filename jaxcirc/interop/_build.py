@@ -56,7 +56,10 @@ def build(
 
 def checked_dtype(dtype: DTypeLike) -> np.dtype:
     """`dtype` as NumPy's, after a check that JAX would keep it."""
-    dtype = np.dtype(dtype)
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"Expected a dtype such as jnp.float32, got {dtype!r}.") from None
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"A model's arrays are of a floating dtype; got {dtype}.")
     if dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
@@ -128,6 +131,7 @@ def spec_of(model: Transformer) -> Spec:
         windows=model.windows,
         causal=model.causal,
         tied=model.untied_W_U is None,
+        precision=2 * float(jnp.finfo(model.dtype).eps),
     )
 
 

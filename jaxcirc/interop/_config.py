@@ -6,79 +6,8 @@ What is refused would change the computation: silence about it would give anothe
 from collections.abc import Mapping
 from typing import Any
 
+from ._attributes import ACTS, ALIASES, IGNORED, ONLY, SUPPORTED, USED
 from ._spec import Spec
-
-
-SUPPORTED = {
-    "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
-    "gpt_neo": ("GPTNeoForCausalLM", "GPTNeoModel"),
-}
-ACTS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
-
-# The attributes that are used, with transformers' defaults, which hold where a configuration does not say.
-USED: dict[str, dict[str, Any]] = {
-    "gpt2": {
-        "vocab_size": 50257,
-        "n_positions": 1024,
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "tie_word_embeddings": True,
-    },
-    "gpt_neo": {
-        "vocab_size": 50257,
-        "max_position_embeddings": 2048,
-        "hidden_size": 2048,
-        "num_layers": 24,
-        "num_heads": 16,
-        "intermediate_size": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "attention_types": None,
-        "attention_layers": None,
-        "window_size": 256,
-        "tie_word_embeddings": True,
-    },
-}
-ALIASES = {
-    "gpt2": {
-        "hidden_size": "n_embd",
-        "max_position_embeddings": "n_positions",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-    },
-    "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
-}
-# Refused unless they have one of these values, with which they change nothing.
-ONLY: dict[str, tuple[Any, ...]] = {
-    "add_cross_attention": (False, None),
-    "chunk_size_feed_forward": (0, None),
-    "is_encoder_decoder": (False, None),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None,),
-}
-# Of training, generation, classification heads, bookkeeping: nothing that a forward pass to logits reads. `reorder_and_upcast_attn`
-# computes half-precision attention in float32, where it does nothing; `n_ctx` is what old configurations called `n_positions`.
-_IGNORED = """
-_attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures attention_dropout
-attn_implementation attn_pdrop bad_words_ids begin_suppress_tokens bos_token_id classifier_dropout
-cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop
-embed_dropout encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder
-keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type n_ctx n_special
-no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
-output_past output_scores pad_token_id predict_special_tokens prefix problem_type remove_invalid_values
-reorder_and_upcast_attn repetition_penalty resid_dropout resid_pdrop return_dict return_dict_in_generate sep_token_id
-summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens
-task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
-transformers_version transformers.js_config typical_p use_bfloat16 use_cache
-"""
-IGNORED = frozenset(_IGNORED.split())
 
 
 def read_config(config: Mapping[str, Any], source: str) -> Spec:
@@ -134,8 +63,7 @@ def gpt2_scaling(spec: Spec) -> tuple[bool, bool]:
     for scaled in (True, False):
         for by_layer in (False, True):
             wanted = _scales(spec.n_layers, spec.d_head, scaled, by_layer)
-            # A scale was rounded to the model's dtype.
-            if all(abs(a - b) <= 1e-6 * b for a, b in zip(spec.scales, wanted, strict=True)):
+            if all(abs(a - b) <= spec.precision * b for a, b in zip(spec.scales, wanted, strict=True)):
                 return scaled, by_layer
     raise ValueError(
         f"GPT-2's configuration cannot say that attention scores are multiplied by {spec.scales}, layer by layer."
@@ -184,15 +112,16 @@ def _values(config: Mapping[str, Any], kind: str, source: str) -> dict[str, Any]
     return values
 
 
-def _count(values: Mapping[str, Any], name: str, source: str) -> int:
+def count(values: Mapping[str, Any], name: str, source: str) -> int:
+    """The whole number under `name`, from 1."""
     value = values[name]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{source}: config.json gives {name} = {value!r}; expected a whole number from 1.")
+        raise ValueError(f"{source}: the configuration gives {name} = {value!r}; expected a whole number from 1.")
     return value
 
 
 def _common(values: Mapping[str, Any], source: str, *, heads: str, width: str, inner: str) -> dict[str, Any]:
-    n_heads, d_model, d_vocab = (_count(values, name, source) for name in (heads, width, "vocab_size"))
+    n_heads, d_model, d_vocab = (count(values, name, source) for name in (heads, width, "vocab_size"))
     if d_model % n_heads:
         raise ValueError(f"{source}: config.json gives {width} = {d_model}, which {heads} = {n_heads} does not divide.")
     act = values["activation_function"]
@@ -202,7 +131,7 @@ def _common(values: Mapping[str, Any], source: str, *, heads: str, width: str, i
         "n_heads": n_heads,
         "d_head": d_model // n_heads,
         "d_model": d_model,
-        "d_mlp": 4 * d_model if values[inner] is None else _count(values, inner, source),
+        "d_mlp": 4 * d_model if values[inner] is None else count(values, inner, source),
         "d_vocab": d_vocab,
         "d_vocab_out": d_vocab,
         "act": ACTS[act],
@@ -215,12 +144,12 @@ def _common(values: Mapping[str, Any], source: str, *, heads: str, width: str, i
 
 def _gpt2(values: Mapping[str, Any], source: str) -> Spec:
     common = _common(values, source, heads="n_head", width="n_embd", inner="n_inner")
-    n_layers = _count(values, "n_layer", source)
+    n_layers = count(values, "n_layer", source)
     scaling = bool(values["scale_attn_weights"]), bool(values["scale_attn_by_inverse_layer_idx"])
     return Spec(
         architecture="gpt2",
         n_layers=n_layers,
-        n_ctx=_count(values, "n_positions", source),
+        n_ctx=count(values, "n_positions", source),
         scales=_scales(n_layers, common["d_head"], *scaling),
         windows=(None,) * n_layers,
         **common,
@@ -228,13 +157,13 @@ def _gpt2(values: Mapping[str, Any], source: str) -> Spec:
 
 
 def _gpt_neo(values: Mapping[str, Any], source: str) -> Spec:
-    n_layers = _count(values, "num_layers", source)
+    n_layers = count(values, "num_layers", source)
     kinds = _attention_kinds(values, n_layers, source)
-    window = _count(values, "window_size", source)
+    window = count(values, "window_size", source)
     return Spec(
         architecture="gpt_neo",
         n_layers=n_layers,
-        n_ctx=_count(values, "max_position_embeddings", source),
+        n_ctx=count(values, "max_position_embeddings", source),
         scales=(1.0,) * n_layers,  # GPT-Neo does not divide by sqrt(d_head)
         windows=tuple(window if kind == "local" else None for kind in kinds),
         **_common(values, source, heads="num_heads", width="hidden_size", inner="intermediate_size"),
@@ -245,7 +174,12 @@ def _attention_kinds(values: Mapping[str, Any], n_layers: int, source: str) -> l
     types, layers = values["attention_types"], values["attention_layers"]
     if types is None and layers is None:
         types = [[["global", "local"], 12]]
-    expanded = [kind for group, times in types or () for _ in range(times) for kind in group]
+    try:
+        expanded = [kind for group, times in types or () for _ in range(times) for kind in group]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{source}: attention_types = {types!r} is not understood; expected [[kinds, times], …], such as [[['global', 'local'], 6]]."
+        ) from None
     if layers is not None and types is not None and list(layers) != expanded:
         raise ValueError(
             f"{source}: config.json gives attention_layers {layers}, and attention_types that say {expanded}."

@@ -27,6 +27,7 @@ class Spec:
     windows: tuple[int | None, ...]
     causal: bool
     tied: bool
+    precision: float = 1e-6  # of the scales, relative: they are arrays of the model's dtype
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -8,8 +8,9 @@ from jaxtyping import DTypeLike
 
 from ..models import Transformer
 from ..saes._processing import check_steps
+from ._attributes import ACTS
 from ._build import build
-from ._config import ACTS
+from ._config import count
 from ._spec import Spec
 from ._tensors import read, to_numpy
 
@@ -129,17 +130,18 @@ def _spec(values: Mapping[str, Any]) -> Spec:
     act = values["act_fn"]
     if not attn_only and act not in ACTS:
         raise ValueError(f"TransformerLens config: act_fn {act!r} is not supported; {', '.join(ACTS)} are.")
-    d_model, d_head, d_vocab = values["d_model"], values["d_head"], values["d_vocab"]
+    size = lambda name: count(values, name, "TransformerLens config")
+    d_model, d_head, d_vocab = size("d_model"), size("d_head"), size("d_vocab")
     return Spec(
         architecture="transformer_lens",
-        n_layers=values["n_layers"],
-        n_heads=d_model // d_head if values["n_heads"] == -1 else values["n_heads"],
+        n_layers=size("n_layers"),
+        n_heads=d_model // d_head if values["n_heads"] == -1 else size("n_heads"),
         d_head=d_head,
         d_model=d_model,
-        d_mlp=None if attn_only else values["d_mlp"] or 4 * d_model,
+        d_mlp=None if attn_only else 4 * d_model if values["d_mlp"] is None else size("d_mlp"),
         d_vocab=d_vocab,
-        d_vocab_out=d_vocab if values["d_vocab_out"] in (-1, None) else values["d_vocab_out"],
-        n_ctx=values["n_ctx"],
+        d_vocab_out=d_vocab if values["d_vocab_out"] in (-1, None) else size("d_vocab_out"),
+        n_ctx=size("n_ctx"),
         act=None if attn_only else ACTS[act],
         eps=float(values["eps"]),
         norm=norm,
