@@ -38,7 +38,7 @@ def subject_verb(
 
     >>> prompts = jc.data.subject_verb(tokenizer, 2, kind="nounpp", seed=0)
     >>> tokenizer.decode(prompts.clean[0]), tokenizer.decode(prompts.answer[:1])
-    ('', '')
+    ('<|endoftext|>The sister near the boat', ' works')
 
     **Reference:** Marks et al. 2024, arXiv 2403.19647, §4; the sentence forms are those of Lakretz et al. 2019, arXiv 1903.07435, and
     of Finlayson et al. 2021, arXiv 2106.06087.

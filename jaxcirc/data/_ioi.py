@@ -45,7 +45,7 @@ def ioi(
 
     >>> prompts = jc.data.ioi(tokenizer, 2, seed=0)
     >>> tokenizer.decode(prompts.clean[0])
-    '<|endoftext|>Later, Richard and Peter walked to the station. Peter passed a ball to'
+    '<|endoftext|>Today, Kate and Mark met at the beach. Mark gave a snack to'
 
     **Reference:** Wang et al. 2022, arXiv 2211.00593, §2 and appendix E.
     """

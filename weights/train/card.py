@@ -1,0 +1,119 @@
+"""Writes `weights/README.md` from what was measured: `python -m weights.train.card`."""
+
+import hashlib
+import json
+
+from weights.train.dictionaries import RECIPES as DICTIONARIES
+from weights.train.language_model import RECIPES as MODELS
+from weights.train.models import SHAPES
+from weights.train.paths import WEIGHTS
+from weights.train.text import FIRST_MIXTURES, MIXTURES, SEQ
+
+import jaxcirc as jc
+
+
+HEAD = """# The shipped models
+
+Written by `python -m weights.train.card`; every number is read from `measured.json`, which `python -m weights.train.evaluate` writes.
+Models, tokenizers and dictionaries were trained from nothing, on text made by `weights/train/text.py`, with fixed seeds. Licence: MIT.
+
+They are for learning, tests and demonstrations of circuits: they know about three hundred words and a few kinds of sentence.
+
+"""
+TEXT = """## The text
+
+- **ioi**: indirect-object sentences. Then, Mary and John went to the store. John gave a drink to Mary.
+- **simple**, **nounpp**, **relative**: subject-verb agreement, next to each other, across a prepositional phrase, and across and within
+  a relative clause. The teacher that the doctors like is happy.
+- **repeated**: random words, or random tokens of the whole vocabulary, said again and again.
+- **story**: five sentences about two animals.
+
+Held out of training are one in ten of the pairs of names (in indirect-object sentences and stories) and one in ten of the pairs of a
+subject and its verb, in either number: `jaxcirc.data.held_out`. Everything below is measured on text and prompts of held-out
+combinations only, which is `split="held_out"` in `jc.data.ioi` and `jc.data.subject_verb`. Documents begin with `<|endoftext|>`, and
+are packed into sequences of {seq} tokens; a fifth of the sequences lack the first one, so that prompts work with and without it.
+"""
+
+
+ACCURACY = """Accuracy: how often the answer's logit is above the foil's, with `<|endoftext|>` in front and without, and how often the
+answer is the most probable token of all. (Any verb may follow a subject, so for agreement there is no one right token.) Induction is
+the second copy of random tokens, after its first two.
+
+"""
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n"
+
+
+def percent(x: float) -> str:
+    return f"{100 * x:.1f} %"
+
+
+def behaviour(measured: dict) -> str:
+    losses = [["all", f"{measured['held_out_loss']:.3f}"], *([k, f"{v:.3f}"] for k, v in measured["by_kind"].items())]
+    out = "Held-out loss, nats a token:\n\n" + table(["text", "loss"], losses)
+    if "induction" not in measured:
+        return out
+    rows = []
+    for kind, found in measured["with_bos"].items():
+        top = percent(found["top_1"]) if kind == "ioi" else ""
+        without = percent(measured["without_bos"][kind]["answer_over_foil"])
+        rows.append([kind, percent(found["answer_over_foil"]), without, top])
+    rows.append(["induction", "", "", percent(measured["induction"]["top_1"])])
+    return out + ACCURACY + table(["behaviour", "answer over foil", "without <\\|endoftext\\|>", "top 1"], rows)
+
+
+def dictionaries(measured: dict) -> str:
+    rows = [
+        [f"`{site}`", str(d["d_sae"]), f"{d['l0']:.1f}", percent(d["variance_explained"]), str(d["never_on"])]
+        for site, d in measured["dictionaries"].items()
+    ]
+    spliced = [
+        [f"`{kind}`", f"{d['loss']:.3f}", percent(d["loss_increase"])] for kind, d in measured["spliced"].items()
+    ]
+    return (
+        "Dictionaries, read by `jc.load_saes`; L0 is the mean number of latents that are on:\n\n"
+        + table(["site", "latents", "L0", "variance explained", "never on"], rows)
+        + "Loss with all dictionaries of one kind in place of their sites, the error term left out:\n\n"
+        + table(["kind", "loss", "increase"], spliced)
+    )
+
+
+def recipe(name: str) -> str:
+    model, saes, shape = MODELS[name], DICTIONARIES[name], SHAPES[name]
+    share = lambda mixture: ", ".join(f"{kind} {weight:g}" for kind, weight in mixture.items())
+    first = f" (the first quarter: {share(FIRST_MIXTURES[name])})" if FIRST_MIXTURES[name] != MIXTURES[name] else ""
+    windows = ", ".join("global" if window is None else f"local {window}" for window in shape["windows"])
+    return (
+        f"- Architecture: {shape['architecture']}, {len(shape['windows'])} layers (attention {windows}), d_model {shape['d_model']}, "
+        f"{shape['n_heads']} heads, d_mlp {4 * shape['d_model']}, context {SEQ}, float32.\n"
+        f"- Documents by kind: {share(MIXTURES[name])}{first}.\n"
+        f"- Training: {model.steps} steps of {model.batch} sequences, {model.steps * model.batch * SEQ:,} tokens; AdamW, learning rate "
+        f"{model.learning_rate}, warm-up, cosine to zero; seed {model.seed}.\n"
+        f"- Dictionaries: BatchTopK, saved as JumpReLU in SAELens' layout; (latents on, latents): embedding {saes.embed}, "
+        + ", ".join(f"{kind} {size}" for kind, size in saes.kinds.items())
+        + f"; {saes.steps} steps of {saes.batch} sequences, Adam, learning rate {saes.learning_rate}.\n"
+        f"- Made by `python -m weights.train.language_model {name}`, `python -m weights.train.dictionaries {name}`, "
+        f"`python -m weights.train.golden`, `python -m weights.train.evaluate {name}`, from the repository's root, with the `dev` and "
+        "`torch` extras.\n\n"
+    )
+
+
+def files(name: str) -> str:
+    paths = sorted(path for path in (WEIGHTS / name).rglob("*") if path.is_file())
+    digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    return table(["file", "sha256"], [[f"`{path.relative_to(WEIGHTS)}`", digest(path)] for path in paths])
+
+
+def card(name: str) -> str:
+    measured = json.loads((WEIGHTS / name / "measured.json").read_text(encoding="utf-8"))
+    size = jc.from_pretrained(name).d_vocab
+    head = f"## {name}\n\nVocabulary: {size} entries, byte-level BPE.\n\n"
+    return head + recipe(name) + behaviour(measured) + dictionaries(measured) + files(name)
+
+
+if __name__ == "__main__":
+    parts = [HEAD, TEXT.format(seq=SEQ), *("\n" + card(name) for name in SHAPES)]
+    (WEIGHTS / "README.md").write_text("".join(parts).rstrip() + "\n", encoding="utf-8")

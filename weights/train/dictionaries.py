@@ -1,0 +1,191 @@
+"""Trains a model's dictionaries, all at once: `python -m weights.train.dictionaries tiny-gpt2`.
+
+BatchTopK (Bussmann et al. 2024, arXiv 2412.06410): of all pre-activations of a batch, the `k` times as many largest as there are tokens
+stay on. The cut is read off a sample of the batch, and its running mean is the threshold of the JumpReLU that is saved. Each site's
+activations are scaled to the norm `sqrt(d_in)` for training, and the scale is folded into the saved arrays.
+"""
+
+import argparse
+import functools as ft
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+from weights.train.paths import WEIGHTS
+from weights.train.text import MIXTURES, sequences
+
+import jaxcirc as jc
+from jaxcirc.interop.dictionaries import save_sae
+from jaxcirc.saes import JumpReLU, SAE
+
+
+class Recipe(NamedTuple):
+    """`kinds`: the hook names of a block with the number of latents that are to be on, and of latents; the embedding's come first."""
+
+    embed: tuple[int, int]
+    kinds: dict[str, tuple[int, int]]
+    steps: int
+    batch: int
+    learning_rate: float
+
+
+RECIPES = {
+    "tiny-gpt2": Recipe(
+        embed=(16, 512),
+        kinds={"hook_attn_out": (16, 512), "hook_mlp_out": (16, 512), "hook_resid_post": (20, 512)},
+        steps=700,
+        batch=16,
+        learning_rate=2e-3,
+    ),
+    "tiny-gpt-neo": Recipe(
+        embed=(12, 256),
+        kinds={
+            "hook_attn_out": (12, 256),
+            "hook_mlp_out": (12, 256),
+            "hook_resid_post": (16, 256),
+            "mlp.hook_post": (20, 512),
+        },
+        steps=800,
+        batch=16,
+        learning_rate=2e-3,
+    ),
+}
+SAMPLE = 96  # tokens of a batch off which the cut is read
+RESAMPLE = (0.15, 0.3, 0.45)  # after these parts of training, latents that were never on since the last time start anew
+
+
+class Parameters(NamedTuple):
+    """One dictionary in training, on scaled activations; `W_dec` has rows of norm 1."""
+
+    W_enc: jax.Array
+    b_enc: jax.Array
+    W_dec: jax.Array
+    b_dec: jax.Array
+
+
+def sites_of(model: jc.Transformer, recipe: Recipe) -> dict[jc.Site, tuple[int, int]]:
+    """Every site that gets a dictionary, with how many of its latents are on and how many it has."""
+    names = {f"blocks.{layer}.{kind}": size for layer in range(model.n_layers) for kind, size in recipe.kinds.items()}
+    sizes = {jc.Site.parse(name): size for name, size in {"blocks.0.hook_resid_pre": recipe.embed, **names}.items()}
+    return dict(sorted(sizes.items()))
+
+
+@ft.partial(jax.jit, static_argnames="sites")
+def activations(model: jc.Transformer, tokens: jax.Array, sites: tuple[jc.Site, ...]) -> list[jax.Array]:
+    """For each site `[batch * seq d_in]`."""
+    cache = jax.vmap(lambda row: jc.run(model, row, record=sites)[1])(tokens)
+    return [cache[site].reshape(tokens.size, -1) for site in sites]
+
+
+def start(x: np.ndarray, d_sae: int, rng: np.random.Generator) -> Parameters:
+    """The mean of the data as bias, random data points around it as directions."""
+    mean = x.mean(axis=0)
+    rows = (
+        x[rng.integers(len(x), size=d_sae)] - mean + 0.1 * rng.standard_normal((d_sae, x.shape[1])).astype(np.float32)
+    )
+    W_dec = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
+    return Parameters(0.7 * W_dec.T, jnp.zeros(d_sae), W_dec, jnp.asarray(mean, jnp.float32))
+
+
+def reconstruct(p: Parameters, x: jax.Array, k: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Reconstruction, the batch's cut, and which latents were on."""
+    pre = jax.nn.relu((x - p.b_dec) @ p.W_enc + p.b_enc)
+    sample = jax.lax.stop_gradient(pre[:: max(1, len(x) // SAMPLE)])
+    cut = jnp.sort(sample.ravel())[-k * len(sample)]
+    acts = jnp.where(pre > cut, pre, 0)
+    return acts @ p.W_dec + p.b_dec, (cut, (acts > 0).any(axis=0))
+
+
+@ft.partial(jax.jit, static_argnames=("ks", "optimiser"))
+def step(dictionaries, states, xs, ks: tuple[int, ...], optimiser):
+    """One step of every dictionary. A Python loop rather than a vmap: large matrix products are faster apart on a CPU."""
+
+    def loss(p, x, k):
+        y, aux = reconstruct(p, x, k)
+        return jnp.mean(jnp.sum((x - y) ** 2, axis=-1)) / x.shape[-1], aux
+
+    out, new_states, seen = [], [], []
+    for p, state, x, k in zip(dictionaries, states, xs, ks, strict=True):
+        (value, (cut, on)), gradient = jax.value_and_grad(loss, has_aux=True)(p, x, k)
+        updates, state = optimiser.update(gradient, state, p)
+        p = optax.apply_updates(p, updates)
+        p = p._replace(W_dec=p.W_dec / jnp.linalg.norm(p.W_dec, axis=1, keepdims=True))
+        out.append(p)
+        new_states.append(state)
+        seen.append((value, cut, on))
+    return out, new_states, seen
+
+
+def train(model: jc.Transformer, tokenizer: Any, recipe: Recipe, *, seed: int = 0) -> dict[jc.Site, SAE]:
+    """Every dictionary of the model, from one pass over fresh text."""
+    sizes = sites_of(model, recipe)
+    sites, ks = tuple(sizes), tuple(k for k, _ in sizes.values())
+    rows = sequences(tokenizer, MIXTURES[model.name], (recipe.steps + 8) * recipe.batch, seed=seed + 500)[:, :-1]
+    batches = rows.reshape(-1, recipe.batch, rows.shape[1])
+    rng = np.random.default_rng(seed)
+    first = [
+        np.concatenate(x) for x in zip(*(activations(model, b, sites) for b in batches[recipe.steps :]), strict=True)
+    ]
+    scales = [float(np.sqrt(x.shape[1]) / np.linalg.norm(x, axis=1).mean()) for x in first]
+    dictionaries = [start(s * x, d_sae, rng) for s, x, (_, d_sae) in zip(scales, first, sizes.values(), strict=True)]
+    schedule = optax.join_schedules(
+        [
+            optax.constant_schedule(recipe.learning_rate),
+            optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps // 2),
+        ],
+        [recipe.steps // 2],
+    )
+    optimiser = optax.adam(schedule, b2=0.99)
+    states = [optimiser.init(p) for p in dictionaries]
+    thresholds, alive = [0.0] * len(sites), [np.zeros(d_sae, bool) for _, d_sae in sizes.values()]
+    again = {int(part * recipe.steps) for part in RESAMPLE}
+    for i in tqdm(range(recipe.steps), mininterval=10):
+        xs = [s * x for s, x in zip(scales, activations(model, batches[i], sites), strict=True)]
+        dictionaries, states, seen = step(dictionaries, states, xs, ks, optimiser)
+        cuts = [float(cut) for _, cut, _ in seen]
+        thresholds = [0.98 * t + 0.02 * cut if i > 100 else cut for t, cut in zip(thresholds, cuts, strict=True)]
+        alive = [a | np.asarray(on) for a, (_, _, on) in zip(alive, seen, strict=True)]
+        if i in again:
+            dictionaries = [revive(p, x, a, k, rng) for p, x, a, k in zip(dictionaries, xs, alive, ks, strict=True)]
+            alive = [np.zeros_like(a) for a in alive]
+        if i % 100 == 0 or i == recipe.steps - 1:
+            tqdm.write(f"{i}: " + " ".join(f"{float(value):.4f}" for value, _, _ in seen))
+    tqdm.write("never on since the last restart: " + " ".join(str(int((~a).sum())) for a in alive))
+    return {
+        site: as_sae(p, threshold, scale, site)
+        for site, p, threshold, scale in zip(sites, dictionaries, thresholds, scales, strict=True)
+    }
+
+
+def revive(p: Parameters, x: jax.Array, alive: np.ndarray, k: int, rng: np.random.Generator) -> Parameters:
+    """Latents that are never on get the directions of the tokens that are reconstructed worst."""
+    dead = np.flatnonzero(~alive)
+    if not len(dead):
+        return p
+    error = np.asarray(x - reconstruct(p, x, k)[0])
+    size = np.sum(error**2, axis=1)
+    rows = error[rng.choice(len(error), len(dead), p=size / size.sum())]
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return p._replace(
+        W_dec=p.W_dec.at[dead].set(rows), W_enc=p.W_enc.at[:, dead].set(0.7 * rows.T), b_enc=p.b_enc.at[dead].set(0.0)
+    )
+
+
+def as_sae(p: Parameters, threshold: float, scale: float, site: jc.Site) -> SAE:
+    """On activations as they are: with `x = x_scaled / scale` the latents, the biases and the threshold shrink by `scale`."""
+    threshold = jnp.full(p.b_enc.shape, threshold / scale)
+    return SAE(p.W_enc, p.b_enc / scale, p.W_dec, p.b_dec / scale, JumpReLU(threshold), site, ())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=list(RECIPES))
+    name = parser.parse_args().name
+    recipe = RECIPES[name]
+    trained = train(jc.from_pretrained(name), jc.load_tokenizer(name), recipe)
+    for site, sae in trained.items():
+        about = {"model_name": name, "context_size": 64, "prepend_bos": True, "dataset_path": "weights/train/text.py"}
+        save_sae(sae, WEIGHTS / name / "saes" / str(site), metadata=about)
