@@ -24,7 +24,14 @@ def seconds(code: list[str], cwd: str, cache: str) -> float:
     """The wall time of one process."""
     began = time.monotonic()
     environment = {**os.environ, "XDG_CACHE_HOME": cache, "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, *code], cwd=cwd, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    subprocess.run(
+        [sys.executable, *code],
+        cwd=cwd,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
     return time.monotonic() - began
 
 
@@ -40,11 +47,18 @@ def main() -> None:
             "jaxcirc demo, empty cache": run(*demo),
             "jaxcirc demo, full cache": statistics.median(run(*demo) for _ in range(3)),
         }
-    about = {"python": platform.python_version(), "jax": jax.__version__, "cores": os.cpu_count(), "device": jax.devices()[0].device_kind}
+    about = {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+    }
     for name, value in times.items():
         print(f"{name:<28} {value:6.2f} s")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "startup.json").write_text(json.dumps({**about, "seconds": {k: round(v, 2) for k, v in times.items()}}, indent=1) + "\n")
+    (RESULTS / "startup.json").write_text(
+        json.dumps({**about, "seconds": {k: round(v, 2) for k, v in times.items()}}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ Ids: TypeAlias = ArrayLike | Sequence[int]  # token ids or positions, as they co
 
 
 class AbstractMetric(eqx.Module):
-    """A scalar function of one sequence's logits `[seq d_vocab]`, in the logits' units."""
+    """A scalar function of one sequence's logits `[seq d_vocab]`, in the logits' units, read at `position`."""
+
+    position: eqx.AbstractVar[Int[Array, "..."]]
 
     @abc.abstractmethod
     def __call__(self, logits: Float[Array, "seq d_vocab"]) -> Float[Array, ""]:

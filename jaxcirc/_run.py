@@ -153,7 +153,10 @@ def check_dictionaries(model: Transformer, saes: Mapping[Site, AbstractDictionar
             raise ValueError(
                 f"The transcoder given for `{site}` does not say which site it reads. Make it with reads=…."
             )
-        steps = {*mismatch(site, sae.processing, model.processing), *mismatch(site_read(site, sae), sae.processing, model.processing)}
+        steps = {
+            *mismatch(site, sae.processing, model.processing),
+            *mismatch(site_read(site, sae), sae.processing, model.processing),
+        }
         if steps:
             warnings.warn(
                 f"The dictionary at `{site}` was trained on weights processed by {_steps(sae.processing or ())}, and {model.name} is "

@@ -323,7 +323,7 @@ def test_thresholds_choose_targets_and_sources(solved):
 
 def test_many_targets_go_in_several_chunks(solved, monkeypatch):
     arguments, nodes, edges = solved
-    monkeypatch.setattr("jaxcirc.attribution._edges._chunk_size", lambda *_: 5)
+    monkeypatch.setattr("jaxcirc.attribution._contract._chunk_size", lambda *_: 5)
     again = jc.edge_effects(*arguments, nodes, threshold=0.0)
     for pair in edges.coo:
         assert_close(again.dense(pair), edges.dense(pair))
@@ -353,7 +353,7 @@ def test_wiring_is_that_of_the_paper():
 
 def test_layers_share_their_programs():
     """One trace a kind of edge, in whatever layer; none for new prompts of the same shape."""
-    from jaxcirc.attribution._edges import _pull
+    from jaxcirc.attribution._contract import _pull
 
     model = make_model(jax.random.key(3), layers=3)
     sites = [
@@ -386,6 +386,14 @@ BAD = {
         "leading axis over the 2 prompts",
     ),
     "metric's token": (lambda a: a | {"metric": jc.LogitDiff(jnp.array([1, 77]))}, "Token id 77"),
+    "position": (
+        lambda a: a | {"metric": jc.LogitDiff(1, position=9)},
+        "reads position 9 of prompt 0, and the prompts have 4",
+    ),
+    "position of padding": (
+        lambda a: a | {"mask": jnp.ones((2, 4), bool).at[1, 3].set(False)},
+        "-1 of prompt 1, which is padding",
+    ),
     "no dictionaries": (lambda a: a | {"saes": {}}, "jc.load_saes"),
     "mask": (lambda a: a | {"mask": jnp.ones((2, 3), bool)}, r"shape \(2, 4\), got \(2, 3\)"),
     "no such site": (lambda a: a | {"saes": {"blocks.9.hook_mlp_out": a["saes"][MLP_OUT]}}, "blocks.9.hook_mlp_out"),

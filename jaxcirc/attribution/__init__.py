@@ -1,11 +1,7 @@
 """Effects of nodes and edges on a metric."""
 
-from ._edges import (
-    direct_to_metric as direct_to_metric,
-    edge_effects as edge_effects,
-    EdgeEffects as EdgeEffects,
-    iterate_edges as iterate_edges,
-)
+from ._contract import direct_to_metric as direct_to_metric, iterate_edges as iterate_edges
+from ._edges import edge_effects as edge_effects, EdgeEffects as EdgeEffects
 from ._methods import (
     AbstractMethod as AbstractMethod,
     Gradient as Gradient,

@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Int
 
 from .._edits import Add
 from .._run import run, site_shapes
-from .._sites import Site
+from .._sites import Kind, Site
 from .._tap import Tap
 from .._typing import Logits
 from ..models import Transformer
 from ._states import States
-from ._wiring import entry, written
+from ._wiring import entry, layer_of, written
 
 
 Metric = Callable[[Logits], Float[Array, ""]]
@@ -86,10 +86,8 @@ class IntegratedGradients(AbstractMethod):
         fractions, weights = (jnp.asarray(x, model.dtype) for x in self.points())
         out = {}
         for site in nodes:
-            start, difference = entry(model, site), at.differences[site]
-            change, back = _through_write(model, site, difference)
-            mean = _mean_gradient(model, metric, at.resid[start], change, at.mask, fractions, weights, start)
-            out[site] = back(mean)
+            change, back = _through_write(model, site, at.differences[site])
+            out[site] = back(_mean_gradient(model, metric, at, entry(model, site), change, (fractions, weights)))
         return out
 
 
@@ -124,14 +122,37 @@ def _gradients(model, tokens, metric, mask, nodes: tuple[Site, ...]):
     return jax.vmap(one)(tokens, mask, metric)
 
 
-@ft.partial(jax.jit, static_argnames="start")
-def _mean_gradient(model, metric, resid, change, mask, fractions, weights, start: Site):
+def _mean_gradient(
+    model: Transformer, metric: Metric, at: States, start: Site, change: Array, points: tuple[Array, Array]
+) -> Array:
     """Mean over the path of the gradient at the residual cut `start`; only what lies after the cut is run."""
+    layers = np.arange(model.n_layers)
+    feeds = layers >= layer_of(start)
+    attends = feeds if start.kind == Kind.RESID_PRE else layers > layer_of(start)
+    return _from_cut(model, metric, at.resid[start], change, at.mask, *points, attends, feeds)
+
+
+@jax.jit
+def _from_cut(model, metric, resid, change, mask, fractions, weights, attends, feeds):
+    """Which halves of which blocks run is data, and one block is compiled for all of them."""
+    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *model.blocks)
+
+    def half(resid, what):
+        block, mask, attend, feed = what
+        tap = Tap({}, {}, frozenset(), layer=0)
+        resid = jax.lax.cond(attend, lambda x: block.attend(x, mask, tap), lambda x: x, resid)
+        return resid if block.mlp is None else jax.lax.cond(
+            feed, lambda x: block.feed(x, tap), lambda x: x, resid
+        ), None
 
     def one(example):
         resid, change, keys, metric = example
-        masks = model.masks(resid.shape[0], keys)
-        value = lambda resid: metric(model.resume(resid, start, masks, Tap({}, {}, frozenset())))
+        masks = jnp.stack(model.masks(resid.shape[0], keys))
+
+        def value(resid):
+            last, _ = jax.lax.scan(half, resid, (blocks, masks, attends, feeds))
+            return metric(model.unembed(last, Tap({}, {}, frozenset())))
+
         # [world seq d_model], one world a step
         gradients = jax.vmap(jax.grad(value))(resid + fractions[:, None, None] * change)
         return jnp.einsum("w,wsm->sm", weights, gradients)

@@ -53,12 +53,15 @@ def prepare(
         check_tokens(model, corrupt, batched=True)
     if mask is not None and jnp.shape(mask) != shape:
         raise ValueError(f"The mask must have the prompts' shape {shape}, got {jnp.shape(mask)}.")
+    real = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask, bool)
+    metric = batched(model, metric, shape[0])
+    check_positions(metric, np.asarray(real))
     return Problem(
         saes=sites,
         clean=jnp.asarray(clean),
         corrupt=None if corrupt is None else jnp.asarray(corrupt),
-        metric=batched(model, metric, shape[0]),
-        mask=jnp.ones(shape, bool) if mask is None else jnp.asarray(mask, bool),
+        metric=metric,
+        mask=real,
     )
 
 
@@ -83,6 +86,7 @@ def check_saes(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> N
 def batched(model: Transformer, metric: Metric, batch: int) -> Metric:
     """The metric as a pytree whose leaves have a leading batch axis; single token ids serve the whole batch."""
     check_metric(model, metric)
+    metric = as_pytree(metric)
     if isinstance(metric, AbstractMetric) and all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(metric)):
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch,)), metric)
     for leaf in jax.tree.leaves(metric):
@@ -91,4 +95,21 @@ def batched(model: Transformer, metric: Metric, batch: int) -> Metric:
                 f"The metric's arrays carry a leading axis over the {batch} prompts; got one of shape {jnp.shape(leaf)} in "
                 f"{type(metric).__name__}. Give it one answer a prompt."
             )
-    return as_pytree(metric)
+    return metric
+
+
+def check_positions(metric: Metric, mask: Bool[np.ndarray, "batch seq"]) -> None:
+    """ValueError if the metric reads beyond a prompt, or its padding: indexing would clamp and say nothing."""
+    if not isinstance(metric, AbstractMetric):
+        return
+    seq = mask.shape[1]
+    for prompt, position in enumerate(np.asarray(metric.position)):
+        if not -seq <= position < seq:
+            raise ValueError(
+                f"The metric reads position {position} of prompt {prompt}, and the prompts have {seq} tokens."
+            )
+        if not mask[prompt, position]:
+            raise ValueError(
+                f"The metric reads position {position} of prompt {prompt}, which is padding. Give it the position of each prompt's "
+                "last real token, as Prompts.metric() does."
+            )

@@ -53,25 +53,22 @@ def states(
     last = Site(model.n_layers - 1, Kind.RESID_POST)
     reads = {site_read(site, sae) for site, sae in saes.items()}
 
-    def one(tokens, keys, record):
-        logits, cache = run(model, tokens, record=record, mask=keys)
+    def one(tokens, keys):
+        logits, cache = run(model, tokens, record={last, *cuts, *saes, *reads}, mask=keys)
         return logits, {site: value.reshape(value.shape[0], -1) for site, value in cache.items()}
 
-    logits, cache = jax.vmap(lambda tokens, keys: one(tokens, keys, {last, *cuts, *saes, *reads}))(clean, mask)
-    values = {site: cache[site] for site in {*saes, *reads}}
     if corrupt is None:
-        other, others = None, None
-        after = {
-            site: sae.decode(jnp.zeros(sae.d_sae, logits.dtype), values[site_read(site, sae)])
-            for site, sae in saes.items()
-        }
-    else:
-        other, after = jax.vmap(lambda tokens, keys: one(tokens, keys, {*saes, *reads}))(corrupt, mask)
+        (logits, cache), other, others = jax.vmap(one)(clean, mask), None, None
+        zero = {site: jnp.zeros(sae.d_sae, logits.dtype) for site, sae in saes.items()}
+        after = {site: sae.decode(zero[site], cache[site_read(site, sae)]) for site, sae in saes.items()}
+    else:  # both sides as one batch, so that the model is compiled once
+        both = jax.vmap(one)(jnp.concatenate([clean, corrupt]), jnp.concatenate([mask, mask]))
+        (logits, cache), (other, after) = (jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], both) for i in range(2))
         others = {site: after[site] for site in reads}
     return States(
-        values=values,
+        values={site: cache[site] for site in {*saes, *reads}},
         others=others,
-        differences={site: jnp.where(mask[..., None], after[site] - values[site], 0) for site in saes},
+        differences={site: jnp.where(mask[..., None], after[site] - cache[site], 0) for site in saes},
         resid={**{cut: cache[cut] for cut in cuts}, Site(model.n_layers, Kind.RESID_PRE): cache[last]},
         clean=logits,
         corrupt=other,

@@ -1,38 +1,29 @@
 """From prompts to a circuit."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jaxlib
 import numpy as np
-import scipy.sparse
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from .._sites import Site
 from .._version import __version__
 from ..attribution import (
     AbstractMethod,
-    direct_to_metric,
-    effects_of,
     IntegratedGradients,
     is_cut,
-    iterate_edges,
     Metric,
     prepare,
     Problem,
-    states,
-    wiring,
 )
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ..view import METRIC
 from ._circuit import Circuit
-
-
-Progress = Callable[[int, int, str], None]
+from ._means import batches_of, mean_edges, mean_effects, Progress
 
 
 def discover(
@@ -79,17 +70,17 @@ def discover(
     """
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     _check_arguments(problem, aggregate, batch_size)
-    batches = list(_batches(problem, batch_size or problem.clean.shape[0]))
+    batches = list(batches_of(problem, batch_size or problem.clean.shape[0]))
     report = progress or (lambda done, of, stage: None)
 
-    effects, gradients, total = _mean_effects(model, problem, batches, method, aggregate, report)
+    effects, gradients, total = mean_effects(model, problem, batches, method, aggregate, report)
     kept = {site: np.abs(values) > node_threshold for site, values in effects.items()}
     if not any(mask.any() for mask in kept.values()):
         largest = max(float(np.abs(values).max()) for values in effects.values())
         raise ValueError(
             f"No node has an effect above node_threshold={node_threshold:g}; the largest is {largest:g}. Lower it."
         )
-    weights = _mean_edges(model, problem, batches, gradients, kept, aggregate, report)
+    weights = mean_edges(model, problem, batches, gradients, kept, aggregate, report)
     nodes, names = _node_table(effects, kept, aggregate)
     meta = {
         **_settings(model, problem, method),
@@ -113,113 +104,6 @@ def _check_arguments(problem: Problem, aggregate: str, batch_size: int | None) -
         raise ValueError(f"discover: batch_size must be at least 1, got {batch_size}.")
     if problem.corrupt is not None and np.array_equal(problem.clean, problem.corrupt):
         raise ValueError("discover: the corrupt prompts are equal to the clean ones, so there is no effect to explain.")
-
-
-class _Batch(NamedTuple):
-    """Prompts of one size: the last batch is filled up with copies, which weigh nothing."""
-
-    problem: Problem
-    weights: Float[np.ndarray, " batch"]
-
-
-def _batches(problem: Problem, size: int) -> Iterator[_Batch]:
-    n = problem.clean.shape[0]
-    for start in range(0, n, size):
-        rows = np.minimum(np.arange(start, start + size), n - 1)
-        part = jax.tree.map(
-            lambda x, rows=rows: x[rows], (problem.clean, problem.corrupt, problem.metric, problem.mask)
-        )
-        yield _Batch(Problem(problem.saes, *part), (np.arange(start, start + size) < n) / n)
-
-
-def _mean_effects(
-    model: Transformer,
-    problem: Problem,
-    batches: list[_Batch],
-    method: AbstractMethod,
-    aggregate: str,
-    report: Progress,
-) -> tuple[dict[Site, np.ndarray], list[dict[Site, np.ndarray]], dict[str, float]]:
-    """Mean effects `[node]` or `[seq node]` at each site, the gradients of each batch, and the mean metric and its change."""
-    effects: dict[Site, np.ndarray] = {}
-    gradients, clean, total = [], 0.0, 0.0
-    for i, batch in enumerate(batches):
-        report(i, len(batches), "nodes")
-        at = states(model, problem.saes, batch.problem.clean, batch.problem.corrupt, batch.problem.mask)
-        gradient = method.gradients(model, batch.problem.clean, batch.problem.metric, at, tuple(problem.saes))
-        found = effects_of(problem.saes, batch.problem.metric, at, gradient)
-        _check_finite(found.clean, found.total)
-        for site in problem.saes:
-            mean = np.einsum("b,bsn->sn", batch.weights, np.asarray(found.nodes(site), np.float64))
-            effects[site] = effects.get(site, 0.0) + (mean.sum(0) if aggregate == "sum" else mean)
-        clean += float(batch.weights @ np.asarray(found.clean))
-        total += float(batch.weights @ np.asarray(found.total))
-        gradients.append(jax.tree.map(np.asarray, gradient))
-    report(len(batches), len(batches), "nodes")
-    return effects, gradients, {"clean_metric": clean, "total_effect": total}
-
-
-def _mean_edges(
-    model: Transformer,
-    problem: Problem,
-    batches: list[_Batch],
-    gradients: list[dict[Site, np.ndarray]],
-    kept: dict[Site, np.ndarray],
-    aggregate: str,
-    report: Progress,
-) -> dict[tuple[Site, Site | None], scipy.sparse.csr_array]:
-    """Mean edge weights between all nodes of each pair of sites, `[target source]`; target `None` is the metric."""
-    shape = problem.mask.shape[1]
-    seq = 1 if aggregate == "sum" else shape
-    sums: dict[tuple[Site, Site | None], scipy.sparse.csr_array] = {}
-
-    def add(source: Site, target: Site | None, rows, columns, values):
-        size = (1 if target is None else seq * (problem.saes[target].d_sae + 1), seq * (problem.saes[source].d_sae + 1))
-        part = scipy.sparse.coo_array((values.astype(np.float64), (rows, columns)), shape=size).tocsr()
-        sums[source, target] = sums[source, target] + part if (source, target) in sums else part
-
-    def number(site: Site, index):
-        """The number of a node instance among the nodes of its site."""
-        return index[:, 2] + (0 if aggregate == "sum" else index[:, 1] * (problem.saes[site].d_sae + 1))
-
-    wires = len(wiring(model, problem.saes))
-    for i, (batch, gradient) in enumerate(zip(batches, gradients, strict=True)):
-        at = states(model, problem.saes, batch.problem.clean, batch.problem.corrupt, batch.problem.mask)
-        weights = batch.weights
-        gradient = jax.tree.map(jnp.asarray, gradient)
-        used = {
-            site: (weights > 0)[:, None, None] & np.broadcast_to(mask, (shape, mask.shape[-1]))
-            for site, mask in kept.items()
-        }
-        done = 0
-        seen = set()
-        chosen = used.__getitem__
-        for wire, targets, sources, values in iterate_edges(
-            model, batch.problem, at, gradient, targets=chosen, sources=chosen
-        ):
-            if wire not in seen:
-                report(i * wires + done, len(batches) * wires, "edges")
-                seen.add(wire)
-                done += 1
-            add(
-                wire.source,
-                wire.target,
-                number(wire.target, targets),
-                number(wire.source, sources),
-                values * weights[targets[:, 0]],
-            )
-        for source, values in direct_to_metric(model, batch.problem, at, gradient).items():
-            values = np.where(used[source], np.asarray(values), 0)
-            index = np.argwhere(values)
-            add(
-                source,
-                None,
-                np.zeros(len(index), int),
-                number(source, index),
-                values[tuple(index.T)] * weights[index[:, 0]],
-            )
-    report(len(batches) * wires, len(batches) * wires, "edges")
-    return sums
 
 
 def _node_table(effects: dict[Site, np.ndarray], kept: dict[Site, np.ndarray], aggregate: str):
@@ -275,11 +159,3 @@ def _settings(model: Transformer, problem: Problem, method: AbstractMethod) -> d
         "device": jax.devices()[0].device_kind,
         "versions": {"jaxcirc": __version__, "jax": jax.__version__, "jaxlib": jaxlib.version.__version__},
     }
-
-
-def _check_finite(clean: Array, total: Array) -> None:
-    bad = np.flatnonzero(~np.isfinite(np.asarray(clean)) | ~np.isfinite(np.asarray(total)))
-    if len(bad):
-        raise ValueError(
-            f"discover: the metric is not finite on prompt {int(bad[0])}: {float(clean[bad[0]])} on the clean run."
-        )

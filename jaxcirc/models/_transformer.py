@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._nn import Block, LayerNorm
-from .._sites import Kind, Site
+from .._sites import Kind
 from .._tap import Tap
 from .._typing import Keys, Logits, Mask, Resid, Tokens
 from ._masks import attention_mask
@@ -77,8 +77,10 @@ class Transformer(eqx.Module):
         return self.W_E.dtype
 
     def __call__(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Logits:
-        masks = self.masks(tokens.shape[0], keys)
-        return self.resume(self.embed(tokens, tap, keys), Site(0, Kind.RESID_PRE), masks, tap)
+        resid = self.embed(tokens, tap, keys)
+        for layer, (block, mask) in enumerate(zip(self.blocks, self.masks(tokens.shape[0], keys), strict=True)):
+            resid = block(resid, mask, tap.at(layer))
+        return self.unembed(resid, tap)
 
     def masks(self, seq: int, keys: Keys | None) -> tuple[Mask, ...]:
         """The attention mask of each layer."""
@@ -88,16 +90,6 @@ class Transformer(eqx.Module):
         """Tokens and positions to the first residual stream. Positions count the real tokens, wherever the padding is."""
         positions = jnp.arange(tokens.shape[0]) if keys is None else jnp.maximum(jnp.cumsum(keys) - 1, 0)
         return tap(Kind.EMBED, self.W_E[tokens]) + tap(Kind.POS_EMBED, self.W_pos[positions])
-
-    def resume(self, resid: Resid, start: Site, masks: tuple[Mask, ...], tap: Tap) -> Logits:
-        """The rest of the forward pass, from the residual stream at the cut `start`: `RESID_PRE`, `RESID_MID` or `RESID_POST`."""
-        assert start.layer is not None
-        first = start.layer if start.kind == Kind.RESID_PRE else start.layer + 1
-        if start.kind == Kind.RESID_MID:
-            resid = self.blocks[start.layer].feed(resid, tap.at(start.layer))
-        for layer in range(first, self.n_layers):
-            resid = self.blocks[layer](resid, masks[layer], tap.at(layer))
-        return self.unembed(resid, tap)
 
     def unembed(self, resid: Resid, tap: Tap) -> Logits:
         """The last residual stream to logits."""

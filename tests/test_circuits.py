@@ -1,0 +1,278 @@
+"""Circuits: found, saved, drawn; and everything that can be wrong with what they are given."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcirc as jc
+from jaxcirc import Kind, Site
+from jaxcirc.circuits import annotate_latents
+from tests import oracle
+from tests.helpers import assert_close, needs_x64
+from tests.test_attribution import problem
+
+
+pytestmark = needs_x64
+CUTS = {"node_threshold": 0.05, "edge_threshold": 0.02}
+
+
+@pytest.fixture(scope="module")
+def arguments():
+    return problem(batch=3, seq=5)
+
+
+@pytest.fixture(scope="module")
+def circuit(arguments):
+    return jc.discover(*arguments, **CUTS)
+
+
+@pytest.fixture(scope="module")
+def by_position(arguments):
+    return jc.discover(*arguments, **CUTS, aggregate="none").annotate(
+        tokens=["a<b", "&", "c", "d", "e"], title="A <circuit>"
+    )
+
+
+def expected(arguments, aggregate):
+    """Nodes and edges from the per-prompt verbs, averaged by hand."""
+    nodes = jc.node_effects(*arguments)
+    edges = jc.edge_effects(*arguments, nodes, threshold=-1.0)
+    over = (0, 1) if aggregate == "sum" else (0,)
+    batch = edges.batch
+    mean_nodes = {site: np.asarray(nodes.nodes(site)).sum(over) / batch for site in arguments[1]}
+    axes = (0, 1, 3) if aggregate == "sum" else (0,)
+    return mean_nodes, {pair: edges.dense(pair).sum(axes) / batch for pair in edges.coo}
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "none"])
+def test_a_circuit_is_the_mean_above_the_thresholds(arguments, circuit, by_position, aggregate):
+    got = circuit if aggregate == "sum" else by_position
+    saes = arguments[1]
+    mean_nodes, mean_edges = expected(arguments, aggregate)
+
+    def name(site, index):
+        unit = "error" if index[-1] == saes[site].d_sae else index[-1]
+        return f"{site}/{unit}" + ("" if aggregate == "sum" else f"@{index[0]}")
+
+    want = {
+        name(site, index): float(mean[tuple(index)])
+        for site, mean in mean_nodes.items()
+        for index in np.argwhere(np.abs(mean) > CUTS["node_threshold"])
+    }
+    assert dict(zip(got.nodes["node"], got.nodes["effect"], strict=True)) == pytest.approx(want, rel=1e-10)
+    assert len(want) > 20
+
+    half = 1 if aggregate == "sum" else 2
+    want_edges = {
+        (name(source, index[half:]), name(target, index[:half])): float(mean[tuple(index)])
+        for (source, target), mean in mean_edges.items()
+        for index in np.argwhere(np.abs(mean) > CUTS["edge_threshold"])
+    }
+    want_edges = {ends: weight for ends, weight in want_edges.items() if want.keys() >= set(ends)}
+    inside = got.edges[got.edges["target"] != "metric"]
+    assert dict(
+        zip(zip(inside["source"], inside["target"], strict=True), inside["weight"], strict=True)
+    ) == pytest.approx(want_edges)
+    assert len(want_edges) > 20
+
+
+def test_the_last_nodes_feed_the_metric(circuit):
+    """Nothing stands between the last residual stream and the metric, so an edge to it is the node's whole effect."""
+    effect = dict(zip(circuit.nodes["node"], circuit.nodes["effect"], strict=True))
+    to_metric = circuit.edges[circuit.edges["target"] == "metric"]
+    assert len(to_metric) > 3
+    for edge in to_metric.itertuples():
+        assert edge.source.startswith("blocks.1.hook_resid_post/")
+        assert edge.weight == pytest.approx(effect[edge.source])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_batches_do_not_change_the_result(arguments, circuit, batch_size):
+    again = jc.discover(*arguments, **CUTS, batch_size=batch_size)
+    assert list(again.nodes["node"]) == list(circuit.nodes["node"])
+    assert_close(again.nodes["effect"], circuit.nodes["effect"])
+    weights = lambda c: {(e.source, e.target): e.weight for e in c.edge_rows()}
+    assert weights(again) == pytest.approx(weights(circuit))
+
+
+def test_padded_prompts(arguments):
+    """Prompts of unequal length give the mean of what each gives alone."""
+    model, saes, clean, corrupt, _ = arguments
+    cuts = {"node_threshold": 0.0, "edge_threshold": 10.0, "method": jc.Gradient()}
+    lengths = np.array([5, 3])
+    metric = jc.LogitDiff(jnp.arange(2), jnp.arange(2) + 2, position=jnp.asarray(lengths - 1))
+    mask = jnp.asarray(np.arange(5) < lengths[:, None])
+    together = jc.discover(model, saes, clean[:2], corrupt[:2], metric, **cuts, mask=mask)
+    sums = {}
+    for i, length in enumerate(lengths):
+        one = jax.tree.map(lambda x, i=i: x[i : i + 1], metric)
+        alone = jc.discover(model, saes, clean[i : i + 1, :length], corrupt[i : i + 1, :length], one, **cuts)
+        for node in alone.node_rows():
+            sums[node.node] = sums.get(node.node, 0) + node.effect / 2
+    assert len(sums) > 20
+    assert {node.node: node.effect for node in together.node_rows()} == pytest.approx(sums)
+
+
+def test_the_completeness_of_the_nodes_is_reported(arguments, circuit):
+    shares = circuit.meta["completeness"]
+    assert set(shares) == {str(site) for site in arguments[1] if site.kind in (Kind.RESID_PRE, Kind.RESID_POST)}
+    assert all(abs(share - 1) < 0.05 for share in shares.values())
+
+
+def test_what_was_done_is_recorded(circuit):
+    meta = json.loads(json.dumps(circuit.meta))
+    assert meta["method"] == {"name": "IntegratedGradients", "steps": 10, "rule": "midpoint", "start": "clean"}
+    assert meta["node_threshold"] == CUTS["node_threshold"]
+    assert meta["prompts"] == 3
+    assert meta["versions"]["jax"] == jax.__version__
+    assert meta["clean_metric"] != 0
+
+
+def test_progress_is_told(arguments):
+    told = []
+    jc.discover(*arguments, **CUTS, batch_size=2, progress=lambda done, of, stage: told.append((done, of, stage)))
+    for stage in ("nodes", "edges"):
+        steps = [(done, of) for done, of, name in told if name == stage]
+        assert steps == sorted(steps)
+        assert steps[-1][0] == steps[-1][1] > 0
+
+
+def test_save_and_load(circuit, by_position, tmp_path):
+    for which in (circuit, by_position, circuit):  # the third replaces what the first wrote
+        which.save(tmp_path / "saved")
+        loaded = jc.Circuit.load(tmp_path / "saved")
+        assert loaded.nodes.equals(which.nodes)
+        assert loaded.edges.equals(which.edges)
+        assert loaded.meta == which.meta
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_tables_are_ready_for_arrow(circuit):
+    import pyarrow as pa
+
+    assert pa.table(circuit.nodes).num_rows == len(circuit.nodes)
+    assert pa.table(circuit.edges).column_names == ["source", "target", "weight"]
+
+
+def test_a_damaged_circuit_is_told(circuit, tmp_path):
+    with pytest.raises(ValueError, match=r"is not a saved circuit: it holds no circuit\.json"):
+        jc.Circuit.load(tmp_path)
+    circuit.save(tmp_path / "saved")
+    table = tmp_path / "saved" / "edges.parquet"
+    table.write_bytes(table.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is damaged"):
+        jc.Circuit.load(tmp_path / "saved")
+    (tmp_path / "saved" / "circuit.json").write_text('{"format": "jaxcirc circuit", "version": 99}')
+    circuit.edges.to_parquet(table)
+    with pytest.raises(ValueError, match="newer version"):
+        jc.Circuit.load(tmp_path / "saved")
+
+
+def test_a_folder_that_is_not_a_circuit_is_left_alone(circuit, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"is not a circuit .it holds no circuit\.json.. Choose another path"):
+        circuit.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_full_disk_leaves_nothing(circuit, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    circuit.save(tmp_path / "saved")
+    monkeypatch.setattr("pandas.DataFrame.to_parquet", full)
+    with pytest.raises(OSError, match="No space left"):
+        circuit.annotate(note="second").save(tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    assert "note" not in jc.Circuit.load(tmp_path / "saved").meta
+
+
+def test_the_page_shows_the_circuit(by_position, tmp_path):
+    by_position.to_html(tmp_path / "page.html", most_edges=20)
+    page = (tmp_path / "page.html").read_text()
+    assert "A &lt;circuit&gt;" in page
+    assert "a&lt;b" in page or "&amp;" in page
+    assert f"{len(by_position.nodes)} nodes and {len(by_position.edges)} edges" in page
+    svg = ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+    of_class = lambda name: [element for element in svg.iter() if element.get("class") == name]
+    assert len(of_class("edge")) == 20
+    drawn = {element.get("data-n") for element in of_class("node")}
+    strongest = by_position.edge_rows()[:20]
+    assert {edge.source for edge in strongest} | {edge.target for edge in strongest} <= drawn
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_picture_has_a_place_for_every_node(by_position, circuit, tmp_path):
+    for which in (by_position, circuit):
+        which.to_svg(tmp_path / "picture.svg")
+        svg = ET.parse(tmp_path / "picture.svg").getroot()
+        width, height = (float(svg.get(side)) for side in ("width", "height"))
+        centres = [
+            (float(shape.get("cx")), float(shape.get("cy")))
+            for shape in svg.iter("{http://www.w3.org/2000/svg}circle")
+            if shape.get("fill") == "#fff"
+        ]
+        assert len(centres) > 20
+        assert len(set(centres)) == len(centres)  # no two on one place
+        assert all(0 < x < width and 0 < y < height for x, y in centres)
+
+
+def test_graphviz(circuit, monkeypatch):
+    pytest.importorskip("graphviz")
+    source = circuit.to_graphviz(most_edges=30).source
+    assert source.count("->") == 30
+    assert "ε" in source
+    monkeypatch.setitem(__import__("sys").modules, "graphviz", None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxcirc\[graphviz\]'"):
+        circuit.to_graphviz()
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    def decode(self, ids):
+        return "".join(chr(97 + i) for i in ids)
+
+
+def test_latents_are_annotated_with_what_they_fire_on(arguments, circuit):
+    model, saes, clean, corrupt, _ = arguments
+    notes = annotate_latents(circuit, model, saes, [clean, corrupt], Letters())
+    assert len(notes) > 5
+    node = next(node for node in circuit.node_rows() if node.node in notes)
+    site = Site.parse(node.site)
+    tokens = np.concatenate([clean, corrupt])
+    acts = np.stack([oracle.node_values(model, saes, jnp.asarray(row))[site.acts][:, node.unit] for row in tokens])
+    means = {Letters().decode([t]): acts[tokens == t].mean() for t in np.unique(tokens)}
+    assert notes[node.node].removeprefix("on ").split(", ")[0] == max(means, key=means.__getitem__)
+
+
+BAD = {
+    "nothing kept": (
+        lambda a: {"node_threshold": 1e6},
+        "No node has an effect above node_threshold=1e.06; the largest is",
+    ),
+    "clean is corrupt": (lambda a: {"corrupt": a[2]}, "the corrupt prompts are equal to the clean ones"),
+    "aggregate": (lambda a: {"aggregate": "mean"}, "aggregate must be 'sum' or 'none'"),
+    "batch size": (lambda a: {"batch_size": 0}, "batch_size must be at least 1"),
+    "metric": (
+        lambda a: {"metric": lambda logits: jnp.log(-jnp.abs(logits[-1, 0]))},
+        "the metric is not finite on prompt 0",
+    ),
+    "positions of padded prompts": (
+        lambda a: {"aggregate": "none", "mask": jnp.ones((3, 5), bool).at[0, 4].set(False)},
+        "padded prompts do not align",
+    ),
+}
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("what", list(BAD))
+def test_bad_input(arguments, what):
+    change, message = BAD[what]
+    names = ("model", "saes", "clean", "corrupt", "metric")
+    with pytest.raises(ValueError, match=message):
+        jc.discover(**dict(zip(names, arguments, strict=True)) | CUTS | change(arguments))

@@ -1,0 +1,145 @@
+"""The command line: every command, its help, and its one line on bad input."""
+
+import json
+
+import pytest
+
+import jaxcirc as jc
+from jaxcirc.cli import main
+
+
+PAIRS = [
+    {
+        "clean_prefix": f"The {noun}",
+        "patch_prefix": f"The {other}",
+        "clean_answer": " is",
+        "patch_answer": " are",
+        "case": "x",
+    }
+    for noun, other in (("teacher", "teachers"), ("doctor", "doctors"), ("farmer", "farmers"))
+]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Commands keep compiled programs in the user's cache; here in one of the test's own."""
+    import jax
+
+    before = jax.config.values["jax_compilation_cache_dir"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "cache"))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, PAIRS)))
+    return path
+
+
+def discover(prompts, out, *more):
+    options = ["--model", "tiny-gpt2", "--saes", "tiny-gpt2", "--prompts", str(prompts), "--out", str(out)]
+    return main(["discover", *options, *more])
+
+
+def test_demo_finds_saves_and_draws(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--prompts", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "strongest edges" in printed
+    assert "of the total effect at the 5 residual sites" in printed
+    circuit = jc.Circuit.load(out)
+    assert len(circuit.edges) > 10
+    assert circuit.edge_rows()[0].source in printed
+    assert "<svg" in (out / "circuit.html").read_text()
+
+
+def test_discover_from_a_file(prompts, tmp_path, capsys):
+    assert discover(prompts, tmp_path / "out", "--steps", "0", "--json", "--batch-size", "2") == 0
+    said = json.loads(capsys.readouterr().out)
+    circuit = jc.Circuit.load(tmp_path / "out")
+    assert said["nodes"] == len(circuit.nodes) > 0
+    assert said["method"]["name"] == "Gradient"
+    assert said["prompts"] == 3
+    assert circuit.meta["prompts_file"] == "prompts.jsonl"
+
+
+def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
+    assert main(["doctor", "--json"]) == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert len(checks) == 5
+    assert all(check["ok"] for check in checks.values())
+
+    monkeypatch.setattr("jaxlib.version.__version__", "0.10.2")
+    monkeypatch.setattr("jaxcirc._nn.gelu_new.__code__", jc._nn.relu.__code__)
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert (
+        "FAIL  jaxlib is not a version known to be wrong: RuntimeError: jaxlib 0.10.2 computes wrong Jacobians"
+        in printed
+    )
+
+
+@pytest.mark.parametrize("command", ["demo", "discover", "doctor"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"example: jaxcirc {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def bad(change):
+    return "\n".join([json.dumps(PAIRS[0]), change])
+
+
+BAD_FILES = {
+    "empty": ("", "prompts.jsonl is empty"),
+    "broken line": (bad("{oops"), "prompts.jsonl, line 2 is not JSON"),
+    "missing key": (bad('{"clean_prefix": "The teacher"}'), "line 2 lacks patch_prefix"),
+    "answer of two tokens": (
+        bad(json.dumps(PAIRS[1] | {"clean_answer": " is are"})),
+        "line 2: clean_answer ' is are' must be one token",
+    ),
+    "unequal lengths": (bad(json.dumps(PAIRS[1] | {"patch_prefix": "The doctor is"})), "must be of one length"),
+    "clean equals corrupt": (json.dumps(PAIRS[0] | {"patch_prefix": "The teacher"}), "equal to the clean ones"),
+}
+
+
+@pytest.mark.parametrize("what", list(BAD_FILES))
+def test_a_bad_prompts_file_is_one_line_and_exit_code_2(what, tmp_path, capsys):
+    text, message = BAD_FILES[what]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    assert discover(path, tmp_path / "out") == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("jaxcirc: ")
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_bad_input(prompts, tmp_path, capsys):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    assert discover(prompts, tmp_path / "thesis") == 2
+    assert "exists and is not a circuit" in capsys.readouterr().err
+    assert discover(tmp_path / "none.jsonl", tmp_path / "out") == 2
+    assert "none.jsonl" in capsys.readouterr().err
+    assert (
+        main(["discover", "--model", str(tmp_path / "nowhere"), "--saes", "tiny-gpt2", "--prompts", str(prompts)]) == 2
+    )
+    assert "nowhere" in capsys.readouterr().err
+    assert discover(prompts, tmp_path / "out", "--node-threshold", "1e9") == 2
+    assert "the largest is" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk(prompts, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "edges.parquet")
+
+    monkeypatch.setattr("pandas.DataFrame.to_parquet", full)
+    assert discover(prompts, tmp_path / "out", "--steps", "0") == 2
+    assert "No space left on device: edges.parquet" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl"]
