@@ -136,13 +136,14 @@ def test_only_the_subjects_number_differs(tokenizer, kind):
 
 
 @pytest.mark.parametrize("kind", list(AGREEMENT))
-def test_held_out_subjects_and_verbs(tokenizer, kind):
-    singular = {word: pair[0] for pair in (*NOUNS, *MAIN_VERBS, *CLAUSE_VERBS) for word in pair}
+def test_held_out_combinations(tokenizer, kind):
+    singular = {word: pair[0] for pair in (*NOUNS, *THINGS, *MAIN_VERBS, *CLAUSE_VERBS) for word in pair}
     for split, want in (("held_out", True), ("train", False)):
         prompts = jc.data.subject_verb(tokenizer, 30, kind=kind, seed=2, split=split)
-        subjects = words(tokenizer, prompts, prompts.clean, "subject")
-        verbs = [t.strip() for t in texts(tokenizer, prompts.answer[:, None])]
-        assert {held_out(singular[a], singular[b]) for a, b in zip(subjects, verbs, strict=True)} == {want}
+        roles = ("subject",) if kind == "simple" else ("subject", "distractor")
+        said = [words(tokenizer, prompts, prompts.clean, role) for role in roles]
+        said.append([t.strip() for t in texts(tokenizer, prompts.answer[:, None])])
+        assert {held_out(kind, *(singular[word] for word in row)) for row in zip(*said, strict=True)} == {want}
 
 
 def test_held_out_names(tokenizer):

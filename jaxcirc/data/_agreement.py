@@ -1,6 +1,5 @@
 """Subject-verb agreement: "The teacher that the doctors like" -> " is", not " are"."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ def subject_verb(
         `"simple"` nothing (The teacher), `"nounpp"` a prepositional phrase (The teacher near the desks), `"rc"` a relative clause
         (The teacher that the doctors like), `"within_rc"` nothing, but the subject is the clause's own (The teacher that the doctors).
     - `seed`: the same seed gives the same prompts.
-    - `split`: `"held_out"` for subjects with verbs that are not together in the shipped models' training text, `"train"` for the others.
+    - `split`: `"held_out"` for combinations of words that are not in the shipped models' training text, `"train"` for the others.
     - `bos`: begin with the tokenizer's beginning-of-text token, if it has one.
 
     **Returns:** `Prompts` with `positions` subject, end, and distractor where there is one.
@@ -49,24 +48,16 @@ def subject_verb(
 
 
 def _pair(rng: np.random.Generator, kind: str, split: str) -> Pair:
-    verbs = CLAUSE_VERBS if kind == "within_rc" else MAIN_VERBS
-    subject, verb = _agreeing(rng, verbs, split)
-    distractor, clause = _pick(rng, THINGS), ("", "")
-    if kind in ("rc", "within_rc"):
-        distractor, clause = _agreeing(rng, CLAUSE_VERBS, "all" if kind == "within_rc" else split)
+    while True:
+        subject, verb = _pick(rng, NOUNS), _pick(rng, CLAUSE_VERBS if kind == "within_rc" else MAIN_VERBS)
+        distractor, clause = _pick(rng, THINGS if kind == "nounpp" else NOUNS), _pick(rng, CLAUSE_VERBS)
+        words = (subject[0], verb[0]) if kind == "simple" else (subject[0], verb[0], distractor[0])
+        if split == "all" or held_out(kind, *words) == (split == "held_out"):
+            break
     number, other = (int(i) for i in rng.integers(2, size=2))
     frame = {"distractor": distractor[other], "clause": clause[other], "preposition": _pick(rng, PREPOSITIONS)}
     clean, corrupt = (fill(AGREEMENT[kind], frame | {"subject": subject[i]}, _ROLES) for i in (number, 1 - number))
     return Pair(clean, corrupt, answer=" " + verb[number], foil=" " + verb[1 - number])
-
-
-def _agreeing(
-    rng: np.random.Generator, verbs: Sequence[tuple[str, str]], split: str
-) -> tuple[tuple[str, str], tuple[str, str]]:
-    while True:
-        noun, verb = _pick(rng, NOUNS), _pick(rng, verbs)
-        if split == "all" or held_out(noun[0], verb[0]) == (split == "held_out"):
-            return noun, verb
 
 
 def _pick(rng: np.random.Generator, options):

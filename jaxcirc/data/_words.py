@@ -104,8 +104,8 @@ AGREEMENT = {
 def held_out(*words: str) -> bool:
     """Whether this combination is kept out of the shipped models' training text: one in ten, by a checksum of the words.
 
-    The order of the words does not count. For the indirect-object sentences the combination is the pair of names, for agreement the
-    subject and the verb that agrees with it (both in the singular).
+    The order of the words does not count. For the indirect-object sentences the combination is the pair of names. For agreement it is
+    the kind of sentence, the subject, the verb that agrees with it and the distractor if there is one, all in the singular.
 
     >>> from jaxcirc.data import held_out
     >>> held_out("Mary", "John") == held_out("John", "Mary")

@@ -28,10 +28,11 @@ TEXT = """## The text
 - **repeated**: random words, or random tokens of the whole vocabulary, said again and again.
 - **story**: five sentences about two animals.
 
-Held out of training are one in ten of the pairs of names (in indirect-object sentences and stories) and one in ten of the pairs of a
-subject and its verb, in either number: `jaxcirc.data.held_out`. Everything below is measured on text and prompts of held-out
-combinations only, which is `split="held_out"` in `jc.data.ioi` and `jc.data.subject_verb`. Documents begin with `<|endoftext|>`, and
-are packed into sequences of {seq} tokens; a fifth of the sequences lack the first one, so that prompts work with and without it.
+Held out of training are one in ten of the pairs of names (in indirect-object sentences and stories) and one in ten of the combinations of
+sentence kind, subject, verb and distractor, in either number: `jaxcirc.data.held_out`. Everything below is measured on text and prompts
+of held-out combinations only, which is `split="held_out"` in `jc.data.ioi` and `jc.data.subject_verb`. Documents begin with
+`<|endoftext|>`, and are packed into sequences of {seq} tokens; a fifth of the sequences lack the first one, so that prompts work with and
+without it. In training, random tokens that are not yet a repetition weigh 0.1, the name that ends an indirect-object sentence 4.
 """
 
 

@@ -111,7 +111,7 @@ def step(dictionaries, states, xs, ks: tuple[int, ...], optimiser):
     for p, state, x, k in zip(dictionaries, states, xs, ks, strict=True):
         (value, (cut, on)), gradient = jax.value_and_grad(loss, has_aux=True)(p, x, k)
         updates, state = optimiser.update(gradient, state, p)
-        p = optax.apply_updates(p, updates)
+        p = Parameters(*optax.apply_updates(p, updates))  # pyright: ignore[reportGeneralTypeIssues]
         p = p._replace(W_dec=p.W_dec / jnp.linalg.norm(p.W_dec, axis=1, keepdims=True))
         out.append(p)
         new_states.append(state)
@@ -176,8 +176,15 @@ def revive(p: Parameters, x: jax.Array, alive: np.ndarray, k: int, rng: np.rando
 
 def as_sae(p: Parameters, threshold: float, scale: float, site: jc.Site) -> SAE:
     """On activations as they are: with `x = x_scaled / scale` the latents, the biases and the threshold shrink by `scale`."""
-    threshold = jnp.full(p.b_enc.shape, threshold / scale)
-    return SAE(p.W_enc, p.b_enc / scale, p.W_dec, p.b_dec / scale, JumpReLU(threshold), site, ())
+    return SAE(
+        W_enc=p.W_enc,
+        b_enc=p.b_enc / scale,
+        W_dec=p.W_dec,
+        b_dec=p.b_dec / scale,
+        activation=JumpReLU(jnp.full(p.b_enc.shape, threshold / scale)),
+        site=site,
+        processing=(),
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from weights.train.paths import WEIGHTS
 from weights.train.text import MIXTURES, SEQ, sequences
 
 import jaxcirc as jc
+from jaxcirc.saes import AbstractDictionary
 
 
 AGREEMENT = ("simple", "nounpp", "rc", "within_rc")
@@ -89,23 +90,20 @@ def measure(
         return found
     for bos in (True, False):
         name = "with_bos" if bos else "without_bos"
-        make = dict(seed=seed, split="held_out", bos=bos)
-        found[name] = {
-            "ioi": prompt_accuracy(model, jc.data.ioi(tokenizer, n, template="mixed", **make)),
-            **{
-                kind: prompt_accuracy(model, jc.data.subject_verb(tokenizer, n, kind=kind, **make))
-                for kind in AGREEMENT
-            },
+        ioi = jc.data.ioi(tokenizer, n, template="mixed", seed=seed, split="held_out", bos=bos)
+        agreement = {
+            k: jc.data.subject_verb(tokenizer, n, kind=k, seed=seed, split="held_out", bos=bos) for k in AGREEMENT
         }
+        found[name] = {kind: prompt_accuracy(model, p) for kind, p in {"ioi": ioi, **agreement}.items()}
     return found | {"induction": induction_accuracy(model, n // 4, length=min(24, (SEQ - 1) // 2), seed=seed)}
 
 
-def reconstruct(sae: jc.saes.SAE, x: jax.Array) -> jax.Array:
+def reconstruct(sae: AbstractDictionary, x: jax.Array) -> jax.Array:
     """What the dictionary makes of the activation, without its error."""
     return sae.decode(sae.encode(x), x)
 
 
-def splice(saes: Mapping[jc.Site, jc.saes.SAE]) -> dict[str, jc.AbstractEdit]:
+def splice(saes: Mapping[jc.Site, AbstractDictionary]) -> dict[str, jc.AbstractEdit]:
     """Edits that put reconstructions in place of activations, the error left out."""
     return {str(site): jc.Apply(jax.tree_util.Partial(reconstruct, sae)) for site, sae in saes.items()}
 
@@ -118,7 +116,7 @@ def kind_of(site: jc.Site) -> str:
 def measure_dictionaries(
     model: jc.Transformer,
     tokenizer: Any,
-    saes: Mapping[jc.Site, jc.saes.SAE],
+    saes: Mapping[jc.Site, AbstractDictionary],
     *,
     sequences_of_text: int = 512,
     seed: int = 7,

@@ -10,6 +10,7 @@ from weights.train.paths import WEIGHTS
 from weights.train.text import MIXTURES, sequences
 
 import jaxcirc as jc
+from jaxcirc._files import writing_file
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
@@ -33,4 +34,5 @@ def golden(name: str) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     for name in MIXTURES:
-        save_file(golden(name), WEIGHTS / name / "golden.safetensors")
+        with writing_file(WEIGHTS / name / "golden.safetensors") as aside:
+            save_file(golden(name), aside)

@@ -34,7 +34,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "tiny-gpt2": Recipe(steps=2800, batch=16, learning_rate=2e-3, seed=0),
+    "tiny-gpt2": Recipe(steps=2000, batch=16, learning_rate=2e-3, seed=0),
     "tiny-gpt-neo": Recipe(steps=2000, batch=16, learning_rate=3e-3, seed=0),
 }
 CHUNK = 100  # steps whose data is made at once

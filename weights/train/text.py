@@ -105,26 +105,19 @@ def ioi(rng: Draw, split: str) -> str:
     return form.format(**words, IO=IO, S1=S, S2=S, A=A, B=B, place=pick(rng, PLACES), object=pick(rng, OBJECTS))
 
 
-def subject_and_verb(rng: Draw, verbs, split: str) -> tuple[str, str, str]:
-    """A noun, a verb that agrees with it, and the verb's singular."""
-    while True:
-        noun, verb = pick(rng, NOUNS), pick(rng, verbs)
-        if accepts(split, noun[0], verb[0]):
-            number = int(rng.integers(2))
-            return noun[number], verb[number], verb[0]
-
-
 def agreement(rng: Draw, split: str, form: str) -> str:
-    """One sentence whose verb agrees with its subject, and the relative clause's with its own."""
-    subject, verb, singular = subject_and_verb(rng, MAIN_VERBS, split)
-    distractor, clause = pick(rng, pick(rng, THINGS)), ""
-    if form == "rc":
-        distractor, clause, _ = subject_and_verb(rng, CLAUSE_VERBS, split)
-    start = AGREEMENT[form].format(
-        subject=subject, distractor=distractor, preposition=pick(rng, PREPOSITIONS), clause=clause
-    )
-    tail = pick(rng, TAILS.get(singular, TAILS["walks"])).format(place=pick(rng, PLACES), object=pick(rng, OBJECTS))
-    return f"{start} {verb} {tail}"
+    """One sentence whose verb agrees with its subject; a relative clause's verb agrees with its own, and is a combination too."""
+    while True:
+        subject, verb = pick(rng, NOUNS), pick(rng, MAIN_VERBS)
+        distractor, clause = pick(rng, THINGS if form == "nounpp" else NOUNS), pick(rng, CLAUSE_VERBS)
+        words = (subject[0], verb[0]) if form == "simple" else (subject[0], verb[0], distractor[0])
+        inner = form != "rc" or accepts(split, "within_rc", distractor[0], clause[0], subject[0])
+        if accepts(split, form, *words) and inner:
+            break
+    number, other = (int(i) for i in rng.integers(2, size=2))
+    frame = dict(distractor=distractor[other], clause=clause[other], preposition=pick(rng, PREPOSITIONS))
+    tail = pick(rng, TAILS.get(verb[0], TAILS["walks"])).format(place=pick(rng, PLACES), object=pick(rng, OBJECTS))
+    return f"{AGREEMENT[form].format(subject=subject[number], **frame)} {verb[number]} {tail}"
 
 
 def story(rng: Draw, split: str) -> str:

@@ -23,7 +23,11 @@ def said_twice(rng: np.random.Generator, split: str) -> str:
 def train_tokenizer(size: int = SIZE, n_documents: int = 60_000) -> PreTrainedTokenizerFast:
     """**Arguments:** - `size`: the largest vocabulary; training ends early when every word is one token."""
     rng = np.random.default_rng(0)
-    texts = [text for _, text in it.islice(documents(rng, TEXT, "all", repeated=said_twice), n_documents)]
+    texts = [
+        text
+        for _, text in it.islice(documents(rng, TEXT, "all", repeated=said_twice), n_documents)
+        if isinstance(text, str)
+    ]
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
