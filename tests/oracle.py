@@ -24,13 +24,15 @@ def random_sae(key, site, width, d_sae, activation=None, **more):
     return SAE(*arrays, activation or ReLU(), site, **more)
 
 
-def random_saes(key, model, kinds=(Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST), embed=True):
-    """Dictionaries of different widths and families on every site of `kinds`, none as wide as the model."""
+def random_saes(key, model, kinds=(Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST), alike=False):
+    """Dictionaries on every site of `kinds` and at the embedding, none as wide as the model: of different widths and families, or all
+    alike, for which much fewer programs are compiled."""
     families = [ReLU(), JumpReLU(jnp.asarray(0.2)), TopK(5), None]
-    sites = [Site(0, Kind.RESID_PRE)] * embed + [Site(layer, kind) for layer in range(model.n_layers) for kind in kinds]
+    sites = [Site(0, Kind.RESID_PRE)] + [Site(layer, kind) for layer in range(model.n_layers) for kind in kinds]
     saes = {}
     for i, site in enumerate(sites):
         key = jax.random.fold_in(key, i)
+        i = 0 if alike else i
         width = {Kind.Z: model.n_heads * model.d_head, Kind.MLP_POST: 24}.get(site.kind, model.d_model)
         d_sae = width + 3 + i
         family = families[i % len(families)] or Gated(

@@ -23,10 +23,12 @@ EMBED, ATTN, MLP_OUT, RESID = (
 )
 
 
-def problem(name="gpt2", *, batch=2, seq=4, changed=1, kinds=(Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)):
+def problem(
+    name="gpt2", *, batch=2, seq=4, changed=1, kinds=(Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST), alike=True
+):
     """A random model with dictionaries, and prompts that differ at one early position."""
     model = MODELS[name](jax.random.key(3))
-    saes = oracle.random_saes(jax.random.key(4), model, kinds)
+    saes = oracle.random_saes(jax.random.key(4), model, kinds, alike)
     clean = jnp.stack([tokens_for(model, seq, seed) for seed in range(batch)])
     corrupt = clean.at[:, changed].set((clean[:, changed] + 1) % model.d_vocab)
     metric = jc.LogitDiff(jnp.arange(batch), jnp.arange(batch) + 2)
@@ -39,7 +41,7 @@ def one(metric, i):
 
 @pytest.fixture(scope="module")
 def solved():
-    arguments = problem()
+    arguments = problem(alike=False)
     nodes = jc.node_effects(*arguments, method=jc.Gradient())
     return arguments, nodes, jc.edge_effects(*arguments, nodes, threshold=0.0)
 
@@ -96,7 +98,7 @@ WIRINGS = {
 def test_edges_out_of_a_node_sum_to_its_effect(wired):
     """Conservation (T2): over all children, error nodes and the metric among them, for latents and errors alike."""
     name, kinds = WIRINGS[wired]
-    arguments = problem(name, seq=5, kinds=kinds)
+    arguments = problem(name, seq=5, kinds=kinds, alike=wired != "gpt-neo")
     nodes = jc.node_effects(*arguments, method=jc.Gradient())
     edges = jc.edge_effects(*arguments, nodes, threshold=0.0)
     check_conservation(arguments[1], nodes, edges)

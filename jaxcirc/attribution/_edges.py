@@ -99,9 +99,7 @@ def edge_effects(
     for wire, *edges in iterate_edges(model, problem, at, nodes.gradient, targets=above, sources=chosen):
         found.setdefault((wire.source, wire.target), []).append((edges[0], edges[1], edges[2]))
     return EdgeEffects(
-        coo={
-            pair: tuple(np.concatenate(parts) for parts in zip(*chunks, strict=True)) for pair, chunks in found.items()
-        },
+        coo={pair: _joined(chunks) for pair, chunks in found.items()},
         to_metric=direct_to_metric(model, problem, at, nodes.gradient),
         sizes={site: sae.d_sae + 1 for site, sae in problem.saes.items()},
         batch=problem.clean.shape[0],

@@ -3,7 +3,9 @@
 import argparse
 import json
 import os
+import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,26 +22,60 @@ Subparsers = Any  # argparse keeps the class of add_subparsers' result to itself
 
 def keep_compilations() -> None:
     """Keeps compiled programs on disk between commands, unless JAX was told where."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jaxcirc" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @contextmanager
+def quiet_cache() -> Iterator[None]:
+    """Keeps one message of XLA's off standard error, and lets all else through.
+
+    On some CPUs XLA logs two long lines, as errors, for every program that it loads from the compilation cache: that the program was
+    compiled for `prefer-no-gather`, a preference which it set itself and which the CPU does not list as a feature.
+    """
+    sys.stderr.flush()
+    screen, (out, into) = os.dup(2), os.pipe()
+    os.dup2(into, 2)
+    os.close(into)
+    copying = threading.Thread(target=_copy, args=(out, screen), daemon=True)
+    copying.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(screen, 2)  # closes the pipe's last end, and so ends the copying
+        copying.join()
+        os.close(out)
+        os.close(screen)
+
+
+def _copy(out: int, screen: int) -> None:
+    begun = b""
+    while chunk := os.read(out, 65536):
+        *lines, begun = re.split(rb"(?<=[\r\n])", begun + chunk)  # a bar ends its lines by a carriage return
+        if not begun.startswith(b"E"):  # not the beginning of a logged error, so it need not wait for the line's end
+            lines, begun = [*lines, begun], b""
+        os.write(screen, b"".join(line for line in lines if b"cpu_aot_loader.cc" not in line))
+    os.write(screen, begun)
+
+
+@contextmanager
 def progress_bar() -> Iterator[Any]:
-    """A `progress(done, of, stage)` that draws a bar on standard error; one bar a stage."""
+    """A `progress(done, of, stage)` that draws a bar on standard error; a new stage begins a new bar."""
     from tqdm import tqdm
 
     bars: dict[str, Any] = {}
 
     def report(done: int, of: int, stage: str) -> None:
         if stage not in bars:
+            for bar in bars.values():
+                bar.close()
             bars[stage] = tqdm(
                 total=of, desc=f"{stage:<6}", bar_format="{desc} {bar:24} {n}/{total}  {elapsed}", file=sys.stderr
             )
         bars[stage].update(done - bars[stage].n)
-        bars[stage].refresh()
 
     try:
         yield report

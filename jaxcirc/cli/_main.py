@@ -7,7 +7,7 @@ import traceback
 
 from .._version import __version__
 from . import _demo, _discover, _doctor
-from ._common import keep_compilations
+from ._common import keep_compilations, quiet_cache
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     keep_compilations()
     try:
-        return arguments.command(arguments)
+        with quiet_cache():
+            return arguments.command(arguments)
     except BrokenPipeError:  # whoever read the output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

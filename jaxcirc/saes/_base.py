@@ -21,12 +21,14 @@ class AbstractDictionary(eqx.Module):
 
     - `reads`, `site`: the site that it encodes and the one that it reconstructs; the same one, but for transcoders. `None`: not known.
     - `processing`: the `process_weights` steps of the model that it was trained on, `()` for none, `None` if that is not known.
+    - `origin`: what it was loaded from, for messages and results.
     - `W_dec` `[d_sae d_out]`: one latent's direction a row.
     """
 
     reads: eqx.AbstractVar[Site | None]
     site: eqx.AbstractVar[Site | None]
     processing: eqx.AbstractVar[tuple[str, ...] | None]
+    origin: eqx.AbstractVar[str]
     W_dec: eqx.AbstractVar[Float[Array, "d_sae d_out"]]
 
     @property
