@@ -100,8 +100,10 @@ def _jacobian(seq: int = 64, d_model: int = 768, heads: int = 12, rows: int = 16
 def _golden(name: str) -> str:
     golden = read_safetensors(shipped_folder(name) / "golden.safetensors")
     model = from_pretrained(name)
-    logits = jax.jit(jax.vmap(lambda model, tokens: run(model, tokens)[0], in_axes=(None, 0)))(model, golden["tokens"])
-    return _compare(np.asarray(logits), golden["logits"], 1e-3 if jax.default_backend() != "cpu" else 1e-5)
+    tokens, want = golden["tokens"], golden["logits"]
+    logits = jax.jit(jax.vmap(lambda model, tokens: run(model, tokens)[0], in_axes=(None, 0)))(model, tokens)
+    stored = slice(None, None, tokens.shape[1] // want.shape[1])  # every few positions
+    return _compare(np.asarray(logits)[:, stored], want, 1e-5 if jax.default_backend() == "cpu" else 1e-3)
 
 
 def _conservation() -> str:
