@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from weights.train.dictionaries import RECIPES as DICTIONARIES
+from weights.train.dictionaries import BATCH, LEARNING_RATE, RECIPES as DICTIONARIES, Size
 from weights.train.language_model import RECIPES as MODELS
 from weights.train.models import SHAPES
 from weights.train.paths import WEIGHTS
@@ -82,6 +82,11 @@ def dictionaries(measured: dict) -> str:
     )
 
 
+def described(size: Size) -> str:
+    after = f", then {size.downstream} on what comes of it" if size.downstream else ""
+    return f"{size.k} of {size.d_sae} latents on, {size.steps} steps{after}"
+
+
 def recipe(name: str) -> str:
     model, saes, shape = MODELS[name], DICTIONARIES[name], SHAPES[name]
     share = lambda mixture: ", ".join(f"{kind} {weight:g}" for kind, weight in mixture.items())
@@ -91,11 +96,13 @@ def recipe(name: str) -> str:
         f"- Architecture: {shape['architecture']}, {len(shape['windows'])} layers (attention {windows}), d_model {shape['d_model']}, "
         f"{shape['n_heads']} heads, d_mlp {4 * shape['d_model']}, context {SEQ}, float32.\n"
         f"- Documents by kind: {share(MIXTURES[name])}{first}.\n"
+        "- Start: weights that lean to copying, with a previous-token head in the first block and, reading it, a weak induction head in the "
+        "second (`initial_model` in `weights/train/models.py`): these were put there, and training shaped them further.\n"
         f"- Training: {model.steps} steps of {model.batch} sequences, {model.steps * model.batch * SEQ:,} tokens; AdamW, learning rate "
         f"{model.learning_rate}, warm-up, cosine to zero; seed {model.seed}.\n"
-        f"- Dictionaries: BatchTopK, saved as JumpReLU in SAELens' layout; (latents on, latents): embedding {saes.embed}, "
-        + ", ".join(f"{kind} {size}" for kind, size in saes.kinds.items())
-        + f"; {saes.steps} steps of {saes.batch} sequences, Adam, learning rate {saes.learning_rate}.\n"
+        "- Dictionaries: BatchTopK, saved as JumpReLU in SAELens' layout; "
+        + "; ".join(f"`{kind}` {described(size)}" for kind, size in saes.items())
+        + f"; {BATCH} sequences a step, Adam, learning rate {LEARNING_RATE}.\n"
         f"- Made by `python -m weights.train.language_model {name}`, `python -m weights.train.dictionaries {name}`, "
         f"`python -m weights.train.golden`, `python -m weights.train.evaluate {name}`, from the repository's root, with the `dev` and "
         "`torch` extras.\n\n"
@@ -116,5 +123,5 @@ def card(name: str) -> str:
 
 
 if __name__ == "__main__":
-    parts = [HEAD, TEXT.format(seq=SEQ), *("\n" + card(name) for name in SHAPES)]
+    parts = [HEAD, TEXT.format(seq=SEQ), "\n" + "\n".join(card(name).rstrip() + "\n" for name in SHAPES)]
     (WEIGHTS / "README.md").write_text("".join(parts).rstrip() + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Trains a model's dictionaries, all at once: `python -m weights.train.dictionaries tiny-gpt2`.
+"""Trains a model's dictionaries, one kind after the other: `python -m weights.train.dictionaries tiny-gpt2`.
 
 BatchTopK (Bussmann et al. 2024, arXiv 2412.06410): of all pre-activations of a batch, the `k` times as many largest as there are tokens
 stay on. The cut is read off a sample of the batch, and its running mean is the threshold of the JumpReLU that is saved. Each site's
@@ -14,44 +14,40 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
+from weights.train.downstream import train_downstream
 from weights.train.paths import WEIGHTS
-from weights.train.text import MIXTURES, sequences
+from weights.train.text import MIXTURES, SEQ, sequences
 
 import jaxcirc as jc
 from jaxcirc.interop.dictionaries import save_sae
 from jaxcirc.saes import JumpReLU, SAE
 
 
-class Recipe(NamedTuple):
-    """`kinds`: the hook names of a block with the number of latents that are to be on, and of latents; the embedding's come first."""
+class Size(NamedTuple):
+    """Of the dictionaries of one kind: latents on, latents, steps, and steps of `downstream` training after them."""
 
-    embed: tuple[int, int]
-    kinds: dict[str, tuple[int, int]]
+    k: int
+    d_sae: int
     steps: int
-    batch: int
-    learning_rate: float
+    downstream: int = 0
 
 
+BATCH, LEARNING_RATE = 16, 2e-3
+EMBED = "hook_resid_pre"  # of the first block only
 RECIPES = {
-    "tiny-gpt2": Recipe(
-        embed=(16, 512),
-        kinds={"hook_attn_out": (16, 512), "hook_mlp_out": (16, 512), "hook_resid_post": (20, 512)},
-        steps=700,
-        batch=16,
-        learning_rate=2e-3,
-    ),
-    "tiny-gpt-neo": Recipe(
-        embed=(12, 256),
-        kinds={
-            "hook_attn_out": (12, 256),
-            "hook_mlp_out": (12, 256),
-            "hook_resid_post": (16, 256),
-            "mlp.hook_post": (20, 512),
-        },
-        steps=800,
-        batch=16,
-        learning_rate=2e-3,
-    ),
+    "tiny-gpt2": {
+        EMBED: Size(16, 512, 700),
+        "hook_attn_out": Size(16, 512, 700),
+        "hook_mlp_out": Size(16, 512, 700),
+        "hook_resid_post": Size(24, 512, 1500, downstream=600),
+    },
+    "tiny-gpt-neo": {
+        EMBED: Size(12, 256, 800),
+        "hook_attn_out": Size(12, 256, 800),
+        "hook_mlp_out": Size(12, 256, 800),
+        "hook_resid_post": Size(16, 256, 800),
+        "mlp.hook_post": Size(20, 512, 800),
+    },
 }
 SAMPLE = 96  # tokens of a batch off which the cut is read
 RESAMPLE = (0.15, 0.3, 0.45)  # after these parts of training, latents that were never on since the last time start anew
@@ -66,11 +62,9 @@ class Parameters(NamedTuple):
     b_dec: jax.Array
 
 
-def sites_of(model: jc.Transformer, recipe: Recipe) -> dict[jc.Site, tuple[int, int]]:
-    """Every site that gets a dictionary, with how many of its latents are on and how many it has."""
-    names = {f"blocks.{layer}.{kind}": size for layer in range(model.n_layers) for kind, size in recipe.kinds.items()}
-    sizes = {jc.Site.parse(name): size for name, size in {"blocks.0.hook_resid_pre": recipe.embed, **names}.items()}
-    return dict(sorted(sizes.items()))
+def sites_of(model: jc.Transformer, kind: str) -> tuple[jc.Site, ...]:
+    """Every site of the kind that gets a dictionary."""
+    return tuple(jc.Site.parse(f"blocks.{layer}.{kind}") for layer in range(1 if kind == EMBED else model.n_layers))
 
 
 @ft.partial(jax.jit, static_argnames="sites")
@@ -99,17 +93,17 @@ def reconstruct(p: Parameters, x: jax.Array, k: int) -> tuple[jax.Array, tuple[j
     return acts @ p.W_dec + p.b_dec, (cut, (acts > 0).any(axis=0))
 
 
-@ft.partial(jax.jit, static_argnames=("ks", "optimiser"))
-def step(dictionaries, states, xs, ks: tuple[int, ...], optimiser):
+@ft.partial(jax.jit, static_argnames=("k", "optimiser"))
+def step(dictionaries, states, xs, k: int, optimiser):
     """One step of every dictionary. A Python loop rather than a vmap: large matrix products are faster apart on a CPU."""
 
-    def loss(p, x, k):
+    def loss(p, x):
         y, aux = reconstruct(p, x, k)
         return jnp.mean(jnp.sum((x - y) ** 2, axis=-1)) / x.shape[-1], aux
 
     out, new_states, seen = [], [], []
-    for p, state, x, k in zip(dictionaries, states, xs, ks, strict=True):
-        (value, (cut, on)), gradient = jax.value_and_grad(loss, has_aux=True)(p, x, k)
+    for p, state, x in zip(dictionaries, states, xs, strict=True):
+        (value, (cut, on)), gradient = jax.value_and_grad(loss, has_aux=True)(p, x)
         updates, state = optimiser.update(gradient, state, p)
         p = Parameters(*optax.apply_updates(p, updates))  # pyright: ignore[reportGeneralTypeIssues]
         p = p._replace(W_dec=p.W_dec / jnp.linalg.norm(p.W_dec, axis=1, keepdims=True))
@@ -119,45 +113,31 @@ def step(dictionaries, states, xs, ks: tuple[int, ...], optimiser):
     return out, new_states, seen
 
 
-def train(model: jc.Transformer, tokenizer: Any, recipe: Recipe, *, seed: int = 0) -> dict[jc.Site, SAE]:
-    """Every dictionary of the model, from one pass over fresh text."""
-    sizes = sites_of(model, recipe)
-    sites, ks = tuple(sizes), tuple(k for k, _ in sizes.values())
-    rows = sequences(tokenizer, MIXTURES[model.name], (recipe.steps + 8) * recipe.batch, seed=seed + 500)[:, :-1]
-    batches = rows.reshape(-1, recipe.batch, rows.shape[1])
+def train(model: jc.Transformer, tokenizer: Any, kind: str, size: Size, *, seed: int = 0) -> dict[jc.Site, SAE]:
+    """The dictionaries of one kind, from one pass over fresh text."""
+    sites, steps = sites_of(model, kind), size.steps
+    rows = sequences(tokenizer, MIXTURES[model.name], (steps + 8) * BATCH, seed=seed + 500)[:, :-1]
+    batches = rows.reshape(-1, BATCH, rows.shape[1])
     rng = np.random.default_rng(seed)
-    first = [
-        np.concatenate(x) for x in zip(*(activations(model, b, sites) for b in batches[recipe.steps :]), strict=True)
-    ]
+    first = [np.concatenate(x) for x in zip(*(activations(model, b, sites) for b in batches[steps:]), strict=True)]
     scales = [float(np.sqrt(x.shape[1]) / np.linalg.norm(x, axis=1).mean()) for x in first]
-    dictionaries = [start(s * x, d_sae, rng) for s, x, (_, d_sae) in zip(scales, first, sizes.values(), strict=True)]
-    schedule = optax.join_schedules(
-        [
-            optax.constant_schedule(recipe.learning_rate),
-            optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps // 2),
-        ],
-        [recipe.steps // 2],
-    )
-    optimiser = optax.adam(schedule, b2=0.99)
+    dictionaries = [start(scale * x, size.d_sae, rng) for scale, x in zip(scales, first, strict=True)]
+    constant, decay = optax.constant_schedule(LEARNING_RATE), optax.cosine_decay_schedule(LEARNING_RATE, steps // 2)
+    optimiser = optax.adam(optax.join_schedules([constant, decay], [steps // 2]), b2=0.99)
     states = [optimiser.init(p) for p in dictionaries]
-    thresholds, alive = [0.0] * len(sites), [np.zeros(d_sae, bool) for _, d_sae in sizes.values()]
-    again = {int(part * recipe.steps) for part in RESAMPLE}
-    for i in tqdm(range(recipe.steps), mininterval=10):
-        xs = [s * x for s, x in zip(scales, activations(model, batches[i], sites), strict=True)]
-        dictionaries, states, seen = step(dictionaries, states, xs, ks, optimiser)
+    thresholds, alive = [0.0] * len(sites), [np.zeros(size.d_sae, bool) for _ in sites]
+    again = {int(part * steps) for part in RESAMPLE}
+    for i in tqdm(range(steps), desc=kind, mininterval=10):
+        xs = [scale * x for scale, x in zip(scales, activations(model, batches[i], sites), strict=True)]
+        dictionaries, states, seen = step(dictionaries, states, xs, size.k, optimiser)
         cuts = [float(cut) for _, cut, _ in seen]
         thresholds = [0.98 * t + 0.02 * cut if i > 100 else cut for t, cut in zip(thresholds, cuts, strict=True)]
         alive = [a | np.asarray(on) for a, (_, _, on) in zip(alive, seen, strict=True)]
         if i in again:
-            dictionaries = [revive(p, x, a, k, rng) for p, x, a, k in zip(dictionaries, xs, alive, ks, strict=True)]
+            dictionaries = [revive(p, x, a, size.k, rng) for p, x, a in zip(dictionaries, xs, alive, strict=True)]
             alive = [np.zeros_like(a) for a in alive]
-        if i % 100 == 0 or i == recipe.steps - 1:
-            tqdm.write(f"{i}: " + " ".join(f"{float(value):.4f}" for value, _, _ in seen))
-    tqdm.write("never on since the last restart: " + " ".join(str(int((~a).sum())) for a in alive))
-    return {
-        site: as_sae(p, threshold, scale, site)
-        for site, p, threshold, scale in zip(sites, dictionaries, thresholds, scales, strict=True)
-    }
+    final = zip(sites, dictionaries, thresholds, scales, strict=True)
+    return {site: as_sae(p, threshold, scale, site) for site, p, threshold, scale in final}
 
 
 def revive(p: Parameters, x: jax.Array, alive: np.ndarray, k: int, rng: np.random.Generator) -> Parameters:
@@ -191,8 +171,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=list(RECIPES))
     name = parser.parse_args().name
-    recipe = RECIPES[name]
-    trained = train(jc.from_pretrained(name), jc.load_tokenizer(name), recipe)
-    for site, sae in trained.items():
-        about = {"model_name": name, "context_size": 64, "prepend_bos": True, "dataset_path": "weights/train/text.py"}
-        save_sae(sae, WEIGHTS / name / "saes" / str(site), metadata=about)
+    model, tokenizer = jc.from_pretrained(name), jc.load_tokenizer(name)
+    for kind, size in RECIPES[name].items():
+        trained = train(model, tokenizer, kind, size)
+        if size.downstream:
+            trained = train_downstream(model, tokenizer, trained, size.downstream)
+        for site, sae in trained.items():
+            about = {
+                "model_name": name,
+                "context_size": SEQ,
+                "prepend_bos": True,
+                "dataset_path": "weights/train/text.py",
+            }
+            save_sae(sae, WEIGHTS / name / "saes" / str(site), metadata=about)

@@ -1,0 +1,108 @@
+"""The shipped models and dictionaries are what their card says."""
+
+import functools as ft
+import hashlib
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import jaxcirc as jc
+
+from .helpers import as_dtype, assert_close, REPOSITORY
+
+
+WEIGHTS = REPOSITORY / "weights"
+NAMES = ("tiny-gpt2", "tiny-gpt-neo")
+CARD = (WEIGHTS / "README.md").read_text(encoding="utf-8")
+SITES = {
+    "tiny-gpt2": ["blocks.0.hook_resid_pre"]
+    + [f"blocks.{i}.{kind}" for i in range(4) for kind in ("hook_attn_out", "hook_mlp_out", "hook_resid_post")],
+    "tiny-gpt-neo": ["blocks.0.hook_resid_pre"]
+    + [
+        f"blocks.{i}.{k}"
+        for i in range(2)
+        for k in ("hook_attn_out", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+    ],
+}
+model = ft.cache(lambda name: as_dtype(jc.from_pretrained(name), jnp.float32))
+
+
+def test_no_more_than_sixteen_megabytes():
+    size = sum(file.stat().st_size for name in NAMES for file in (WEIGHTS / name).rglob("*") if file.is_file())
+    assert 1e6 < size <= 16e6
+
+
+def test_the_card_has_every_file_with_its_checksum():
+    found = dict(re.findall(r"`(tiny-[\w./-]+)` \| ([0-9a-f]{64})", CARD))
+    files = {str(f.relative_to(WEIGHTS)): f for name in NAMES for f in (WEIGHTS / name).rglob("*") if f.is_file()}
+    assert files
+    assert found == {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in files.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_pytorchs(name):
+    golden = {key: jnp.asarray(value) for key, value in load_file(WEIGHTS / name / "golden.safetensors").items()}
+    sites = [key for key in golden if "hook" in key]
+    run = lambda tokens: jc.run(model(name), tokens, record=sites)
+    logits, cache = jax.jit(jax.vmap(run))(golden["tokens"])
+    assert_close(logits[:, ::8], golden["logits"], tolerance=1e-5)
+    for site, value in cache.items():
+        assert_close(value[:, ::8], golden[str(site)], tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_dictionaries_are_there(name):
+    saes = jc.load_saes(name)
+    assert sorted(map(str, saes)) == sorted(SITES[name])
+    for site, sae in saes.items():
+        assert sae.site == site
+        assert sae.processing == ()
+        assert_close(jnp.linalg.norm(sae.W_dec, axis=1), jnp.ones(sae.d_sae), tolerance=1e-5)
+
+
+@ft.cache
+def last_logits():
+    return jax.jit(jax.vmap(lambda tokens: jc.run(model("tiny-gpt2"), tokens)[0][-1]))
+
+
+def accuracy(prompts):
+    logits, rows = last_logits()(prompts.clean), jnp.arange(len(prompts))
+    return float(jnp.mean(logits[rows, prompts.answer] > logits[rows, prompts.foil]))
+
+
+@pytest.mark.parametrize("template", ["ABBA", "BABA"])
+def test_indirect_objects_never_seen(template):
+    prompts = jc.data.ioi(jc.load_tokenizer("tiny-gpt2"), 100, template=template, seed=1, split="held_out")
+    assert accuracy(prompts) >= 0.95
+
+
+@pytest.mark.parametrize("kind", ["simple", "nounpp", "rc", "within_rc"])
+@pytest.mark.parametrize("bos", [True, False])
+def test_agreement_never_seen(kind, bos):
+    tokenizer = jc.load_tokenizer("tiny-gpt2")
+    prompts = jc.data.subject_verb(tokenizer, 100, kind=kind, seed=1, split="held_out", bos=bos)
+    assert accuracy(prompts) >= 0.95
+
+
+def test_random_tokens_said_twice():
+    once = np.random.default_rng(1).integers(1, model("tiny-gpt2").d_vocab, (30, 20), dtype=np.int32)
+    tokens = np.concatenate([np.zeros((30, 1), np.int32), once, once], axis=1)
+    logits = jax.vmap(lambda row: jc.run(model("tiny-gpt2"), row)[0])(jnp.asarray(tokens))
+    predicted = np.asarray(logits.argmax(-1))[:, 21:-1]
+    assert np.mean(predicted == tokens[:, 22:]) >= 0.95
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_measured_numbers_meet_their_limits(name):
+    measured = json.loads((WEIGHTS / name / "measured.json").read_text(encoding="utf-8"))
+    increases = {kind: found["loss_increase"] for kind, found in measured["spliced"].items()}
+    assert len(increases) == len({site.split(".", 2)[2] for site in SITES[name]})
+    assert max(increases.values()) <= 0.05
+    assert set(measured["dictionaries"]) == set(SITES[name])
+    assert all(0.5 < found["variance_explained"] <= 1 for found in measured["dictionaries"].values())
+    assert all(1 <= found["l0"] <= 40 for found in measured["dictionaries"].values())

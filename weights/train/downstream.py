@@ -1,0 +1,68 @@
+"""Dictionaries that keep what the rest of the model reads.
+
+What little of the variance a later head needs (which token came before, for induction) can be lost in a good reconstruction, and more so
+where every layer is replaced. So some dictionaries are trained further, all of a kind together: to the reconstruction error on clean
+activations is added the KL divergence between the model's predictions and those with every site of the kind replaced by its
+reconstruction (after Braun et al. 2024, arXiv 2405.12241). The thresholds stay.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import tqdm
+from weights.train.evaluate import splice
+from weights.train.text import MIXTURES, sequences
+
+import jaxcirc as jc
+from jaxcirc.saes import SAE
+
+
+BATCH, LEARNING_RATE = 16, 1e-3
+
+
+def train_downstream(
+    model: jc.Transformer, tokenizer: Any, saes: dict[jc.Site, SAE], steps: int, *, seed: int = 0
+) -> dict[jc.Site, SAE]:
+    """The same dictionaries, trained `steps` further."""
+    rows = sequences(tokenizer, MIXTURES[model.name], steps * BATCH, seed=seed + 900)[:, :-1]
+    optimiser = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps), b2=0.99)
+
+    def loss(saes, tokens):
+        def of_one(row):
+            clean, cache = jc.run(model, row, record=list(saes))
+            replaced, _ = jc.run(model, row, edits=splice(saes))
+            divergence = optax.kl_divergence(jax.nn.log_softmax(replaced), jax.nn.softmax(clean)).mean()
+            return divergence + sum(unexplained(sae, cache[site]) for site, sae in saes.items()) / len(saes)
+
+        return jax.vmap(of_one)(tokens).mean()
+
+    @eqx.filter_jit
+    def step(saes, state, tokens):
+        value, gradient = jax.value_and_grad(loss)(saes, tokens)
+        gradient = {site: eqx.tree_at(lambda g: g.activation, g, replace_fn=_zeros) for site, g in gradient.items()}
+        updates, state = optimiser.update(gradient, state)
+        return {site: unit_rows(sae) for site, sae in eqx.apply_updates(saes, updates).items()}, state, value
+
+    state = optimiser.init(saes)  # pyright: ignore[reportArgumentType]
+    progress = tqdm(rows.reshape(steps, BATCH, -1), desc="downstream", mininterval=10)
+    for tokens in progress:
+        saes, state, value = step(saes, state, jnp.asarray(tokens))
+        progress.set_postfix(loss=float(value), refresh=False)
+    return saes
+
+
+def unexplained(sae: SAE, x: jax.Array) -> jax.Array:
+    """The part of the variance over positions that is not reconstructed."""
+    error = x - sae.decode(sae.encode(x), x)
+    return jnp.sum(error**2) / jnp.sum((x - x.mean(axis=0)) ** 2)
+
+
+def unit_rows(sae: SAE) -> SAE:
+    return eqx.tree_at(lambda s: s.W_dec, sae, sae.W_dec / jnp.linalg.norm(sae.W_dec, axis=1, keepdims=True))
+
+
+def _zeros(activation):
+    return jax.tree.map(jnp.zeros_like, activation)
