@@ -48,8 +48,8 @@ def test_the_card_has_every_file_with_its_checksum():
 def test_logits_are_pytorchs(name):
     golden = {key: jnp.asarray(value) for key, value in load_file(WEIGHTS / name / "golden.safetensors").items()}
     sites = [key for key in golden if "hook" in key]
-    run = lambda tokens: jc.run(model(name), tokens, record=sites)
-    logits, cache = jax.jit(jax.vmap(run))(golden["tokens"])
+    run = lambda model, tokens: jc.run(model, tokens, record=sites)
+    logits, cache = jax.jit(jax.vmap(run, in_axes=(None, 0)))(model(name), golden["tokens"])
     assert_close(logits[:, ::8], golden["logits"], tolerance=1e-5)
     for site, value in cache.items():
         assert_close(value[:, ::8], golden[str(site)], tolerance=1e-5)
@@ -65,13 +65,13 @@ def test_the_dictionaries_are_there(name):
         assert_close(jnp.linalg.norm(sae.W_dec, axis=1), jnp.ones(sae.d_sae), tolerance=1e-5)
 
 
-@ft.cache
-def last_logits():
-    return jax.jit(jax.vmap(lambda tokens: jc.run(model("tiny-gpt2"), tokens)[0][-1]))
+@jax.jit
+def batch_logits(model, tokens):
+    return jax.vmap(lambda row: jc.run(model, row)[0])(tokens)
 
 
 def accuracy(prompts):
-    logits, rows = last_logits()(prompts.clean), jnp.arange(len(prompts))
+    logits, rows = batch_logits(model("tiny-gpt2"), prompts.clean)[:, -1], jnp.arange(len(prompts))
     return float(jnp.mean(logits[rows, prompts.answer] > logits[rows, prompts.foil]))
 
 
@@ -92,7 +92,7 @@ def test_agreement_never_seen(kind, bos):
 def test_random_tokens_said_twice():
     once = np.random.default_rng(1).integers(1, model("tiny-gpt2").d_vocab, (30, 20), dtype=np.int32)
     tokens = np.concatenate([np.zeros((30, 1), np.int32), once, once], axis=1)
-    logits = jax.vmap(lambda row: jc.run(model("tiny-gpt2"), row)[0])(jnp.asarray(tokens))
+    logits = batch_logits(model("tiny-gpt2"), jnp.asarray(tokens))
     predicted = np.asarray(logits.argmax(-1))[:, 21:-1]
     assert np.mean(predicted == tokens[:, 22:]) >= 0.95
 
