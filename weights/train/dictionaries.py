@@ -45,7 +45,7 @@ RECIPES = {
         EMBED: Size(12, 256, 800),
         "hook_attn_out": Size(12, 256, 800),
         "hook_mlp_out": Size(12, 256, 800),
-        "hook_resid_post": Size(16, 256, 800),
+        "hook_resid_post": Size(16, 256, 800, downstream=400),
         "mlp.hook_post": Size(20, 512, 800),
     },
 }
