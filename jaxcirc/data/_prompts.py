@@ -24,7 +24,7 @@ class Prompts(eqx.Module):
 
     >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
     >>> len(prompts), prompts[:4].clean.shape
-    (8, (4, 6))
+    (8, (4, 7))
     """
 
     clean: Int[Array, "batch seq"]
