@@ -101,6 +101,9 @@ def writing_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path
     try:
         yield aside
         os.chmod(aside, 0o755)
+        for file in aside.rglob("*"):  # safetensors makes its files private
+            if file.is_file():
+                os.chmod(file, 0o644)
         if path.exists():
             _carry_over(path, aside)
         _swap(aside, path)

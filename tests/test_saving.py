@@ -56,6 +56,10 @@ def test_what_a_layout_cannot_hold_is_refused_by_name(model, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_saved_can_be_read_by_others(folder):
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+
+
 def test_saving_replaces_a_checkpoint_and_keeps_what_lies_beside_it(folder):
     (folder / "card.md").write_text("kept")
     (folder / "saes").mkdir()

@@ -38,7 +38,7 @@ def load_saes(
     **Raises:** `ValueError` if there is none, one does not say its site, or two are for the same site; and as `jc.load_sae`.
 
     >>> str(next(iter(jc.load_saes("tiny-gpt2"))))
-    'hook_embed'
+    'blocks.0.hook_resid_pre'
     """
     check_format(format)
     root, repository = _root(folder_or_name, revision)
