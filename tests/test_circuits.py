@@ -263,7 +263,7 @@ BAD = {
         "the metric is not finite on prompt 0",
     ),
     "positions of padded prompts": (
-        lambda a: {"aggregate": "none", "mask": jnp.ones((3, 5), bool).at[0, 4].set(False)},
+        lambda a: {"aggregate": "none", "mask": jnp.ones((3, 5), bool).at[0, 1].set(False)},
         "padded prompts do not align",
     ),
 }
