@@ -6,15 +6,19 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from ..attribution import AbstractMethod, Gradient, IntegratedGradients
-from ..circuits import Circuit
+from .._sites import Site
+from ..attribution import Gradient, IntegratedGradients
+from ..circuits import annotate_latents, Circuit, discover
+from ..data import Prompts
+from ..models import Transformer
+from ..saes import AbstractDictionary
 
 
 Subparsers = Any  # argparse keeps the class of add_subparsers' result to itself
@@ -99,11 +103,6 @@ def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: floa
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
-def method_of(steps: int) -> AbstractMethod:
-    """The method that `--steps` asks for."""
-    return IntegratedGradients(steps) if steps else Gradient()
-
-
 def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
     """Prints the strongest nodes and edges."""
     meta, notes = circuit.meta, circuit.meta.get("annotations", {})
@@ -124,11 +123,47 @@ def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
         print(f"  {edge.weight:+8.3f}  {edge.source:<38} -> {edge.target}")
 
 
-def print_json(circuit: Circuit, **more: Any) -> None:
-    """Prints the circuit's meta and sizes as one JSON object."""
-    sizes = {"nodes": len(circuit.nodes), "edges": len(circuit.edges)}
-    print(
-        json.dumps(
-            {**sizes, **{k: v for k, v in circuit.meta.items() if k != "annotations"}, **more}, ensure_ascii=False
+def find_circuit(
+    arguments: argparse.Namespace,
+    model: Transformer,
+    saes: Mapping[Site, AbstractDictionary],
+    prompts: Prompts,
+    tokenizer: Any,
+    *,
+    positions: bool,
+    batch_size: int | None = None,
+) -> Circuit:
+    """Finds the circuit of the prompts with a progress bar, and annotates it with their words."""
+    with progress_bar() as progress:
+        circuit = discover(
+            model,
+            saes,
+            prompts.clean,
+            prompts.corrupt,
+            prompts.metric(),
+            node_threshold=arguments.node_threshold,
+            edge_threshold=arguments.edge_threshold,
+            method=IntegratedGradients(arguments.steps) if arguments.steps else Gradient(),
+            aggregate="none" if positions else "sum",
+            batch_size=batch_size,
+            mask=prompts.mask,
+            progress=progress,
         )
-    )
+    if positions:
+        circuit = circuit.annotate(tokens=[tokenizer.decode([int(token)]) for token in prompts.clean[0]])
+    sides = [prompts.clean, prompts.corrupt]
+    return circuit.annotate(annotations=annotate_latents(circuit, model, saes, sides, tokenizer, mask=prompts.mask))
+
+
+def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:
+    """Saves the circuit, draws it, and says what was found and where it is."""
+    circuit.save(arguments.out)
+    picture = arguments.out / "circuit.html"
+    circuit.to_html(picture)
+    if arguments.json:
+        sizes = {"nodes": len(circuit.nodes), "edges": len(circuit.edges)}
+        meta = {key: value for key, value in circuit.meta.items() if key != "annotations"}
+        print(json.dumps({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)}, ensure_ascii=False))
+    else:
+        show_circuit(circuit)
+        print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser.")

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 from .. import data
-from ..circuits import annotate_latents, check_output, discover
+from ..circuits import check_output
 from ..interop import from_pretrained, load_saes, load_tokenizer
-from ._common import add_circuit_options, method_of, print_json, progress_bar, show_circuit, Subparsers
+from ._common import add_circuit_options, deliver, find_circuit, Subparsers
 
 
 MODEL = "tiny-gpt2"
@@ -31,36 +31,13 @@ def demo(arguments: argparse.Namespace) -> int:
     check_output(arguments.out)
     model, saes, tokenizer = from_pretrained(MODEL), load_saes(MODEL), load_tokenizer(MODEL)
     prompts = data.subject_verb(tokenizer, arguments.prompts, kind="rc", seed=0)
-    clean, corrupt = (tokenizer.decode(tokens[0]) for tokens in (prompts.clean, prompts.corrupt))
-    answer, foil = (tokenizer.decode([int(token[0])]) for token in (prompts.answer, prompts.foil))
     if not arguments.json:
+        clean, corrupt = (tokenizer.decode(tokens[0]) for tokens in (prompts.clean, prompts.corrupt))
+        answer, foil = (tokenizer.decode([int(token[0])]) for token in (prompts.answer, prompts.foil))
         print(f"{MODEL} and its {len(saes)} dictionaries; {len(prompts)} prompt pairs such as\n")
         print(f"  clean    {clean!r}  expects {answer!r} and not {foil!r}\n  corrupt  {corrupt!r}\n")
-    with progress_bar() as progress:
-        circuit = discover(
-            model,
-            saes,
-            prompts.clean,
-            prompts.corrupt,
-            prompts.metric(),
-            node_threshold=arguments.node_threshold,
-            edge_threshold=arguments.edge_threshold,
-            method=method_of(arguments.steps),
-            aggregate="none",
-            progress=progress,
-        )
-    circuit = circuit.annotate(
-        title=f"{MODEL}: the verb agrees with its subject across a relative clause",
-        tokens=[tokenizer.decode([int(token)]) for token in prompts.clean[0]],
-        annotations=annotate_latents(circuit, model, saes, [prompts.clean, prompts.corrupt], tokenizer),
-    )
-    circuit.save(arguments.out)
-    picture = arguments.out / "circuit.html"
-    circuit.to_html(picture)
-    seconds = time.monotonic() - began
-    if arguments.json:
-        print_json(circuit, folder=str(arguments.out), picture=str(picture), seconds=round(seconds, 1))
-    else:
-        show_circuit(circuit)
-        print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser. {seconds:.0f} s in all.")
+    circuit = find_circuit(arguments, model, saes, prompts, tokenizer, positions=True)
+    deliver(circuit.annotate(title=f"{MODEL}: the verb agrees with its subject across a relative clause"), arguments)
+    if not arguments.json:
+        print(f"{time.monotonic() - began:.0f} s in all.")
     return 0

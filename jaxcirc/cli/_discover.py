@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from .. import data
-from ..circuits import annotate_latents, check_output, discover
+from ..circuits import check_output
 from ..interop import from_pretrained, load_saes, load_tokenizer
-from ._common import add_circuit_options, method_of, print_json, progress_bar, show_circuit, Subparsers
+from ._common import add_circuit_options, deliver, find_circuit, Subparsers
 
 
 def add(subparsers: Subparsers) -> None:
@@ -42,35 +42,8 @@ def discover_file(arguments: argparse.Namespace) -> int:
         arguments.prompts, tokenizer, limit=arguments.limit, skip_unusable=arguments.skip_unusable
     )
     model, saes = from_pretrained(arguments.model, revision=arguments.revision), load_saes(arguments.saes)
-    with progress_bar() as progress:
-        circuit = discover(
-            model,
-            saes,
-            prompts.clean,
-            prompts.corrupt,
-            prompts.metric(),
-            node_threshold=arguments.node_threshold,
-            edge_threshold=arguments.edge_threshold,
-            method=method_of(arguments.steps),
-            aggregate="none" if arguments.positions else "sum",
-            batch_size=arguments.batch_size,
-            mask=prompts.mask,
-            progress=progress,
-        )
-    circuit = circuit.annotate(
-        prompts_file=arguments.prompts.name,
-        annotations=annotate_latents(
-            circuit, model, saes, [prompts.clean, prompts.corrupt], tokenizer, mask=prompts.mask
-        ),
+    circuit = find_circuit(
+        arguments, model, saes, prompts, tokenizer, positions=arguments.positions, batch_size=arguments.batch_size
     )
-    if arguments.positions:
-        circuit = circuit.annotate(tokens=[tokenizer.decode([int(token)]) for token in prompts.clean[0]])
-    circuit.save(arguments.out)
-    picture = arguments.out / "circuit.html"
-    circuit.to_html(picture)
-    if arguments.json:
-        print_json(circuit, folder=str(arguments.out), picture=str(picture))
-    else:
-        show_circuit(circuit)
-        print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser.")
+    deliver(circuit.annotate(prompts_file=arguments.prompts.name), arguments)
     return 0
