@@ -276,3 +276,20 @@ def test_bad_input(arguments, what):
     names = ("model", "saes", "clean", "corrupt", "metric")
     with pytest.raises(ValueError, match=message):
         jc.discover(**dict(zip(names, arguments, strict=True)) | CUTS | change(arguments))
+
+
+def test_one_trace_for_a_shape(arguments):
+    """New prompts, dictionaries' values and metrics of the same shapes run what is compiled."""
+    from jaxcirc.attribution._methods import _from_cut
+    from jaxcirc.attribution._nodes import effects_of
+    from jaxcirc.attribution._states import states
+
+    verbs = (states, _from_cut, effects_of)
+    model, saes, clean, corrupt, metric = arguments
+    jc.node_effects(*arguments)
+    before = [verb._cache_size() for verb in verbs]
+    assert all(before)
+    other = jax.tree.map(lambda x: x * 1.01 if jnp.issubdtype(x.dtype, jnp.floating) else x, saes)
+    nodes = jc.node_effects(model, other, corrupt, clean, jax.tree.map(jnp.flip, metric))
+    assert np.abs(nodes.total).max() > 1e-3
+    assert [verb._cache_size() for verb in verbs] == before
