@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 Tokens: TypeAlias = Int[Array, " seq"]
-TokenBatch: TypeAlias = Int[Array, "batch seq"]
 Keys: TypeAlias = Bool[Array, " seq"]  # which positions are real, False for padding
 Mask: TypeAlias = Bool[Array, "q_seq k_seq"]
 Resid: TypeAlias = Float[Array, "seq d_model"]

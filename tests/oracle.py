@@ -12,16 +12,20 @@ from jaxcirc import Kind, Site
 from jaxcirc.saes import Gated, JumpReLU, ReLU, SAE, Standardise, TopK, Transcoder
 
 
-def random_sae(key, site, width, d_sae, activation=None, **more):
+def random_arrays(key, width, d_sae):
+    """Encoder, its bias, decoder, its bias."""
     keys = jax.random.split(key, 4)
     random = lambda key, *shape: jax.random.normal(key, shape) / shape[0] ** 0.5
-    arrays = (
+    return (
         random(keys[0], width, d_sae),
         0.1 * random(keys[1], d_sae),
         random(keys[2], d_sae, width),
         0.1 * random(keys[3], width),
     )
-    return SAE(*arrays, activation or ReLU(), site, **more)
+
+
+def random_sae(key, site, width, d_sae, activation=None, **more):
+    return SAE(*random_arrays(key, width, d_sae), activation or ReLU(), site, **more)
 
 
 def random_saes(key, model, kinds=(Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST), alike=False):
@@ -44,16 +48,9 @@ def random_saes(key, model, kinds=(Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)
 
 
 def random_transcoder(key, layer, width, d_sae):
-    keys = jax.random.split(key, 4)
-    random = lambda key, *shape: jax.random.normal(key, shape) / shape[0] ** 0.5
-    arrays = (
-        random(keys[0], width, d_sae),
-        0.1 * random(keys[1], d_sae),
-        random(keys[2], d_sae, width),
-        0.1 * random(keys[3], width),
-    )
     reads, site = Site(layer, Kind.LN2_NORMALIZED), Site(layer, Kind.MLP_OUT)
-    return Transcoder(*arrays, ReLU(), reads, site, W_skip=0.3 * random(keys[0], width, width))
+    W_skip = 0.3 * jax.random.normal(jax.random.fold_in(key, 4), (width, width)) / width**0.5
+    return Transcoder(*random_arrays(key, width, d_sae), ReLU(), reads, site, W_skip=W_skip)
 
 
 def node_gradients(model, saes, tokens, metric):
