@@ -104,7 +104,7 @@ class Tap:
         """ValueError for an edit, a recording or a dictionary at a site that the forward pass never came by."""
         asked = {"edits": self.edits, "record": record, "saes": self.saes}
         for argument, sites in asked.items():
-            for site in sites:  # pyright: ignore[reportGeneralTypeIssues]
+            for site in sites:  # pyright: ignore[reportGeneralTypeIssues]  # whoever checks gives what can be listed
                 if site not in self.seen:
                     raise ValueError(
                         f"run({argument}=…): no site `{site}` in {model} with {n_layers} layers{self._hint(site)}"

@@ -24,7 +24,7 @@ def build(
         if spec.norm is None:
             return None
         weights = (get(f"{path}.weight"), get(f"{path}.bias")) if spec.norm == "LN" else (None, None)
-        return LayerNorm(*weights, spec.eps, sites)  # pyright: ignore[reportArgumentType]
+        return LayerNorm(*weights, spec.eps, sites)  # pyright: ignore[reportArgumentType]  # two weights or two Nones
 
     def block(layer: int) -> Block:
         at = f"blocks.{layer}"
@@ -62,7 +62,7 @@ def checked_dtype(dtype: DTypeLike) -> np.dtype:
         raise TypeError(f"Expected a dtype such as jnp.float32, got {dtype!r}.") from None
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"A model's arrays are of a floating dtype; got {dtype}.")
-    if dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+    if dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
         raise ValueError(
             'float64 needs jax.config.update("jax_enable_x64", True) first; else JAX would round to float32.'
         )

@@ -31,5 +31,5 @@ def load_tokenizer(name_or_dir: str | Path, *, revision: str | None = None) -> A
     if "tokenizer.json" in held or "tokenizer_config.json" in held:
         return transformers.AutoTokenizer.from_pretrained(path)
     if {"vocab.json", "merges.txt"} <= held:
-        return transformers.GPT2TokenizerFast.from_pretrained(path)  # pyright: ignore[reportAttributeAccessIssue]
+        return transformers.GPT2TokenizerFast.from_pretrained(path)  # pyright: ignore[reportAttributeAccessIssue]  # exported lazily
     raise ValueError(f"{path} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt.")

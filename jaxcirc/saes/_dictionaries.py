@@ -141,7 +141,7 @@ class Identity(AbstractDictionary):
     # Made where it is used: as a leaf, the basis of a wide site would be the largest array of a run. Equinox lets a property stand for
     # an abstract variable.
     @property
-    def W_dec(self) -> Float[Array, "d_sae d_in"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def W_dec(self) -> Float[Array, "d_sae d_in"]:  # pyright: ignore[reportIncompatibleVariableOverride]  # derived, not a field
         return self.unit * jnp.eye(self.width, dtype=self.unit.dtype)
 
     @property

@@ -105,7 +105,7 @@ def step(dictionaries, states, xs, k: int, optimiser):
     for p, state, x in zip(dictionaries, states, xs, strict=True):
         (value, (cut, on)), gradient = jax.value_and_grad(loss, has_aux=True)(p, x)
         updates, state = optimiser.update(gradient, state, p)
-        p = Parameters(*optax.apply_updates(p, updates))  # pyright: ignore[reportGeneralTypeIssues]
+        p = Parameters(*optax.apply_updates(p, updates))  # pyright: ignore[reportGeneralTypeIssues]  # optax says any tree
         p = p._replace(W_dec=p.W_dec / jnp.linalg.norm(p.W_dec, axis=1, keepdims=True))
         out.append(p)
         new_states.append(state)

@@ -46,7 +46,7 @@ def train_downstream(
         updates, state = optimiser.update(gradient, state)
         return {site: unit_rows(sae) for site, sae in eqx.apply_updates(saes, updates).items()}, state, value
 
-    state = optimiser.init(saes)  # pyright: ignore[reportArgumentType]
+    state = optimiser.init(saes)  # pyright: ignore[reportArgumentType]  # a tree of arrays
     progress = tqdm(rows.reshape(steps, BATCH, -1), desc="downstream", mininterval=10)
     for tokens in progress:
         saes, state, value = step(saes, state, jnp.asarray(tokens))
