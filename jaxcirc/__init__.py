@@ -32,4 +32,5 @@ from .interop import (
     save_sae as save_sae,
     to_torch_state_dict as to_torch_state_dict,
 )
+from .jacobian import edge as edge, EdgeJacobian as EdgeJacobian, frozen as frozen, select as select
 from .models import process_weights as process_weights, Transformer as Transformer

@@ -80,14 +80,15 @@ def sites(model: Transformer) -> tuple[Site, ...]:
 
 def site_shapes(model: Transformer, seq: int) -> dict[Site, jax.ShapeDtypeStruct]:
     """The shape and dtype of every site's value for a sequence of length `seq`."""
-
-    def record_all(model, tokens):
-        tap = Tap(NOTHING, NOTHING, Everything())
-        model(tokens, tap)
-        return tap.cache
-
-    shapes = jax.eval_shape(record_all, model, jax.ShapeDtypeStruct((seq,), jnp.int32))
+    shapes = _record_all.eval_shape(model, jax.ShapeDtypeStruct((seq,), jnp.int32))
     return {site: shapes[site] for site in sorted(shapes)}
+
+
+@jax.jit  # never run: so that a model's structure is traced once, however often its sites are asked for
+def _record_all(model: Transformer, tokens: Tokens) -> dict[Site, Float[Array, "..."]]:
+    tap = Tap(NOTHING, NOTHING, Everything())
+    model(tokens, tap)
+    return tap.cache
 
 
 def check_tokens(model: Transformer, tokens: Int[Array, "..."], *, batched: bool = False) -> None:

@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._sites import Site
 from .._tap import site_read
-from ..saes import AbstractDictionary
-from ._states import anonymous, node_differences, States
+from ..saes import AbstractDictionary, anonymous
+from ._states import node_differences, States
 
 
 class Sources(NamedTuple):

@@ -1,6 +1,5 @@
 """What the methods know of a pair of prompts: the clean run at every node, and how the corrupt run differs there."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import equinox as eqx
@@ -12,7 +11,7 @@ from .._run import run
 from .._sites import Kind, Site
 from .._tap import site_read
 from ..models import Transformer
-from ..saes import AbstractDictionary
+from ..saes import AbstractDictionary, anonymous
 from ._wiring import entry
 
 
@@ -95,12 +94,3 @@ def _node_differences(sae, clean, other, difference, mask):
     after = jnp.zeros_like(before) if other is None else sae.encode(other)
     acts = jnp.where(mask[..., None], after - before, 0)
     return acts, difference - sae.decoder_scale(clean)[..., None] * (acts @ sae.W_dec)
-
-
-def anonymous(sae: AbstractDictionary) -> AbstractDictionary:
-    """The same dictionary without what it was trained for, so that those of all layers run one compiled program."""
-    bare = object.__new__(type(sae))
-    for field in dataclasses.fields(sae):
-        known = field.name not in ("site", "reads", "processing", "origin")
-        object.__setattr__(bare, field.name, getattr(sae, field.name) if known else None)
-    return bare

@@ -9,7 +9,7 @@ from ._activations import (
     TanhReLU as TanhReLU,
     TopK as TopK,
 )
-from ._base import AbstractDictionary as AbstractDictionary
+from ._base import AbstractDictionary as AbstractDictionary, anonymous as anonymous
 from ._dictionaries import Identity as Identity, SAE as SAE, Transcoder as Transcoder
 from ._normalisations import (
     AbstractNormalisation as AbstractNormalisation,

@@ -1,6 +1,7 @@
 """What a dictionary is: an encoder to latents, an affine decoder, and what it was trained for."""
 
 import abc
+import dataclasses
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -22,13 +23,14 @@ class AbstractDictionary(eqx.Module):
     - `reads`, `site`: the site that it encodes and the one that it reconstructs; the same one, but for transcoders. `None`: not known.
     - `processing`: the `process_weights` steps of the model that it was trained on, `()` for none, `None` if that is not known.
     - `origin`: what it was loaded from, for messages and results.
-    - `W_dec` `[d_sae d_out]`: one latent's direction a row.
+    - `W_enc` `[d_in d_sae]`: one latent's reading direction a column; `W_dec` `[d_sae d_out]`: its writing direction a row.
     """
 
     reads: eqx.AbstractVar[Site | None]
     site: eqx.AbstractVar[Site | None]
     processing: eqx.AbstractVar[tuple[str, ...] | None]
     origin: eqx.AbstractVar[str]
+    W_enc: eqx.AbstractVar[Float[Array, "d_in d_sae"]]
     W_dec: eqx.AbstractVar[Float[Array, "d_sae d_out"]]
 
     @property
@@ -62,6 +64,15 @@ class AbstractDictionary(eqx.Module):
         """The factor by which `decode` stretches `W_dec` at `x`, shape `x.shape[:-1]`: `d decode / d acts = scale * W_dec`. It is 1
         but for dictionaries that normalise their input."""
 
+    @abc.abstractmethod
+    def slopes(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        """The derivative of each latent at `x` with respect to its own pre-activation, on which alone it depends around `x`: 0 where
+        it is off."""
+
+    @abc.abstractmethod
+    def pull_input(self, x: Float[Array, "n d_in"], covectors: Float[Array, "n d_in"]) -> Float[Array, "n d_in"]:
+        """Covectors of what is multiplied by `W_enc`, as covectors of the input `x`: changed only where the input is normalised."""
+
     def check_width(self, site: Site, d_in: int, d_out: int) -> None:
         """ValueError unless it reads `d_in` and writes `d_out` numbers a position."""
         if (self.d_in, self.d_out) != (d_in, d_out):
@@ -69,3 +80,14 @@ class AbstractDictionary(eqx.Module):
                 f"The dictionary at `{site}` maps {self.d_in} numbers to {self.d_out}, and there the model has {d_in} and {d_out}. "
                 "Was it trained for another model or another site?"
             )
+
+
+def anonymous(sae: AbstractDictionary, reads: Site | None = None) -> AbstractDictionary:
+    """The same dictionary without what it was trained for, so that those of all layers run one compiled program; `reads` is a site that
+    counts layers from elsewhere, if it reads another one than it reconstructs.
+    """
+    kept = {"site": None, "reads": reads, "processing": None, "origin": ""}
+    bare = object.__new__(type(sae))
+    for field in dataclasses.fields(sae):
+        object.__setattr__(bare, field.name, kept.get(field.name, getattr(sae, field.name)))
+    return bare

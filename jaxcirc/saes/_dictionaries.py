@@ -59,7 +59,17 @@ class SAE(AbstractDictionary):
 
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         x = x if self.normalisation is None else self.normalisation.apply(x)
-        return self.activation((x - self.b_dec if self.centred else x) @ self.W_enc + self.b_enc)
+        return self.activation(self._pre(x))
+
+    def _pre(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        return (x - self.b_dec if self.centred else x) @ self.W_enc + self.b_enc
+
+    def slopes(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        x = x if self.normalisation is None else self.normalisation.apply(x)
+        return _slopes(self.activation, self._pre(x))
+
+    def pull_input(self, x: Float[Array, "n d_in"], covectors: Float[Array, "n d_in"]) -> Float[Array, "n d_in"]:
+        return covectors if self.normalisation is None else jax.vjp(self.normalisation.apply, x)[1](covectors)[0]
 
     def decode(
         self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None
@@ -110,7 +120,16 @@ class Transcoder(AbstractDictionary):
         return self.W_enc.shape[1]
 
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        return self.activation((x if self.b_in is None else x - self.b_in) @ self.W_enc + self.b_enc)
+        return self.activation(self._pre(x))
+
+    def _pre(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        return (x if self.b_in is None else x - self.b_in) @ self.W_enc + self.b_enc
+
+    def slopes(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        return _slopes(self.activation, self._pre(x))
+
+    def pull_input(self, x: Float[Array, "n d_in"], covectors: Float[Array, "n d_in"]) -> Float[Array, "n d_in"]:
+        return covectors
 
     def decode(
         self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None
@@ -138,11 +157,15 @@ class Identity(AbstractDictionary):
     def __post_init__(self):
         self.reads = self.site
 
-    # Made where it is used: as a leaf, the basis of a wide site would be the largest array of a run. Equinox lets a property stand for
-    # an abstract variable.
+    # Made where they are used: as leaves, the bases of a wide site would be the largest arrays of a run. Equinox lets a property stand
+    # for an abstract variable.
+    @property
+    def W_enc(self) -> Float[Array, "d_in d_sae"]:  # pyright: ignore[reportIncompatibleVariableOverride]  # derived, not a field
+        return self.unit * jnp.eye(self.width, dtype=self.unit.dtype)
+
     @property
     def W_dec(self) -> Float[Array, "d_sae d_in"]:  # pyright: ignore[reportIncompatibleVariableOverride]  # derived, not a field
-        return self.unit * jnp.eye(self.width, dtype=self.unit.dtype)
+        return self.W_enc
 
     @property
     def d_in(self) -> int:
@@ -166,6 +189,17 @@ class Identity(AbstractDictionary):
 
     def decoder_scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
         return jnp.ones(x.shape[:-1], x.dtype)
+
+    def slopes(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        return jnp.ones_like(x)
+
+    def pull_input(self, x: Float[Array, "n d_in"], covectors: Float[Array, "n d_in"]) -> Float[Array, "n d_in"]:
+        return covectors
+
+
+def _slopes(activation: AbstractActivation, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
+    """Around a point every latent depends on its own pre-activation alone, so one tangent of ones gives all derivatives."""
+    return jax.jvp(activation, (pre,), (jnp.ones_like(pre),))[1]
 
 
 def _needed(x: Array | None, dictionary: AbstractDictionary) -> Array:

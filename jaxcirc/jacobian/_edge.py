@@ -1,0 +1,152 @@
+"""`edge`: the Jacobian between two sites, with what is frozen held."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._guard import check_backend
+from .._run import check_dictionaries, check_mask, check_tokens, NOTHING, run, sites
+from .._sites import by_site, did_you_mean, Kind, Part, Site
+from .._typing import Keys, Tokens
+from ..models import Transformer
+from ..saes import AbstractDictionary
+from ._graph import reaches
+from ._operator import EdgeJacobian, select
+from ._positions import check_positions
+from ._span import make_span
+
+
+ENGINES = ("auto", "autodiff", "structured")
+Saes = Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary]
+
+
+def edge(
+    model: Transformer,
+    tokens: Tokens,
+    source: Site | str,
+    target: Site | str,
+    *,
+    frozen: Iterable[Site | str] = (),
+    saes: Saes = NOTHING,
+    source_pos: Sequence[int] | Int[Array, " n"] | None = None,
+    target_pos: Sequence[int] | Int[Array, " n"] | None = None,
+    mask: Keys | None = None,
+    engine: str = "auto",
+) -> EdgeJacobian:
+    r"""The Jacobian of the value at `target` with respect to that at `source`, at one prompt, as an operator.
+
+    $$J = \frac{\partial x_{target}}{\partial x_{source}}\Big|_{\text{frozen held}}$$
+
+    along every path from source to target that meets no frozen site, at the activations of the clean run. Full, direct, mediated and
+    feature-to-feature Jacobians differ only in the two sites and in what is held.
+
+    **Arguments:**
+
+    - `tokens` `[seq]`: one prompt; `jax.vmap` for a batch.
+    - `source`, `target`: any two sites, the source upstream; `site.acts` and `site.error` of a dictionary too.
+    - `frozen`: sites held at their clean value, without tangent: `jc.frozen.layer_norms(model)`, `jc.frozen.patterns(model)`,
+      `jc.frozen.between(model, source, target)`, or any others. Those not between the two sites have no part in it.
+    - `saes`: dictionaries, keyed by site, of the ends and frozen sites that are latents or errors.
+    - `source_pos`, `target_pos`: restrict the operator to some positions, counted from the end where negative.
+    - `mask` `[seq]`: False for padding.
+    - `engine`: `"auto"` takes closed forms where they apply, `"structured"` insists on them, `"autodiff"` does without.
+
+    **Returns:** an `EdgeJacobian`.
+
+    **Raises:** `ValueError` if the source is not upstream of the target, if every path between them is frozen, for sites that the model
+    does not have, positions outside the sequence, and tokens or dictionaries that do not fit; `RuntimeError` on a compiler that is known
+    to compute wrong Jacobians.
+
+    >>> J = jc.edge(model, tokens, "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post", frozen=jc.frozen.patterns(model))
+    >>> J.as_matrix().shape
+    (6, 128, 6, 128)
+    """
+    check_backend()
+    check_tokens(model, tokens)
+    check_mask(tokens, mask)
+    if engine not in ENGINES:
+        raise ValueError(f"edge: engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}.")
+    saes, source, target = by_site(saes), Site.parse(source), Site.parse(target)
+    held = frozenset(map(Site.parse, frozen))
+    check_dictionaries(model, saes)
+    check_ends(model, source, target, held, saes)
+    tokens, seq = jnp.asarray(tokens), tokens.shape[0]
+    positions = lambda name, pos: None if pos is None else check_positions(name, _integers(name, pos), seq)
+    source_pos, target_pos = positions("source_pos", source_pos), positions("target_pos", target_pos)
+    start, end, at_places = in_one_block(model, source, target, saes)
+    resids = clean_resids(model, tokens, mask)
+    span, layer = make_span(model, tokens, mask, resids, start, end, held, at_places)
+    number = lambda layer: jnp.asarray(layer or 0, jnp.int32)
+    J = EdgeJacobian(
+        spans=(span,),
+        begins=(number(layer),),
+        layers=(number(source.layer), number(target.layer)),
+        source_pos=source_pos,
+        target_pos=target_pos,
+        ends=(source.shift(-(source.layer or 0)), target.shift(-(target.layer or 0))),
+        engine=engine,
+    )
+    if engine == "structured" and select(J) != "structured":
+        raise ValueError(
+            f"edge: there is no closed form from `{source}` to `{target}` with these sites frozen. Use engine='auto', which falls back to "
+            "autodiff."
+        )
+    return J
+
+
+@jax.jit
+def clean_resids(model: Transformer, tokens: Tokens, mask: Keys | None) -> tuple[Float[Array, "seq d_model"], ...]:
+    """What enters each block."""
+    cuts = [Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers)]
+    return tuple(run(model, tokens, record=cuts, mask=mask)[1].values())
+
+
+def check_ends(
+    model: Transformer, source: Site, target: Site, held: frozenset[Site], saes: Mapping[Site, AbstractDictionary]
+) -> None:
+    """ValueError unless both sites are there and something flows from one to the other."""
+    known = sites(model)
+    for site in (source, target, *held):
+        if site.value not in known:
+            raise ValueError(f"edge: no site `{site}` in {model.name} with {model.n_layers} layers. {did_you_mean(str(site), map(str, known))}")
+        if site.part != Part.VALUE and site.value not in saes:
+            raise ValueError(f"edge: `{site}` is of a dictionary at `{site.value}`, and there is none. Pass saes={{…}} with one there.")
+    ends = {source, target} & held
+    if ends:
+        raise ValueError(f"edge: `{min(ends)}` is an end of the edge and frozen, so the edge is empty. Take it out of `frozen`.")
+    if not reaches(model, source, target, (), saes):
+        later = "is not computed before" if source >= target else "does not feed"
+        raise ValueError(f"edge: the source `{source}` {later} the target `{target}`, so there is no Jacobian. Are they swapped?")
+    if not reaches(model, source, target, held, saes):
+        between = ", ".join(f"`{site}`" for site in sorted(held) if source < site < target)
+        raise ValueError(
+            f"edge: every path from `{source}` to `{target}` meets a frozen site, so the edge is empty. Free one of {between}."
+        )
+
+
+def in_one_block(
+    model: Transformer, source: Site, target: Site, saes: Mapping[Site, AbstractDictionary]
+) -> tuple[Site, Site, dict[Site, AbstractDictionary]]:
+    """The same edge between the sites that need the fewest blocks: the end of one block is the beginning of the next, and what is
+    embedded is where the first begins. Dictionaries at the ends move along.
+    """
+    start, end, placed = source, target, dict(saes)
+    if source.kind in (Kind.EMBED, Kind.POS_EMBED) and source.part == Part.VALUE and model.blocks:
+        start = Site(0, Kind.RESID_PRE)
+    elif source.kind == Kind.RESID_POST and source.layer + 1 < model.n_layers and (target.layer is None or target.layer > source.layer):
+        start = Site(source.layer + 1, Kind.RESID_PRE, source.part)
+    if target.kind == Kind.RESID_PRE and target.layer > 0 and start.layer is not None and start.layer < target.layer:
+        end = Site(target.layer - 1, Kind.RESID_POST, target.part)
+    for old, new in ((source, start), (target, end)):
+        if old.part != Part.VALUE and old != new:
+            placed[new.value] = placed[old.value]
+    return start, end, placed
+
+
+def _integers(name: str, positions) -> Int[Array, " n"]:
+    array = jnp.asarray(positions)
+    if array.ndim != 1 or not len(array) or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"edge: {name} is a list of positions, such as [0, -1]; got {positions!r}.")
+    return array

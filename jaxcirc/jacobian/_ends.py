@@ -1,0 +1,90 @@
+"""What items at the ends of an edge stand for: vectors at the source's site, covectors at the target's.
+
+An item is a vector in the coordinates of the end, or an integer, the unit vector of that coordinate. In a dictionary's coordinates a
+unit vector is one latent, and becomes its decoder direction, or its encoder direction where the latent is on: the dictionary is folded
+into the contraction, and an array of all latents by all latents never exists.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._sites import Part
+from .._tap import site_read
+from ._links import Items, Positions, rows
+from ._span import Span
+
+
+Fold = Callable[[Array, Positions], Items]
+
+
+def source_vectors(span: Span) -> Fold:
+    """From items in the source's coordinates to vectors at its site, flat."""
+    source = span.source
+    if source.part == Part.ACTS:
+        sae = span.saes[source.value]
+        read = site_read(source.value, sae)
+        scale = sae.decoder_scale(_flat(span.record({read})[read]))
+
+        def decode(items, positions):
+            directions = rows(sae.W_dec, items) if _are_units(items) else items @ sae.W_dec
+            return directions * rows(scale, positions)[:, None]
+
+        return decode
+    return _raw(span, span.source.value)
+
+
+def target_covectors(span: Span) -> Fold:
+    """From items in the target's coordinates to covectors at its site, flat; for a transcoder's latents, at the site it reads."""
+    target = span.target
+    if target.part == Part.VALUE:
+        return _raw(span, target)
+    sae = span.saes[target.value]
+    read = site_read(target.value, sae)
+    x = _flat(span.record({read})[read])
+    if target.part == Part.ACTS:
+        slopes = sae.slopes(x)
+
+        def encode(items, positions):
+            if _are_units(items):
+                on = slopes.at[positions, items].get(mode="promise_in_bounds")
+                covectors = sae.W_enc.at[:, items].get(mode="promise_in_bounds").T * on[:, None]
+            else:
+                covectors = (items * rows(slopes, positions)) @ sae.W_enc.T
+            return sae.pull_input(rows(x, positions), covectors)
+
+        return encode
+    unfold = _raw(span, target.value)
+
+    def error(items, positions):
+        left = lambda x, covector: jax.vjp(lambda x: x - sae.decode(sae.encode(x), x), x)[1](covector)[0]
+        # One item at a time needs d_sae numbers; a few at a time keep the matrix products busy.
+        pairs = (rows(x, positions), unfold(items, positions))
+        return jax.lax.map(lambda pair: left(*pair), pairs, batch_size=min(64, len(positions)))
+
+    return error
+
+
+def _raw(span: Span, site) -> Fold:
+    def unfold(items, positions):
+        if _are_units(items):
+            width = _width(span, site)
+            return jax.nn.one_hot(items, width, dtype=span.resid.dtype)
+        return items
+
+    return unfold
+
+
+def _width(span: Span, site) -> int:
+    shape = jax.eval_shape(lambda span: span.record({site})[site], span).shape
+    return int(shape[-1] if len(shape) == 2 else shape[-1] * shape[-2])
+
+
+def _flat(x: Float[Array, "seq ..."]) -> Float[Array, "seq width"]:
+    return x.reshape(x.shape[0], -1)
+
+
+def _are_units(items: Float[Array, "n width"] | Int[Array, " n"]) -> bool:
+    return jnp.ndim(items) == 1

@@ -1,0 +1,171 @@
+r"""The position-local links of a linearised block, in closed form.
+
+A block is a chain of maps, of which attention alone moves anything between positions. The others take a vector at a position to a vector
+at the same position: linear maps, the derivative of a layer norm, that of an activation function. An item `[n width]` at positions
+`[n]` is pushed forward, or pulled back, link by link.
+
+- Layer norm with value $\hat y$ (before weight and bias) and scale $s$: $dy = (dx - \overline{dx} - \hat y\,\overline{\hat y\,dx}) / s$;
+  with the scale held the last term is missing.
+- MLP: $d\,\mathrm{pre} = W_{in}^T dx$, $d\,\mathrm{post} = act'(\mathrm{pre}) \odot d\,\mathrm{pre}$, $d\,\mathrm{out} = W_{out}^T d\,\mathrm{post}$.
+"""
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._nn import LayerNorm
+from .._sites import Kind, Site
+from ._span import Span
+
+
+Items = Float[Array, "n width"]
+Positions = Int[Array, " n"]
+Push = Callable[[Items, Positions], Items]
+
+
+class Link(NamedTuple):
+    """A local map from the value at one kind of site to that at the next."""
+
+    source: Kind
+    target: Kind
+    push: Push
+    width: int  # of the source
+
+    def pull(self, covectors: Items, positions: Positions) -> Items:
+        like = jax.ShapeDtypeStruct((covectors.shape[0], self.width), covectors.dtype)
+        return jax.linear_transpose(lambda x: self.push(x, positions), like)(covectors)[0]
+
+
+class Heads(NamedTuple):
+    """Attention at the clean point: `q`, `k`, `v` `[seq head d_head]`, `pattern` `[head q_seq k_seq]`, the `scale` of the scores; which of its three inputs carry a tangent: `paths`, a subset of {Q, K, V}; and who attends to whom, `mask` `[q_seq k_seq]`.
+    """
+
+    q: Float[Array, "seq head d_head"]
+    k: Float[Array, "seq head d_head"]
+    v: Float[Array, "seq head d_head"]
+    pattern: Float[Array, "head q_seq k_seq"]
+    scale: Float[Array, ""]
+    W_Q: Float[Array, "head d_model d_head"]
+    W_K: Float[Array, "head d_model d_head"]
+    W_V: Float[Array, "head d_model d_head"]
+    mask: Array
+    paths: frozenset[Kind]
+
+
+class LinearBlock(NamedTuple):
+    """One block at its clean point: links up to attention, attention, and links from there on, in execution order."""
+
+    before: list[Link]
+    heads: Heads
+    after: list[Link]
+
+    @property
+    def links(self) -> list[Link]:
+        return [*self.before, *self.after]
+
+
+def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
+    """Linearises block `layer` of the span, with the sites of kinds `frozen` held."""
+    block = span.blocks[layer]
+    value, attn = _values(span, layer), block.attn
+    flat = lambda W: W.transpose(1, 0, 2).reshape(W.shape[1], -1)  # [head d_model d_head] -> [d_model (head d_head)]
+    d_model, d_z = attn.W_O.shape[-1], attn.W_O.shape[0] * attn.W_O.shape[1]
+    middle = Kind.RESID_POST if block.mlp is None else Kind.RESID_MID
+    before = [
+        Link(Kind.RESID_PRE, Kind.LN1_NORMALIZED, _norm(block.ln1, value[Kind.RESID_PRE], value.get(Kind.LN1_SCALE), frozen), d_model),
+        Link(Kind.LN1_NORMALIZED, Kind.Q, _dense(flat(attn.W_Q)), d_model),
+        Link(Kind.LN1_NORMALIZED, Kind.K, _dense(flat(attn.W_K)), d_model),
+        Link(Kind.LN1_NORMALIZED, Kind.V, _dense(flat(attn.W_V)), d_model),
+    ]
+    after = [
+        Link(Kind.RESID_PRE, middle, _same, d_model),
+        Link(Kind.Z, Kind.ATTN_OUT, _dense(attn.W_O.reshape(d_z, d_model)), d_z),
+        Link(Kind.ATTN_OUT, middle, _same, d_model),
+    ]
+    if block.mlp is not None:
+        pre, d_mlp = value[Kind.MLP_PRE], block.mlp.W_in.shape[1]
+        slope = jax.jvp(block.mlp.act, (pre,), (jnp.ones_like(pre),))[1]  # the activation is elementwise
+        after += [
+            Link(Kind.RESID_MID, Kind.LN2_NORMALIZED, _norm(block.ln2, value[Kind.RESID_MID], value.get(Kind.LN2_SCALE), frozen), d_model),
+            Link(Kind.LN2_NORMALIZED, Kind.MLP_PRE, _dense(block.mlp.W_in), d_model),
+            Link(Kind.MLP_PRE, Kind.MLP_POST, lambda x, t: x * rows(slope, t), d_mlp),
+            Link(Kind.MLP_POST, Kind.MLP_OUT, _dense(block.mlp.W_out), d_mlp),
+            Link(Kind.MLP_OUT, Kind.RESID_POST, _same, d_model),
+            Link(Kind.RESID_MID, Kind.RESID_POST, _same, d_model),
+        ]
+    held = lambda link: link.target in frozen
+    mask = span.masks[layer]
+    heads = Heads(value[Kind.Q], value[Kind.K], value[Kind.V], value[Kind.PATTERN], attn.scale, attn.W_Q, attn.W_K, attn.W_V, mask, _paths(frozen))
+    return LinearBlock([x for x in before if not held(x)], heads, [x for x in after if not held(x)])
+
+
+def _paths(frozen: Collection[Kind]) -> frozenset[Kind]:
+    if Kind.Z in frozen:
+        return frozenset()
+    moving = {Kind.V} if {Kind.PATTERN, Kind.ATTN_SCORES} & set(frozen) else {Kind.Q, Kind.K, Kind.V}
+    return frozenset(moving - set(frozen))
+
+
+def push(links: list[Link], items: dict[Kind, Items], positions: Positions) -> dict[Kind, Items]:
+    """The images of items at every kind that the links reach from where the items are."""
+    items = dict(items)
+    for link in links:
+        if link.source in items:
+            image = link.push(items[link.source], positions)
+            items[link.target] = items[link.target] + image if link.target in items else image
+    return items
+
+
+def pull(links: list[Link], covectors: dict[Kind, Items], positions: Positions) -> dict[Kind, Items]:
+    """Covectors at every kind from which the links lead to where the covectors are."""
+    covectors = dict(covectors)
+    for link in reversed(links):
+        if link.target in covectors:
+            image = link.pull(covectors[link.target], positions)
+            covectors[link.source] = covectors[link.source] + image if link.source in covectors else image
+    return covectors
+
+
+def rows(array: Float[Array, "seq ..."], positions: Positions) -> Float[Array, "n ..."]:
+    """`array[positions]`. Positions are checked where they come in; without the clamp XLA's gather on CPUs is ten times as fast."""
+    return array.at[positions].get(mode="promise_in_bounds")
+
+
+def _same(x: Items, positions: Positions) -> Items:
+    return x
+
+
+def _dense(W: Float[Array, "d_in d_out"]) -> Push:
+    return lambda x, positions: x @ W
+
+
+def _norm(norm: LayerNorm | None, resid: Array | None, scale: Array | None, frozen: Collection[Kind]) -> Push:
+    if norm is None:
+        return _same
+    assert resid is not None and scale is not None
+    y = (resid - jnp.mean(resid, axis=-1, keepdims=True)) / scale
+    live, weight = norm.sites[0] not in frozen, norm.weight
+
+    def push(x: Items, positions: Positions) -> Items:
+        out = x - jnp.mean(x, axis=-1, keepdims=True)
+        if live:
+            here = rows(y, positions)
+            out = out - here * jnp.mean(here * x, axis=-1, keepdims=True)
+        out = out / rows(scale, positions)
+        return out if weight is None else out * weight
+
+    return push
+
+
+
+def _values(span: Span, layer: int) -> dict[Kind, Array]:
+    """The clean run inside the block, by kind of site; what the block does not have is not there."""
+    block = span.blocks[layer]
+    kinds = [Kind.RESID_PRE, Kind.Q, Kind.K, Kind.V, Kind.PATTERN]
+    kinds += [] if block.mlp is None else [Kind.RESID_MID, Kind.MLP_PRE]
+    kinds += [norm.sites[0] for norm in (block.ln1, block.ln2) if norm is not None]
+    cache = span.record({Site(layer, kind) for kind in kinds})
+    return {site.kind: value for site, value in cache.items()}

@@ -1,0 +1,139 @@
+"""Which way a matrix or a bilinear form is made, and the making."""
+
+import functools as ft
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+from .._sites import Part, Site
+from ._contract import contract_block, sizes_for
+from ._ends import source_vectors, target_covectors
+from ._engine import is_chain, is_closed, is_folded, is_local, read_site
+from ._links import linearise, pull as pull_links, push as push_links
+from ._memory import halving
+from ._span import Span
+from ._sweep import contract_spans
+
+
+Spans = tuple[Span, ...]
+Items = Float[Array, "n width"] | Int[Array, " n"]
+Positions = Int[Array, " n"]
+
+
+def plan_of(spans: Spans) -> tuple[Spans, Span, Spans] | None:
+    """Local spans, one span that may go through attention, local spans; `None` if the product of spans is not of that form."""
+    if not all(map(is_closed, spans)):
+        return None
+    mixing = [i for i, span in enumerate(spans) if not is_local(span)]
+    if len(mixing) > 1:
+        return None
+    at = mixing[0] if mixing else len(spans) - 1
+    return spans[:at], spans[at], spans[at + 1 :]
+
+
+def matrix_route(spans: Spans, engine: str, n_source: int, n_target: int) -> str:
+    """How a whole matrix is made, for so many positions of source and target: in closed form, `"block"` or a `"chain"` of blocks, or by
+    a `"sweep"` of autodiff.
+    """
+    if engine == "autodiff":
+        return "sweep"
+    if plan_of(spans) is not None:
+        return "block"
+    if len(spans) != 1 or not is_chain(spans[0]) or isinstance(spans[0].resid, Tracer):
+        return "sweep"
+    # In units of d_model^3 a block: a swept tangent or cotangent costs 24 a position, a column of the chain 10 at half of them.
+    return "chain" if engine == "structured" or 5 * n_source < 24 * min(n_source, n_target) else "sweep"
+
+
+def contract_by_plan(
+    spans: Spans, left: Items, left_pos: Positions, right: Items, right_pos: Positions, budget: int
+) -> Float[Array, "m k"]:
+    """Bilinear forms in closed form: items are carried through what is local, and meet at what is not."""
+    plan = plan_of(spans)
+    assert plan is not None
+    before, middle, after = plan
+    for span in reversed(after):
+        left = fold_left(span, left, left_pos)
+    for span in before:
+        right = fold_right(span, right, right_pos)
+    (seq, d_model), heads = middle.resid.shape, middle.blocks[0].attn.W_Q.shape[0]
+    size = ft.partial(sizes_for, len(left_pos), len(right_pos), seq, heads, d_model, middle.resid.dtype.itemsize)
+    compute = lambda budget: contract_block(middle, left, left_pos, right, right_pos, sizes=size(budget))
+    return halving(compute, budget, "the memory budget")
+
+
+def contract_by_sweeps(
+    spans: Spans, left: Items, left_pos: Positions, right: Items, right_pos: Positions, budget: int
+) -> Float[Array, "m k"]:
+    """Bilinear forms by autodiff, of any spans. Dictionaries at the ends are folded into the items all the same."""
+    first, last = spans[0], spans[-1]
+    if is_folded(last):
+        left, last = fold_covectors(last, left, left_pos), with_ends(last, target=read_site(last))
+    if is_folded(first):
+        right = fold_vectors(first, right, right_pos)
+        first = with_ends(last if len(spans) == 1 else first, source=first.source.value)
+    spans = (first,) if len(spans) == 1 else (first, *spans[1:-1], last)
+    dense = lambda items, end: items if items.ndim > 1 else jax.nn.one_hot(items, math.prod(end.shape[1:]), dtype=end.dtype)
+    left, right = dense(left, spans[-1].ends()[1]), dense(right, spans[0].ends()[0])
+    forward = len(right_pos) < len(left_pos)
+    chunk = min(chunk_for(spans, budget), len(right_pos if forward else left_pos))
+    compute = lambda chunk: contract_spans(spans, left, left_pos, right, right_pos, chunk=chunk, forward=forward)
+    return halving(compute, chunk, "the chunk of sweeps")
+
+
+def chunk_for(spans: Sequence[Span], budget: int) -> int:
+    """How many tangents at once keep what autodiff holds for them within the budget."""
+    held = 0
+    for span in spans:
+        block, seq = span.blocks[0], span.resid.shape[0]
+        heads, d_model, d_head = block.attn.W_Q.shape
+        d_mlp = 0 if block.mlp is None else block.mlp.W_in.shape[1]
+        inside = seq * (6 * d_model + 4 * heads * d_head + 2 * d_mlp + 3 * heads * seq)
+        held = max(held, inside + 2 * sum(math.prod(end.shape) for end in span.ends()))
+    return max(1, budget // (held * spans[0].resid.dtype.itemsize))
+
+
+@jax.jit
+def fold_vectors(span: Span, items: Array, positions: Array) -> Array:
+    """Vectors at the source's site, from items in the source's coordinates."""
+    return source_vectors(span)(items, positions)
+
+
+@jax.jit
+def fold_covectors(span: Span, items: Array, positions: Array) -> Array:
+    return target_covectors(span)(items, positions)
+
+
+@jax.jit
+def fold_left(span: Span, items: Array, positions: Array) -> Array:
+    """Covectors of the target of a local span as covectors of its source."""
+    linear, source = linearise(span, 0, frozenset(site.kind for site in span.frozen)), span.source
+    covectors = {read_site(span).kind: target_covectors(span)(items, positions)}
+    pulled = pull_links(linear.links, covectors, positions)[source.kind]
+    if source.part != Part.ACTS:
+        return pulled
+    like = jax.ShapeDtypeStruct((len(positions), span.saes[source.value].d_sae), pulled.dtype)
+    return jax.linear_transpose(lambda items: source_vectors(span)(items, positions), like)(pulled)[0]
+
+
+@jax.jit
+def fold_right(span: Span, items: Array, positions: Array) -> Array:
+    """Vectors of the source of a local span as vectors of its target."""
+    linear, target = linearise(span, 0, frozenset(site.kind for site in span.frozen)), span.target
+    pushed = push_links(linear.links, {span.source.kind: source_vectors(span)(items, positions)}, positions)
+    value = pushed[read_site(span).kind]
+    if target.part == Part.VALUE:
+        return value
+    unfold = target_covectors(span)
+    like = jax.ShapeDtypeStruct((len(positions), math.prod(span.ends()[1].shape[1:])), value.dtype)
+    return jax.vjp(lambda items: unfold(items, positions), jnp.zeros(like.shape, like.dtype))[1](value)[0]
+
+
+def with_ends(span: Span, *, source: Site | None = None, target: Site | None = None) -> Span:
+    fields = {name: getattr(span, name) for name in ("blocks", "masks", "resid", "outside", "tokens", "keys", "saes", "frozen")}
+    fields["saes"] = {}
+    return Span(**fields, source=source or span.source, target=target or span.target)

@@ -1,0 +1,133 @@
+"""A span: the part of a model between two sites, as a pure function of what is added at the first.
+
+Only the blocks between the sites are in it, as arguments, and its sites are relative to the first of them. So the Jacobians of one kind,
+in whatever layer, run one compiled program. This is the autodiff engine: it takes any source, any target and any frozen set.
+"""
+
+import functools as ft
+from collections.abc import Iterable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._edits import AbstractEdit, Add, Detach
+from .._nn import Block
+from .._sites import Part, Site
+from .._tap import site_read, Tap
+from .._typing import Keys, Mask, Resid, Tokens
+from ..models import Transformer
+from ..saes import AbstractDictionary, anonymous
+
+
+class Span(eqx.Module):
+    """Blocks, what flows into the first of them, and the two sites, which count layers from that block.
+
+    **Attributes:**
+
+    - `blocks`, `masks`: from the source's block to the target's; `resid` `[seq d_model]` enters the first.
+    - `outside`: the model without its blocks, where the span includes an embedding or the unembedding; then `tokens` and `keys`, too.
+    - `saes`: dictionaries of the sites whose latents or errors are an end or are held.
+    - `frozen`: the sites held without tangent.
+    """
+
+    blocks: tuple[Block, ...]
+    masks: tuple[Mask, ...]
+    resid: Resid
+    outside: Transformer | None
+    tokens: Tokens | None
+    keys: Keys | None
+    saes: dict[Site, AbstractDictionary]
+    source: Site = eqx.field(static=True)
+    target: Site = eqx.field(static=True)
+    frozen: tuple[Site, ...] = eqx.field(static=True)
+
+    def __call__(self, step: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The value at the target when `step` is added at the source."""
+        edits: dict[Site, AbstractEdit] = {site: Detach() for site in self.frozen}
+        return self.record({self.target}, {**edits, self.source: Add(step)})[self.target]
+
+    def record(self, sites: Iterable[Site], edits: dict[Site, AbstractEdit] | None = None) -> dict[Site, Array]:
+        """The values at `sites`."""
+        tap = Tap(self.saes, edits or {}, frozenset(sites))
+        resid = self.resid
+        if self.tokens is not None:
+            assert self.outside is not None
+            resid = self.outside.embed(self.tokens, tap, self.keys)
+        for layer, (block, mask) in enumerate(zip(self.blocks, self.masks, strict=True)):
+            resid = block(resid, mask, tap.at(layer))
+        if self.outside is not None and self.target.layer is None:
+            self.outside.unembed(resid, tap)
+        return tap.cache
+
+    def ends(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Shape and dtype of the values at source and target."""
+        return _ends.eval_shape(self)
+
+    def zero(self) -> Float[Array, "..."]:
+        """No step: the point at which the span is linearised."""
+        source, _ = self.ends()
+        return jnp.zeros(source.shape, source.dtype)
+
+
+@jax.jit
+def _ends(span: Span) -> tuple[Array, Array]:
+    cache = span.record({span.source, span.target})
+    return cache[span.source], cache[span.target]
+
+
+@ft.partial(jax.jit, static_argnames="chunk")
+def push(span: Span, tangents: Float[Array, "tangent ..."], *, chunk: int | None = None) -> Float[Array, "tangent ..."]:
+    """`J v` for each tangent at the source: one linearisation, `chunk` tangents at a time."""
+    _, linear = jax.linearize(span, span.zero())
+    return batched(linear, tangents, chunk)
+
+
+@ft.partial(jax.jit, static_argnames="chunk")
+def pull(
+    span: Span, cotangents: Float[Array, "tangent ..."], *, chunk: int | None = None
+) -> Float[Array, "tangent ..."]:
+    """`J^T w` for each cotangent at the target."""
+    _, transposed = jax.vjp(span, span.zero())
+    return batched(lambda cotangent: transposed(cotangent)[0], cotangents, chunk)
+
+
+def batched(function, arrays, chunk: int | None):
+    """`vmap`, or a loop over `chunk`s of it."""
+    if chunk is None or chunk >= jax.tree.leaves(arrays)[0].shape[0]:
+        return jax.vmap(function)(arrays)
+    return jax.lax.map(function, arrays, batch_size=chunk)
+
+
+def make_span(
+    model: Transformer,
+    tokens: Tokens,
+    keys: Keys | None,
+    resids: Sequence[Resid],
+    source: Site,
+    target: Site,
+    frozen: Iterable[Site],
+    saes: dict[Site, AbstractDictionary],
+) -> tuple[Span, int]:
+    """The span from `source` to `target`, absolute sites, given what enters each block in the clean run; and its first layer."""
+    needed = {site.value for site in (source, target, *frozen) if site.part != Part.VALUE and site.value in saes}
+    reads = {site: site_read(site, saes[site]) for site in needed}
+    first = min(site.layer or 0 for site in (source, *reads.values()))
+    last = model.n_layers - 1 if target.layer is None else target.layer
+    begins, ends = source.layer is None, target.layer is None
+    blocks = slice(first, last + 1)
+    relative = {site.shift(-first): anonymous(saes[site], reads[site].shift(-first)) for site in needed}
+    span = Span(
+        blocks=model.blocks[blocks],
+        masks=model.masks(tokens.shape[0], keys)[blocks],
+        resid=resids[first],
+        outside=eqx.tree_at(lambda model: model.blocks, model, ()) if begins or ends else None,
+        tokens=tokens if begins else None,
+        keys=keys if begins else None,
+        saes=relative,
+        source=source.shift(-first),
+        target=target.shift(-first),
+        frozen=tuple(sorted(site.shift(-first) for site in frozen if source < site < target)),
+    )
+    return span, first

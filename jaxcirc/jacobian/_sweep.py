@@ -1,0 +1,64 @@
+"""Bilinear forms of any Jacobian by autodiff: the fewer of the two sides' items are swept through the network, a few at a time."""
+
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ._links import rows
+from ._span import Span
+from ._tiles import tile
+
+
+@ft.partial(jax.jit, static_argnames=("chunk", "forward"))
+def contract_spans(
+    spans: tuple[Span, ...],
+    left: Float[Array, "m d_target"],
+    left_pos: Int[Array, " m"],
+    right: Float[Array, "k d_source"],
+    right_pos: Int[Array, " k"],
+    *,
+    chunk: int,
+    forward: bool,
+) -> Float[Array, "m k"]:
+    """`left_m^T J right_k` for the spans one after another, in the coordinates of their ends' sites.
+
+    `chunk` covectors are pulled back at a time, or with `forward` as many vectors pushed.
+    """
+    seq = spans[0].resid.shape[0]
+    (start, _), (_, end) = spans[0].ends(), spans[-1].ends()
+    swept, swept_pos, waiting, waiting_pos = (right, right_pos, left, left_pos) if forward else (left, left_pos, right, right_pos)
+    shape = start.shape if forward else end.shape
+    maps = _linear_maps(spans, forward)
+    width = 4
+    tiles = tile(waiting_pos, seq, width, 1)
+    waiting = rows(waiting, tiles.item.reshape(-1)).reshape(-1, width, waiting.shape[-1])
+
+    def sweep(item):
+        vector, position = item
+        value = jnp.zeros((seq, vector.shape[0]), vector.dtype).at[position].set(vector).reshape(shape)
+        for linear in maps:
+            value = linear(value)
+        return value.reshape(seq, -1)
+
+    def sweep_some(items):
+        values = jax.vmap(sweep)(items).at[:, tiles.position].get(mode="promise_in_bounds")
+        # [tangent tile d] · [tile slot d] -> [tangent tile slot]
+        found = jnp.einsum("ntd,twd->ntw", values, waiting)
+        return found.reshape(found.shape[0], -1).at[:, tiles.slot].get(mode="promise_in_bounds")
+
+    count = len(swept_pos)
+    padded = lambda x: jnp.concatenate([x, jnp.zeros((-count % chunk, *x.shape[1:]), x.dtype)])
+    cut = lambda x: padded(x).reshape(-1, chunk, *x.shape[1:])
+    found = jax.lax.map(sweep_some, (cut(swept), cut(swept_pos)))
+    found = found.reshape(-1, found.shape[-1])[:count]
+    return found.T if forward else found
+
+
+def _linear_maps(spans: tuple[Span, ...], forward: bool):
+    """What takes a tangent, or a cotangent, through the spans, one function a span, in the order in which it meets them."""
+    if forward:
+        return [jax.linearize(span, span.zero())[1] for span in spans]
+    pulls = [jax.vjp(span, span.zero())[1] for span in reversed(spans)]
+    return [lambda cotangent, pull=pull: pull(cotangent)[0] for pull in pulls]

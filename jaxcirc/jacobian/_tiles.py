@@ -1,0 +1,38 @@
+"""Items sorted by position into tiles of one position each, with array shapes that do not depend on the positions."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from ._links import rows
+
+
+class Tiles(NamedTuple):
+    """Items sorted into tiles of one position each: `item` `[tile width]` (padding repeats others), `position` `[tile]`, how many tiles
+    are `used`, and the `slot` `[item]` at which each item lies in the flattened tiles.
+    """
+
+    item: Int[Array, "tile width"]
+    position: Int[Array, " tile"]
+    used: Int[Array, ""]
+    slot: Int[Array, " item"]
+
+
+def tile(positions: Int[Array, " item"], seq: int, width: int, multiple: int) -> Tiles:
+    """Tiles for items at `positions`; as many as any positions may need, rounded up to a `multiple`."""
+    items = positions.shape[0]
+    most = items // width + min(seq, items)
+    most += -most % multiple
+    # Sorting and searching throughout: a scatter is a loop, number by number, on CPUs.
+    order = jnp.argsort(positions, stable=True).astype(jnp.int32)
+    there = rows(positions, order)
+    begin, end = (jnp.searchsorted(there, jnp.arange(seq, dtype=jnp.int32), side=side).astype(jnp.int32) for side in ("left", "right"))
+    last_tile = jnp.cumsum(-(-(end - begin) // width))  # the tiles up to and with each position
+    first_tile = last_tile + (begin - end) // width
+    tiles = jnp.arange(most, dtype=jnp.int32)
+    position = jnp.minimum(jnp.searchsorted(last_tile, tiles, side="right"), seq - 1).astype(jnp.int32)
+    nth = (tiles - rows(first_tile, position))[:, None] * width + jnp.arange(width, dtype=jnp.int32)
+    nth = jnp.clip(rows(begin, position)[:, None] + nth, 0, items - 1)
+    slots = rows(first_tile, there) * width + jnp.arange(items, dtype=jnp.int32) - rows(begin, there)
+    return Tiles(rows(order, nth), position, last_tile[-1], rows(slots, jnp.argsort(order)))
