@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks.NAME` from the repository's root."""
+"""Benchmarks: `python -m benchmarks`, `python -m benchmarks.startup`, `python -m benchmarks.readme`, from the repository's root."""

@@ -1,0 +1,101 @@
+"""`python -m benchmarks`: the Jacobian engine against PyTorch, with a table, a plot and all numbers as JSON."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxcirc.cli._bench import add_options
+
+from . import rows as rows  # fills the registry
+from ._measure import measure, Settings
+from ._plots import draw
+from ._report import table, write
+from ._row import make_row, ROWS
+from ._settings import describe, one_thread, precise
+from ._sweeps import sweep
+from ._timing import matmul_rate, Unequal
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures what the options ask for. Exit code 1 if two sides are not equal; then that row has no times."""
+    size = "quick" if arguments.quick else arguments.size
+    unknown = [name for name in arguments.rows or () if name not in ROWS]
+    if unknown:
+        raise ValueError(f"No benchmark is called {unknown[0]!r}; there are {', '.join(ROWS)}.")
+    # Both libraries share a GPU, so neither may take all of its memory at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    with no_cache(), precise(arguments.precision), one_thread() if arguments.quick else contextlib.nullcontext():
+        results = measured(
+            size, arguments.rows or list(ROWS), arguments.repeats, arguments.precision, plots=not arguments.rows
+        )
+    plot = draw(results["plots"]) if results["plots"] else None
+    paths = write(results, arguments.out, plot)
+    print(json.dumps(results) if arguments.json else table(results))
+    progress(f"written: {', '.join(map(str, paths))}")
+    return int(any("failed" in row for row in results["rows"]) or "plots_failed" in results)
+
+
+def measured(size: str, names: list[str], repeats: int, precision: str, *, plots: bool) -> dict[str, Any]:
+    """All results. A quick run measures the memory of its first row only: a process for each side takes seconds."""
+    quick = size == "quick"
+    rate = matmul_rate(*((256, 2) if quick else ()))
+    results: dict[str, Any] = {
+        "machine": describe(precision),
+        "size": size,
+        "matmul_rate": rate,
+        "rows": [],
+        "plots": [],
+    }
+    settings = Settings(size, min(repeats, 2) if quick else repeats, precision, True, not quick, rate)
+    for i, name in enumerate(names):
+        row = make_row(name, size)
+        try:
+            found = measure(name, row, settings._replace(memory=not quick or i == 0), progress)
+        except Unequal as error:
+            progress(f"{name}: FAILED: {error}")
+            found = {"name": name, "what": row.what, "sizes": dict(row.sizes), "failed": str(error)}
+        results["rows"].append(found)
+    if plots:
+        try:
+            results["plots"] = sweep(settings, progress)
+        except Unequal as error:
+            progress(f"plots: FAILED: {error}")
+            results["plots_failed"] = str(error)
+    return results
+
+
+@contextlib.contextmanager
+def no_cache() -> Iterator[None]:
+    """Compiles anew, whatever JAX keeps on disk: compile times are measured."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def progress(said: str) -> None:
+    print(said, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures the Jacobians against PyTorch.")
+    add_options(parser, Path("benchmarks") / "results")
+    arguments = parser.parse_args(argv)
+    try:
+        return run(arguments)
+    except (ValueError, RuntimeError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Peak memory of one side of a row, in a process of its own: `python -m benchmarks._memory ROW SIZE PRECISION SIDE VARIANT AMOUNT`.
+
+What a run adds to what its inputs take: on CPUs the growth of the resident memory, from before the first run to the peak, compilation
+included; on GPUs what the allocator had handed out at most, less what it had handed out before.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from ._row import make_row
+from ._settings import precise
+from ._timing import wait
+
+
+OURS = "ours"
+_LOAD = "import sys; from jaxcirc.cli._bench import load; sys.exit(load('_memory').main(sys.argv[1:]))"
+
+
+def peak_bytes(row: str, size: str, precision: str, side: str, variant: str = "", amount: int = 0) -> int | None:
+    """Starts a process for `side`, ours or a rival by name; `None` if it fails."""
+    import jaxcirc
+
+    root = str(Path(jaxcirc.__file__).parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-c", _LOAD, row, size, precision, side, variant, str(amount)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def main(argv: list[str]) -> int:
+    name, size, precision, side, variant, amount = argv
+    from . import rows as _registered  # noqa: F401  # fills the registry
+
+    row = make_row(name, size)
+    with precise(precision):
+        if side == OURS:
+            run = row.prepare()
+        else:
+            run = next(rival for rival in row.rivals if rival.name == side).prepare(variant, int(amount))
+        before = _held(peak=False)
+        wait(run())
+        wait(run())
+        print(_held(peak=True) - before)
+    return 0
+
+
+def _held(*, peak: bool) -> int:
+    """Bytes held now, or at the peak so far."""
+    if jax.default_backend() == "gpu":
+        stats = jax.devices()[0].memory_stats() or {}
+        ours = stats.get("peak_bytes_in_use" if peak else "bytes_in_use", 0)
+        torch = sys.modules.get("torch")
+        theirs = 0 if torch is None else torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+        return ours + theirs
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage there begins with the peak of the process that started this one
+        wanted = "VmHWM:" if peak else "VmRSS:"
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(wanted)) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

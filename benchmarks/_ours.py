@@ -1,0 +1,114 @@
+"""Our side: the model, its Jacobians, and the check of both against `jax.jvp` of a run."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxcirc as jc
+from jaxcirc._nn import Attention, Block, gelu_new, LayerNorm, MLP
+
+from ._problems import Blocks, Dictionary, EPS, Items, Weights
+
+
+PATTERN = "blocks.0.attn.hook_pattern"
+ENDS = {
+    "attention": ("blocks.0.hook_resid_pre", "blocks.0.hook_attn_out"),
+    "mlp": ("blocks.0.hook_resid_mid", "blocks.0.hook_mlp_out"),
+    "block": ("blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"),
+}
+
+
+def make_model(blocks: Blocks) -> jc.Transformer:
+    return jc.Transformer(
+        W_E=jnp.asarray(blocks.W_E),
+        W_pos=jnp.asarray(blocks.W_pos),
+        blocks=tuple(_block(weights, blocks.heads) for weights in blocks.weights),
+        ln_final=None,
+        untied_W_U=None,
+        b_U=jnp.zeros(len(blocks.W_E), jnp.float32),
+        windows=(None,) * len(blocks.weights),
+        causal=True,
+        architecture="gpt2",
+        name="random",
+    )
+
+
+def _block(weights: Weights, heads: int) -> Block:
+    array = {name: jnp.asarray(value) for name, value in weights.items()}
+    into = lambda n: (_into_heads(array[f"W_{n}"], heads), array[f"b_{n}"].reshape(heads, -1))
+    W_O = array["W_O"].reshape(heads, -1, array["W_O"].shape[1])
+    norm = lambda name, *sites: LayerNorm(array[f"{name}_w"], array[f"{name}_b"], EPS, sites)
+    scale = jnp.asarray(W_O.shape[1] ** -0.5, jnp.float32)
+    return Block(
+        norm("ln1", jc.Kind.LN1_SCALE, jc.Kind.LN1_NORMALIZED),
+        Attention(*into("Q"), *into("K"), *into("V"), W_O, array["b_O"], scale),
+        norm("ln2", jc.Kind.LN2_SCALE, jc.Kind.LN2_NORMALIZED),
+        MLP(*(array[name] for name in ("W_in", "b_in", "W_out", "b_out")), gelu_new),
+    )
+
+
+def _into_heads(W: jax.Array, heads: int) -> jax.Array:
+    return W.reshape(W.shape[0], heads, -1).transpose(1, 0, 2)
+
+
+def jacobian(
+    blocks: Blocks, source: jc.Site | str, target: jc.Site | str, *, frozen: tuple[str, ...] = (), saes=None
+) -> jc.EdgeJacobian:
+    return jc.edge(make_model(blocks), jnp.asarray(blocks.tokens), source, target, frozen=frozen, saes=saes or {})
+
+
+def contraction(J: jc.EdgeJacobian, items: Items):
+    """A run of `J.contract`; its arguments are on the device already."""
+    arguments = [jnp.asarray(array) for array in items]
+    return lambda: J.contract(*arguments)
+
+
+def make_saes(source: Dictionary, target: Dictionary, ends: tuple[str, str]) -> Mapping[str, jc.saes.SAE]:
+    def make(dictionary: Dictionary) -> jc.saes.SAE:
+        arrays = (dictionary.W_enc, dictionary.b_enc, dictionary.W_dec, np.zeros(dictionary.W_dec.shape[1], np.float32))
+        return jc.saes.SAE(*map(jnp.asarray, arrays), jc.saes.ReLU())
+
+    return {site: make(dictionary) for site, dictionary in zip(ends, (source, target), strict=True)}
+
+
+def check_columns(
+    blocks: Blocks,
+    ends: tuple[str, str],
+    items: Items,
+    edges: np.ndarray,
+    *,
+    frozen: tuple[str, ...] = (),
+    most: int = 4,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A few columns of `edges` and the same numbers by `jax.jvp` of a run of the model."""
+    columns = np.linspace(0, len(items.right) - 1, most).astype(int)
+    got, want = [], []
+    for column in columns:
+        tangent = np.zeros(blocks.resid.shape, np.float32)
+        tangent[items.right_pos[column]] = items.right[column]
+        image = _jvp(blocks, ends, frozen, tangent)
+        got.append(edges[:, column])
+        want.append((items.left * image[items.left_pos]).sum(-1))
+    return np.stack(got), np.stack(want)
+
+
+def check_matrix(blocks: Blocks, ends: tuple[str, str], matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix times a random tangent, and the same by `jax.jvp` of a run of the model."""
+    tangent = np.random.default_rng(2).standard_normal(blocks.resid.shape).astype(np.float32)
+    return np.tensordot(matrix, tangent, axes=2), _jvp(blocks, ends, (), tangent)
+
+
+def _jvp(blocks: Blocks, ends: tuple[str, str], frozen: tuple[str, ...], tangent: np.ndarray) -> np.ndarray:
+    (source, target), held = ends, {site: jc.Detach() for site in frozen}
+    record = [target]
+
+    def run(step):
+        edits = {**held, source: jc.Add(step)}
+        return jc.run(make_model(blocks), jnp.asarray(blocks.tokens), edits=edits, record=record)[1][
+            jc.Site.parse(target)
+        ]
+
+    step = jnp.asarray(tangent)
+    return np.asarray(jax.jvp(run, (jnp.zeros_like(step),), (step,))[1])

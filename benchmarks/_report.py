@@ -1,0 +1,109 @@
+"""Results as JSON, and their table as markdown."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+RESULTS = Path(__file__).parent / "results"
+NAME = "jacobians"  # results/jacobians.json, .md, .svg
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+HEADER = (
+    "| what | sizes | jaxcirc | against | its time | ratio | error | compile | memory, ours / theirs | "
+    "closed-form arithmetic, share of rate | autodiff arithmetic, share of rate |"
+)
+
+
+def write(results: dict[str, Any], folder: Path, plot: str | None) -> list[Path]:
+    """Writes the JSON, the table, and the plot where there is one; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"json": json.dumps(results, indent=1) + "\n", "md": table(results), "svg": plot}
+    paths = {folder / f"{NAME}.{ending}": text for ending, text in texts.items() if text is not None}
+    for path, text in paths.items():
+        path.write_text(text, encoding="utf-8")
+    return list(paths)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def table(results: dict[str, Any]) -> str:
+    """The table, with what it was measured on above it and what was timed in part below."""
+    lines = [_about(results), "", HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
+    for row in results["rows"]:
+        lines += _lines(row)
+    notes = list(dict.fromkeys(note for row in results["rows"] for note in _notes(row)))
+    return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)]) + "\n"
+
+
+def fill(text: str, results: dict[str, Any]) -> str:
+    """`text` with the table between the two markers. **Raises:** `ValueError` without them."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise ValueError(f"Expected one {BEGIN} and after it one {END}; put them where the table belongs.")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{table(results)}\n{END}{after}"
+
+
+def _about(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("jax", "jaxlib", "torch") if machine[name])
+    return (
+        f"{device}, {machine['cores']} cores, {machine['dtype']}, matmul precision {machine['matmul_precision']}, {versions}; "
+        f"measured matrix-product rate {results['matmul_rate'] / 1e9:.0f} Gflop/s."
+    )
+
+
+def _lines(row: dict[str, Any]) -> Iterator[str]:
+    sizes = ", ".join(f"{name} {value}" for name, value in row["sizes"].items())
+    if "failed" in row:
+        yield _join(row["name"], sizes, "failed", *[""] * (HEADER.count("|") - 4))
+        return
+    ours, work = row["ours"], row["work"]
+    own = (row["name"], sizes, _seconds(ours["seconds"]))
+    shares = (f"{work['own_share']:.0%}", f"{work['autodiff_share']:.3g}")
+    for rival in row["rivals"]:
+        if "ratio" not in rival:
+            against = (rival["name"], rival.get("skipped", ""), "", f"{ours['error_against_jvp']:.0e}")
+            yield _join(*own, *against, f"{ours['compile_seconds']:.1f} s", _bytes(ours.get("peak_bytes")), *shares)
+            continue
+        ratio = rival["ratio"]
+        against = f"{rival['name']} ({rival['variant']})"
+        took = _seconds(rival["seconds"]) + ("*" if rival["scale"] != 1 else "")
+        times = f"{ratio['median']:.3g} ({ratio['min']:.3g} to {ratio['max']:.3g})"
+        error = "" if rival["error"] is None else f"{rival['error']:.0e}"
+        memory = _bytes(ours.get("peak_bytes")) + (f" / {_bytes(rival['peak_bytes'])}" if "peak_bytes" in rival else "")
+        yield _join(*own, against, took, times, error, f"{ours['compile_seconds']:.1f} s", memory, *shares)
+
+
+def _notes(row: dict[str, Any]) -> Iterator[str]:
+    if "failed" in row:
+        yield f"{row['name']} failed: {row['failed']}"
+        return
+    for rival in row["rivals"]:
+        if rival.get("scale", 1) != 1:
+            timed = f"{rival['timed']} of {rival['all']} {rival['unit']} were timed and scaled linearly"
+            each = list(rival.get("linearity", {}).values())
+            if each:
+                timed += (
+                    f"; with {rival['tried_with']} instead, the time of one was {each[0] / each[1]:.2f} times as long"
+                )
+            yield f"*{row['name']}, {rival['name']}: {timed}."
+        for variant, tried in rival["tried"].items():
+            if "skipped" in tried:
+                yield f"{rival['name']}, {variant}: {tried['skipped']}."
+
+
+def _join(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _seconds(took: dict[str, float]) -> str:
+    return f"{took['median']:.3g} s"
+
+
+def _bytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,60 @@
+"""How much arithmetic a Jacobian takes: a multiplication and an addition count as two operations.
+
+`own` counts what the closed forms need, where the causal mask lets a key be attended: no padding, no copies, no sums over items that are
+not there. `autodiff` counts what a tangent through the whole sublayer at a time takes, T positions wide, and `M` of those.
+
+D is the width, H heads, T positions, M covectors, K vectors. Elementwise work (norms, softmax, activation) is left out.
+"""
+
+
+def attention_edges(*, d_model: int, heads: int, seq: int, m: int, k: int, frozen: bool = False) -> dict[str, float]:
+    """Covectors to attention's output (M D D), vectors to their values and keys (2 K D D); scores of the values with and of the keys for
+    every covector (2 M T D, half of it masked), what queries have of the keys (K T D); values and scores where a key may be attended
+    (M K (D + 2 H), half of it masked), what has passed the queries (M D D, and M K D at equal positions); the clean run (4 T D D).
+    """
+    D, T, H, reached = d_model, seq, heads, (seq + 1) / (2 * seq)
+    own = m * D * D + k * D * D + m * k * (D + H) * reached + 4 * T * D * D
+    if not frozen:
+        own += m * D * D + k * D * D + 2 * m * T * D * reached + k * T * D + m * k * H * reached + m * k * D / T
+    return {"own": 2 * own, "autodiff": m * _attention_sweep(D, T, frozen)}
+
+
+def mlp_edges(*, d_model: int, seq: int, m: int, k: int) -> dict[str, float]:
+    """The fewer items through the MLP (8 min(M, K) D D), and M K D at equal positions; the clean run (12 T D D)."""
+    D, T = d_model, seq
+    own = 8 * min(m, k) * D * D + m * k * D / T + 12 * T * D * D
+    return {"own": 2 * own, "autodiff": m * 16 * T * D * D}
+
+
+def block_edges(*, d_model: int, heads: int, seq: int, m: int, k: int) -> dict[str, float]:
+    """As attention, with every covector first through the MLP (8 M D D); the clean run of the MLP (8 T D D)."""
+    attention = attention_edges(d_model=d_model, heads=heads, seq=seq, m=m, k=k)
+    D, T = d_model, seq
+    return {
+        "own": attention["own"] + 2 * (8 * m * D * D + 8 * T * D * D),
+        "autodiff": attention["autodiff"] + m * 16 * T * D * D,
+    }
+
+
+def sae_edges(*, d_model: int, heads: int, seq: int, m: int, k: int, d_sae: int) -> dict[str, float]:
+    """As attention, with the target's latents encoded, to know which are on (T D d_sae)."""
+    attention = attention_edges(d_model=d_model, heads=heads, seq=seq, m=m, k=k)
+    return {**attention, "own": attention["own"] + 2 * seq * d_model * d_sae}
+
+
+def full(*, d_model: int, heads: int, seq: int, layers: int) -> dict[str, float]:
+    """One block: the edges of all unit vectors, M = K = T D. Every further block pushes those T D columns at the positions that they
+    reach (half): four projections (4 D D), the MLP and its norm as one matrix a position (D D), scores and values (3 T D, half of it
+    masked); and makes that matrix (8 T D D D).
+    """
+    D, T, n = d_model, seq, seq * d_model
+    first = block_edges(d_model=D, heads=heads, seq=T, m=n, k=n)
+    reached = (T + 1) / 2
+    more = 2 * (n * reached * (5 * D * D + 3 * reached * D) + 8 * T * D**3)
+    sweep = _attention_sweep(D, T, False) + 16 * T * D * D
+    return {"own": first["own"] + (layers - 1) * more, "autodiff": layers * n * sweep}
+
+
+def _attention_sweep(D: int, T: int, frozen: bool) -> float:
+    """One tangent or cotangent at all positions: projections and products with scores."""
+    return 2 * (2 * T * D * D + T * T * D) if frozen else 2 * (4 * T * D * D + 4 * T * T * D)

@@ -1,0 +1,92 @@
+"""GPT-2's blocks as PyTorch functions of a tensor `[seq d_model]`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .._problems import Blocks, EPS
+
+
+Tensor = Any  # PyTorch may not be there when this is read
+Function = Callable[[Tensor], Tensor]
+
+
+def device() -> Any:
+    """Where JAX computes, so that both sides use the same machine."""
+    import jax
+    import torch
+
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        raise RuntimeError(
+            "JAX computes on a GPU, and this PyTorch has none. Set JAX_PLATFORMS=cpu to compare on the CPU."
+        )
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def tensor(array) -> Tensor:
+    import torch
+
+    return torch.from_numpy(array).to(device())
+
+
+def sublayer(blocks: Blocks, what: str, *, frozen: bool = False) -> tuple[Function, Tensor]:
+    """The function between the ends of a row, and the point at which it is linearised.
+
+    `what` is `"attention"`, from the residual stream to attention's output, with `frozen` at the clean pattern; `"mlp"`, from the middle
+    of the block to the MLP's output; `"block"`, all blocks from the residual stream before to the one after them.
+    """
+    import torch
+
+    x, heads = tensor(blocks.resid), blocks.heads
+    weights = [{name: tensor(value) for name, value in block.items()} for block in blocks.weights]
+    first = weights[0]
+    with torch.no_grad():
+        clean = _pattern(first, _norm(first, "ln1", x), heads) if frozen else None
+        middle = x + attention(first, x, heads)
+
+    def through(x: Tensor) -> Tensor:
+        for block in weights:
+            x = x + attention(block, x, heads)
+            x = x + mlp(block, x)
+        return x
+
+    functions = {
+        "attention": lambda x: attention(first, x, heads, clean),
+        "mlp": lambda x: mlp(first, x),
+        "block": through,
+    }
+    return functions[what], middle if what == "mlp" else x
+
+
+def attention(weights: dict[str, Tensor], x: Tensor, heads: int, pattern: Tensor | None = None) -> Tensor:
+    """Layer norm and attention; with `pattern` held where it is given."""
+    y = _norm(weights, "ln1", x)
+    pattern = _pattern(weights, y, heads) if pattern is None else pattern
+    z = pattern @ _heads(weights, "V", y, heads)
+    return z.transpose(0, 1).reshape(x.shape) @ weights["W_O"] + weights["b_O"]
+
+
+def mlp(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Layer norm and MLP."""
+    import torch
+
+    pre = _norm(weights, "ln2", x) @ weights["W_in"] + weights["b_in"]
+    return torch.nn.functional.gelu(pre, approximate="tanh") @ weights["W_out"] + weights["b_out"]
+
+
+def _pattern(weights: dict[str, Tensor], y: Tensor, heads: int) -> Tensor:
+    import torch
+
+    q, k = (_heads(weights, name, y, heads) for name in "QK")
+    future = torch.ones(len(y), len(y), dtype=torch.bool, device=y.device).triu(1)
+    return ((q @ k.transpose(1, 2)) * q.shape[-1] ** -0.5).masked_fill(future, -torch.inf).softmax(-1)
+
+
+def _heads(weights: dict[str, Tensor], name: str, y: Tensor, heads: int) -> Tensor:
+    return (y @ weights[f"W_{name}"] + weights[f"b_{name}"]).reshape(len(y), heads, -1).transpose(0, 1)
+
+
+def _norm(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    import torch
+
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], weights[f"{name}_w"], weights[f"{name}_b"], EPS)

@@ -1,0 +1,96 @@
+"""Edges through one sublayer or one block: a block of M x K bilinear forms."""
+
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+
+from .. import _ours, _work
+from .._problems import Blocks, Items, make_blocks, make_items
+from .._row import register, Rival, Row
+from ..peers import _edges as peers
+
+
+QUICK = {"d_model": 32, "heads": 4, "seq": 8, "m": 48, "k": 40, "timed": 16}
+SMALL = {"d_model": 768, "heads": 12, "seq": 128, "m": 2048, "k": 4096, "timed": 64}
+XL = {"d_model": 1600, "heads": 25, "seq": 512, "m": 8192, "k": 8192, "timed": 512}
+SIZES = {"quick": QUICK, "small": SMALL, "xl": XL}
+
+
+def rows_timed(all: int, timed: int) -> dict[str, int]:
+    return {"tried": min(all, timed) // 2, "timed": min(all, timed), "all": all}
+
+
+def chunks(timed: int) -> tuple[str, ...]:
+    """Formulations of the general PyTorch side; chunk sizes around those that do best on CPUs, larger ones for larger problems."""
+    sizes = (8, 16, 32) if timed <= 64 else (32, 128, 256)
+    return ("loop", *(f"vmap {chunk}" for chunk in sizes), f"compiled vmap {sizes[1]}")
+
+
+def general(blocks: Blocks, what: str, items: Items, timed: int, *, frozen: bool = False) -> Rival:
+    """PyTorch, in the best of the formulations that know nothing of the sublayer."""
+
+    def prepare(variant: str, rows: int):
+        return peers.edges(blocks, what, items.first(rows), variant, frozen=frozen)
+
+    expected = lambda ours, variant, rows: ours[:rows]
+    amounts = rows_timed(len(items.left), timed)
+    return Rival("PyTorch autodiff", chunks(timed), prepare, expected, "rows", **amounts)
+
+
+def floor(items: Items) -> Rival:
+    """One product of all covectors with all vectors, whatever their positions: what a dense block of edges costs at the least."""
+
+    def prepare(variant: str, rows: int):
+        left, right = jnp.asarray(items.left), jnp.asarray(items.right)
+        product = jax.jit(lambda left, right: left @ right.T)
+        return lambda: product(left, right)
+
+    all = len(items.left)
+    return Rival("one M x D x K product", ("jax",), prepare, None, "rows", all, all, all, in_torch=False)
+
+
+def _row(what: str, said: str, *, timed: int, frozen: bool = False, **sizes: int) -> Row:
+    d_model, heads, seq, m, k = (sizes[name] for name in ("d_model", "heads", "seq", "m", "k"))
+    blocks = make_blocks(d_model=d_model, heads=heads, seq=seq)
+    items = make_items(d_model=d_model, seq=seq, m=m, k=k)
+    ends, held = _ours.ENDS[what], (_ours.PATTERN,) if frozen else ()
+    rivals = [general(blocks, what, items, timed, frozen=frozen)]
+    if what == "mlp":
+        prepare = lambda variant, rows: peers.gathered_edges(blocks, items.first(rows))
+        whole = lambda ours, variant, rows: ours[:rows]
+        rivals.append(Rival("PyTorch, positions gathered by hand", ("one vjp",), prepare, whole, "rows", m, m, m))
+    if what == "mlp":
+        work = _work.mlp_edges(d_model=d_model, seq=seq, m=m, k=k)
+    elif what == "block":
+        work = _work.block_edges(**sizes)
+    else:
+        work = _work.attention_edges(**sizes, frozen=frozen)
+    return Row(
+        what=f"`{ends[0]}` to `{ends[1]}`: {said}",
+        sizes=sizes,
+        prepare=lambda: _ours.contraction(_ours.jacobian(blocks, *ends, frozen=held), items),
+        check=ft.partial(_ours.check_columns, blocks, ends, items, frozen=held),
+        rivals=(*rivals, floor(items)),
+        work=work,
+    )
+
+
+@register("attention-block", **SIZES)
+def attention_block(**sizes: int) -> Row:
+    return _row("attention", "layer norm and attention, scale and pattern live", **sizes)
+
+
+@register("attention-block-frozen", **SIZES)
+def attention_block_frozen(**sizes: int) -> Row:
+    return _row("attention", "layer norm and attention, scale live, pattern frozen", frozen=True, **sizes)
+
+
+@register("mlp-block", **SIZES)
+def mlp_block(**sizes: int) -> Row:
+    return _row("mlp", "layer norm and MLP, scale live", **sizes)
+
+
+@register("block", **SIZES)
+def block(**sizes: int) -> Row:
+    return _row("block", "a whole block, everything live", **sizes)

@@ -1,0 +1,48 @@
+"""Full Jacobians, all positions by all positions, of one block and of several."""
+
+import functools as ft
+
+from .. import _ours, _work
+from .._problems import make_blocks
+from .._row import register, Rival, Row
+from ..peers import _full as peers
+
+
+def full(*, layers: int, d_model: int, heads: int, seq: int, chunks: tuple[int, ...]) -> Row:
+    sizes = {"d_model": d_model, "heads": heads, "seq": seq, "layers": layers}
+    blocks = make_blocks(**sizes)
+    ends = ("blocks.0.hook_resid_pre", f"blocks.{layers - 1}.hook_resid_post")
+
+    def prepare():
+        J = _ours.jacobian(blocks, *ends)
+        return J.as_matrix
+
+    def expected(ours, variant: str, positions: int):
+        return ours[seq - positions :] if variant.startswith("jacrev") else ours[:, :, :positions]
+
+    variants = tuple(f"{how} {chunk}" for how in ("jacrev", "jacfwd") for chunk in chunks)
+    peer = ft.partial(peers.matrix, blocks)
+    return Row(
+        what=f"`{ends[0]}` to `{ends[1]}`: [T, D, T, D], everything live",
+        sizes=sizes,
+        prepare=prepare,
+        check=ft.partial(_ours.check_matrix, blocks, ends),
+        rivals=(Rival("PyTorch autodiff", variants, peer, expected, "positions", max(1, seq // 8), seq, seq),),
+        work=_work.full(**sizes),
+    )
+
+
+QUICK = {"d_model": 16, "heads": 2, "seq": 8, "chunks": (8, 32)}
+SMALL = {"d_model": 256, "heads": 4, "seq": 32, "chunks": (32, 128, 512)}
+SEVERAL = {**SMALL, "d_model": 128}
+XL = {"d_model": 512, "heads": 8, "seq": 64, "chunks": (256, 1024, 4096)}
+
+
+@register("full-one-block", quick=QUICK, small=SMALL, xl=XL)
+def full_one_block(**sizes) -> Row:
+    return full(layers=1, **sizes)
+
+
+@register("full-several-blocks", quick=QUICK, small=SEVERAL, xl=XL)
+def full_several_blocks(**sizes) -> Row:
+    return full(layers=4, **sizes)
