@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from ._sweeps import sweep
 from ._timing import matmul_rate, Unequal
 
 
+QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+BEGAN = time.monotonic()
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Measures what the options ask for. Exit code 1 if two sides are not equal; then that row has no times."""
     size = "quick" if arguments.quick else arguments.size
@@ -31,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"No benchmark is called {unknown[0]!r}; there are {', '.join(ROWS)}.")
     # Both libraries share a GPU, so neither may take all of its memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if arguments.quick:  # nearly all of its time is compilation; read when the first array is made
+        os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".strip()
     with no_cache(), precise(arguments.precision), one_thread() if arguments.quick else contextlib.nullcontext():
         results = measured(
             size, arguments.rows or list(ROWS), arguments.repeats, arguments.precision, plots=not arguments.rows
@@ -83,7 +90,7 @@ def no_cache() -> Iterator[None]:
 
 
 def progress(said: str) -> None:
-    print(said, file=sys.stderr, flush=True)
+    print(f"{time.monotonic() - BEGAN:6.0f} s  {said}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

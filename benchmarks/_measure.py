@@ -11,7 +11,7 @@ from . import peers
 from ._memory import OURS, peak_bytes
 from ._row import Rival, Row
 from ._settings import limit
-from ._timing import check_equal, first_call, Run, seconds, side_by_side, spread
+from ._timing import check_equal, first_call, Run, side_by_side, spread
 
 
 Progress = Callable[[str], None]
@@ -30,7 +30,8 @@ class Settings(NamedTuple):
 
 def measure(name: str, row: Row, settings: Settings, progress: Progress) -> dict[str, Any]:
     """All numbers of a row. **Raises:** `Unequal` if a side computes something else."""
-    jax.clear_caches()  # so that compilation is measured whatever ran before
+    if settings.size != "quick":
+        jax.clear_caches()  # so that compilation is measured whatever ran before
     run = row.prepare()
     result, first = first_call(run)
     ours = np.asarray(result)
@@ -108,7 +109,7 @@ def _try(rival: Rival, variant: str, ours: np.ndarray, settings: Settings, progr
         what = f"ours against {rival.name}, {variant}"
         tried["error"] = check_equal(what, want, result, limit(settings.precision))
     del result
-    tried["seconds"] = min(seconds(run) for _ in range(2))
+    tried["seconds"] = min(side_by_side({variant: run}, 2)[variant])
     progress(f"{rival.name}, {variant}: {tried['seconds']:.3g} s for {rival.tried} of {rival.all} {rival.unit}")
     return tried
 

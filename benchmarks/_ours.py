@@ -1,5 +1,6 @@
 """Our side: the model, its Jacobians, and the check of both against `jax.jvp` of a run."""
 
+import functools as ft
 from collections.abc import Mapping
 
 import jax
@@ -101,14 +102,13 @@ def check_matrix(blocks: Blocks, ends: tuple[str, str], matrix: np.ndarray) -> t
 
 
 def _jvp(blocks: Blocks, ends: tuple[str, str], frozen: tuple[str, ...], tangent: np.ndarray) -> np.ndarray:
-    (source, target), held = ends, {site: jc.Detach() for site in frozen}
-    record = [target]
+    model, tokens = make_model(blocks), jnp.asarray(blocks.tokens)
+    return np.asarray(_push(model, tokens, jnp.asarray(tangent), ends=ends, frozen=frozen))
 
-    def run(step):
-        edits = {**held, source: jc.Add(step)}
-        return jc.run(make_model(blocks), jnp.asarray(blocks.tokens), edits=edits, record=record)[1][
-            jc.Site.parse(target)
-        ]
 
-    step = jnp.asarray(tangent)
-    return np.asarray(jax.jvp(run, (jnp.zeros_like(step),), (step,))[1])
+@ft.partial(jax.jit, static_argnames=("ends", "frozen"))
+def _push(model: jc.Transformer, tokens, tangent, *, ends: tuple[str, str], frozen: tuple[str, ...]):
+    source, target = map(jc.Site.parse, ends)
+    held = {jc.Site.parse(site): jc.Detach() for site in frozen}
+    run = lambda step: jc.run(model, tokens, edits={**held, source: jc.Add(step)}, record=[target])[1][target]
+    return jax.jvp(run, (jnp.zeros_like(tangent),), (tangent,))[1]

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from . import peers
@@ -15,19 +14,19 @@ from .rows._full import full
 
 
 EDGES = {
-    "quick": {"d_model": 32, "heads": 4, "seq": 8, "m": 16, "k": 16, "timed": 8},
-    "small": {"d_model": 768, "heads": 12, "seq": 64, "m": 512, "k": 2048, "timed": 32},
-    "xl": {"d_model": 1600, "heads": 25, "seq": 256, "m": 2048, "k": 8192, "timed": 256},
+    "quick": {"d_model": 32, "heads": 4, "seq": 8, "m": 48, "k": 40, "timed": 16},
+    "small": {"d_model": 768, "heads": 12, "seq": 64, "m": 512, "k": 2048, "timed": 64},
+    "xl": {"d_model": 1600, "heads": 25, "seq": 256, "m": 2048, "k": 8192, "timed": 512},
 }
 FULL = {
-    "quick": {"d_model": 16, "heads": 2, "seq": 8, "layers": 1, "chunks": (32,)},
+    "quick": {"d_model": 16, "heads": 2, "seq": 3, "layers": 1, "chunks": (8,)},
     "small": {"d_model": 64, "heads": 4, "seq": 16, "layers": 1, "chunks": (128,)},
     "xl": {"d_model": 256, "heads": 4, "seq": 64, "layers": 1, "chunks": (1024,)},
 }
 VALUES: dict[str, dict[str, tuple[int, ...]]] = {
     "seq": {"quick": (4, 8), "small": (16, 32, 64, 128, 256), "xl": (64, 128, 256, 512, 1024)},
-    "m": {"quick": (8, 16), "small": (64, 256, 1024, 4096), "xl": (512, 2048, 8192, 32768)},
-    "k": {"quick": (8, 16), "small": (128, 512, 2048, 8192), "xl": (512, 2048, 8192, 32768)},
+    "m": {"quick": (24, 48), "small": (64, 256, 1024, 4096), "xl": (512, 2048, 8192, 32768)},
+    "k": {"quick": (20, 40), "small": (128, 512, 2048, 8192), "xl": (512, 2048, 8192, 32768)},
     "layers": {"quick": (1, 2), "small": (1, 2, 4, 8), "xl": (1, 2, 4, 8)},
 }
 LABELS = {"seq": "T, positions", "m": "M, covectors", "k": "K, vectors", "layers": "blocks, full Jacobian"}
@@ -57,7 +56,6 @@ def _plot(name: str, settings: Settings, progress: Progress) -> dict[str, Any]:
 def _point(maker: Maker, sizes: dict[str, Any], settings: Settings) -> dict[str, float]:
     """The median times at one point; the peer in one formulation, vmap or jacrev in chunks, equal to ours."""
     row = maker(**sizes)
-    jax.clear_caches()
     run = row.prepare()
     ours = np.asarray(first_call(run)[0])
     runs, scale = {OURS: run}, 1.0

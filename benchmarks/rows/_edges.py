@@ -17,13 +17,9 @@ XL = {"d_model": 1600, "heads": 25, "seq": 512, "m": 8192, "k": 8192, "timed": 5
 SIZES = {"quick": QUICK, "small": SMALL, "xl": XL}
 
 
-def rows_timed(all: int, timed: int) -> dict[str, int]:
-    return {"tried": min(all, timed) // 2, "timed": min(all, timed), "all": all}
-
-
 def chunks(timed: int) -> tuple[str, ...]:
     """Formulations of the general PyTorch side; chunk sizes around those that do best on CPUs, larger ones for larger problems."""
-    sizes = (8, 16, 32) if timed <= 64 else (32, 128, 256)
+    sizes = {16: (4, 8), 64: (8, 16, 32)}.get(timed, (32, 128, 256))
     return ("loop", *(f"vmap {chunk}" for chunk in sizes), f"compiled vmap {sizes[1]}")
 
 
@@ -34,8 +30,9 @@ def general(blocks: Blocks, what: str, items: Items, timed: int, *, frozen: bool
         return peers.edges(blocks, what, items.first(rows), variant, frozen=frozen)
 
     expected = lambda ours, variant, rows: ours[:rows]
-    amounts = rows_timed(len(items.left), timed)
-    return Rival("PyTorch autodiff", chunks(timed), prepare, expected, "rows", **amounts)
+    m = len(items.left)
+    timed = min(m, timed)
+    return Rival("PyTorch autodiff", chunks(timed), prepare, expected, "rows", tried=timed // 2, timed=timed, all=m)
 
 
 def floor(items: Items) -> Rival:
@@ -50,7 +47,7 @@ def floor(items: Items) -> Rival:
     return Rival("one M x D x K product", ("jax",), prepare, None, "rows", all, all, all, in_torch=False)
 
 
-def _row(what: str, said: str, *, timed: int, frozen: bool = False, **sizes: int) -> Row:
+def _row(what: str, said: str, sizes: dict[str, int], *, timed: int, frozen: bool = False) -> Row:
     d_model, heads, seq, m, k = (sizes[name] for name in ("d_model", "heads", "seq", "m", "k"))
     blocks = make_blocks(d_model=d_model, heads=heads, seq=seq)
     items = make_items(d_model=d_model, seq=seq, m=m, k=k)
@@ -77,20 +74,20 @@ def _row(what: str, said: str, *, timed: int, frozen: bool = False, **sizes: int
 
 
 @register("attention-block", **SIZES)
-def attention_block(**sizes: int) -> Row:
-    return _row("attention", "layer norm and attention, scale and pattern live", **sizes)
+def attention_block(*, timed: int, **sizes: int) -> Row:
+    return _row("attention", "layer norm and attention, scale and pattern live", sizes, timed=timed)
 
 
 @register("attention-block-frozen", **SIZES)
-def attention_block_frozen(**sizes: int) -> Row:
-    return _row("attention", "layer norm and attention, scale live, pattern frozen", frozen=True, **sizes)
+def attention_block_frozen(*, timed: int, **sizes: int) -> Row:
+    return _row("attention", "layer norm and attention, scale live, pattern frozen", sizes, frozen=True, timed=timed)
 
 
 @register("mlp-block", **SIZES)
-def mlp_block(**sizes: int) -> Row:
-    return _row("mlp", "layer norm and MLP, scale live", **sizes)
+def mlp_block(*, timed: int, **sizes: int) -> Row:
+    return _row("mlp", "layer norm and MLP, scale live", sizes, timed=timed)
 
 
 @register("block", **SIZES)
-def block(**sizes: int) -> Row:
-    return _row("block", "a whole block, everything live", **sizes)
+def block(*, timed: int, **sizes: int) -> Row:
+    return _row("block", "a whole block, everything live", sizes, timed=timed)

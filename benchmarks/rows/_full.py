@@ -32,9 +32,9 @@ def full(*, layers: int, d_model: int, heads: int, seq: int, chunks: tuple[int, 
     )
 
 
-QUICK = {"d_model": 16, "heads": 2, "seq": 8, "chunks": (8, 32)}
+QUICK = {"d_model": 16, "heads": 2, "seq": 3, "chunks": (8,)}
 SMALL = {"d_model": 256, "heads": 4, "seq": 32, "chunks": (32, 128, 512)}
-SEVERAL = {**SMALL, "d_model": 128}
+SEVERAL = {**SMALL, "d_model": 128, "layers": 4}
 XL = {"d_model": 512, "heads": 8, "seq": 64, "chunks": (256, 1024, 4096)}
 
 
@@ -43,6 +43,6 @@ def full_one_block(**sizes) -> Row:
     return full(layers=1, **sizes)
 
 
-@register("full-several-blocks", quick=QUICK, small=SEVERAL, xl=XL)
+@register("full-several-blocks", quick={**QUICK, "layers": 2}, small=SEVERAL, xl={**XL, "layers": 4})
 def full_several_blocks(**sizes) -> Row:
-    return full(layers=4, **sizes)
+    return full(**sizes)
