@@ -32,5 +32,14 @@ from .interop import (
     save_sae as save_sae,
     to_torch_state_dict as to_torch_state_dict,
 )
-from .jacobian import edge as edge, EdgeJacobian as EdgeJacobian, frozen as frozen, select as select
+from .jacobian import (
+    block_paths as block_paths,
+    Certificate as Certificate,
+    edge as edge,
+    EdgeJacobian as EdgeJacobian,
+    frozen as frozen,
+    mediated_edges as mediated_edges,
+    MediatedEdges as MediatedEdges,
+    select as select,
+)
 from .models import process_weights as process_weights, Transformer as Transformer

@@ -168,6 +168,12 @@ class Site:
         return Site(layer, _KINDS[kind], part)
 
 
+def layer_of(site: Site) -> int:
+    """The layer of a site inside the blocks."""
+    assert site.layer is not None
+    return site.layer
+
+
 def _all_names(layer: int) -> list[str]:
     names = [f"blocks.{layer}.{name}" if kind.in_block else name for kind, name in _NAMES.items()]
     return [name + part for part in reversed(_PARTS.values()) for name in names]

@@ -354,7 +354,7 @@ def test_wiring_is_that_of_the_paper():
 
 def test_layers_share_their_programs():
     """One trace a kind of edge, in whatever layer; none for new prompts of the same shape."""
-    from jaxcirc.attribution._contract import _pull
+    from jaxcirc.jacobian._routes import _batch
 
     model = make_model(jax.random.key(3), layers=3)
     sites = [
@@ -362,7 +362,7 @@ def test_layers_share_their_programs():
         *(Site(layer, kind) for layer in range(3) for kind in (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)),
     ]
     saes = {site: oracle.random_sae(jax.random.key(i), site, model.d_model, 20) for i, site in enumerate(sites)}
-    _pull.clear_cache()
+    _batch.clear_cache()
     for seed in range(2):
         clean = tokens_for(model, 5, seed)[None]
         arguments = model, saes, clean, clean.at[:, 1].set((clean[:, 1] + 1) % 13), jc.LogitDiff(0, 1)
@@ -370,9 +370,9 @@ def test_layers_share_their_programs():
         edges = jc.edge_effects(*arguments, nodes, threshold=0.0, upstream="active")
         assert len(edges.coo) == 18
         if seed == 0:
-            first = _pull._cache_size()
+            first = _batch._cache_size()
             assert first == 6  # attention, MLP and the three into the residual stream, and attention into the MLP
-    assert _pull._cache_size() <= 2 * first  # chunk sizes are powers of two, so the second prompt may need one more
+    assert _batch._cache_size() <= 2 * first  # chunk sizes are powers of two, so the second prompt may need one more
 
 
 BAD = {

@@ -1,4 +1,4 @@
-"""The contraction behind edge effects: covectors of the targets, pulled back through the blocks between, with the sources' vectors."""
+"""Edge effects as bilinear forms of Jacobians: covectors of the targets against the sources' vectors, wire by wire."""
 
 import functools as ft
 from collections.abc import Callable, Iterator, Mapping
@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .._edits import Add, Detach, Replace
+from .._edits import Add, Detach
 from .._run import run, site_shapes
-from .._sites import Kind, Site
-from .._tap import site_read, Tap
+from .._sites import Kind, layer_of, Site
+from .._tap import site_read
+from ..jacobian import between_blocks, contract_batch, Span
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._nodes import latent_gradient
 from ._packs import pack_sources, pack_targets, Sources, TargetChunk
 from ._prepare import Problem
 from ._states import node_differences, States
-from ._wiring import canonical, layer_of, reaches_output, Wire, wiring
+from ._wiring import canonical, reaches_output, Wire, wiring
 
 
 NodeMask = Callable[[Site], Bool[np.ndarray, "batch seq node"]]
@@ -51,10 +52,10 @@ def iterate_edges(
 
 
 def _chunk_size(wanted: Mapping[Site, np.ndarray], packs: Mapping[Site, Sources], budget: int = 2**25) -> int:
-    """How many targets of each example go at once: all, up to 128, or what keeps a chunk's values under `budget`."""
+    """How many targets of each example go at once: all, up to 256, or what keeps a chunk's values under `budget`."""
     most = max(int(mask.sum(axis=(1, 2)).max()) for mask in wanted.values())
     values_each = max(pack.units.size for pack in packs.values())
-    return max(1, min(2 ** max(most - 1, 0).bit_length(), 128, budget // values_each))
+    return max(1, min(2 ** max(most - 1, 0).bit_length(), 256, budget // values_each))
 
 
 def _contract(
@@ -67,84 +68,43 @@ def _contract(
     sources: Sources,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The edges of one wire into one chunk of targets, in coordinates."""
-    start, end, reads = canonical(wire.source), _as_output(wire.target), _as_output(site_read(wire.target, sae))
-    first, last = layer_of(start), layer_of(end)
-    span = slice(first, last + 1)
-    values = _pull(
-        model.blocks[span],
-        masks[span],
-        at.resid[Site(first, Kind.RESID_PRE)],
-        None if start.kind == Kind.RESID_PRE else _shaped(model, wire.source, at),
-        {site.shift(-first): _shaped(model, site, at) for site in wire.frozen},
-        pack.positions,
-        pack.at_read,
-        pack.at_site,
-        sources.vectors,
-        source=start.shift(-first),
-        target=end.shift(-first),
-        reads=reads.shift(-first),
+    batch, seq, slots, width = sources.vectors.shape
+    vectors = sources.vectors.reshape(batch, seq * slots, width)
+    positions = jnp.broadcast_to(jnp.repeat(jnp.arange(seq, dtype=jnp.int32), slots), (batch, seq * slots))
+    read = site_read(wire.target, sae)
+    if read == wire.target:
+        covectors = {wire.target: pack.at_read + pack.at_site}
+    else:
+        covectors = {read: pack.at_read, wire.target: pack.at_site}
+    values = sum(
+        contract_batch(*_span(model, masks, at, wire, end), left, jnp.asarray(pack.positions), vectors, positions)
+        for end, left in covectors.items()
+        if canonical(wire.source) < canonical(end)
     )
-    values = np.asarray(values)
+    values = np.asarray(values).reshape(batch, -1, seq, slots)
     example, row, position, slot = np.nonzero(values)
     targets = np.stack([example, pack.positions[example, row], pack.units[example, row]], axis=-1)
     origins = np.stack([example, position, sources.units[example, position, slot]], axis=-1)
     return targets.astype(np.int32), origins.astype(np.int32), values[example, row, position, slot]
 
 
-def _shaped(model: Transformer, site: Site, at: States) -> Float[Array, "batch seq ..."]:
-    """The clean value at `site` in the site's own shape: `z` has heads."""
-    value = at.values[site]
-    return value.reshape(*value.shape[:2], model.n_heads, -1) if site.kind == Kind.Z else value
+def _span(model: Transformer, masks: tuple, at: States, wire: Wire, end: Site) -> tuple[Span, tuple, Array]:
+    """The blocks between the ends of a wire; and for every example their masks, and what enters the first."""
+    start, end = canonical(wire.source), _as_output(end)
+    first, last = layer_of(start), layer_of(end)
+    blocks = slice(first, last + 1)
+    resid = at.resid[Site(first, Kind.RESID_PRE)]
+    example = tuple(mask[0] for mask in masks[blocks])
+    relative = lambda site: site.shift(-first)
+    span = between_blocks(
+        model.blocks[blocks], example, resid[0], relative(start), relative(end), map(relative, wire.frozen)
+    )
+    return span, masks[blocks], resid
 
 
 def _as_output(site: Site) -> Site:
     """`resid_pre` of a block as `resid_post` of the one before: the name by which a span of blocks ends in it."""
     return Site(layer_of(site) - 1, Kind.RESID_POST) if site.kind == Kind.RESID_PRE else site
-
-
-@ft.partial(jax.jit, static_argnames=("source", "target", "reads"))
-def _pull(
-    blocks,
-    masks,
-    resid,
-    value,
-    frozen,
-    positions,
-    at_read,
-    at_site,
-    vectors,
-    *,
-    source: Site,
-    target: Site,
-    reads: Site,
-) -> Float[Array, "batch row seq slot"]:
-    """Pulls covectors at `target` back to `source` through `blocks`, and contracts them with the sources' vectors."""
-
-    def one(masks, resid, value, frozen, positions, at_read, at_site, vectors):
-        def downstream(x):
-            edits = {site: Replace(held) for site, held in frozen.items()}
-            if value is not None:
-                edits[source] = Replace(x)
-            tap = Tap({}, edits, {target, reads})
-            stream = x if value is None else resid
-            for layer, (block, mask) in enumerate(zip(blocks, masks, strict=True)):
-                stream = block(stream, mask, tap.at(layer))
-            flat = lambda site: tap.cache[site].reshape(resid.shape[0], -1)
-            return flat(reads), flat(target)
-
-        x = resid if value is None else value
-        _, pull = jax.vjp(downstream, x)
-
-        def row(position, at_read, at_site):
-            spread = lambda covector: (
-                jnp.zeros((resid.shape[0], covector.shape[0]), covector.dtype).at[position].set(covector)
-            )
-            return pull((spread(at_read), spread(at_site)))[0].reshape(resid.shape[0], -1)
-
-        # [row seq width] · [seq slot width] -> [row seq slot]
-        return jnp.einsum("rsd,spd->rsp", jax.vmap(row)(positions, at_read, at_site), vectors)
-
-    return jax.vmap(one)(masks, resid, value, frozen, positions, at_read, at_site, vectors)
 
 
 def direct_to_metric(

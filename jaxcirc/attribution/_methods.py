@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Int
 
 from .._edits import Add
 from .._run import run, site_shapes
-from .._sites import Kind, Site
+from .._sites import Kind, layer_of, Site
 from .._tap import Tap
 from .._typing import Logits
 from ..models import Transformer
 from ._states import States
-from ._wiring import entry, layer_of, written
+from ._wiring import entry, written
 
 
 Metric = Callable[[Logits], Float[Array, ""]]

@@ -67,11 +67,12 @@ def pack_targets(
     flat = mask.reshape(batch, -1)
     rounds = max(1, -(-int(flat.sum(axis=-1).max()) // rows))
     index = _left_packed(flat, rows * rounds)
+    read, bare = at.values[site_read(site, sae)], anonymous(sae)
+    errors = _error_covectors(bare, read, gradient)
     for chunk in np.split(index, rounds, axis=-1):
         positions = np.where(chunk < 0, 0, chunk // nodes)
         units = np.where(chunk < 0, -1, chunk % nodes)
-        read = at.values[site_read(site, sae)]
-        yield TargetChunk(positions, units, *_covectors(anonymous(sae), read, gradient, positions, units))
+        yield TargetChunk(positions, units, *_covectors(bare, read, gradient, errors, positions, units))
 
 
 def _left_packed(mask: Bool[np.ndarray, "... n"], width: int) -> Int[np.ndarray, "... width"]:
@@ -96,17 +97,32 @@ def _vectors(W_dec, scale, d_acts, d_error, units):
 
 
 @jax.jit
-def _covectors(sae, read, gradient, positions, units):
+def _error_covectors(sae, read, gradient):
+    """By which covector an error, times its gradient, reads its dictionary's input at each position.
+
+    The error is what is left at the clean point's decoder, so the input's statistics are held in it.
+    """
+
+    def example(x, g):
+        latents = sae.slopes(x) * (sae.decoder_scale(x)[:, None] * (g @ sae.W_dec.T))
+        return -sae.pull_input(x, latents @ sae.W_enc.T)
+
+    return jax.vmap(example)(read, gradient)
+
+
+@jax.jit
+def _covectors(sae, read, gradient, errors, positions, units):
     """For each target the covectors by which its value, times its gradient, reads its dictionary's input and its site."""
 
-    def example(read, gradient, positions, units):
-        def target(x, g, unit):
-            # The error is what is left at the clean point's decoder, so the input's statistics are held in it.
-            split = lambda x, y: (sae.encode(x), y - sae.decode(sae.encode(x), jax.lax.stop_gradient(x)))
-            _, pull = jax.vjp(split, x, jnp.zeros_like(g))
-            latent = jax.nn.one_hot(unit, sae.d_sae, dtype=g.dtype) * (sae.decoder_scale(x) * (sae.W_dec[unit] @ g))
-            return pull((latent, jnp.where(unit == sae.d_sae, g, 0)))
+    def example(x, g, errors, positions, units):
+        latent, is_error = jnp.clip(units, 0, sae.d_sae - 1), units == sae.d_sae
+        here = x[positions]
+        size = sae.decoder_scale(here) * jnp.einsum("rd,rd->r", sae.W_dec[latent], g[positions])
+        size = size * sae.slopes(x)[positions, latent]
+        latents = sae.pull_input(here, size[:, None] * sae.W_enc[:, latent].T)
+        at_read = jnp.where(is_error[:, None], errors[positions], latents)
+        at_site = jnp.where(is_error[:, None], g[positions], 0)
+        empty = (units < 0)[:, None]
+        return jnp.where(empty, 0, at_read), jnp.where(empty, 0, at_site)
 
-        return jax.vmap(target)(read[positions], gradient[positions], units)
-
-    return jax.vmap(example)(read, gradient, positions, units)
+    return jax.vmap(example)(read, gradient, errors, positions, units)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from jaxtyping import Array, Float
 
-from .._sites import Kind, Site
+from .._sites import Kind, layer_of, Site
 from ..models import Transformer
 
 
@@ -78,12 +78,6 @@ def canonical(site: Site) -> Site:
     if site.kind == Kind.EMBED:
         return Site(0, Kind.RESID_PRE)
     return Site(layer_of(site) + 1, Kind.RESID_PRE) if site.kind == Kind.RESID_POST else site
-
-
-def layer_of(site: Site) -> int:
-    """The layer of a site inside the blocks."""
-    assert site.layer is not None
-    return site.layer
 
 
 def is_cut(site: Site) -> bool:

@@ -5,7 +5,7 @@ against forward-mode autodiff that runs operation by operation, without the comp
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,9 @@ class Certificate:
 
 def certify(J: "EdgeJacobian", key: Array, matrix: Array | None, probes: int, limit: float | None) -> Certificate:
     """`EdgeJacobian.certificate`."""
-    from ._operator import select  # the operator's class makes certificates, and a certificate says which engine it took
+    from ._operator import (
+        select,  # the operator's class makes certificates, and a certificate says which engine it took
+    )
 
     if J.transposed:
         J, matrix = J.T, None if matrix is None else _transposed(J, matrix)
@@ -147,11 +149,17 @@ def _error(got: np.ndarray, want: np.ndarray) -> float:
 
 def _spread(J: "EdgeJacobian", tangent: np.ndarray) -> np.ndarray:
     """A tangent of the restricted source as one of the whole."""
-    return np.asarray(put_positions(jnp.asarray(tangent)[None], J.spans[0].source, J.source_pos, J.spans[0].ends()[0].shape)[0])
+    return np.asarray(
+        put_positions(jnp.asarray(tangent)[None], J.spans[0].source, J.source_pos, J.spans[0].ends()[0].shape)[0]
+    )
 
 
 def _restricted(J: "EdgeJacobian", value: np.ndarray) -> np.ndarray:
-    return value if J.target_pos is None else np.take(value, np.asarray(J.target_pos), axis=position_axis(J.spans[-1].target))
+    return (
+        value
+        if J.target_pos is None
+        else np.take(value, np.asarray(J.target_pos), axis=position_axis(J.spans[-1].target))
+    )
 
 
 def _transposed(J: "EdgeJacobian", matrix: Array) -> Array:

@@ -8,7 +8,6 @@ $I + J_{mlp}(t)$ [d_model d_model], made once and used for every column.
 import functools as ft
 from collections.abc import Iterator
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +18,15 @@ from ._contract import contract_block, sizes_for
 from ._links import Heads, linearise, pull, push, rows
 from ._memory import BUDGET
 from ._positions import every_unit
-from ._span import Span
+from ._span import between_blocks, Span
 
 
 Columns = Float[Array, "seq n d_model"]
 
 
-def chain_columns(span: Span, source_pos: np.ndarray, *, budget: int = BUDGET, groups: int = 4) -> Iterator[tuple[np.ndarray, Array]]:
+def chain_columns(
+    span: Span, source_pos: np.ndarray, *, budget: int = BUDGET, groups: int = 4
+) -> Iterator[tuple[np.ndarray, Array]]:
     """Yields `(positions, J[:, :, positions, :])` for groups of the source positions, in ascending order: `[seq d_model s d_model]`."""
     seq, d_model = span.resid.shape
     first, *rest = split(span)
@@ -52,10 +53,12 @@ def chain_columns(span: Span, source_pos: np.ndarray, *, budget: int = BUDGET, g
 
 def split(span: Span) -> list[Span]:
     """The span block by block: what enters each, and which of its sites are held."""
-    entering = [span.resid, *_entering(span)]
+    entering, last = [span.resid, *_entering(span)], len(span.blocks) - 1
+    ends = [Site(0, Kind.RESID_POST)] * last + [span.target.shift(-last)]
+    held = lambda layer: (site.shift(-layer) for site in span.frozen if site.layer == layer)
     return [
-        eqx.tree_at(lambda s: (s.blocks, s.masks, s.resid), _relabelled(span, layer), ((block,), (mask,), entering[layer]))
-        for layer, (block, mask) in enumerate(zip(span.blocks, span.masks, strict=True))
+        between_blocks((block,), (mask,), resid, Site(0, Kind.RESID_PRE), end, held(layer))
+        for layer, (block, mask, resid, end) in enumerate(zip(span.blocks, span.masks, entering, ends, strict=True))
     ]
 
 
@@ -63,15 +66,6 @@ def split(span: Span) -> list[Span]:
 def _entering(span: Span) -> list[Array]:
     sites = [Site(layer, Kind.RESID_PRE) for layer in range(1, len(span.blocks))]
     return list(span.record(sites).values())
-
-
-def _relabelled(span: Span, layer: int) -> Span:
-    held = tuple(site.shift(-layer) for site in span.frozen if site.layer == layer)
-    last = layer == len(span.blocks) - 1
-    target = span.target.shift(-layer) if last else Site(0, Kind.RESID_POST)
-    return Span(
-        span.blocks, span.masks, span.resid, None, None, None, {}, Site(0, Kind.RESID_PRE), target, held
-    )
 
 
 @jax.jit
@@ -86,7 +80,9 @@ def mlp_matrices(span: Span) -> Float[Array, "seq d_model d_model"]:
 
 
 @ft.partial(jax.jit, static_argnames="begin", donate_argnums=1)
-def push_block(span: Span, columns: Columns, matrices: Float[Array, "seq d_model d_model"] | None, *, begin: int) -> Columns:
+def push_block(
+    span: Span, columns: Columns, matrices: Float[Array, "seq d_model d_model"] | None, *, begin: int
+) -> Columns:
     """Pushes tangents at the positions from `begin` on, `[seq n d_model]`, through one block."""
     linear = linearise(span, 0, frozenset(site.kind for site in span.frozen))
     positions = jnp.arange(begin, begin + columns.shape[0], dtype=jnp.int32)

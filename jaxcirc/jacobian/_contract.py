@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind
-from ._engine import attends as is_attending, read_site
 from ._ends import source_vectors, target_covectors
-from ._links import Heads, linearise, LinearBlock, pull, push, rows
+from ._engine import attends as is_attending, read_site
+from ._links import Heads, LinearBlock, linearise, pull, push, rows
 from ._span import Span
-from ._tiles import tile
+from ._tiles import sort, tile, Tiles
 
 
 class Sizes(NamedTuple):
@@ -61,7 +61,6 @@ def _power_below(n: int) -> int:
     return 1 << (max(n, 1).bit_length() - 1)
 
 
-@ft.partial(jax.jit, static_argnames="sizes")
 def contract_block(
     span: Span,
     left: Array,
@@ -72,22 +71,29 @@ def contract_block(
     sizes: Sizes,
 ) -> Float[Array, "m k"]:
     """`left_m^T J right_k` for a span of one block. Under `vmap` one after another, so that memory stays what it is."""
+    # Apart, because sorting takes as long to compile as the rest, and is the same for all kinds of edges.
+    columns = tile(right_pos, span.resid.shape[0], sizes.width, sizes.tiles)
+    return _contract_sorted(span, left, left_pos, *sort(left_pos), right, right_pos, columns, sizes=sizes)
 
+
+@ft.partial(jax.jit, static_argnames="sizes")
+def _contract_sorted(span: Span, left, left_pos, order, inverse, right, right_pos, columns: Tiles, *, sizes: Sizes):
     @jax.custom_batching.sequential_vmap
-    def contract(span, left, left_pos, right, right_pos):
+    def contract(span, *items):
         frozen = frozenset(site.kind for site in span.frozen)
-        return _contract(linearise(span, 0, frozen), span, left, left_pos, right, right_pos, sizes)
+        return _contract(linearise(span, 0, frozen), span, *items, sizes)
 
-    return contract(span, left, left_pos, right, right_pos)
+    return contract(span, left, left_pos, order, inverse, right, right_pos, columns)
 
 
-def _contract(linear: LinearBlock, span: Span, left, left_pos, right, right_pos, sizes: Sizes):
+def _contract(
+    linear: LinearBlock, span: Span, left, left_pos, order, inverse, right, right_pos, columns: Tiles, sizes: Sizes
+):
     (m, k), seq, (block, tiles, width, kept) = (len(left_pos), len(right_pos)), span.resid.shape[0], sizes
     left_at, right_at = target_covectors(span), source_vectors(span)
     source, target, heads = span.source.kind, read_site(span).kind, linear.heads
     attends = bool(heads.paths) and is_attending(span)
     forward = k < m and not attends  # push the fewer items, where there is a choice
-    columns = tile(right_pos, seq, width, tiles)
     item, n_columns, each = columns.item.reshape(-1), columns.item.size, tiles * width
 
     def ask(indices) -> "Rows":
@@ -122,29 +128,38 @@ def _contract(linear: LinearBlock, span: Span, left, left_pos, right, right_pos,
     everything = jax.lax.map(bring, blocks) if kept else None
     columns_at = lambda j: bring(blocks[j]) if everything is None else jax.tree.map(lambda x: x[j], everything)
 
-    order = jnp.argsort(left_pos, stable=True).astype(jnp.int32)
     padded = jnp.concatenate([order, jnp.broadcast_to(order[-1], (-m % block,))])
     first, last = _reach(heads.mask) if attends else (jnp.arange(seq, dtype=jnp.int32),) * 2
 
-    def block_of_rows(i, out):
-        indices = jax.lax.dynamic_slice_in_dim(padded, i * block, block)
+    def found_for(indices):
+        """The edges of some rows from all columns."""
         asked = ask(indices)
 
         def block_of_columns(j, found):
             place = jax.lax.dynamic_slice_in_dim(columns.position, j * tiles, tiles)
             return jax.lax.dynamic_update_slice_in_dim(found, _meet(asked, columns_at(j), place, heads), j * each, 1)
 
-        begin = jnp.searchsorted(columns.position, rows(first, asked.positions).min()) // tiles
-        end = jnp.searchsorted(columns.position, rows(last, asked.positions).max(), side="right")
+        nearest, furthest = rows(first, asked.positions).min(), rows(last, asked.positions).max()
+        begin = jnp.sum(columns.position < nearest, dtype=jnp.int32) // tiles
+        end = jnp.sum(columns.position <= furthest, dtype=jnp.int32)
         end = -(-jnp.minimum(end, columns.used) // tiles)
-        found = jnp.zeros((block, n_columns), out.dtype)
-        found = jax.lax.fori_loop(begin, end, block_of_columns, found)
-        found = found.at[:, columns.slot].get(mode="promise_in_bounds")
+        if n_columns == each:
+            found = _meet(asked, columns_at(0), columns.position, heads)
+        else:
+            found = jax.lax.fori_loop(begin, end, block_of_columns, jnp.zeros((block, n_columns), span.resid.dtype))
+        return found.at[:, columns.slot].get(mode="promise_in_bounds")
+
+    if len(padded) == block:
+        return rows(found_for(padded), inverse)
+
+    def block_of_rows(i, out):
+        indices = jax.lax.dynamic_slice_in_dim(padded, i * block, block)
+        found = found_for(indices)
         # Row by row: the rows at the end repeat the last one, with the same values.
         put = lambda r, out: jax.lax.dynamic_update_slice(out, found[r][None], (indices[r], jnp.int32(0)))
         return jax.lax.fori_loop(0, block, put, out, unroll=8)
 
-    out = jnp.zeros((m, k), jnp.result_type(span.resid))
+    out = jnp.zeros((m, k), span.resid.dtype)
     return jax.lax.fori_loop(0, len(padded) // block, block_of_rows, out)
 
 
@@ -163,7 +178,7 @@ class Columns(NamedTuple):
     query's score has of them.
     """
 
-    local: Float[Array, "k width"] | None
+    local: Float[Array, "k width"]
     v: Float[Array, "head d_head k"] | None
     k: Float[Array, "head d_head k"] | None
     asked: Float[Array, "head q_seq k"] | None
@@ -195,8 +210,7 @@ def _meet(asked: Rows, brought: Columns, place: Int[Array, " tile"], heads: Head
     """The edges of a block of rows from a block of columns, whose tiles are at the positions `place`."""
     positions, tiled = asked.positions, lambda x: x.reshape(*x.shape[:-1], len(place), -1)
     at_tiles = lambda x: x.at[:, :, place].get(mode="promise_in_bounds")[..., None]  # [head m tile 1]
-    width = (brought.local if brought.v is None else brought.v.T).shape[0] // len(place)
-    out = jnp.zeros((len(positions), len(place), width), heads.q.dtype)
+    out = jnp.zeros((len(positions), len(place), brought.local.shape[0] // len(place)), heads.q.dtype)
     if asked.pattern is not None and brought.v is not None:
         values = jnp.einsum("hme,hek->hmk", asked.g, brought.v)
         out += jnp.sum(tiled(values) * at_tiles(asked.pattern), axis=0)
@@ -208,7 +222,7 @@ def _meet(asked: Rows, brought: Columns, place: Int[Array, " tile"], heads: Head
         out += jnp.sum(tiled(moved) * at_tiles(asked.scores), axis=0)
 
     def with_local(out):
-        if asked.local is None or brought.local is None:
+        if asked.local is None:
             return out
         same = (positions[:, None] == place)[..., None]
         return out + jnp.where(same, tiled(asked.local @ brought.local.T), 0)

@@ -8,10 +8,11 @@ from jaxtyping import Array, Float, Int
 
 from .._guard import check_backend
 from .._run import check_dictionaries, check_mask, check_tokens, NOTHING, run, sites
-from .._sites import by_site, did_you_mean, Kind, Part, Site
+from .._sites import by_site, did_you_mean, Kind, layer_of, Part, Site
+from .._tap import site_read
 from .._typing import Keys, Tokens
 from ..models import Transformer
-from ..saes import AbstractDictionary
+from ..saes import AbstractDictionary, anonymous
 from ._graph import reaches
 from ._operator import EdgeJacobian, select
 from ._positions import check_positions
@@ -75,7 +76,7 @@ def edge(
     tokens, seq = jnp.asarray(tokens), tokens.shape[0]
     positions = lambda name, pos: None if pos is None else check_positions(name, _integers(name, pos), seq)
     source_pos, target_pos = positions("source_pos", source_pos), positions("target_pos", target_pos)
-    start, end, at_places = in_one_block(model, source, target, saes)
+    start, end, at_places = in_one_block(model, source, target, held, saes)
     resids = clean_resids(model, tokens, mask)
     span, layer = make_span(model, tokens, mask, resids, start, end, held, at_places)
     number = lambda layer: jnp.asarray(layer or 0, jnp.int32)
@@ -110,15 +111,23 @@ def check_ends(
     known = sites(model)
     for site in (source, target, *held):
         if site.value not in known:
-            raise ValueError(f"edge: no site `{site}` in {model.name} with {model.n_layers} layers. {did_you_mean(str(site), map(str, known))}")
+            raise ValueError(
+                f"edge: no site `{site}` in {model.name} with {model.n_layers} layers. {did_you_mean(str(site), map(str, known))}"
+            )
         if site.part != Part.VALUE and site.value not in saes:
-            raise ValueError(f"edge: `{site}` is of a dictionary at `{site.value}`, and there is none. Pass saes={{…}} with one there.")
+            raise ValueError(
+                f"edge: `{site}` is of a dictionary at `{site.value}`, and there is none. Pass saes={{…}} with one there."
+            )
     ends = {source, target} & held
     if ends:
-        raise ValueError(f"edge: `{min(ends)}` is an end of the edge and frozen, so the edge is empty. Take it out of `frozen`.")
+        raise ValueError(
+            f"edge: `{min(ends)}` is an end of the edge and frozen, so the edge is empty. Take it out of `frozen`."
+        )
     if not reaches(model, source, target, (), saes):
         later = "is not computed before" if source >= target else "does not feed"
-        raise ValueError(f"edge: the source `{source}` {later} the target `{target}`, so there is no Jacobian. Are they swapped?")
+        raise ValueError(
+            f"edge: the source `{source}` {later} the target `{target}`, so there is no Jacobian. Are they swapped?"
+        )
     if not reaches(model, source, target, held, saes):
         between = ", ".join(f"`{site}`" for site in sorted(held) if source < site < target)
         raise ValueError(
@@ -127,21 +136,30 @@ def check_ends(
 
 
 def in_one_block(
-    model: Transformer, source: Site, target: Site, saes: Mapping[Site, AbstractDictionary]
+    model: Transformer,
+    source: Site,
+    target: Site,
+    held: frozenset[Site],
+    saes: Mapping[Site, AbstractDictionary],
 ) -> tuple[Site, Site, dict[Site, AbstractDictionary]]:
     """The same edge between the sites that need the fewest blocks: the end of one block is the beginning of the next, and what is
     embedded is where the first begins. Dictionaries at the ends move along.
     """
     start, end, placed = source, target, dict(saes)
+    movable = lambda site: site.part == Part.VALUE or site_read(site.value, saes[site.value]) == site.value
     if source.kind in (Kind.EMBED, Kind.POS_EMBED) and source.part == Part.VALUE and model.blocks:
         start = Site(0, Kind.RESID_PRE)
-    elif source.kind == Kind.RESID_POST and source.layer + 1 < model.n_layers and (target.layer is None or target.layer > source.layer):
-        start = Site(source.layer + 1, Kind.RESID_PRE, source.part)
-    if target.kind == Kind.RESID_PRE and target.layer > 0 and start.layer is not None and start.layer < target.layer:
-        end = Site(target.layer - 1, Kind.RESID_POST, target.part)
+    elif source.kind == Kind.RESID_POST and movable(source) and target.value != source.value:
+        after = layer_of(source) + 1
+        start = Site(after, Kind.RESID_PRE, source.part) if after < model.n_layers else source
+    # A part of the target's own dictionary that is held lies before the target, and must stay there.
+    split = any(site.value == target.value and site.part != Part.VALUE for site in held)
+    if target.kind == Kind.RESID_PRE and movable(target) and not split and start.layer is not None:
+        before = layer_of(target) - 1
+        end = Site(before, Kind.RESID_POST, target.part) if start.layer <= before else target
     for old, new in ((source, start), (target, end)):
         if old.part != Part.VALUE and old != new:
-            placed[new.value] = placed[old.value]
+            placed[new.value] = anonymous(placed[old.value])
     return start, end, placed
 
 

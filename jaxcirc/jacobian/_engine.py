@@ -40,7 +40,10 @@ def is_folded(span: Span) -> bool:
     """Whether dictionaries are at the span's ends only, so that they can be folded into vectors and covectors at its sites."""
     if any(site.part != Part.VALUE for site in span.frozen):
         return False
-    return span.target.part != Part.ERROR or site_read(span.target.value, span.saes[span.target.value]) == span.target.value
+    return (
+        span.target.part != Part.ERROR
+        or site_read(span.target.value, span.saes[span.target.value]) == span.target.value
+    )
 
 
 def read_site(span: Span) -> Site:
@@ -56,7 +59,9 @@ def is_local(span: Span) -> bool:
 
 def attends(span: Span) -> bool:
     """Whether a one-block span goes through attention."""
-    return span.source.kind < Kind.ATTN_SCORES and read_site(span).kind >= Kind.Z
+    target, held = read_site(span).kind, {site.kind for site in span.frozen}
+    stopped = Kind.Z in held or (target > Kind.Z and {Kind.RESULT, Kind.ATTN_OUT} & held)
+    return span.source.kind < Kind.ATTN_SCORES and target >= Kind.Z and not stopped
 
 
 def is_chain(span: Span) -> bool:

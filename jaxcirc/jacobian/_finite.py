@@ -27,8 +27,8 @@ def check_finite(J: "EdgeJacobian", result: Array) -> None:
         if found is not None:
             site, what = found
             raise ValueError(
-                f"The Jacobian is not finite: the {what} at `{site.shift(int(layer))}` is the first NaN or infinity. Look at the value there "
-                "with jc.run(…, record=[…]), and at the weights and dictionaries before it."
+                f"The Jacobian is not finite: the {what} at `{site.shift(int(layer))}` is the first NaN or infinity. Look at the value "
+                "there with jc.run(…, record=[…]), and at the weights and dictionaries before it."
             )
     raise ValueError(
         "The Jacobian is not finite, though every value and derivative on the way is: numbers overflow, or the vectors given are not "

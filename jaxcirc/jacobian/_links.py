@@ -6,7 +6,8 @@ at the same position: linear maps, the derivative of a layer norm, that of an ac
 
 - Layer norm with value $\hat y$ (before weight and bias) and scale $s$: $dy = (dx - \overline{dx} - \hat y\,\overline{\hat y\,dx}) / s$;
   with the scale held the last term is missing.
-- MLP: $d\,\mathrm{pre} = W_{in}^T dx$, $d\,\mathrm{post} = act'(\mathrm{pre}) \odot d\,\mathrm{pre}$, $d\,\mathrm{out} = W_{out}^T d\,\mathrm{post}$.
+- MLP: $d\,\mathrm{pre} = W_{in}^T dx$, $d\,\mathrm{post} = act'(\mathrm{pre}) \odot d\,\mathrm{pre}$,
+  $d\,\mathrm{out} = W_{out}^T d\,\mathrm{post}$.
 """
 
 from collections.abc import Callable, Collection
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from .._nn import LayerNorm
 from .._sites import Kind, Site
@@ -34,13 +35,14 @@ class Link(NamedTuple):
     push: Push
     width: int  # of the source
 
-    def pull(self, covectors: Items, positions: Positions) -> Items:
+    def pull(self, covectors: Float[Array, "n width_target"], positions: Positions) -> Float[Array, "n width_source"]:
         like = jax.ShapeDtypeStruct((covectors.shape[0], self.width), covectors.dtype)
         return jax.linear_transpose(lambda x: self.push(x, positions), like)(covectors)[0]
 
 
 class Heads(NamedTuple):
-    """Attention at the clean point: `q`, `k`, `v` `[seq head d_head]`, `pattern` `[head q_seq k_seq]`, the `scale` of the scores; which of its three inputs carry a tangent: `paths`, a subset of {Q, K, V}; and who attends to whom, `mask` `[q_seq k_seq]`.
+    """Attention at the clean point: `q`, `k`, `v` `[seq head d_head]`, `pattern` `[head q_seq k_seq]`, the `scale` of the scores; its
+    weights; who attends to whom, `mask` `[q_seq k_seq]`; and which of its three inputs carry a tangent, `paths`.
     """
 
     q: Float[Array, "seq head d_head"]
@@ -75,7 +77,12 @@ def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
     d_model, d_z = attn.W_O.shape[-1], attn.W_O.shape[0] * attn.W_O.shape[1]
     middle = Kind.RESID_POST if block.mlp is None else Kind.RESID_MID
     before = [
-        Link(Kind.RESID_PRE, Kind.LN1_NORMALIZED, _norm(block.ln1, value[Kind.RESID_PRE], value.get(Kind.LN1_SCALE), frozen), d_model),
+        Link(
+            Kind.RESID_PRE,
+            Kind.LN1_NORMALIZED,
+            _norm(block.ln1, value[Kind.RESID_PRE], value.get(Kind.LN1_SCALE), frozen),
+            d_model,
+        ),
         Link(Kind.LN1_NORMALIZED, Kind.Q, _dense(flat(attn.W_Q)), d_model),
         Link(Kind.LN1_NORMALIZED, Kind.K, _dense(flat(attn.W_K)), d_model),
         Link(Kind.LN1_NORMALIZED, Kind.V, _dense(flat(attn.W_V)), d_model),
@@ -89,16 +96,33 @@ def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
         pre, d_mlp = value[Kind.MLP_PRE], block.mlp.W_in.shape[1]
         slope = jax.jvp(block.mlp.act, (pre,), (jnp.ones_like(pre),))[1]  # the activation is elementwise
         after += [
-            Link(Kind.RESID_MID, Kind.LN2_NORMALIZED, _norm(block.ln2, value[Kind.RESID_MID], value.get(Kind.LN2_SCALE), frozen), d_model),
+            Link(
+                Kind.RESID_MID,
+                Kind.LN2_NORMALIZED,
+                _norm(block.ln2, value[Kind.RESID_MID], value.get(Kind.LN2_SCALE), frozen),
+                d_model,
+            ),
             Link(Kind.LN2_NORMALIZED, Kind.MLP_PRE, _dense(block.mlp.W_in), d_model),
             Link(Kind.MLP_PRE, Kind.MLP_POST, lambda x, t: x * rows(slope, t), d_mlp),
             Link(Kind.MLP_POST, Kind.MLP_OUT, _dense(block.mlp.W_out), d_mlp),
             Link(Kind.MLP_OUT, Kind.RESID_POST, _same, d_model),
             Link(Kind.RESID_MID, Kind.RESID_POST, _same, d_model),
         ]
-    held = lambda link: link.target in frozen
+    stopped = {*frozen, *([Kind.ATTN_OUT] if Kind.RESULT in frozen else [])}
+    held = lambda link: link.target in stopped
     mask = span.masks[layer]
-    heads = Heads(value[Kind.Q], value[Kind.K], value[Kind.V], value[Kind.PATTERN], attn.scale, attn.W_Q, attn.W_K, attn.W_V, mask, _paths(frozen))
+    heads = Heads(
+        value[Kind.Q],
+        value[Kind.K],
+        value[Kind.V],
+        value[Kind.PATTERN],
+        attn.scale,
+        attn.W_Q,
+        attn.W_K,
+        attn.W_V,
+        mask,
+        _paths(frozen),
+    )
     return LinearBlock([x for x in before if not held(x)], heads, [x for x in after if not held(x)])
 
 
@@ -129,7 +153,7 @@ def pull(links: list[Link], covectors: dict[Kind, Items], positions: Positions) 
     return covectors
 
 
-def rows(array: Float[Array, "seq ..."], positions: Positions) -> Float[Array, "n ..."]:
+def rows(array: Shaped[Array, "seq ..."], positions: Int[Array, "..."]) -> Shaped[Array, "..."]:
     """`array[positions]`. Positions are checked where they come in; without the clamp XLA's gather on CPUs is ten times as fast."""
     return array.at[positions].get(mode="promise_in_bounds")
 
@@ -145,7 +169,8 @@ def _dense(W: Float[Array, "d_in d_out"]) -> Push:
 def _norm(norm: LayerNorm | None, resid: Array | None, scale: Array | None, frozen: Collection[Kind]) -> Push:
     if norm is None:
         return _same
-    assert resid is not None and scale is not None
+    assert resid is not None
+    assert scale is not None
     y = (resid - jnp.mean(resid, axis=-1, keepdims=True)) / scale
     live, weight = norm.sites[0] not in frozen, norm.weight
 
@@ -158,7 +183,6 @@ def _norm(norm: LayerNorm | None, resid: Array | None, scale: Array | None, froz
         return out if weight is None else out * weight
 
     return push
-
 
 
 def _values(span: Span, layer: int) -> dict[Kind, Array]:

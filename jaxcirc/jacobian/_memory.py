@@ -46,7 +46,7 @@ def check_fits(what: str, shape: tuple[int, ...], dtype, instead: str) -> None:
         )
 
 
-def _readable(size: int) -> str:
+def _readable(size: float) -> str:
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"
@@ -60,13 +60,16 @@ def halving(compute: Callable[[int], T], amount: int, what: str) -> T:
         try:
             result = compute(amount)
             # Computations are asynchronous: that memory has run out would else show later, at someone else's line.
-            return result if any(isinstance(x, Tracer) for x in jax.tree.leaves(result)) else jax.block_until_ready(result)
+            return (
+                result if any(isinstance(x, Tracer) for x in jax.tree.leaves(result)) else jax.block_until_ready(result)
+            )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
                 raise
             if amount <= 1:
                 raise ValueError(
-                    f"The device is out of memory even with {what} at its smallest. Restrict the positions, or ask for fewer rows at a time."
+                    f"The device is out of memory even with {what} at its smallest. Restrict the positions, or ask for fewer rows at "
+                    "a time."
                 ) from error
             amount //= 2
             warnings.warn(f"The device is out of memory; going on with {what} halved to {amount}.", stacklevel=3)

@@ -38,7 +38,9 @@ class EdgeJacobian(eqx.Module):
     """
 
     spans: tuple[Span, ...]
-    begins: tuple[Int[Array, ""], ...]  # the layers at which the spans begin: arrays, so that all layers share their programs
+    begins: tuple[
+        Int[Array, ""], ...
+    ]  # the layers at which the spans begin: arrays, so that all layers share their programs
     layers: tuple[Int[Array, ""], Int[Array, ""]]  # of source and target
     source_pos: Int[Array, " source_seq"] | None
     target_pos: Int[Array, " target_seq"] | None
@@ -80,10 +82,14 @@ class EdgeJacobian(eqx.Module):
         return self._replace(transposed=not self.transposed)
 
     def _replace(self, **changes) -> "EdgeJacobian":
-        return EdgeJacobian(**{field.name: changes.get(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)})
+        return EdgeJacobian(
+            **{field.name: changes.get(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)}
+        )
 
     def __repr__(self) -> str:
-        if any(isinstance(layer, Tracer) or jnp.ndim(layer) for layer in self.layers):  # under a transformation, or stacked
+        if any(
+            isinstance(layer, Tracer) or jnp.ndim(layer) for layer in self.layers
+        ):  # under a transformation, or stacked
             return f"EdgeJacobian({' -> '.join(str(end) for end in self.ends)}, layers relative)"
         return f"EdgeJacobian({self.source} {list(self.source_shape)} -> {self.target} {list(self.target_shape)})"
 
@@ -105,10 +111,14 @@ class EdgeJacobian(eqx.Module):
         vectors = jnp.asarray(vectors)
         if vectors.shape[1:] != into:
             site, what = (self.source, "tangents") if forward != self.transposed else (self.target, "cotangents")
-            raise ValueError(f"Expected {what} of shape [n, {', '.join(map(str, into))}] at `{site}`, got {vectors.shape}.")
+            raise ValueError(
+                f"Expected {what} of shape [n, {', '.join(map(str, into))}] at `{site}`, got {vectors.shape}."
+            )
         vectors = vectors.astype(self.dtype)
         compute = lambda chunk: self._through(vectors, chunk, forward)
-        return halving(compute, min(chunk or chunk_for(self.spans, BUDGET), max(len(vectors), 1)), "the chunk of vectors")
+        return halving(
+            compute, min(chunk or chunk_for(self.spans, BUDGET), max(len(vectors), 1)), "the chunk of vectors"
+        )
 
     def _through(self, vectors: Array, chunk: int, forward: bool) -> Array:
         """Whole batches through all spans, in either direction."""
@@ -121,7 +131,9 @@ class EdgeJacobian(eqx.Module):
 
     def __matmul__(self, other: "EdgeJacobian") -> "EdgeJacobian":
         if not isinstance(other, EdgeJacobian):
-            raise TypeError(f"J @ K composes two EdgeJacobians, got a {type(other).__name__}. For a tangent use J.mv(tangent).")
+            raise TypeError(
+                f"J @ K composes two EdgeJacobians, got a {type(other).__name__}. For a tangent use J.mv(tangent)."
+            )
         if self.transposed != other.transposed:
             raise TypeError("J @ K composes two operators of one direction. For J.T J v use J.T.mv(J.mv(v)).")
         if self.transposed:
@@ -132,7 +144,9 @@ class EdgeJacobian(eqx.Module):
                 f"`{self.source}` {list(self._shapes()[0])}."
             )
         if other.target_pos is not None or self.source_pos is not None:
-            raise ValueError("J @ K: restrict positions at the outer ends only; all of them matter where K ends and J begins.")
+            raise ValueError(
+                "J @ K: restrict positions at the outer ends only; all of them matter where K ends and J begins."
+            )
         return self._replace(
             spans=(*other.spans, *self.spans),
             begins=(*other.begins, *self.begins),
@@ -229,7 +243,9 @@ class EdgeJacobian(eqx.Module):
     def _items(self, name: str, items: Items, positions, shape: tuple[int, ...]) -> tuple[Array, Array]:
         seq = self.spans[0].resid.shape[0]
         if any(position_axis(site) for site in self.ends):
-            raise ValueError("J.contract is of values with one position; scores and patterns have two. Use J.rows or J.cols.")
+            raise ValueError(
+                "J.contract is of values with one position; scores and patterns have two. Use J.rows or J.cols."
+            )
         positions, width = jnp.asarray(positions), math.prod(shape[1:])
         items = jnp.asarray(items)
         units = items.ndim == 1 and jnp.issubdtype(items.dtype, jnp.integer)
@@ -242,10 +258,14 @@ class EdgeJacobian(eqx.Module):
         if len(items) == 0:
             raise ValueError(f"J.contract: {name} is empty.")
         if not units and items.shape[1] != width:
-            raise ValueError(f"J.contract: {name} has rows of {items.shape[1]} numbers; a position of its site has {width}.")
+            raise ValueError(
+                f"J.contract: {name} has rows of {items.shape[1]} numbers; a position of its site has {width}."
+            )
         positions = check_positions(f"{name}_pos", positions, seq)
         if units and not isinstance(items, Tracer) and not bool(((items >= 0) & (items < width)).all()):
-            raise ValueError(f"J.contract: {name} holds coordinates from 0 to {width - 1}, got {int(items.min())} to {int(items.max())}.")
+            raise ValueError(
+                f"J.contract: {name} holds coordinates from 0 to {width - 1}, got {int(items.min())} to {int(items.max())}."
+            )
         return items.astype(jnp.int32) if units else items, positions
 
     def svd(
@@ -261,7 +281,9 @@ class EdgeJacobian(eqx.Module):
         """
         rows, columns = math.prod(self.target_shape), math.prod(self.source_shape)
         if not 1 <= rank <= min(rows, columns):
-            raise ValueError(f"J.svd: the Jacobian is {rows} x {columns}, so rank is from 1 to {min(rows, columns)}; got {rank}.")
+            raise ValueError(
+                f"J.svd: the Jacobian is {rows} x {columns}, so rank is from 1 to {min(rows, columns)}; got {rank}."
+            )
         width = min(rank + oversample, rows, columns)
         flat = lambda x: x.reshape(width, -1)
         push = lambda Q: flat(self.cols(Q.T.reshape(width, *self.source_shape))).T

@@ -43,7 +43,7 @@ def put_positions(values: Array, site: Site, positions: Int[Array, " n"] | None,
     return jnp.zeros((len(values), *shape), values.dtype).at[index].add(values)
 
 
-def every_unit(positions: Int[Array, " n"], size: int) -> tuple[Int[Array, " size"], Int[Array, " size"]]:
+def every_unit(positions: Int[Array | np.ndarray, " n"], size: int) -> tuple[Int[Array, " size"], Int[Array, " size"]]:
     """All coordinates of a value of `size` numbers at so many positions, as units and their positions, in the order of the value."""
     width = size // len(positions)
     units = jnp.tile(jnp.arange(width, dtype=jnp.int32), len(positions))

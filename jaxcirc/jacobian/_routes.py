@@ -1,9 +1,11 @@
 """Which way a matrix or a bilinear form is made, and the making."""
 
+import dataclasses
 import functools as ft
 import math
 from collections.abc import Sequence
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -14,7 +16,7 @@ from ._contract import contract_block, sizes_for
 from ._ends import source_vectors, target_covectors
 from ._engine import is_chain, is_closed, is_folded, is_local, read_site
 from ._links import linearise, pull as pull_links, push as push_links
-from ._memory import halving
+from ._memory import BUDGET, halving
 from ._span import Span
 from ._sweep import contract_spans
 
@@ -77,12 +79,48 @@ def contract_by_sweeps(
         right = fold_vectors(first, right, right_pos)
         first = with_ends(last if len(spans) == 1 else first, source=first.source.value)
     spans = (first,) if len(spans) == 1 else (first, *spans[1:-1], last)
-    dense = lambda items, end: items if items.ndim > 1 else jax.nn.one_hot(items, math.prod(end.shape[1:]), dtype=end.dtype)
+    dense = lambda items, end: (
+        items if items.ndim > 1 else jax.nn.one_hot(items, math.prod(end.shape[1:]), dtype=end.dtype)
+    )
     left, right = dense(left, spans[-1].ends()[1]), dense(right, spans[0].ends()[0])
     forward = len(right_pos) < len(left_pos)
     chunk = min(chunk_for(spans, budget), len(right_pos if forward else left_pos))
     compute = lambda chunk: contract_spans(spans, left, left_pos, right, right_pos, chunk=chunk, forward=forward)
     return halving(compute, chunk, "the chunk of sweeps")
+
+
+def contract_batch(
+    span: Span,
+    masks: tuple[Array, ...],
+    resid: Float[Array, "batch seq d_model"],
+    left: Float[Array, "batch m d_target"],
+    left_pos: Int[Array, "batch m"],
+    right: Float[Array, "batch k d_source"],
+    right_pos: Int[Array, "batch k"],
+    *,
+    budget: int = BUDGET,
+) -> Float[Array, "batch m k"]:
+    """`left_m^T J right_k` for every example of a batch: `masks` and `resid` are theirs, the rest of the span is shared."""
+    (seq, d_model), (m, k) = span.resid.shape, (left.shape[1], right.shape[1])
+    if is_closed(span):
+        heads = span.blocks[0].attn.W_Q.shape[0]
+        sizes = sizes_for(m, k, seq, heads, d_model, span.resid.dtype.itemsize, budget)
+        return _batch(span, masks, resid, left, left_pos, right, right_pos, sizes=sizes, sweep=None)
+    forward = k < m
+    sweep = (min(max(1, chunk_for([span], budget) // len(resid)), k if forward else m), forward)
+    return _batch(span, masks, resid, left, left_pos, right, right_pos, sizes=None, sweep=sweep)
+
+
+@ft.partial(jax.jit, static_argnames=("sizes", "sweep"))
+def _batch(span: Span, masks, resid, left, left_pos, right, right_pos, *, sizes, sweep):
+    def one(masks, resid, *items):
+        example = eqx.tree_at(lambda span: (span.masks, span.resid), span, (masks, resid))
+        if sizes is not None:
+            return contract_block(example, *items, sizes=sizes)
+        chunk, forward = sweep
+        return contract_spans((example,), *items, chunk=chunk, forward=forward)
+
+    return jax.vmap(one)(masks, resid, left, left_pos, right, right_pos)
 
 
 def chunk_for(spans: Sequence[Span], budget: int) -> int:
@@ -134,6 +172,9 @@ def fold_right(span: Span, items: Array, positions: Array) -> Array:
 
 
 def with_ends(span: Span, *, source: Site | None = None, target: Site | None = None) -> Span:
-    fields = {name: getattr(span, name) for name in ("blocks", "masks", "resid", "outside", "tokens", "keys", "saes", "frozen")}
-    fields["saes"] = {}
-    return Span(**fields, source=source or span.source, target=target or span.target)
+    """The span between other sites of the same blocks."""
+    fields = {field.name: getattr(span, field.name) for field in dataclasses.fields(span)}
+    ends = {"source": source or span.source, "target": target or span.target}
+    needed = {site.value for site in (*ends.values(), *span.frozen) if site.part != Part.VALUE}
+    saes = {site: sae for site, sae in span.saes.items() if site in needed}
+    return Span(**{**fields, **ends, "saes": saes})

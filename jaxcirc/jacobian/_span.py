@@ -131,3 +131,11 @@ def make_span(
         frozen=tuple(sorted(site.shift(-first) for site in frozen if source < site < target)),
     )
     return span, first
+
+
+def between_blocks(
+    blocks: tuple[Block, ...], masks: tuple[Mask, ...], resid: Resid, source: Site, target: Site, frozen: Iterable[Site]
+) -> Span:
+    """A span of bare blocks: no dictionaries, nothing outside them, and sites that count layers from the first."""
+    held = tuple(sorted(site for site in frozen if source < site < target))
+    return Span(blocks, masks, resid, None, None, None, {}, source, target, held)

@@ -8,10 +8,9 @@ from jaxtyping import Array, Float, Int
 
 from ._links import rows
 from ._span import Span
-from ._tiles import tile
+from ._tiles import tile, Tiles
 
 
-@ft.partial(jax.jit, static_argnames=("chunk", "forward"))
 def contract_spans(
     spans: tuple[Span, ...],
     left: Float[Array, "m d_target"],
@@ -26,14 +25,18 @@ def contract_spans(
 
     `chunk` covectors are pulled back at a time, or with `forward` as many vectors pushed.
     """
+    tiles = tile(left_pos if forward else right_pos, spans[0].resid.shape[0], 4, 1)
+    return _sweep(spans, left, left_pos, right, right_pos, tiles, chunk=chunk, forward=forward)
+
+
+@ft.partial(jax.jit, static_argnames=("chunk", "forward"))
+def _sweep(spans, left, left_pos, right, right_pos, tiles: Tiles, *, chunk: int, forward: bool):
     seq = spans[0].resid.shape[0]
     (start, _), (_, end) = spans[0].ends(), spans[-1].ends()
-    swept, swept_pos, waiting, waiting_pos = (right, right_pos, left, left_pos) if forward else (left, left_pos, right, right_pos)
+    swept, swept_pos, waiting = (right, right_pos, left) if forward else (left, left_pos, right)
     shape = start.shape if forward else end.shape
     maps = _linear_maps(spans, forward)
-    width = 4
-    tiles = tile(waiting_pos, seq, width, 1)
-    waiting = rows(waiting, tiles.item.reshape(-1)).reshape(-1, width, waiting.shape[-1])
+    waiting = rows(waiting, tiles.item.reshape(-1)).reshape(*tiles.item.shape, -1)
 
     def sweep(item):
         vector, position = item

@@ -1,7 +1,9 @@
 """Items sorted by position into tiles of one position each, with array shapes that do not depend on the positions."""
 
+import functools as ft
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -19,6 +21,7 @@ class Tiles(NamedTuple):
     slot: Int[Array, " item"]
 
 
+@ft.partial(jax.jit, static_argnames=("seq", "width", "multiple"))
 def tile(positions: Int[Array, " item"], seq: int, width: int, multiple: int) -> Tiles:
     """Tiles for items at `positions`; as many as any positions may need, rounded up to a `multiple`."""
     items = positions.shape[0]
@@ -27,7 +30,10 @@ def tile(positions: Int[Array, " item"], seq: int, width: int, multiple: int) ->
     # Sorting and searching throughout: a scatter is a loop, number by number, on CPUs.
     order = jnp.argsort(positions, stable=True).astype(jnp.int32)
     there = rows(positions, order)
-    begin, end = (jnp.searchsorted(there, jnp.arange(seq, dtype=jnp.int32), side=side).astype(jnp.int32) for side in ("left", "right"))
+    begin, end = (
+        jnp.searchsorted(there, jnp.arange(seq, dtype=jnp.int32), side=side).astype(jnp.int32)
+        for side in ("left", "right")
+    )
     last_tile = jnp.cumsum(-(-(end - begin) // width))  # the tiles up to and with each position
     first_tile = last_tile + (begin - end) // width
     tiles = jnp.arange(most, dtype=jnp.int32)
@@ -36,3 +42,10 @@ def tile(positions: Int[Array, " item"], seq: int, width: int, multiple: int) ->
     nth = jnp.clip(rows(begin, position)[:, None] + nth, 0, items - 1)
     slots = rows(first_tile, there) * width + jnp.arange(items, dtype=jnp.int32) - rows(begin, there)
     return Tiles(rows(order, nth), position, last_tile[-1], rows(slots, jnp.argsort(order)))
+
+
+@jax.jit
+def sort(positions: Int[Array, " item"]) -> tuple[Int[Array, " item"], Int[Array, " item"]]:
+    """The items in the order of their positions, and where in that order each item is."""
+    order = jnp.argsort(positions, stable=True).astype(jnp.int32)
+    return order, jnp.argsort(order).astype(jnp.int32)
