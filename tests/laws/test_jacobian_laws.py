@@ -1,0 +1,454 @@
+"""Laws of the Jacobians between sites, against `jc.run` with edits: `Detach` or `Replace` where a site is held, `Add` at the source."""
+
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcirc as jc
+from jaxcirc import Kind, Site
+
+from ..helpers import assert_close, Chosen, make_model, model_named, MODELS, needs_x64, tokens_for
+from . import test_run_laws as runs
+from .test_run_laws import InTurn
+
+
+SEQ = 4
+at = ft.partial(ft.partial, Site)
+FIRST, SECOND, OUTSIDE = at(0), at(1), at(None)
+EMBED, LOGITS = OUTSIDE(Kind.EMBED), OUTSIDE(Kind.LOGITS)
+
+
+def direction(shape, seed=0):
+    return jnp.asarray(runs.direction(shape, seed))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model so small that the Jacobians between all of its sites fit into one array each, and tokens."""
+    model = make_model(jax.random.key(3), d_model=8, d_head=3, d_mlp=10, vocab=9, vocab_out=5)
+    return model, tokens_for(model, SEQ)
+
+
+def record(steps, model, tokens, choices, cache):
+    """The values at some sites with `steps` added there, and every site as `choices` says: 0 left, 1 replaced, 2 detached."""
+    held = {s: Chosen(choices[i], (jc.Replace(cache[s]), jc.Detach())) for i, s in enumerate(cache)}
+    edits = {s: InTurn((held[s], jc.Add(steps[s]))) for s in steps}
+    return jc.run(model, tokens, edits=held | edits, record=list(steps))[1]
+
+
+def frozen_sets(model):
+    """Sets of sites to hold, by name."""
+    only = lambda *kinds: frozenset(s for s in jc.sites(model) if s.kind in kinds)
+    return {
+        "nothing": frozenset(),
+        "norms": jc.frozen.layer_norms(model),
+        "patterns": jc.frozen.patterns(model),
+        "norms and patterns": jc.frozen.layer_norms(model) | jc.frozen.patterns(model),
+        "scores": only(Kind.ATTN_SCORES),
+        "q": only(Kind.Q),
+        "k": only(Kind.K),
+        "v": only(Kind.V),
+        "q and v of one layer": frozenset({SECOND(Kind.Q), SECOND(Kind.V)}),
+        "attn_out": only(Kind.ATTN_OUT),
+        "mlp_out": only(Kind.MLP_OUT),
+        "normalized": only(Kind.LN2_NORMALIZED),
+        "everything between": jc.frozen.between(model, EMBED, LOGITS),
+    }
+
+
+# source, target, frozen; every kind of site is a source and a target somewhere.
+EDGES = [
+    (EMBED, LOGITS, "nothing"),
+    (EMBED, LOGITS, "norms and patterns"),
+    (EMBED, LOGITS, "everything between"),
+    (EMBED, SECOND(Kind.ATTN_SCORES), "norms"),
+    (OUTSIDE(Kind.POS_EMBED), FIRST(Kind.RESULT), "q"),
+    (FIRST(Kind.RESID_PRE), SECOND(Kind.RESID_POST), "nothing"),
+    (FIRST(Kind.RESID_PRE), FIRST(Kind.RESID_POST), "patterns"),
+    (FIRST(Kind.RESID_PRE), SECOND(Kind.PATTERN), "k"),
+    (FIRST(Kind.RESID_PRE), OUTSIDE(Kind.FINAL_SCALE), "v"),
+    (SECOND(Kind.RESID_PRE), SECOND(Kind.LN1_SCALE), "nothing"),
+    (FIRST(Kind.LN1_SCALE), SECOND(Kind.Q), "scores"),
+    (FIRST(Kind.LN1_NORMALIZED), SECOND(Kind.K), "mlp_out"),
+    (FIRST(Kind.Q), FIRST(Kind.PATTERN), "nothing"),
+    (FIRST(Kind.K), LOGITS, "q and v of one layer"),
+    (FIRST(Kind.V), SECOND(Kind.V), "mlp_out"),
+    (FIRST(Kind.ATTN_SCORES), FIRST(Kind.PATTERN), "nothing"),
+    (FIRST(Kind.ATTN_SCORES), SECOND(Kind.ATTN_SCORES), "normalized"),
+    (FIRST(Kind.PATTERN), SECOND(Kind.Z), "norms"),
+    (SECOND(Kind.Z), SECOND(Kind.ATTN_OUT), "nothing"),
+    (SECOND(Kind.RESULT), LOGITS, "mlp_out"),
+    (FIRST(Kind.ATTN_OUT), SECOND(Kind.MLP_PRE), "patterns"),
+    (FIRST(Kind.RESID_MID), SECOND(Kind.RESID_MID), "q"),
+    (FIRST(Kind.RESID_MID), FIRST(Kind.LN2_NORMALIZED), "norms"),
+    (SECOND(Kind.RESID_MID), SECOND(Kind.LN2_SCALE), "nothing"),
+    (FIRST(Kind.LN2_SCALE), SECOND(Kind.LN1_NORMALIZED), "nothing"),
+    (FIRST(Kind.LN2_NORMALIZED), SECOND(Kind.MLP_POST), "v"),
+    (FIRST(Kind.MLP_PRE), FIRST(Kind.MLP_OUT), "nothing"),
+    (FIRST(Kind.MLP_POST), OUTSIDE(Kind.FINAL_NORMALIZED), "norms and patterns"),
+    (FIRST(Kind.MLP_OUT), SECOND(Kind.RESID_PRE), "nothing"),
+    (FIRST(Kind.RESID_POST), SECOND(Kind.RESID_MID), "nothing"),
+    (FIRST(Kind.RESID_POST), LOGITS, "attn_out"),
+    (OUTSIDE(Kind.FINAL_SCALE), LOGITS, "nothing"),
+    (OUTSIDE(Kind.FINAL_NORMALIZED), LOGITS, "nothing"),
+]
+ENDS = sorted({end for edge in EDGES for end in edge[:2]})
+
+
+@pytest.fixture(scope="module")
+def cases(small):
+    """Of every edge: itself, and the three that `jc.run` gives: by forward mode, by reverse mode, by differences along a direction."""
+    model, tokens = small
+    cache = jc.run(model, tokens, record=jc.sites(model))[1]
+    sets = frozen_sets(model)
+    choices = np.array([[site in held for site in cache] for held in sets.values()], int)
+    rows = np.array([choices[list(sets).index(held)] for _, _, held in EDGES])
+    zeros = {site: jnp.zeros_like(cache[site]) for site in ENDS}
+    clean = (model, tokens, cache, zeros)  # all arguments: XLA would fold constants for minutes
+
+    def by_forward(choices, tangents, model, tokens, cache, zeros):
+        return jax.jvp(lambda steps: record(steps, model, tokens, choices, cache), (zeros,), (tangents,))[1]
+
+    def by_reverse(choices, cotangents, model, tokens, cache, zeros):
+        return jax.vjp(lambda steps: record(steps, model, tokens, choices, cache), zeros)[1](cotangents)[0]
+
+    def matrices(by, begin, end, choice):
+        into = [cache[edge[begin]].size for edge in EDGES]
+        basis = {site: np.zeros((sum(into), *x.shape), x.dtype) for site, x in zeros.items()}
+        parts = [slice(stop - n, stop) for n, stop in zip(into, np.cumsum(into), strict=True)]
+        for edge, part in zip(EDGES, parts, strict=True):
+            x = basis[edge[begin]]
+            x[part] = np.eye(x[0].size).reshape(-1, *x.shape[1:])
+        found = jax.jit(jax.vmap(by, in_axes=(0, 0, *[None] * 4)))(
+            choice * np.repeat(rows, into, axis=0), basis, *clean
+        )
+        return [np.asarray(found[edge[end]][part]) for edge, part in zip(EDGES, parts, strict=True)]
+
+    forward = matrices(by_forward, 0, 1, 2)  # [source target]
+    reverse = matrices(by_reverse, 1, 0, 1)
+
+    step = 1e-5
+    directions = [direction(cache[source].shape, seed) for seed, (source, _, _) in enumerate(EDGES)]
+    moves = {
+        site: np.stack([d if site == s else np.zeros(d0.shape) for d, (s, _, _) in zip(directions, EDGES, strict=True)])
+        for site, d0 in zeros.items()
+    }
+    moved = jax.jit(jax.vmap(record, in_axes=(0, None, None, 0, None)))
+    above, below = (
+        moved(jax.tree.map(lambda x: sign * step * x, moves), model, tokens, rows, cache) for sign in (1, -1)
+    )
+    cases = {}
+    for i, (source, target, held) in enumerate(EDGES):
+        with np.errstate(invalid="ignore"):
+            differences = (np.asarray(above[target][i]) - np.asarray(below[target][i])) / (2 * step)
+        # Masked scores are -inf on both sides: they do not move.
+        differences = np.where(np.isnan(differences), 0, differences)
+        shape = (*cache[target].shape, *cache[source].shape)
+        columns = np.moveaxis(forward[i], 0, -1).reshape(shape)
+        cases[source, target, held] = (columns, reverse[i].reshape(shape), directions[i], differences)
+    return cases
+
+
+@pytest.fixture(scope="module")
+def operators(small):
+    model, tokens = small
+    sets = frozen_sets(model)
+    return [
+        jc.edge(model, tokens, source, target, frozen=sets[held], engine="autodiff")
+        for source, target, held in EDGES
+    ]
+
+
+@pytest.fixture(scope="module")
+def products(operators):
+    """Of every operator its matrix and a product from either side, made within one `jit` that takes the operators as arguments."""
+    tangents = [direction(J.source_shape, seed) for seed, J in enumerate(operators)]
+    cotangents = [direction(J.target_shape, 1000 + seed) for seed, J in enumerate(operators)]
+
+    @jax.jit
+    def compute(operators, tangents, cotangents):
+        zipped = zip(operators, tangents, cotangents, strict=True)
+        return [(J.as_matrix(), J.mv(v), J.T.mv(w)) for J, v, w in zipped]
+
+    found = jax.tree.map(np.asarray, compute(operators, tangents, cotangents))
+    return [(*one, v, w) for one, v, w in zip(found, tangents, cotangents, strict=True)]
+
+
+@needs_x64
+def test_every_edge_is_the_derivative_of_a_run(cases, products):
+    """Law 2: `as_matrix` = `jacfwd` of a run with held sites detached = `jacrev` of one with them replaced = central differences."""
+    for (name, (forward, reverse, along, differences)), (matrix, *_) in zip(cases.items(), products, strict=True):
+        assert_close(matrix, forward)
+        assert_close(matrix, reverse)
+        # Differences by 1e-5 err by its square times the third derivative, and by rounding over it.
+        assert_close(np.tensordot(matrix, along, along.ndim), differences, tolerance=1e-6)
+
+
+def test_products_from_either_side_agree(operators, products):
+    """Law 2: <w, J v> = <J^T w, v>; both are products with the matrix."""
+    for J, (matrix, image, pulled, tangent, cotangent) in zip(operators, products, strict=True):
+        assert matrix.shape == J.target_shape + J.source_shape
+        assert_close(image, np.tensordot(matrix, tangent, tangent.ndim))
+        assert_close(pulled, np.tensordot(cotangent, matrix, cotangent.ndim))
+        assert_close(np.sum(cotangent * image, keepdims=True), np.sum(pulled * tangent, keepdims=True), mass=1e-6)
+
+
+def test_an_operator_transposed_twice_is_itself(operators):
+    J = operators[5]
+    assert repr(J.T.T) == repr(J)
+    assert (J.T.source, J.T.target) == (J.target, J.source)
+    assert (J.T.source_shape, J.T.target_shape) == (J.target_shape, J.source_shape)
+    matrix = J.as_matrix()
+    np.testing.assert_array_equal(J.T.T.as_matrix(), matrix)
+    np.testing.assert_array_equal(J.T.as_matrix(), jnp.transpose(matrix, (2, 3, 0, 1)))
+
+
+def test_rows_and_columns_are_those_of_the_matrix(small, operators):
+    """Chunked = unchunked; `mv` = `cols` of one; the columns of J are the rows of its transpose."""
+    J = jc.edge(*small, SECOND(Kind.Z), LOGITS)
+    matrix = np.asarray(J.as_matrix())
+    tangents, cotangents = direction((5, *J.source_shape)), direction((5, *J.target_shape), 1)
+    cols, rows = J.cols(tangents), J.rows(cotangents)
+    assert_close(cols, np.einsum("tushd,nshd->ntu", matrix, tangents))
+    assert_close(rows, np.einsum("tushd,ntu->nshd", matrix, cotangents))
+    for chunk in (1, 2, 5, 9):
+        assert_close(J.cols(tangents, chunk=chunk), cols)
+        assert_close(J.rows(cotangents, chunk=chunk), rows)
+    assert_close(J.T.rows(tangents), cols)
+    assert_close(J.T.cols(cotangents), rows)
+    assert_close(J.mv(tangents[2]), cols[2])
+    assert_close(J.as_matrix(chunk=3), matrix)
+    assert_close(J.T.as_matrix(chunk=7), np.transpose(matrix, (2, 3, 4, 0, 1)))
+
+
+def test_positions_are_slices_of_the_whole(small):
+    """`source_pos` and `target_pos` take rows and columns of positions, in the order given, also from the end; of attention scores and
+    patterns those of the queries."""
+    model, tokens = small
+    source, target = FIRST(Kind.MLP_OUT), SECOND(Kind.MLP_OUT)
+    J = jc.edge(model, tokens, source, target)
+    matrix = np.asarray(J.as_matrix())
+    few = jc.edge(model, tokens, source, target, source_pos=[2, 0], target_pos=jnp.array([-1, 2, 1]))
+    assert (few.source_shape, few.target_shape) == ((2, 8), (3, 8))
+    want = matrix[[3, 2, 1]][:, :, [2, 0]]
+    assert_close(few.as_matrix(), want)
+    assert_close(few.T.as_matrix(), np.transpose(want, (2, 3, 0, 1)))
+    tangent, cotangent = direction((2, 8)), direction((3, 8))
+    assert_close(few.mv(tangent), np.tensordot(want, tangent, 2))
+    assert_close(few.T.mv(cotangent), np.tensordot(cotangent, want, 2))
+    # What single positions are contracted with is counted in the whole sequence.
+    left, right = direction((2, 8)), direction((2, 8), 1)
+    found = few.contract(left, jnp.array([-1, 2]), right, jnp.array([1, 0]))
+    assert_close(found, np.einsum("mt,mtks,ks->mk", left, matrix[[3, 2]][:, :, [1, 0]], right))
+
+    scores = FIRST(Kind.ATTN_SCORES)
+    whole = np.asarray(jc.edge(model, tokens, FIRST(Kind.Q), scores).as_matrix())
+    some = jc.edge(model, tokens, FIRST(Kind.Q), scores, source_pos=[3], target_pos=[-1, 0])
+    assert some.target_shape == (2, 2, SEQ)
+    assert_close(some.as_matrix(), whole[:, [3, 0]][:, :, :, [3]])
+    back = jc.edge(model, tokens, scores, FIRST(Kind.Z), source_pos=[-2])
+    assert_close(back.as_matrix(), jc.edge(model, tokens, scores, FIRST(Kind.Z)).as_matrix()[:, :, :, :, [2]])
+
+
+@needs_x64
+def test_with_all_that_is_not_linear_held_a_run_is_linear(small):
+    """Law 6: held norms, patterns and MLPs leave a linear function of any step, whose second derivative is 0, and J is its matrix."""
+    model, tokens = small
+    held = (
+        jc.frozen.layer_norms(model)
+        | jc.frozen.patterns(model)
+        | {s for s in jc.sites(model) if s.kind == Kind.MLP_OUT}
+    )
+    cache = jc.run(model, tokens, record=held)[1]
+    J = jc.edge(model, tokens, EMBED, LOGITS, frozen=held)
+
+    def logits(step):
+        edits = {site: jc.Replace(value) for site, value in cache.items()}
+        return jc.run(model, tokens, edits={**edits, EMBED: jc.Add(step)})[0]
+
+    step, other = 3 * direction(J.source_shape), direction(J.source_shape, 1)
+    assert_close(logits(step) - logits(jnp.zeros_like(step)), J.mv(step))
+
+    def second(function, x, v, w):
+        return jax.jvp(lambda x: jax.jvp(function, (x,), (v,))[1], (x,), (w,))[1]
+
+    detached = lambda step: jc.run(model, tokens, edits={**dict.fromkeys(held, jc.Detach()), EMBED: jc.Add(step)})[0]
+    free = lambda step: jc.run(model, tokens, edits={EMBED: jc.Add(step)})[0]
+    assert np.abs(second(free, step, step, other)).max() > 1e-3
+    for function in (logits, detached):
+        np.testing.assert_array_equal(second(function, step, step, other), 0)
+
+
+ENGINES = ("autodiff", "auto")
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def blocks(request):
+    """Of every model of the registry the operators of its second block, and one through all blocks, with their matrices."""
+    model = model_named(request.param)
+    tokens = tokens_for(model, 6)
+    edges = {
+        "attn": (SECOND(Kind.RESID_PRE), SECOND(Kind.ATTN_OUT)),
+        "block": (SECOND(Kind.RESID_PRE), SECOND(Kind.RESID_POST)),
+        "before": (FIRST(Kind.ATTN_OUT), SECOND(Kind.RESID_PRE)),
+        "across": (FIRST(Kind.ATTN_OUT), SECOND(Kind.RESID_POST)),
+        "all": (EMBED, LOGITS),
+    }
+    if model.blocks[0].mlp is not None:
+        edges["mlp"] = (SECOND(Kind.RESID_MID), SECOND(Kind.MLP_OUT))
+    operators = {name: jc.edge(model, tokens, *ends) for name, ends in edges.items()}
+    operators["product"] = operators["block"] @ operators["before"]
+    matrices = jax.jit(lambda operators: jax.tree.map(lambda J: J.as_matrix(), operators, is_leaf=is_operator))(
+        operators
+    )
+    return model, tokens, operators, jax.tree.map(np.asarray, matrices)
+
+
+def is_operator(x):
+    return isinstance(x, jc.EdgeJacobian)
+
+
+def test_the_registry_has_the_derivatives_of_a_run(blocks):
+    model, tokens, _, matrices = blocks
+    logits = lambda step: jc.run(model, tokens, edits={EMBED: jc.Add(step)})[0]
+    want = jax.jit(jax.jacrev(logits))(jnp.zeros((len(tokens), model.d_model), model.dtype))
+    assert_close(matrices["all"], want)
+
+
+def test_a_jacobian_is_the_product_at_a_cut(blocks):
+    """Law 3: `J(a -> c) = J(b -> c) @ J(a -> b)`, where every path from a to c passes b."""
+    _, _, operators, matrices = blocks
+    assert_close(matrices["product"], matrices["across"])
+    assert_close(np.tensordot(matrices["block"], matrices["before"], 2), matrices["across"])
+    product = operators["product"]
+    assert (product.source, product.target) == (operators["before"].source, operators["block"].target)
+
+
+def test_nothing_comes_from_later_positions(blocks):
+    """Law 4, exactly, in either engine; without causality everything reaches everything."""
+    model, _, _, matrices = blocks
+    for name in ("attn", "block", "across", "product", "all"):
+        matrix = matrices[name]
+        size = np.abs(matrix).max(axis=(1, 3))  # [target_pos source_pos]
+        q, k = np.arange(len(size))[:, None], np.arange(len(size))[None]
+        late = k > q
+        if model.causal:
+            assert not size[late].any(), name
+        else:
+            assert size[late].all(), name
+        assert (np.diag(size) > 1e-3).all()
+        window = model.windows[1]
+        if name in ("attn", "block") and window is not None:
+            assert not size[k <= q - window].any(), name
+            assert size[~late & (k > q - window)].all(), name
+
+
+def test_a_block_is_the_product_of_its_halves(blocks):
+    """Law 5: `J = (I + J_mlp)(I + J_attn)`."""
+    model, _, operators, matrices = blocks
+    shape = operators["attn"].source_shape
+    size = np.prod(shape)
+    square = lambda name: matrices[name].reshape(size, size)
+    want = np.eye(size) + square("attn")
+    if "mlp" in matrices:
+        want = (np.eye(size) + square("mlp")) @ want
+    assert_close(square("block"), want)
+
+
+def test_with_every_component_held_the_residual_stream_is_the_identity(small):
+    """Law 7, exactly, in either engine, through one block and through two."""
+    model, tokens = small
+    for target in (FIRST(Kind.RESID_POST), SECOND(Kind.RESID_POST)):
+        source = FIRST(Kind.RESID_PRE)
+        held = jc.frozen.between(model, source, target)
+        for engine in ("structured", "autodiff"):
+            J = jc.edge(model, tokens, source, target, frozen=held, engine=engine)
+            assert jc.select(J) == engine
+            size = np.prod(J.source_shape)
+            np.testing.assert_array_equal(J.as_matrix().reshape(size, size), np.eye(size))
+
+
+@pytest.fixture(scope="module")
+def pair(small):
+    """The operators of the same edge in two layers."""
+    model, tokens = small
+    return [jc.edge(model, tokens, at(Kind.RESID_PRE), at(Kind.RESID_POST)) for at in (FIRST, SECOND)]
+
+
+def test_jit_changes_nothing(small, pair):
+    """Law 10: J made inside a `jit`, J as the argument of one, and neither."""
+    model, tokens = small
+    J = pair[1]
+    left, right, positions = direction((3, 8)), direction((3, 8), 1), jnp.array([3, 1, 3], jnp.int32)
+    tangent = direction(J.source_shape)
+
+    def compute(J):
+        return J.mv(tangent), J.contract(left, positions, right, positions[::-1]), J.as_matrix()
+
+    want = compute(J)
+    inside = jax.jit(lambda model, tokens: compute(jc.edge(model, tokens, J.source, J.target)))(model, tokens)
+    through = jax.jit(compute)(J)
+    for got in (inside, through):
+        for one, other in zip(got, want, strict=True):
+            assert_close(one, other)
+
+
+def test_a_batch_of_prompts_is_a_loop(small):
+    model, _ = small
+    batch = jnp.stack([tokens_for(model, SEQ, seed) for seed in range(3)])
+    left, right, positions = direction((3, 8)), direction((3, 8), 1), jnp.array([3, 1, 3], jnp.int32)
+
+    def compute(tokens):
+        J = jc.edge(model, tokens, SECOND(Kind.RESID_PRE), SECOND(Kind.RESID_POST))
+        return J.mv(direction((SEQ, 8))), J.contract(left, positions, right, positions)
+
+    whole = jax.jit(jax.vmap(compute))(batch)
+    loop = [compute(tokens) for tokens in batch]
+    for got, want in zip(whole, zip(*loop, strict=True), strict=True):
+        assert_close(got, np.stack(want))
+    assert np.abs(np.asarray(whole[1])[0] - np.asarray(whole[1])[1]).max() > 1e-3
+
+
+def test_operators_of_several_layers_are_stacked(pair):
+    tangent = direction(pair[0].source_shape)
+    left, positions = direction((3, 8)), jnp.array([3, 1, 3], jnp.int32)
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pair)
+    assert "layers relative" in repr(stack)
+    assert_close(jax.vmap(lambda J: J.mv(tangent))(stack), np.stack([J.mv(tangent) for J in pair]))
+    got = jax.vmap(lambda J: J.contract(left, positions, left, positions))(stack)
+    assert_close(got, np.stack([J.contract(left, positions, left, positions) for J in pair]))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_bilinear_form_is_one_of_the_matrix(small, engine):
+    """`contract` against `as_matrix` in both engines, of an operator, its transpose and products; units by number."""
+    model, tokens = small
+    K = jc.edge(model, tokens, FIRST(Kind.RESID_PRE), FIRST(Kind.RESID_POST), engine=engine)
+    J = jc.edge(model, tokens, FIRST(Kind.RESID_POST), SECOND(Kind.MLP_OUT), engine=engine)
+    left, right = direction((6, 8)), direction((3, 8), 1)
+    left_pos, right_pos = jnp.array([3, 0, 1, 1, 2, 3]), jnp.array([0, 2, 1])
+    for operator in (K, J @ K):
+        matrix = np.asarray(operator.as_matrix())
+        want = np.einsum("mi,mikj,kj->mk", left, matrix[np.asarray(left_pos)][:, :, np.asarray(right_pos)], right)
+        assert_close(operator.contract(left, left_pos, right, right_pos), want)
+        assert_close(operator.T.contract(right, right_pos, left, left_pos), want.T)
+        units = jnp.arange(6, dtype=jnp.int32)
+        want = matrix[np.asarray(left_pos), np.asarray(units)][:, np.asarray(right_pos), np.array([7, 0, 3])]
+        assert_close(operator.contract(units, left_pos, jnp.array([7, 0, 3]), right_pos), want)
+    matrix = np.tensordot(np.asarray(J.as_matrix()), np.asarray(K.as_matrix()), 2)
+    assert_close((J @ K).as_matrix(), matrix)
+    assert_close((K.T @ J.T).as_matrix(), np.transpose(matrix, (2, 3, 0, 1)))
+    assert repr((J @ K).T) == repr(K.T @ J.T)
+
+
+@needs_x64
+def test_single_precision_is_close_to_double(small):
+    model, tokens = small
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
+    for ends in ((FIRST(Kind.RESID_PRE), SECOND(Kind.RESID_POST)), (SECOND(Kind.RESID_PRE), SECOND(Kind.ATTN_OUT))):
+        got, want = (jc.edge(model, tokens, *ends).as_matrix() for model in (single, model))
+        assert got.dtype == jnp.float32
+        assert_close(got, np.asarray(want), tolerance=1e-5)
