@@ -38,8 +38,11 @@ from .jacobian import (
     edge as edge,
     EdgeJacobian as EdgeJacobian,
     frozen as frozen,
+    load_jacobian as load_jacobian,
     mediated_edges as mediated_edges,
     MediatedEdges as MediatedEdges,
+    save_jacobian as save_jacobian,
+    SavedJacobian as SavedJacobian,
     select as select,
 )
 from .models import process_weights as process_weights, Transformer as Transformer

@@ -116,7 +116,8 @@ def _of_matrix(J: "EdgeJacobian", key: Array, matrix: Float[Array, "..."]) -> fl
             f"certificate(matrix=…): expected the result of as_matrix, {(*J.target_shape, *J.source_shape)}; got {matrix.shape}."
         )
     tangent = np.asarray(jax.random.normal(key, J.source_shape, J.dtype), np.float64)
-    got = np.tensordot(np.asarray(matrix, np.float64), tangent, axes=tangent.ndim)
+    # Row by row, because the matrix may be larger than memory.
+    got = np.stack([np.tensordot(np.asarray(row, np.float64), tangent, axes=tangent.ndim) for row in matrix])
     return _error(got, _restricted(J, reference(J.spans, _spread(J, tangent))))
 
 

@@ -81,7 +81,7 @@ def _contract_sorted(span: Span, left, left_pos, order, inverse, right, right_po
     @jax.custom_batching.sequential_vmap
     def contract(span, *items):
         frozen = frozenset(site.kind for site in span.frozen)
-        return _contract(linearise(span, 0, frozen), span, *items, sizes)
+        return _contract(linearise(span, 0, frozen), span, *items, sizes=sizes)
 
     return contract(span, left, left_pos, order, inverse, right, right_pos, columns)
 

@@ -86,6 +86,15 @@ class EdgeJacobian(eqx.Module):
             **{field.name: changes.get(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)}
         )
 
+    def restricted(
+        self, *, source_pos: Int[Array, " n"] | None = None, target_pos: Int[Array, " n"] | None = None
+    ) -> "EdgeJacobian":
+        """The same operator between some of the positions only; a side that is not given stays as it is."""
+        seq = self.spans[0].resid.shape[0]
+        given = {"source_pos": source_pos, "target_pos": target_pos}
+        changes = {name: check_positions(name, jnp.asarray(pos), seq) for name, pos in given.items() if pos is not None}
+        return self._replace(**changes)
+
     def __repr__(self) -> str:
         if any(
             isinstance(layer, Tracer) or jnp.ndim(layer) for layer in self.layers

@@ -22,7 +22,7 @@ from ._sweep import contract_spans
 
 
 Spans = tuple[Span, ...]
-Items = Float[Array, "n width"] | Int[Array, " n"]
+Items = Float[Array, "_ _"] | Int[Array, " _"]  # left and right differ in both
 Positions = Int[Array, " n"]
 
 
