@@ -82,6 +82,9 @@ def _choose(
     for variant in rival.variants:
         record["tried"][variant] = _try(rival, variant, ours, settings, progress)
     done = {variant: tried["seconds"] for variant, tried in record["tried"].items() if "seconds" in tried}
+    if not done:
+        reasons = {tried["skipped"] for tried in record["tried"].values()}
+        return {**record, "skipped": "; ".join(sorted(reasons))}, None
     best = min(done, key=lambda variant: done[variant])
     run = rival.prepare(best, rival.timed)
     result, _ = first_call(run)
@@ -96,8 +99,8 @@ def _choose(
 def _try(rival: Rival, variant: str, ours: np.ndarray, settings: Settings, progress: Progress) -> dict[str, Any]:
     if variant.startswith("compiled") and not settings.compiled:
         return {"skipped": "not tried in a quick run"}
-    run = rival.prepare(variant, rival.tried)
     try:
+        run = rival.prepare(variant, rival.tried)
         result, first = first_call(run)
     except Exception as error:
         if not variant.startswith("compiled"):
@@ -132,7 +135,7 @@ def _add_memory(name: str, numbers: dict[str, Any], row: Row, settings: Settings
     peak = lambda *side: peak_bytes(name, settings.size, settings.precision, *side)
     numbers["ours"]["peak_bytes"] = peak(OURS)
     for rival, record in zip(row.rivals, numbers["rivals"], strict=True):
-        if rival.expected is not None and "variant" in record:
+        if rival.expected is not None and "variant" in record and not record["variant"].startswith("compiled"):
             record["peak_bytes"] = peak(rival.name, record["variant"], rival.timed)
 
 

@@ -92,9 +92,6 @@ def _notes(row: dict[str, Any]) -> Iterator[str]:
                     f"; with {rival['tried_with']} instead, the time of one was {each[0] / each[1]:.2f} times as long"
                 )
             yield f"*{row['name']}, {rival['name']}: {timed}."
-        for variant, tried in rival["tried"].items():
-            if "skipped" in tried:
-                yield f"{rival['name']}, {variant}: {tried['skipped']}."
 
 
 def _join(*cells: str) -> str:

@@ -23,7 +23,7 @@ def mlp_edges(*, d_model: int, seq: int, m: int, k: int) -> dict[str, float]:
     """The fewer items through the MLP (8 min(M, K) D D), and M K D at equal positions; the clean run (12 T D D)."""
     D, T = d_model, seq
     own = 8 * min(m, k) * D * D + m * k * D / T + 12 * T * D * D
-    return {"own": 2 * own, "autodiff": m * 16 * T * D * D}
+    return {"own": 2 * own, "autodiff": 16.0 * m * T * D * D}
 
 
 def block_edges(*, d_model: int, heads: int, seq: int, m: int, k: int) -> dict[str, float]:
@@ -32,7 +32,7 @@ def block_edges(*, d_model: int, heads: int, seq: int, m: int, k: int) -> dict[s
     D, T = d_model, seq
     return {
         "own": attention["own"] + 2 * (8 * m * D * D + 8 * T * D * D),
-        "autodiff": attention["autodiff"] + m * 16 * T * D * D,
+        "autodiff": attention["autodiff"] + 16.0 * m * T * D * D,
     }
 
 
@@ -57,4 +57,4 @@ def full(*, d_model: int, heads: int, seq: int, layers: int) -> dict[str, float]
 
 def _attention_sweep(D: int, T: int, frozen: bool) -> float:
     """One tangent or cotangent at all positions: projections and products with scores."""
-    return 2 * (2 * T * D * D + T * T * D) if frozen else 2 * (4 * T * D * D + 4 * T * T * D)
+    return 2.0 * (2 * T * D * D + T * T * D) if frozen else 2.0 * (4 * T * D * D + 4 * T * T * D)

@@ -17,22 +17,22 @@ XL = {"d_model": 1600, "heads": 25, "seq": 512, "m": 8192, "k": 8192, "timed": 5
 SIZES = {"quick": QUICK, "small": SMALL, "xl": XL}
 
 
-def chunks(timed: int) -> tuple[str, ...]:
-    """Formulations of the general PyTorch side; chunk sizes around those that do best on CPUs, larger ones for larger problems."""
-    sizes = {16: (4, 8), 64: (8, 16, 32)}.get(timed, (32, 128, 256))
-    return ("loop", *(f"vmap {chunk}" for chunk in sizes), f"compiled vmap {sizes[1]}")
-
-
-def general(blocks: Blocks, what: str, items: Items, timed: int, *, frozen: bool = False) -> Rival:
-    """PyTorch, in the best of the formulations that know nothing of the sublayer."""
+def in_torch(blocks: Blocks, what: str, items: Items, timed: int, *, frozen: bool = False) -> tuple[Rival, Rival]:
+    """PyTorch in formulations that know nothing of the sublayer: as it is, and compiled. Chunks are around those that do best on CPUs, and
+    larger for larger problems.
+    """
+    chunks = {16: (4, 8), 64: (8, 16, 32)}.get(timed, (32, 128, 256))
+    m, expected = len(items.left), lambda ours, variant, rows: ours[:rows]
+    timed = min(m, timed)
 
     def prepare(variant: str, rows: int):
         return peers.edges(blocks, what, items.first(rows), variant, frozen=frozen)
 
-    expected = lambda ours, variant, rows: ours[:rows]
-    m = len(items.left)
-    timed = min(m, timed)
-    return Rival("PyTorch autodiff", chunks(timed), prepare, expected, "rows", tried=timed // 2, timed=timed, all=m)
+    def rival(name: str, *variants: str) -> Rival:
+        return Rival(name, variants, prepare, expected, "rows", tried=timed // 2, timed=timed, all=m)
+
+    plain = rival("PyTorch autodiff", "loop", *(f"vmap {chunk}" for chunk in chunks))
+    return plain, rival("PyTorch autodiff with torch.compile", f"compiled vmap {chunks[1]}")
 
 
 def floor(items: Items) -> Rival:
@@ -52,7 +52,7 @@ def _row(what: str, said: str, sizes: dict[str, int], *, timed: int, frozen: boo
     blocks = make_blocks(d_model=d_model, heads=heads, seq=seq)
     items = make_items(d_model=d_model, seq=seq, m=m, k=k)
     ends, held = _ours.ENDS[what], (_ours.PATTERN,) if frozen else ()
-    rivals = [general(blocks, what, items, timed, frozen=frozen)]
+    rivals = [*in_torch(blocks, what, items, timed, frozen=frozen)]
     if what == "mlp":
         prepare = lambda variant, rows: peers.gathered_edges(blocks, items.first(rows))
         whole = lambda ours, variant, rows: ours[:rows]

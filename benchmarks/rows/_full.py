@@ -18,22 +18,30 @@ def full(*, layers: int, d_model: int, heads: int, seq: int, chunks: tuple[int, 
         return J.as_matrix
 
     def expected(ours, variant: str, positions: int):
-        return ours[seq - positions :] if variant.startswith("jacrev") else ours[:, :, :positions]
+        return ours[seq - positions :] if "jacrev" in variant else ours[:, :, :positions]
 
-    variants = tuple(f"{how} {chunk}" for how in ("jacrev", "jacfwd") for chunk in chunks)
+    peer = ft.partial(peers.matrix, blocks)
+
+    def rival(name: str, *variants: str) -> Rival:
+        return Rival(
+            name, variants, peer, expected, "positions", tried=max(1, seq // 16), timed=max(2, seq // 2), all=seq
+        )
+
+    plain = rival("PyTorch autodiff", *(f"{how} {chunk}" for how in ("jacrev", "jacfwd") for chunk in chunks))
+    compiled = rival("PyTorch autodiff with torch.compile", f"compiled jacrev {chunks[len(chunks) // 2]}")
     peer = ft.partial(peers.matrix, blocks)
     return Row(
         what=f"`{ends[0]}` to `{ends[1]}`: [T, D, T, D], everything live",
         sizes=sizes,
         prepare=prepare,
         check=ft.partial(_ours.check_matrix, blocks, ends),
-        rivals=(Rival("PyTorch autodiff", variants, peer, expected, "positions", max(1, seq // 8), seq, seq),),
+        rivals=(plain, compiled),
         work=_work.full(**sizes),
     )
 
 
 QUICK = {"d_model": 16, "heads": 2, "seq": 3, "chunks": (8,)}
-SMALL = {"d_model": 256, "heads": 4, "seq": 32, "chunks": (32, 128, 512)}
+SMALL = {"d_model": 256, "heads": 4, "seq": 32, "chunks": (128, 512)}
 SEVERAL = {**SMALL, "d_model": 128, "layers": 4}
 XL = {"d_model": 512, "heads": 8, "seq": 64, "chunks": (256, 1024, 4096)}
 

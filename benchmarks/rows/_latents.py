@@ -9,7 +9,7 @@ import jaxcirc as jc
 from .. import _ours, _work
 from .._problems import attention, make_blocks, make_dictionary, sae_items
 from .._row import register, Row
-from ._edges import floor, general
+from ._edges import floor, in_torch
 
 
 QUICK = {"d_model": 32, "heads": 4, "seq": 8, "d_sae": 128, "active": 5, "timed": 16}
@@ -44,6 +44,6 @@ def sae_edges(*, d_model: int, heads: int, seq: int, d_sae: int, active: int, ti
         sizes=sizes,
         prepare=prepare,
         check=ft.partial(_ours.check_columns, blocks, ends, items),
-        rivals=(general(blocks, "attention", items, timed), floor(items)),
+        rivals=(*in_torch(blocks, "attention", items, timed), floor(items)),
         work=_work.sae_edges(**sizes),
     )

@@ -1,0 +1,211 @@
+"""The benchmarks without PyTorch: that they run, refuse what is not equal, and say what they measured."""
+
+import copy
+import json
+import xml.etree.ElementTree as ElementTree
+
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import jaxcirc
+from jaxcirc.cli import main
+from jaxcirc.cli._bench import load
+
+
+report, plots, row_module = load("_report"), load("_plots"), load("_row")
+measure_module, timing, work = load("_measure"), load("_timing"), load("_work")
+load("rows")
+SETTINGS = measure_module.Settings("quick", repeats=1, precision="highest", memory=False, compiled=False, rate=1e9)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_users_run_them():
+    """Without PyTorch, whether it is there or not, and without the suite's type checks, which would be timed too."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load("peers"), "missing", lambda: "PyTorch is not installed")
+        yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def measured(name: str, row=None) -> dict:
+    return measure_module.measure(name, row or row_module.make_row(name, "quick"), SETTINGS, lambda said: None)
+
+
+@pytest.fixture(scope="module")
+def results() -> dict:
+    machine = load("_settings").describe("highest")
+    plot = {
+        **{"name": "m", "label": "M", "fixed": {"k": 8}, "values": [1, 10, 100]},
+        "seconds": {"jaxcirc": [0.01, 0.02, 0.5], "<peer>": [0.1, 1.0, 10.0]},
+    }
+    return {
+        "machine": machine,
+        "size": "quick",
+        "matmul_rate": 1e9,
+        "rows": [measured("attention-block")],
+        "plots": [plot],
+    }
+
+
+def test_every_row_is_there():
+    assert list(row_module.ROWS) == [
+        *("attention-block", "attention-block-frozen", "mlp-block", "block"),
+        *("full-one-block", "full-several-blocks", "sae-edges"),
+    ]
+    assert all(set(sizes) == {"quick", "small", "xl"} for _, sizes in row_module.ROWS.values())
+
+
+@pytest.mark.parametrize("name", ["mlp-block", "sae-edges", "full-one-block"])
+def test_a_row_equals_jvp_and_has_all_numbers(name):
+    found = measured(name)
+    assert 0 < found["ours"]["error_against_jvp"] < 1e-5
+    assert found["ours"]["seconds"]["median"] > 0
+    assert found["work"]["own"] > 0
+    skipped = [rival["name"] for rival in found["rivals"] if "skipped" in rival]
+    assert "PyTorch autodiff" in skipped
+    assert all(rival["ratio"]["min"] > 0 for rival in found["rivals"] if "skipped" not in rival)
+
+
+def planted(row, change):
+    """The row with a rival of numpy's that has another result."""
+    numbers = np.array(row.prepare()())
+    rival = row_module.Rival(
+        "planted", ("plain",), lambda *_: lambda: change(numbers), lambda ours, *_: ours, "rows", 1, 1, 1
+    )
+    return row._replace(rivals=(rival._replace(in_torch=False),))
+
+
+def test_a_wrong_rival_is_refused():
+    row = row_module.make_row("mlp-block", "quick")
+
+    def wrong(numbers):
+        numbers = numbers.copy()
+        numbers[-1, np.argmax(np.abs(numbers[-1]))] *= 1.01
+        return numbers
+
+    assert measured("mlp-block", planted(row, lambda numbers: numbers))["rivals"][0]["ratio"]["median"] > 0
+    with pytest.raises(timing.Unequal, match="ours against planted, plain: relative error"):
+        measured("mlp-block", planted(row, wrong))
+
+
+def test_a_wrong_result_of_ours_is_refused():
+    row = row_module.make_row("mlp-block", "quick")
+    prepare = row.prepare
+    wrong = row._replace(prepare=lambda: lambda: prepare()() * jnp.asarray(1.01, jnp.float32))
+    with pytest.raises(timing.Unequal, match=r"ours against jax\.jvp"):
+        measured("mlp-block", wrong)
+    with pytest.raises(timing.Unequal, match="nothing to compare"):
+        timing.relative_error(np.zeros(3), np.zeros(3))
+
+
+def test_unequal_sides_are_exit_code_1_and_have_no_times(monkeypatch, tmp_path, capsys):
+    def unequal(*_):
+        raise timing.Unequal("planted: relative error 1, more than 0.0001.")
+
+    command = load("__main__")
+    monkeypatch.setattr(command, "measure", unequal)
+    assert main(["bench", "--quick", "--rows", "block", "--out", str(tmp_path), "--json"]) == 1
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)["rows"]
+    assert row["failed"].startswith("planted")
+    assert "ours" not in row
+    assert "FAILED: planted" in said.err
+    assert "block failed: planted" in (tmp_path / "jacobians.md").read_text()
+
+
+def test_an_unknown_row_is_named(tmp_path, capsys):
+    assert main(["bench", "--quick", "--rows", "blok", "--out", str(tmp_path)]) == 2
+    assert "No benchmark is called 'blok'; there are attention-block" in capsys.readouterr().err
+
+
+def test_the_report_comes_back_and_fills_the_readme_once(results, tmp_path):
+    report.write(results, tmp_path, plots.draw(results["plots"]))
+    back = report.read(tmp_path / "jacobians.json")
+    assert back == json.loads(json.dumps(results))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\n{report.END}\nafter\n")
+    fill = load("readme").main
+    options = ["--results", str(tmp_path / "jacobians.json"), "--readme", str(readme)]
+    assert fill([*options, "--check"]) == 1
+    assert fill(options) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "| attention-block | d_model 32" in text
+    assert f"jax {results['machine']['jax']}" in text
+    assert fill([*options, "--check"]) == 0
+    with pytest.raises(ValueError, match="Expected one <!-- benchmarks: begin -->"):
+        report.fill("no markers", results)
+
+
+def test_the_table_says_what_was_timed_in_part(results):
+    one = copy.deepcopy(results)
+    took = {"median": 2.0, "min": 1.0, "max": 3.0, "runs": 3}
+    part = {
+        "name": "peer",
+        "variant": "vmap 8",
+        "unit": "rows",
+        "all": 64,
+        "timed": 16,
+        "tried_with": 8,
+        "scale": 4.0,
+        "error": 1e-6,
+    }
+    part |= {"seconds": took, "ratio": took, "linearity": {"8": 0.3, "16": 0.2}}
+    one["rows"][0]["rivals"] = [part, {"name": "compiled peer", "skipped": "no compiler"}]
+    table = report.table(one)
+    assert "| peer (vmap 8) | 2 s* | 2 (1 to 3) | 1e-06 |" in table
+    assert (
+        "16 of 64 rows were timed and scaled linearly; with 8 instead, the time of one was 1.50 times as long" in table
+    )
+    assert "| compiled peer | no compiler |" in table
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_plot_is_an_svg_with_ticks_and_a_guide(results):
+    drawn = plots.draw(results["plots"])
+    root = ElementTree.fromstring(drawn)
+    name = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in root.iter(f"{name}text")]
+    assert {"1", "10", "100", "0.01 s", "0.1 s", "1 s", "10 s", "slope 1", "<peer>", "M", "k 8"} <= set(texts)
+    assert len(root.findall(f".//{name}polyline")) == 2
+    (guide,) = [line for line in root.iter(f"{name}line") if line.get("stroke-dasharray")]
+    x, y = (float(guide.get(f"{axis}2")) - float(guide.get(f"{axis}1")) for axis in "xy")
+    peer = [
+        tuple(map(float, point.split(","))) for point in root.findall(f".//{name}polyline")[1].get("points").split()
+    ]
+    # The peer's time grows in proportion to M, so its curve is parallel to the guide.
+    assert y / x == pytest.approx((peer[-1][1] - peer[0][1]) / (peer[-1][0] - peer[0][0]), rel=0.02)
+
+
+def test_ticks_are_round_numbers():
+    assert plots.ticks(0.003, 20.0) == [0.01, 0.1, 1, 10]
+    assert plots.ticks(0.9, 6.0) == [1, 2, 5]
+
+
+def test_arithmetic_of_a_full_jacobian_is_that_of_its_unit_vectors():
+    sizes = {"d_model": 8, "heads": 2, "seq": 4}
+    one = work.full(**sizes, layers=1)
+    assert one["own"] == work.block_edges(**sizes, m=32, k=32)["own"]
+    assert one["own"] < one["autodiff"]
+    assert work.full(**sizes, layers=3)["autodiff"] == 3 * one["autodiff"]
+    frozen, live = (work.attention_edges(**sizes, m=9, k=7, frozen=held) for held in (True, False))
+    assert frozen["own"] < live["own"]
+    assert frozen["autodiff"] < live["autodiff"]
+
+
+def test_sides_are_made_from_the_same_arrays():
+    """The numpy sublayer that decides which latents are on is the model's own."""
+    problems, ours = load("_problems"), load("_ours")
+    blocks = problems.make_blocks(d_model=16, heads=2, seq=5)
+    site = jaxcirc.Site.parse("blocks.0.hook_attn_out")
+    _, cache = jaxcirc.run(ours.make_model(blocks), jnp.asarray(blocks.tokens), record=[site])
+    got = problems.attention(blocks.weights[0], blocks.resid, blocks.heads)
+    assert np.abs(got).max() > 0.1
+    np.testing.assert_allclose(got, np.asarray(cache[site]), atol=1e-5)
+    dictionary = problems.make_dictionary(got, d_sae=40, active=3, seed=0)
+    assert len(dictionary.latents) == 15
