@@ -1,0 +1,353 @@
+"""Closed forms against forward-mode autodiff of `jc.run` with edits.
+
+Most of it runs operation by operation: there are many kinds of edges, each a program of its own, and compiling them would take minutes.
+That the compiled programs agree is what `laws/test_jacobian_laws.py` and the last tests here see to.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcirc as jc
+from jaxcirc import Kind, Site
+from jaxcirc.jacobian._chain import chain_columns
+from jaxcirc.jacobian._engine import HELD, LOCAL
+from jaxcirc.jacobian._graph import reaches
+
+from .dictionaries import DICTIONARIES, make_sae
+from .helpers import assert_close, make_model, model_named, MODELS, needs_x64, tokens_for
+from .laws.test_jacobian_laws import direction, record
+
+
+SEQ, LAYER = 5, 1
+at = lambda kind: Site(LAYER, kind)
+PAIRS = [(source, target) for source in sorted(LOCAL) for target in sorted(LOCAL) if source < target]
+PROMISED = [
+    (Kind.RESID_PRE, Kind.ATTN_OUT),
+    (Kind.RESID_MID, Kind.MLP_OUT),
+    (Kind.RESID_PRE, Kind.RESID_POST),
+]
+HOLD = [
+    (),
+    (Kind.LN1_SCALE,),
+    (Kind.PATTERN,),
+    (Kind.Q,),
+    (Kind.K,),
+    (Kind.LN2_SCALE,),
+    (Kind.V,),
+    (Kind.Q, Kind.K),
+    (Kind.ATTN_SCORES, Kind.LN1_SCALE, Kind.LN2_SCALE),
+    (Kind.Z,),
+    (Kind.RESULT,),
+    (Kind.MLP_OUT,),
+    (Kind.LN1_NORMALIZED,),
+    (Kind.ATTN_OUT,),
+    (Kind.MLP_POST,),
+    (Kind.K, Kind.V, Kind.LN2_NORMALIZED),
+]
+LEFT_POS, RIGHT_POS = jnp.array([4, 2, 4]), jnp.array([0, 4, 2, 2])
+
+
+def edges_of(name: str) -> list[tuple[Site, Site, frozenset[Site]]]:
+    """A model's share of all edges inside a block, and those that are promised, with one set of held sites after another."""
+    model, number = model_named(name), list(MODELS).index(name)
+    known = jc.sites(model)
+    edges = []
+    for i, (source, target) in enumerate([*PAIRS[number :: len(MODELS)], *PROMISED]):
+        ends = at(source), at(target)
+        if not set(ends) <= set(known):
+            continue
+        for turn in range(len(HOLD)):
+            held = frozenset(at(kind) for kind in HOLD[(3 * number + i + turn) % len(HOLD)] if at(kind) in known)
+            if not held & set(ends) and reaches(model, *ends, held):
+                edges.append((*ends, held))
+                break
+    return edges
+
+
+def test_the_edges_are_all_of_them():
+    """Over all models every edge inside a block is met that any of them has, and every set of held sites."""
+    assert {kind for held in HOLD for kind in held} <= HELD
+    edges = {name: edges_of(name) for name in MODELS}
+    assert min(map(len, edges.values())) >= 5
+    assert len({pair for found in edges.values() for pair in found}) >= 55
+    met = {frozenset(site.kind for site in held) for found in edges.values() for *_, held in found}
+    assert len(met) >= len(HOLD) - 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_edge_inside_a_block(name):
+    """Bilinear forms at random and repeated positions, with what is held given, or nothing."""
+    model, edges = model_named(name), edges_of(name)
+    tokens = tokens_for(model, SEQ)
+    cache = jax.jit(lambda model, tokens: jc.run(model, tokens, record=jc.sites(model))[1])(model, tokens)
+    ends = sorted({end for edge in edges for end in edge[:2]})
+    zeros = {site: jnp.zeros_like(cache[site]) for site in ends}
+    flat = lambda site: cache[site].reshape(SEQ, -1).shape[1]
+    lefts = [direction((len(LEFT_POS), flat(target)), i) for i, (_, target, _) in enumerate(edges)]
+    rights = [direction((len(RIGHT_POS), flat(source)), 100 + i) for i, (source, *_) in enumerate(edges)]
+
+    tangents = {site: np.zeros((len(edges), len(RIGHT_POS), *x.shape), x.dtype) for site, x in zeros.items()}
+    for i, ((source, *_), right) in enumerate(zip(edges, rights, strict=True)):
+        for j, position in enumerate(RIGHT_POS):
+            tangents[source][i, j, position] = right[j].reshape(cache[source].shape[1:])
+    choices = np.array([[2 * (site in held) for site in cache] for *_, held in edges])
+
+    def derivative(choices, tangents, model, tokens, cache, zeros):
+        return jax.jvp(lambda steps: record(steps, model, tokens, choices, cache), (zeros,), (tangents,))[1]
+
+    over = lambda function, *axes: jax.vmap(function, in_axes=(*axes, *[None] * 4))
+    images = jax.jit(over(over(derivative, None, 0), 0, 0))(choices, tangents, model, tokens, cache, zeros)
+    for i, (source, target, held) in enumerate(edges):
+        image = np.asarray(images[target][i]).reshape(len(RIGHT_POS), SEQ, -1)[:, LEFT_POS]
+        want = np.einsum("kmd,md->mk", image, lefts[i])
+        J = jc.edge(model, tokens, source, target, frozen=held, engine="structured")
+        assert jc.select(J) == "structured"
+        with jax.disable_jit():
+            got = J.contract(lefts[i], LEFT_POS, rights[i], RIGHT_POS)
+        try:
+            assert_close(got, want)
+        except AssertionError as error:
+            raise AssertionError(f"{source} -> {target} with {sorted(map(str, held))} held: {error}") from None
+
+
+def dictionary_edges(name):
+    """The dictionary at either end, its latents and its error; a transcoder's where it reads and where it writes."""
+    pre, post, mlp_out = at(Kind.RESID_PRE), at(Kind.RESID_POST), at(Kind.MLP_OUT)
+    if name.startswith("transcoder"):
+        return [(pre.acts, mlp_out.acts), (mlp_out.acts, post), (mlp_out.error, post.acts)]
+    if list(DICTIONARIES).index(name) % 2:
+        return [(pre.acts, post.acts), (pre.error, post.error)]
+    return [(pre.acts, post.error), (pre.error, post.acts)]
+
+
+@pytest.mark.parametrize("name", DICTIONARIES)
+def test_dictionaries_at_the_ends(name):
+    """Latents and errors of every kind of dictionary, the one spliced into the run, the other folded into the contraction."""
+    model = model_named("gpt2")
+    tokens = tokens_for(model, SEQ)
+    keys = jax.random.split(jax.random.key(7), 3)
+    is_transcoder = name.startswith("transcoder")
+    saes = {}
+    for key, kind in zip(keys, (Kind.RESID_PRE, Kind.RESID_POST, Kind.MLP_OUT), strict=True):
+        if is_transcoder or kind != Kind.MLP_OUT:
+            make = DICTIONARIES[name] if (kind == Kind.MLP_OUT) == is_transcoder else make_sae
+            saes[at(kind)] = make(key, model.d_model, at(kind))
+
+    for source, target in dictionary_edges(name):
+        places = {site: saes[site] for site in saes if site in (source.value, target.value)}
+        J = jc.edge(model, tokens, source, target, saes=places, frozen=jc.frozen.layer_norms(model))
+        assert jc.select(J) == "structured"
+        right = direction((len(RIGHT_POS), J.source_shape[1]))
+        left = direction((len(LEFT_POS), J.target_shape[1]), 1)
+        tangents = np.zeros((len(RIGHT_POS), *J.source_shape), right.dtype)
+        tangents[np.arange(len(RIGHT_POS)), RIGHT_POS] = right
+        held = dict.fromkeys(jc.frozen.layer_norms(model), jc.Detach())
+
+        def value(step):
+            edits = {**held, source: jc.Add(step)}  # noqa: B023  # called before the loop goes on
+            return jc.run(model, tokens, saes=places, edits=edits, record=[target])[1][target]  # noqa: B023
+
+        with jax.disable_jit():
+            images = jax.vmap(lambda v: jax.jvp(value, (jnp.zeros_like(v),), (v,))[1])(jnp.asarray(tangents))  # noqa: B023
+            got = J.contract(left, LEFT_POS, right, RIGHT_POS)
+        assert_close(got, np.einsum("kmd,md->mk", np.asarray(images)[:, np.asarray(LEFT_POS)], left))
+
+
+@pytest.mark.parametrize("engine", ["structured", "autodiff"])
+def test_units_by_number_are_unit_vectors(engine):
+    """Integers stand for coordinates of the ends, latents of dictionaries or numbers of a site, in either engine."""
+    model = model_named("gpt-neo")
+    tokens = tokens_for(model, SEQ)
+    pre, post = at(Kind.RESID_PRE), at(Kind.RESID_POST)
+    saes = {site: make_sae(key, model.d_model, site) for site, key in zip((pre, post), jax.random.split(jax.random.key(1)))}
+    for source, target in ((pre.acts, post.acts), (at(Kind.Z), post.error), (pre, at(Kind.MLP_PRE))):
+        J = jc.edge(model, tokens, source, target, saes=saes, engine=engine)
+        widths = [int(np.prod(shape[1:])) for shape in (J.target_shape, J.source_shape)]
+        rng = np.random.default_rng(0)
+        left, right = (jnp.asarray(rng.integers(0, width, 40)) for width in widths)
+        left_pos, right_pos = (jnp.asarray(rng.integers(0, SEQ, 40)) for _ in widths)
+        dense = [jax.nn.one_hot(units, width, dtype=J.dtype) for units, width in zip((left, right), widths, strict=True)]
+        with jax.disable_jit(engine == "structured"):
+            got = J.contract(left, left_pos, right, right_pos)
+            want = J.contract(dense[0], left_pos, dense[1], right_pos)
+        assert_close(got, want)
+
+
+def test_a_product_of_edges():
+    """Local spans, one that may attend, local spans: items are carried to it from either side; others are swept."""
+    model = model_named("gpt2")
+    tokens = tokens_for(model, SEQ)
+    edge = lambda *ends, **more: jc.edge(model, tokens, *map(at, ends), **more)
+    into, attends, out_of = (
+        edge(Kind.RESID_PRE, Kind.LN1_NORMALIZED),
+        edge(Kind.LN1_NORMALIZED, Kind.ATTN_OUT),
+        edge(Kind.ATTN_OUT, Kind.MLP_OUT, frozen=[at(Kind.LN2_SCALE)]),
+    )
+    product = out_of @ attends @ into
+    assert jc.select(product) == "structured"
+    left, right = direction((len(LEFT_POS), 16)), direction((len(RIGHT_POS), 16), 1)
+    factors = [J.as_matrix() for J in (out_of, attends, into)]
+    matrix = np.tensordot(np.tensordot(factors[0], factors[1], 2), factors[2], 2)
+    image = np.einsum("tdke,ke->tkd", matrix[:, :, np.asarray(RIGHT_POS)], right)[np.asarray(LEFT_POS)]
+    with jax.disable_jit():
+        got = product.contract(left, LEFT_POS, right, RIGHT_POS)
+        transposed = product.T.contract(right, RIGHT_POS, left, LEFT_POS)
+    assert_close(got, np.einsum("mkd,md->mk", image, left))
+    assert_close(transposed, got.T)
+    twice = edge(Kind.RESID_PRE, Kind.RESID_POST) @ jc.edge(model, tokens, Site(0, Kind.RESID_PRE), at(Kind.RESID_PRE))
+    assert jc.select(twice) == "autodiff"
+
+
+def test_dictionaries_between_the_factors_of_a_product():
+    """Latents in the middle: the sum over them is made by carrying items through the dictionary."""
+    model = model_named("gpt2")
+    tokens = tokens_for(model, SEQ)
+    pre, middle, post = at(Kind.RESID_PRE), at(Kind.ATTN_OUT), at(Kind.RESID_POST)
+    saes = {site: make_sae(key, model.d_model, site) for site, key in zip((pre, middle), jax.random.split(jax.random.key(2)))}
+    product = jc.edge(model, tokens, middle.acts, post, saes=saes) @ jc.edge(model, tokens, pre.acts, middle.acts, saes=saes)
+    assert jc.select(product) == "structured"
+    autodiff = jc.edge(model, tokens, middle.acts, post, saes=saes, engine="autodiff") @ jc.edge(
+        model, tokens, pre.acts, middle.acts, saes=saes, engine="autodiff"
+    )
+    left, right = direction((len(LEFT_POS), 16)), direction((len(RIGHT_POS), 20), 1)
+    want = np.stack([autodiff.mv(jnp.zeros((SEQ, 20)).at[p].set(v)) for p, v in zip(RIGHT_POS, right, strict=True)])
+    want = np.einsum("kmd,md->mk", want[:, np.asarray(LEFT_POS)], left)
+    assert_close(product.contract(left, LEFT_POS, right, RIGHT_POS), want)
+    assert_close(autodiff.contract(left, LEFT_POS, right, RIGHT_POS), want)
+
+
+@pytest.fixture(scope="module")
+def block():
+    """An edge through a block, and its matrix by autodiff."""
+    model = make_model(jax.random.key(5), windows=(None, 3), architecture="gpt_neo")
+    ends = model, tokens_for(model, 9), at(Kind.RESID_PRE), at(Kind.RESID_POST)
+    return jc.edge(*ends, engine="structured"), np.asarray(jc.edge(*ends, engine="autodiff").as_matrix())
+
+
+def bilinear(matrix, left, left_pos, right, right_pos):
+    return np.einsum("mi,mikj,kj->mk", left, matrix[np.asarray(left_pos)][:, :, np.asarray(right_pos)], right)
+
+
+@pytest.mark.parametrize("budget", [1, 20_000, 2**29])
+def test_any_budget_gives_the_same(block, budget):
+    """Sizes that divide no block, positions at random, many blocks and one, columns kept and made anew."""
+    J, matrix = block
+    rng = np.random.default_rng(3)
+    left, right = direction((37, 16)), direction((45, 16), 1)
+    left_pos, right_pos = jnp.asarray(rng.integers(0, 9, 37)), jnp.asarray(rng.integers(0, 9, 45))
+    got = J.contract(left, left_pos, right, right_pos, budget=budget)
+    assert_close(got, bilinear(matrix, left, left_pos, right, right_pos))
+    if budget == 20_000:  # the same shapes run the same program
+        for last in (jnp.full(37, 8), jnp.zeros(37, int), jnp.arange(37) % 2 * 8):
+            got = J.contract(left, last, right, right_pos, budget=budget)
+            assert_close(got, bilinear(matrix, left, last, right, right_pos))
+        got = J.contract(left, jnp.full(37, -1), right, jnp.full(45, 8), budget=budget)
+        assert_close(got, bilinear(matrix, left, jnp.full(37, 8), right, jnp.full(45, 8)))
+        # Nothing comes from later positions, nor from further back than the window.
+        assert not np.asarray(J.contract(left, jnp.full(37, 3), right, jnp.arange(45) % 5 + 4, budget=budget)).any()
+        assert not np.asarray(J.contract(left, jnp.full(37, 8), right, jnp.arange(45) % 6, budget=budget)).any()
+
+
+@pytest.mark.parametrize(("m", "k"), [(1, 1), (1, 20), (20, 1)])
+def test_few_items(block, m, k):
+    J, matrix = block
+    left, right, left_pos, right_pos = direction((m, 16)), direction((k, 16), 1), jnp.full(m, 7), jnp.full(k, 6)
+    with jax.disable_jit():
+        got = J.contract(left, left_pos, right, right_pos)
+    assert_close(got, bilinear(matrix, left, left_pos, right, right_pos))
+
+
+def test_padding_is_not_attended_to():
+    model = model_named("gpt2")
+    tokens, mask = tokens_for(model, SEQ), jnp.array([False, False, True, True, True])
+    ends = at(Kind.RESID_PRE), at(Kind.RESID_POST)
+    J = jc.edge(model, tokens, *ends, mask=mask, engine="structured")
+
+    def value(step):
+        return jc.run(model, tokens, edits={ends[0]: jc.Add(step)}, record=[ends[1]], mask=mask)[1][ends[1]]
+
+    matrix = np.asarray(J.as_matrix())
+    assert_close(matrix, jax.jit(jax.jacfwd(value))(jnp.zeros((SEQ, 16))))
+    assert not matrix[2:, :, :2].any()
+    assert np.abs(jc.edge(model, tokens, *ends).as_matrix()[2:, :, :2]).max() > 1e-3
+
+
+def test_where_closed_forms_are():
+    """`select` says so wherever they are promised, and where they are not `engine` decides."""
+    model = model_named("gpt2")
+    tokens = tokens_for(model, SEQ)
+    kinds = (Kind.RESID_PRE, Kind.RESID_MID, Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)
+    saes = {at(kind): make_sae(jax.random.key(kind), model.d_model, at(kind)) for kind in kinds}
+    for source, target in PROMISED:
+        parts = lambda kind: (at(kind), at(kind).acts, at(kind).error)
+        for ends in [(s, t) for s in parts(source) for t in parts(target)]:
+            assert jc.select(jc.edge(model, tokens, *ends, saes=saes)) == "structured"
+            assert jc.select(jc.edge(model, tokens, *ends, saes=saes).T) == "structured"
+            assert jc.select(jc.edge(model, tokens, *ends, saes=saes, engine="autodiff")) == "autodiff"
+    for ends in (
+        ("hook_embed", "logits"),
+        (at(Kind.RESID_PRE), at(Kind.PATTERN)),
+        (Site(0, Kind.ATTN_OUT), at(Kind.ATTN_OUT)),
+        (at(Kind.LN1_SCALE), at(Kind.Z)),
+    ):
+        assert jc.select(jc.edge(model, tokens, *ends)) == "autodiff"
+        with pytest.raises(ValueError, match="there is no closed form from"):
+            jc.edge(model, tokens, *ends, engine="structured")
+
+
+@pytest.fixture(scope="module")
+def deep():
+    model = make_model(jax.random.key(6), layers=3, d_model=8, d_head=3, d_mlp=10, windows=(None, 3, None))
+    return model, tokens_for(model, 7), Site(0, Kind.RESID_PRE), Site(2, Kind.RESID_POST)
+
+
+CHAINS = {
+    "nothing": (),
+    "norms": (Site(0, Kind.LN1_SCALE), Site(1, Kind.LN2_SCALE), Site(2, Kind.LN1_SCALE)),
+    "another kind a layer": (Site(0, Kind.MLP_OUT), Site(1, Kind.PATTERN), Site(1, Kind.LN2_SCALE), Site(2, Kind.V)),
+    "queries, keys, outputs": (Site(0, Kind.K), Site(1, Kind.Q), Site(2, Kind.ATTN_OUT)),
+    "results": (Site(0, Kind.RESULT), Site(1, Kind.LN1_NORMALIZED), Site(2, Kind.MLP_POST)),
+}
+
+
+@pytest.mark.parametrize("held", CHAINS)
+def test_a_chain_of_blocks(deep, held):
+    """The matrix through several blocks, block by block in closed form, against autodiff."""
+    frozen = CHAINS[held]
+    want = np.asarray(jc.edge(*deep, frozen=frozen, engine="autodiff").as_matrix())
+    J = jc.edge(*deep, frozen=frozen, engine="structured")
+    assert jc.select(J) == "structured"
+    assert_close(J.as_matrix(), want)
+    assert not np.abs(want.max(axis=(1, 3)))[np.triu_indices(7, 1)].any()
+
+
+def test_a_chain_of_blocks_at_some_positions_and_in_little_memory(deep):
+    J = jc.edge(*deep, engine="structured")
+    want = np.asarray(jc.edge(*deep, engine="autodiff").as_matrix())
+    few = jc.edge(*deep, source_pos=[5, 2], target_pos=[-1, 3, 0], engine="structured")
+    assert_close(few.as_matrix(), want[[6, 3, 0]][:, :, [5, 2]])
+    # No matrices of the MLPs are kept, and one position's columns are made at a time.
+    parts = list(chain_columns(J.spans[0], np.arange(7), budget=2000))
+    assert len(parts) == 7
+    np.testing.assert_array_equal(np.concatenate([positions for positions, _ in parts]), np.arange(7))
+    assert_close(np.concatenate([part for _, part in parts], axis=2), want)
+
+
+def test_a_chain_without_causality():
+    model = model_named("no-norm-relu-bidirectional")
+    ends = model, tokens_for(model, 6), Site(0, Kind.RESID_PRE), Site(1, Kind.RESID_POST)
+    want = np.asarray(jc.edge(*ends, engine="autodiff").as_matrix())
+    assert np.abs(want).max(axis=(1, 3)).min() > 1e-6
+    assert_close(jc.edge(*ends, engine="structured").as_matrix(), want)
+
+
+@needs_x64
+def test_single_precision():
+    model = make_model(jax.random.key(5))
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
+    ends = tokens_for(model, SEQ), at(Kind.RESID_PRE), at(Kind.RESID_POST)
+    got = jc.edge(single, *ends, engine="structured").as_matrix()
+    assert got.dtype == jnp.float32
+    assert_close(got, np.asarray(jc.edge(model, *ends, engine="autodiff").as_matrix()), tolerance=1e-5)
