@@ -21,7 +21,7 @@ def measured(name: str) -> dict:
     return measure_module.measure(name, row_module.make_row(name, "quick"), SETTINGS, lambda said: None)
 
 
-@pytest.mark.parametrize("name", ["attention-block-frozen", "block", "mlp-block", "full-one-block"])
+@pytest.mark.parametrize("name", ["attention-block-frozen", "mlp-block", "full-one-block"])
 def test_every_formulation_is_equal(name):
     rival, *_ = measured(name)["rivals"]
     assert len(rival["tried"]) > 1
