@@ -24,15 +24,15 @@ from ._span import between_blocks, Span
 Columns = Float[Array, "seq n d_model"]
 
 
-def chain_columns(
-    span: Span, source_pos: np.ndarray, *, budget: int = BUDGET, groups: int = 4
-) -> Iterator[tuple[np.ndarray, Array]]:
+def chain_columns(span: Span, source_pos: np.ndarray, *, budget: int = BUDGET) -> Iterator[tuple[np.ndarray, Array]]:
     """Yields `(positions, J[:, :, positions, :])` for groups of the source positions, in ascending order: `[seq d_model s d_model]`."""
     seq, d_model = span.resid.shape
     first, *rest = split(span)
     size = span.resid.dtype.itemsize
     reached = first.masks[0].shape[0]
     heads = span.blocks[0].attn.W_Q.shape[0]
+    # Every group has its own shapes and is compiled apart, which only work of a second or so makes up for.
+    groups = 4 if len(span.blocks) * seq**2 * d_model**3 > 1e10 else 1
     causal = bool(not np.triu(np.asarray(jnp.stack(span.masks)), 1).any())
     # Held at once: the columns, their heads' images, a head's scores.
     each = size * d_model * (8 * seq * d_model + 2 * seq * seq)
@@ -81,7 +81,7 @@ def mlp_matrices(span: Span) -> Float[Array, "seq d_model d_model"]:
 
 @ft.partial(jax.jit, static_argnames="begin", donate_argnums=1)
 def push_block(
-    span: Span, columns: Columns, matrices: Float[Array, "seq d_model d_model"] | None, *, begin: int
+    span: Span, columns: Columns, matrices: Float[Array, "whole_seq d_model d_model"] | None, *, begin: int
 ) -> Columns:
     """Pushes tangents at the positions from `begin` on, `[seq n d_model]`, through one block."""
     linear = linearise(span, 0, frozenset(site.kind for site in span.frozen))
@@ -98,7 +98,7 @@ def push_block(
     return jnp.einsum("snd,sde->sne", middle, matrices[begin:])
 
 
-def _attend(heads: Heads, x: Columns, positions: Int[Array, " seq"]) -> Columns:
+def _attend(heads: Heads, x: Columns, positions: Int[Array, " seq"]) -> Float[Array, "seq n d_z"]:
     """The tangents of attention's output `z`, flat, one head after another so that one head's scores are held at a time.
 
     `dz_q = sum_k A_qk (dv_k + dS_qk (v_k - z_q))`, where the tangents of values and keys begin at the first position of `x`, and those
