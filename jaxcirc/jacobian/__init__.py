@@ -6,5 +6,5 @@ from ._edge import edge as edge
 from ._operator import EdgeJacobian as EdgeJacobian, select as select
 from ._paths import block_paths as block_paths, mediated_edges as mediated_edges, MediatedEdges as MediatedEdges
 from ._routes import contract_batch as contract_batch
-from ._span import between_blocks as between_blocks, Span as Span
 from ._save import load_jacobian as load_jacobian, save_jacobian as save_jacobian, SavedJacobian as SavedJacobian
+from ._span import between_blocks as between_blocks, Span as Span

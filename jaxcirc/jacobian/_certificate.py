@@ -50,7 +50,9 @@ class Certificate:
         )
 
 
-def certify(J: "EdgeJacobian", key: Array, matrix: Array | None, probes: int, limit: float | None) -> Certificate:
+def certify(
+    J: "EdgeJacobian", key: Array, matrix: Array | np.ndarray | None, probes: int, limit: float | None
+) -> Certificate:
     """`EdgeJacobian.certificate`."""
     from ._operator import (
         select,  # the operator's class makes certificates, and a certificate says which engine it took
@@ -109,7 +111,7 @@ def _widened(leaf: Array) -> Array:
     return jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-def _of_matrix(J: "EdgeJacobian", key: Array, matrix: Float[Array, "..."]) -> float:
+def _of_matrix(J: "EdgeJacobian", key: Array, matrix: Float[Array | np.ndarray, "..."]) -> float:
     """The error of `matrix v` for one random tangent `v`."""
     if matrix.shape != (*J.target_shape, *J.source_shape):
         raise ValueError(
@@ -122,11 +124,17 @@ def _of_matrix(J: "EdgeJacobian", key: Array, matrix: Float[Array, "..."]) -> fl
 
 
 def _of_operator(J: "EdgeJacobian", key: Array) -> float:
-    """The error of `J v` for a random tangent, and of bilinear forms with random covectors at random positions."""
-    keys = jax.random.split(key, 4)
+    """The error of `J v` for a random tangent, of `w^T J v` by way of the batched `J^T w`, and of bilinear forms between random
+    positions."""
+    keys = jax.random.split(key, 5)
     tangent = jax.random.normal(keys[0], J.source_shape, J.dtype)
     want = reference(J.spans, _spread(J, np.asarray(tangent, np.float64)))
     worst = _error(np.asarray(J.mv(tangent), np.float64), _restricted(J, want))
+    cotangents = jax.random.normal(keys[4], (8, *J.target_shape), J.dtype)
+    products = lambda left, right: np.tensordot(
+        np.asarray(left, np.float64), np.asarray(right, np.float64), axes=right.ndim
+    )
+    worst = max(worst, _error(products(J.rows(cotangents), tangent), products(cotangents, _restricted(J, want))))
     (start, _), (_, end) = J.spans[0].ends(), J.spans[-1].ends()
     seq = J.spans[0].resid.shape[0]
     if start.shape[0] != seq or end.shape[0] != seq:  # scores and patterns have no single position
@@ -163,6 +171,6 @@ def _restricted(J: "EdgeJacobian", value: np.ndarray) -> np.ndarray:
     )
 
 
-def _transposed(J: "EdgeJacobian", matrix: Array) -> Array:
+def _transposed(J: "EdgeJacobian", matrix: Array | np.ndarray) -> Array:
     split = len(J.target_shape)
     return jnp.transpose(matrix, (*range(split, matrix.ndim), *range(split)))

@@ -305,7 +305,12 @@ class EdgeJacobian(eqx.Module):
         return U, S[:rank], Vt[:rank].reshape(rank, *self.source_shape)
 
     def certificate(
-        self, key: Array, *, matrix: Float[Array, "..."] | None = None, probes: int = 4, limit: float | None = None
+        self,
+        key: Array,
+        *,
+        matrix: Float[Array | np.ndarray, "..."] | None = None,
+        probes: int = 4,
+        limit: float | None = None,
     ) -> Certificate:
         """The measured error of this operator, or of `matrix`, a result of its `as_matrix`.
 

@@ -23,7 +23,7 @@ from ._sweep import contract_spans
 
 Spans = tuple[Span, ...]
 Items = Float[Array, "_ _"] | Int[Array, " _"]  # left and right differ in both
-Positions = Int[Array, " n"]
+Positions = Int[Array, " _"]
 
 
 def plan_of(spans: Spans) -> tuple[Spans, Span, Spans] | None:

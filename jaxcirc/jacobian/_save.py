@@ -190,7 +190,9 @@ def _write_header(part: Path, J: EdgeJacobian, shape: tuple[int, ...], certifica
     # The format's metadata are strings.
     header = {"__metadata__": {name: json.dumps(value) for name, value in about.items()}, "jacobian": tensor}
     text = json.dumps(header).encode()
-    length = _offset(part) - 8 if part.exists() and certificate is not None else len(text) + ROOM + -(len(text) + ROOM) % 8
+    length = (
+        _offset(part) - 8 if part.exists() and certificate is not None else len(text) + ROOM + -(len(text) + ROOM) % 8
+    )
     with open(part, "r+b" if part.exists() else "wb") as file:
         file.write(length.to_bytes(8, "little") + text.ljust(length))
 
@@ -209,7 +211,9 @@ def _header(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError):
         raise ValueError(f"{path} is not a Jacobian that jc.save_jacobian wrote.") from None
     if path.stat().st_size < end:
-        raise ValueError(f"{path} is truncated: {path.stat().st_size} bytes of {end}. Copy it again, or compute it again.")
+        raise ValueError(
+            f"{path} is truncated: {path.stat().st_size} bytes of {end}. Copy it again, or compute it again."
+        )
     return header
 
 

@@ -45,7 +45,6 @@ def tile(positions: Int[Array, " item"], seq: int, width: int, multiple: int) ->
 
 
 @jax.jit
-def sort(positions: Int[Array, " item"]) -> tuple[Int[Array, " item"], Int[Array, " item"]]:
-    """The items in the order of their positions, and where in that order each item is."""
-    order = jnp.argsort(positions, stable=True).astype(jnp.int32)
-    return order, jnp.argsort(order).astype(jnp.int32)
+def sort(positions: Int[Array, " item"]) -> Int[Array, " item"]:
+    """The items in the order of their positions."""
+    return jnp.argsort(positions, stable=True).astype(jnp.int32)

@@ -1,0 +1,143 @@
+"""`jaxcirc jacobian`: the Jacobian between two sites of a model, for one prompt."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import jacobian as jac
+from ..interop import from_pretrained, load_saes, load_tokenizer
+from ._common import progress_bar, Subparsers
+
+
+HELD = {"layer_norms": jac.frozen.layer_norms, "patterns": jac.frozen.patterns}
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "jacobian",
+        help="the Jacobian between two sites",
+        description="Computes the Jacobian of the value at one site with respect to that at another, for one prompt: its shape, norms, "
+        "leading singular values and measured error; with --out the matrix too.",
+        epilog="example: jaxcirc jacobian --model tiny-gpt2 --prompt 'The teachers that the doctor likes' "
+        "--source blocks.0.hook_resid_pre --target blocks.3.hook_resid_post --target-pos -1 --out jacobian.safetensors",
+    )
+    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument(
+        "--prompt", help="the text; the end-of-text token is put before it, as models of this family were trained"
+    )
+    text.add_argument("--tokens", type=Path, metavar="FILE", help="token ids: JSON list, or .npy")
+    parser.add_argument("--source", required=True, metavar="SITE", help="such as blocks.0.hook_resid_pre")
+    parser.add_argument("--target", required=True, metavar="SITE", help="such as blocks.3.hook_resid_post")
+    parser.add_argument("--source-pos", type=int, nargs="+", metavar="P", help="only these positions (all)")
+    parser.add_argument("--target-pos", type=int, nargs="+", metavar="P", help="only these positions (all)")
+    parser.add_argument(
+        "--freeze",
+        nargs="+",
+        default=[],
+        metavar="WHAT",
+        help="layer_norms, patterns, between, or any sites, held without tangent",
+    )
+    parser.add_argument(
+        "--saes", help="a shipped model's name, or a folder of dictionaries, for ends that are latents or errors"
+    )
+    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", help="which revision of a Hub model")
+    parser.add_argument("--engine", choices=("auto", "autodiff", "structured"), default="auto", help="(%(default)s)")
+    parser.add_argument(
+        "--rank", type=int, default=8, metavar="N", help="leading singular values to print (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="safetensors file for the matrix; interrupted work goes on where it was"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(command=jacobian)
+
+
+def jacobian(arguments: argparse.Namespace) -> int:
+    model = from_pretrained(arguments.model, revision=arguments.revision)
+    tokens = _tokens(arguments)
+    frozen: set[Any] = set()
+    for what in arguments.freeze:
+        if what == "between":
+            frozen |= jac.frozen.between(model, arguments.source, arguments.target)
+        else:
+            frozen |= HELD[what](model) if what in HELD else {what}
+    J = jac.edge(
+        model,
+        tokens,
+        arguments.source,
+        arguments.target,
+        frozen=frozen,
+        saes=load_saes(arguments.saes) if arguments.saes else {},
+        source_pos=arguments.source_pos,
+        target_pos=arguments.target_pos,
+        engine=arguments.engine,
+    )
+    result = _measure(J, arguments)
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    print(
+        f"{result['target']} {result['target_shape']} by {result['source']} {result['source_shape']}, {result['engine']}"
+    )
+    print(f"Frobenius norm {result['frobenius']}, spectral norm {result['singular_values'][0]:.6g}")
+    print("singular values  " + "  ".join(f"{value:.4g}" for value in result["singular_values"]))
+    print("norm from position  " + "  ".join(f"{norm:.3g}" for norm in result["norm_by_source"]))
+    print(f"certificate: {result['said']}")
+    if arguments.out:
+        print(f"saved to {arguments.out}: jc.load_jacobian opens it.")
+    return 0
+
+
+def _measure(J: jac.EdgeJacobian, arguments: argparse.Namespace) -> dict[str, Any]:
+    size = min(int(np.prod(J.source_shape)), int(np.prod(J.target_shape)))
+    if arguments.rank < 1:
+        raise ValueError(f"--rank is how many singular values to print, at least 1; got {arguments.rank}.")
+    _, values, _ = J.svd(min(arguments.rank, size), jax.random.key(0))
+    if arguments.out:
+        with progress_bar() as progress:
+            certificate = jac.save_jacobian(J, arguments.out, progress=progress)
+        matrix = jac.load_jacobian(arguments.out).matrix
+    else:
+        matrix = np.asarray(J.as_matrix())
+        certificate = J.certificate(jax.random.key(0), matrix=matrix)
+    # One target position at a time, because the matrix may be larger than memory.
+    axes = tuple(axis for axis in range(len(J.source_shape)) if axis != 0)
+    squares = sum(
+        np.sum(np.asarray(row, np.float64) ** 2, axis=tuple(range(row.ndim - len(J.source_shape)))).sum(axes)
+        for row in matrix
+    )
+    return {
+        "source": str(J.source),
+        "target": str(J.target),
+        "source_shape": list(J.source_shape),
+        "target_shape": list(J.target_shape),
+        "engine": jac.select(J),
+        "frobenius": float(f"{np.sqrt(np.sum(squares)):.6g}"),
+        "singular_values": [float(value) for value in values],
+        "norm_by_source": [float(norm) for norm in np.sqrt(squares)],
+        "certificate": certificate.as_dict(),
+        "said": str(certificate),
+        "out": str(arguments.out) if arguments.out else None,
+    }
+
+
+def _tokens(arguments: argparse.Namespace):
+    if arguments.prompt is not None:
+        tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return jnp.asarray([*start, *tokenizer.encode(arguments.prompt, add_special_tokens=False)], jnp.int32)
+    path = arguments.tokens
+    try:
+        ids = np.load(path) if path.suffix == ".npy" else np.asarray(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} is neither a JSON list of token ids nor a .npy file of them ({error}).") from None
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{path}: expected one list of token ids, got {ids.dtype}{list(ids.shape)}. Give one prompt.")
+    return jnp.asarray(ids, jnp.int32)
