@@ -157,8 +157,7 @@ def operators(small):
     model, tokens = small
     sets = frozen_sets(model)
     return [
-        jc.edge(model, tokens, source, target, frozen=sets[held], engine="autodiff")
-        for source, target, held in EDGES
+        jc.edge(model, tokens, source, target, frozen=sets[held], engine="autodiff") for source, target, held in EDGES
     ]
 
 
@@ -193,7 +192,7 @@ def test_products_from_either_side_agree(operators, products):
         assert matrix.shape == J.target_shape + J.source_shape
         assert_close(image, np.tensordot(matrix, tangent, tangent.ndim))
         assert_close(pulled, np.tensordot(cotangent, matrix, cotangent.ndim))
-        assert_close(np.sum(cotangent * image, keepdims=True), np.sum(pulled * tangent, keepdims=True), mass=1e-6)
+        assert_close(np.sum(cotangent * image), np.sum(pulled * tangent), mass=1e-6)
 
 
 def test_an_operator_transposed_twice_is_itself(operators):
@@ -214,7 +213,7 @@ def test_rows_and_columns_are_those_of_the_matrix(small, operators):
     cols, rows = J.cols(tangents), J.rows(cotangents)
     assert_close(cols, np.einsum("tushd,nshd->ntu", matrix, tangents))
     assert_close(rows, np.einsum("tushd,ntu->nshd", matrix, cotangents))
-    for chunk in (1, 2, 5, 9):
+    for chunk in (2, 9):
         assert_close(J.cols(tangents, chunk=chunk), cols)
         assert_close(J.rows(cotangents, chunk=chunk), rows)
     assert_close(J.T.rows(tangents), cols)
@@ -365,10 +364,10 @@ def test_with_every_component_held_the_residual_stream_is_the_identity(small):
         source = FIRST(Kind.RESID_PRE)
         held = jc.frozen.between(model, source, target)
         for engine in ("structured", "autodiff"):
-            J = jc.edge(model, tokens, source, target, frozen=held, engine=engine)
+            J = jc.edge(model, tokens, source, target, frozen=held, engine=engine, source_pos=[1])
             assert jc.select(J) == engine
-            size = np.prod(J.source_shape)
-            np.testing.assert_array_equal(J.as_matrix().reshape(size, size), np.eye(size))
+            want = np.eye(SEQ * 8).reshape(SEQ, 8, SEQ, 8)
+            np.testing.assert_array_equal(J.as_matrix(), want[:, :, [1]])
 
 
 @pytest.fixture(scope="module")
@@ -448,7 +447,7 @@ def test_a_bilinear_form_is_one_of_the_matrix(small, engine):
 def test_single_precision_is_close_to_double(small):
     model, tokens = small
     single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
-    for ends in ((FIRST(Kind.RESID_PRE), SECOND(Kind.RESID_POST)), (SECOND(Kind.RESID_PRE), SECOND(Kind.ATTN_OUT))):
+    for ends in ((EMBED, LOGITS), (SECOND(Kind.RESID_PRE), SECOND(Kind.ATTN_OUT))):
         got, want = (jc.edge(model, tokens, *ends).as_matrix() for model in (single, model))
         assert got.dtype == jnp.float32
         assert_close(got, np.asarray(want), tolerance=1e-5)
