@@ -46,7 +46,7 @@ def check_fits(what: str, shape: tuple[int, ...], dtype, instead: str) -> None:
         )
 
 
-def _readable(size: float) -> str:
+def _readable(size: int | float) -> str:
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"
