@@ -102,7 +102,7 @@ def _one_block(seq: int, d_model: int, heads: int) -> Transformer:
         blocks=(Block(norm, attention, None, None),),
         ln_final=None,
         untied_W_U=None,
-        b_U=jnp.zeros(seq),
+        b_U=jnp.zeros(seq, jnp.float32),
         windows=(None,),
         causal=True,
         architecture="transformer_lens",
