@@ -164,7 +164,7 @@ def test_units_by_number_are_unit_vectors(engine):
     tokens = tokens_for(model, SEQ)
     pre, post = at(Kind.RESID_PRE), at(Kind.RESID_POST)
     saes = {
-        site: make_sae(key, model.d_model, site) for site, key in zip((pre, post), jax.random.split(jax.random.key(1)))
+        site: make_sae(key, model.d_model, site) for site, key in zip((pre, post), jax.random.split(jax.random.key(1)), strict=True)
     }
     for source, target in ((pre.acts, post.acts), (at(Kind.Z), post.error), (pre, at(Kind.MLP_PRE))):
         J = jc.edge(model, tokens, source, target, saes=saes, engine=engine)
@@ -213,7 +213,7 @@ def test_dictionaries_between_the_factors_of_a_product():
     pre, middle, post = at(Kind.RESID_PRE), at(Kind.ATTN_OUT), at(Kind.RESID_POST)
     saes = {
         site: make_sae(key, model.d_model, site)
-        for site, key in zip((pre, middle), jax.random.split(jax.random.key(2)))
+        for site, key in zip((pre, middle), jax.random.split(jax.random.key(2)), strict=True)
     }
     product = jc.edge(model, tokens, middle.acts, post, saes=saes) @ jc.edge(
         model, tokens, pre.acts, middle.acts, saes=saes

@@ -41,12 +41,14 @@ class Sizes(NamedTuple):
 def sizes_for(m: int, k: int, seq: int, heads: int, d_model: int, itemsize: int, budget: int) -> Sizes:
     """Sizes that keep all that a contraction holds beside its output within `budget` bytes."""
     numbers = budget // itemsize
-    width = min(16, _power_below(max(1, k // (2 * min(seq, k)))))
-    columns = min(1024, _power_above(k + width * min(seq, k)))
+    # A block's numbers stay in a core's cache on a CPU, and fill an accelerator.
+    few, many = (128, 512) if jax.default_backend() == "cpu" else (512, 4096)
+    width = min(8, _power_below(max(1, k // (2 * min(seq, k)))))
+    columns = min(many, _power_above(k + width * min(seq, k)))
     everything = k + width * min(seq, k) + columns
     kept = everything * (4 * d_model + heads * seq) <= numbers // 2
     row = 3 * heads * columns + 3 * heads * seq + 4 * d_model + 2 * everything
-    most = 256 if kept else 1024  # the more rows, the fewer times
+    most = few if kept else 1024  # the more rows, the fewer times
     block = max(8, min(most, _power_above(m), _power_below(numbers // (2 * row))))
     return Sizes(block, max(1, columns // width), width, kept)
 
