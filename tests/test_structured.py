@@ -50,30 +50,39 @@ LEFT_POS, RIGHT_POS = jnp.array([4, 2, 4]), jnp.array([0, 4, 2, 2])
 
 
 def edges_of(name: str) -> list[tuple[Site, Site, frozenset[Site]]]:
-    """A model's share of all edges inside a block, and those that are promised, with one set of held sites after another."""
-    model, number = model_named(name), list(MODELS).index(name)
-    known = jc.sites(model)
+    """A model's share of all edges inside a block, and those that are promised, with one set of held sites after another. Those that a
+    model does not have, for want of norms or MLPs, are the first one's.
+    """
+    names = list(MODELS)
+    model, number = model_named(name), names.index(name)
+    share = [
+        pair
+        for i, pair in enumerate(PAIRS)
+        if (names[i % len(names)] if has(names[i % len(names)], pair) else names[0]) == name
+    ]
     edges = []
-    for i, (source, target) in enumerate([*PAIRS[number :: len(MODELS)], *PROMISED]):
-        ends = at(source), at(target)
-        if not set(ends) <= set(known):
-            continue
+    for i, pair in enumerate([*share, *PROMISED]):
+        source, target = map(at, pair)
         for turn in range(len(HOLD)):
-            held = frozenset(at(kind) for kind in HOLD[(3 * number + i + turn) % len(HOLD)] if at(kind) in known)
-            if not held & set(ends) and reaches(model, *ends, held):
-                edges.append((*ends, held))
+            held = frozenset(at(kind) for kind in HOLD[(3 * number + i + turn) % len(HOLD)])
+            if has(name, pair) and not held & {source, target} and reaches(model, source, target, held):
+                edges.append((source, target, held & set(jc.sites(model))))
                 break
     return edges
 
 
+def has(name: str, pair: tuple[Kind, Kind]) -> bool:
+    model = model_named(name)
+    return {at(kind) for kind in pair} <= set(jc.sites(model)) and reaches(model, *map(at, pair))
+
+
 def test_the_edges_are_all_of_them():
-    """Over all models every edge inside a block is met that any of them has, and every set of held sites."""
+    """Over all models every edge inside a block is met, and every set of held sites."""
     assert {kind for held in HOLD for kind in held} <= HELD
-    edges = {name: edges_of(name) for name in MODELS}
-    assert min(map(len, edges.values())) >= 5
-    assert len({pair for found in edges.values() for pair in found}) >= 55
-    met = {frozenset(site.kind for site in held) for found in edges.values() for *_, held in found}
-    assert len(met) >= len(HOLD) - 1
+    edges = [edge for name in MODELS for edge in edges_of(name)]
+    assert {(source.kind, target.kind) for source, target, _ in edges} == {pair for pair in PAIRS if has("gpt2", pair)}
+    met = {frozenset(site.kind for site in held) for *_, held in edges}
+    assert met >= set(map(frozenset, HOLD))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -164,9 +173,10 @@ def test_units_by_number_are_unit_vectors(engine):
     tokens = tokens_for(model, SEQ)
     pre, post = at(Kind.RESID_PRE), at(Kind.RESID_POST)
     saes = {
-        site: make_sae(key, model.d_model, site) for site, key in zip((pre, post), jax.random.split(jax.random.key(1)), strict=True)
+        site: make_sae(key, model.d_model, site)
+        for site, key in zip((pre, post), jax.random.split(jax.random.key(1)), strict=True)
     }
-    for source, target in ((pre.acts, post.acts), (at(Kind.Z), post.error), (pre, at(Kind.MLP_PRE))):
+    for source, target in ((pre.acts, post.error), (at(Kind.Z), at(Kind.MLP_PRE))):
         J = jc.edge(model, tokens, source, target, saes=saes, engine=engine)
         widths = [int(np.prod(shape[1:])) for shape in (J.target_shape, J.source_shape)]
         rng = np.random.default_rng(0)
@@ -261,7 +271,7 @@ def test_any_budget_gives_the_same(block, budget):
         assert not np.asarray(J.contract(left, jnp.full(37, 8), right, jnp.arange(45) % 6, budget=budget)).any()
 
 
-@pytest.mark.parametrize(("m", "k"), [(1, 1), (1, 20), (20, 1)])
+@pytest.mark.parametrize(("m", "k"), [(1, 1), (1, 20)])
 def test_few_items(block, m, k):
     J, matrix = block
     left, right, left_pos, right_pos = direction((m, 16)), direction((k, 16), 1), jnp.full(m, 7), jnp.full(k, 6)

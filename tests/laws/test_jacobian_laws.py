@@ -140,7 +140,7 @@ def cases(small):
     above = moved(jax.tree.map(lambda x: step * x, moves), model, tokens, rows, cache)
     below = moved(jax.tree.map(lambda x: -step * x, moves), model, tokens, rows, cache)
     cases = []
-    for i, (source, target, held) in enumerate(EDGES):
+    for i, (source, target, _) in enumerate(EDGES):
         with np.errstate(invalid="ignore"):
             differences = (np.asarray(above[target][i]) - np.asarray(below[target][i])) / (2 * step)
         # Masked scores are -inf on both sides: they do not move.
@@ -161,37 +161,34 @@ def operators(small):
 
 
 @pytest.fixture(scope="module")
-def products(operators):
-    """Of every operator its matrix and a product from either side, made within one `jit` that takes the operators as arguments."""
-    tangents = [direction(J.source_shape, seed) for seed, J in enumerate(operators)]
-    cotangents = [direction(J.target_shape, 1000 + seed) for seed, J in enumerate(operators)]
-
-    @jax.jit
-    def compute(operators, tangents, cotangents):
-        zipped = zip(operators, tangents, cotangents, strict=True)
-        return [(J.as_matrix(), J.mv(v), J.T.mv(w)) for J, v, w in zipped]
-
-    found = jax.tree.map(np.asarray, compute(operators, tangents, cotangents))
-    return [(*one, v, w) for one, v, w in zip(found, tangents, cotangents, strict=True)]
+def matrices(operators):
+    """Of every operator its matrix, made within one `jit` that takes the operators as arguments."""
+    compute = jax.jit(lambda operators: [J.as_matrix() for J in operators])
+    return jax.tree.map(np.asarray, compute(operators))
 
 
 @needs_x64
-def test_every_edge_is_the_derivative_of_a_run(cases, products):
+def test_every_edge_is_the_derivative_of_a_run(cases, matrices):
     """Law 2: `as_matrix` = `jacfwd` of a run with held sites detached = `jacrev` of one with them replaced = central differences."""
-    for (forward, reverse, along, differences), (matrix, *_) in zip(cases, products, strict=True):
+    for (forward, reverse, along, differences), matrix in zip(cases, matrices, strict=True):
         assert_close(matrix, forward)
         assert_close(matrix, reverse)
         # Differences by 1e-5 err by its square times the third derivative, and by rounding over it.
         assert_close(np.tensordot(matrix, along, along.ndim), differences, tolerance=1e-6)
 
 
-def test_products_from_either_side_agree(operators, products):
+def test_products_from_either_side_agree(operators, matrices):
     """Law 2: <w, J v> = <J^T w, v>; both are products with the matrix."""
-    for J, (matrix, image, pulled, tangent, cotangent) in zip(operators, products, strict=True):
+    some = operators[::6]
+    tangents = [direction(J.source_shape, seed) for seed, J in enumerate(some)]
+    cotangents = [direction(J.target_shape, 1000 + seed) for seed, J in enumerate(some)]
+    compute = jax.jit(lambda *zipped: [(J.mv(v), J.T.mv(w)) for J, v, w in zip(*zipped, strict=True)])
+    found = compute(some, tangents, cotangents)
+    for J, matrix, v, w, (image, pulled) in zip(some, matrices[::6], tangents, cotangents, found, strict=True):
         assert matrix.shape == J.target_shape + J.source_shape
-        assert_close(image, np.tensordot(matrix, tangent, tangent.ndim))
-        assert_close(pulled, np.tensordot(cotangent, matrix, cotangent.ndim))
-        assert_close(np.sum(cotangent * image), np.sum(pulled * tangent), mass=1e-6)
+        assert_close(image, np.tensordot(matrix, v, v.ndim))
+        assert_close(pulled, np.tensordot(w, matrix, w.ndim))
+        assert_close(jnp.sum(w * image), jnp.sum(pulled * v), mass=1e-6)
 
 
 def test_an_operator_transposed_twice_is_itself(operators):
@@ -199,56 +196,65 @@ def test_an_operator_transposed_twice_is_itself(operators):
     assert repr(J.T.T) == repr(J)
     assert (J.T.source, J.T.target) == (J.target, J.source)
     assert (J.T.source_shape, J.T.target_shape) == (J.target_shape, J.source_shape)
-    matrix = J.as_matrix()
-    np.testing.assert_array_equal(J.T.T.as_matrix(), matrix)
-    np.testing.assert_array_equal(J.T.as_matrix(), jnp.transpose(matrix, (2, 3, 0, 1)))
 
 
-def test_rows_and_columns_are_those_of_the_matrix(small, operators):
+def test_rows_and_columns_are_those_of_the_matrix(small):
     """Chunked = unchunked; `mv` = `cols` of one; the columns of J are the rows of its transpose."""
-    J = jc.edge(*small, SECOND(Kind.Z), LOGITS)
-    matrix = np.asarray(J.as_matrix())
-    tangents, cotangents = direction((5, *J.source_shape)), direction((5, *J.target_shape), 1)
-    cols, rows = J.cols(tangents), J.rows(cotangents)
-    assert_close(cols, np.einsum("tushd,nshd->ntu", matrix, tangents))
-    assert_close(rows, np.einsum("tushd,ntu->nshd", matrix, cotangents))
-    for chunk in (2, 9):
-        assert_close(J.cols(tangents, chunk=chunk), cols)
-        assert_close(J.rows(cotangents, chunk=chunk), rows)
-    assert_close(J.T.rows(tangents), cols)
-    assert_close(J.T.cols(cotangents), rows)
-    assert_close(J.mv(tangents[2]), cols[2])
-    assert_close(J.as_matrix(chunk=3), matrix)
-    assert_close(J.T.as_matrix(chunk=7), np.transpose(matrix, (2, 3, 4, 0, 1)))
+    tangents, cotangents = direction((5, SEQ, 2, 3)), direction((5, SEQ, 5), 1)
+
+    @jax.jit
+    def compute(J, tangents, cotangents):
+        matrices = [J.as_matrix(), J.as_matrix(chunk=3), jnp.transpose(J.T.as_matrix(chunk=7), (3, 4, 0, 1, 2))]
+        cols = [J.cols(tangents), J.cols(tangents, chunk=2), J.cols(tangents, chunk=9), J.T.rows(tangents)]
+        rows = [J.rows(cotangents), J.rows(cotangents, chunk=2), J.T.cols(cotangents)]
+        return matrices, cols, rows, J.mv(tangents[2])
+
+    matrices, cols, rows, image = compute(jc.edge(*small, SECOND(Kind.Z), LOGITS), tangents, cotangents)
+    for matrix in matrices[1:]:
+        assert_close(matrix, matrices[0])
+    for found in cols:
+        assert_close(found, np.einsum("tushd,nshd->ntu", matrices[0], tangents))
+    for found in rows:
+        assert_close(found, np.einsum("tushd,ntu->nshd", matrices[0], cotangents))
+    assert_close(image, cols[0][2])
 
 
 def test_positions_are_slices_of_the_whole(small):
     """`source_pos` and `target_pos` take rows and columns of positions, in the order given, also from the end; of attention scores and
     patterns those of the queries."""
-    model, tokens = small
-    source, target = FIRST(Kind.MLP_OUT), SECOND(Kind.MLP_OUT)
-    J = jc.edge(model, tokens, source, target)
-    matrix = np.asarray(J.as_matrix())
-    few = jc.edge(model, tokens, source, target, source_pos=[2, 0], target_pos=jnp.array([-1, 2, 1]))
+    ends = FIRST(Kind.MLP_OUT), SECOND(Kind.MLP_OUT)
+    scores = FIRST(Kind.Q), FIRST(Kind.ATTN_SCORES)
+    of_scores = scores[1], FIRST(Kind.Z)
+    operators = [
+        jc.edge(*small, *ends),
+        jc.edge(*small, *ends, source_pos=[2, 0], target_pos=jnp.array([-1, 2, 1])),
+        jc.edge(*small, *scores),
+        jc.edge(*small, *scores, source_pos=[3], target_pos=[-1, 0]),
+        jc.edge(*small, *of_scores),
+        jc.edge(*small, *of_scores, source_pos=[-2]),
+    ]
+    few = operators[1]
     assert (few.source_shape, few.target_shape) == ((2, 8), (3, 8))
-    want = matrix[[3, 2, 1]][:, :, [2, 0]]
-    assert_close(few.as_matrix(), want)
-    assert_close(few.T.as_matrix(), np.transpose(want, (2, 3, 0, 1)))
     tangent, cotangent = direction((2, 8)), direction((3, 8))
-    assert_close(few.mv(tangent), np.tensordot(want, tangent, 2))
-    assert_close(few.T.mv(cotangent), np.tensordot(cotangent, want, 2))
-    # What single positions are contracted with is counted in the whole sequence.
     left, right = direction((2, 8)), direction((2, 8), 1)
-    found = few.contract(left, jnp.array([-1, 2]), right, jnp.array([1, 0]))
-    assert_close(found, np.einsum("mt,mtks,ks->mk", left, matrix[[3, 2]][:, :, [1, 0]], right))
 
-    scores = FIRST(Kind.ATTN_SCORES)
-    whole = np.asarray(jc.edge(model, tokens, FIRST(Kind.Q), scores).as_matrix())
-    some = jc.edge(model, tokens, FIRST(Kind.Q), scores, source_pos=[3], target_pos=[-1, 0])
-    assert some.target_shape == (2, 2, SEQ)
-    assert_close(some.as_matrix(), whole[:, [3, 0]][:, :, :, [3]])
-    back = jc.edge(model, tokens, scores, FIRST(Kind.Z), source_pos=[-2])
-    assert_close(back.as_matrix(), jc.edge(model, tokens, scores, FIRST(Kind.Z)).as_matrix()[:, :, :, :, [2]])
+    @jax.jit
+    def compute(operators, few, tangent, cotangent, left, right):
+        # What single positions are contracted with is counted in the whole sequence.
+        edges = few.contract(left, jnp.array([-1, 2]), right, jnp.array([1, 0]))
+        return [J.as_matrix() for J in operators], few.T.as_matrix(), few.mv(tangent), few.T.mv(cotangent), edges
+
+    found, transposed, image, pulled, edges = compute(operators, few, tangent, cotangent, left, right)
+    whole, some, scores, some_scores, of_scores, of_some_scores = map(np.asarray, found)
+    want = whole[[3, 2, 1]][:, :, [2, 0]]
+    assert_close(some, want)
+    assert_close(transposed, np.transpose(want, (2, 3, 0, 1)))
+    assert_close(image, np.tensordot(want, tangent, 2))
+    assert_close(pulled, np.tensordot(cotangent, want, 2))
+    assert_close(edges, np.einsum("mt,mtks,ks->mk", left, whole[[3, 2]][:, :, [1, 0]], right))
+    assert some_scores.shape[:3] == (2, 2, SEQ)
+    assert_close(some_scores, scores[:, [3, 0]][:, :, :, [3]])
+    assert_close(of_some_scores, of_scores[:, :, :, :, [2]])
 
 
 @needs_x64
