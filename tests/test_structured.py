@@ -4,6 +4,8 @@ Most of it runs operation by operation: there are many kinds of edges, each a pr
 That the compiled programs agree is what `laws/test_jacobian_laws.py` and the last tests here see to.
 """
 
+import functools as ft
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc.jacobian._chain import chain_columns
+from jaxcirc.jacobian._chain import chain_columns, mlp_matrices, push_block, split
 from jaxcirc.jacobian._engine import HELD, LOCAL
 from jaxcirc.jacobian._graph import reaches
 
@@ -49,6 +51,7 @@ HOLD = [
 LEFT_POS, RIGHT_POS = jnp.array([4, 2, 4]), jnp.array([0, 4, 2, 2])
 
 
+@ft.cache
 def edges_of(name: str) -> list[tuple[Site, Site, frozenset[Site]]]:
     """A model's share of all edges inside a block, and those that are promised, with one set of held sites after another. Those that a
     model does not have, for want of norms or MLPs, are the first one's.
@@ -71,6 +74,7 @@ def edges_of(name: str) -> list[tuple[Site, Site, frozenset[Site]]]:
     return edges
 
 
+@ft.cache
 def has(name: str, pair: tuple[Kind, Kind]) -> bool:
     model = model_named(name)
     return {at(kind) for kind in pair} <= set(jc.sites(model)) and reaches(model, *map(at, pair))
@@ -349,10 +353,9 @@ def test_a_chain_of_blocks(deep, held):
     want = np.asarray(jc.edge(*deep, frozen=frozen, engine="autodiff").as_matrix())
     J = jc.edge(*deep, frozen=frozen, engine="structured")
     assert jc.select(J) == "structured"
-    [(positions, columns)] = chain_columns(J.spans[0], np.arange(7), groups=1)
-    np.testing.assert_array_equal(positions, np.arange(7))
-    assert_close(columns, want)
-    assert not np.abs(columns).max(axis=(1, 3))[np.triu_indices(7, 1)].any()
+    matrix = J.as_matrix()
+    assert_close(matrix, want)
+    assert not np.abs(matrix).max(axis=(1, 3))[np.triu_indices(7, 1)].any()
 
 
 def test_a_chain_of_blocks_at_some_positions_and_in_little_memory(deep):
@@ -365,6 +368,19 @@ def test_a_chain_of_blocks_at_some_positions_and_in_little_memory(deep):
     np.testing.assert_array_equal(np.concatenate([positions for positions, _ in parts]), [4, 5])
     assert len(parts) == 2
     assert_close(np.concatenate([part for _, part in parts], axis=2), want[:, :, [4, 5]])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_columns_that_begin_late_are_cut(deep, kept):
+    """What is 0 before a position is pushed through a block without the positions before it."""
+    span = split(jc.edge(*deep, frozen=[Site(1, Kind.LN1_SCALE)]).spans[0])[1]
+    matrices, columns, begin = mlp_matrices(span) if kept else None, direction((7, 4, 8)), 3
+    columns = columns.at[:begin].set(0)
+    whole = np.asarray(push_block(span, columns + 0, matrices, begin=0))
+    assert not whole[:begin].any()
+    assert_close(push_block(span, columns[begin:], matrices, begin=begin), whole[begin:])
+    want = jc.edge(*deep[:2], Site(1, Kind.RESID_PRE), Site(1, Kind.RESID_POST), frozen=[Site(1, Kind.LN1_SCALE)])
+    assert_close(whole, jnp.moveaxis(want.cols(jnp.moveaxis(columns, 1, 0)), 0, 1))
 
 
 def test_a_chain_without_causality():
@@ -380,6 +396,10 @@ def test_single_precision():
     model = make_model(jax.random.key(5))
     single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
     ends = tokens_for(model, SEQ), at(Kind.RESID_PRE), at(Kind.RESID_POST)
-    got = jc.edge(single, *ends, engine="structured").as_matrix()
+    items = direction((3, 16))
+    with jax.disable_jit():
+        got, want = (
+            jc.edge(m, *ends, engine="structured").contract(items, LEFT_POS, items, LEFT_POS) for m in (single, model)
+        )
     assert got.dtype == jnp.float32
-    assert_close(got, np.asarray(jc.edge(model, *ends, engine="autodiff").as_matrix()), tolerance=1e-5)
+    assert_close(got, np.asarray(want), tolerance=1e-5)
