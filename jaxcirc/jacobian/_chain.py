@@ -24,7 +24,9 @@ from ._span import between_blocks, Span
 Columns = Float[Array, "seq n d_model"]
 
 
-def chain_columns(span: Span, source_pos: np.ndarray, *, budget: int = BUDGET) -> Iterator[tuple[np.ndarray, Array]]:
+def chain_columns(
+    span: Span, source_pos: np.ndarray, *, budget: int = BUDGET, groups: int | None = None
+) -> Iterator[tuple[np.ndarray, Array]]:
     """Yields `(positions, J[:, :, positions, :])` for groups of the source positions, in ascending order: `[seq d_model s d_model]`."""
     seq, d_model = span.resid.shape
     first, *rest = split(span)
@@ -32,7 +34,7 @@ def chain_columns(span: Span, source_pos: np.ndarray, *, budget: int = BUDGET) -
     reached = first.masks[0].shape[0]
     heads = span.blocks[0].attn.W_Q.shape[0]
     # Every group has its own shapes and is compiled apart, which only work of a second or so makes up for.
-    groups = 4 if len(span.blocks) * seq**2 * d_model**3 > 1e10 else 1
+    groups = groups or (4 if len(span.blocks) * seq**2 * d_model**3 > 1e10 else 1)
     causal = bool(not np.triu(np.asarray(jnp.stack(span.masks)), 1).any())
     # Held at once: the columns, their heads' images, a head's scores.
     each = size * d_model * (8 * seq * d_model + 2 * seq * seq)

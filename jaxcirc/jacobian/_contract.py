@@ -95,7 +95,7 @@ def _contract_at_once(span: Span, left, left_pos, right, right_pos):
 def _contract_sorted(span: Span, left, left_pos, order, right, right_pos, columns: Tiles, *, sizes: Sizes):
     @jax.custom_batching.sequential_vmap
     def contract(*arguments):
-        return _in_blocks(*arguments, sizes)
+        return _in_blocks(*arguments, sizes=sizes)
 
     return contract(span, left, left_pos, order, right, right_pos, columns)
 
@@ -104,7 +104,7 @@ def _linear(span: Span):
     return linearise(span, 0, frozenset(site.kind for site in span.frozen))
 
 
-def _in_blocks(span: Span, left, left_pos, order, right, right_pos, columns: Tiles, sizes: Sizes):
+def _in_blocks(span: Span, left, left_pos, order, right, right_pos, columns: Tiles, *, sizes: Sizes):
     (m, k), seq, (block, tiles, width, kept) = (len(left_pos), len(right_pos)), span.resid.shape[0], sizes
     linear = _linear(span)
     ask, bring, attends = sides(span, linear, forward=k < m, kept=kept)

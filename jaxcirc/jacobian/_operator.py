@@ -257,6 +257,8 @@ class EdgeJacobian(eqx.Module):
             )
         positions, width = jnp.asarray(positions), math.prod(shape[1:])
         items = jnp.asarray(items)
+        if len(items) == 0:
+            raise ValueError(f"J.contract: {name} is empty.")
         units = items.ndim == 1 and jnp.issubdtype(items.dtype, jnp.integer)
         items = items if units else items.reshape(items.shape[0], -1).astype(self.dtype)
         if positions.ndim != 1 or len(positions) != len(items) or not jnp.issubdtype(positions.dtype, jnp.integer):
@@ -264,8 +266,6 @@ class EdgeJacobian(eqx.Module):
                 f"J.contract: {name}_pos holds one position for each of the {len(items)} rows of {name}, as integers; got "
                 f"{positions.dtype}{list(positions.shape)}."
             )
-        if len(items) == 0:
-            raise ValueError(f"J.contract: {name} is empty.")
         if not units and items.shape[1] != width:
             raise ValueError(
                 f"J.contract: {name} has rows of {items.shape[1]} numbers; a position of its site has {width}."
