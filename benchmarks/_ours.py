@@ -46,7 +46,7 @@ def _block(weights: Weights, heads: int) -> Block:
         norm("ln1", jc.Kind.LN1_SCALE, jc.Kind.LN1_NORMALIZED),
         Attention(*into("Q"), *into("K"), *into("V"), W_O, array["b_O"], scale),
         norm("ln2", jc.Kind.LN2_SCALE, jc.Kind.LN2_NORMALIZED),
-        MLP(*(array[name] for name in ("W_in", "b_in", "W_out", "b_out")), gelu_new),
+        MLP(array["W_in"], array["b_in"], array["W_out"], array["b_out"], gelu_new),
     )
 
 
@@ -68,8 +68,8 @@ def contraction(J: jc.EdgeJacobian, items: Items):
 
 def make_saes(source: Dictionary, target: Dictionary, ends: tuple[str, str]) -> Mapping[str, jc.saes.SAE]:
     def make(dictionary: Dictionary) -> jc.saes.SAE:
-        arrays = (dictionary.W_enc, dictionary.b_enc, dictionary.W_dec, np.zeros(dictionary.W_dec.shape[1], np.float32))
-        return jc.saes.SAE(*map(jnp.asarray, arrays), jc.saes.ReLU())
+        W_enc, b_enc, W_dec = (jnp.asarray(x) for x in (dictionary.W_enc, dictionary.b_enc, dictionary.W_dec))
+        return jc.saes.SAE(W_enc, b_enc, W_dec, jnp.zeros(W_dec.shape[1], W_dec.dtype), jc.saes.ReLU())
 
     return {site: make(dictionary) for site, dictionary in zip(ends, (source, target), strict=True)}
 
