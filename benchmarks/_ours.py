@@ -69,7 +69,8 @@ def contraction(J: jc.EdgeJacobian, items: Items):
 def make_saes(source: Dictionary, target: Dictionary, ends: tuple[str, str]) -> Mapping[str, jc.saes.SAE]:
     def make(dictionary: Dictionary) -> jc.saes.SAE:
         W_enc, b_enc, W_dec = (jnp.asarray(x) for x in (dictionary.W_enc, dictionary.b_enc, dictionary.W_dec))
-        return jc.saes.SAE(W_enc, b_enc, W_dec, jnp.zeros(W_dec.shape[1], W_dec.dtype), jc.saes.ReLU())
+        b_dec = jnp.zeros(W_dec.shape[1], W_dec.dtype)
+        return jc.saes.SAE(W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation=jc.saes.ReLU())
 
     return {site: make(dictionary) for site, dictionary in zip(ends, (source, target), strict=True)}
 
