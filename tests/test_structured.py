@@ -13,7 +13,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc.jacobian._chain import chain_columns, mlp_matrices, push_block, split
+from jaxcirc.jacobian._chain import chain_matrix, mlp_matrices, pull_block, split
 from jaxcirc.jacobian._engine import HELD, LOCAL
 from jaxcirc.jacobian._graph import reaches
 
@@ -363,24 +363,25 @@ def test_a_chain_of_blocks_at_some_positions_and_in_little_memory(deep):
     want = np.asarray(jc.edge(*deep, engine="autodiff").as_matrix())
     few = jc.edge(*deep, source_pos=[5, 2], target_pos=[-1, 3, 0], engine="structured")
     assert_close(few.as_matrix(), want[[6, 3, 0]][:, :, [5, 2]])
-    # No matrices of the MLPs are kept, and one position's columns are made at a time.
-    parts = list(chain_columns(J.spans[0], np.array([4, 5]), budget=2000))
-    np.testing.assert_array_equal(np.concatenate([positions for positions, _ in parts]), [4, 5])
-    assert len(parts) == 2
-    assert_close(np.concatenate([part for _, part in parts], axis=2), want[:, :, [4, 5]])
+    # No matrices of the MLPs are kept, and few rows are pulled back at a time.
+    assert_close(chain_matrix(J.spans[0], np.array([4, 1, 5]), budget=2000), want[[4, 1, 5]])
+    assert_close(chain_matrix(J.spans[0], np.arange(7), groups=3), want)
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_columns_that_begin_late_are_cut(deep, kept):
-    """What is 0 before a position is pushed through a block without the positions before it."""
+def test_rows_that_end_early_are_cut(deep, kept):
+    """What is 0 from a position on is pulled back through a block without the positions after it, and other rows are left alone."""
     span = split(jc.edge(*deep, frozen=[Site(1, Kind.LN1_SCALE)]).spans[0])[1]
-    matrices, columns, begin = mlp_matrices(span) if kept else None, direction((7, 4, 8)), 3
-    columns = columns.at[:begin].set(0)
-    whole = np.asarray(push_block(span, columns + 0, matrices, begin=0))
-    assert not whole[:begin].any()
-    assert_close(push_block(span, columns[begin:], matrices, begin=begin), whole[begin:])
+    mlps, rows, reached = mlp_matrices(span) if kept else None, direction((3, 8, 7, 8)), 4
+    rows = rows.at[:, :, reached:].set(0)
+    whole = np.asarray(pull_block(span, rows + 0, mlps, 0, count=3, reached=7))
+    assert np.abs(whole[:, :, :reached]).min(axis=(0, 1, 3)).min() > 0
+    assert not whole[:, :, reached:].any()
+    one = np.asarray(pull_block(span, rows + 0, mlps, 1, count=1, reached=reached))
+    assert_close(one[1], whole[1])
+    np.testing.assert_array_equal(one[::2], rows[::2])
     want = jc.edge(*deep[:2], Site(1, Kind.RESID_PRE), Site(1, Kind.RESID_POST), frozen=[Site(1, Kind.LN1_SCALE)])
-    assert_close(whole, jnp.moveaxis(want.cols(jnp.moveaxis(columns, 1, 0)), 0, 1))
+    assert_close(whole.reshape(-1, 7, 8), want.rows(rows.reshape(-1, 7, 8)))
 
 
 def test_a_chain_without_causality():

@@ -1,12 +1,11 @@
-r"""Full Jacobians through several blocks in closed form: columns are made by the first block and pushed through the others.
+r"""Full Jacobians through several blocks in closed form: rows are made by the last block and pulled back through the others, in place.
 
-The columns of source positions $s \ge s_0$ are 0 before position $s_0$, so a few groups of them, each cut to the positions it can
-reach, do half the work. Within a block attention costs four projections of each column; the MLP with its norm is one matrix a position,
-$I + J_{mlp}(t)$ [d_model d_model], made once and used for every column.
+The rows of target position `t` are 0 at the positions after it, so a few groups of them, each cut to the positions that it reaches,
+do half the work. Within a block attention costs four projections of each row; the MLP with its norm is one matrix a position,
+$I + J_{mlp}(s)$ [d_model d_model], made once and used for every row.
 """
 
 import functools as ft
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,43 +13,35 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind, Site
-from ._contract import contract_block, sizes_for
-from ._links import Heads, linearise, pull, push, rows
+from ._dense import block_matrix
+from ._links import Heads, LinearBlock, linearise, pull, rows
 from ._memory import BUDGET
-from ._positions import every_unit
 from ._span import between_blocks, Span
 
 
-Columns = Float[Array, "seq n d_model"]
+Rows = Float[Array, "seq n d_model"]
+Matrix = Float[Array, "t d_target seq d_model"]
 
 
-def chain_columns(
-    span: Span, source_pos: np.ndarray, *, budget: int = BUDGET, groups: int | None = None
-) -> Iterator[tuple[np.ndarray, Array]]:
-    """Yields `(positions, J[:, :, positions, :])` for groups of the source positions, in ascending order: `[seq d_model s d_model]`."""
+def chain_matrix(
+    span: Span, target_pos: np.ndarray, *, budget: int = BUDGET, groups: int | None = None
+) -> Float[Array, "t d_model seq d_model"]:
+    """`J[target_pos]`, holding its result and the budget. `groups`: into how many parts, each cut to what they reach, the rows go."""
     seq, d_model = span.resid.shape
-    first, *rest = split(span)
-    size = span.resid.dtype.itemsize
-    reached = first.masks[0].shape[0]
-    heads = span.blocks[0].attn.W_Q.shape[0]
-    # Every group has its own shapes and is compiled apart, which only work of a second or so makes up for.
-    groups = groups or (4 if len(span.blocks) * seq**2 * d_model**3 > 1e10 else 1)
+    *rest, last = split(span)
+    # Every part has its own shapes and is compiled apart, which only work of a second or so makes up for.
+    work = len(span.blocks) * seq**2 * d_model**3
+    groups = groups or (1 if work < 1e9 else 2 if work < 1e11 else 4)
     causal = bool(not np.triu(np.asarray(jnp.stack(span.masks)), 1).any())
-    # Held at once: the columns, their heads' images, a head's scores.
-    each = size * d_model * (8 * seq * d_model + 2 * seq * seq)
-    most = max(1, min(-(-len(source_pos) // groups), budget // each))
-    matrices = [mlp_matrices(block) if len(span.blocks) * seq * d_model**2 * size <= budget else None for block in rest]
-    for positions in np.array_split(source_pos, -(-len(source_pos) // most)):
-        begin = int(positions.min()) // max(1, seq // groups) * max(1, seq // groups) if causal else 0
-        targets = np.arange(begin, seq)
-        units = lambda positions: every_unit(positions, len(positions) * d_model)
-        sizes = sizes_for(len(targets) * d_model, len(positions) * d_model, reached, heads, d_model, size, budget)
-        block = contract_block(first, *units(targets), *units(positions), sizes=sizes)
-        columns = block.reshape(len(targets), d_model, -1).transpose(0, 2, 1)
-        for following, matrix in zip(rest, matrices, strict=True):
-            columns = push_block(following, columns, matrix, begin=begin)
-        out = columns.transpose(0, 2, 1).reshape(len(targets), d_model, len(positions), d_model)
-        yield positions, jnp.pad(out, ((begin, 0), (0, 0), (0, 0), (0, 0)))
+    kept = seq * d_model**2 * span.resid.dtype.itemsize <= budget // 2
+    everywhere = jnp.arange(seq, dtype=jnp.int32)
+    matrix = block_matrix(last, jnp.asarray(target_pos, jnp.int32), everywhere, budget=budget)
+    for block in reversed(rest):
+        mlps = mlp_matrices(block) if kept else None
+        for part in np.array_split(np.arange(len(target_pos)), min(groups, len(target_pos))):
+            reached = int(target_pos[part].max()) + 1 if causal else seq
+            matrix = pull_block(block, matrix, mlps, int(part[0]), count=len(part), reached=reached, budget=budget // 2)
+    return matrix
 
 
 def split(span: Span) -> list[Span]:
@@ -72,58 +63,82 @@ def _entering(span: Span) -> list[Array]:
 
 @jax.jit
 def mlp_matrices(span: Span) -> Float[Array, "seq d_model d_model"]:
-    """For every position the matrix by which a tangent (a row) of the middle of the block becomes one of its end."""
+    """For every position the matrix by which a covector (a row) of the end of the block becomes one of its middle."""
     seq, d_model = span.resid.shape
     linear = linearise(span, 0, frozenset(site.kind for site in span.frozen))
     identity = jnp.tile(jnp.eye(d_model, dtype=span.resid.dtype), (seq, 1))
     end = {Kind.RESID_POST: identity}
-    rows = pull(linear.after, end, jnp.repeat(jnp.arange(seq, dtype=jnp.int32), d_model))[Kind.RESID_MID]
-    return rows.reshape(seq, d_model, d_model).transpose(0, 2, 1)
+    middle = pull(linear.after, end, jnp.repeat(jnp.arange(seq, dtype=jnp.int32), d_model))[Kind.RESID_MID]
+    return middle.reshape(seq, d_model, d_model)
 
 
-@ft.partial(jax.jit, static_argnames="begin", donate_argnums=1)
-def push_block(
-    span: Span, columns: Columns, matrices: Float[Array, "whole_seq d_model d_model"] | None, *, begin: int
-) -> Columns:
-    """Pushes tangents at the positions from `begin` on, `[seq n d_model]`, through one block."""
+@ft.partial(jax.jit, static_argnames=("count", "reached", "budget"), donate_argnums=1)
+def pull_block(
+    span: Span,
+    matrix: Matrix,
+    mlps: Float[Array, "seq d_model d_model"] | None,
+    begin: Int[Array, ""] | int,
+    *,
+    count: int,
+    reached: int,
+    budget: int = BUDGET,
+) -> Matrix:
+    """Pulls the rows of `count` targets from `begin` on, which are 0 from the position `reached` on, back through one block, in place."""
     linear = linearise(span, 0, frozenset(site.kind for site in span.frozen))
-    positions = jnp.arange(begin, begin + columns.shape[0], dtype=jnp.int32)
-    push_each = lambda links, items: jax.vmap(lambda items: push(links, items, positions), in_axes=1, out_axes=1)(items)
-    items = {Kind.RESID_PRE: columns}
-    normalized = push_each(linear.before[:1], items).get(Kind.LN1_NORMALIZED)
-    if normalized is not None and linear.heads.paths:
-        items[Kind.Z] = _attend(linear.heads, normalized, positions)
-    if matrices is None:
-        return push_each(linear.after, items)[Kind.RESID_POST]
-    middle = push_each([link for link in linear.after if link.target <= Kind.RESID_MID], items)[Kind.RESID_MID]
-    # [seq n d_model] · [seq d_model d_model] -> [seq n d_model]
-    return jnp.einsum("snd,sde->sne", middle, matrices[begin:])
+    positions = jnp.arange(reached, dtype=jnp.int32)
+    flat, n = matrix.reshape(-1, *matrix.shape[2:]), count * matrix.shape[1]
+    chunk = _chunk(n, reached, matrix.shape[3], linear.heads.q.shape[1], matrix.dtype.itemsize, budget)
+
+    def some(i, flat):
+        place = (begin * matrix.shape[1] + i * chunk, 0, 0)
+        covectors = jax.lax.dynamic_slice(flat, place, (chunk, reached, flat.shape[2])).transpose(1, 0, 2)
+        covectors = _pull(linear, covectors, mlps, positions)
+        return jax.lax.dynamic_update_slice(flat, covectors.transpose(1, 0, 2), place)
+
+    return jax.lax.fori_loop(0, n // chunk, some, flat).reshape(matrix.shape)
 
 
-def _attend(heads: Heads, x: Columns, positions: Int[Array, " seq"]) -> Float[Array, "seq n d_z"]:
-    """The tangents of attention's output `z`, flat, one head after another so that one head's scores are held at a time.
+def _chunk(n: int, seq: int, d_model: int, heads: int, itemsize: int, budget: int) -> int:
+    """How many of `n` rows are pulled back at once: a divisor of `n`, as they are replaced by what is pulled."""
+    # On a CPU what lies between two matrix products stays in a core's cache.
+    limit = 2**21 if jax.default_backend() == "cpu" else budget // 8
+    most = max(1, limit // (itemsize * seq * (d_model + heads * seq)))
+    return max(size for size in range(1, min(most, n) + 1) if n % size == 0)
 
-    `dz_q = sum_k A_qk (dv_k + dS_qk (v_k - z_q))`, where the tangents of values and keys begin at the first position of `x`, and those
-    of queries meet the keys of all.
-    """
-    pattern, z = rows(heads.pattern.transpose(1, 0, 2), positions), jnp.einsum("hqk,khd->qhd", heads.pattern, heads.v)
-    of_heads = lambda array: rows(array, positions).transpose(1, 0, 2)  # [head seq d_head]
-    everything = lambda array: array.transpose(1, 0, 2)
-    arrays = (heads.W_Q, heads.W_K, heads.W_V, pattern.transpose(1, 0, 2), of_heads(heads.q), of_heads(z))
 
-    def head(arrays):
-        (W_Q, W_K, W_V, pattern, q, z), k, v = arrays
-        moved = lambda scores, v: jnp.einsum("qkn,kd->qnd", scores, v) - scores.sum(1)[..., None] * z[:, None]
-        near = rows(pattern.T, positions).T  # of the keys that carry tangents
-        out = jnp.zeros((*x.shape[:2], v.shape[-1]), x.dtype)
-        if Kind.V in heads.paths:  # [q_seq k_seq] · [k_seq n d_head] -> [q_seq n d_head]
-            out += jnp.einsum("qk,knd->qnd", near, x @ W_V)
-        if Kind.K in heads.paths:
-            scores = jnp.einsum("qd,knd->qkn", q, x @ W_K) * near[..., None] * heads.scale
-            out += moved(scores, rows(v, positions))
-        if Kind.Q in heads.paths:
-            out += moved(jnp.einsum("qnd,kd->qkn", x @ W_Q, k) * pattern[..., None] * heads.scale, v)
-        return out
+def _pull(linear: LinearBlock, covectors: Rows, mlps: Array | None, positions: Int[Array, " seq"]) -> Rows:
+    def pull_each(links, items):
+        return jax.vmap(lambda items: pull(links, items, positions), in_axes=1, out_axes=1)(items)
 
-    out = jax.lax.map(head, (arrays, everything(heads.k), everything(heads.v)))
-    return out.transpose(1, 2, 0, 3).reshape(*x.shape[:2], -1)
+    items = {Kind.RESID_POST: covectors}
+    if mlps is not None:  # [seq n d_model] · [seq d_model d_model] -> [seq n d_model]
+        items = {Kind.RESID_MID: jnp.einsum("snd,sde->sne", covectors, rows(mlps, positions))}
+    after = [link for link in linear.after if mlps is None or link.target <= Kind.RESID_MID]
+    items = pull_each(after, items)
+    if Kind.Z in items and linear.heads.paths:
+        items[Kind.LN1_NORMALIZED] = _attend(linear.heads, items[Kind.Z], positions)
+    kept = {kind: items[kind] for kind in (Kind.RESID_PRE, Kind.LN1_NORMALIZED) if kind in items}
+    return pull_each(linear.before[:1], kept).get(Kind.RESID_PRE, jnp.zeros_like(covectors))
+
+
+def _attend(heads: Heads, g: Float[Array, "seq n d_z"], positions: Int[Array, " seq"]) -> Rows:
+    """Covectors of attention's output `z` as covectors of its input: those of the values, keys and queries that `paths` has, together."""
+    here = lambda array: rows(array, positions).transpose(1, 0, 2)  # [head seq d_head]
+    q, k, v = here(heads.q), here(heads.k), here(heads.v)
+    pattern = heads.pattern.at[:, positions].get(mode="promise_in_bounds")[:, :, : len(positions)]
+    g = g.reshape(*g.shape[:2], *q.shape[::2]).transpose(2, 0, 1, 3)  # [head q_seq n d_head]
+    inputs, weights = [], []
+    if Kind.V in heads.paths:
+        inputs.append(jnp.einsum("hqk,hqne->hkne", pattern, g))
+        weights.append(heads.W_V)
+    if {Kind.Q, Kind.K} & heads.paths:
+        values = jnp.einsum("hqne,hke->hqnk", g, v)
+        near = pattern[:, :, None]
+        scores = near * (values - jnp.sum(near * values, axis=-1, keepdims=True)) * heads.scale
+    if Kind.K in heads.paths:
+        inputs.append(jnp.einsum("hqnk,hqe->hkne", scores, q))
+        weights.append(heads.W_K)
+    if Kind.Q in heads.paths:
+        inputs.append(jnp.einsum("hqnk,hke->hqne", scores, k))
+        weights.append(heads.W_Q)
+    return jnp.einsum("phsne,phde->snd", jnp.stack(inputs), jnp.stack(weights))

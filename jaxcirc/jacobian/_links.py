@@ -57,9 +57,31 @@ class Heads(NamedTuple):
     paths: frozenset[Kind]
 
 
-class LinearBlock(NamedTuple):
-    """One block at its clean point: links up to attention, attention, and links from there on, in execution order."""
+class Norm(NamedTuple):
+    """A layer norm at its clean point: its value `y` `[seq d_model]` before weight and bias, its `scale` `[seq 1]`, which is `live` or
+    held, and its `weight`.
+    """
 
+    y: Float[Array, "seq d_model"]
+    scale: Float[Array, "seq 1"]
+    weight: Float[Array, " d_model"] | None
+    live: bool
+
+    def push(self, x: Items, positions: Positions) -> Items:
+        out = x - jnp.mean(x, axis=-1, keepdims=True)
+        if self.live:
+            here = rows(self.y, positions)
+            out = out - here * jnp.mean(here * x, axis=-1, keepdims=True)
+        out = out / rows(self.scale, positions)
+        return out if self.weight is None else out * self.weight
+
+
+class LinearBlock(NamedTuple):
+    """One block at its clean point: the norm at its entrance, links up to attention, attention, and links from there on, in execution
+    order.
+    """
+
+    norm: Norm | None
     before: list[Link]
     heads: Heads
     after: list[Link]
@@ -76,13 +98,9 @@ def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
     flat = lambda W: W.transpose(1, 0, 2).reshape(W.shape[1], -1)  # [head d_model d_head] -> [d_model (head d_head)]
     d_model, d_z = attn.W_O.shape[-1], attn.W_O.shape[0] * attn.W_O.shape[1]
     middle = Kind.RESID_POST if block.mlp is None else Kind.RESID_MID
+    norm = _norm(block.ln1, value[Kind.RESID_PRE], value.get(Kind.LN1_SCALE), frozen)
     before = [
-        Link(
-            Kind.RESID_PRE,
-            Kind.LN1_NORMALIZED,
-            _norm(block.ln1, value[Kind.RESID_PRE], value.get(Kind.LN1_SCALE), frozen),
-            d_model,
-        ),
+        Link(Kind.RESID_PRE, Kind.LN1_NORMALIZED, norm.push if norm else _same, d_model),
         Link(Kind.LN1_NORMALIZED, Kind.Q, _dense(flat(attn.W_Q)), d_model),
         Link(Kind.LN1_NORMALIZED, Kind.K, _dense(flat(attn.W_K)), d_model),
         Link(Kind.LN1_NORMALIZED, Kind.V, _dense(flat(attn.W_V)), d_model),
@@ -95,13 +113,9 @@ def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
     if block.mlp is not None:
         pre, d_mlp = value[Kind.MLP_PRE], block.mlp.W_in.shape[1]
         slope = jax.jvp(block.mlp.act, (pre,), (jnp.ones_like(pre),))[1]  # the activation is elementwise
+        norm2 = _norm(block.ln2, value[Kind.RESID_MID], value.get(Kind.LN2_SCALE), frozen)
         after += [
-            Link(
-                Kind.RESID_MID,
-                Kind.LN2_NORMALIZED,
-                _norm(block.ln2, value[Kind.RESID_MID], value.get(Kind.LN2_SCALE), frozen),
-                d_model,
-            ),
+            Link(Kind.RESID_MID, Kind.LN2_NORMALIZED, norm2.push if norm2 else _same, d_model),
             Link(Kind.LN2_NORMALIZED, Kind.MLP_PRE, _dense(block.mlp.W_in), d_model),
             Link(Kind.MLP_PRE, Kind.MLP_POST, lambda x, t: x * rows(slope, t), d_mlp),
             Link(Kind.MLP_POST, Kind.MLP_OUT, _dense(block.mlp.W_out), d_mlp),
@@ -123,7 +137,7 @@ def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
         mask,
         _paths(frozen),
     )
-    return LinearBlock([x for x in before if not held(x)], heads, [x for x in after if not held(x)])
+    return LinearBlock(norm, [x for x in before if not held(x)], heads, [x for x in after if not held(x)])
 
 
 def _paths(frozen: Collection[Kind]) -> frozenset[Kind]:
@@ -166,23 +180,13 @@ def _dense(W: Float[Array, "d_in d_out"]) -> Push:
     return lambda x, positions: x @ W
 
 
-def _norm(norm: LayerNorm | None, resid: Array | None, scale: Array | None, frozen: Collection[Kind]) -> Push:
+def _norm(norm: LayerNorm | None, resid: Array | None, scale: Array | None, frozen: Collection[Kind]) -> "Norm | None":
     if norm is None:
-        return _same
+        return None
     assert resid is not None
     assert scale is not None
     y = (resid - jnp.mean(resid, axis=-1, keepdims=True)) / scale
-    live, weight = norm.sites[0] not in frozen, norm.weight
-
-    def push(x: Items, positions: Positions) -> Items:
-        out = x - jnp.mean(x, axis=-1, keepdims=True)
-        if live:
-            here = rows(y, positions)
-            out = out - here * jnp.mean(here * x, axis=-1, keepdims=True)
-        out = out / rows(scale, positions)
-        return out if weight is None else out * weight
-
-    return push
+    return Norm(y, scale, norm.weight, norm.sites[0] not in frozen)
 
 
 def _values(span: Span, layer: int) -> dict[Kind, Array]:

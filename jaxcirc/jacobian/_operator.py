@@ -6,6 +6,7 @@ and `vmap`, and which layer it is of is one of them: operators of one kind run o
 """
 
 import dataclasses
+import functools as ft
 import math
 
 import equinox as eqx
@@ -17,7 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from .._sites import Site
 from ._certificate import Certificate, certify
-from ._chain import chain_columns
+from ._chain import chain_matrix
+from ._dense import block_matrix
 from ._finite import check_finite
 from ._memory import BUDGET, check_fits, halving
 from ._positions import check_positions, every_unit, position_axis, put_positions, restricted_shape, take_positions
@@ -196,13 +198,15 @@ class EdgeJacobian(eqx.Module):
         seq, route = self.spans[0].resid.shape[0], self._route()
         everywhere = lambda pos: jnp.arange(seq, dtype=jnp.int32) if pos is None else pos
         if route == "block":
+            make = ft.partial(block_matrix, self.spans[0], everywhere(self.target_pos), everywhere(self.source_pos))
+            return halving(lambda budget: make(budget=budget), BUDGET, "the memory budget").reshape(*last, *first)
+        if route == "contraction":
             left = every_unit(everywhere(self.target_pos), math.prod(last))
             right = every_unit(everywhere(self.source_pos), math.prod(first))
             return contract_by_plan(self.spans, *left, *right, BUDGET).reshape(*last, *first)
         if route == "chain":
-            parts = [part for _, part in chain_columns(self.spans[0], np.asarray(everywhere(self.source_pos)))]
-            out = jnp.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
-            return out if self.target_pos is None else out[self.target_pos]
+            out = chain_matrix(self.spans[0], np.asarray(everywhere(self.target_pos)))
+            return out if self.source_pos is None else out[:, :, self.source_pos]
         forward = math.prod(first) <= math.prod(last)
         into, out_of = (first, last) if forward else (last, first)
         basis = jnp.eye(math.prod(into), dtype=self.dtype).reshape(-1, *into)

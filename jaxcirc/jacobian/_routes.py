@@ -38,17 +38,17 @@ def plan_of(spans: Spans) -> tuple[Spans, Span, Spans] | None:
 
 
 def matrix_route(spans: Spans, engine: str, n_source: int, n_target: int) -> str:
-    """How a whole matrix is made, for so many positions of source and target: in closed form, `"block"` or a `"chain"` of blocks, or by
-    a `"sweep"` of autodiff.
+    """How a whole matrix is made, for so many positions of source and target: in closed form, one `"block"`, a `"contraction"` of all
+    units, or a `"chain"` of blocks; or by a `"sweep"` of autodiff.
     """
     if engine == "autodiff":
         return "sweep"
     if plan_of(spans) is not None:
-        return "block"
+        return "block" if len(spans) == 1 and spans[0].source.part == Part.VALUE else "contraction"
     if len(spans) != 1 or not is_chain(spans[0]) or isinstance(spans[0].resid, Tracer):
         return "sweep"
-    # In units of d_model^3 a block: a swept tangent or cotangent costs 24 a position, a column of the chain 10 at half of them.
-    return "chain" if engine == "structured" or 5 * n_source < 24 * min(n_source, n_target) else "sweep"
+    # In units of d_model^3 a block: a swept tangent or cotangent costs 24 a position, a row of the chain 10 at half of them.
+    return "chain" if engine == "structured" or 5 * n_target < 24 * min(n_source, n_target) else "sweep"
 
 
 def contract_by_plan(

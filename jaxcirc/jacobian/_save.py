@@ -21,7 +21,6 @@ from jaxtyping import Array
 
 from .._sites import Site
 from ._certificate import Certificate
-from ._chain import chain_columns
 from ._memory import BUDGET
 from ._operator import EdgeJacobian
 from ._positions import position_axis
@@ -75,7 +74,8 @@ def save_jacobian(
     if path.exists() and not (path.is_file() and _is_ours(path)):
         raise ValueError(f"{path} exists and is not a saved Jacobian. Choose another path, or remove it.")
     part, state = Path(f"{path}.part"), Path(f"{path}.part.json")
-    side = "source" if J._route() == "chain" or math.prod(J.source_shape) < math.prod(J.target_shape) else "target"
+    fewer = math.prod(J.source_shape) < math.prod(J.target_shape)
+    side = "source" if fewer and J._route() == "sweep" else "target"  # closed forms go by rows
     plan = {"of": _fingerprint(J), "shape": list(shape), "side": side}
     done = _resumed(part, state, plan)
     if not done:
@@ -128,10 +128,6 @@ def _parts(J: EdgeJacobian, side: str, done: int, budget: int) -> Iterator[np.nd
     """The parts that are not done, in order of the side's positions."""
     seq = J.spans[0].resid.shape[0]
     everywhere = lambda pos: np.arange(seq) if pos is None else np.asarray(pos)
-    if J._route() == "chain":
-        for _, block in chain_columns(J.spans[0], everywhere(J.source_pos)[done:], budget=budget):
-            yield np.asarray(block if J.target_pos is None else block[J.target_pos])
-        return
     pos = everywhere(J.source_pos if side == "source" else J.target_pos)
     each = math.prod(J.source_shape) * math.prod(J.target_shape) // len(pos) * J.dtype.itemsize
     count = max(1, min(len(pos), budget // (2 * each)))

@@ -1,0 +1,175 @@
+r"""The whole Jacobian of one block, `J[t, :, s, :]`, in closed form.
+
+For a target at position `t`, each of its coordinates is pulled back to attention's output once, `g` `[head n d_head]`. What the source at
+`s` has of it through its keys and values is, up to the norm at the block's entrance and with the notation of `_contract`,
+
+$$\sum_h A_{hts}\; g_h W_{V,h}^T + dS_{hs}\; q_{th} W_{K,h}^T.$$
+
+Only the numbers $A_{hts}$ and $dS_{hs}$ depend on `s`, so an entry costs `4 head` operations however wide the model is. The norm divides
+by its scale at `s`, and its derivative adds one term along its value $\hat y_s$. What does not pass attention, and the query's part, is
+at `s = t` alone. Keys that a query may not attend to are not visited: half of a causal block is free.
+"""
+
+import functools as ft
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._sites import Kind
+from ._links import LinearBlock, linearise, rows
+from ._meeting import Rows, sides
+from ._span import Span
+
+
+BEFORE_HEADS = (Kind.RESID_PRE, Kind.LN1_NORMALIZED)
+
+
+class Sizes(NamedTuple):
+    """How much is made at once: `rows` coordinates of the target are pulled back together, and are written in tiles of `coordinates`
+    of them by `keys` positions of the source.
+    """
+
+    rows: int
+    coordinates: int
+    keys: int
+
+
+class Factors(NamedTuple):
+    """What comes from the keys, for some coordinates of the target at one position: at each of the source's positions `weights` times
+    `directions`, and so much `along` the value of the norm.
+    """
+
+    weights: Float[Array, "n s rank"]
+    directions: Float[Array, "n rank width"]
+    along: Float[Array, "n s"] | None
+
+
+def block_matrix(
+    span: Span, target_pos: Int[Array, " t"], source_pos: Int[Array, " s"], *, budget: int
+) -> Float[Array, "t n_target s n_source"]:
+    """The Jacobian of a one-block span between some positions. Its source is not in a dictionary's coordinates."""
+    seq, block, (n, width) = span.resid.shape[0], span.blocks[0], _widths(span)
+    heads, d_model, d_head = block.attn.W_Q.shape
+    d_mlp = 0 if block.mlp is None else block.mlp.W_in.shape[1]
+    numbers, cpu = budget // span.resid.dtype.itemsize, jax.default_backend() == "cpu"
+    # On a CPU a tile stays in a core's cache until it is written.
+    keys = min(len(source_pos), 16 if cpu else 256)
+    coordinates = max(1, min(n, (2**18 if cpu else numbers // 8) // (keys * width)))
+    row = 6 * d_model + 2 * d_mlp + heads * (2 * d_head + 3 * seq)
+    together = max(coordinates, min(n, numbers // (2 * row)))
+    return _matrix(span, target_pos, source_pos, sizes=Sizes(together, coordinates, keys))
+
+
+@ft.partial(jax.jit, static_argnames="sizes")
+def _matrix(span: Span, target_pos: Array, source_pos: Array, *, sizes: Sizes) -> Array:
+    @jax.custom_batching.sequential_vmap
+    def compute(span, target_pos, source_pos):
+        return _in_tiles(span, target_pos, source_pos, sizes)
+
+    return compute(span, target_pos, source_pos)
+
+
+def _widths(span: Span) -> tuple[int, int]:
+    source, target = span.ends()
+    return math.prod(target.shape[1:]), math.prod(source.shape[1:])
+
+
+def _in_tiles(span: Span, target_pos: Array, source_pos: Array, sizes: Sizes) -> Array:
+    (n, width), kind = _widths(span), span.source.kind
+    linear = linearise(span, 0, frozenset(site.kind for site in span.frozen))
+    ask, _, attending = sides(span, linear, forward=False, kept=False)
+    y = (
+        rows(linear.norm.y, source_pos)
+        if linear.norm is not None and linear.norm.live and kind == Kind.RESID_PRE
+        else None
+    )
+    begins = jnp.minimum(jnp.arange(0, len(source_pos), sizes.keys), len(source_pos) - sizes.keys)
+    groups = rows(source_pos, begins[:, None] + jnp.arange(sizes.keys))
+
+    def at_target(i, out):
+        t = target_pos[i]
+        # The groups of keys that matter come first: those that the query may attend to, and its own position.
+        matters = (groups == t) | (rows(linear.heads.mask[t], groups) if attending else False)
+        order, count = begins[jnp.argsort(~matters.any(1))], matters.any(1).sum()
+
+        def some_rows(j, out):
+            first = jnp.minimum(j * sizes.rows, n - sizes.rows)
+            asked = ask(first + jnp.arange(sizes.rows, dtype=jnp.int32), jnp.full(sizes.rows, t))
+
+            def some_coordinates(j, out):
+                begin = jnp.minimum(j * sizes.coordinates, sizes.rows - sizes.coordinates)
+                few = _few(asked, begin, sizes.coordinates)
+                factors = _factors(linear, kind, few, t, source_pos) if attending else None
+
+                def some_keys(j, out):
+                    at = lambda x, axis=0: (
+                        None if x is None else jax.lax.dynamic_slice_in_dim(x, order[j], sizes.keys, axis)
+                    )
+                    found = jnp.zeros((sizes.coordinates, sizes.keys, width), out.dtype)
+                    if few.local is not None:
+                        found += jnp.where((at(source_pos) == t)[:, None], few.local[:, None], 0)
+                    if factors is not None:
+                        found += jnp.einsum("nsr,nrw->nsw", at(factors.weights, 1), factors.directions)
+                        if y is not None:
+                            found += at(factors.along, 1)[..., None] * at(y)
+                    return jax.lax.dynamic_update_slice(out, found[None], (i, first + begin, order[j], 0))
+
+                return jax.lax.fori_loop(0, count, some_keys, out)
+
+            return jax.lax.fori_loop(0, -(-sizes.rows // sizes.coordinates), some_coordinates, out)
+
+        return jax.lax.fori_loop(0, -(-n // sizes.rows), some_rows, out)
+
+    out = jnp.zeros((len(target_pos), n, len(source_pos), width), span.resid.dtype)
+    return jax.lax.fori_loop(0, len(target_pos), at_target, out)
+
+
+def _few(asked: Rows, begin: Int[Array, ""], count: int) -> Rows:
+    """Some of the rows."""
+    cut = lambda x, axis: None if x is None else jax.lax.dynamic_slice_in_dim(x, begin, count, axis)
+    return Rows(
+        cut(asked.positions, 0), cut(asked.local, 0), *(cut(x, 1) for x in (asked.g, asked.pattern, asked.scores))
+    )
+
+
+def _factors(
+    linear: LinearBlock, source: Kind, few: Rows, t: Int[Array, ""], source_pos: Int[Array, " s"]
+) -> Factors | None:
+    """What comes from the keys: of rank `head` by values, of rank `head` by keys. `None` where neither is on the way."""
+    heads = linear.heads
+    if few.g is None:
+        return None
+    g = few.g.transpose(1, 0, 2)
+    at_keys = lambda x: x.at[:, :, source_pos].get(mode="promise_in_bounds").transpose(1, 2, 0)
+    weights, directions = [], []
+    if Kind.V in heads.paths and source in (*BEFORE_HEADS, Kind.V):
+        weights.append(at_keys(few.pattern))
+        directions.append(_through(g, heads.W_V, source))
+    if Kind.K in heads.paths and source in (*BEFORE_HEADS, Kind.K):
+        weights.append(at_keys(few.scores))
+        directions.append(_through(jnp.broadcast_to(rows(heads.q, t), g.shape), heads.W_K, source))
+    passes = source != Kind.RESID_PRE or any(link.target == Kind.LN1_NORMALIZED for link in linear.before)
+    if not weights or not passes:
+        return None
+    weights, directions, norm = jnp.concatenate(weights, axis=2), jnp.concatenate(directions, axis=1), linear.norm
+    if norm is None or source != Kind.RESID_PRE:
+        return Factors(weights, directions, None)
+    directions = directions if norm.weight is None else directions * norm.weight
+    directions -= jnp.mean(directions, axis=-1, keepdims=True)
+    weights /= rows(norm.scale, source_pos)
+    if not norm.live:
+        return Factors(weights, directions, None)
+    y = rows(norm.y, source_pos)
+    shares = jnp.einsum("nrw,sw->nsr", directions, y) / y.shape[1]
+    return Factors(weights, directions, -jnp.sum(weights * shares, axis=2))
+
+
+def _through(covectors: Float[Array, "n head d_head"], W: Float[Array, "head d_model d_head"], source: Kind) -> Array:
+    """Covectors of each head's keys or values as covectors of what they are made from, or of all heads' of them: `[n head width]`."""
+    if source in BEFORE_HEADS:
+        return jnp.einsum("nhe,hde->nhd", covectors, W)
+    one_head = jnp.eye(covectors.shape[1], dtype=covectors.dtype)
+    return jnp.einsum("nhe,hg->nhge", covectors, one_head).reshape(*covectors.shape[:2], -1)
