@@ -103,30 +103,41 @@ class MLP(eqx.Module):
 
 
 class Block(eqx.Module):
-    """A sequential pre-norm block: attention reads the residual stream, then the MLP reads the sum.
+    """A pre-norm block: attention reads the residual stream, then the MLP reads the sum, or both read the same if they are `parallel`.
 
-    Its two halves can be run apart, because the residual stream between them is a cut of the graph. `ln1` is `None` in a model without
-    norms, `ln2` and `mlp` are `None` in one of attention only.
+    The two halves of a sequential block can be run apart, because the residual stream between them is a cut of the graph. `ln1` is
+    `None` in a model without norms, `ln2` and `mlp` are `None` in one of attention only.
     """
 
     ln1: LayerNorm | None
     attn: Attention
     ln2: LayerNorm | None
     mlp: MLP | None
+    parallel: bool = eqx.field(static=True, default=False)
 
     def __call__(self, resid: Resid, mask: Mask, tap: Tap) -> Resid:
-        resid = self.attend(resid, mask, tap)
-        return tap(Kind.RESID_POST, resid) if self.mlp is None else self.feed(resid, tap)
+        if not self.parallel:
+            resid = self.attend(resid, mask, tap)
+            return tap(Kind.RESID_POST, resid) if self.mlp is None else self.feed(resid, tap)
+        resid = tap(Kind.RESID_PRE, resid)
+        attn = self._attention(resid, mask, tap)
+        return tap(Kind.RESID_POST, resid + attn + self._mlp(resid, tap))
 
     def attend(self, resid: Resid, mask: Mask, tap: Tap) -> Resid:
         """From `resid_pre` to what enters `resid_mid` (`resid_post` in a model of attention only)."""
         resid = tap(Kind.RESID_PRE, resid)
-        normalized = resid if self.ln1 is None else self.ln1(resid, tap)
-        return resid + tap(Kind.ATTN_OUT, self.attn(normalized, mask, tap))
+        return resid + self._attention(resid, mask, tap)
 
     def feed(self, resid: Resid, tap: Tap) -> Resid:
         """From `resid_mid` to `resid_post`."""
-        assert self.mlp is not None
         resid = tap(Kind.RESID_MID, resid)
+        return tap(Kind.RESID_POST, resid + self._mlp(resid, tap))
+
+    def _attention(self, resid: Resid, mask: Mask, tap: Tap) -> Resid:
+        normalized = resid if self.ln1 is None else self.ln1(resid, tap)
+        return tap(Kind.ATTN_OUT, self.attn(normalized, mask, tap))
+
+    def _mlp(self, resid: Resid, tap: Tap) -> Resid:
+        assert self.mlp is not None
         normalized = resid if self.ln2 is None else self.ln2(resid, tap)
-        return tap(Kind.RESID_POST, resid + tap(Kind.MLP_OUT, self.mlp(normalized, tap)))
+        return tap(Kind.MLP_OUT, self.mlp(normalized, tap))

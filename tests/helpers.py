@@ -54,6 +54,7 @@ def make_model(
     windows: tuple[int | None, ...] | None = None,
     causal: bool = True,
     attn_only: bool = False,
+    parallel: bool = False,
     scales: tuple[float, ...] | None = None,
     architecture: str = "gpt2",
 ) -> jc.Transformer:
@@ -78,9 +79,8 @@ def make_model(
         ln1, ln2 = layer_norm(Kind.LN1_SCALE, Kind.LN1_NORMALIZED), layer_norm(Kind.LN2_SCALE, Kind.LN2_NORMALIZED)
         if attn_only:
             return Block(ln1, attn, None, None)
-        return Block(
-            ln1, attn, ln2, MLP(random(d_model, d_mlp), random(d_mlp), random(d_mlp, d_model), random(d_model), act)
-        )
+        mlp = MLP(random(d_model, d_mlp), random(d_mlp), random(d_mlp, d_model), random(d_model), act)
+        return Block(ln1, attn, ln2, mlp, parallel)
 
     return jc.Transformer(
         W_E=random(vocab, d_model) * d_model**0.5,
@@ -106,6 +106,7 @@ MODELS: dict[str, Callable[..., jc.Transformer]] = {
     "lnpre": lambda key: make_model(key, norm="LNPre", vocab_out=13),
     "no-norm-relu-bidirectional": lambda key: make_model(key, norm="None", act=relu, causal=False, vocab_out=5),
     "attention-only": lambda key: make_model(key, attn_only=True),
+    "parallel": lambda key: make_model(key, parallel=True),
 }
 
 

@@ -89,6 +89,7 @@ WIRINGS = {
     "MLPs only": ("gpt2-inverse-layer-scale", (Kind.MLP_OUT,)),
     "inside the sublayers": ("gpt2", (Kind.Z, Kind.ATTN_OUT, Kind.MLP_POST)),
     "attention only": ("attention-only", (Kind.ATTN_OUT, Kind.RESID_POST)),
+    "side by side": ("parallel", (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)),
     "no norm, both directions": ("no-norm-relu-bidirectional", (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)),
 }
 

@@ -72,6 +72,8 @@ def test_a_record_is_what_downstream_sees(name):
             made[Kind.LN1_NORMALIZED] = centred / at(Kind.LN1_SCALE) * weight + bias
         if block.mlp is None:
             made[Kind.RESID_POST] = at(Kind.RESID_PRE) + at(Kind.ATTN_OUT)
+        elif block.parallel:
+            made[Kind.RESID_POST] = at(Kind.RESID_PRE) + at(Kind.ATTN_OUT) + at(Kind.MLP_OUT)
         else:
             made[Kind.RESID_MID] = at(Kind.RESID_PRE) + at(Kind.ATTN_OUT)
             made[Kind.RESID_POST] = at(Kind.RESID_MID) + at(Kind.MLP_OUT)

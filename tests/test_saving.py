@@ -33,6 +33,7 @@ def folder(tmp_path) -> Path:
             "it has no norms; b_U is not zero; its attention is in both directions",
         ),
         (lambda: model_named("attention-only"), "it has attention only"),
+        (lambda: make_model(jax.random.key(0), d_head=8, parallel=True), "its MLPs are beside attention"),
         (lambda: model_named("gpt2"), "d_head 6 times 2 heads is not d_model 16"),
         (lambda: model_named("gpt2-untied"), "it reads 13 tokens and writes 7"),
         (lambda: dc.replace(stored_model("gpt2"), windows=(None, 3)), "its attention is local"),

@@ -49,7 +49,8 @@ def table(model: jc.Transformer) -> dict[str, str]:
     for layer, block in enumerate(model.blocks):
         of_block = {"hook_resid_pre": "seq d_model"} | norm("ln1", model) | ATTENTION
         if block.mlp is not None:
-            of_block |= {"hook_resid_mid": "seq d_model"} | norm("ln2", model) | MLP
+            of_block |= {} if block.parallel else {"hook_resid_mid": "seq d_model"}
+            of_block |= norm("ln2", model) | MLP
         of_block |= {"hook_resid_post": "seq d_model"}
         names |= {f"blocks.{layer}.{name}": axes for name, axes in of_block.items()}
     return names | norm("ln_final", model) | {"logits": "seq d_vocab_out"}

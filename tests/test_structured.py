@@ -14,6 +14,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.jacobian._chain import chain_matrix, mlp_matrices, pull_block, split
+from jaxcirc.jacobian._dense import _matrix, Sizes
 from jaxcirc.jacobian._engine import HELD, LOCAL
 from jaxcirc.jacobian._graph import reaches
 
@@ -91,7 +92,7 @@ def test_the_edges_are_all_of_them():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_edge_inside_a_block(name):
-    """Bilinear forms at random and repeated positions, with what is held given, or nothing."""
+    """Bilinear forms at random and repeated positions, with what is held given, or nothing; and of every third edge the matrix."""
     model, edges = model_named(name), edges_of(name)
     tokens = tokens_for(model, SEQ)
     cache = jax.jit(lambda model, tokens: jc.run(model, tokens, record=jc.sites(model))[1])(model, tokens)
@@ -118,9 +119,13 @@ def test_every_edge_inside_a_block(name):
         J = jc.edge(model, tokens, source, target, frozen=held, engine="structured")
         assert jc.select(J) == "structured"
         with jax.disable_jit():
-            got = J.contract(lefts[i], LEFT_POS, rights[i], RIGHT_POS)
+            got = [J.contract(lefts[i], LEFT_POS, rights[i], RIGHT_POS)]
+            if (i + list(MODELS).index(name)) % 3 == 0:
+                block = J.as_matrix().reshape(SEQ, -1, SEQ, rights[i].shape[1])[LEFT_POS][:, :, RIGHT_POS]
+                got.append(jnp.einsum("md,mdke,ke->mk", lefts[i], block, rights[i]))
         try:
-            assert_close(got, want)
+            for edges in got:
+                assert_close(edges, want)
         except AssertionError as error:
             raise AssertionError(f"{source} -> {target} with {sorted(map(str, held))} held: {error}") from None
 
@@ -382,6 +387,32 @@ def test_rows_that_end_early_are_cut(deep, kept):
     np.testing.assert_array_equal(one[::2], rows[::2])
     want = jc.edge(*deep[:2], Site(1, Kind.RESID_PRE), Site(1, Kind.RESID_POST), frozen=[Site(1, Kind.LN1_SCALE)])
     assert_close(whole.reshape(-1, 7, 8), want.rows(rows.reshape(-1, 7, 8)))
+
+
+@pytest.mark.parametrize("target", [Kind.RESID_POST, Kind.RESID_MID])
+def test_the_matrix_of_a_block_at_some_positions(deep, target):
+    """In any order, also where the last tiles overlap those before; a block that mixes positions and one that does not."""
+    model, tokens, *_ = deep
+    ends = (
+        (Site(1, target), Site(1, Kind.MLP_OUT))
+        if target == Kind.RESID_MID
+        else (Site(1, Kind.RESID_PRE), Site(1, target))
+    )
+    want = np.asarray(jc.edge(model, tokens, *ends, engine="autodiff").as_matrix())
+    J = jc.edge(model, tokens, *ends, source_pos=[6, 0, 4, 2], target_pos=[1, 6, 4])
+    assert_close(J.as_matrix(), want[[1, 6, 4]][:, :, [6, 0, 4, 2]])
+    tiles = Sizes(rows=5, coordinates=3, keys=3)
+    span, positions = jc.edge(model, tokens, *ends).spans[0], jnp.arange(7, dtype=jnp.int32)
+    assert_close(_matrix(span, positions, positions, sizes=tiles), want)
+
+
+def test_a_parallel_chain():
+    model = make_model(jax.random.key(7), layers=3, d_model=8, d_head=3, d_mlp=10, parallel=True)
+    ends = model, tokens_for(model, 5), Site(0, Kind.RESID_PRE), Site(2, Kind.RESID_POST)
+    want = np.asarray(jc.edge(*ends, engine="autodiff").as_matrix())
+    J = jc.edge(*ends, engine="structured")
+    assert_close(J.as_matrix(), want)
+    assert_close(chain_matrix(J.spans[0], np.arange(5), budget=2000), want)
 
 
 def test_a_chain_without_causality():

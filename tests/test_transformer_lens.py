@@ -53,6 +53,7 @@ LENS = {
         "attn_scale": "1/sqrt(d_head)",
     },
     "attention-only": LENS_SIZES | {"attn_only": True, "act_fn": None, "d_mlp": None},
+    "parallel": LENS_SIZES | {"act_fn": "gelu_new", "parallel_attn_mlp": True},
 }
 
 
@@ -103,6 +104,7 @@ LENS_CHANGES = {
     "normalization_type": "LNPre",
     "attention_dir": "bidirectional",
     "attn_only": True,
+    "parallel_attn_mlp": True,
     "use_attn_scale": False,
     "attn_scale": 5.0,
     "scale_attn_by_inverse_layer_idx": True,
@@ -133,7 +135,7 @@ def test_the_list_above_is_whole():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parallel_attn_mlp": True}, "parallel_attn_mlp = True is not supported; only False is"),
+        ({"gated_mlp": True}, "gated_mlp = True is not supported; only False is"),
         (
             {"positional_embedding_type": "rotary"},
             "positional_embedding_type = 'rotary' is not supported; only 'standard' is",

@@ -140,10 +140,10 @@ def _from_cut(model, metric, resid, change, mask, fractions, weights, attends, f
     def half(resid, what):
         block, mask, attend, feed = what
         tap = Tap({}, {}, frozenset(), layer=0)
+        if block.mlp is None or block.parallel:  # nothing begins in its middle
+            return jax.lax.cond(attend, lambda x: block(x, mask, tap), lambda x: x, resid), None
         resid = jax.lax.cond(attend, lambda x: block.attend(x, mask, tap), lambda x: x, resid)
-        return resid if block.mlp is None else jax.lax.cond(
-            feed, lambda x: block.feed(x, tap), lambda x: x, resid
-        ), None
+        return jax.lax.cond(feed, lambda x: block.feed(x, tap), lambda x: x, resid), None
 
     def one(example):
         resid, change, keys, metric = example

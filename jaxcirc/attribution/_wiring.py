@@ -7,11 +7,12 @@ and block this gives the wiring of Marks et al. 2024 (arXiv 2403.19647, appendix
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from jaxtyping import Array, Float
 
 from .._sites import Kind, layer_of, Site
+from ..jacobian import reaches
 from ..models import Transformer
 
 
@@ -39,10 +40,9 @@ def wiring(model: Transformer, nodes: Iterable[Site]) -> list[Wire]:
     wires = []
     for target in nodes:
         for source in reversed([node for node in nodes if node < target]):
-            between = {canonical(node) for node in nodes if source < node < target}
-            if _reaches(model, canonical(source), canonical(target), between):
-                frozen = tuple(node for node in nodes if source < node < target)
-                wires.append(Wire(source, target, frozen))
+            between = tuple(node for node in nodes if source < node < target)
+            if reaches(model, source, target, between):
+                wires.append(Wire(source, target, between))
     return wires
 
 
@@ -52,7 +52,7 @@ def reaches_output(model: Transformer, nodes: Iterable[Site]) -> dict[Site, tupl
     found = {}
     for source in nodes:
         later = tuple(node for node in nodes if source < node)
-        if _reaches(model, canonical(source), Site(None, Kind.LOGITS), {canonical(node) for node in later}):
+        if reaches(model, source, Site(None, Kind.LOGITS), later):
             found[source] = later
     return found
 
@@ -85,39 +85,6 @@ def is_cut(site: Site) -> bool:
     return canonical(site).kind in RESIDUAL
 
 
-def _reaches(model: Transformer, source: Site, target: Site, held: set[Site]) -> bool:
-    frontier, seen = [source], {source}
-    while frontier:
-        for child in _children(model, frontier.pop()):
-            if child == target:
-                return True
-            if child not in held and child not in seen:
-                seen.add(child)
-                frontier.append(child)
-    return False
-
-
-def _children(model: Transformer, site: Site) -> Iterator[Site]:
-    """What reads the value at `site` first, in the graph of a sequential block."""
-    layer = site.layer
-    if layer is None:  # the logits
-        return
-    if layer == model.n_layers:
-        yield Site(None, Kind.LOGITS)
-        return
-    after = Site(layer + 1, Kind.RESID_PRE)
-    middle = after if model.blocks[layer].mlp is None else Site(layer, Kind.RESID_MID)
-    steps = {
-        Kind.RESID_PRE: (Site(layer, Kind.Z), middle),
-        Kind.Z: (Site(layer, Kind.ATTN_OUT),),
-        Kind.ATTN_OUT: (middle,),
-        Kind.RESID_MID: (Site(layer, Kind.MLP_POST), after),
-        Kind.MLP_POST: (Site(layer, Kind.MLP_OUT),),
-        Kind.MLP_OUT: (after,),
-    }
-    yield from steps[site.kind]
-
-
 def written(model: Transformer, site: Site, value: Float[Array, "seq ..."]) -> Float[Array, "seq d_model"]:
     """What the value at `site` writes to the residual stream: itself, but for `z` and `mlp.hook_post`, which are yet to be projected."""
     if site.layer is None:
@@ -138,5 +105,6 @@ def entry(model: Transformer, site: Site) -> Site:
     if place.kind in RESIDUAL:
         return place
     layer = layer_of(place)
-    into_middle = place.kind in (Kind.Z, Kind.ATTN_OUT) and model.blocks[layer].mlp is not None
+    block = model.blocks[layer]
+    into_middle = place.kind in (Kind.Z, Kind.ATTN_OUT) and block.mlp is not None and not block.parallel
     return Site(layer, Kind.RESID_MID) if into_middle else Site(layer + 1, Kind.RESID_PRE)

@@ -37,7 +37,7 @@ def build(
             return Block(ln1, attn, None, None)
         names = ("W_in", "b_in", "W_out", "b_out")
         mlp = MLP(**{name: get(f"{at}.mlp.{name}") for name in names}, act=ACTIVATIONS[spec.act])
-        return Block(ln1, attn, norm(f"{at}.ln2", Kind.LN2_SCALE, Kind.LN2_NORMALIZED), mlp)
+        return Block(ln1, attn, norm(f"{at}.ln2", Kind.LN2_SCALE, Kind.LN2_NORMALIZED), mlp, spec.parallel)
 
     return Transformer(
         W_E=get("W_E"),
@@ -130,6 +130,7 @@ def spec_of(model: Transformer) -> Spec:
         scales=tuple(float(block.attn.scale) for block in model.blocks),
         windows=model.windows,
         causal=model.causal,
+        parallel=any(block.parallel for block in model.blocks),
         tied=model.untied_W_U is None,
         precision=2 * float(jnp.finfo(model.dtype).eps),
     )

@@ -80,6 +80,7 @@ def _problems(model: Transformer, spec: Spec) -> list[str]:
         "its norms have no weights (fold_layer_norm)": spec.norm == "LNPre",
         "it has no norms": spec.norm is None,
         "it has attention only": spec.act is None,
+        "its MLPs are beside attention": spec.parallel,
         "b_U is not zero": bool(np.any(np.asarray(model.b_U))),
         "its attention is in both directions": not spec.causal,
         f"d_head {spec.d_head} times {spec.n_heads} heads is not d_model {spec.d_model}": spec.d_head * spec.n_heads

@@ -27,6 +27,7 @@ class Spec:
     windows: tuple[int | None, ...]
     causal: bool
     tied: bool
+    parallel: bool = False  # attention and MLP side by side
     precision: float = 1e-6  # of the scales, relative: they are arrays of the model's dtype
 
     @property

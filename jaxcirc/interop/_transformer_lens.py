@@ -30,6 +30,7 @@ USED: dict[str, Any] = {
     "normalization_type": "LN",
     "attention_dir": "causal",
     "attn_only": False,
+    "parallel_attn_mlp": False,
     "use_attn_scale": True,
     "attn_scale": -1.0,
     "scale_attn_by_inverse_layer_idx": False,
@@ -47,7 +48,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "num_experts": (None,),
     "experts_per_token": (None,),
     "output_logits_soft_cap": (-1.0, None),
-    "parallel_attn_mlp": (False, None),
     "positional_embedding_type": ("standard", None),
     "post_embedding_ln": (False, None),
     "use_NTK_by_parts_rope": (False, None),
@@ -149,6 +149,7 @@ def _spec(values: Mapping[str, Any]) -> Spec:
         windows=_windows(values),
         causal=direction == "causal",
         tied=False,
+        parallel=bool(values["parallel_attn_mlp"]) and not attn_only,
     )
 
 

@@ -3,6 +3,7 @@
 from . import frozen as frozen
 from ._certificate import Certificate as Certificate
 from ._edge import edge as edge
+from ._graph import reaches as reaches
 from ._operator import EdgeJacobian as EdgeJacobian, select as select
 from ._paths import block_paths as block_paths, mediated_edges as mediated_edges, MediatedEdges as MediatedEdges
 from ._routes import contract_batch as contract_batch

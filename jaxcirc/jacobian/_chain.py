@@ -63,12 +63,12 @@ def _entering(span: Span) -> list[Array]:
 
 @jax.jit
 def mlp_matrices(span: Span) -> Float[Array, "seq d_model d_model"]:
-    """For every position the matrix by which a covector (a row) of the end of the block becomes one of its middle."""
+    """For every position the matrix by which a covector (a row) of the end of the block becomes one of what its MLP reads."""
     seq, d_model = span.resid.shape
     linear = linearise(span, 0, frozenset(site.kind for site in span.frozen))
     identity = jnp.tile(jnp.eye(d_model, dtype=span.resid.dtype), (seq, 1))
     end = {Kind.RESID_POST: identity}
-    middle = pull(linear.after, end, jnp.repeat(jnp.arange(seq, dtype=jnp.int32), d_model))[Kind.RESID_MID]
+    middle = pull(linear.after, end, jnp.repeat(jnp.arange(seq, dtype=jnp.int32), d_model))[_read(span)]
     return middle.reshape(seq, d_model, d_model)
 
 
@@ -92,7 +92,7 @@ def pull_block(
     def some(i, flat):
         place = (begin * matrix.shape[1] + i * chunk, 0, 0)
         covectors = jax.lax.dynamic_slice(flat, place, (chunk, reached, flat.shape[2])).transpose(1, 0, 2)
-        covectors = _pull(linear, covectors, mlps, positions)
+        covectors = _pull(linear, covectors, mlps, positions, _read(span))
         return jax.lax.dynamic_update_slice(flat, covectors.transpose(1, 0, 2), place)
 
     return jax.lax.fori_loop(0, n // chunk, some, flat).reshape(matrix.shape)
@@ -106,15 +106,22 @@ def _chunk(n: int, seq: int, d_model: int, heads: int, itemsize: int, budget: in
     return max(size for size in range(1, min(most, n) + 1) if n % size == 0)
 
 
-def _pull(linear: LinearBlock, covectors: Rows, mlps: Array | None, positions: Int[Array, " seq"]) -> Rows:
+def _read(span: Span) -> Kind:
+    """What the MLP reads."""
+    return Kind.RESID_PRE if span.blocks[0].parallel else Kind.RESID_MID
+
+
+def _pull(linear: LinearBlock, covectors: Rows, mlps: Array | None, positions: Int[Array, " seq"], read: Kind) -> Rows:
     def pull_each(links, items):
         return jax.vmap(lambda items: pull(links, items, positions), in_axes=1, out_axes=1)(items)
 
     items = {Kind.RESID_POST: covectors}
-    if mlps is not None:  # [seq n d_model] · [seq d_model d_model] -> [seq n d_model]
-        items = {Kind.RESID_MID: jnp.einsum("snd,sde->sne", covectors, rows(mlps, positions))}
-    after = [link for link in linear.after if mlps is None or link.target <= Kind.RESID_MID]
-    items = pull_each(after, items)
+    if mlps is None:
+        items = pull_each(linear.after, items)
+    else:  # [seq n d_model] · [seq d_model d_model] -> [seq n d_model]
+        items[read] = jnp.einsum("snd,sde->sne", covectors, rows(mlps, positions))
+        others = {Kind.Z, Kind.ATTN_OUT, Kind.RESID_PRE} - {read}  # what the matrices do not have
+        items = pull_each([link for link in linear.after if link.source in others], items)
     if Kind.Z in items and linear.heads.paths:
         items[Kind.LN1_NORMALIZED] = _attend(linear.heads, items[Kind.Z], positions)
     kept = {kind: items[kind] for kind in (Kind.RESID_PRE, Kind.LN1_NORMALIZED) if kind in items}

@@ -61,7 +61,8 @@ def attends(span: Span) -> bool:
     """Whether a one-block span goes through attention."""
     target, held = read_site(span).kind, {site.kind for site in span.frozen}
     stopped = Kind.Z in held or (target > Kind.Z and {Kind.RESULT, Kind.ATTN_OUT} & held)
-    return span.source.kind < Kind.ATTN_SCORES and target >= Kind.Z and not stopped
+    beside = span.blocks[0].parallel and Kind.ATTN_OUT < target < Kind.RESID_POST
+    return span.source.kind < Kind.ATTN_SCORES and target >= Kind.Z and not stopped and not beside
 
 
 def is_chain(span: Span) -> bool:

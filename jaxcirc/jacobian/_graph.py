@@ -55,11 +55,12 @@ def _readers(model: Transformer, site: Site) -> Iterator[Site]:
         yield from _outside(model, kind)
         return
     block = model.blocks[layer]
-    after_attention = Kind.RESID_POST if block.mlp is None else Kind.RESID_MID
+    sequential = block.mlp is not None and not block.parallel
+    after_attention = Kind.RESID_MID if sequential else Kind.RESID_POST
     first_of_attention = (Kind.Q, Kind.K, Kind.V) if block.ln1 is None else (Kind.LN1_SCALE, Kind.LN1_NORMALIZED)
     first_of_mlp = (Kind.MLP_PRE,) if block.ln2 is None else (Kind.LN2_SCALE, Kind.LN2_NORMALIZED)
     readers: dict[Kind, tuple[Kind, ...]] = {
-        Kind.RESID_PRE: (*first_of_attention, after_attention),
+        Kind.RESID_PRE: (*first_of_attention, *(first_of_mlp if block.parallel else ()), after_attention),
         Kind.LN1_SCALE: (Kind.LN1_NORMALIZED,),
         Kind.LN1_NORMALIZED: (Kind.Q, Kind.K, Kind.V),
         Kind.Q: (Kind.ATTN_SCORES,),

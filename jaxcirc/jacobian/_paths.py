@@ -4,8 +4,9 @@ In a sequential block the residual stream $x$ becomes $x + a(x) + m(x + a(x))$, 
 
 $$J = I + J_a + J_m + J_m J_a,$$
 
-with $J_m$ at the clean middle of the block. What passes a site with a dictionary passes its latents or its error: the parts of a
-mediated path are products of two Jacobians each, $J_{f \to t} J_{s \to f} + J_{\varepsilon \to t} J_{s \to \varepsilon}$.
+with $J_m$ at the clean middle of the block; in a parallel one it becomes $x + a(x) + m(x)$, and there is no $J_m J_a$. What passes a
+site with a dictionary passes its latents or its error: the parts of a mediated path are products of two Jacobians each,
+$J_{f \to t} J_{s \to f} + J_{\varepsilon \to t} J_{s \to \varepsilon}$.
 """
 
 import itertools
@@ -38,8 +39,8 @@ def block_paths(
     one through its latents and the one through its error. - `frozen`, `mask`, `engine`: as in `jc.edge`.
 
     **Returns:** `{"skip", "attn", "mlp", "attn_mlp"}`: operators whose sum is the total Jacobian; `attn` and `mlp` are without the skip,
-    `attn_mlp` is what passes both. A path through a dictionary has a name for each part: `"attn:acts"`, `"attn:error"`,
-    `"attn_mlp:acts:error"`. A model of attention only has `skip` and `attn`.
+    `attn_mlp` is what passes both, and not there in a parallel block. A path through a dictionary has a name for each part:
+    `"attn:acts"`, `"attn:error"`, `"attn_mlp:acts:error"`. A model of attention only has `skip` and `attn`.
 
     **Raises:** `ValueError` for a layer that the model does not have, a path that is frozen, and as `jc.edge`.
 
@@ -61,6 +62,8 @@ def block_paths(
     chosen = (names for count in range(len(sublayers) + 1) for names in itertools.combinations(sublayers, count))
     paths = {}
     for names in chosen:
+        if len(names) == 2 and model.blocks[layer].parallel:
+            continue
         options = [_parts(sublayers[name], saes) for name in names]
         for parts in itertools.product(*options):
             suffix = "".join(f":{'acts' if part == part.acts else 'error'}" for part in parts if part != part.value)

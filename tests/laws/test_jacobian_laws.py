@@ -302,9 +302,11 @@ def blocks(request):
         "all": (EMBED, LOGITS),
     }
     if model.blocks[0].mlp is not None:
-        edges["mlp"] = (SECOND(Kind.RESID_MID), SECOND(Kind.MLP_OUT))
+        read = Kind.RESID_PRE if model.blocks[0].parallel else Kind.RESID_MID
+        edges["mlp"] = (SECOND(read), SECOND(Kind.MLP_OUT))
     operators = {name: jc.edge(model, tokens, *ends) for name, ends in edges.items()}
     operators["product"] = operators["block"] @ operators["before"]
+    operators |= {f"path {name}": J for name, J in jc.block_paths(model, tokens, 1).items()}
     matrices = jax.jit(lambda operators: jax.tree.map(lambda J: J.as_matrix(), operators, is_leaf=is_operator))(
         operators
     )
@@ -351,15 +353,21 @@ def test_nothing_comes_from_later_positions(blocks):
 
 
 def test_a_block_is_the_product_of_its_halves(blocks):
-    """Law 5: `J = (I + J_mlp)(I + J_attn)`."""
-    _, _, operators, matrices = blocks
+    """Law 5: `J = (I + J_mlp)(I + J_attn)`, or side by side `I + J_attn + J_mlp`; and each path is its term of the product."""
+    model, _, operators, matrices = blocks
     shape = operators["attn"].source_shape
     size = np.prod(shape)
     square = lambda name: matrices[name].reshape(size, size)
-    want = np.eye(size) + square("attn")
+    want = {"skip": np.eye(size), "attn": square("attn")}
     if "mlp" in matrices:
-        want = (np.eye(size) + square("mlp")) @ want
-    assert_close(square("block"), want)
+        want["mlp"] = square("mlp")
+    if "mlp" in matrices and not model.blocks[1].parallel:
+        want["attn_mlp"] = square("mlp") @ square("attn")
+    assert_close(square("block"), sum(want.values()))
+    paths = {name.removeprefix("path "): square(name) for name in matrices if name.startswith("path ")}
+    assert paths.keys() == want.keys()
+    for name in want:
+        assert_close(paths[name], want[name])
 
 
 def test_with_every_component_held_the_residual_stream_is_the_identity(small):
