@@ -14,14 +14,9 @@ from jaxcirc.saes import Gated, JumpReLU, ReLU, SAE, Standardise, TopK, Transcod
 
 def random_arrays(key, width, d_sae):
     """Encoder, its bias, decoder, its bias."""
-    keys = jax.random.split(key, 4)
-    random = lambda key, *shape: jax.random.normal(key, shape) / shape[0] ** 0.5
-    return (
-        random(keys[0], width, d_sae),
-        0.1 * random(keys[1], d_sae),
-        random(keys[2], d_sae, width),
-        0.1 * random(keys[3], width),
-    )
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # by numpy: it compiles nothing
+    random = lambda *shape, scale=1.0: jnp.asarray(scale * rng.normal(size=shape) / shape[0] ** 0.5)
+    return random(width, d_sae), random(d_sae, scale=0.1), random(d_sae, width), random(width, scale=0.1)
 
 
 def random_sae(key, site, width, d_sae, activation=None, **more):
