@@ -14,9 +14,11 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.jacobian._chain import chain_matrix, mlp_matrices, pull_block, split
-from jaxcirc.jacobian._dense import _matrix, Sizes
+from jaxcirc.jacobian._contract import _contract_sorted, sizes_for
+from jaxcirc.jacobian._dense import _matrix, block_matrix, Sizes
 from jaxcirc.jacobian._engine import HELD, LOCAL
 from jaxcirc.jacobian._graph import reaches
+from jaxcirc.jacobian._tiles import tile
 
 from .dictionaries import DICTIONARIES, make_sae
 from .helpers import assert_close, make_model, model_named, MODELS, needs_x64, tokens_for
@@ -421,6 +423,27 @@ def test_a_chain_without_causality():
     want = np.asarray(jc.edge(*ends, engine="autodiff").as_matrix())
     assert np.abs(want).max(axis=(1, 3)).min() > 1e-6
     assert_close(jc.edge(*ends, engine="structured").as_matrix(), want)
+
+
+@pytest.mark.parametrize("budget", [2**21, 2**24])
+def test_memory_is_the_result_and_the_budget(budget):
+    """What the compiled programs hold beside arguments and results, by XLA's own account."""
+    model = make_model(jax.random.key(0), d_model=32, heads=4, d_head=8, d_mlp=64, n_ctx=48)
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
+    span = jc.edge(single, tokens_for(model, 48), at(Kind.RESID_PRE), at(Kind.RESID_POST)).spans[0]
+    items = lambda n: jax.ShapeDtypeStruct((n, 32), jnp.float32)
+    positions = lambda n: jax.ShapeDtypeStruct((n,), jnp.int32)
+    held = lambda lowered: lowered.compile().memory_analysis().temp_size_in_bytes
+
+    m, k = 512, 2048
+    sizes = sizes_for(m, k, 48, 4, 32, 4, budget)
+    columns = jax.eval_shape(lambda at: tile(at, 48, sizes.width, sizes.tiles), positions(k))
+    contraction = (span, items(m), positions(m), positions(m), items(k), positions(k), columns)
+    assert 0 < held(_contract_sorted.lower(*contraction, sizes=sizes)) < budget
+    block = jax.jit(ft.partial(block_matrix, budget=budget)).lower(span, positions(48), positions(48))
+    assert 0 < held(block) < budget
+    matrix, mlps = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(48, 32, 48, 32), (48, 32, 32)])
+    assert 0 < held(pull_block.lower(span, matrix, mlps, 0, count=48, reached=48, budget=budget)) < budget
 
 
 @needs_x64

@@ -55,9 +55,10 @@ def block_matrix(
     heads, d_model, d_head = block.attn.W_Q.shape
     d_mlp = 0 if block.mlp is None else block.mlp.W_in.shape[1]
     numbers, cpu = budget // span.resid.dtype.itemsize, jax.default_backend() == "cpu"
+    most = min(2**18 if cpu else numbers, numbers // 8)
     # On a CPU a tile stays in a core's cache until it is written.
     keys = min(len(source_pos), 16 if cpu else 256)
-    coordinates = max(1, min(n, (2**18 if cpu else numbers // 8) // (keys * width)))
+    coordinates = max(1, min(n, most // (keys * width)))
     row = 6 * d_model + 2 * d_mlp + heads * (2 * d_head + 3 * seq)
     together = max(coordinates, min(n, numbers // (2 * row)))
     return _matrix(span, target_pos, source_pos, sizes=Sizes(together, coordinates, keys))
