@@ -21,7 +21,16 @@ from .attribution import (
     node_effects as node_effects,
     NodeEffects as NodeEffects,
 )
-from .circuits import Circuit as Circuit, discover as discover
+from .circuits import (
+    AbstractAblation as AbstractAblation,
+    Circuit as Circuit,
+    discover as discover,
+    evaluate as evaluate,
+    Evaluation as Evaluation,
+    MeanAblation as MeanAblation,
+    ResampleAblation as ResampleAblation,
+    ZeroAblation as ZeroAblation,
+)
 from .interop import (
     from_pretrained as from_pretrained,
     from_torch as from_torch,

@@ -11,4 +11,11 @@ from ._methods import (
 from ._nodes import effects_of as effects_of, node_effects as node_effects, NodeEffects as NodeEffects
 from ._prepare import prepare as prepare, Problem as Problem
 from ._states import States as States, states as states
-from ._wiring import is_cut as is_cut, Wire as Wire, wiring as wiring
+from ._wiring import (
+    as_output as as_output,
+    canonical as canonical,
+    is_cut as is_cut,
+    reaches_output as reaches_output,
+    Wire as Wire,
+    wiring as wiring,
+)

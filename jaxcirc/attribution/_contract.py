@@ -19,7 +19,7 @@ from ._nodes import latent_gradient
 from ._packs import pack_sources, pack_targets, Sources, TargetChunk
 from ._prepare import Problem
 from ._states import node_differences, States
-from ._wiring import canonical, reaches_output, Wire, wiring
+from ._wiring import as_output, canonical, reaches_output, Wire, wiring
 
 
 NodeMask = Callable[[Site], Bool[np.ndarray, "batch seq node"]]
@@ -90,7 +90,7 @@ def _contract(
 
 def _span(model: Transformer, masks: tuple, at: States, wire: Wire, end: Site) -> tuple[Span, tuple, Array]:
     """The blocks between the ends of a wire; and for every example their masks, and what enters the first."""
-    start, end = canonical(wire.source), _as_output(end)
+    start, end = canonical(wire.source), as_output(end)
     first, last = layer_of(start), layer_of(end)
     blocks = slice(first, last + 1)
     resid = at.resid[Site(first, Kind.RESID_PRE)]
@@ -100,11 +100,6 @@ def _span(model: Transformer, masks: tuple, at: States, wire: Wire, end: Site) -
         model.blocks[blocks], example, resid[0], relative(start), relative(end), map(relative, wire.frozen)
     )
     return span, masks[blocks], resid
-
-
-def _as_output(site: Site) -> Site:
-    """`resid_pre` of a block as `resid_post` of the one before: the name by which a span of blocks ends in it."""
-    return Site(layer_of(site) - 1, Kind.RESID_POST) if site.kind == Kind.RESID_PRE else site
 
 
 def direct_to_metric(

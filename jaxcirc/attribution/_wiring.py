@@ -80,6 +80,11 @@ def canonical(site: Site) -> Site:
     return Site(layer_of(site) + 1, Kind.RESID_PRE) if site.kind == Kind.RESID_POST else site
 
 
+def as_output(site: Site) -> Site:
+    """`resid_pre` of a block as `resid_post` of the one before: the name by which blocks end in it."""
+    return Site(layer_of(site) - 1, Kind.RESID_POST) if site.kind == Kind.RESID_PRE else site
+
+
 def is_cut(site: Site) -> bool:
     """Whether all that the model computes after `site` depends on the prompt through it alone."""
     return canonical(site).kind in RESIDUAL

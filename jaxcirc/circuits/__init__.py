@@ -1,5 +1,12 @@
 """Circuits and how to find them."""
 
+from ._ablations import (
+    AbstractAblation as AbstractAblation,
+    MeanAblation as MeanAblation,
+    ResampleAblation as ResampleAblation,
+    ZeroAblation as ZeroAblation,
+)
 from ._annotate import annotate_latents as annotate_latents
 from ._circuit import check_output as check_output, Circuit as Circuit
 from ._discover import discover as discover
+from ._evaluate import evaluate as evaluate, Evaluation as Evaluation

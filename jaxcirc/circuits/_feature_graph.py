@@ -1,0 +1,166 @@
+"""The model as a graph of features, run with a value of its own along every edge.
+
+In an ordinary run all nodes read the same values upstream. Here every target reads its own mixture: along some edges what the source is
+in this run, along the others what it is ablated to. So each target is a run of the blocks between it and its sources, and all targets
+of a site are one `vmap`; blocks and sites are relative, so that all layers share a program.
+"""
+
+import functools as ft
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .._edits import Replace
+from .._run import run
+from .._sites import Kind, layer_of, Site
+from .._tap import site_read, Tap
+from ..attribution import as_output, canonical, Metric
+from ..models import Transformer
+from ..saes import AbstractDictionary, anonymous
+from ._ablations import Nodes
+
+
+EMBED = Site(None, Kind.EMBED)
+Masks = Mapping[Site, Bool[np.ndarray, "target source_seq node"]]  # source_seq: 1 for all positions, or each
+
+
+class Clean(NamedTuple):
+    """The clean run of a batch: its padding, what enters each block, and the values where dictionaries are and where they read, flat."""
+
+    tokens: Int[Array, "batch seq"]
+    keys: Bool[Array, "batch seq"]
+    resid: dict[Site, Float[Array, "batch seq d_model"]]
+    values: dict[Site, Float[Array, "batch seq _"]]
+
+
+class Source(NamedTuple):
+    """What a site sends: its nodes in this run, and ablated; and the dictionary with what it read, which decode them."""
+
+    sae: AbstractDictionary
+    read: Float[Array, "*batch seq d_in"]
+    now: Nodes
+    ablated: Nodes
+
+    def mixed(self, mask: Bool[Array, "source_seq node"]) -> Float[Array, "seq width"]:
+        """The value at the site, of one prompt, where the nodes of `mask` are what they are in this run."""
+        acts = jnp.where(mask[:, :-1], self.now.acts, self.ablated.acts)
+        error = jnp.where(mask[:, -1:], self.now.error, self.ablated.error)
+        return self.sae.decode(acts, self.read) + error
+
+
+@jax.jit
+def clean_run(
+    model: Transformer,
+    saes: Mapping[Site, AbstractDictionary],
+    tokens: Int[Array, "batch seq"],
+    keys: Bool[Array, "batch seq"],
+) -> tuple[Clean, dict[Site, Nodes]]:
+    """The clean run, and its nodes."""
+    cuts = [Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers)]
+    wanted = {*saes, *(site_read(site, sae) for site, sae in saes.items())}
+
+    def one(tokens, keys):
+        cache = run(model, tokens, record={*cuts, *wanted}, mask=keys)[1]
+        flat = {site: value.reshape(value.shape[0], -1) for site, value in cache.items()}
+        return flat, {site: _split(sae, flat[site_read(site, sae)], flat[site]) for site, sae in saes.items()}
+
+    flat, nodes = jax.vmap(one)(tokens, keys)
+    return Clean(tokens, keys, {s: flat[s] for s in cuts}, {s: flat[s] for s in wanted}), nodes
+
+
+def _split(sae: AbstractDictionary, read: Float[Array, "seq d_in"], value: Float[Array, "seq width"]) -> Nodes:
+    acts = sae.encode(read)
+    return Nodes(acts, value - sae.decode(acts, read))
+
+
+def targets_at(
+    model: Transformer,
+    sae: AbstractDictionary,
+    site: Site,
+    clean: Clean,
+    sources: Mapping[Site, Source],
+    masks: Masks,
+    units: Int[np.ndarray, " target"] | None,
+) -> Array | Nodes:
+    """What targets at `site` are, each for its own mixture of the sources that lead to it directly.
+
+    **Arguments:** - `masks`: which nodes of each source a target reads as they are in this run. - `units`: the latents that the targets
+    are; `d_sae`, all of them, for the error. `None` for one target that is everything at the site.
+
+    **Returns:** `[batch target seq]` for latents, `[batch target seq width]` for errors, `Nodes` `[batch seq …]` for everything.
+    """
+    first, last = min(layer_of(canonical(source)) for source in sources), layer_of(as_output(site))
+    blocks = slice(first, last + 1)
+    attending = jax.vmap(lambda keys: model.masks(keys.shape[0], keys))(clean.keys)[blocks]
+    places = {source: canonical(source).shift(-first) for source in sources}
+    sent = {places[source]: sources[source]._replace(sae=anonymous(sources[source].sae)) for source in sources}
+    # The embedding's nodes are without the position, which enters beside them.
+    beside = clean.resid[Site(0, Kind.RESID_PRE)] - clean.values[EMBED] if EMBED in sources else None
+    what = "all" if units is None else "error" if len(units) and units[0] == sae.d_sae else "latents"
+    found = _targets(
+        model.blocks[blocks],
+        attending,
+        clean.resid[Site(first, Kind.RESID_PRE)],
+        anonymous(sae),
+        sent,
+        beside,
+        {places[source]: jnp.asarray(masks[source]) for source in sources},
+        jnp.zeros(1, jnp.int32) if units is None else jnp.asarray(units, jnp.int32),
+        ends=tuple(as_output(end).shift(-first) for end in (site_read(site, sae), site)),
+        what=what,
+    )
+    return jax.tree.map(lambda x: x[:, 0], found) if units is None else found
+
+
+@ft.partial(jax.jit, static_argnames=("ends", "what"))
+def _targets(blocks, attending, resid, sae, sources, beside, masks, units, *, ends: tuple[Site, Site], what: str):
+    seq, heads = resid.shape[1], blocks[0].attn.W_Q.shape[::2]
+    decoders = {place: source.sae for place, source in sources.items()}
+    # As many targets at once as keep a few megabytes of latents in flight.
+    together = max(1, 2**22 // (seq * sum(source.sae.d_sae for source in sources.values()) + seq * sae.d_sae))
+
+    def one(example):
+        attending, resid, values, beside = example
+
+        def target(mask, unit):
+            edits = {}
+            for place, (read, now, ablated) in values.items():
+                value = Source(decoders[place], read, now, ablated).mixed(mask[place])
+                value = value if beside is None or place != Site(0, Kind.RESID_PRE) else value + beside
+                edits[place] = Replace(value.reshape(seq, *heads) if place.kind == Kind.Z else value)
+            tap, x = Tap({}, edits, frozenset(ends)), resid
+            for layer, (block, mask_of_block) in enumerate(zip(blocks, attending, strict=True)):
+                x = block(x, mask_of_block, tap.at(layer))
+            nodes = _split(sae, *(tap.cache[end].reshape(seq, -1) for end in ends))
+            return nodes if what == "all" else nodes.error if what == "error" else nodes.acts[:, unit]
+
+        return jax.lax.map(lambda both: target(*both), (masks, units), batch_size=min(together, len(units)))
+
+    values = {place: source[1:] for place, source in sources.items()}
+    return jax.lax.map(one, (attending, resid, values, beside))
+
+
+@jax.jit
+def metric_at(
+    model: Transformer,
+    clean: Clean,
+    metric: Metric,
+    sources: Mapping[Site, Source],
+    masks: Mapping[Site, Bool[Array, "source_seq node"]],
+) -> Float[Array, " batch"]:
+    """The metric for its own mixture of the sources that lead to it directly."""
+    decoders = {site: source.sae for site, source in sources.items()}
+
+    def one(tokens, keys, metric, values):
+        edits = {}
+        for site, (read, now, ablated) in values.items():
+            value = Source(decoders[site], read, now, ablated).mixed(masks[site])
+            shape = (-1, *model.blocks[0].attn.W_Q.shape[::2]) if site.kind == Kind.Z else value.shape
+            edits[site] = Replace(value.reshape(shape))
+        return metric(run(model, tokens, edits=edits, mask=keys)[0])
+
+    return jax.vmap(one)(clean.tokens, clean.keys, metric, {site: source[1:] for site, source in sources.items()})

@@ -1,0 +1,313 @@
+"""Circuits run without the rest of the model: by nodes and by edges, against loops written from the definitions."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import jaxcirc as jc
+from jaxcirc import Kind, Site
+from jaxcirc.attribution import reaches_output, wiring
+from tests.helpers import assert_close, needs_x64
+from tests.test_attribution import one, problem
+
+
+pytestmark = needs_x64
+KINDS = (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)
+
+
+@pytest.fixture(scope="module")
+def arguments():
+    return problem(batch=3, seq=4, kinds=KINDS)
+
+
+def circuit_of(arguments, nodes, edges=()):
+    """A circuit from `(site, unit, pos)`s and pairs of their names."""
+    model, saes = arguments[:2]
+    table = pd.DataFrame(
+        [(name_of(node), str(node[0]), node[1], "latent", node[2], 1.0) for node in nodes],
+        columns=["node", "site", "unit", "kind", "pos", "effect"],
+    ).astype({"pos": "Int64"})
+    ends = pd.DataFrame([(*edge, 1.0) for edge in edges], columns=["source", "target", "weight"])
+    origins = {str(site): sae.origin for site, sae in saes.items()}
+    return jc.Circuit(table, ends, {"model": model.name, "dictionaries": origins})
+
+
+def name_of(node):
+    site, unit, pos = node
+    return f"{site}/{unit}" + ("" if pos is None else f"@{pos}")
+
+
+def some_nodes(arguments, share, *, seq=None, seed=0):
+    rng = np.random.default_rng(seed)
+    everywhere = [None] if seq is None else range(seq)
+    nodes = [
+        (site, unit, pos) for site, sae in arguments[1].items() for unit in range(sae.d_sae + 1) for pos in everywhere
+    ]
+    return [node for node in nodes if rng.random() < share]
+
+
+def all_edges(arguments, nodes):
+    """Every direct edge between the nodes, and to the metric."""
+    model, saes = arguments[:2]
+    at = {site: [name_of(node) for node in nodes if node[0] == site] for site in saes}
+    edges = [pair for wire in wiring(model, saes) for pair in itertools.product(at[wire.source], at[wire.target])]
+    return edges + [(name, "metric") for site in reaches_output(model, saes) for name in at[site]]
+
+
+def reference(arguments, ablation):
+    """The ablated values of all prompts, `[batch seq …]`, by hand."""
+    model, saes, _, corrupt, _ = arguments
+    _, cache = jax.vmap(lambda tokens: jc.run(model, tokens, record=list(saes)))(corrupt)
+    acts = {site: sae.encode(cache[site]) for site, sae in saes.items()}
+    values = {site: (acts[site], cache[site] - saes[site].decode(acts[site])) for site in saes}
+    if ablation == "mean":
+        return jax.tree.map(lambda x: jnp.broadcast_to(x.mean(0), x.shape), values)
+    return jax.tree.map(jnp.zeros_like, values)
+
+
+def by_nodes(arguments, keep, values):
+    """Sites in turn, each encoded from what comes out of the ones before: no splicing, plain edits of the value."""
+    model, saes, clean, _, metric = arguments
+    out = []
+    for i, tokens in enumerate(clean):
+
+        def overwrite(x, site, i=i):
+            acts = saes[site].encode(x)
+            error = x - saes[site].decode(acts)
+            mask, (other_acts, other_error) = keep[site], values[site]
+            acts = jnp.where(mask[:, :-1], acts, other_acts[i])
+            return saes[site].decode(acts) + jnp.where(mask[:, -1:], error, other_error[i])
+
+        edits = {site: jc.Apply(lambda x, site=site, overwrite=overwrite: overwrite(x, site)) for site in saes}
+        out.append(float(one(metric, i)(jc.run(model, tokens, edits=edits)[0])))
+    return np.array(out)
+
+
+def masks(arguments, nodes, seq=4):
+    keep = {site: np.zeros((seq, sae.d_sae + 1), bool) for site, sae in arguments[1].items()}
+    for site, unit, pos in nodes:
+        keep[site][slice(None) if pos is None else pos, unit] = True
+    return keep
+
+
+ABLATIONS = {"mean": jc.MeanAblation(), "zero": jc.ZeroAblation()}
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize("seq", [None, 4])
+def test_nodes_are_overwritten_site_by_site(arguments, ablation, seq):
+    nodes, values = some_nodes(arguments, 0.4, seq=seq), reference(arguments, ablation)
+    found = jc.evaluate(circuit_of(arguments, nodes), *arguments, ablation=ABLATIONS[ablation])
+    keep = masks(arguments, nodes)
+    runs = {
+        "full": {site: np.ones_like(mask) for site, mask in keep.items()},
+        "circuit": keep,
+        "empty": {site: np.zeros_like(mask) for site, mask in keep.items()},
+        "complement": {site: ~mask for site, mask in keep.items()},
+    }
+    for name, mask in runs.items():
+        assert_close(found.per_prompt[name], by_nodes(arguments, mask, values))
+    assert len({round(float(values.mean()), 9) for values in found.per_prompt.values()}) == 4
+    scale = found.m_full - found.m_empty
+    assert found.faithfulness == pytest.approx((found.m_circuit - found.m_empty) / scale)
+    assert found.completeness == pytest.approx((found.m_complement - found.m_empty) / scale)
+
+
+def test_layers_and_errors_that_are_left_alone(arguments):
+    nodes, values = some_nodes(arguments, 0.4), reference(arguments, "mean")
+    circuit = circuit_of(arguments, nodes)
+    keep = masks(arguments, nodes)
+    late = jc.evaluate(circuit, *arguments, start_layer=1)
+    early = {site: np.ones_like(mask) if site.layer == 0 else mask for site, mask in keep.items()}
+    assert_close(late.per_prompt["circuit"], by_nodes(arguments, early, values))
+    for errors, kept in (("keep", True), ("remove", False)):
+        found = jc.evaluate(circuit, *arguments, errors=errors)
+        for name, mask in (("circuit", keep), ("complement", {site: ~mask for site, mask in keep.items()})):
+            with_errors = {site: np.concatenate([m[:, :-1], np.full((4, 1), kept)], axis=1) for site, m in mask.items()}
+            assert_close(found.per_prompt[name], by_nodes(arguments, with_errors, values))
+
+
+@pytest.mark.parametrize("seq", [None, 4])
+def test_all_edges_between_its_nodes_are_the_nodes(arguments, seq):
+    """With every edge between them, nodes read what they read when the rest is overwritten."""
+    nodes = some_nodes(arguments, 0.3 if seq is None else 0.12, seq=seq, seed=1)
+    circuit = circuit_of(arguments, nodes, all_edges(arguments, nodes))
+    by_node = jc.evaluate(circuit, *arguments)
+    by_edge = jc.evaluate(circuit, *arguments, level="edges")
+    for name in ("full", "circuit", "empty"):
+        assert_close(by_edge.per_prompt[name], by_node.per_prompt[name])
+    assert abs(by_edge.m_circuit - by_edge.m_empty) > 1e-2
+
+
+def test_all_and_no_edges(arguments):
+    everything = some_nodes(arguments, 2.0)
+    whole = jc.evaluate(circuit_of(arguments, everything, all_edges(arguments, everything)), *arguments, level="edges")
+    assert_close(whole.per_prompt["circuit"], whole.per_prompt["full"])
+    assert whole.faithfulness == pytest.approx(1.0)
+    nothing = jc.evaluate(circuit_of(arguments, []), *arguments, level="edges")
+    assert_close(nothing.per_prompt["circuit"], nothing.per_prompt["empty"])
+    assert_close(nothing.per_prompt["complement"], nothing.per_prompt["full"])
+    assert abs(nothing.m_full - nothing.m_empty) > 1e-2
+
+
+def by_edges(arguments, nodes, edges, values, *, complement):
+    """Every node of every prompt from a run of its own, with the values that its edges carry put in at all sources."""
+    model, saes, clean, _, metric = arguments
+    feeds = {}
+    for wire in wiring(model, saes):
+        feeds.setdefault(wire.target, []).append(wire.source)
+    kept = set(edges)
+    out = []
+    for i, tokens in enumerate(clean):
+        now = {}
+
+        def value(source, target, now=now, i=i):
+            acts, error = (np.array(x) for x in (now[source][0], now[source][1]))
+            other_acts, other_error = (np.asarray(x[i]) for x in values[source])
+            for unit in range(saes[source].d_sae + 1):
+                carries = ((name_of((source, unit, None)), target) in kept) != complement
+                if not carries and unit < saes[source].d_sae:
+                    acts[:, unit] = other_acts[:, unit]
+                elif not carries:
+                    error = other_error
+            return saes[source].decode(jnp.asarray(acts)) + error
+
+        def at(target, site, value=value, tokens=tokens):
+            sources = feeds.get(site, []) if site else list(reaches_output(model, saes))
+            edits = {source: jc.Replace(value(source, target)) for source in sources}
+            return run(model, tokens, edits, site)
+
+        for site in sorted(saes):
+            sae, member = saes[site], {node[1] for node in nodes if node[0] == site}
+            acts, error = (np.array(x[i]) for x in values[site])
+            for unit in range(sae.d_sae + 1):
+                if not complement and unit not in member:
+                    continue
+                x = at(name_of((site, unit, None)), site)
+                mine = sae.encode(x)
+                if unit < sae.d_sae:
+                    acts[:, unit] = mine[:, unit]
+                else:
+                    error = x - sae.decode(mine)
+            now[site] = (acts, error)
+        out.append(float(one(metric, i)(at("metric", None))))
+    return np.array(out)
+
+
+@jax.jit
+def _values(model, tokens, edits):
+    logits, cache = jc.run(
+        model, tokens, edits=edits, record=[s for s in jc.sites(model) if s.kind in (*KINDS, Kind.RESID_PRE)]
+    )
+    return logits, cache
+
+
+def run(model, tokens, edits, site):
+    logits, cache = _values(model, tokens, edits)
+    return cache[site] if site else logits
+
+
+@pytest.mark.parametrize("complement", [False, True])
+def test_every_edge_carries_its_own(complement):
+    """Against one run a node, of the whole model."""
+    arguments = problem(batch=2, seq=3, kinds=(Kind.MLP_OUT, Kind.RESID_POST))
+    nodes = some_nodes(arguments, 0.4, seed=2)
+    rng = np.random.default_rng(3)
+    edges = [edge for edge in all_edges(arguments, nodes) if rng.random() < 0.5]
+    found = jc.evaluate(circuit_of(arguments, nodes, edges), *arguments, level="edges")
+    want = by_edges(arguments, nodes, edges, reference(arguments, "mean"), complement=complement)
+    assert_close(found.per_prompt["complement" if complement else "circuit"], want)
+    assert np.abs(want - found.per_prompt["full"]).max() > 1e-3
+    assert np.abs(want - found.per_prompt["empty"]).max() > 1e-3
+
+
+def test_batches_change_nothing(arguments):
+    nodes = some_nodes(arguments, 0.3, seed=1)
+    circuit = circuit_of(arguments, nodes, all_edges(arguments, nodes)[::2])
+    whole, parts = (jc.evaluate(circuit, *arguments, level="edges", batch_size=size) for size in (None, 2))
+    for name, values in whole.per_prompt.items():
+        assert_close(parts.per_prompt[name], values)
+    seen = []
+    jc.evaluate(circuit, *arguments, batch_size=2, progress=lambda *event: seen.append(event))
+    assert seen == [(0, 2, "nodes"), (1, 2, "nodes"), (2, 2, "nodes")]
+
+
+def test_resampling_takes_another_prompts_values(arguments):
+    circuit = circuit_of(arguments, some_nodes(arguments, 0.3))
+    found = [jc.evaluate(circuit, *arguments, ablation=jc.ResampleAblation(seed)) for seed in (0, 0, 1)]
+    assert_close(found[0].per_prompt["circuit"], found[1].per_prompt["circuit"])
+    values = reference(arguments, "zero")
+    _, cache = jax.vmap(lambda tokens: jc.run(arguments[0], tokens, record=list(values)))(arguments[3])
+    own = {
+        site: (sae.encode(cache[site]), cache[site] - sae.decode(sae.encode(cache[site])))
+        for site, sae in arguments[1].items()
+    }
+    nothing = masks(arguments, [])
+    shuffles = [by_nodes(arguments, nothing, jax.tree.map(lambda x, by=by: jnp.roll(x, by, 0), own)) for by in (1, 2)]
+    assert any(np.allclose(found[0].per_prompt["empty"], want) for want in shuffles)
+
+
+def test_a_confidence_interval(arguments):
+    found = jc.evaluate(circuit_of(arguments, some_nodes(arguments, 0.4)), *arguments)
+    low, high = found.interval()
+    assert low < found.faithfulness < high
+    assert found.interval() == (low, high)
+    assert found.interval(level=0.5)[0] > low
+    with pytest.raises(ValueError, match="of must be 'faithfulness' or 'completeness'"):
+        found.interval("m_full")
+    assert found.as_dict()["faithfulness_interval"] == [low, high]
+
+
+def test_bad_input(arguments):
+    model, saes, clean, corrupt, metric = arguments
+    circuit = circuit_of(arguments, some_nodes(arguments, 0.3))
+    other = circuit.annotate(model="another")
+    with pytest.raises(ValueError, match="The circuit is of another, and the model is random"):
+        jc.evaluate(other, *arguments)
+    other = circuit.annotate(dictionaries={str(site): "elsewhere" for site in saes})
+    with pytest.raises(ValueError, match=r"at `blocks\.0\.hook_attn_out` with elsewhere"):
+        jc.evaluate(other, *arguments)
+    for name, value, message in (
+        ("level", "latents", "level must be 'nodes' or 'edges'"),
+        ("errors", "drop", "errors must be one of"),
+        ("start_layer", 9, "start_layer is from 0 to 2"),
+        ("batch_size", 0, "batch_size must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jc.evaluate(circuit, *arguments, **{name: value})
+    with pytest.raises(ValueError, match="errors='keep' is of level='nodes'"):
+        jc.evaluate(circuit, *arguments, level="edges", errors="keep")
+    with pytest.raises(ValueError, match="there is one prompt"):
+        jc.evaluate(circuit, model, saes, clean[:1], corrupt[:1], one_prompt(metric), ablation=jc.ResampleAblation())
+    with pytest.raises(ValueError, match="so there is nothing to explain"):
+        jc.evaluate(circuit, *arguments, start_layer=2)
+    late = circuit_of(arguments, some_nodes(arguments, 0.3, seq=9))
+    with pytest.raises(ValueError, match="nodes at position 8, and the prompts have 4 tokens"):
+        jc.evaluate(late, *arguments)
+    dangling = dataclasses.replace(
+        circuit, edges=pd.DataFrame([("a", "metric", 1.0)], columns=["source", "target", "weight"])
+    )
+    with pytest.raises(ValueError, match="an edge a -> metric, and no node a"):
+        jc.evaluate(dangling, *arguments, level="edges")
+
+
+def one_prompt(metric):
+    return jax.tree.map(lambda x: x[:1], metric)
+
+
+@pytest.mark.parametrize("name", ["gpt-neo", "parallel"])
+def test_other_models_and_wirings(name):
+    """Dictionaries on the outputs of heads and on hidden layers, of different kinds; a local window; blocks side by side."""
+    kinds = (Kind.Z, Kind.MLP_POST) if name == "gpt-neo" else KINDS
+    arguments = problem(name, batch=2, seq=4, kinds=kinds)
+    nodes = some_nodes(arguments, 0.4, seed=4)
+    circuit = circuit_of(arguments, nodes, all_edges(arguments, nodes))
+    by_node, by_edge = (jc.evaluate(circuit, *arguments, level=level) for level in ("nodes", "edges"))
+    assert_close(by_edge.per_prompt["circuit"], by_node.per_prompt["circuit"])
+    assert abs(by_edge.m_circuit - by_edge.m_empty) > 1e-3
+    assert Site(0, kinds[0]) in arguments[1]
