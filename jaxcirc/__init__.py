@@ -16,6 +16,7 @@ from ._version import __version__ as __version__
 from .attribution import (
     edge_effects as edge_effects,
     EdgeEffects as EdgeEffects,
+    ExactPatching as ExactPatching,
     Gradient as Gradient,
     IntegratedGradients as IntegratedGradients,
     node_effects as node_effects,

@@ -1,5 +1,7 @@
 """Node and edge effects against their definitions, the identities that they obey, and known answers."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,56 @@ WIRINGS = {
     "side by side": ("parallel", (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)),
     "no norm, both directions": ("no-norm-relu-bidirectional", (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)),
 }
+
+
+@pytest.mark.parametrize("baseline", ["corrupt", "zero"])
+def test_exact_patching_is_a_run_with_one_node_changed(baseline):
+    """Latents and errors of every kind of site and dictionary, one run each."""
+    kinds = (Kind.Z, Kind.ATTN_OUT, Kind.MLP_POST, Kind.RESID_POST)
+    model, saes, clean, corrupt, metric = problem("gpt-neo", batch=2, seq=3, kinds=kinds)
+    corrupt = corrupt if baseline == "corrupt" else None
+    got = jc.node_effects(model, saes, clean, corrupt, metric, method=jc.ExactPatching(tokens_at_once=30))
+    gradient = jc.node_effects(model, saes, clean, corrupt, metric, method=jc.Gradient())
+
+    @jax.jit
+    def change(saes, tokens, metric, edits):
+        return metric(jc.run(model, tokens, saes=saes, edits=edits)[0])
+
+    zero = lambda x: jax.tree.map(jnp.zeros_like, x)
+    for i in range(len(clean)):
+        before = oracle.node_values(model, saes, clean[i])
+        after = zero(before) if corrupt is None else oracle.node_values(model, saes, corrupt[i])
+        differences = {site: after[site] - before[site] for site in before}
+        base = change(saes, clean[i], one(metric, i), {site: jc.Add(x) for site, x in zero(differences).items()})
+        compared = 0
+        for site in saes:
+            for pos, unit in itertools.product(range(3), (0, 5, 11, -1)):
+                edits = {place: np.zeros(x.shape) for place, x in differences.items()}
+                part = site.error if unit == -1 else site.acts
+                where = (pos, ...) if unit == -1 else (pos, unit)
+                edits[part][where] = np.asarray(differences[part])[where]
+                want = (
+                    change(saes, clean[i], one(metric, i), {s: jc.Add(jnp.asarray(x)) for s, x in edits.items()}) - base
+                )
+                found = got.error[site][i, pos] if unit == -1 else got.acts[site][i, pos, unit]
+                assert float(found) == pytest.approx(float(want), abs=1e-10)
+                compared += abs(float(want)) > 1e-4
+        assert compared > 10
+    assert_close(got.total, gradient.total)
+    assert max(np.abs(got.error[site] - gradient.error[site]).max() for site in saes) > 1e-3  # it is not linear
+
+
+def test_where_everything_is_linear_patching_is_the_gradient():
+    """T12: attention of one token, no norms, MLPs that are off: the exact effects are the gradient's."""
+    model = make_model(jax.random.key(5), norm="None", attn_only=True)
+    saes = oracle.random_saes(jax.random.key(4), model, (Kind.ATTN_OUT, Kind.RESID_POST), alike=True)
+    clean, metric = jnp.array([[3], [5]], jnp.int32), jc.LogitDiff(jnp.array([1, 2]), jnp.array([4, 0]))
+    exact, linear = (
+        jc.node_effects(model, saes, clean, clean + 2, metric, method=method)
+        for method in (jc.ExactPatching(), jc.Gradient())
+    )
+    for site in saes:
+        assert_close(exact.nodes(site), linear.nodes(site))
 
 
 @pytest.mark.parametrize("wired", list(WIRINGS))

@@ -2,13 +2,14 @@
 
 from ._contract import direct_to_metric as direct_to_metric, iterate_edges as iterate_edges
 from ._edges import edge_effects as edge_effects, EdgeEffects as EdgeEffects
+from ._effects import Metric as Metric, NodeEffects as NodeEffects
 from ._methods import (
     AbstractMethod as AbstractMethod,
     Gradient as Gradient,
     IntegratedGradients as IntegratedGradients,
-    Metric as Metric,
 )
-from ._nodes import effects_of as effects_of, node_effects as node_effects, NodeEffects as NodeEffects
+from ._nodes import node_effects as node_effects
+from ._patching import ExactPatching as ExactPatching
 from ._prepare import prepare as prepare, Problem as Problem
 from ._states import States as States, states as states
 from ._wiring import (

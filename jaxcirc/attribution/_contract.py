@@ -15,7 +15,7 @@ from .._tap import site_read
 from ..jacobian import between_blocks, contract_batch, Span
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._nodes import latent_gradient
+from ._effects import latent_gradient
 from ._packs import pack_sources, pack_targets, Sources, TargetChunk
 from ._prepare import Problem
 from ._states import node_differences, States

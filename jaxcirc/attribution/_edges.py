@@ -10,8 +10,7 @@ from .._sites import Site
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._contract import direct_to_metric, iterate_edges
-from ._methods import Metric
-from ._nodes import NodeEffects
+from ._effects import Metric, NodeEffects
 from ._prepare import prepare, Problem
 from ._states import states
 

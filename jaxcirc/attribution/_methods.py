@@ -2,29 +2,53 @@
 
 import abc
 import functools as ft
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Add
 from .._run import run, site_shapes
 from .._sites import Kind, layer_of, Site
 from .._tap import Tap
-from .._typing import Logits
+from .._typing import Keys, Resid
 from ..models import Transformer
+from ..saes import AbstractDictionary
+from ._effects import effects_of, Metric, NodeEffects
 from ._states import States
 from ._wiring import entry, written
 
 
-Metric = Callable[[Logits], Float[Array, ""]]
-
-
 class AbstractMethod(eqx.Module):
-    """How node effects are estimated: by a gradient of the metric at each site, times the difference there."""
+    """How node effects are found."""
+
+    @abc.abstractmethod
+    def effects(
+        self,
+        model: Transformer,
+        saes: Mapping[Site, AbstractDictionary],
+        tokens: Int[Array, "batch seq"],
+        metric: Metric,
+        at: States,
+    ) -> NodeEffects:
+        """**Returns:** the effects of all nodes, and the gradients that edges use."""
+
+
+class AbstractGradientMethod(AbstractMethod):
+    """By a gradient of the metric at each site, times the difference there."""
+
+    def effects(
+        self,
+        model: Transformer,
+        saes: Mapping[Site, AbstractDictionary],
+        tokens: Int[Array, "batch seq"],
+        metric: Metric,
+        at: States,
+    ) -> NodeEffects:
+        return effects_of(saes, metric, at, self.gradients(model, tokens, metric, at, tuple(saes)))
 
     @abc.abstractmethod
     def gradients(
@@ -33,7 +57,7 @@ class AbstractMethod(eqx.Module):
         """**Returns:** for each of `nodes` the gradient of the metric with respect to the whole value there."""
 
 
-class Gradient(AbstractMethod):
+class Gradient(AbstractGradientMethod):
     """The gradient at the clean point: attribution patching (Nanda 2023; Syed et al. 2023, arXiv 2310.10348). One backward pass."""
 
     def gradients(
@@ -42,7 +66,7 @@ class Gradient(AbstractMethod):
         return _gradients(model, tokens, metric, at.mask, tuple(nodes))
 
 
-class IntegratedGradients(AbstractMethod):
+class IntegratedGradients(AbstractGradientMethod):
     r"""The mean gradient on the straight line between clean and corrupt, for each site apart (Sundararajan et al. 2017, arXiv
     1703.01365, eq. 1; Marks et al. 2024, arXiv 2403.19647, eq. 4):
 
@@ -86,7 +110,7 @@ class IntegratedGradients(AbstractMethod):
         fractions, weights = (jnp.asarray(x, model.dtype) for x in self.points())
         out = {}
         for site in nodes:
-            change, back = _through_write(model, site, at.differences[site])
+            change, back = through_write(model, site, at.differences[site])
             out[site] = back(_mean_gradient(model, metric, at, entry(model, site), change, (fractions, weights)))
         return out
 
@@ -101,7 +125,7 @@ _RULES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
 }
 
 
-def _through_write(model: Transformer, site: Site, difference: Array) -> tuple[Array, Callable[[Array], Array]]:
+def through_write(model: Transformer, site: Site, difference: Array) -> tuple[Array, Callable[[Array], Array]]:
     """What a difference at `site` adds to the residual stream, and the way back for its gradient. The map is linear."""
     write = jax.vmap(ft.partial(written, model, site))
     change, back = jax.vjp(write, difference)
@@ -126,16 +150,22 @@ def _mean_gradient(
     model: Transformer, metric: Metric, at: States, start: Site, change: Array, points: tuple[Array, Array]
 ) -> Array:
     """Mean over the path of the gradient at the residual cut `start`; only what lies after the cut is run."""
+    return _from_cut(model, metric, at.resid[start], change, at.mask, *points, halves_after(model, start))
+
+
+Halves = tuple[Bool[Array | np.ndarray, " layer"], Bool[Array | np.ndarray, " layer"]]
+
+
+def halves_after(model: Transformer, start: Site) -> Halves:
+    """Which blocks attend and which feed forward after a residual cut. It is data: one program serves all cuts."""
     layers = np.arange(model.n_layers)
     feeds = layers >= layer_of(start)
-    attends = feeds if start.kind == Kind.RESID_PRE else layers > layer_of(start)
-    return _from_cut(model, metric, at.resid[start], change, at.mask, *points, attends, feeds)
+    return (feeds if start.kind == Kind.RESID_PRE else layers > layer_of(start)), feeds
 
 
-@jax.jit
-def _from_cut(model, metric, resid, change, mask, fractions, weights, attends, feeds):
-    """Which halves of which blocks run is data, and one block is compiled for all of them."""
-    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *model.blocks)
+def metric_after(model: Transformer, halves: Halves, keys: Keys, metric: Metric) -> Callable[[Resid], Float[Array, ""]]:
+    """The metric as a function of the residual stream at a cut; the blocks are one program, compiled once."""
+    blocks, masks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *model.blocks), model.masks(keys.shape[0], keys)
 
     def half(resid, what):
         block, mask, attend, feed = what
@@ -145,23 +175,29 @@ def _from_cut(model, metric, resid, change, mask, fractions, weights, attends, f
         resid = jax.lax.cond(attend, lambda x: block.attend(x, mask, tap), lambda x: x, resid)
         return jax.lax.cond(feed, lambda x: block.feed(x, tap), lambda x: x, resid), None
 
+    def value(resid):
+        last, _ = jax.lax.scan(half, resid, (blocks, jnp.stack(masks), *halves))
+        return metric(model.unembed(last, Tap({}, {}, frozenset())))
+
+    return value
+
+
+@jax.jit
+def _from_cut(model, metric, resid, change, mask, fractions, weights, halves):
     def one(example):
         resid, change, keys, metric = example
-        masks = jnp.stack(model.masks(resid.shape[0], keys))
-
-        def value(resid):
-            last, _ = jax.lax.scan(half, resid, (blocks, masks, attends, feeds))
-            return metric(model.unembed(last, Tap({}, {}, frozenset())))
-
+        value = metric_after(model, halves, keys, metric)
         # [world seq d_model], one world a step
         gradients = jax.vmap(jax.grad(value))(resid + fractions[:, None, None] * change)
         return jnp.einsum("w,wsm->sm", weights, gradients)
 
     seq = resid.shape[1]
-    return jax.lax.map(one, (resid, change, mask, metric), batch_size=_batch_size(resid.shape[0], len(fractions) * seq))
+    return jax.lax.map(
+        one, (resid, change, mask, metric), batch_size=largest_batch(resid.shape[0], len(fractions) * seq)
+    )
 
 
-def _batch_size(batch: int, tokens_each: int, budget: int = 8192) -> int:
+def largest_batch(batch: int, tokens_each: int, budget: int = 8192) -> int:
     """The largest divisor of `batch` for which no more than `budget` tokens are in flight."""
     return max(
         size for size in range(1, batch + 1) if batch % size == 0 and (size == 1 or size * tokens_each <= budget)

@@ -16,7 +16,7 @@ from .._sites import by_site, did_you_mean, Site
 from .._tap import site_read
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._methods import Metric
+from ._effects import Metric
 from ._wiring import check_nodes
 
 

@@ -12,7 +12,6 @@ from .._sites import Site
 from ..attribution import (
     AbstractMethod,
     direct_to_metric,
-    effects_of,
     iterate_edges,
     Problem,
     states,
@@ -58,15 +57,14 @@ def mean_effects(
     for i, batch in enumerate(batches):
         report(i, len(batches), "nodes")
         at = states(model, problem.saes, batch.problem.clean, batch.problem.corrupt, batch.problem.mask)
-        gradient = method.gradients(model, batch.problem.clean, batch.problem.metric, at, tuple(problem.saes))
-        found = effects_of(problem.saes, batch.problem.metric, at, gradient)
+        found = method.effects(model, problem.saes, batch.problem.clean, batch.problem.metric, at)
         _check_finite(found.clean, found.total)
         for site in problem.saes:
             mean = np.einsum("b,bsn->sn", batch.weights, np.asarray(found.nodes(site), np.float64))
             effects[site] = effects.get(site, 0.0) + (mean.sum(0) if aggregate == "sum" else mean)
         clean += float(batch.weights @ np.asarray(found.clean))
         total += float(batch.weights @ np.asarray(found.total))
-        gradients.append(jax.tree.map(np.asarray, gradient))
+        gradients.append(jax.tree.map(np.asarray, found.gradient))
     report(len(batches), len(batches), "nodes")
     return effects, gradients, {"clean_metric": clean, "total_effect": total}
 
