@@ -29,6 +29,7 @@ from .circuits import (
     evaluate as evaluate,
     Evaluation as Evaluation,
     MeanAblation as MeanAblation,
+    recovery_curve as recovery_curve,
     ResampleAblation as ResampleAblation,
     ZeroAblation as ZeroAblation,
 )

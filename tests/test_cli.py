@@ -66,6 +66,36 @@ def test_discover_from_a_file(prompts, tmp_path, capsys):
     assert circuit.meta["prompts_file"] == "prompts.jsonl"
 
 
+def test_evaluate_a_saved_circuit(prompts, tmp_path, capsys):
+    assert discover(prompts, tmp_path / "out", "--steps", "0", "--json") == 0
+    capsys.readouterr()
+    common = [
+        "--circuit",
+        str(tmp_path / "out"),
+        "--model",
+        "tiny-gpt2",
+        "--saes",
+        "tiny-gpt2",
+        "--prompts",
+        str(prompts),
+    ]
+    assert main(["evaluate", *common, "--json", "--ablation", "zero", "--errors", "keep"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    circuit, tokenizer = jc.Circuit.load(tmp_path / "out"), jc.load_tokenizer("tiny-gpt2")
+    loaded = jc.data.load_prompts(prompts, tokenizer)
+    given = jc.from_pretrained("tiny-gpt2"), jc.load_saes("tiny-gpt2"), loaded.clean, loaded.corrupt, loaded.metric()
+    want = jc.evaluate(circuit, *given, ablation=jc.ZeroAblation(), errors="keep", mask=loaded.mask)
+    assert said["faithfulness"] == pytest.approx(want.faithfulness)
+    assert said["m_full"] == pytest.approx(want.m_full)
+    assert (said["level"], said["ablation"]["name"], said["prompts"]) == ("nodes", "ZeroAblation", 3)
+    assert main(["evaluate", *common, "--curve"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, 3 prompts, by nodes")
+    assert "random" in printed
+    assert main(["evaluate", *common[2:], "--circuit", str(tmp_path)]) == 2
+    assert "is not a saved circuit" in capsys.readouterr().err
+
+
 def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
     assert main(["doctor", "--json"]) == 0
     checks = json.loads(capsys.readouterr().out)["checks"]

@@ -311,3 +311,65 @@ def test_other_models_and_wirings(name):
     assert_close(by_edge.per_prompt["circuit"], by_node.per_prompt["circuit"])
     assert abs(by_edge.m_circuit - by_edge.m_empty) > 1e-3
     assert Site(0, kinds[0]) in arguments[1]
+
+
+@pytest.fixture(scope="module")
+def found(arguments):
+    return jc.discover(*arguments, node_threshold=0.01, edge_threshold=0.001, method=jc.Gradient())
+
+
+def test_parts_of_a_circuit(found):
+    part = found.above(node_threshold=0.05, edge_threshold=0.02)
+    assert 0 < len(part.nodes) < len(found.nodes)
+    assert (part.nodes["effect"].abs() > 0.05).all()
+    names = {*part.nodes["node"], "metric"}
+    inside = found.edges[found.edges["source"].isin(names) & found.edges["target"].isin(names)]
+    assert len(part.edges) == (inside["weight"].abs() > 0.02).sum() > 0
+    assert found.above().nodes.equals(found.nodes)
+
+    rest = found.difference(part)
+    assert not set(zip(rest.edges["source"], rest.edges["target"], strict=True)) & set(
+        zip(part.edges["source"], part.edges["target"], strict=True)
+    )
+    whole = part.merge(rest)
+    assert set(whole.nodes["node"]) == set(found.nodes["node"])
+    assert len(whole.edges) == len(found.edges)
+    with pytest.raises(ValueError, match="The circuits differ in their model: random and other"):
+        found.merge(found.annotate(model="other"))
+    with pytest.raises(ValueError, match=r"no node 'blocks\.9/1'"):
+        found.subgraph(["blocks.9/1"])
+
+
+def test_paths_are_the_strongest(found):
+    networkx = pytest.importorskip("networkx")
+    part = found.above(node_threshold=0.3, edge_threshold=0.1)
+    graph = part.to_networkx()
+    assert networkx.is_directed_acyclic_graph(graph)
+    source = next(row.source for row in part.edge_rows() if networkx.has_path(graph, row.source, "metric"))
+    weakest = lambda path: min((graph.edges[edge]["weight"] for edge in itertools.pairwise(path)), key=abs)
+    every = sorted(
+        (weakest(path) for path in networkx.all_simple_paths(graph, source, "metric")), key=abs, reverse=True
+    )
+    paths = part.paths(source, most=5)
+    assert [weight for _, weight in paths] == every[:5]
+    assert all(weakest(path) == weight and path[0] == source and path[-1] == "metric" for path, weight in paths)
+    assert graph.nodes[source]["effect"] == next(row.effect for row in part.node_rows() if row.node == source)
+    with pytest.raises(ValueError, match="no node 'x'"):
+        part.paths("x")
+
+
+@pytest.mark.parametrize("level", ["nodes", "edges"])
+def test_a_recovery_curve(arguments, found, level):
+    curve = jc.recovery_curve(found, *arguments, level=level, thresholds=[0.0, 0.05])
+    column = "node_threshold" if level == "nodes" else "edge_threshold"
+    for row in curve.itertuples():
+        part = found.above(**{column: row.threshold})
+        want = jc.evaluate(part, *arguments, level=level)
+        assert (row.nodes, row.edges) == (len(part.nodes), len(part.edges))
+        assert row.faithfulness == pytest.approx(want.faithfulness)
+        assert row.low <= row.faithfulness <= row.high
+    assert curve["random"][0] == pytest.approx(curve["faithfulness"][0])  # all of them: nothing is left to chance
+    assert curve["random"][1] != pytest.approx(curve["faithfulness"][1])
+    default = jc.recovery_curve(found, *arguments, thresholds=None)
+    assert default["nodes"][0] == len(found.nodes)
+    assert (np.diff(default["nodes"]) < 0).all()

@@ -1,12 +1,17 @@
 """A circuit: nodes, edges, and how they were found; saved, loaded, drawn."""
 
 import dataclasses
+import heapq
+import itertools
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from .._files import check_replaceable, writing_file, writing_folder
-from ..view import drawing, edge_rows, EdgeRow, graphviz_of, node_rows, NodeRow, page
+from .._sites import did_you_mean
+from ..view import drawing, edge_rows, EdgeRow, graphviz_of, METRIC, node_rows, NodeRow, page
 
 
 if TYPE_CHECKING:
@@ -51,6 +56,92 @@ class Circuit:
     def annotate(self, **meta: Any) -> "Circuit":
         """The same circuit with more in its `meta`."""
         return dataclasses.replace(self, meta={**self.meta, **meta})
+
+    def above(self, *, node_threshold: float = 0.0, edge_threshold: float = 0.0) -> "Circuit":
+        """The nodes with `|effect| > node_threshold`, and the edges between them with `|weight| > edge_threshold`."""
+        kept = self.subgraph(self.nodes["node"][self.nodes["effect"].abs() > node_threshold])
+        edges = kept.edges[kept.edges["weight"].abs() > edge_threshold].reset_index(drop=True)
+        return dataclasses.replace(kept, edges=edges)
+
+    def subgraph(self, names: Iterable[str]) -> "Circuit":
+        """Some of the nodes, by name, and the edges between them and to the metric.
+
+        **Raises:** `ValueError` for a name that the circuit does not have.
+        """
+        chosen = set(names)
+        if unknown := chosen - set(self.nodes["node"]):
+            raise ValueError(
+                f"The circuit has no node {min(unknown)!r}. {did_you_mean(min(unknown), self.nodes['node'])}"
+            )
+        inside = self.edges["source"].isin(chosen) & self.edges["target"].isin({*chosen, METRIC})
+        nodes = self.nodes[self.nodes["node"].isin(chosen)].reset_index(drop=True)
+        return dataclasses.replace(self, nodes=nodes, edges=self.edges[inside].reset_index(drop=True))
+
+    def merge(self, other: "Circuit") -> "Circuit":
+        """The nodes and edges of either; where both have one, this circuit's numbers.
+
+        **Raises:** `ValueError` if the other is of another model or of other dictionaries.
+        """
+        self._check_alike(other)
+        nodes, edges = (self._joined(other, table) for table in ("nodes", "edges"))
+        return dataclasses.replace(self, nodes=nodes, edges=edges)
+
+    def difference(self, other: "Circuit") -> "Circuit":
+        """The nodes that the other circuit does not have, and the edges that it does not have, whose nodes stay too."""
+        self._check_alike(other)
+        of_other = set(zip(other.edges["source"], other.edges["target"], strict=True))
+        new = [ends not in of_other for ends in zip(self.edges["source"], self.edges["target"], strict=True)]
+        edges = self.edges[new].reset_index(drop=True)
+        ends = {*edges["source"], *edges["target"]}
+        mine = ~self.nodes["node"].isin(set(other.nodes["node"])) | self.nodes["node"].isin(ends)
+        return dataclasses.replace(self, nodes=self.nodes[mine].reset_index(drop=True), edges=edges)
+
+    def _joined(self, other: "Circuit", table: str) -> "pd.DataFrame":
+        import pandas as pd
+
+        keys = ["node"] if table == "nodes" else ["source", "target"]
+        return pd.concat([getattr(self, table), getattr(other, table)], ignore_index=True).drop_duplicates(
+            keys, ignore_index=True
+        )
+
+    def _check_alike(self, other: "Circuit") -> None:
+        for what in ("model", "dictionaries", "aggregate"):
+            if self.meta.get(what) != other.meta.get(what):
+                raise ValueError(
+                    f"The circuits differ in their {what}: {self.meta.get(what)} and {other.meta.get(what)}. Find both alike."
+                )
+
+    def paths(self, source: str, target: str = METRIC, *, most: int = 10) -> list[tuple[list[str], float]]:
+        """Paths from one node to another, or to the metric: the names on the way and the weakest edge's weight, the strongest first.
+
+        **Raises:** `ValueError` for a name that the circuit does not have.
+        """
+        for name in {source, target} - {METRIC, *self.nodes["node"]}:
+            raise ValueError(f"The circuit has no node {name!r}. {did_you_mean(name, self.nodes['node'])}")
+        out: dict[str, list[EdgeRow]] = {}
+        for edge in self.edge_rows():
+            out.setdefault(edge.source, []).append(edge)
+        # Best first: a path only becomes weaker as it grows, so that the first to arrive is the strongest.
+        found, number, heap = [], itertools.count(), [(-math.inf, 0, [source], math.inf)]
+        while heap and len(found) < most:
+            _, _, path, weakest = heapq.heappop(heap)
+            if path[-1] == target:
+                found.append((path, weakest))
+                continue
+            for edge in out.get(path[-1], ()):
+                weight = edge.weight if abs(edge.weight) < abs(weakest) else weakest
+                heapq.heappush(heap, (-abs(weight), next(number), [*path, edge.target], weight))
+        return found
+
+    def to_networkx(self) -> Any:
+        """The circuit as a `networkx.DiGraph` (extra `networkx`), with the columns of the tables as attributes."""
+        import networkx
+
+        graph = networkx.DiGraph(**{name: value for name, value in self.meta.items() if name in ("model", "metric")})
+        graph.add_node(METRIC)
+        graph.add_nodes_from((row.node, row._asdict()) for row in self.node_rows())
+        graph.add_weighted_edges_from(self.edge_rows())
+        return graph
 
     def save(self, folder: str | Path) -> None:
         """Writes `nodes.parquet`, `edges.parquet` and `circuit.json` into `folder`, all or nothing.

@@ -1,0 +1,95 @@
+"""How much of a behaviour ever smaller parts of a circuit carry, and how much as many nodes or edges drawn at random."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Array, Int
+
+from .._sites import Site
+from ..attribution import Metric
+from ..models import Transformer
+from ..saes import AbstractDictionary
+from ._circuit import Circuit
+from ._evaluate import evaluate
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def recovery_curve(
+    circuit: Circuit,
+    model: Transformer,
+    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    clean: Int[Array, "batch seq"],
+    corrupt: Int[Array, "batch seq"] | None,
+    metric: Metric,
+    *,
+    thresholds: Sequence[float] | None = None,
+    level: str = "nodes",
+    seed: int = 0,
+    **options: Any,
+) -> "pd.DataFrame":
+    """Evaluates the circuit at one threshold after another, each next to a random circuit of the same size.
+
+    **Arguments:**
+
+    - `thresholds`: of nodes for `level="nodes"`, of edges for `level="edges"`; by default those that keep all, a half, a quarter and so
+      on, of the circuit's nodes or edges.
+    - `seed`: of the random circuits: as many nodes at each site, or edges between each two sites, drawn from this circuit's. So find
+      it with low thresholds.
+    - `options`: `ablation`, `start_layer`, `errors`, `batch_size`, `mask` of `jc.evaluate`.
+
+    **Returns:** a data frame, one row a threshold: `threshold`, `nodes`, `edges`, `faithfulness` with its interval `low` to `high`,
+    `completeness`, and the `random` circuit's faithfulness.
+    """
+    import pandas as pd
+
+    column = circuit.nodes["effect"] if level == "nodes" else circuit.edges["weight"]
+    size = np.sort(np.abs(column.to_numpy()))[::-1]
+    if thresholds is None:
+        halves = [len(size) >> i for i in range(12) if len(size) >> i]
+        thresholds = [0.0 if count == len(size) else float(size[count]) for count in halves]
+    rows, rng = [], np.random.default_rng(seed)
+    for threshold in thresholds:
+        part = circuit.above(**{"node_threshold" if level == "nodes" else "edge_threshold": threshold})
+        run = lambda circuit: evaluate(circuit, model, saes, clean, corrupt, metric, level=level, **options)
+        found, random = run(part), run(_random(circuit, part, level, rng))
+        low, high = found.interval()
+        rows.append(
+            (
+                threshold,
+                len(part.nodes),
+                len(part.edges),
+                found.faithfulness,
+                low,
+                high,
+                found.completeness,
+                random.faithfulness,
+            )
+        )
+    names = ["threshold", "nodes", "edges", "faithfulness", "low", "high", "completeness", "random"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _random(pool: Circuit, like: Circuit, level: str, rng: np.random.Generator) -> Circuit:
+    """As many nodes at each site, or edges between each two sites, as `like` has, drawn from those of `pool`."""
+    if level == "nodes":
+        count = like.nodes["site"].value_counts()
+        chosen = pool.nodes.groupby("site")["node"].apply(
+            lambda names: list(rng.permutation(names.to_numpy())[: count.get(names.name, 0)])
+        )
+        return pool.subgraph(name for names in chosen for name in names)
+    site = dict(zip(pool.nodes["node"], pool.nodes["site"], strict=True))
+    pairs = lambda circuit: (
+        circuit.edges["source"].map(site) + " " + circuit.edges["target"].map(lambda end: site.get(end, end))
+    )
+    count = pairs(like).value_counts()
+    chosen = [
+        index
+        for pair, group in pool.edges.groupby(pairs(pool))
+        for index in rng.permutation(group.index.to_numpy())[: count.get(pair, 0)]
+    ]
+    edges = pool.edges.loc[sorted(chosen)].reset_index(drop=True)
+    return Circuit(pool.nodes, edges, pool.meta)

@@ -1,0 +1,87 @@
+"""`jaxcirc evaluate`: how much of a behaviour a saved circuit carries."""
+
+import argparse
+import json
+from pathlib import Path
+
+from .. import data
+from ..circuits import Circuit, evaluate, MeanAblation, recovery_curve, ResampleAblation, ZeroAblation
+from ..interop import from_pretrained, load_saes, load_tokenizer
+from ._common import progress_bar, Subparsers
+
+
+ABLATIONS = {"mean": MeanAblation, "zero": ZeroAblation, "resample": ResampleAblation}
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="run a circuit without the rest of the model",
+        description="Runs a saved circuit without the rest of the model, and the rest without the circuit, on the prompts of a file.",
+        epilog=(
+            "example: jaxcirc evaluate --circuit circuit --model tiny-gpt2 --saes tiny-gpt2 --prompts held-out.jsonl --level edges"
+        ),
+    )
+    parser.add_argument("--circuit", required=True, type=Path, help="folder that `jaxcirc discover` wrote")
+    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
+    parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
+    parser.add_argument(
+        "--prompts", required=True, type=Path, help="JSON-lines file of prompt pairs, best not the circuit's own"
+    )
+    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", help="which revision of a Hub model")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N prompt pairs")
+    parser.add_argument(
+        "--skip-unusable", action="store_true", help="leave out pairs that do not align or whose answers are split"
+    )
+    parser.add_argument("--level", choices=("nodes", "edges"), default="nodes", help="what is ablated (%(default)s)")
+    parser.add_argument(
+        "--ablation", choices=ABLATIONS, default="mean", help="to what (%(default)s, of the corrupt prompts)"
+    )
+    parser.add_argument(
+        "--start-layer", type=int, default=0, metavar="N", help="leave earlier layers alone (%(default)s)"
+    )
+    parser.add_argument(
+        "--errors",
+        choices=("default", "keep", "remove"),
+        default="default",
+        help="what happens to error nodes (%(default)s)",
+    )
+    parser.add_argument("--curve", action="store_true", help="at ever higher thresholds, next to random circuits")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="prompt pairs in memory at once (all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(command=evaluate_file)
+
+
+def evaluate_file(arguments: argparse.Namespace) -> int:
+    circuit = Circuit.load(arguments.circuit)
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
+    prompts = data.load_prompts(
+        arguments.prompts, tokenizer, limit=arguments.limit, skip_unusable=arguments.skip_unusable
+    )
+    model, saes = from_pretrained(arguments.model, revision=arguments.revision), load_saes(arguments.saes)
+    given = (circuit, model, saes, prompts.clean, prompts.corrupt, prompts.metric())
+    options = {
+        "level": arguments.level,
+        "ablation": ABLATIONS[arguments.ablation](),
+        "start_layer": arguments.start_layer,
+        "errors": arguments.errors,
+        "batch_size": arguments.batch_size,
+        "mask": prompts.mask,
+    }
+    with progress_bar() as progress:
+        found = evaluate(*given, **options, progress=progress)
+    curve = recovery_curve(*given, **options) if arguments.curve else None
+    if arguments.json:
+        more = {} if curve is None else {"curve": curve.to_dict("records")}
+        print(json.dumps({**found.as_dict(), **more}))
+        return 0
+    print(f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, {len(prompts.clean)} prompts, by {arguments.level}")
+    for name in ("faithfulness", "completeness"):
+        low, high = found.interval(name)
+        print(f"{name:<13} {getattr(found, name):7.3f}   ({low:.3f} to {high:.3f})")
+    for name in ("full", "circuit", "empty", "complement"):
+        print(f"metric, {name:<11} {found.per_prompt[name].mean():+7.3f}")
+    if curve is not None:
+        print("\n" + curve.to_string(index=False, float_format="{:.3g}".format))
+    return 0
