@@ -156,6 +156,23 @@ def test_edges_out_of_a_node_sum_to_its_effect(wired):
     check_conservation(arguments[1], nodes, edges)
 
 
+@pytest.mark.parametrize("wired", ["gpt-neo", "MLPs only"])
+def test_integrated_edges_sum_to_integrated_effects(wired):
+    """Conservation (T2, T13) by the same rule, however few its points are; clean edges do not sum to these effects."""
+    name, kinds = WIRINGS[wired]
+    arguments = problem(name, seq=4, kinds=kinds, alike=wired != "gpt-neo")
+    path = jc.IntegratedGradients(2, "left", "corrupt")
+    nodes = jc.node_effects(*arguments, method=path)
+    edges = jc.edge_effects(*arguments, nodes, threshold=-1.0, edges="integrated", path=path)
+    check_conservation(arguments[1], nodes, edges)
+    clean = jc.edge_effects(*arguments, nodes, threshold=-1.0)
+    with pytest.raises(AssertionError, match="relative error"):
+        check_conservation(arguments[1], nodes, clean)
+    targets, sources, _ = next(iter(edges.coo.values()))
+    ends = np.concatenate([targets, sources], axis=1)
+    assert len(np.unique(ends, axis=0)) == len(ends)
+
+
 def check_conservation(saes, nodes, edges):
     for site in saes:
         out = sum(edges.dense(pair).sum((1, 2)) for pair in edges.coo if pair[0] == site)

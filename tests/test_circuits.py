@@ -293,3 +293,20 @@ def test_one_trace_for_a_shape(arguments):
     nodes = jc.node_effects(model, other, corrupt, clean, jax.tree.map(jnp.flip, metric))
     assert np.abs(nodes.total).max() > 1e-3
     assert [verb._cache_size() for verb in verbs] == before
+
+
+def test_integrated_edges_of_a_circuit(arguments):
+    path = jc.IntegratedGradients(2)
+    found = jc.discover(
+        *arguments, node_threshold=-1.0, edge_threshold=1e-9, method=path, edges="integrated", batch_size=2
+    )
+    out = found.edges.groupby("source")["weight"].sum()
+    effect = found.nodes.set_index("node")["effect"]
+    large = effect[effect.abs() > 1e-2].index
+    assert len(large) > 20
+    np.testing.assert_allclose(out[large], effect[large], rtol=1e-5)
+    assert found.meta["edges"] == "integrated"
+    with pytest.raises(ValueError, match="takes the path of the nodes' method, and Gradient has none"):
+        jc.discover(*arguments, **CUTS, method=jc.Gradient(), edges="integrated")
+    with pytest.raises(ValueError, match="edges must be 'clean' or 'integrated', got 'both'"):
+        jc.discover(*arguments, **CUTS, edges="both")

@@ -16,6 +16,8 @@ from ..jacobian import between_blocks, contract_batch, Span
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._effects import latent_gradient
+from ._methods import IntegratedGradients
+from ._moved import states_moved
 from ._packs import pack_sources, pack_targets, Sources, TargetChunk
 from ._prepare import Problem
 from ._states import node_differences, States
@@ -29,26 +31,49 @@ def iterate_edges(
     model: Transformer,
     problem: Problem,
     at: States,
-    gradient: Mapping[Site, Float[Array, "batch seq width"]],
+    gradient: "Gradients",
     *,
     targets: NodeMask,
     sources: NodeMask,
+    path: IntegratedGradients | None = None,
 ) -> Iterator[tuple[Wire, np.ndarray, np.ndarray, np.ndarray]]:
     """Yields `(wire, target_index [n 3], source_index [n 3], value [n])`, for every wire at least once, in chunks of bounded size.
 
-    All wires of one kind, in whatever layer, run the same compiled program: chunks have one size, and blocks are arguments.
+    All wires of one kind, in whatever layer, run the same compiled program: chunks have one size, and blocks are arguments. With a
+    `path` edges are at its points and not at the clean one, and what is yielded for the same ends is to be summed.
     """
     packs = pack_sources(problem.saes, at, {site: sources(site) for site in problem.saes})
     wanted = {site: targets(site) & np.asarray(at.mask)[..., None] for site in problem.saes}
     chunk = _chunk_size(wanted, packs)
     masks = jax.vmap(lambda keys: model.masks(keys.shape[0], keys))(at.mask)
+    for wires, here, slope, fraction, weight in _points(model, problem, at, gradient, path):
+        for target in dict.fromkeys(wire.target for wire in wires):
+            sae = problem.saes[target]
+            for pack in pack_targets(sae, target, here, slope[target], wanted[target], chunk):
+                for wire in wires:
+                    if wire.target == target:
+                        *ends, values = _contract(model, masks, sae, here, wire, pack, packs[wire.source], fraction)
+                        yield wire, ends[0], ends[1], weight * values
+
+
+Gradients = Mapping[Site, Float[Array, "batch seq width"]]
+
+
+def _points(
+    model: Transformer, problem: Problem, at: States, gradient: Gradients, path: IntegratedGradients | None
+) -> Iterator[tuple[list[Wire], States, Gradients, float, float]]:
+    """Wires, the states and the gradients at which their edges are, how far their source is moved, and the weight of that: the clean
+    point, or for each source points on its way to the corrupt value.
+    """
     wires = wiring(model, problem.saes)
-    for target in dict.fromkeys(wire.target for wire in wires):
-        sae = problem.saes[target]
-        for pack in pack_targets(sae, target, at, gradient[target], wanted[target], chunk):
-            for wire in wires:
-                if wire.target == target:
-                    yield wire, *_contract(model, masks, sae, at, wire, pack, packs[wire.source])
+    if path is None:
+        yield wires, at, gradient, 0.0, 1.0
+        return
+    for source in dict.fromkeys(wire.source for wire in wires):
+        for fraction, weight in zip(*path.points(), strict=True):
+            moved = {site: jnp.asarray(fraction if site == source else 0.0, model.dtype) for site in problem.saes}
+            here, slope = states_moved(model, problem.clean, problem.metric, at, moved)
+            yield [wire for wire in wires if wire.source == source], here, slope, float(fraction), float(weight)
 
 
 def _chunk_size(wanted: Mapping[Site, np.ndarray], packs: Mapping[Site, Sources], budget: int = 2**25) -> int:
@@ -66,6 +91,7 @@ def _contract(
     wire: Wire,
     pack: TargetChunk,
     sources: Sources,
+    fraction: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The edges of one wire into one chunk of targets, in coordinates."""
     batch, seq, slots, width = sources.vectors.shape
@@ -77,7 +103,9 @@ def _contract(
     else:
         covectors = {read: pack.at_read, wire.target: pack.at_site}
     values = sum(
-        contract_batch(*_span(model, masks, at, wire, end), left, jnp.asarray(pack.positions), vectors, positions)
+        contract_batch(
+            *_span(model, masks, at, wire, end, fraction), left, jnp.asarray(pack.positions), vectors, positions
+        )
         for end, left in covectors.items()
         if canonical(wire.source) < canonical(end)
     )
@@ -88,36 +116,43 @@ def _contract(
     return targets.astype(np.int32), origins.astype(np.int32), values[example, row, position, slot]
 
 
-def _span(model: Transformer, masks: tuple, at: States, wire: Wire, end: Site) -> tuple[Span, tuple, Array]:
-    """The blocks between the ends of a wire; and for every example their masks, and what enters the first."""
+def _span(
+    model: Transformer, masks: tuple, at: States, wire: Wire, end: Site, fraction: float
+) -> tuple[Span, tuple, Array, Array | None]:
+    """The blocks between the ends of a wire; and for every example their masks, what enters the first, and how far the source is moved,
+    if it is inside a block, where what enters does not tell.
+    """
     start, end = canonical(wire.source), as_output(end)
     first, last = layer_of(start), layer_of(end)
     blocks = slice(first, last + 1)
     resid = at.resid[Site(first, Kind.RESID_PRE)]
     example = tuple(mask[0] for mask in masks[blocks])
     relative = lambda site: site.shift(-first)
-    span = between_blocks(
-        model.blocks[blocks], example, resid[0], relative(start), relative(end), map(relative, wire.frozen)
-    )
-    return span, masks[blocks], resid
+    inside = fraction != 0 and start.kind != Kind.RESID_PRE
+    shape = site_shapes(model, resid.shape[1])[wire.source].shape
+    shift = (fraction * at.differences[wire.source]).reshape(-1, *shape) if inside else None
+    ends = (relative(start), relative(end), map(relative, wire.frozen))
+    span = between_blocks(model.blocks[blocks], example, resid[0], *ends, None if shift is None else shift[0])
+    return span, masks[blocks], resid, shift
 
 
 def direct_to_metric(
-    model: Transformer, problem: Problem, at: States, gradient: Mapping[Site, Float[Array, "batch seq width"]]
+    model: Transformer, problem: Problem, at: States, gradient: Gradients, path: IntegratedGradients | None = None
 ) -> dict[Site, Float[Array, "batch seq node"]]:
     """The effect of each node on the metric along the paths that meet no later node.
 
     Where there is no later node that is the node's whole effect, by the gradient of the nodes; else the clean gradient with later
-    nodes held.
+    nodes held, or the mean of those on the `path`.
     """
+    points = [(0.0, 1.0)] if path is None else list(zip(*path.points(), strict=True))
     out = {}
     for site, later in reaches_output(model, problem.saes).items():
         sae = problem.saes[site]
-        direct = (
-            gradient[site]
-            if not later
-            else _held(model, problem.clean, problem.metric, problem.mask, site=site, later=later)
+        held = lambda fraction, site=site, later=later: _held(
+            model, problem.clean, problem.metric, problem.mask, fraction * at.differences[site], site=site, later=later
         )
+        parts = [float(weight) * held(float(fraction)) for fraction, weight in points] if later else [gradient[site]]
+        direct = ft.reduce(jnp.add, parts)
         d_acts, d_error = node_differences(sae, site, at)
         acts = d_acts * latent_gradient(sae, site, at, direct)
         out[site] = jnp.concatenate([acts, jnp.sum(d_error * direct, axis=-1, keepdims=True)], axis=-1)
@@ -125,11 +160,11 @@ def direct_to_metric(
 
 
 @ft.partial(jax.jit, static_argnames=("site", "later"))
-def _held(model, tokens, metric, mask, *, site: Site, later: tuple[Site, ...]):
+def _held(model, tokens, metric, mask, change, *, site: Site, later: tuple[Site, ...]):
     shape = site_shapes(model, tokens.shape[1])[site]
 
-    def one(tokens, keys, metric):
+    def one(tokens, keys, metric, change):
         value = lambda x: metric(run(model, tokens, edits={site: Add(x), **{s: Detach() for s in later}}, mask=keys)[0])
-        return jax.grad(value)(jnp.zeros(shape.shape, shape.dtype)).reshape(tokens.shape[0], -1)
+        return jax.grad(value)(change.reshape(shape.shape)).reshape(tokens.shape[0], -1)
 
-    return jax.vmap(one)(tokens, mask, metric)
+    return jax.vmap(one)(tokens, mask, metric, change)

@@ -11,6 +11,7 @@ from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._contract import direct_to_metric, iterate_edges
 from ._effects import Metric, NodeEffects
+from ._methods import IntegratedGradients
 from ._prepare import prepare, Problem
 from ._states import states
 
@@ -58,6 +59,8 @@ def edge_effects(
     *,
     threshold: float,
     upstream: str = "active",
+    edges: str = "clean",
+    path: IntegratedGradients = IntegratedGradients(),
     mask: Bool[Array, "batch seq"] | None = None,
 ) -> EdgeEffects:
     r"""Effects of the edges into every node whose effect exceeds `threshold`, error nodes on both ends included.
@@ -66,8 +69,11 @@ def edge_effects(
 
     $$E_{u \to d} = \nabla_{a_d} m \cdot \frac{\partial a_d}{\partial a_u} \cdot \delta_u,$$
 
-    with the derivative along the paths that meet no other node's site, at the clean point, and $\nabla_{a_d} m$ the gradient that
-    `nodes` used. With the clean gradient, the edges out of a node sum to its effect, the error nodes and `to_metric` among them.
+    with the derivative along the paths that meet no other node's site. With `edges="clean"` that is at the clean point, and
+    $\nabla_{a_d} m$ the gradient that `nodes` used; if that is the clean gradient too, the edges out of a node sum to its effect, the
+    error nodes and `to_metric` among them. With `edges="integrated"` both factors are the mean over points at which the source's site
+    is on its way to the corrupt value and all that follows is computed from there: then the edges out of a node sum to its integrated
+    gradients, exactly, by the same rule of integration.
 
     **Arguments:**
 
@@ -75,6 +81,7 @@ def edge_effects(
     - `threshold`: edges are computed into nodes of one example and position with `|effect| > threshold`.
     - `upstream`: `"active"`, from every node whose value differs between clean and corrupt; or `"selected"`, from those above the
       threshold only.
+    - `edges`: `"clean"` or `"integrated"`; `path`: the rule of the latter, the nodes' own for sums to agree.
     - the rest as in `jc.node_effects`.
 
     **Returns:** `EdgeEffects`.
@@ -83,11 +90,15 @@ def edge_effects(
 
     **Reference:** Marks et al. 2024, "Sparse Feature Circuits", arXiv 2403.19647, §3.2 and appendix A.1. Differences from the
     reference implementation: edges out of error nodes are there, and each edge costs one cotangent of the sublayers between its ends
-    and not a backward pass of the whole model. Latents that are off in the clean run have no edges into them, as there.
+    and not a backward pass of the whole model;
+    and edges can be integrated like the nodes. Latents that are off in the clean run have no clean edges into them, as there; they have
+    integrated ones.
     """
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     if upstream not in ("active", "selected"):
         raise ValueError(f"edge_effects: upstream must be 'active' or 'selected', got {upstream!r}.")
+    if edges not in ("clean", "integrated"):
+        raise ValueError(f"edge_effects: edges must be 'clean' or 'integrated', got {edges!r}.")
     _check_same(problem, nodes)
     at = states(model, problem.saes, problem.clean, problem.corrupt, problem.mask)
     effects = {site: np.asarray(nodes.nodes(site)) for site in problem.saes}
@@ -95,20 +106,29 @@ def edge_effects(
     anything = lambda site: np.ones(effects[site].shape, bool)
     chosen = above if upstream == "selected" else anything
     found: dict[Pair, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-    for wire, *edges in iterate_edges(model, problem, at, nodes.gradient, targets=above, sources=chosen):
-        found.setdefault((wire.source, wire.target), []).append((edges[0], edges[1], edges[2]))
+    rule = path if edges == "integrated" else None
+    for wire, *parts in iterate_edges(model, problem, at, nodes.gradient, targets=above, sources=chosen, path=rule):
+        found.setdefault((wire.source, wire.target), []).append((parts[0], parts[1], parts[2]))
     return EdgeEffects(
-        coo={pair: _joined(chunks) for pair, chunks in found.items()},
-        to_metric=direct_to_metric(model, problem, at, nodes.gradient),
+        coo={pair: _joined(chunks, summed=rule is not None) for pair, chunks in found.items()},
+        to_metric=direct_to_metric(model, problem, at, nodes.gradient, rule),
         sizes={site: sae.d_sae + 1 for site, sae in problem.saes.items()},
         batch=problem.clean.shape[0],
         seq=problem.clean.shape[1],
     )
 
 
-def _joined(chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    targets, sources, values = zip(*chunks, strict=True)
-    return np.concatenate(targets), np.concatenate(sources), np.concatenate(values)
+def _joined(
+    chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]], *, summed: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The chunks in one; `summed` if the same ends are in several."""
+    targets, sources, values = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    if not summed:
+        return targets, sources, values
+    ends, where = np.unique(np.concatenate([targets, sources], axis=1), axis=0, return_inverse=True)
+    total = np.zeros(len(ends), values.dtype)
+    np.add.at(total, where.reshape(-1), values)
+    return ends[:, :3], ends[:, 3:], total
 
 
 def _check_same(problem: Problem, nodes: NodeEffects) -> None:

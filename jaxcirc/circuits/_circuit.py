@@ -73,8 +73,8 @@ class Circuit:
             raise ValueError(
                 f"The circuit has no node {min(unknown)!r}. {did_you_mean(min(unknown), self.nodes['node'])}"
             )
-        inside = self.edges["source"].isin(chosen) & self.edges["target"].isin({*chosen, METRIC})
-        nodes = self.nodes[self.nodes["node"].isin(chosen)].reset_index(drop=True)
+        inside = self.edges["source"].isin(list(chosen)) & self.edges["target"].isin([*chosen, METRIC])
+        nodes = self.nodes[self.nodes["node"].isin(list(chosen))].reset_index(drop=True)
         return dataclasses.replace(self, nodes=nodes, edges=self.edges[inside].reset_index(drop=True))
 
     def merge(self, other: "Circuit") -> "Circuit":
@@ -93,7 +93,7 @@ class Circuit:
         new = [ends not in of_other for ends in zip(self.edges["source"], self.edges["target"], strict=True)]
         edges = self.edges[new].reset_index(drop=True)
         ends = {*edges["source"], *edges["target"]}
-        mine = ~self.nodes["node"].isin(set(other.nodes["node"])) | self.nodes["node"].isin(ends)
+        mine = ~self.nodes["node"].isin(other.nodes["node"]) | self.nodes["node"].isin(list(ends))
         return dataclasses.replace(self, nodes=self.nodes[mine].reset_index(drop=True), edges=edges)
 
     def _joined(self, other: "Circuit", table: str) -> "pd.DataFrame":

@@ -37,6 +37,7 @@ def discover(
     edge_threshold: float,
     method: AbstractMethod = IntegratedGradients(),
     aggregate: str = "sum",
+    edges: str = "clean",
     batch_size: int | None = None,
     mask: Bool[Array, "batch seq"] | None = None,
     progress: Progress | None = None,
@@ -51,6 +52,7 @@ def discover(
     - `node_threshold`, `edge_threshold`: in the metric's units.
     - `method`: how node effects are estimated; edges use the same gradients.
     - `aggregate`: `"sum"` sums over positions; `"none"` keeps them apart, for prompts that align position by position.
+    - `edges`: `"clean"`, or `"integrated"` along the path of `method`, so that they sum to the nodes' effects; see `jc.edge_effects`.
     - `batch_size`: how many prompts are run at once, all by default. It changes memory and time, not the result.
     - `progress`: called as `progress(done, of, stage)`.
     - the rest as in `jc.node_effects`.
@@ -70,6 +72,7 @@ def discover(
     """
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     _check_arguments(problem, aggregate, batch_size)
+    path = _path(edges, method)
     batches = list(batches_of(problem, batch_size or problem.clean.shape[0]))
     report = progress or (lambda done, of, stage: None)
 
@@ -80,11 +83,12 @@ def discover(
         raise ValueError(
             f"No node has an effect above node_threshold={node_threshold:g}; the largest is {largest:g}. Lower it."
         )
-    weights = mean_edges(model, problem, batches, gradients, kept, aggregate, report)
+    weights = mean_edges(model, problem, batches, gradients, kept, aggregate, path, report)
     nodes, names = _node_table(effects, kept, aggregate)
     meta = {
         **_settings(model, problem, method),
         "aggregate": aggregate,
+        "edges": edges,
         "node_threshold": node_threshold,
         "edge_threshold": edge_threshold,
         **total,
@@ -104,6 +108,17 @@ def _check_arguments(problem: Problem, aggregate: str, batch_size: int | None) -
         raise ValueError(f"discover: batch_size must be at least 1, got {batch_size}.")
     if problem.corrupt is not None and np.array_equal(problem.clean, problem.corrupt):
         raise ValueError("discover: the corrupt prompts are equal to the clean ones, so there is no effect to explain.")
+
+
+def _path(edges: str, method: AbstractMethod) -> IntegratedGradients | None:
+    if edges not in ("clean", "integrated"):
+        raise ValueError(f"discover: edges must be 'clean' or 'integrated', got {edges!r}.")
+    if edges == "integrated" and not isinstance(method, IntegratedGradients):
+        raise ValueError(
+            f"discover: edges='integrated' takes the path of the nodes' method, and {type(method).__name__} has none. Use "
+            "method=jc.IntegratedGradients(steps)."
+        )
+    return method if isinstance(method, IntegratedGradients) and edges == "integrated" else None
 
 
 def _node_table(effects: dict[Site, np.ndarray], kept: dict[Site, np.ndarray], aggregate: str):

@@ -17,7 +17,7 @@ from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._ablations import AbstractAblation, MeanAblation, Nodes, Values
 from ._circuit import Circuit
-from ._feature_graph import Clean, clean_run, metric_at, Source, targets_at
+from ._feature_graph import Clean, clean_run, everything_at, metric_at, Source, targets_at
 from ._means import Batch, batches_of, Progress
 from ._members import check_same, edge_masks, Into, node_masks
 
@@ -251,8 +251,8 @@ def _keeps(
 
 
 def _by_nodes(model: Transformer, problem: Problem, keep: Mapping[Site, np.ndarray], values: Values) -> np.ndarray:
-    keep = {site: jnp.asarray(mask) for site, mask in keep.items()}
-    return np.asarray(_overwritten(model, problem, keep, values), np.float64)
+    arrays = {site: jnp.asarray(mask) for site, mask in keep.items()}
+    return np.asarray(_overwritten(model, problem, arrays, values), np.float64)
 
 
 @jax.jit
@@ -305,10 +305,10 @@ class _EdgeRun(NamedTuple):
     def _at(self, site: Site, feeds, now, into: Into | None, member: np.ndarray) -> Nodes:
         """The nodes at a site: each target from its own mixture, the others ablated, or for the complement from all there is."""
         sae, sources = self.problem.saes[site], self._sources(feeds, now)
-        everything = lambda masks, units: targets_at(self.model, sae, site, self.clean, sources, masks, units)
+        given = (self.model, sae, site, self.clean, sources)
         start = self.ablated[site]
         if self.complement:
-            start = everything(self._masks(None, feeds, 1), None)
+            start = everything_at(*given, self._masks(None, feeds, 1))
             targets = _none() if into is None else into
         else:
             targets = _with_members(into, member)
@@ -318,7 +318,7 @@ class _EdgeRun(NamedTuple):
             chosen = np.flatnonzero((targets.units == sae.d_sae) == of_error)
             if not len(chosen):
                 continue
-            found = everything({source: mask[chosen] for source, mask in masks.items()}, targets.units[chosen])
+            found = targets_at(*given, {source: mask[chosen] for source, mask in masks.items()}, targets.units[chosen])
             for row, target in enumerate(chosen):
                 unit, pos = int(targets.units[target]), int(targets.pos[target])
                 where = slice(None) if pos < 0 else pos

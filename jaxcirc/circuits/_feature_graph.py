@@ -84,15 +84,28 @@ def targets_at(
     clean: Clean,
     sources: Mapping[Site, Source],
     masks: Masks,
-    units: Int[np.ndarray, " target"] | None,
-) -> Array | Nodes:
+    units: Int[np.ndarray, " target"],
+) -> Float[Array, "batch target seq ..."]:
     """What targets at `site` are, each for its own mixture of the sources that lead to it directly.
 
     **Arguments:** - `masks`: which nodes of each source a target reads as they are in this run. - `units`: the latents that the targets
-    are; `d_sae`, all of them, for the error. `None` for one target that is everything at the site.
+    are; or `d_sae`, all of them, for the error.
 
-    **Returns:** `[batch target seq]` for latents, `[batch target seq width]` for errors, `Nodes` `[batch seq …]` for everything.
+    **Returns:** `[batch target seq]` for latents, `[batch target seq width]` for errors.
     """
+    what = "error" if units[0] == sae.d_sae else "latents"
+    return _mixtures(model, sae, site, clean, sources, masks, units, what)
+
+
+def everything_at(
+    model: Transformer, sae: AbstractDictionary, site: Site, clean: Clean, sources: Mapping[Site, Source], masks: Masks
+) -> Nodes:
+    """All nodes at `site` for one mixture of the sources, `masks` `[1 source_seq node]`."""
+    found = _mixtures(model, sae, site, clean, sources, masks, np.zeros(1, int), "all")
+    return jax.tree.map(lambda x: x[:, 0], found)
+
+
+def _mixtures(model, sae, site: Site, clean: Clean, sources: Mapping[Site, Source], masks: Masks, units, what: str):
     first, last = min(layer_of(canonical(source)) for source in sources), layer_of(as_output(site))
     blocks = slice(first, last + 1)
     attending = jax.vmap(lambda keys: model.masks(keys.shape[0], keys))(clean.keys)[blocks]
@@ -100,8 +113,7 @@ def targets_at(
     sent = {places[source]: sources[source]._replace(sae=anonymous(sources[source].sae)) for source in sources}
     # The embedding's nodes are without the position, which enters beside them.
     beside = clean.resid[Site(0, Kind.RESID_PRE)] - clean.values[EMBED] if EMBED in sources else None
-    what = "all" if units is None else "error" if len(units) and units[0] == sae.d_sae else "latents"
-    found = _targets(
+    return _targets(
         model.blocks[blocks],
         attending,
         clean.resid[Site(first, Kind.RESID_PRE)],
@@ -109,11 +121,10 @@ def targets_at(
         sent,
         beside,
         {places[source]: jnp.asarray(masks[source]) for source in sources},
-        jnp.zeros(1, jnp.int32) if units is None else jnp.asarray(units, jnp.int32),
+        jnp.asarray(units, jnp.int32),
         ends=tuple(as_output(end).shift(-first) for end in (site_read(site, sae), site)),
         what=what,
     )
-    return jax.tree.map(lambda x: x[:, 0], found) if units is None else found
 
 
 @ft.partial(jax.jit, static_argnames=("ends", "what"))

@@ -12,6 +12,7 @@ from .._sites import Site
 from ..attribution import (
     AbstractMethod,
     direct_to_metric,
+    IntegratedGradients,
     iterate_edges,
     Problem,
     states,
@@ -76,6 +77,7 @@ def mean_edges(
     gradients: list[dict[Site, np.ndarray]],
     kept: dict[Site, np.ndarray],
     aggregate: str,
+    path: IntegratedGradients | None,
     report: Progress,
 ) -> "dict[tuple[Site, Site | None], scipy.sparse.csr_array]":
     """Mean edge weights between all nodes of each pair of sites, `[target source]`; target `None` is the metric."""
@@ -107,7 +109,7 @@ def mean_edges(
         seen = set()
         chosen = used.__getitem__
         for wire, targets, sources, values in iterate_edges(
-            model, batch.problem, at, gradient, targets=chosen, sources=chosen
+            model, batch.problem, at, gradient, targets=chosen, sources=chosen, path=path
         ):
             if wire not in seen:
                 report(i * wires + done, len(batches) * wires, "edges")
@@ -120,7 +122,7 @@ def mean_edges(
                 number(wire.source, sources),
                 values * weights[targets[:, 0]],
             )
-        for source, values in direct_to_metric(model, batch.problem, at, gradient).items():
+        for source, values in direct_to_metric(model, batch.problem, at, gradient, path).items():
             values = np.where(used[source], np.asarray(values), 0)
             index = np.argwhere(values)
             add(

@@ -142,10 +142,10 @@ def _attend(heads: Heads, g: Float[Array, "seq n d_z"], positions: Int[Array, " 
         values = jnp.einsum("hqne,hke->hqnk", g, v)
         near = pattern[:, :, None]
         scores = near * (values - jnp.sum(near * values, axis=-1, keepdims=True)) * heads.scale
-    if Kind.K in heads.paths:
-        inputs.append(jnp.einsum("hqnk,hqe->hkne", scores, q))
-        weights.append(heads.W_K)
-    if Kind.Q in heads.paths:
-        inputs.append(jnp.einsum("hqnk,hke->hqne", scores, k))
-        weights.append(heads.W_Q)
+        if Kind.K in heads.paths:
+            inputs.append(jnp.einsum("hqnk,hqe->hkne", scores, q))
+            weights.append(heads.W_K)
+        if Kind.Q in heads.paths:
+            inputs.append(jnp.einsum("hqnk,hke->hqne", scores, k))
+            weights.append(heads.W_Q)
     return jnp.einsum("phsne,phde->snd", jnp.stack(inputs), jnp.stack(weights))

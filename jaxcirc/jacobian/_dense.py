@@ -106,15 +106,13 @@ def _in_tiles(span: Span, target_pos: Array, source_pos: Array, sizes: Sizes) ->
                 factors = _factors(linear, kind, few, t, source_pos) if attending else None
 
                 def some_keys(j, out):
-                    at = lambda x, axis=0: (
-                        None if x is None else jax.lax.dynamic_slice_in_dim(x, order[j], sizes.keys, axis)
-                    )
+                    at = lambda x, axis=0: jax.lax.dynamic_slice_in_dim(x, order[j], sizes.keys, axis)
                     found = jnp.zeros((sizes.coordinates, sizes.keys, width), out.dtype)
                     if few.local is not None:
                         found += jnp.where((at(source_pos) == t)[:, None], few.local[:, None], 0)
                     if factors is not None:
                         found += jnp.einsum("nsr,nrw->nsw", at(factors.weights, 1), factors.directions)
-                        if y is not None:
+                        if y is not None and factors.along is not None:
                             found += at(factors.along, 1)[..., None] * at(y)
                     return jax.lax.dynamic_update_slice(out, found[None], (i, first + begin, order[j], 0))
 
@@ -131,9 +129,8 @@ def _in_tiles(span: Span, target_pos: Array, source_pos: Array, sizes: Sizes) ->
 def _few(asked: Rows, begin: Int[Array, ""], count: int) -> Rows:
     """Some of the rows."""
     cut = lambda x, axis: None if x is None else jax.lax.dynamic_slice_in_dim(x, begin, count, axis)
-    return Rows(
-        cut(asked.positions, 0), cut(asked.local, 0), *(cut(x, 1) for x in (asked.g, asked.pattern, asked.scores))
-    )
+    positions = jax.lax.dynamic_slice_in_dim(asked.positions, begin, count)
+    return Rows(positions, cut(asked.local, 0), *(cut(x, 1) for x in (asked.g, asked.pattern, asked.scores)))
 
 
 def _factors(

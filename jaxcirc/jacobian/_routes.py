@@ -5,7 +5,6 @@ import functools as ft
 import math
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -93,6 +92,7 @@ def contract_batch(
     span: Span,
     masks: tuple[Array, ...],
     resid: Float[Array, "batch seq d_model"],
+    shift: Float[Array, "batch ..."] | None,
     left: Float[Array, "batch m d_target"],
     left_pos: Int[Array, "batch m"],
     right: Float[Array, "batch k d_source"],
@@ -100,27 +100,28 @@ def contract_batch(
     *,
     budget: int = BUDGET,
 ) -> Float[Array, "batch m k"]:
-    """`left_m^T J right_k` for every example of a batch: `masks` and `resid` are theirs, the rest of the span is shared."""
+    """`left_m^T J right_k` for every example of a batch: `masks`, `resid` and `shift` are theirs, the rest of the span is shared."""
     (seq, d_model), (m, k) = span.resid.shape, (left.shape[1], right.shape[1])
     if is_closed(span):
         heads = span.blocks[0].attn.W_Q.shape[0]
         sizes = sizes_for(m, k, seq, heads, d_model, span.resid.dtype.itemsize, budget)
-        return _batch(span, masks, resid, left, left_pos, right, right_pos, sizes=sizes, sweep=None)
+        return _batch(span, masks, resid, shift, left, left_pos, right, right_pos, sizes=sizes, sweep=None)
     forward = k < m
     sweep = (min(max(1, chunk_for([span], budget) // len(resid)), k if forward else m), forward)
-    return _batch(span, masks, resid, left, left_pos, right, right_pos, sizes=None, sweep=sweep)
+    return _batch(span, masks, resid, shift, left, left_pos, right, right_pos, sizes=None, sweep=sweep)
 
 
 @ft.partial(jax.jit, static_argnames=("sizes", "sweep"))
-def _batch(span: Span, masks, resid, left, left_pos, right, right_pos, *, sizes, sweep):
-    def one(masks, resid, *items):
-        example = eqx.tree_at(lambda span: (span.masks, span.resid), span, (masks, resid))
+def _batch(span: Span, masks, resid, shift, left, left_pos, right, right_pos, *, sizes, sweep):
+    def one(masks, resid, shift, *items):
+        fields = {field.name: getattr(span, field.name) for field in dataclasses.fields(span)}
+        example = Span(**{**fields, "masks": masks, "resid": resid, "shift": shift})
         if sizes is not None:
             return contract_block(example, *items, sizes=sizes)
         chunk, forward = sweep
         return contract_spans((example,), *items, chunk=chunk, forward=forward)
 
-    return jax.vmap(one)(masks, resid, left, left_pos, right, right_pos)
+    return jax.vmap(one)(masks, resid, shift, left, left_pos, right, right_pos)
 
 
 def chunk_for(spans: Sequence[Span], budget: int) -> int:

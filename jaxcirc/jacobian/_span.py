@@ -5,7 +5,7 @@ in whatever layer, run one compiled program. This is the autodiff engine: it tak
 """
 
 import functools as ft
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from .._edits import AbstractEdit, Add, Detach
 from .._nn import Block
+from .._run import NOTHING
 from .._sites import Part, Site
 from .._tap import site_read, Tap
 from .._typing import Keys, Mask, Resid, Tokens
@@ -30,6 +31,7 @@ class Span(eqx.Module):
     - `outside`: the model without its blocks, where the span includes an embedding or the unembedding; then `tokens` and `keys`, too.
     - `saes`: dictionaries of the sites whose latents or errors are an end or are held.
     - `frozen`: the sites held without tangent.
+    - `shift`: how far the source's value is moved from what enters makes it, at the point of linearisation; `None` for not at all.
     """
 
     blocks: tuple[Block, ...]
@@ -42,15 +44,23 @@ class Span(eqx.Module):
     source: Site = eqx.field(static=True)
     target: Site = eqx.field(static=True)
     frozen: tuple[Site, ...] = eqx.field(static=True)
+    shift: Float[Array, "..."] | None = None
 
     def __call__(self, step: Float[Array, "..."]) -> Float[Array, "..."]:
         """The value at the target when `step` is added at the source."""
-        edits: dict[Site, AbstractEdit] = {site: Detach() for site in self.frozen}
-        return self.record({self.target}, {**edits, self.source: Add(step)})[self.target]
+        held = {site: Detach() for site in self.frozen}
+        return self.record({self.target}, step if self.shift is None else step + self.shift, held)[self.target]
 
-    def record(self, sites: Iterable[Site], edits: dict[Site, AbstractEdit] | None = None) -> dict[Site, Array]:
-        """The values at `sites`."""
-        tap = Tap(self.saes, edits or {}, frozenset(sites))
+    def record(
+        self,
+        sites: Iterable[Site],
+        step: Float[Array, "..."] | None = None,
+        held: Mapping[Site, AbstractEdit] = NOTHING,
+    ) -> dict[Site, Array]:
+        """The values at `sites`, at the point of linearisation or `step` from what enters makes the source."""
+        step = self.shift if step is None else step
+        edits = {**held} if step is None else {**held, self.source: Add(step)}
+        tap = Tap(self.saes, edits, frozenset(sites))
         resid = self.resid
         if self.tokens is not None:
             assert self.outside is not None
@@ -134,8 +144,14 @@ def make_span(
 
 
 def between_blocks(
-    blocks: tuple[Block, ...], masks: tuple[Mask, ...], resid: Resid, source: Site, target: Site, frozen: Iterable[Site]
+    blocks: tuple[Block, ...],
+    masks: tuple[Mask, ...],
+    resid: Resid,
+    source: Site,
+    target: Site,
+    frozen: Iterable[Site],
+    shift: Float[Array, "..."] | None = None,
 ) -> Span:
     """A span of bare blocks: no dictionaries, nothing outside them, and sites that count layers from the first."""
     held = tuple(sorted(site for site in frozen if source < site < target))
-    return Span(blocks, masks, resid, None, None, None, {}, source, target, held)
+    return Span(blocks, masks, resid, None, None, None, {}, source, target, held, shift)
