@@ -310,3 +310,33 @@ def test_integrated_edges_of_a_circuit(arguments):
         jc.discover(*arguments, **CUTS, method=jc.Gradient(), edges="integrated")
     with pytest.raises(ValueError, match="edges must be 'clean' or 'integrated', got 'both'"):
         jc.discover(*arguments, **CUTS, edges="both")
+
+
+def test_an_attribution_graph(circuit, by_position, tmp_path):
+    by_position.to_attribution_graph(tmp_path / "agreement.json")
+    graph = json.loads((tmp_path / "agreement.json").read_text())
+    assert graph["metadata"]["slug"] == "agreement"
+    assert graph["metadata"]["prompt_tokens"] == by_position.meta["tokens"]
+    nodes = {node["node_id"]: node for node in graph["nodes"]}
+    assert len(nodes) == len(graph["nodes"]) == len(by_position.nodes) + 1
+    assert len({node["jsNodeId"] for node in graph["nodes"]}) == len(nodes)
+    links = {(link["source"], link["target"]): link["weight"] for link in graph["links"]}
+    assert links == {(row.source, row.target): row.weight for row in by_position.edge_rows()}
+    assert {end for link in links for end in link} <= nodes.keys()
+    assert {node["feature_type"] for node in nodes.values()} == {
+        "logit",
+        "cross layer transcoder",
+        "mlp reconstruction error",
+    }
+    for row in by_position.node_rows():
+        node = nodes[row.node]
+        assert (node["ctx_idx"], node["reverse_ctx_idx"]) == (row.pos, 4 - row.pos)
+        assert node["layer"] == str(Site.parse(row.site).layer)
+    influence = [nodes[row.node]["influence"] for row in by_position.node_rows()]
+    assert (np.diff(influence) > 0).all()
+    assert influence[-1] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match=r"they were summed\. Find it with aggregate='none'"):
+        circuit.to_attribution_graph(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="An attribution graph shows tokens"):
+        jc.Circuit(by_position.nodes, by_position.edges, {}).to_attribution_graph(tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()

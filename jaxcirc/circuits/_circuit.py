@@ -11,7 +11,7 @@ from typing import Any, TYPE_CHECKING
 
 from .._files import check_replaceable, writing_file, writing_folder
 from .._sites import did_you_mean
-from ..view import drawing, edge_rows, EdgeRow, graphviz_of, METRIC, node_rows, NodeRow, page
+from ..view import attribution_graph, drawing, edge_rows, EdgeRow, graphviz_of, METRIC, node_rows, NodeRow, page
 
 
 if TYPE_CHECKING:
@@ -184,6 +184,26 @@ class Circuit:
         svg = drawing(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
         with writing_file(path) as aside:
             aside.write_text(svg)
+
+    def to_attribution_graph(self, path: str | Path, *, most_edges: int = 20_000) -> None:
+        """Writes the circuit as attribution-graph JSON, which circuit-tracer's viewer and Neuronpedia open.
+
+        A graph has positions and their tokens: of a circuit found with `aggregate="none"`, and `circuit.annotate(tokens=[…])`, as
+        `jaxcirc discover --positions` does. The strongest `most_edges` edges are written.
+
+        **Raises:** `ValueError` if positions were summed, or the tokens are not known.
+        """
+        if self.nodes["pos"].isna().any():
+            raise ValueError(
+                "An attribution graph shows positions, and in this circuit they were summed. Find it with aggregate='none'."
+            )
+        if "tokens" not in self.meta:
+            raise ValueError(
+                "An attribution graph shows tokens. Give them: circuit.annotate(tokens=['The', ' keys', …])."
+            )
+        graph = attribution_graph(self.node_rows(), self.edge_rows()[:most_edges], self.meta, slug=Path(path).stem)
+        with writing_file(path) as aside:
+            aside.write_text(json.dumps(graph, ensure_ascii=False))
 
     def to_graphviz(self, *, most_edges: int = 150) -> "graphviz.Digraph":
         """The circuit as a `graphviz.Digraph` (extra `graphviz`); its `.source` is DOT."""

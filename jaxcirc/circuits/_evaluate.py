@@ -319,13 +319,13 @@ class _EdgeRun(NamedTuple):
             if not len(chosen):
                 continue
             found = targets_at(*given, {source: mask[chosen] for source, mask in masks.items()}, targets.units[chosen])
-            for row, target in enumerate(chosen):
-                unit, pos = int(targets.units[target]), int(targets.pos[target])
-                where = slice(None) if pos < 0 else pos
-                if of_error:
-                    error = error.at[:, where].set(found[:, row, where])
-                else:
-                    acts = acts.at[:, where, unit].set(found[:, row, where])
+            units, pos, rows = targets.units[chosen], targets.pos[chosen], np.arange(len(chosen))
+            if of_error:
+                error = found[:, 0] if pos[0] < 0 else error.at[:, pos].set(found[:, rows, pos])
+            elif pos[0] < 0:
+                acts = acts.at[:, :, units].set(found.transpose(0, 2, 1))
+            else:
+                acts = acts.at[:, pos, units].set(found[:, rows, pos])
         if self.without_errors:
             error = self.ablated[site].error
         return Nodes(acts, error)

@@ -1,5 +1,6 @@
 """What a person looks at."""
 
+from ._attribution_graph import attribution_graph as attribution_graph
 from ._graphviz import graphviz_of as graphviz_of
 from ._page import drawing as drawing, page as page
 from ._rows import (

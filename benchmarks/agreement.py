@@ -1,0 +1,79 @@
+"""Circuits of subject-verb agreement on the shipped model, evaluated on prompts that they were not found on.
+
+`python -m benchmarks.agreement` finds the circuit of each kind of sentence, runs ever smaller parts of it without the rest of the model,
+by nodes and by edges, next to random parts of the same size, and writes `benchmarks/results/agreement.json` and a table.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jaxcirc as jc
+
+
+KINDS = ("simple", "nounpp", "rc", "within_rc")
+NODES, EDGES = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3), (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03)
+RESULTS = Path(__file__).parent / "results"
+
+
+def curves(kind: str, n: int, start_layer: int) -> list[dict]:
+    """One row a threshold, for nodes and for edges."""
+    model, saes, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_saes("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
+    train, test = (jc.data.subject_verb(tokenizer, n, kind=kind, seed=seed) for seed in (0, 1))
+    found = jc.discover(
+        model,
+        saes,
+        train.clean,
+        train.corrupt,
+        train.metric(),
+        node_threshold=0.0,
+        edge_threshold=0.0,
+        edges="integrated",
+    )
+    given = model, saes, test.clean, test.corrupt, test.metric()
+    rows = []
+    for level, thresholds in (("nodes", NODES), ("edges", EDGES)):
+        whole = found if level == "nodes" else found.above(node_threshold=0.01)
+        curve = jc.recovery_curve(whole, *given, level=level, thresholds=thresholds, start_layer=start_layer)
+        for row in curve.to_dict("records"):
+            shares = {
+                "share_of_nodes": row["nodes"] / len(found.nodes),
+                "share_of_edges": row["edges"] / len(found.edges),
+            }
+            rows.append({"kind": kind, "level": level, "start_layer": start_layer, **row, **shares})
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as markdown."""
+    lines = [
+        "| kind | by | threshold | nodes | edges | faithfulness (95 %) | completeness | random |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['kind']} | {row['level']} | {row['threshold']:g} | {row['nodes']} ({row['share_of_nodes']:.1%}) | "
+            f"{row['edges']} ({row['share_of_edges']:.1%}) | {row['faithfulness']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | "
+            f"{row['completeness']:.3f} | {row['random']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Evaluates circuits of agreement on the shipped model.")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument(
+        "--prompts", type=int, default=32, metavar="N", help="to find circuits on, and to evaluate them on"
+    )
+    parser.add_argument("--start-layer", type=int, default=0, metavar="N", help="leave earlier layers alone")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    rows = [row for kind in arguments.kinds for row in curves(kind, arguments.prompts, arguments.start_layer)]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "agreement.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (arguments.out / "agreement.md").write_text(table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
