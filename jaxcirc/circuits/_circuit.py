@@ -193,7 +193,7 @@ class Circuit:
 
         **Raises:** `ValueError` if positions were summed, or the tokens are not known.
         """
-        if self.nodes["pos"].isna().any():
+        if any(row.pos is None for row in self.node_rows()):
             raise ValueError(
                 "An attribution graph shows positions, and in this circuit they were summed. Find it with aggregate='none'."
             )
