@@ -14,10 +14,13 @@ from ._run import run as run, sites as sites
 from ._sites import Kind as Kind, Part as Part, Site as Site
 from ._version import __version__ as __version__
 from .attribution import (
+    AtPStar as AtPStar,
     edge_effects as edge_effects,
     EdgeEffects as EdgeEffects,
     ExactPatching as ExactPatching,
     Gradient as Gradient,
+    head_effects as head_effects,
+    HeadEffects as HeadEffects,
     IntegratedGradients as IntegratedGradients,
     node_effects as node_effects,
     NodeEffects as NodeEffects,

@@ -1,8 +1,11 @@
 """Effects of nodes and edges on a metric."""
 
+from ._atp_star import AtPStar as AtPStar
 from ._contract import direct_to_metric as direct_to_metric, iterate_edges as iterate_edges
 from ._edges import edge_effects as edge_effects, EdgeEffects as EdgeEffects
 from ._effects import Metric as Metric, NodeEffects as NodeEffects
+from ._head_effects import head_effects as head_effects
+from ._heads import AbstractHeadMethod as AbstractHeadMethod, HeadEffects as HeadEffects
 from ._methods import (
     AbstractMethod as AbstractMethod,
     Gradient as Gradient,
@@ -10,7 +13,7 @@ from ._methods import (
 )
 from ._nodes import node_effects as node_effects
 from ._patching import ExactPatching as ExactPatching
-from ._prepare import prepare as prepare, Problem as Problem
+from ._prepare import prepare as prepare, prepare_prompts as prepare_prompts, Problem as Problem
 from ._states import States as States, states as states
 from ._wiring import (
     as_output as as_output,

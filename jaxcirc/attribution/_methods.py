@@ -17,7 +17,10 @@ from .._tap import Tap
 from .._typing import Keys, Resid
 from ..models import Transformer
 from ..saes import AbstractDictionary
+from ._atp_star import AtPStar
+from ._batches import largest_batch
 from ._effects import effects_of, Metric, NodeEffects
+from ._heads import AbstractHeadMethod, HeadEffects, HeadStates
 from ._states import States
 from ._wiring import entry, written
 
@@ -57,13 +60,23 @@ class AbstractGradientMethod(AbstractMethod):
         """**Returns:** for each of `nodes` the gradient of the metric with respect to the whole value there."""
 
 
-class Gradient(AbstractGradientMethod):
+class Gradient(AbstractGradientMethod, AbstractHeadMethod):
     """The gradient at the clean point: attribution patching (Nanda 2023; Syed et al. 2023, arXiv 2310.10348). One backward pass."""
 
     def gradients(
         self, model: Transformer, tokens: Int[Array, "batch seq"], metric: Metric, at: States, nodes: Sequence[Site]
     ) -> dict[Site, Float[Array, "batch seq width"]]:
         return _gradients(model, tokens, metric, at.mask, tuple(nodes))
+
+    def heads(
+        self,
+        model: Transformer,
+        tokens: Int[Array, "batch seq"],
+        metric: Metric,
+        mask: Bool[Array, "batch seq"],
+        at: HeadStates,
+    ) -> HeadEffects:
+        return AtPStar(qk_fix=False, grad_drop=False).heads(model, tokens, metric, mask, at)
 
 
 class IntegratedGradients(AbstractGradientMethod):
@@ -194,11 +207,4 @@ def _from_cut(model, metric, resid, change, mask, fractions, weights, halves):
     seq = resid.shape[1]
     return jax.lax.map(
         one, (resid, change, mask, metric), batch_size=largest_batch(resid.shape[0], len(fractions) * seq)
-    )
-
-
-def largest_batch(batch: int, tokens_each: int, budget: int = 8192) -> int:
-    """The largest divisor of `batch` for which no more than `budget` tokens are in flight."""
-    return max(
-        size for size in range(1, batch + 1) if batch % size == 0 and (size == 1 or size * tokens_each <= budget)
     )

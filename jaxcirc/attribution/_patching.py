@@ -6,23 +6,27 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from .._edits import Add
+from .._run import run
 from .._sites import Site
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._effects import Metric, NodeEffects
+from ._heads import AbstractHeadMethod, as_effects, HeadEffects, HeadStates, layers_and_parts, PARTS
 from ._methods import AbstractMethod, Gradient, halves_after, metric_after
 from ._packs import pack_sources
 from ._states import States
 from ._wiring import entry, written
 
 
-class ExactPatching(AbstractMethod):
+class ExactPatching(AbstractMethod, AbstractHeadMethod):
     """Activation patching of every node by itself: the metric with this one node as in the corrupt run, less the clean metric (Meng et
     al. 2022, arXiv 2202.05262; for latents and errors Marks et al. 2024, arXiv 2403.19647, eq. 2).
 
-    One run of the blocks after it for each node that differs, many at once. Edges use the gradient at the clean point.
+    One run of the blocks after it for each node that differs, many at once; for the parts of heads one run of the model. Edges use the
+    gradient at the clean point.
 
     **Arguments:** - `tokens_at_once`: how many tokens of patched runs are in flight; it changes memory and time only.
     """
@@ -56,6 +60,17 @@ class ExactPatching(AbstractMethod):
             acts[site], error[site] = jnp.asarray(effects[..., :-1]), jnp.asarray(effects[..., -1])
         return NodeEffects(acts=acts, error=error, total=found.total, gradient=found.gradient, clean=found.clean)
 
+    def heads(
+        self,
+        model: Transformer,
+        tokens: Int[Array, "batch seq"],
+        metric: Metric,
+        mask: Bool[Array, "batch seq"],
+        at: HeadStates,
+    ) -> HeadEffects:
+        together = max(1, self.tokens_at_once // tokens.shape[1])
+        return as_effects(_patched_heads(model, tokens, metric, mask, at, together=together), at)
+
     def _after(
         self, model: Transformer, metric: Metric, at: States, start: Site, rows, positions, changes
     ) -> Float[np.ndarray, " patch"]:
@@ -76,3 +91,26 @@ def _patched(model, metric, resid, mask, halves, rows, positions, changes, *, to
         return metric_after(model, halves, mask[row], mine)(resid[row].at[position].add(change))
 
     return jax.lax.map(one, (rows, positions, changes), batch_size=together)
+
+
+@ft.partial(jax.jit, static_argnames="together")
+def _patched_heads(model, tokens, metric, mask, at: HeadStates, *, together: int) -> dict[str, Array]:
+    """Effects `[batch layer seq head]` of each part: one run for each vector."""
+    places = layers_and_parts(model)
+    batch, seq = tokens.shape
+    shape = (batch, len(places), seq, model.n_heads)
+
+    def one(row, place, position, head):
+        mine = lambda x: x[row]
+        edits = {}
+        for number, (name, layer, site) in enumerate(places):
+            change = jnp.where(place == number, mine(at.differences[name])[layer, position, head], 0)
+            edits[site] = Add(
+                jnp.zeros((seq, model.n_heads, model.d_head), change.dtype).at[position, head].set(change)
+            )
+        return jax.tree.map(mine, metric)(run(model, mine(tokens), edits=edits, mask=mine(mask))[0])
+
+    index = jnp.indices(shape).reshape(4, -1)
+    after = jax.lax.map(lambda each: one(*each), tuple(index), batch_size=min(together, index.shape[1]))
+    moved = after.reshape(shape) - at.metrics[0][:, None, None, None]
+    return dict(zip(PARTS, jnp.moveaxis(moved.reshape(batch, len(PARTS), -1, *shape[2:]), 1, 0), strict=True))

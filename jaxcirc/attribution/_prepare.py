@@ -1,5 +1,6 @@
 """The checks that every attribution verb makes before anything is traced."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import equinox as eqx
@@ -39,9 +40,20 @@ def prepare(
     mask: Bool[Array, "batch seq"] | None,
 ) -> Problem:
     """Checks and normalises the arguments. **Raises:** `ValueError`, each time with what was expected and what came."""
-    check_backend()
     sites = by_site(saes)
     check_saes(model, sites)
+    return dataclasses.replace(prepare_prompts(model, clean, corrupt, metric, mask), saes=sites)
+
+
+def prepare_prompts(
+    model: Transformer,
+    clean: Int[Array, "batch seq"],
+    corrupt: Int[Array, "batch seq"] | None,
+    metric: Metric,
+    mask: Bool[Array, "batch seq"] | None,
+) -> Problem:
+    """The same for verbs without dictionaries."""
+    check_backend()
     check_tokens(model, clean, batched=True)
     shape = jnp.shape(clean)
     if corrupt is not None:
@@ -57,7 +69,7 @@ def prepare(
     metric = batched(model, metric, shape[0])
     check_positions(metric, np.asarray(real))
     return Problem(
-        saes=sites,
+        saes={},
         clean=jnp.asarray(clean),
         corrupt=None if corrupt is None else jnp.asarray(corrupt),
         metric=metric,

@@ -1,0 +1,114 @@
+"""Attention heads as nodes: their queries, keys, values and outputs, run on both prompts."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .._run import run
+from .._sites import Kind, Site
+from ..models import Transformer
+from ._effects import Metric
+
+
+PARTS = {"q": Kind.Q, "k": Kind.K, "v": Kind.V, "z": Kind.Z}
+
+
+class HeadEffects(eqx.Module):
+    """Effects of the parts of attention heads on the metric, corrupt less clean, in the metric's units.
+
+    **Attributes:**
+
+    - `q`, `k`, `v`, `z` `[batch layer head seq]`: of a head's query, key, value and output at each position, its `seq`.
+    - `total` `[batch]`: the change of the metric that there is to explain. With the zero baseline there is no corrupt run, and it is the
+      clean metric's negative.
+    - `clean` `[batch]`: the metric of the clean run.
+    """
+
+    q: Float[Array, "batch layer head seq"]
+    k: Float[Array, "batch layer head seq"]
+    v: Float[Array, "batch layer head seq"]
+    z: Float[Array, "batch layer head seq"]
+    total: Float[Array, " batch"]
+    clean: Float[Array, " batch"]
+
+
+class HeadStates(eqx.Module):
+    """The heads of all layers on a batch of prompt pairs.
+
+    **Attributes:**
+
+    - `clean`, `differences`: of each part in `PARTS`, `[batch layer seq head d_head]`, the clean value, and corrupt less clean, 0 at
+      padding.
+    - `scores` `[batch layer head q_seq k_seq]`: of the clean run, `-inf` where nobody attends.
+    - `metrics`: the metric of both runs; the second is 0 for the zero baseline.
+    """
+
+    clean: dict[str, Float[Array, "batch layer seq head d_head"]]
+    differences: dict[str, Float[Array, "batch layer seq head d_head"]]
+    scores: Float[Array, "batch layer head q_seq k_seq"]
+    metrics: tuple[Float[Array, " batch"], Float[Array, " batch"]]
+
+
+class AbstractHeadMethod(eqx.Module):
+    """How the effects of heads are found."""
+
+    @abc.abstractmethod
+    def heads(
+        self,
+        model: Transformer,
+        tokens: Int[Array, "batch seq"],
+        metric: Metric,
+        mask: Bool[Array, "batch seq"],
+        at: HeadStates,
+    ) -> HeadEffects:
+        """**Returns:** the effects of all heads' parts."""
+
+
+@jax.jit
+def head_states(
+    model: Transformer,
+    clean: Int[Array, "batch seq"],
+    corrupt: Int[Array, "batch seq"] | None,
+    metric: Metric,
+    mask: Bool[Array, "batch seq"],
+) -> HeadStates:
+    """Runs both sides. Without `corrupt` every part goes to zero."""
+    recorded = {**PARTS, "scores": Kind.ATTN_SCORES}
+    layers = range(model.n_layers)
+    names = [Site(layer, kind) for kind in recorded.values() for layer in layers]
+
+    def one(tokens, keys, metric):
+        logits, cache = run(model, tokens, record=names, mask=keys)
+        stacked = {name: jnp.stack([cache[Site(layer, kind)] for layer in layers]) for name, kind in recorded.items()}
+        return metric(logits), stacked
+
+    if corrupt is None:
+        before, values = jax.vmap(one)(clean, mask, metric)
+        after, others = jnp.zeros_like(before), jax.tree.map(jnp.zeros_like, values)
+    else:  # both sides as one batch, so that the model is compiled once
+        twice = lambda x: jnp.concatenate([x, x])
+        both = jax.vmap(one)(jnp.concatenate([clean, corrupt]), twice(mask), jax.tree.map(twice, metric))
+        (before, values), (after, others) = (jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], both) for i in range(2))
+    real = mask[:, None, :, None, None]
+    return HeadStates(
+        clean={name: values[name] for name in PARTS},
+        differences={name: jnp.where(real, others[name] - values[name], 0) for name in PARTS},
+        scores=values["scores"],
+        metrics=(before, after),
+    )
+
+
+def layers_and_parts(model: Transformer) -> list[tuple[str, int, Site]]:
+    """Every part of every layer's heads, with its site."""
+    return [(name, layer, Site(layer, kind)) for name, kind in PARTS.items() for layer in range(model.n_layers)]
+
+
+def as_effects(effects: dict[str, Array | np.ndarray], at: HeadStates) -> HeadEffects:
+    """Effects `[batch layer seq head]` of each part, by head."""
+    clean, corrupt = at.metrics
+    by_head = {name: jnp.swapaxes(jnp.asarray(effects[name]), -1, -2) for name in PARTS}
+    return HeadEffects(**by_head, total=corrupt - clean, clean=clean)

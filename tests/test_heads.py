@@ -1,0 +1,197 @@
+"""Effects of attention heads: against runs with one vector changed, against a softmax for each key, and where gradients fail."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcirc as jc
+from jaxcirc import Kind, Site
+from jaxcirc.attribution._atp_star import _of_keys
+from tests.helpers import assert_close, make_model, MODELS, needs_x64, tokens_for
+from tests.oracle import record
+
+
+pytestmark = needs_x64
+KINDS = {"q": Kind.Q, "k": Kind.K, "v": Kind.V, "z": Kind.Z}
+
+
+def problem(name="gpt2", *, batch=2, seq=5, changed=1):
+    model = MODELS[name](jax.random.key(3))
+    clean = jnp.stack([tokens_for(model, seq, seed) for seed in range(batch)])
+    corrupt = clean.at[:, changed].set((clean[:, changed] + 1) % model.d_vocab)
+    return model, clean, corrupt, jc.LogitDiff(jnp.arange(batch), jnp.arange(batch) + 2)
+
+
+def one(metric, i):
+    return jax.tree.map(lambda x: x[i], metric)
+
+
+@jax.jit
+def metric_after(model, tokens, metric, edits):
+    return metric(jc.run(model, tokens, edits=edits)[0])
+
+
+def differences(model, clean, corrupt):
+    sites = [Site(layer, kind) for layer in range(model.n_layers) for kind in KINDS.values()]
+    before, after = record(model, clean, {}, sites), record(model, corrupt, {}, sites)
+    return {site: after[site] - before[site] for site in sites}
+
+
+@pytest.mark.parametrize("name", ["gpt-neo", "parallel"])
+def test_patching_is_a_run_with_one_vector_changed(name):
+    model, clean, corrupt, metric = problem(name)
+    got = jc.head_effects(model, clean, corrupt, metric, method=jc.ExactPatching(tokens_at_once=35))
+    compared = dict.fromkeys(KINDS, 0)
+    for i in range(len(clean)):
+        change = differences(model, clean[i], corrupt[i])
+        nothing = {site: np.zeros(x.shape) for site, x in change.items()}
+        after = lambda moves, i=i: metric_after(
+            model, clean[i], one(metric, i), {site: jc.Add(jnp.asarray(x)) for site, x in moves.items()}
+        )
+        base = after(nothing)
+        for part, layer, head, pos in itertools.product(KINDS, range(model.n_layers), range(2), (0, 1, 4)):
+            site = Site(layer, KINDS[part])
+            moves = {**nothing, site: np.zeros(change[site].shape)}
+            moves[site][pos, head] = change[site][pos, head]
+            want = float(after(moves) - base)
+            assert float(getattr(got, part)[i, layer, head, pos]) == pytest.approx(want, abs=1e-10)
+            compared[part] += abs(want) > 1e-4
+    assert min(compared.values()) > 3, compared
+
+
+def test_the_gradient_is_attribution_patching():
+    model, clean, corrupt, metric = problem("gpt-neo")
+    got = jc.head_effects(model, clean, corrupt, metric, method=jc.Gradient())
+    for i in range(len(clean)):
+        change = differences(model, clean[i], corrupt[i])
+        zero = jax.tree.map(jnp.zeros_like, change)
+        value = lambda moves, i=i: metric_after(
+            model, clean[i], one(metric, i), {s: jc.Add(x) for s, x in moves.items()}
+        )
+        gradient = jax.grad(value)(zero)
+        for part, kind in KINDS.items():
+            want = [
+                (gradient[Site(layer, kind)] * change[Site(layer, kind)]).sum(-1).T for layer in range(model.n_layers)
+            ]
+            assert_close(getattr(got, part)[i], np.stack(want))
+    assert_close(got.total, jc.head_effects(model, clean, corrupt, metric, method=jc.ExactPatching()).total)
+
+
+@pytest.mark.parametrize("name", ["gpt-neo", "no-norm-relu-bidirectional"])
+def test_the_query_key_fix_moves_the_pattern_exactly(name):
+    """The exact change of one row, or of one column of scores with a softmax of each row, times the gradient at the pattern."""
+    model, clean, corrupt, metric = problem(name)
+    got = jc.head_effects(model, clean, corrupt, metric, method=jc.AtPStar(grad_drop=False))
+    plain = jc.head_effects(model, clean, corrupt, metric, method=jc.Gradient())
+    assert_close(got.v, plain.v)
+    assert_close(got.z, plain.z)
+    for part in ("q", "k"):
+        assert float(jnp.abs(getattr(got, part) - getattr(plain, part)).max()) > 1e-3
+    sites = [Site(layer, kind) for layer in range(model.n_layers) for kind in (Kind.Q, Kind.K, Kind.ATTN_SCORES)]
+    for i in range(len(clean)):
+        before, after = record(model, clean[i], {}, sites), record(model, corrupt[i], {}, sites)
+        patterns = {Site(layer, Kind.PATTERN): jnp.zeros((2, 5, 5)) for layer in range(model.n_layers)}
+        value = lambda moves, i=i: metric_after(
+            model, clean[i], one(metric, i), {s: jc.Add(x) for s, x in moves.items()}
+        )
+        slope = jax.grad(value)(patterns)
+        for layer in range(model.n_layers):
+            q, k, scores = (before[Site(layer, kind)] for kind in (Kind.Q, Kind.K, Kind.ATTN_SCORES))
+            q_other, k_other = (after[Site(layer, kind)] for kind in (Kind.Q, Kind.K))
+            scale, g = model.blocks[layer].attn.scale, slope[Site(layer, Kind.PATTERN)]
+            effect = lambda moved, g=g, scores=scores: (
+                g * (jax.nn.softmax(jnp.where(jnp.isfinite(scores), moved, -jnp.inf)) - jax.nn.softmax(scores))
+            ).sum((1, 2))
+            for pos in range(5):
+                by_query = scale * jnp.einsum("qhd,khd->hqk", q.at[pos].set(q_other[pos]), k)
+                by_key = scale * jnp.einsum("qhd,khd->hqk", q, k.at[pos].set(k_other[pos]))
+                np.testing.assert_allclose(got.q[i, layer, :, pos], effect(by_query), atol=1e-10)
+                np.testing.assert_allclose(got.k[i, layer, :, pos], effect(by_key), atol=1e-10)
+
+
+def test_where_attention_is_saturated_the_gradient_is_blind_and_the_fix_is_not():
+    """With one layer, no norm and no MLP the metric is linear in the pattern, so that the fix is exact."""
+    model = make_model(jax.random.key(1), layers=1, norm="None", attn_only=True, scales=(8.0,))
+    clean = tokens_for(model, 5)[None]
+    given = model, clean, (clean + 1) % model.d_vocab, jc.LogitDiff(jnp.array([0]), jnp.array([2]))
+    exact, fixed, plain = (
+        jc.head_effects(*given, method=method)
+        for method in (jc.ExactPatching(), jc.AtPStar(grad_drop=False), jc.Gradient())
+    )
+    for part in ("q", "k"):
+        assert_close(getattr(fixed, part), getattr(exact, part), mass=1.0)
+        assert float(jnp.abs(getattr(plain, part)).max()) < 0.01 * float(jnp.abs(getattr(exact, part)).max())
+
+
+def test_keys_keep_their_precision_where_one_takes_all():
+    """In float32, a row whose entries differ by e^25: what the small ones become when the large one goes is not lost."""
+    scores = jnp.zeros((2, 2, 5, 5)) + np.array([25.0, 0.0, -1.0, 0.5, -0.5])
+    change = jnp.zeros((2, 2, 5, 5)).at[..., 0].set(-30.0)
+    slope = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 2, 5, 5)))
+    exact = _of_keys(scores, change, slope)
+    moved = jax.nn.softmax(scores + change) - jax.nn.softmax(scores)
+    assert_close(exact[:, :, 0], jnp.einsum("wlhqk,lhqk->wlh", slope, moved))
+    assert_close(_of_keys(*(x.astype(jnp.float32) for x in (scores, change, slope))), exact, tolerance=1e-5)
+
+
+def test_dropping_a_layers_gradient_uncovers_what_cancels():
+    """By its definition: for each layer a gradient with that layer's outputs detached, absolute values, their mean over the others."""
+    model = MODELS["gpt2-inverse-layer-scale"](jax.random.key(3))
+    clean = jnp.stack([tokens_for(model, 4, seed) for seed in range(2)])
+    corrupt = clean.at[:, 1].set((clean[:, 1] + 1) % model.d_vocab)
+    metric = jc.LogitDiff(jnp.arange(2), jnp.arange(2) + 2)
+    got = jc.head_effects(model, clean, corrupt, metric, method=jc.AtPStar(qk_fix=False))
+    for i in range(2):
+        change = differences(model, clean[i], corrupt[i])
+        zero = jax.tree.map(jnp.zeros_like, change)
+        total = {part: 0.0 for part in KINDS}
+        for dropped in range(model.n_layers):
+            held = {Site(dropped, kind): jc.Detach() for kind in (Kind.ATTN_OUT, Kind.MLP_OUT)}
+            value = lambda moves, i=i, held=held: metric_after(
+                model, clean[i], one(metric, i), {**held, **{s: jc.Add(x) for s, x in moves.items()}}
+            )
+            gradient = jax.grad(value)(zero)
+            for part, kind in KINDS.items():
+                effects = [
+                    (gradient[Site(la, kind)] * change[Site(la, kind)]).sum(-1).T for la in range(model.n_layers)
+                ]
+                total[part] = total[part] + np.abs(np.stack(effects))
+        for part in KINDS:
+            assert_close(getattr(got, part)[i], total[part] / (model.n_layers - 1))
+            assert (getattr(got, part) >= 0).all()
+
+
+def test_padding_and_the_batch_change_nothing():
+    model, clean, corrupt, metric = problem("gpt2")
+    method = jc.AtPStar(grad_drop=False)
+    want = jc.head_effects(model, clean, corrupt, metric, method=method)
+    pad = lambda tokens: jnp.pad(tokens, ((0, 0), (0, 2)))
+    mask = jnp.arange(7)[None] < jnp.array([5, 5])[:, None]
+    padded = jc.head_effects(
+        model, pad(clean), pad(corrupt), jc.LogitDiff(metric.answer, metric.foil, 4), method=method, mask=mask
+    )
+    for part in KINDS:
+        assert_close(getattr(padded, part)[..., :5], getattr(want, part))
+        assert not getattr(padded, part)[..., 5:].any()
+    alone = jc.head_effects(
+        model, clean[1:], corrupt[1:], jc.LogitDiff(metric.answer[1:], metric.foil[1:]), method=method
+    )
+    assert_close(alone.k[0], want.k[1])
+
+
+def test_zero_baseline_and_what_is_refused(untyped):
+    model, clean, corrupt, metric = problem("gpt2")
+    zero = jc.head_effects(model, clean, None, metric, method=jc.ExactPatching())
+    assert_close(zero.total, -zero.clean)
+    off = metric_after(model, clean[0], one(metric, 0), {Site(1, Kind.Z): jc.Apply(lambda z: z.at[4, 1].set(0))})
+    assert float(zero.z[0, 1, 1, 4]) == pytest.approx(float(off - zero.clean[0]), abs=1e-10)
+    with pytest.raises(TypeError, match=r"expected one of jc.AtPStar\(\), .* got IntegratedGradients"):
+        jc.head_effects(model, clean, corrupt, metric, method=jc.IntegratedGradients())
+    single = make_model(jax.random.key(0), layers=1)
+    with pytest.raises(ValueError, match="single layer"):
+        jc.head_effects(single, clean, corrupt, metric)
+    with pytest.raises(ValueError, match="Clean and corrupt prompts come in pairs"):
+        jc.head_effects(model, clean, corrupt[:, :3], metric)
