@@ -29,6 +29,7 @@ from .circuits import (
     AbstractAblation as AbstractAblation,
     Circuit as Circuit,
     discover as discover,
+    discover_batches as discover_batches,
     evaluate as evaluate,
     Evaluation as Evaluation,
     MeanAblation as MeanAblation,

@@ -2,17 +2,18 @@
 
 import functools as ft
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Add, Detach
 from .._run import run, site_shapes
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read
-from ..jacobian import between_blocks, contract_batch, Span
+from ..jacobian import between_blocks, contract_batch, error_of_edges, Span
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._effects import latent_gradient
@@ -25,38 +26,53 @@ from ._wiring import as_output, canonical, reaches_output, Wire, wiring
 
 
 NodeMask = Callable[[Site], Bool[np.ndarray, "batch seq node"]]
+Gradients = Mapping[Site, Float[Array, "batch seq width"]]
+
+
+class Edges(NamedTuple):
+    """Some of the edges of a wire, in coordinates (batch, position, node); and by how much they differ from float64, where measured."""
+
+    wire: Wire
+    targets: Int[np.ndarray, "n 3"]
+    sources: Int[np.ndarray, "n 3"]
+    values: Float[np.ndarray, " n"]
+    error: float | None
 
 
 def iterate_edges(
     model: Transformer,
     problem: Problem,
     at: States,
-    gradient: "Gradients",
+    gradient: Gradients,
     *,
     targets: NodeMask,
     sources: NodeMask,
     path: IntegratedGradients | None = None,
-) -> Iterator[tuple[Wire, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields `(wire, target_index [n 3], source_index [n 3], value [n])`, for every wire at least once, in chunks of bounded size.
+    certify: bool = False,
+) -> Iterator[Edges]:
+    """Yields every wire's edges at least once, in chunks of bounded size.
 
     All wires of one kind, in whatever layer, run the same compiled program: chunks have one size, and blocks are arguments. With a
-    `path` edges are at its points and not at the clean one, and what is yielded for the same ends is to be summed.
+    `path` edges are at its points and not at the clean one, and what is yielded for the same ends is to be summed. With `certify` the
+    first that there are into each kind of site are compared with float64, on the first prompt.
     """
     packs = pack_sources(problem.saes, at, {site: sources(site) for site in problem.saes})
     wanted = {site: targets(site) & np.asarray(at.mask)[..., None] for site in problem.saes}
     chunk = _chunk_size(wanted, packs)
     masks = jax.vmap(lambda keys: model.masks(keys.shape[0], keys))(at.mask)
+    unmeasured = {site.kind for site in problem.saes} if certify else set()
     for wires, here, slope, fraction, weight in _points(model, problem, at, gradient, path):
         for target in dict.fromkeys(wire.target for wire in wires):
             sae = problem.saes[target]
             for pack in pack_targets(sae, target, here, slope[target], wanted[target], chunk):
                 for wire in wires:
                     if wire.target == target:
-                        *ends, values = _contract(model, masks, sae, here, wire, pack, packs[wire.source], fraction)
-                        yield wire, ends[0], ends[1], weight * values
-
-
-Gradients = Mapping[Site, Float[Array, "batch seq width"]]
+                        block = _block(model, masks, sae, here, wire, pack, packs[wire.source], fraction)
+                        measured = target.kind in unmeasured and bool(block.values[0].any())
+                        error = block.error() if measured else None
+                        unmeasured -= {target.kind} if measured else set()
+                        ends, values = _coordinates(block, pack, packs[wire.source])
+                        yield Edges(wire, *ends, weight * values, error)
 
 
 def _points(
@@ -83,7 +99,22 @@ def _chunk_size(wanted: Mapping[Site, np.ndarray], packs: Mapping[Site, Sources]
     return max(1, min(2 ** max(most - 1, 0).bit_length(), 256, budget // values_each))
 
 
-def _contract(
+class _Block(NamedTuple):
+    """The edges of one wire into one chunk of targets, as they are computed: covectors at one or two sites, between them spans, vectors."""
+
+    ends: tuple[tuple[Span, Float[Array, "batch row width"]], ...]  # the span of the first prompt
+    positions: Int[np.ndarray, "batch row"]
+    vectors: Float[Array, "batch item width"]
+    at: Int[Array, "batch item"]
+    values: Float[np.ndarray, "batch row item"]
+
+    def error(self) -> float:
+        """Against float64, on the first prompt."""
+        ends = [(span, np.asarray(left[0])) for span, left in self.ends]
+        return error_of_edges(ends, self.positions[0], np.asarray(self.vectors[0]), np.asarray(self.at[0]), self.values[0])
+
+
+def _block(
     model: Transformer,
     masks: tuple,
     sae: AbstractDictionary,
@@ -92,8 +123,7 @@ def _contract(
     pack: TargetChunk,
     sources: Sources,
     fraction: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The edges of one wire into one chunk of targets, in coordinates."""
+) -> _Block:
     batch, seq, slots, width = sources.vectors.shape
     vectors = sources.vectors.reshape(batch, seq * slots, width)
     positions = jnp.broadcast_to(jnp.repeat(jnp.arange(seq, dtype=jnp.int32), slots), (batch, seq * slots))
@@ -102,18 +132,25 @@ def _contract(
         covectors = {wire.target: pack.at_read + pack.at_site}
     else:
         covectors = {read: pack.at_read, wire.target: pack.at_site}
-    values = sum(
-        contract_batch(
-            *_span(model, masks, at, wire, end, fraction), left, jnp.asarray(pack.positions), vectors, positions
-        )
-        for end, left in covectors.items()
-        if canonical(wire.source) < canonical(end)
-    )
-    values = np.asarray(values).reshape(batch, -1, seq, slots)
+    ends, values = [], 0.0
+    for end, left in covectors.items():
+        if canonical(wire.source) < canonical(end):
+            span, *rest = _span(model, masks, at, wire, end, fraction)
+            values += contract_batch(span, *rest, left, jnp.asarray(pack.positions), vectors, positions)
+            ends.append((span, left))
+    return _Block(tuple(ends), pack.positions, vectors, positions, np.asarray(values))
+
+
+def _coordinates(
+    block: _Block, pack: TargetChunk, sources: Sources
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """The edges that are not zero: the numbers of their targets and sources, and their values."""
+    batch, seq, slots, _ = sources.vectors.shape
+    values = block.values.reshape(batch, -1, seq, slots)
     example, row, position, slot = np.nonzero(values)
     targets = np.stack([example, pack.positions[example, row], pack.units[example, row]], axis=-1)
     origins = np.stack([example, position, sources.units[example, position, slot]], axis=-1)
-    return targets.astype(np.int32), origins.astype(np.int32), values[example, row, position, slot]
+    return (targets.astype(np.int32), origins.astype(np.int32)), values[example, row, position, slot]
 
 
 def _span(

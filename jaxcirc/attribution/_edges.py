@@ -107,8 +107,8 @@ def edge_effects(
     chosen = above if upstream == "selected" else anything
     found: dict[Pair, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     rule = path if edges == "integrated" else None
-    for wire, *parts in iterate_edges(model, problem, at, nodes.gradient, targets=above, sources=chosen, path=rule):
-        found.setdefault((wire.source, wire.target), []).append((parts[0], parts[1], parts[2]))
+    for part in iterate_edges(model, problem, at, nodes.gradient, targets=above, sources=chosen, path=rule):
+        found.setdefault((part.wire.source, part.wire.target), []).append((part.targets, part.sources, part.values))
     return EdgeEffects(
         coo={pair: _joined(chunks, summed=rule is not None) for pair, chunks in found.items()},
         to_metric=direct_to_metric(model, problem, at, nodes.gradient, rule),

@@ -9,5 +9,5 @@ from ._ablations import (
 from ._annotate import annotate_latents as annotate_latents
 from ._circuit import check_output as check_output, Circuit as Circuit
 from ._curve import recovery_curve as recovery_curve
-from ._discover import discover as discover
+from ._discover import discover as discover, discover_batches as discover_batches
 from ._evaluate import evaluate as evaluate, Evaluation as Evaluation

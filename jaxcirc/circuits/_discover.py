@@ -1,7 +1,7 @@
 """From prompts to a circuit."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,19 +11,15 @@ from jaxtyping import Array, Bool, Int
 
 from .._sites import Site
 from .._version import __version__
-from ..attribution import (
-    AbstractMethod,
-    IntegratedGradients,
-    is_cut,
-    Metric,
-    prepare,
-    Problem,
-)
+from ..attribution import AbstractMethod, IntegratedGradients, is_cut, Metric, prepare
+from ..data import Prompts
+from ..jacobian import issue_certificate
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ..view import METRIC
+from ._batches import ArrayBatches, Batch, Progress, PromptBatches, Source
 from ._circuit import Circuit
-from ._means import batches_of, mean_edges, mean_effects, Progress
+from ._means import Averaging, mean_edges, mean_effects, NodeMeans
 
 
 def discover(
@@ -38,14 +34,15 @@ def discover(
     method: AbstractMethod = IntegratedGradients(),
     aggregate: str = "sum",
     edges: str = "clean",
+    thresholds: str = "averages",
     batch_size: int | None = None,
     mask: Bool[Array, "batch seq"] | None = None,
     progress: Progress | None = None,
 ) -> Circuit:
     """Finds the sparse feature circuit of a metric: the latents and errors that matter to it, and the edges between them.
 
-    Effects are averaged over prompts first, and thresholds are applied to the averages: a node is kept if `|effect| >
-    node_threshold`, an edge between kept nodes if `|weight| > edge_threshold`. Every instance of a kept node counts.
+    Effects are averaged over prompts. A node is kept if its average has `|effect| > node_threshold`, an edge between kept nodes if its
+    average has `|weight| > edge_threshold`.
 
     **Arguments:**
 
@@ -53,17 +50,22 @@ def discover(
     - `method`: how node effects are estimated; edges use the same gradients.
     - `aggregate`: `"sum"` sums over positions; `"none"` keeps them apart, for prompts that align position by position.
     - `edges`: `"clean"`, or `"integrated"` along the path of `method`, so that they sum to the nodes' effects; see `jc.edge_effects`.
+    - `thresholds`: which instances of a kept node, on single prompts at single positions, edges are computed into. `"averages"`: all, as
+      the threshold has been applied to averages. `"instances"`: those with `|effect| > node_threshold` themselves; fewer, and what goes
+      into the others is lost to the averages of edges.
     - `batch_size`: how many prompts are run at once, all by default. It changes memory and time, not the result.
     - `progress`: called as `progress(done, of, stage)`.
     - the rest as in `jc.node_effects`.
 
     **Returns:** a `Circuit`. Its `meta["completeness"]` holds, for each residual site, the sum of the node effects there over the
-    total effect: integrated gradients are complete, so it tells how good the nodes' estimate is.
+    total effect: integrated gradients are complete, so it tells how good the nodes' estimate is. `meta["certificate"]` holds the relative
+    error of edges into each kind of site, measured against float64 autodiff that runs operation by operation.
 
-    **Raises:** `ValueError` as `jc.node_effects` does; if clean equals corrupt; if no node is above the threshold.
+    **Raises:** `ValueError` as `jc.node_effects` does; if clean equals corrupt, or the metric does not change; if no node is above the
+    threshold; if edges are wrong by the certificate.
 
-    **Reference:** Marks et al. 2024, "Sparse Feature Circuits", arXiv 2403.19647, §3.2. The reference implementation thresholds nodes
-    of single prompts before it averages edges, which loses the edges into the rest.
+    **Reference:** Marks et al. 2024, "Sparse Feature Circuits", arXiv 2403.19647, §3.2. The reference implementation is
+    `thresholds="instances"`.
 
     >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
     >>> circuit = jc.discover(model, saes, prompts.clean, prompts.corrupt, prompts.metric(), node_threshold=0.1, edge_threshold=0.02)
@@ -71,54 +73,106 @@ def discover(
     True
     """
     problem = prepare(model, saes, clean, corrupt, metric, mask)
-    _check_arguments(problem, aggregate, batch_size)
-    path = _path(edges, method)
-    batches = list(batches_of(problem, batch_size or problem.clean.shape[0]))
-    report = progress or (lambda done, of, stage: None)
-
-    effects, gradients, total = mean_effects(model, problem, batches, method, aggregate, report)
-    kept = {site: np.abs(values) > node_threshold for site, values in effects.items()}
-    if not any(mask.any() for mask in kept.values()):
-        largest = max(float(np.abs(values).max()) for values in effects.values())
-        raise ValueError(
-            f"No node has an effect above node_threshold={node_threshold:g}; the largest is {largest:g}. Lower it."
-        )
-    weights = mean_edges(model, problem, batches, gradients, kept, aggregate, path, report)
-    nodes, names = _node_table(effects, kept, aggregate)
-    meta = {
-        **_settings(model, problem, method),
-        "aggregate": aggregate,
-        "edges": edges,
-        "node_threshold": node_threshold,
-        "edge_threshold": edge_threshold,
-        **total,
-        "completeness": _completeness(problem, effects, total["total_effect"]),
-    }
-    return Circuit(nodes, _edge_table(weights, names, edge_threshold), meta)
-
-
-def _check_arguments(problem: Problem, aggregate: str, batch_size: int | None) -> None:
-    if aggregate not in ("sum", "none"):
-        raise ValueError(f"discover: aggregate must be 'sum' or 'none', got {aggregate!r}.")
-    if aggregate == "none" and not bool(problem.mask.all()):
-        raise ValueError(
-            "discover: aggregate='none' keeps positions apart, and padded prompts do not align. Use aggregate='sum'."
-        )
+    settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"discover: batch_size must be at least 1, got {batch_size}.")
     if problem.corrupt is not None and np.array_equal(problem.clean, problem.corrupt):
         raise ValueError("discover: the corrupt prompts are equal to the clean ones, so there is no effect to explain.")
+    batches = ArrayBatches(problem, batch_size or problem.clean.shape[0])
+    return _discover(model, batches, settings, progress, type(problem.metric).__name__)
 
 
-def _path(edges: str, method: AbstractMethod) -> IntegratedGradients | None:
-    if edges not in ("clean", "integrated"):
-        raise ValueError(f"discover: edges must be 'clean' or 'integrated', got {edges!r}.")
-    if edges == "integrated" and not isinstance(method, IntegratedGradients):
+def discover_batches(
+    model: Transformer,
+    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    batches: Source[Prompts],
+    *,
+    node_threshold: float,
+    edge_threshold: float,
+    metric: Callable[[Prompts], Metric] = Prompts.metric,
+    method: AbstractMethod = IntegratedGradients(),
+    aggregate: str = "sum",
+    edges: str = "clean",
+    thresholds: str = "averages",
+    progress: Progress | None = None,
+) -> Circuit:
+    """`jc.discover` for more prompts than one wants to have in memory.
+
+    **Arguments:**
+
+    - `batches`: gives `jc.data.Prompts`, one batch after another, and again when it is gone through a second time:
+      `jc.data.PromptFile(path, tokenizer, batch_size=…)`, a list, or a collection of your own. Batches of one length compile once.
+    - `metric`: makes the metric of a batch.
+    - the rest as in `jc.discover`.
+
+    **Returns:** the `Circuit` that `jc.discover` finds in all of them together.
+
+    >>> batches = [jc.data.subject_verb(tokenizer, 4, kind="rc", seed=seed) for seed in range(2)]
+    >>> circuit = jc.discover_batches(model, saes, batches, node_threshold=0.2, edge_threshold=0.05)
+    >>> circuit.meta["prompts"]
+    8
+    """
+    settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds)
+    source = PromptBatches(model, saes, batches, metric)
+    return _discover(model, source, settings, progress, getattr(metric, "__qualname__", type(metric).__name__))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What the two ways to ask have in common."""
+
+    node_threshold: float
+    edge_threshold: float
+    method: AbstractMethod
+    aggregate: str
+    edges: str
+    thresholds: str
+
+    def __post_init__(self):
+        choices = {"aggregate": ("sum", "none"), "edges": ("clean", "integrated"), "thresholds": ("averages", "instances")}
+        for name, known in choices.items():
+            if (got := getattr(self, name)) not in known:
+                raise ValueError(f"discover: {name} must be {' or '.join(map(repr, known))}, got {got!r}.")
+        if self.edges == "integrated" and not isinstance(self.method, IntegratedGradients):
+            raise ValueError(
+                f"discover: edges='integrated' takes the path of the nodes' method, and {type(self.method).__name__} has none. Use "
+                "method=jc.IntegratedGradients(steps)."
+            )
+
+    def averaging(self) -> Averaging:
+        integrated = self.edges == "integrated" and isinstance(self.method, IntegratedGradients)
+        path = self.method if integrated else None
+        above = self.node_threshold if self.thresholds == "instances" else None
+        return Averaging(self.method, path, self.aggregate == "sum", above)
+
+    def as_dict(self) -> dict[str, Any]:
+        shallow = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**shallow, "method": {"name": type(self.method).__name__, **dataclasses.asdict(self.method)}}
+
+
+def _discover(
+    model: Transformer, batches: Source[Batch], settings: _Settings, progress: Progress | None, metric: str
+) -> Circuit:
+    how, report = settings.averaging(), progress or (lambda done, of, stage: None)
+    means = mean_effects(model, batches, how, report)
+    kept = {site: np.abs(values) > settings.node_threshold for site, values in means.effects.items()}
+    if not any(mask.any() for mask in kept.values()):
+        largest = max(float(np.abs(values).max()) for values in means.effects.values())
         raise ValueError(
-            f"discover: edges='integrated' takes the path of the nodes' method, and {type(method).__name__} has none. Use "
-            "method=jc.IntegratedGradients(steps)."
+            f"No node has an effect above node_threshold={settings.node_threshold:g}; the largest is {largest:g}. Lower it."
         )
-    return method if isinstance(method, IntegratedGradients) and edges == "integrated" else None
+    weights, errors = mean_edges(model, batches, how, means, kept, report)
+    nodes, names = _node_table(means.effects, kept, settings.aggregate)
+    certificate = issue_certificate(max(errors), probes=len(errors), what="edges", dtype=model.dtype) if errors else None
+    meta = {
+        **_described(model, means, metric),
+        **settings.as_dict(),
+        "clean_metric": means.clean,
+        "total_effect": means.total,
+        "completeness": _completeness(means),
+        "certificate": None if certificate is None else certificate.as_dict(),
+    }
+    return Circuit(nodes, _edge_table(weights, names, settings.edge_threshold), meta)
 
 
 def _node_table(effects: dict[Site, np.ndarray], kept: dict[Site, np.ndarray], aggregate: str):
@@ -154,22 +208,21 @@ def _edge_table(weights: dict, names: dict[Site, dict[int, str]], threshold: flo
     return table.sort_values("weight", key=abs, ascending=False, ignore_index=True)
 
 
-def _completeness(problem: Problem, effects: dict[Site, np.ndarray], total: float) -> dict[str, float]:
+def _completeness(means: NodeMeans) -> dict[str, float]:
     """The summed effects over the total effect, at each site that the whole residual stream passes."""
-    if problem.corrupt is None or total == 0:  # every site has a baseline of its own, or there is nothing to sum to
+    if not means.paired or means.total == 0:  # every site has a baseline of its own, or prompts cancel and there is nothing to sum to
         return {}
-    return {str(site): float(values.sum()) / total for site, values in effects.items() if is_cut(site)}
+    return {str(site): float(values.sum()) / means.total for site, values in means.effects.items() if is_cut(site)}
 
 
-def _settings(model: Transformer, problem: Problem, method: AbstractMethod) -> dict[str, Any]:
+def _described(model: Transformer, means: NodeMeans, metric: str) -> dict[str, Any]:
     return {
         "model": model.name,
-        "dictionaries": {str(site): sae.origin for site, sae in problem.saes.items()},
-        "metric": type(problem.metric).__name__,
-        "method": {"name": type(method).__name__, **dataclasses.asdict(method)},
-        "prompts": problem.clean.shape[0],
-        "length": problem.clean.shape[1],
-        "baseline": "zero" if problem.corrupt is None else "corrupt prompts",
+        "dictionaries": {str(site): sae.origin for site, sae in means.saes.items()},
+        "metric": metric,
+        "prompts": means.prompts,
+        "length": means.lengths[0] if len(means.lengths) == 1 else means.lengths,
+        "baseline": "corrupt prompts" if means.paired else "zero",
         "dtype": str(model.dtype),
         "device": jax.devices()[0].device_kind,
         "versions": {"jaxcirc": __version__, "jax": jax.__version__, "jaxlib": jaxlib.version.__version__},

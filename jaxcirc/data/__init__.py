@@ -1,7 +1,7 @@
 """Prompts: pairs of clean and corrupt token arrays with their answers, made from templates or read from files."""
 
 from ._agreement import subject_verb as subject_verb
-from ._files import load_prompts as load_prompts
+from ._files import load_prompts as load_prompts, PromptFile as PromptFile
 from ._ioi import ioi as ioi
 from ._prompts import Prompts as Prompts
 from ._words import held_out as held_out

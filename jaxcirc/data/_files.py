@@ -1,7 +1,9 @@
 """Prompts from files: the JSON-lines schema of the feature-circuits data."""
 
+import array
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,39 +46,88 @@ def load_prompts(path: str | Path, tokenizer: Any, *, limit: int | None = None, 
 
     **Reference:** the data of Marks et al. 2024, arXiv 2403.19647.
     """
-    path, rows, reasons = Path(path), [], []
     if limit is not None and limit < 1:
         raise ValueError(
             f"load_prompts: limit is how many pairs to read at most, at least 1, or None for all; got {limit}."
         )
-    with path.open(encoding="utf-8-sig") as file:
+    rows = [row for _, row in _usable(Path(path), tokenizer, skip_unusable, limit)]
+    return _padded(rows, max(len(row.clean) for row in rows), tokenizer)
+
+
+class PromptFile:
+    """The prompts of a file, `batch_size` at a time, each read when it is its turn: for files larger than memory.
+
+    On making it the file is read once, so that a line that cannot be used is told before any work; what stays in memory is where each
+    pair begins. All batches are as long as the longest prompt, so that they are compiled once.
+
+    **Arguments:** - `path`, `skip_unusable`: as in `jc.data.load_prompts`. - `batch_size`: how many pairs at a time.
+
+    **Raises:** `ValueError` as `jc.data.load_prompts`.
+    """
+
+    def __init__(self, path: str | Path, tokenizer: Any, *, batch_size: int, skip_unusable: bool = False):
+        if batch_size < 1:
+            raise ValueError(f"PromptFile: batch_size must be at least 1, got {batch_size}.")
+        self.path, self.tokenizer, self.batch_size = Path(path), tokenizer, batch_size
+        self._longest, places = 0, array.array("q")
+        for place, row in _usable(self.path, tokenizer, skip_unusable):
+            places.append(place)
+            self._longest = max(self._longest, len(row.clean))
+        self._places = places
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return -(-len(self._places) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Prompts]:
+        with self.path.open("rb") as file:
+            for start in range(0, len(self._places), self.batch_size):
+                rows = []
+                for place in self._places[start : start + self.batch_size]:
+                    file.seek(place)
+                    where = f"{self.path}, at byte {place}"
+                    rows.append(_encode(_parse(file.readline(), where), self.tokenizer, where))
+                yield _padded(rows, self._longest, self.tokenizer)
+
+
+def _usable(
+    path: Path, tokenizer: Any, skip_unusable: bool, limit: int | None = None
+) -> Iterator[tuple[int, _Row]]:
+    """Where each usable pair begins, and the pair; at the end a warning of what was left out."""
+    reasons, count, place = [], 0, 0
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if limit is not None and len(rows) == limit:
+            if count == limit:
                 break
+            start, place = place, place + len(line)
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
             fields = _parse(line, where)
             try:
-                rows.append(_encode(fields, tokenizer, where))
+                row = _encode(fields, tokenizer, where)
             except _Unusable as problem:
                 if not skip_unusable:
                     raise ValueError(
                         f"{problem} Correct the line, or pass skip_unusable=True to leave such lines out."
                     ) from None
                 reasons.append(str(problem))
-    if not rows:
+                continue
+            count += 1
+            yield start, row
+    if not count:
         raise ValueError(_nothing(path, reasons))
     if reasons:
         warnings.warn(
-            f"{path}: {len(reasons)} pairs are left out, {len(rows)} read. The first: {reasons[0]}", stacklevel=2
+            f"{path}: {len(reasons)} pairs are left out, {count} read. The first: {reasons[0]}", stacklevel=3
         )
-    return _padded(rows, tokenizer)
 
 
-def _parse(line: str, where: str) -> dict[str, str]:
+def _parse(line: bytes, where: str) -> dict[str, str]:
     try:
         fields = json.loads(line)
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} is not text in UTF-8. Save the file as UTF-8.") from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{where} is not JSON ({error.msg} at column {error.colno}). Expected one object a line with {', '.join(_KEYS)}."
@@ -117,9 +168,8 @@ def _nothing(path: Path, reasons: list[str]) -> str:
     return f"{path} is empty. Expected one JSON object a line with {', '.join(_KEYS)}."
 
 
-def _padded(rows: list[_Row], tokenizer: Any) -> Prompts:
+def _padded(rows: list[_Row], longest: int, tokenizer: Any) -> Prompts:
     lengths = np.array([len(row.clean) for row in rows])
-    longest = lengths.max()
     special = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     pad = next(token for token in special if token is not None)
     pad_to = lambda ids: ids + [pad] * (longest - len(ids))

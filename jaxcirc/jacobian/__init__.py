@@ -1,7 +1,11 @@
 """Jacobians between sites, as operators."""
 
 from . import frozen as frozen
-from ._certificate import Certificate as Certificate
+from ._certificate import (
+    Certificate as Certificate,
+    error_of_edges as error_of_edges,
+    issue_certificate as issue_certificate,
+)
 from ._edge import edge as edge
 from ._graph import reaches as reaches
 from ._operator import EdgeJacobian as EdgeJacobian, select as select

@@ -5,13 +5,14 @@ against forward-mode autodiff that runs operation by operation, without the comp
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._version import __version__
 from ._positions import position_axis, put_positions
@@ -62,18 +63,23 @@ def certify(
         J, matrix = J.T, None if matrix is None else _transposed(J, matrix)
     keys = jax.random.split(key, probes)
     worst = max(_of_matrix(J, key, matrix) if matrix is not None else _of_operator(J, key) for key in keys)
-    limit = default_limit(J.dtype) if limit is None else limit
+    return issue_certificate(worst, probes=probes, what=select(J), dtype=J.dtype, limit=limit)
+
+
+def issue_certificate(error: float, *, probes: int, what: str, dtype, limit: float | None = None) -> Certificate:
+    """The certificate of a measured error. **Raises:** `ValueError` if it is beyond the limit, by default that of the dtype."""
+    limit = default_limit(dtype) if limit is None else limit
     certificate = Certificate(
-        error=worst,
+        error=error,
         limit=limit,
         probes=probes,
-        engine=select(J),
+        engine=what,
         device=jax.devices()[0].device_kind,
-        dtype=str(J.dtype),
+        dtype=str(dtype),
         precision=precision(),
         versions={"jaxcirc": __version__, "jax": jax.__version__, "jaxlib": jaxlib.version.__version__},
     )
-    if not worst <= limit:
+    if not error <= limit:
         raise ValueError(
             f"The result is wrong: {certificate}. Run `jaxcirc doctor`; on accelerators raise jax_default_matmul_precision, or pass the "
             "limit that you accept."
@@ -109,6 +115,27 @@ def reference(spans: tuple[Span, ...], tangent: np.ndarray) -> np.ndarray:
 
 def _widened(leaf: Array) -> Array:
     return jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def error_of_edges(
+    ends: Sequence[tuple[Span, Float[np.ndarray, "m d_target"]]],
+    left_pos: Int[np.ndarray, " m"],
+    right: Float[np.ndarray, "k d_source"],
+    right_pos: Int[np.ndarray, " k"],
+    edges: Float[np.ndarray, "m k"],
+) -> float:
+    """The relative error of bilinear forms, `left` at one or several targets with one source: of their sums over `k` with random signs,
+    against the image of the vectors' sum with those signs.
+    """
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], len(right))
+    seq = ends[0][0].resid.shape[0]
+    tangent = np.zeros((seq, right.shape[1]))
+    np.add.at(tangent, right_pos, signs[:, None] * np.asarray(right, np.float64))
+    want = np.zeros(len(left_pos))
+    for span, left in ends:
+        image = reference((span,), tangent.reshape(span.ends()[0].shape)).reshape(seq, -1)
+        want += (np.asarray(left, np.float64) * image[left_pos]).sum(1)
+    return _error(np.asarray(edges, np.float64) @ signs, want)
 
 
 def _of_matrix(J: "EdgeJacobian", key: Array, matrix: Float[Array | np.ndarray, "..."]) -> float:

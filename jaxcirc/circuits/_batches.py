@@ -1,0 +1,83 @@
+"""Prompts in batches: of arrays that are all there, or of a source that gives one batch after another."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Protocol, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+from .._sites import Site
+from ..attribution import Metric, prepare, Problem
+from ..data import Prompts
+from ..models import Transformer
+from ..saes import AbstractDictionary
+
+
+Progress = Callable[[int, int, str], None]
+
+
+class Batch(NamedTuple):
+    """Prompts that are run together; those that are not `real` are copies that fill up the last batch, so that all have one size."""
+
+    problem: Problem
+    real: Bool[np.ndarray, " batch"]
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Source(Protocol[T_co]):
+    """What can be gone through more than once, a batch at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+class ArrayBatches:
+    """The prompts of a problem, `size` at a time."""
+
+    def __init__(self, problem: Problem, size: int):
+        self.problem, self.size, self.n = problem, size, problem.clean.shape[0]
+
+    def __len__(self) -> int:
+        return -(-self.n // self.size)
+
+    def rows(self, i: int) -> np.ndarray:
+        """The numbers of the prompts of batch `i`; the last one stands for those that fill it up."""
+        return np.minimum(np.arange(i * self.size, (i + 1) * self.size), self.n - 1)
+
+    def __iter__(self) -> Iterator[Batch]:
+        whole = (self.problem.clean, self.problem.corrupt, self.problem.metric, self.problem.mask)
+        for i in range(len(self)):
+            part = jax.tree.map(lambda x, rows=self.rows(i): x[rows], whole)
+            yield Batch(Problem(self.problem.saes, *part), np.arange(self.size) < self.n - i * self.size)
+
+
+class PromptBatches:
+    """What a source of prompts gives, each batch checked when it comes."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+        source: Source[Prompts],
+        metric: Callable[[Prompts], Metric],
+    ):
+        if not len(source):
+            raise ValueError(
+                "There are no batches of prompts. Give a list of jc.data.Prompts, or jc.data.PromptFile(path, tokenizer, batch_size=…)."
+            )
+        self.model, self.saes, self.source, self.metric = model, saes, source, metric
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[Batch]:
+        size = 0
+        for prompts in self.source:
+            n, size = len(prompts), max(size, len(prompts))
+            filled = prompts if n == size else prompts[np.minimum(np.arange(size), n - 1)]
+            given = (filled.clean, filled.corrupt, self.metric(filled), filled.mask)
+            yield Batch(prepare(self.model, self.saes, *given), np.arange(size) < n)
