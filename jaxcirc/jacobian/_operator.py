@@ -81,12 +81,7 @@ class EdgeJacobian(eqx.Module):
     @property
     def T(self) -> "EdgeJacobian":
         """The transpose, from cotangents of the target to cotangents of the source."""
-        return self._replace(transposed=not self.transposed)
-
-    def _replace(self, **changes) -> "EdgeJacobian":
-        return EdgeJacobian(
-            **{field.name: changes.get(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)}
-        )
+        return dataclasses.replace(self, transposed=not self.transposed)
 
     def restricted(
         self, *, source_pos: Int[Array, " n"] | None = None, target_pos: Int[Array, " n"] | None = None
@@ -95,7 +90,7 @@ class EdgeJacobian(eqx.Module):
         seq = self.spans[0].resid.shape[0]
         given = {"source_pos": source_pos, "target_pos": target_pos}
         changes = {name: check_positions(name, jnp.asarray(pos), seq) for name, pos in given.items() if pos is not None}
-        return self._replace(**changes)
+        return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:
         if any(
@@ -158,7 +153,8 @@ class EdgeJacobian(eqx.Module):
             raise ValueError(
                 "J @ K: restrict positions at the outer ends only; all of them matter where K ends and J begins."
             )
-        return self._replace(
+        return dataclasses.replace(
+            self,
             spans=(*other.spans, *self.spans),
             begins=(*other.begins, *self.begins),
             layers=(other.layers[0], self.layers[1]),
