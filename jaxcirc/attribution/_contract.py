@@ -24,6 +24,7 @@ from ._states import node_differences, States
 from ._wiring import as_output, canonical, reaches_output, Wire, wiring
 
 
+Gradients = Mapping[Site, Float[Array, "batch seq width"]]
 NodeMask = Callable[[Site], Bool[np.ndarray, "batch seq node"]]
 
 
@@ -31,7 +32,7 @@ def iterate_edges(
     model: Transformer,
     problem: Problem,
     at: States,
-    gradient: "Gradients",
+    gradient: Gradients,
     *,
     targets: NodeMask,
     sources: NodeMask,
@@ -54,9 +55,6 @@ def iterate_edges(
                     if wire.target == target:
                         *ends, values = _contract(model, masks, sae, here, wire, pack, packs[wire.source], fraction)
                         yield wire, ends[0], ends[1], weight * values
-
-
-Gradients = Mapping[Site, Float[Array, "batch seq width"]]
 
 
 def _points(
