@@ -115,10 +115,21 @@ class Block(eqx.Module):
     mlp: MLP | None
     parallel: bool = eqx.field(static=True, default=False)
 
+    @property
+    def has_middle(self) -> bool:
+        """Whether the residual stream has a site between attention and an MLP that reads it."""
+        return self.mlp is not None and not self.parallel
+
+    @property
+    def mlp_reads(self) -> Kind:
+        """The residual stream that the MLP reads."""
+        return Kind.RESID_MID if self.has_middle else Kind.RESID_PRE
+
     def __call__(self, resid: Resid, mask: Mask, tap: Tap) -> Resid:
-        if not self.parallel:
-            resid = self.attend(resid, mask, tap)
-            return tap(Kind.RESID_POST, resid) if self.mlp is None else self.feed(resid, tap)
+        if self.has_middle:
+            return self.feed(self.attend(resid, mask, tap), tap)
+        if self.mlp is None:
+            return tap(Kind.RESID_POST, self.attend(resid, mask, tap))
         resid = tap(Kind.RESID_PRE, resid)
         attn = self._attention(resid, mask, tap)
         return tap(Kind.RESID_POST, resid + attn + self._mlp(resid, tap))

@@ -13,7 +13,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc._nn import Block
-from jaxcirc.jacobian import _memory, _operator, _routes
+from jaxcirc.jacobian import _chain, _memory, _operator, _routes
 
 from .dictionaries import make_sae
 from .helpers import as_dtype, assert_close, counting_calls, make_model, needs_x64, tokens_for
@@ -404,9 +404,11 @@ def exhausted(function, times):
     return call
 
 
-def test_out_of_memory_halves_the_chunk(operator, swept, contraction, monkeypatch):
+def test_out_of_memory_halves_the_chunk(small, operator, swept, contraction, monkeypatch):
     v = direction((4, SEQ, WIDTH))
     want, matrix, edges = swept.cols(v), swept.as_matrix(), operator.contract(*contraction)
+    chain = jc.edge(*small, Site(0, Kind.RESID_PRE), POST, engine="structured", source_pos=[0, 2])
+    blocks = chain.as_matrix()
     monkeypatch.setattr(_operator, "push", exhausted(_operator.push, 1))
     with pytest.warns(UserWarning, match=r"out of memory; going on with the chunk of vectors halved to 2\."):
         assert_close(swept.cols(v), want)
@@ -416,6 +418,9 @@ def test_out_of_memory_halves_the_chunk(operator, swept, contraction, monkeypatc
     monkeypatch.setattr(_routes, "contract_block", exhausted(_routes.contract_block, 1))
     with pytest.warns(UserWarning, match=r"the memory budget halved to 268435456\."):
         assert_close(operator.contract(*contraction), edges)
+    monkeypatch.setattr(_chain, "pull_block", exhausted(_chain.pull_block, 1))
+    with pytest.warns(UserWarning, match=r"the memory budget halved to 268435456\."):
+        assert_close(chain.as_matrix(), blocks)
     monkeypatch.setattr(_operator, "push", exhausted(_operator.push, -1))
     with (
         pytest.warns(UserWarning, match="halved to 1"),

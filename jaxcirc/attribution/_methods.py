@@ -183,7 +183,7 @@ def metric_after(model: Transformer, halves: Halves, keys: Keys, metric: Metric)
     def half(resid, what):
         block, mask, attend, feed = what
         tap = Tap({}, {}, frozenset(), layer=0)
-        if block.mlp is None or block.parallel:  # nothing begins in its middle
+        if not block.has_middle:  # nothing begins in its middle
             return jax.lax.cond(attend, lambda x: block(x, mask, tap), lambda x: x, resid), None
         resid = jax.lax.cond(attend, lambda x: block.attend(x, mask, tap), lambda x: x, resid)
         return jax.lax.cond(feed, lambda x: block.feed(x, tap), lambda x: x, resid), None

@@ -110,6 +110,5 @@ def entry(model: Transformer, site: Site) -> Site:
     if place.kind in RESIDUAL:
         return place
     layer = layer_of(place)
-    block = model.blocks[layer]
-    into_middle = place.kind in (Kind.Z, Kind.ATTN_OUT) and block.mlp is not None and not block.parallel
+    into_middle = place.kind in (Kind.Z, Kind.ATTN_OUT) and model.blocks[layer].has_middle
     return Site(layer, Kind.RESID_MID) if into_middle else Site(layer + 1, Kind.RESID_PRE)

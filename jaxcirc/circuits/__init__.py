@@ -10,4 +10,5 @@ from ._annotate import annotate_latents as annotate_latents
 from ._circuit import check_output as check_output, Circuit as Circuit
 from ._curve import recovery_curve as recovery_curve
 from ._discover import discover as discover, discover_batches as discover_batches
-from ._evaluate import evaluate as evaluate, Evaluation as Evaluation
+from ._evaluate import evaluate as evaluate
+from ._evaluation import Evaluation as Evaluation

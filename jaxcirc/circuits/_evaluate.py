@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,91 +12,20 @@ from jaxtyping import Array, Bool, Float, Int
 from .._edits import Blend
 from .._run import run, site_shapes
 from .._sites import Site
-from ..attribution import Metric, prepare, Problem, reaches_output, wiring
+from ..attribution import Metric, prepare, Problem
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._ablations import AbstractAblation, MeanAblation, Nodes, Values
+from ._ablations import AbstractAblation, MeanAblation, Values
 from ._circuit import Circuit
-from ._feature_graph import Clean, clean_run, everything_at, metric_at, Source, targets_at
+from ._edge_run import EdgeRun
+from ._evaluation import Evaluation
+from ._feature_graph import clean_run
 from ._means import Batch, batches_of, Progress
-from ._members import check_same, edge_masks, Into, node_masks
+from ._members import check_same, edge_masks, node_masks
 
 
 ERRORS = ("default", "keep", "remove")
 RUNS = ("full", "circuit", "empty", "complement")
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    r"""How much of a metric a circuit carries.
-
-    **Attributes:**
-
-    - `m_full`, `m_circuit`, `m_empty`, `m_complement`: the mean metric of the whole model, with all but the circuit ablated, with
-      everything ablated, and with the circuit ablated.
-    - `per_prompt[run]` `[prompt]`: the same of each prompt, for `"full"`, `"circuit"`, `"empty"`, `"complement"`.
-    - `meta`: how it was measured; plain JSON.
-    """
-
-    per_prompt: dict[str, Float[np.ndarray, " prompt"]]
-    meta: dict[str, Any]
-
-    @property
-    def m_full(self) -> float:
-        return float(self.per_prompt["full"].mean())
-
-    @property
-    def m_circuit(self) -> float:
-        return float(self.per_prompt["circuit"].mean())
-
-    @property
-    def m_empty(self) -> float:
-        return float(self.per_prompt["empty"].mean())
-
-    @property
-    def m_complement(self) -> float:
-        return float(self.per_prompt["complement"].mean())
-
-    @property
-    def faithfulness(self) -> float:
-        r"""$(m_{circuit} - m_{empty}) / (m_{full} - m_{empty})$: 1 if the circuit alone does what the model does."""
-        return (self.m_circuit - self.m_empty) / (self.m_full - self.m_empty)
-
-    @property
-    def completeness(self) -> float:
-        r"""$(m_{complement} - m_{empty}) / (m_{full} - m_{empty})$: 0 if without the circuit nothing of it is left. Low is good."""
-        return (self.m_complement - self.m_empty) / (self.m_full - self.m_empty)
-
-    def interval(
-        self, of: str = "faithfulness", *, level: float = 0.95, samples: int = 2000, seed: int = 0
-    ) -> tuple[float, float]:
-        """A bootstrap confidence interval over prompts, of `"faithfulness"` or `"completeness"` (Efron 1979, percentiles)."""
-        if of not in ("faithfulness", "completeness"):
-            raise ValueError(f"Evaluation.interval: of must be 'faithfulness' or 'completeness', got {of!r}.")
-        n = len(self.per_prompt["full"])
-        rows = np.random.default_rng(seed).integers(0, n, (samples, n))
-        mean = {name: values[rows].mean(1) for name, values in self.per_prompt.items()}
-        part = mean["circuit" if of == "faithfulness" else "complement"]
-        found = (part - mean["empty"]) / (mean["full"] - mean["empty"])
-        low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the single prompts, as plain JSON."""
-        means = {f"m_{name}": float(values.mean()) for name, values in self.per_prompt.items()}
-        return {
-            **{name: getattr(self, name) for name in ("faithfulness", "completeness")},
-            "faithfulness_interval": list(self.interval()),
-            "completeness_interval": list(self.interval("completeness")),
-            **means,
-            **self.meta,
-        }
-
-    def __repr__(self) -> str:
-        return (
-            f"Evaluation(faithfulness={self.faithfulness:.3f}, completeness={self.completeness:.3f}, m_full={self.m_full:.3f}, "
-            f"m_circuit={self.m_circuit:.3f}, m_empty={self.m_empty:.3f}, m_complement={self.m_complement:.3f})"
-        )
 
 
 def evaluate(
@@ -154,25 +83,25 @@ def evaluate(
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     _check(circuit, model, problem, level, errors, start_layer, batch_size)
     n, seq = problem.clean.shape
-    batches = list(batches_of(problem, batch_size or n))
+    size = batch_size or n
+    batches = list(batches_of(problem, size))
     report = progress or (lambda done, of, stage: None)
     ablated = ablation.values(n, *_reference(model, problem, batches), padded=not bool(problem.mask.all()))
     intact = frozenset(site for site in problem.saes if (site.layer or 0) < start_layer)
+    keeps = _keeps(node_masks(circuit, problem.saes, seq), intact, errors)
+    into = edge_masks(circuit, problem.saes, seq) if level == "edges" else {}
     found: dict[str, list[np.ndarray]] = {name: [] for name in RUNS}
-    size = batch_size or n
     for i, batch in enumerate(batches):
         report(i, len(batches), level)
         values = ablated(np.minimum(np.arange(i * size, (i + 1) * size), n - 1))
         real = batch.weights > 0
-        keeps = _keeps(node_masks(circuit, problem.saes, seq), intact, errors)
         names = RUNS if level == "nodes" else ("full", "empty")
         for name in names:
             found[name].append(_by_nodes(model, batch.problem, keeps[name], values)[real])
         if level == "edges":
-            into = edge_masks(circuit, problem.saes, seq)
             start, nodes = clean_run(model, problem.saes, batch.problem.clean, batch.problem.mask)
             for name in ("circuit", "complement"):
-                runs = _EdgeRun(
+                runs = EdgeRun(
                     model, batch.problem, start, nodes, values, intact, errors == "remove", name == "complement"
                 )
                 found[name].append(runs.metric(into, keeps["circuit"])[real])
@@ -268,110 +197,6 @@ def _overwritten(model: Transformer, problem: Problem, keep, values: Values) -> 
         return metric(run(model, tokens, saes=problem.saes, edits=edits, mask=keys)[0])
 
     return jax.vmap(one)(problem.clean, problem.mask, problem.metric, values)
-
-
-class _EdgeRun(NamedTuple):
-    """One run in which every edge carries a value of its own."""
-
-    model: Transformer
-    problem: Problem
-    clean: Clean
-    nodes: Mapping[Site, Nodes]  # of the clean run
-    ablated: Values
-    intact: frozenset[Site]
-    without_errors: bool
-    complement: bool
-
-    def metric(self, into: Mapping[Site | None, Into], members: Mapping[Site, np.ndarray]) -> np.ndarray:
-        """The metric of each prompt, when the edges `into` every site carry what is there, or for the complement all others."""
-        saes, feeds = self.problem.saes, {}
-        for wire in wiring(self.model, saes):
-            feeds.setdefault(wire.target, []).append(wire.source)
-        now: dict[Site, Nodes] = {}
-        for site in sorted(saes):
-            if site in self.intact or (site not in feeds and self.complement):
-                now[site] = self.nodes[site]
-            elif site not in feeds:
-                now[site] = self._kept(site, members[site])
-            else:
-                now[site] = self._at(site, feeds[site], now, into.get(site), members[site])
-        ends = tuple(reaches_output(self.model, saes))
-        masks = self._masks(into.get(None), ends, 1)
-        masks = {site: jnp.asarray(mask[0]) for site, mask in masks.items()}
-        return np.asarray(
-            metric_at(self.model, self.clean, self.problem.metric, self._sources(ends, now), masks), np.float64
-        )
-
-    def _at(self, site: Site, feeds, now, into: Into | None, member: np.ndarray) -> Nodes:
-        """The nodes at a site: each target from its own mixture, the others ablated, or for the complement from all there is."""
-        sae, sources = self.problem.saes[site], self._sources(feeds, now)
-        given = (self.model, sae, site, self.clean, sources)
-        start = self.ablated[site]
-        if self.complement:
-            start = everything_at(*given, self._masks(None, feeds, 1))
-            targets = _none() if into is None else into
-        else:
-            targets = _with_members(into, member)
-        acts, error = start
-        masks = self._masks(targets, feeds, len(targets.units))
-        for of_error in (False, True):
-            chosen = np.flatnonzero((targets.units == sae.d_sae) == of_error)
-            if not len(chosen):
-                continue
-            found = targets_at(*given, {source: mask[chosen] for source, mask in masks.items()}, targets.units[chosen])
-            units, pos, rows = targets.units[chosen], targets.pos[chosen], np.arange(len(chosen))
-            if of_error:
-                error = found[:, 0] if pos[0] < 0 else error.at[:, pos].set(found[:, rows, pos])
-            elif pos[0] < 0:
-                acts = acts.at[:, :, units].set(found.transpose(0, 2, 1))
-            else:
-                acts = acts.at[:, pos, units].set(found[:, rows, pos])
-        if self.without_errors:
-            error = self.ablated[site].error
-        return Nodes(acts, error)
-
-    def _kept(self, site: Site, member: np.ndarray) -> Nodes:
-        """A site that no node leads to: clean where it is in the circuit."""
-        clean, ablated = self.nodes[site], self.ablated[site]
-        error = member[:, -1:] & (not self.without_errors)
-        return Nodes(jnp.where(member[:, :-1], clean.acts, ablated.acts), jnp.where(error, clean.error, ablated.error))
-
-    def _sources(self, sites: Iterable[Site], now: Mapping[Site, Nodes]) -> dict[Site, Source]:
-        saes, read = self.problem.saes, lambda site: self.clean.values[saes[site].reads or site]
-        return {site: Source(saes[site], read(site), now[site], self.ablated[site]) for site in sites}
-
-    def _masks(self, into: Into | None, sources: Iterable[Site], n: int) -> dict[Site, np.ndarray]:
-        """For each of `n` targets which nodes of each source it reads as they are in this run."""
-        masks = {}
-        for source in sources:
-            nodes = self.problem.saes[source].d_sae + 1
-            mask = np.zeros((n, 1, nodes), bool) if into is None or source not in into.reached else into.reached[source]
-            mask = ~mask if self.complement else mask.copy()
-            if self.without_errors:
-                mask[..., -1] = False
-            masks[source] = np.ones_like(mask) if source in self.intact else mask
-        return masks
-
-
-def _none() -> Into:
-    return Into(np.zeros(0, int), np.zeros(0, int), {})
-
-
-def _with_members(into: Into | None, member: np.ndarray) -> Into:
-    """The targets of the circuit's edges, and its nodes that no edge of it leads to."""
-    into = _none() if into is None else into
-    summed = bool((member == member[:1]).all())
-    have = set(zip(into.units.tolist(), into.pos.tolist(), strict=True))
-    if summed and not any(pos >= 0 for _, pos in have):
-        nodes = [(int(unit), -1) for unit in np.flatnonzero(member[0])]
-    else:
-        nodes = [(int(unit), int(pos)) for pos, unit in np.argwhere(member)]
-    more = [node for node in nodes if node not in have]
-    units, positions = (
-        np.concatenate([have, np.array([node[i] for node in more], int)]) for i, have in enumerate(into[:2])
-    )
-    widen = lambda mask: np.concatenate([mask, np.zeros((len(more), *mask.shape[1:]), bool)])
-    return Into(units, positions, {source: widen(mask) for source, mask in into.reached.items()})
 
 
 def _checked(per_prompt: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

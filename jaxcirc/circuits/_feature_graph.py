@@ -132,7 +132,7 @@ def _mixtures(model, sae, site: Site, clean: Clean, sources: Mapping[Site, Sourc
 
 @ft.partial(jax.jit, static_argnames=("ends", "what"))
 def _targets(blocks, attending, resid, sae, sources, beside, masks, units, *, ends: tuple[Site, Site], what: str):
-    seq, heads = resid.shape[1], blocks[0].attn.W_Q.shape[::2]
+    seq = resid.shape[1]
     decoders = {place: source.sae for place, source in sources.items()}
     # As many targets at once as keep a few megabytes of latents in flight.
     together = max(1, 2**22 // (seq * sum(source.sae.d_sae for source in sources.values()) + seq * sae.d_sae))
@@ -141,12 +141,7 @@ def _targets(blocks, attending, resid, sae, sources, beside, masks, units, *, en
         attending, resid, values, beside = example
 
         def target(mask, unit):
-            edits = {}
-            for place, (read, now, ablated) in values.items():
-                value = Source(decoders[place], read, now, ablated).mixed(mask[place])
-                value = value if beside is None or place != Site(0, Kind.RESID_PRE) else value + beside
-                edits[place] = Replace(value.reshape(seq, *heads) if place.kind == Kind.Z else value)
-            tap, x = Tap({}, edits, frozenset(ends)), resid
+            tap, x = Tap({}, _replaced(blocks, decoders, values, mask, beside), frozenset(ends)), resid
             for layer, (block, mask_of_block) in enumerate(zip(blocks, attending, strict=True)):
                 x = block(x, mask_of_block, tap.at(layer))
             nodes = _split(sae, *(tap.cache[end].reshape(seq, -1) for end in ends))
@@ -170,11 +165,19 @@ def metric_at(
     decoders = {site: source.sae for site, source in sources.items()}
 
     def one(tokens, keys, metric, values):
-        edits = {}
-        for site, (read, now, ablated) in values.items():
-            value = Source(decoders[site], read, now, ablated).mixed(masks[site])
-            shape = (-1, *model.blocks[0].attn.W_Q.shape[::2]) if site.kind == Kind.Z else value.shape
-            edits[site] = Replace(value.reshape(shape))
-        return metric(run(model, tokens, edits=edits, mask=keys)[0])
+        return metric(run(model, tokens, edits=_replaced(model.blocks, decoders, values, masks), mask=keys)[0])
 
     return jax.vmap(one)(clean.tokens, clean.keys, metric, {site: source[1:] for site, source in sources.items()})
+
+
+def _replaced(blocks, decoders, values, masks, beside=None) -> dict[Site, Replace]:
+    """The edits that put its mixture at the site of every source. `values`: of each what `Source` has but its dictionary; `beside`: what
+    enters the first block with the embedding's nodes.
+    """
+    edits = {}
+    for site, (read, now, ablated) in values.items():
+        value = Source(decoders[site], read, now, ablated).mixed(masks[site])
+        if beside is not None and site == Site(0, Kind.RESID_PRE):
+            value = value + beside
+        edits[site] = Replace(value.reshape(-1, *blocks[0].attn.W_Q.shape[::2]) if site.kind == Kind.Z else value)
+    return edits

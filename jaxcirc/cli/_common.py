@@ -1,4 +1,4 @@
-"""What the commands share: progress, the compilation cache, results on the screen."""
+"""What the commands share: the model and prompts they are given, progress, the compilation cache, results on the screen."""
 
 import argparse
 import json
@@ -16,7 +16,8 @@ import jax
 from .._sites import Site
 from ..attribution import Gradient, IntegratedGradients
 from ..circuits import annotate_latents, Circuit, discover
-from ..data import Prompts
+from ..data import load_prompts, Prompts
+from ..interop import from_pretrained, load_saes, load_tokenizer
 from ..models import Transformer
 from ..saes import AbstractDictionary
 
@@ -86,6 +87,31 @@ def progress_bar() -> Iterator[Any]:
     finally:
         for bar in bars.values():
             bar.close()
+
+
+def add_prompt_options(parser: argparse.ArgumentParser, *, prompts: str = "JSON-lines file of prompt pairs") -> None:
+    """The options of every command that runs a given model with its dictionaries on the prompts of a file; `prompts` explains the file."""
+    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
+    parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
+    parser.add_argument("--prompts", required=True, type=Path, help=prompts)
+    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", help="which revision of a Hub model")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N prompt pairs")
+    parser.add_argument(
+        "--skip-unusable", action="store_true", help="leave out pairs that do not align or whose answers are split"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="prompt pairs in memory at once (all)")
+
+
+def load_given(
+    arguments: argparse.Namespace,
+) -> tuple[Transformer, dict[Site, AbstractDictionary], Prompts, Any]:
+    """Model, dictionaries, prompts and tokenizer, as the options of `add_prompt_options` name them."""
+    # The prompts first: what is wrong with them shows before a large model is read.
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
+    prompts = load_prompts(arguments.prompts, tokenizer, limit=arguments.limit, skip_unusable=arguments.skip_unusable)
+    model, saes = from_pretrained(arguments.model, revision=arguments.revision), load_saes(arguments.saes)
+    return model, saes, prompts, tokenizer
 
 
 def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: float, edge_threshold: float) -> None:

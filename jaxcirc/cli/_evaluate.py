@@ -4,10 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from .. import data
 from ..circuits import Circuit, evaluate, MeanAblation, recovery_curve, ResampleAblation, ZeroAblation
-from ..interop import from_pretrained, load_saes, load_tokenizer
-from ._common import progress_bar, Subparsers
+from ._common import add_prompt_options, load_given, progress_bar, Subparsers
 
 
 ABLATIONS = {"mean": MeanAblation, "zero": ZeroAblation, "resample": ResampleAblation}
@@ -23,17 +21,7 @@ def add(subparsers: Subparsers) -> None:
         ),
     )
     parser.add_argument("--circuit", required=True, type=Path, help="folder that `jaxcirc discover` wrote")
-    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
-    parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
-    parser.add_argument(
-        "--prompts", required=True, type=Path, help="JSON-lines file of prompt pairs, best not the circuit's own"
-    )
-    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", help="which revision of a Hub model")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N prompt pairs")
-    parser.add_argument(
-        "--skip-unusable", action="store_true", help="leave out pairs that do not align or whose answers are split"
-    )
+    add_prompt_options(parser, prompts="JSON-lines file of prompt pairs, best not the circuit's own")
     parser.add_argument("--level", choices=("nodes", "edges"), default="nodes", help="what is ablated (%(default)s)")
     parser.add_argument(
         "--ablation", choices=ABLATIONS, default="mean", help="to what (%(default)s, of the corrupt prompts)"
@@ -48,18 +36,13 @@ def add(subparsers: Subparsers) -> None:
         help="what happens to error nodes (%(default)s)",
     )
     parser.add_argument("--curve", action="store_true", help="at ever higher thresholds, next to random circuits")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="prompt pairs in memory at once (all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=evaluate_file)
 
 
 def evaluate_file(arguments: argparse.Namespace) -> int:
     circuit = Circuit.load(arguments.circuit)
-    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
-    prompts = data.load_prompts(
-        arguments.prompts, tokenizer, limit=arguments.limit, skip_unusable=arguments.skip_unusable
-    )
-    model, saes = from_pretrained(arguments.model, revision=arguments.revision), load_saes(arguments.saes)
+    model, saes, prompts, _ = load_given(arguments)
     given = (circuit, model, saes, prompts.clean, prompts.corrupt, prompts.metric())
     options = {
         "level": arguments.level,

@@ -68,7 +68,7 @@ def mlp_matrices(span: Span) -> Float[Array, "seq d_model d_model"]:
     linear = linearise(span, 0, frozenset(site.kind for site in span.frozen))
     identity = jnp.tile(jnp.eye(d_model, dtype=span.resid.dtype), (seq, 1))
     end = {Kind.RESID_POST: identity}
-    middle = pull(linear.after, end, jnp.repeat(jnp.arange(seq, dtype=jnp.int32), d_model))[_read(span)]
+    middle = pull(linear.after, end, jnp.repeat(jnp.arange(seq, dtype=jnp.int32), d_model))[span.blocks[0].mlp_reads]
     return middle.reshape(seq, d_model, d_model)
 
 
@@ -92,7 +92,7 @@ def pull_block(
     def some(i, flat):
         place = (begin * matrix.shape[1] + i * chunk, 0, 0)
         covectors = jax.lax.dynamic_slice(flat, place, (chunk, reached, flat.shape[2])).transpose(1, 0, 2)
-        covectors = _pull(linear, covectors, mlps, positions, _read(span))
+        covectors = _pull(linear, covectors, mlps, positions, span.blocks[0].mlp_reads)
         return jax.lax.dynamic_update_slice(flat, covectors.transpose(1, 0, 2), place)
 
     return jax.lax.fori_loop(0, n // chunk, some, flat).reshape(matrix.shape)
@@ -104,11 +104,6 @@ def _chunk(n: int, seq: int, d_model: int, heads: int, itemsize: int, budget: in
     limit = min(2**21 if jax.default_backend() == "cpu" else budget, budget // 8)
     most = max(1, limit // (itemsize * seq * (d_model + heads * seq)))
     return max(size for size in range(1, min(most, n) + 1) if n % size == 0)
-
-
-def _read(span: Span) -> Kind:
-    """What the MLP reads."""
-    return Kind.RESID_PRE if span.blocks[0].parallel else Kind.RESID_MID
 
 
 def _pull(linear: LinearBlock, covectors: Rows, mlps: Array | None, positions: Int[Array, " seq"], read: Kind) -> Rows:

@@ -55,8 +55,7 @@ def _readers(model: Transformer, site: Site) -> Iterator[Site]:
         yield from _outside(model, kind)
         return
     block = model.blocks[layer]
-    sequential = block.mlp is not None and not block.parallel
-    after_attention = Kind.RESID_MID if sequential else Kind.RESID_POST
+    after_attention = Kind.RESID_MID if block.has_middle else Kind.RESID_POST
     first_of_attention = (Kind.Q, Kind.K, Kind.V) if block.ln1 is None else (Kind.LN1_SCALE, Kind.LN1_NORMALIZED)
     first_of_mlp = (Kind.MLP_PRE,) if block.ln2 is None else (Kind.LN2_SCALE, Kind.LN2_NORMALIZED)
     readers: dict[Kind, tuple[Kind, ...]] = {

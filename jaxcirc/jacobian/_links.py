@@ -97,7 +97,7 @@ def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
     value, attn = _values(span, layer), block.attn
     flat = lambda W: W.transpose(1, 0, 2).reshape(W.shape[1], -1)  # [head d_model d_head] -> [d_model (head d_head)]
     d_model, d_z = attn.W_O.shape[-1], attn.W_O.shape[0] * attn.W_O.shape[1]
-    middle = Kind.RESID_POST if block.mlp is None or block.parallel else Kind.RESID_MID
+    middle = Kind.RESID_MID if block.has_middle else Kind.RESID_POST
     norm = _norm(block.ln1, value[Kind.RESID_PRE], value.get(Kind.LN1_SCALE), frozen)
     before = [
         Link(Kind.RESID_PRE, Kind.LN1_NORMALIZED, norm.push if norm else _same, d_model),
@@ -113,16 +113,15 @@ def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
     if block.mlp is not None:
         pre, d_mlp = value[Kind.MLP_PRE], block.mlp.W_in.shape[1]
         slope = jax.jvp(block.mlp.act, (pre,), (jnp.ones_like(pre),))[1]  # the activation is elementwise
-        read = Kind.RESID_PRE if block.parallel else Kind.RESID_MID
-        norm2 = _norm(block.ln2, value[read], value.get(Kind.LN2_SCALE), frozen)
+        norm2 = _norm(block.ln2, value[block.mlp_reads], value.get(Kind.LN2_SCALE), frozen)
         after += [
-            Link(read, Kind.LN2_NORMALIZED, norm2.push if norm2 else _same, d_model),
+            Link(block.mlp_reads, Kind.LN2_NORMALIZED, norm2.push if norm2 else _same, d_model),
             Link(Kind.LN2_NORMALIZED, Kind.MLP_PRE, _dense(block.mlp.W_in), d_model),
             Link(Kind.MLP_PRE, Kind.MLP_POST, lambda x, t: x * rows(slope, t), d_mlp),
             Link(Kind.MLP_POST, Kind.MLP_OUT, _dense(block.mlp.W_out), d_mlp),
             Link(Kind.MLP_OUT, Kind.RESID_POST, _same, d_model),
         ]
-        after += [] if block.parallel else [Link(Kind.RESID_MID, Kind.RESID_POST, _same, d_model)]
+        after += [Link(Kind.RESID_MID, Kind.RESID_POST, _same, d_model)] if block.has_middle else []
     stopped = {*frozen, *([Kind.ATTN_OUT] if Kind.RESULT in frozen else [])}
     held = lambda link: link.target in stopped
     mask = span.masks[layer]
@@ -195,7 +194,7 @@ def _values(span: Span, layer: int) -> dict[Kind, Array]:
     block = span.blocks[layer]
     kinds = [Kind.RESID_PRE, Kind.Q, Kind.K, Kind.V, Kind.PATTERN]
     kinds += [] if block.mlp is None else [Kind.MLP_PRE]
-    kinds += [] if block.mlp is None or block.parallel else [Kind.RESID_MID]
+    kinds += [Kind.RESID_MID] if block.has_middle else []
     kinds += [norm.sites[0] for norm in (block.ln1, block.ln2) if norm is not None]
     cache = span.record({Site(layer, kind) for kind in kinds})
     return {site.kind: value for site, value in cache.items()}

@@ -81,12 +81,7 @@ class EdgeJacobian(eqx.Module):
     @property
     def T(self) -> "EdgeJacobian":
         """The transpose, from cotangents of the target to cotangents of the source."""
-        return self._replace(transposed=not self.transposed)
-
-    def _replace(self, **changes) -> "EdgeJacobian":
-        return EdgeJacobian(
-            **{field.name: changes.get(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)}
-        )
+        return dataclasses.replace(self, transposed=not self.transposed)
 
     def restricted(
         self, *, source_pos: Int[Array, " n"] | None = None, target_pos: Int[Array, " n"] | None = None
@@ -95,7 +90,7 @@ class EdgeJacobian(eqx.Module):
         seq = self.spans[0].resid.shape[0]
         given = {"source_pos": source_pos, "target_pos": target_pos}
         changes = {name: check_positions(name, jnp.asarray(pos), seq) for name, pos in given.items() if pos is not None}
-        return self._replace(**changes)
+        return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:
         if any(
@@ -158,7 +153,8 @@ class EdgeJacobian(eqx.Module):
             raise ValueError(
                 "J @ K: restrict positions at the outer ends only; all of them matter where K ends and J begins."
             )
-        return self._replace(
+        return dataclasses.replace(
+            self,
             spans=(*other.spans, *self.spans),
             begins=(*other.begins, *self.begins),
             layers=(other.layers[0], self.layers[1]),
@@ -197,16 +193,19 @@ class EdgeJacobian(eqx.Module):
     def _matrix(self, first: tuple[int, ...], last: tuple[int, ...], chunk: int | None) -> Array:
         seq, route = self.spans[0].resid.shape[0], self._route()
         everywhere = lambda pos: jnp.arange(seq, dtype=jnp.int32) if pos is None else pos
-        if route == "block":
-            make = ft.partial(block_matrix, self.spans[0], everywhere(self.target_pos), everywhere(self.source_pos))
-            return halving(lambda budget: make(budget=budget), BUDGET, "the memory budget").reshape(*last, *first)
+        if route in ("block", "chain"):
+            span, targets = self.spans[0], everywhere(self.target_pos)
+            if route == "block":
+                make = ft.partial(block_matrix, span, targets, everywhere(self.source_pos))
+            else:
+                make = ft.partial(chain_matrix, span, np.asarray(targets))
+            out = halving(lambda budget: make(budget=budget), BUDGET, "the memory budget")
+            out = out[:, :, self.source_pos] if route == "chain" and self.source_pos is not None else out
+            return out.reshape(*last, *first)
         if route == "contraction":
             left = every_unit(everywhere(self.target_pos), math.prod(last))
             right = every_unit(everywhere(self.source_pos), math.prod(first))
             return contract_by_plan(self.spans, *left, *right, BUDGET).reshape(*last, *first)
-        if route == "chain":
-            out = chain_matrix(self.spans[0], np.asarray(everywhere(self.target_pos)))
-            return out if self.source_pos is None else out[:, :, self.source_pos]
         forward = math.prod(first) <= math.prod(last)
         into, out_of = (first, last) if forward else (last, first)
         basis = jnp.eye(math.prod(into), dtype=self.dtype).reshape(-1, *into)

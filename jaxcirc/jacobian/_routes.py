@@ -114,8 +114,7 @@ def contract_batch(
 @ft.partial(jax.jit, static_argnames=("sizes", "sweep"))
 def _batch(span: Span, masks, resid, shift, left, left_pos, right, right_pos, *, sizes, sweep):
     def one(masks, resid, shift, *items):
-        fields = {field.name: getattr(span, field.name) for field in dataclasses.fields(span)}
-        example = Span(**{**fields, "masks": masks, "resid": resid, "shift": shift})
+        example = dataclasses.replace(span, masks=masks, resid=resid, shift=shift)
         if sizes is not None:
             return contract_block(example, *items, sizes=sizes)
         chunk, forward = sweep
@@ -174,8 +173,7 @@ def fold_right(span: Span, items: Array, positions: Array) -> Array:
 
 def with_ends(span: Span, *, source: Site | None = None, target: Site | None = None) -> Span:
     """The span between other sites of the same blocks."""
-    fields = {field.name: getattr(span, field.name) for field in dataclasses.fields(span)}
-    ends = {"source": source or span.source, "target": target or span.target}
-    needed = {site.value for site in (*ends.values(), *span.frozen) if site.part != Part.VALUE}
+    source, target = source or span.source, target or span.target
+    needed = {site.value for site in (source, target, *span.frozen) if site.part != Part.VALUE}
     saes = {site: sae for site, sae in span.saes.items() if site in needed}
-    return Span(**{**fields, **ends, "saes": saes})
+    return dataclasses.replace(span, source=source, target=target, saes=saes)
