@@ -99,6 +99,96 @@ def test_batches_do_not_change_the_result(arguments, circuit, batch_size):
     assert weights(again) == pytest.approx(weights(circuit))
 
 
+def same_circuit(got, want):
+    assert set(got.nodes["node"]) == set(want.nodes["node"])
+    effects = lambda c: {node.node: node.effect for node in c.node_rows()}
+    weights = lambda c: {(e.source, e.target): e.weight for e in c.edge_rows()}
+    assert len(weights(want)) > 20
+    assert effects(got) == pytest.approx(effects(want))
+    assert weights(got) == pytest.approx(weights(want))
+
+
+@pytest.mark.parametrize("more", [{}, {"thresholds": "instances"}], ids=str)
+def test_gradients_that_do_not_fit_are_found_again(arguments, more, monkeypatch):
+    want = jc.discover(*arguments, **CUTS, **more)
+    monkeypatch.setattr("jaxcirc.circuits._means.KEEP", 5000)  # of three batches, none or some
+    same_circuit(jc.discover(*arguments, **CUTS, **more, batch_size=1), want)
+
+
+class Once:
+    """Batches that exist only while they are looked at."""
+
+    def __init__(self, prompts, size):
+        self.prompts, self.size, self.given = prompts, size, 0
+
+    def __len__(self):
+        return -(-len(self.prompts) // self.size)
+
+    def __iter__(self):
+        for start in range(0, len(self.prompts), self.size):
+            self.given += 1
+            yield self.prompts[start : start + self.size]
+
+
+def test_a_stream_of_batches_gives_what_all_together_give(arguments, circuit):
+    model, saes, clean, corrupt, metric = arguments
+    prompts = jc.data.Prompts(clean, corrupt, metric.answer, metric.foil, {"end": jnp.full(3, 4)})
+    stream = Once(prompts, 2)
+    found = jc.discover_batches(model, saes, stream, **CUTS)
+    same_circuit(found, circuit)
+    assert stream.given == 4  # two passes
+    assert found.meta["prompts"] == 3
+    numbers = ("clean_metric", "total_effect", "completeness")
+    assert all(found.meta[name] == pytest.approx(circuit.meta[name]) for name in numbers)
+    differing = {name for name in circuit.meta if found.meta[name] != circuit.meta[name]}
+    assert differing <= {*numbers, "metric", "certificate"}
+    other = jc.discover_batches(model, saes, [prompts], **CUTS, metric=lambda p: jc.LogProb(p.answer))
+    assert other.meta["clean_metric"] < 0
+    with pytest.raises(ValueError, match=r"There are no batches of prompts\. Give a list"):
+        jc.discover_batches(model, saes, [], **CUTS)
+    short = jc.data.Prompts(clean[:, :4], corrupt[:, :4], metric.answer, metric.foil, {"end": jnp.full(3, 3)})
+    with pytest.raises(ValueError, match="there are prompts of 4 and of 5 tokens"):
+        jc.discover_batches(model, saes, [prompts, short], **CUTS, aggregate="none")
+    assert jc.discover_batches(model, saes, [prompts, short], **CUTS).meta["length"] == [4, 5]
+
+
+def test_thresholds_of_instances(arguments, circuit):
+    """Edges into those instances of a kept node whose own effect is above the threshold, from all instances of kept nodes."""
+    nodes = jc.node_effects(*arguments)
+    effects = jc.edge_effects(*arguments, nodes, threshold=CUTS["node_threshold"])
+    got = jc.discover(*arguments, node_threshold=CUTS["node_threshold"], edge_threshold=1e-3, thresholds="instances")
+    kept, want = set(got.nodes["node"]), {}
+    saes = arguments[1]
+    name = lambda site, unit: f"{site}/{'error' if unit == saes[site].d_sae else unit}"
+    for (source, target), (targets, sources, values) in effects.coo.items():
+        for down, up, value in zip(targets[:, 2], sources[:, 2], values, strict=True):
+            ends = name(source, up), name(target, down)
+            if kept >= set(ends):
+                want[ends] = want.get(ends, 0) + value / 3
+    want = {ends: value for ends, value in want.items() if abs(value) > 1e-3}
+    inside = {(e.source, e.target): e.weight for e in got.edge_rows() if e.target != "metric"}
+    assert len(want) > 20
+    assert inside == pytest.approx(want)
+    everything = jc.discover(*arguments, node_threshold=CUTS["node_threshold"], edge_threshold=1e-3)
+    assert list(everything.nodes["node"]) == list(got.nodes["node"])
+    assert len(everything.edges) > len(got.edges)
+
+
+@pytest.mark.parametrize("edges", ["clean", "integrated"])
+def test_edges_carry_a_certificate(arguments, edges, monkeypatch):
+    found = jc.discover(*arguments, **CUTS, edges=edges)
+    certificate = found.meta["certificate"]
+    assert 0 < certificate["error"] < 1e-12
+    assert certificate["probes"] == 3  # into attention, MLPs and the residual stream
+    assert json.loads(json.dumps(certificate))["versions"]["jax"] == jax.__version__
+    from jaxcirc.attribution import _contract
+
+    right = _contract.contract_batch
+    monkeypatch.setattr(_contract, "contract_batch", lambda *given: right(*given) * (1 + 1e-7))
+    with pytest.raises(ValueError, match=r"The result is wrong: relative error 1\.0e-07"):
+        jc.discover(*arguments, **CUTS, edges=edges)
+
+
 def test_padded_prompts(arguments):
     """Prompts of unequal length give the mean of what each gives alone."""
     model, saes, clean, corrupt, _ = arguments
@@ -257,6 +347,8 @@ BAD = {
     ),
     "clean is corrupt": (lambda a: {"corrupt": a[2]}, "the corrupt prompts are equal to the clean ones"),
     "aggregate": (lambda a: {"aggregate": "mean"}, "aggregate must be 'sum' or 'none'"),
+    "thresholds": (lambda a: {"thresholds": "all"}, "thresholds must be 'averages' or 'instances', got 'all'"),
+    "no effect": (lambda a: {"metric": lambda logits: logits[0, 0]}, "so there is no effect to explain"),
     "batch size": (lambda a: {"batch_size": 0}, "batch_size must be at least 1"),
     "metric": (
         lambda a: {"metric": lambda logits: jnp.log(-jnp.abs(logits[-1, 0]))},

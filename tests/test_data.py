@@ -305,3 +305,30 @@ def test_nothing_usable(tokenizer, tmp_path):
         jc.data.load_prompts(path, tokenizer, skip_unusable=True)
     with pytest.raises(ValueError, match="limit is how many pairs"):
         jc.data.load_prompts(path, tokenizer, limit=0)
+
+
+def test_a_prompt_file_is_read_batch_by_batch(tokenizer, tmp_path):
+    accented = LINE | {"case": "é, so that bytes are not characters"}
+    path = write(tmp_path / "p.json", accented, "", LONGER, LINE, LONGER, LINE)
+    whole, file = jc.data.load_prompts(path, tokenizer), jc.data.PromptFile(path, tokenizer, batch_size=2)
+    assert len(file) == 3
+    for _ in range(2):  # it can be gone through again
+        batches = list(file)
+        assert [batch.clean.shape for batch in batches] == [(2, 5), (2, 5), (1, 5)]
+        for name in ("clean", "corrupt", "answer", "foil", "mask"):
+            joined = np.concatenate([getattr(batch, name) for batch in batches])
+            assert joined.tolist() == getattr(whole, name).tolist()
+
+
+def test_a_prompt_file_is_checked_before_any_work(tokenizer, tmp_path):
+    path = write(tmp_path / "p.json", LINE, LINE | {"clean_answer": " is not"}, LONGER)
+    with pytest.raises(ValueError, match=r"line 2: clean_answer ' is not' must be one token"):
+        jc.data.PromptFile(path, tokenizer, batch_size=2)
+    with pytest.warns(UserWarning, match="1 pairs are left out, 2 read"):
+        file = jc.data.PromptFile(path, tokenizer, batch_size=2, skip_unusable=True)
+    assert [len(batch) for batch in file] == [2]
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        jc.data.PromptFile(path, tokenizer, batch_size=0)
+    (tmp_path / "latin.json").write_bytes(json.dumps(LINE, ensure_ascii=False).encode() + b'\n{"clean_prefix": "\xe9"}')
+    with pytest.raises(ValueError, match=r"latin\.json, line 2 is not text in UTF-8"):
+        jc.data.load_prompts(tmp_path / "latin.json", tokenizer)

@@ -111,7 +111,9 @@ class _Block(NamedTuple):
     def error(self) -> float:
         """Against float64, on the first prompt."""
         ends = [(span, np.asarray(left[0])) for span, left in self.ends]
-        return error_of_edges(ends, self.positions[0], np.asarray(self.vectors[0]), np.asarray(self.at[0]), self.values[0])
+        return error_of_edges(
+            ends, self.positions[0], np.asarray(self.vectors[0]), np.asarray(self.at[0]), self.values[0]
+        )
 
 
 def _block(

@@ -1,7 +1,7 @@
 """Prompts in batches: of arrays that are all there, or of a source that gives one batch after another."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, runtime_checkable, TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ class Batch(NamedTuple):
 T_co = TypeVar("T_co", covariant=True)
 
 
+@runtime_checkable
 class Source(Protocol[T_co]):
     """What can be gone through more than once, a batch at a time."""
 
@@ -51,7 +52,8 @@ class ArrayBatches:
     def __iter__(self) -> Iterator[Batch]:
         whole = (self.problem.clean, self.problem.corrupt, self.problem.metric, self.problem.mask)
         for i in range(len(self)):
-            part = jax.tree.map(lambda x, rows=self.rows(i): x[rows], whole)
+            rows = self.rows(i)
+            part = jax.tree.map(lambda x, rows=rows: x[rows], whole)
             yield Batch(Problem(self.problem.saes, *part), np.arange(self.size) < self.n - i * self.size)
 
 

@@ -1,17 +1,21 @@
 """How much of a behaviour ever smaller parts of a circuit carry, and how much as many nodes or edges drawn at random."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from .._sites import Site
 from ..attribution import Metric
 from ..models import Transformer
 from ..saes import AbstractDictionary
+from ._ablations import AbstractAblation, MeanAblation
+from ._batches import Progress
 from ._circuit import Circuit
-from ._evaluate import evaluate
+from ._evaluate import evaluation
+from ._evaluation import Evaluation
+from ._trial import trial_of
 
 
 if TYPE_CHECKING:
@@ -28,8 +32,13 @@ def recovery_curve(
     *,
     thresholds: Sequence[float] | None = None,
     level: str = "nodes",
+    ablation: AbstractAblation = MeanAblation(),
+    start_layer: int = 0,
+    errors: str = "default",
+    batch_size: int | None = None,
+    mask: Bool[Array, "batch seq"] | None = None,
     seed: int = 0,
-    **options: Any,
+    progress: Progress | None = None,
 ) -> "pd.DataFrame":
     """Evaluates the circuit at one threshold after another, each next to a random circuit of the same size.
 
@@ -39,38 +48,36 @@ def recovery_curve(
       on, of the circuit's nodes or edges.
     - `seed`: of the random circuits: as many nodes at each site, or edges between each two sites, drawn from this circuit's. So find
       it with low thresholds.
-    - `options`: `ablation`, `start_layer`, `errors`, `batch_size`, `mask` of `jc.evaluate`.
+    - the rest as in `jc.evaluate`.
 
     **Returns:** a data frame, one row a threshold: `threshold`, `nodes`, `edges`, `faithfulness` with its interval `low` to `high`,
     `completeness`, and the `random` circuit's faithfulness.
     """
     import pandas as pd
 
-    column = circuit.nodes["effect"] if level == "nodes" else circuit.edges["weight"]
+    trial = trial_of(model, saes, clean, corrupt, metric, mask, ablation, level, start_layer, errors, batch_size)
+    by_nodes = level == "nodes"
+    name, column = (
+        ("node_threshold", circuit.nodes["effect"]) if by_nodes else ("edge_threshold", circuit.edges["weight"])
+    )
     size = np.sort(np.abs(column.to_numpy()))[::-1]
     if thresholds is None:
         halves = [len(size) >> i for i in range(12) if len(size) >> i]
         thresholds = [0.0 if count == len(size) else float(size[count]) for count in halves]
+    report = progress or (lambda done, of, stage: None)
+    bounds = trial.runs(circuit, ("full", "empty"))
     rows, rng = [], np.random.default_rng(seed)
-    for threshold in thresholds:
-        part = circuit.above(**{"node_threshold" if level == "nodes" else "edge_threshold": threshold})
-        run = lambda circuit: evaluate(circuit, model, saes, clean, corrupt, metric, level=level, **options)
-        found, random = run(part), run(_random(circuit, part, level, rng))
+    for i, threshold in enumerate(thresholds):
+        report(i, len(thresholds), "curve")
+        part = circuit.above(**{name: threshold})
+        found = evaluation(trial, part, {**bounds, **trial.runs(part, ("circuit", "complement"))})
+        random = trial.runs(_random(circuit, part, level, rng), ("circuit",))
+        row = {"threshold": threshold, "nodes": len(part.nodes), "edges": len(part.edges)}
         low, high = found.interval()
-        rows.append(
-            (
-                threshold,
-                len(part.nodes),
-                len(part.edges),
-                found.faithfulness,
-                low,
-                high,
-                found.completeness,
-                random.faithfulness,
-            )
-        )
-    names = ["threshold", "nodes", "edges", "faithfulness", "low", "high", "completeness", "random"]
-    return pd.DataFrame(rows, columns=names)
+        row |= {"faithfulness": found.faithfulness, "low": low, "high": high, "completeness": found.completeness}
+        rows.append({**row, "random": Evaluation({**bounds, **random}, {}).faithfulness})
+    report(len(thresholds), len(thresholds), "curve")
+    return pd.DataFrame(rows)
 
 
 def _random(pool: Circuit, like: Circuit, level: str, rng: np.random.Generator) -> Circuit:

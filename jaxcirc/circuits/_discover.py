@@ -129,7 +129,11 @@ class _Settings:
     thresholds: str
 
     def __post_init__(self):
-        choices = {"aggregate": ("sum", "none"), "edges": ("clean", "integrated"), "thresholds": ("averages", "instances")}
+        choices = {
+            "aggregate": ("sum", "none"),
+            "edges": ("clean", "integrated"),
+            "thresholds": ("averages", "instances"),
+        }
         for name, known in choices.items():
             if (got := getattr(self, name)) not in known:
                 raise ValueError(f"discover: {name} must be {' or '.join(map(repr, known))}, got {got!r}.")
@@ -163,7 +167,9 @@ def _discover(
         )
     weights, errors = mean_edges(model, batches, how, means, kept, report)
     nodes, names = _node_table(means.effects, kept, settings.aggregate)
-    certificate = issue_certificate(max(errors), probes=len(errors), what="edges", dtype=model.dtype) if errors else None
+    certificate = (
+        issue_certificate(max(errors), probes=len(errors), what="edges", dtype=model.dtype) if errors else None
+    )
     meta = {
         **_described(model, means, metric),
         **settings.as_dict(),
@@ -210,7 +216,9 @@ def _edge_table(weights: dict, names: dict[Site, dict[int, str]], threshold: flo
 
 def _completeness(means: NodeMeans) -> dict[str, float]:
     """The summed effects over the total effect, at each site that the whole residual stream passes."""
-    if not means.paired or means.total == 0:  # every site has a baseline of its own, or prompts cancel and there is nothing to sum to
+    if (
+        not means.paired or means.total == 0
+    ):  # every site has a baseline of its own, or prompts cancel and there is nothing to sum to
         return {}
     return {str(site): float(values.sum()) / means.total for site, values in means.effects.items() if is_cut(site)}
 

@@ -1,31 +1,19 @@
 """How much of a behaviour a circuit carries: its nodes, and its edges."""
 
-import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from .._edits import Blend
-from .._run import run, site_shapes
 from .._sites import Site
-from ..attribution import Metric, prepare, Problem
+from ..attribution import Metric
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._ablations import AbstractAblation, MeanAblation, Values
+from ._ablations import AbstractAblation, MeanAblation
+from ._batches import Progress
 from ._circuit import Circuit
-from ._edge_run import EdgeRun
 from ._evaluation import Evaluation
-from ._feature_graph import clean_run
-from ._means import Batch, batches_of, Progress
-from ._members import check_same, edge_masks, node_masks
-
-
-ERRORS = ("default", "keep", "remove")
-RUNS = ("full", "circuit", "empty", "complement")
+from ._trial import RUNS, Trial, trial_of
 
 
 def evaluate(
@@ -80,150 +68,16 @@ def evaluate(
     >>> 0.5 < found.faithfulness < 1.5
     True
     """
-    problem = prepare(model, saes, clean, corrupt, metric, mask)
-    _check(circuit, model, problem, level, errors, start_layer, batch_size)
-    n, seq = problem.clean.shape
-    size = batch_size or n
-    batches = list(batches_of(problem, size))
-    report = progress or (lambda done, of, stage: None)
-    ablated = ablation.values(n, *_reference(model, problem, batches), padded=not bool(problem.mask.all()))
-    intact = frozenset(site for site in problem.saes if (site.layer or 0) < start_layer)
-    keeps = _keeps(node_masks(circuit, problem.saes, seq), intact, errors)
-    into = edge_masks(circuit, problem.saes, seq) if level == "edges" else {}
-    found: dict[str, list[np.ndarray]] = {name: [] for name in RUNS}
-    for i, batch in enumerate(batches):
-        report(i, len(batches), level)
-        values = ablated(np.minimum(np.arange(i * size, (i + 1) * size), n - 1))
-        real = batch.weights > 0
-        names = RUNS if level == "nodes" else ("full", "empty")
-        for name in names:
-            found[name].append(_by_nodes(model, batch.problem, keeps[name], values)[real])
-        if level == "edges":
-            start, nodes = clean_run(model, problem.saes, batch.problem.clean, batch.problem.mask)
-            for name in ("circuit", "complement"):
-                runs = EdgeRun(
-                    model, batch.problem, start, nodes, values, intact, errors == "remove", name == "complement"
-                )
-                found[name].append(runs.metric(into, keeps["circuit"])[real])
-    report(len(batches), len(batches), level)
-    per_prompt = {name: np.concatenate(parts) for name, parts in found.items()}
-    return Evaluation(
-        _checked(per_prompt), _settings(model, circuit, ablation, level, start_layer, errors, n, corrupt is None)
-    )
+    trial = trial_of(model, saes, clean, corrupt, metric, mask, ablation, level, start_layer, errors, batch_size)
+    return evaluation(trial, circuit, trial.runs(circuit, RUNS, progress))
 
 
-def _check(circuit, model, problem: Problem, level, errors, start_layer, batch_size) -> None:
-    if level not in ("nodes", "edges"):
-        raise ValueError(f"evaluate: level must be 'nodes' or 'edges', got {level!r}.")
-    if errors not in ERRORS:
-        raise ValueError(f"evaluate: errors must be one of {', '.join(map(repr, ERRORS))}, got {errors!r}.")
-    if level == "edges" and errors == "keep":
-        raise ValueError(
-            "evaluate: errors='keep' is of level='nodes'; an error node has no single input when every edge has its own value."
-        )
-    if not 0 <= start_layer <= model.n_layers:
-        raise ValueError(f"evaluate: start_layer is from 0 to {model.n_layers}, got {start_layer}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}.")
-    check_same(circuit, model, problem.saes)
-    positions = circuit.nodes["pos"].dropna()
-    seq = problem.clean.shape[1]
-    if len(positions) and int(positions.max()) >= seq:
-        raise ValueError(
-            f"The circuit has nodes at position {int(positions.max())}, and the prompts have {seq} tokens."
-        )
-    if len(positions) and not bool(problem.mask.all()):
-        raise ValueError(
-            "The circuit keeps positions apart, and padded prompts do not align. Use prompts of one length."
-        )
-
-
-def _reference(model: Transformer, problem: Problem, batches: list[Batch]):
-    """The nodes' values on reference prompts, and their mean over all of them."""
-    tokens = problem.clean if problem.corrupt is None else problem.corrupt
-
-    def of(rows: np.ndarray) -> Values:
-        return clean_run(model, problem.saes, tokens[rows], problem.mask[rows])[1]
-
-    def mean() -> Values:
-        total: Any = None
-        size = len(batches[0].weights)
-        count = np.maximum(np.asarray(problem.mask).sum(0), 1)  # of prompts that have the position
-        for i, batch in enumerate(batches):
-            rows = np.minimum(np.arange(i * size, (i + 1) * size), len(tokens) - 1)
-            weights = (batch.weights > 0)[:, None] * np.asarray(problem.mask)[rows] / count
-            part = jax.tree.map(lambda x, w=weights: jnp.einsum("bs,bsn->sn", w.astype(x.dtype), x)[None], of(rows))
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
-        return total
-
-    return of, mean
-
-
-def _keeps(
-    members: Mapping[Site, np.ndarray], intact: Iterable[Site], errors: str
-) -> dict[str, dict[Site, np.ndarray]]:
-    """For each run which nodes are left as they are."""
-    keeps = {}
-    for name in RUNS:
-        keeps[name] = {}
-        for site, member in members.items():
-            keep = {
-                "full": np.ones_like(member),
-                "circuit": member.copy(),
-                "empty": np.zeros_like(member),
-                "complement": ~member,
-            }[name]
-            if errors == "keep" or (errors == "remove" and name in ("circuit", "complement")):
-                keep[:, -1] = errors == "keep"
-            keeps[name][site] = np.ones_like(member) if site in intact else keep
-    return keeps
-
-
-def _by_nodes(model: Transformer, problem: Problem, keep: Mapping[Site, np.ndarray], values: Values) -> np.ndarray:
-    arrays = {site: jnp.asarray(mask) for site, mask in keep.items()}
-    return np.asarray(_overwritten(model, problem, arrays, values), np.float64)
-
-
-@jax.jit
-def _overwritten(model: Transformer, problem: Problem, keep, values: Values) -> Float[Array, " batch"]:
-    shapes = site_shapes(model, problem.clean.shape[1])
-
-    def one(tokens, keys, metric, values):
-        edits = {}
-        for site, nodes in values.items():
-            error = nodes.error.reshape(shapes[site].shape)
-            dropped = ~keep[site][:, -1].reshape(-1, *[1] * (error.ndim - 1))
-            edits |= {site.acts: Blend(~keep[site][:, :-1], nodes.acts), site.error: Blend(dropped, error)}
-        return metric(run(model, tokens, saes=problem.saes, edits=edits, mask=keys)[0])
-
-    return jax.vmap(one)(problem.clean, problem.mask, problem.metric, values)
-
-
-def _checked(per_prompt: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    for name, values in per_prompt.items():
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise ValueError(
-                f"evaluate: the metric is not finite on prompt {int(bad[0])} in the {name} run: {values[bad[0]]}."
-            )
+def evaluation(trial: Trial, circuit: Circuit, per_prompt: dict[str, np.ndarray]) -> Evaluation:
+    """The result of all four runs. **Raises:** `ValueError` if ablating everything changes nothing."""
     full, empty = per_prompt["full"].mean(), per_prompt["empty"].mean()
     if abs(full - empty) <= 1e-6 * max(abs(full), abs(empty)):
         raise ValueError(
             f"evaluate: ablating every node leaves the metric at {empty:.4g}, as it is in the whole model, so there is nothing to explain. "
             "Use prompts on which clean and corrupt differ, or another ablation."
         )
-    return per_prompt
-
-
-def _settings(model, circuit: Circuit, ablation, level, start_layer, errors, prompts, own) -> dict[str, Any]:
-    return {
-        "level": level,
-        "ablation": {"name": type(ablation).__name__, **dataclasses.asdict(ablation)},
-        "reference": "clean prompts" if own else "corrupt prompts",
-        "start_layer": start_layer,
-        "errors": errors,
-        "prompts": prompts,
-        "nodes": len(circuit.nodes),
-        "edges": len(circuit.edges),
-        "model": model.name,
-    }
+    return Evaluation(per_prompt, {**trial.settings, "nodes": len(circuit.nodes), "edges": len(circuit.edges)})

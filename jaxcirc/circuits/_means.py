@@ -103,9 +103,7 @@ def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, rep
         )
     means = {site: values / len(clean) for site, values in sums.items()}
     paired = problem.corrupt is not None
-    return NodeMeans(
-        means, clean.mean(), total.mean(), len(clean), sorted(lengths), paired, memory, dict(problem.saes)
-    )
+    return NodeMeans(means, float(clean.mean()), float(total.mean()), len(clean), sorted(lengths), paired, memory, dict(problem.saes))
 
 
 def mean_edges(
@@ -139,7 +137,14 @@ def mean_edges(
         gradient, sources, targets = _chosen(model, batch, at, how, remembered, kept)
         seen = set()
         for edges in iterate_edges(
-            model, problem, at, gradient, targets=targets.__getitem__, sources=sources.__getitem__, path=how.path, certify=i == 0
+            model,
+            problem,
+            at,
+            gradient,
+            targets=targets.__getitem__,
+            sources=sources.__getitem__,
+            path=how.path,
+            certify=i == 0,
         ):
             if edges.wire not in seen:
                 report(i * wires + len(seen), len(batches) * wires, "edges")

@@ -108,10 +108,17 @@ def load_given(
 ) -> tuple[Transformer, dict[Site, AbstractDictionary], Prompts, Any]:
     """Model, dictionaries, prompts and tokenizer, as the options of `add_prompt_options` name them."""
     # The prompts first: what is wrong with them shows before a large model is read.
-    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
+    tokenizer = tokenizer_of(arguments)
     prompts = load_prompts(arguments.prompts, tokenizer, limit=arguments.limit, skip_unusable=arguments.skip_unusable)
     model, saes = from_pretrained(arguments.model, revision=arguments.revision), load_saes(arguments.saes)
     return model, saes, prompts, tokenizer
+
+
+def tokenizer_of(arguments: argparse.Namespace) -> Any:
+    """The tokenizer that was named, or the model's own at its revision."""
+    if arguments.tokenizer:
+        return load_tokenizer(arguments.tokenizer)
+    return load_tokenizer(arguments.model, revision=arguments.revision)
 
 
 def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: float, edge_threshold: float) -> None:

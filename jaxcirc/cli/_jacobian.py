@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import jacobian as jac
-from ..interop import from_pretrained, load_saes, load_tokenizer
-from ._common import progress_bar, Subparsers
+from ..interop import from_pretrained, load_saes
+from ._common import progress_bar, Subparsers, tokenizer_of
 
 
 HELD = {"layer_norms": jac.frozen.layer_norms, "patterns": jac.frozen.patterns}
@@ -130,7 +130,7 @@ def _measure(J: jac.EdgeJacobian, arguments: argparse.Namespace) -> dict[str, An
 
 def _tokens(arguments: argparse.Namespace):
     if arguments.prompt is not None:
-        tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
+        tokenizer = tokenizer_of(arguments)
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return jnp.asarray([*start, *tokenizer.encode(arguments.prompt, add_special_tokens=False)], jnp.int32)
     path = arguments.tokens

@@ -90,9 +90,7 @@ class PromptFile:
                 yield _padded(rows, self._longest, self.tokenizer)
 
 
-def _usable(
-    path: Path, tokenizer: Any, skip_unusable: bool, limit: int | None = None
-) -> Iterator[tuple[int, _Row]]:
+def _usable(path: Path, tokenizer: Any, skip_unusable: bool, limit: int | None = None) -> Iterator[tuple[int, _Row]]:
     """Where each usable pair begins, and the pair; at the end a warning of what was left out."""
     reasons, count, place = [], 0, 0
     with path.open("rb") as file:
@@ -118,9 +116,7 @@ def _usable(
     if not count:
         raise ValueError(_nothing(path, reasons))
     if reasons:
-        warnings.warn(
-            f"{path}: {len(reasons)} pairs are left out, {count} read. The first: {reasons[0]}", stacklevel=3
-        )
+        warnings.warn(f"{path}: {len(reasons)} pairs are left out, {count} read. The first: {reasons[0]}", stacklevel=3)
 
 
 def _parse(line: bytes, where: str) -> dict[str, str]:
