@@ -33,8 +33,10 @@ from .circuits import (
     evaluate as evaluate,
     Evaluation as Evaluation,
     MeanAblation as MeanAblation,
+    minimality as minimality,
     recovery_curve as recovery_curve,
     ResampleAblation as ResampleAblation,
+    steer as steer,
     ZeroAblation as ZeroAblation,
 )
 from .interop import (

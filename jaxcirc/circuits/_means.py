@@ -103,7 +103,9 @@ def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, rep
         )
     means = {site: values / len(clean) for site, values in sums.items()}
     paired = problem.corrupt is not None
-    return NodeMeans(means, float(clean.mean()), float(total.mean()), len(clean), sorted(lengths), paired, memory, dict(problem.saes))
+    return NodeMeans(
+        means, float(clean.mean()), float(total.mean()), len(clean), sorted(lengths), paired, memory, dict(problem.saes)
+    )
 
 
 def mean_edges(

@@ -1,0 +1,181 @@
+"""Moving chosen nodes, and what the metric does: as the circuit's edges say, and as the model says."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .._edits import Add
+from .._run import run, site_shapes
+from .._sites import Site
+from ..attribution import Metric, prepare, Problem
+from ..models import Transformer
+from ..saes import AbstractDictionary
+from ._batches import ArrayBatches, Progress
+from ._circuit import Circuit
+from ._feature_graph import clean_run
+from ._trial import check_circuit
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALL = "all"
+
+
+class _Chosen(NamedTuple):
+    """The chosen nodes: of each the number of its site, the node there, and the position, -1 for every one."""
+
+    names: list[str]
+    sites: tuple[Site, ...]
+    site: Int[np.ndarray, " node"]
+    unit: Int[np.ndarray, " node"]
+    pos: Int[np.ndarray, " node"]
+
+
+def steer(
+    circuit: Circuit,
+    model: Transformer,
+    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    clean: Int[Array, "batch seq"],
+    corrupt: Int[Array, "batch seq"] | None,
+    metric: Metric,
+    nodes: Iterable[str],
+    *,
+    strengths: Sequence[float] = (1.0,),
+    batch_size: int | None = None,
+    mask: Bool[Array, "batch seq"] | None = None,
+    progress: Progress | None = None,
+) -> "pd.DataFrame":
+    r"""Moves nodes, each by itself and then all together, and compares the change of the metric with what the circuit's edges predict.
+
+    At strength $\alpha$ a node moves by $\alpha (a_{corrupt} - a_{clean})$ on every prompt: 1 is activation patching, or with the zero
+    baseline ablation, 2 goes as far again, -1 the other way. Everything downstream is computed from there. The prediction is $\alpha$ times
+    the sum of the circuit's edges out of the node, to the metric and to its nodes; together, of the edges out of all of them.
+
+    **Arguments:**
+
+    - `circuit`: found with the same baseline: with corrupt prompts, or without.
+    - `clean`, `corrupt`, `metric`, `mask`, `batch_size`: as in `jc.discover`. On the prompts of the circuit the prediction is of these
+      prompts; on others it is a harder test.
+    - `nodes`: names of nodes of the circuit.
+    - `strengths`: one run for each of them and each node.
+
+    **Returns:** a data frame, one row for each node and strength, and for `"all"`: `node`, `strength`, `effect` (the node's own times
+    strength), `predicted` by the edges, `measured`; all three are changes of the metric, mean over prompts.
+
+    **Raises:** `ValueError` as `jc.evaluate`; for a node that the circuit does not have; for another baseline than the circuit's.
+
+    **Reference:** patching and ablation of single features as the check of their effects, Marks et al. 2024, arXiv 2403.19647, §3.
+
+    >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
+    >>> arguments = (prompts.clean, prompts.corrupt, prompts.metric())
+    >>> circuit = jc.discover(model, saes, *arguments, node_threshold=0.1, edge_threshold=0.001)
+    >>> strongest = [node.node for node in circuit.node_rows()[:2]]
+    >>> table = jc.steer(circuit, model, saes, *arguments, strongest, strengths=[0.5, 1.0])
+    >>> list(table.columns), len(table)
+    (['node', 'strength', 'effect', 'predicted', 'measured'], 6)
+    """
+    import pandas as pd
+
+    problem = prepare(model, saes, clean, corrupt, metric, mask)
+    check_circuit(circuit, model, problem)
+    _check_baseline(circuit, problem)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"steer: batch_size must be at least 1, got {batch_size}.")
+    chosen = _chosen(circuit, list(nodes))
+    strengths = [float(strength) for strength in strengths]
+    batches = ArrayBatches(problem, batch_size or problem.clean.shape[0])
+    measured = _measured(model, batches, chosen, strengths, progress or (lambda done, of, stage: None))
+    effect = circuit.nodes.set_index("node")["effect"]
+    effects = [float(effect[name]) for name in chosen.names]
+    effects.append(sum(effects))
+    predicted = _predicted(circuit, chosen.names)
+    rows = [
+        (name, strength, strength * effects[i], strength * predicted[i], measured[i, j])
+        for i, name in enumerate([*chosen.names, ALL])
+        for j, strength in enumerate(strengths)
+    ]
+    return pd.DataFrame(rows, columns=["node", "strength", "effect", "predicted", "measured"])
+
+
+def _chosen(circuit: Circuit, names: list[str]) -> _Chosen:
+    if not names:
+        raise ValueError(
+            "steer: no node was named. Give names of the circuit's nodes, such as circuit.node_rows()[0].node."
+        )
+    part = {row.node: row for row in circuit.subgraph(names).node_rows()}
+    names = list(dict.fromkeys(names))
+    rows = [part[name] for name in names]
+    sites = tuple(sorted({Site.parse(row.site) for row in rows}))
+    place = {str(site): number for number, site in enumerate(sites)}
+    positions = [-1 if row.pos is None else row.pos for row in rows]
+    columns = ([place[row.site] for row in rows], [row.unit for row in rows], positions)
+    return _Chosen(names, sites, *(np.array(column, np.int32) for column in columns))
+
+
+def _check_baseline(circuit: Circuit, problem: Problem) -> None:
+    got = "zero" if problem.corrupt is None else "corrupt prompts"
+    if (want := circuit.meta.get("baseline", got)) != got:
+        raise ValueError(
+            f"steer: the circuit's effects are those of going to {want}, and these prompts go to {got}. Give corrupt prompts as it was "
+            "found, or find it with the same baseline."
+        )
+
+
+def _predicted(circuit: Circuit, names: list[str]) -> list[float]:
+    """The sum of the edges out of each node, and of all of them."""
+    total = circuit.edges.groupby("source")["weight"].sum()
+    each = [float(total.get(name, 0.0)) for name in names]
+    return [*each, sum(each)]
+
+
+def _measured(
+    model: Transformer, batches: ArrayBatches, chosen: _Chosen, strengths: list[float], report: Progress
+) -> Float[np.ndarray, "run strength"]:
+    """The mean change of the metric when each node is moved, and when all are."""
+    n = len(chosen.names)
+    members = np.concatenate([np.eye(n, dtype=bool), np.ones((1, n), bool)])
+    total, dictionaries = 0.0, {site: batches.problem.saes[site] for site in chosen.sites}
+    for i, (part, real) in enumerate(batches):
+        report(i, len(batches), "steer")
+        values = clean_run(model, dictionaries, part.clean, part.mask)[1]
+        if part.corrupt is None:
+            others = jax.tree.map(jnp.zeros_like, values)
+        else:
+            others = clean_run(model, dictionaries, part.corrupt, part.mask)[1]
+        alpha = jnp.asarray(strengths, model.dtype)
+        places = tuple(jnp.asarray(column) for column in chosen[2:])
+        changes = _changes(model, dictionaries, part, values, others, places, jnp.asarray(members), alpha)
+        total = total + np.asarray(changes, np.float64)[..., real].sum(-1)
+    report(len(batches), len(batches), "steer")
+    return total / batches.n
+
+
+@jax.jit
+def _changes(model, saes, problem: Problem, values, others, places, members, strengths):
+    """`[run strength batch]`: the metric with the nodes of a run moved, less the clean one."""
+    seq = problem.clean.shape[1]
+    shapes, (site_of, unit, pos) = site_shapes(model, seq), places
+    everywhere = (pos[:, None] == -1) | (pos[:, None] == jnp.arange(seq, dtype=pos.dtype))  # [node seq]
+
+    def one(member, strength, example):
+        tokens, keys, metric, before, after = example
+        edits = {}
+        for number, (site, sae) in enumerate(saes.items()):
+            here = (member & (site_of == number))[:, None] & everywhere & keys
+            mask = jnp.zeros((seq, sae.d_sae + 1), bool).at[:, unit].max(here.T, mode="drop")
+            acts, error = jax.tree.map(lambda a, b: strength * (b - a), before[site], after[site])
+            acts, error = jnp.where(mask[:, :-1], acts, 0), jnp.where(mask[:, -1:], error, 0)
+            edits |= {site.acts: Add(acts), site.error: Add(error.reshape(shapes[site].shape))}
+        return metric(run(model, tokens, saes=saes, edits=edits, mask=keys)[0])
+
+    examples = (problem.clean, problem.mask, problem.metric, values, others)
+    runs = [jnp.repeat(members, len(strengths), axis=0), jnp.tile(strengths, len(members))]
+    batch = lambda member, strength: jax.vmap(lambda *example: one(member, strength, example))(*examples)
+    clean = batch(jnp.zeros_like(members[0]), jnp.zeros_like(strengths[0]))
+    after = jax.lax.map(lambda each: batch(*each), tuple(runs))
+    return (after - clean).reshape(len(members), len(strengths), -1)
