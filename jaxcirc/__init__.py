@@ -28,6 +28,7 @@ from .circuits import (
     discover as discover,
     evaluate as evaluate,
     Evaluation as Evaluation,
+    load_annotations as load_annotations,
     MeanAblation as MeanAblation,
     recovery_curve as recovery_curve,
     ResampleAblation as ResampleAblation,

@@ -11,3 +11,4 @@ from ._circuit import check_output as check_output, Circuit as Circuit
 from ._curve import recovery_curve as recovery_curve
 from ._discover import discover as discover
 from ._evaluate import evaluate as evaluate, Evaluation as Evaluation
+from ._load_annotations import load_annotations as load_annotations
