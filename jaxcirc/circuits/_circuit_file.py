@@ -1,7 +1,6 @@
 """A feature-circuits `.pt` file: unpickled without running anything, and checked."""
 
 import contextlib
-import math
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -44,16 +43,16 @@ def site_of(name: str) -> Site | None:
 def read_circuit_file(path: Path) -> CircuitFile:
     """**Raises:** `ImportError` without PyTorch; `ValueError` if the file is damaged, is no circuit, or wants more than to be data."""
     held = _unpickled(path)
-    if not isinstance(held, dict) or (lacking := [key for key in _KEYS if key not in held]):
-        what = f"a dict without {', '.join(map(repr, lacking))}" if isinstance(held, dict) else _type(held)
-        keys = ", ".join(map(repr, _KEYS))
+    fields: dict[str, Any] = held if isinstance(held, dict) else {}
+    if lacking := [repr(key) for key in _KEYS if key not in fields]:
         raise ValueError(
-            f"{path} holds {what}; a circuit of feature-circuits is a dict with {keys}. Is it another file?"
+            f"{path} holds a {_type(held)} without {', '.join(lacking)}; a circuit of feature-circuits has {', '.join(map(repr, _KEYS))}. "
+            "Is it another file?"
         )
-    if not isinstance(held["examples"], list | tuple):
+    if not isinstance(fields["examples"], list | tuple):
         raise ValueError(f"{path}: expected a list of prompts under 'examples', got {_type(held['examples'])}.")
-    effects = _effects(held["nodes"], path)
-    return CircuitFile(len(held["examples"]), effects, dict(_edges(held["edges"], effects, path)))
+    effects = _effects(fields["nodes"], path)
+    return CircuitFile(len(fields["examples"]), effects, dict(_edges(fields["edges"], effects, path)))
 
 
 def _unpickled(path: Path) -> object:
@@ -129,10 +128,10 @@ def as_numpy(tensor: Any) -> np.ndarray:
     return (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()
 
 
-def _edges(edges: object, effects: dict[Site, np.ndarray], path: Path) -> Iterator[tuple[tuple, Any]]:
-    """Pairs of sites and their tensors, those of empty ones left out."""
-    import torch
-
+def _edges(
+    edges: object, effects: dict[Site, np.ndarray], path: Path
+) -> Iterator[tuple[tuple[Site, Site | None], Any]]:
+    """Pairs of sites and their tensors, the empty ones left out."""
     if edges is None:
         return
     if not isinstance(edges, Mapping) or not all(isinstance(into, Mapping) for into in edges.values()):
@@ -141,20 +140,30 @@ def _edges(edges: object, effects: dict[Site, np.ndarray], path: Path) -> Iterat
         for down, tensor in into.items():
             where = f"{path}: the edges from {up!r} to {down!r}"
             source, target = _known(up, path), None if down == "y" else _known(down, path)
-            if lacking := [site for site in (source, target) if site is not None and site not in effects]:
-                raise ValueError(f"{where} are of a node that the file has no effects of, `{lacking[0]}`.")
+            for site in (source, target):
+                if site is not None and site not in effects:
+                    raise ValueError(f"{where} are of a node that the file has no effects of, `{site}`.")
             if target is not None and not source < target:
                 raise ValueError(f"{where} run backwards. Expected the one that is computed first as the outer name.")
-            if not isinstance(tensor, torch.Tensor) or tensor.layout not in (torch.strided, torch.sparse_coo):
-                raise ValueError(f"{where} are {_type(tensor)}; expected a tensor, sparse (COO) or dense.")
             shape = (*(() if target is None else effects[target].shape), *effects[source].shape)
-            if (tensor.is_sparse and tensor._nnz() == 0) or math.prod(tensor.shape) == 0:
-                continue  # where nothing was above the threshold, the shape may be of other sites
-            if tuple(tensor.shape) != shape:
-                raise ValueError(
-                    f"{where} have shape {list(tensor.shape)}; expected {list(shape)}, {down!r} before {up!r}."
-                )
-            yield (source, target), tensor
+            if not _is_empty(tensor, shape, where):
+                yield (source, target), tensor
+
+
+def _is_empty(tensor: Any, shape: tuple[int, ...], where: str) -> bool:
+    """Whether nothing was above the threshold. ValueError unless it is a tensor of this shape, which an empty one need not have."""
+    import torch
+
+    if not isinstance(tensor, torch.Tensor) or tensor.layout not in (torch.strided, torch.sparse_coo):
+        raise ValueError(f"{where} are {_type(tensor)}; expected a tensor, sparse (COO) or dense.")
+    if tensor.is_sparse and tensor._nnz() == 0:
+        return True
+    if tuple(tensor.shape) != shape:
+        raise ValueError(
+            f"{where} have shape {list(tensor.shape)}, expected {list(shape)}: first the nodes that they go to, then those that they come "
+            "from."
+        )
+    return False
 
 
 def _known(name: object, path: Path) -> Site:

@@ -33,30 +33,27 @@ def imported(path: Path, node_threshold: float, edge_threshold: float, model: st
             f"{path}: no node has an effect above node_threshold={node_threshold:g}; the largest is {largest:g}. Lower it."
         )
     summed = next(iter(kept.values())).ndim == 1
-    aggregate = "sum" if summed else "none"
-    weights, sources = {}, []
-    for (source, target), tensor in file.edges.items():
-        into = None if target is None else kept[target]
-        matrix = _matrix(tensor, into, file.effects[source].shape, f"{path}: the edges from `{source}`")
-        if target is not None:
-            sources.append(matrix.col % file.effects[source].shape[-1] == file.effects[source].shape[-1] - 1)
-        weights[source, target] = _restricted(matrix, kept[source].reshape(-1))
-    nodes, names = _node_table(file.effects, kept, aggregate)
+    matrices = {
+        (source, target): _matrix(tensor, None if target is None else kept[target], kept[source].shape, path)
+        for (source, target), tensor in file.edges.items()
+    }
+    nodes, names = _node_table(file.effects, kept, "sum" if summed else "none")
+    weights = {ends: _out_of(matrix, kept[ends[0]].reshape(-1)) for ends, matrix in matrices.items()}
     meta: dict[str, Any] = {
         **({} if model is None else {"model": model}),
-        "aggregate": aggregate,
+        "aggregate": "sum" if summed else "none",
         "prompts": file.prompts,
         **({} if summed else {"length": next(iter(kept.values())).shape[0]}),
         "node_threshold": node_threshold,
         "edge_threshold": edge_threshold,
         "imported": {"format": "feature-circuits", "file": path.name},
         "d_sae": {str(site): values.shape[-1] - 1 for site, values in file.effects.items()},
-        **_told(file, sources),
+        **_told(file, matrices),
     }
     return Circuit(nodes, _edge_table(weights, names, edge_threshold), meta)
 
 
-def _matrix(tensor: Any, into: np.ndarray | None, shape: tuple[int, ...], where: str) -> coo_array:
+def _matrix(tensor: Any, into: np.ndarray | None, sources: tuple[int, ...], path: Path) -> coo_array:
     """`[target source]`, both flat, of the entries into targets that are kept; one row for the metric.
 
     Only what is stored is touched: the sparse axes of a tensor come first, and each of its entries holds the dense ones.
@@ -65,38 +62,49 @@ def _matrix(tensor: Any, into: np.ndarray | None, shape: tuple[int, ...], where:
         stored, values = tensor._indices().numpy(), as_numpy(tensor._values())
     else:
         stored, values = np.zeros((0, 1), int), as_numpy(tensor)[None]
-    entry, *dense = np.nonzero(values)
-    index = [*stored[:, entry], *dense]
-    values = values[(entry, *dense)]
-    targets = () if into is None else into.shape
-    row = np.ravel_multi_index(index[: len(targets)], targets) if targets else np.zeros(len(values), int)
-    column = np.ravel_multi_index(index[len(targets) :], shape)
+    nonzero = np.nonzero(values)
+    index, values = [*stored[:, nonzero[0]], *nonzero[1:]], values[nonzero]
     if not np.isfinite(values).all():
-        raise ValueError(f"{where} hold NaN or infinite values. Compute the circuit again.")
-    keep = slice(None) if into is None else into.reshape(-1)[row]
-    size = (int(np.prod(targets)), int(np.prod(shape)))
+        raise ValueError(f"{path}: edges hold NaN or infinite values. Compute the circuit again.")
+    targets = () if into is None else into.shape
+    row = _flat(index[: len(targets)], targets, len(values))
+    column = _flat(index[len(targets) :], sources, len(values))
+    keep = np.ones(len(row), bool) if into is None else into.reshape(-1)[row]
+    size = (int(np.prod(targets)), int(np.prod(sources)))
     matrix = coo_array((values[keep].astype(np.float64), (row[keep], column[keep])), shape=size)
     matrix.sum_duplicates()  # a tensor may hold an entry in parts
     matrix.eliminate_zeros()
     return matrix
 
 
-def _restricted(matrix: coo_array, keep: np.ndarray) -> coo_array:
+def _flat(index: list[np.ndarray], shape: tuple[int, ...], entries: int) -> np.ndarray:
+    """The number of each entry in row-major order; 0 if there are no axes."""
+    flat = np.zeros(entries, np.int64)
+    for along, size in zip(index, shape, strict=True):
+        flat = flat * size + along
+    return flat
+
+
+def _out_of(matrix: coo_array, keep: np.ndarray) -> coo_array:
     """The entries of the sources that are kept."""
-    chosen = keep[matrix.col]
-    return coo_array((matrix.data[chosen], (matrix.row[chosen], matrix.col[chosen])), shape=matrix.shape)
+    row, column = matrix.coords
+    chosen = keep[column]
+    return coo_array((matrix.data[chosen], (row[chosen], column[chosen])), shape=matrix.shape)
 
 
-def _told(file: CircuitFile, of_errors: list[np.ndarray]) -> dict[str, Any]:
-    """What a reader should know of the edges. **Arguments:** - `of_errors`: for each edge between nodes, whether its source is an error."""
-    residual = [tensor for pair, tensor in file.edges.items() if all(map(_is_residual, pair)) and tensor.is_sparse]
+def _told(file: CircuitFile, matrices: dict[tuple[Site, Site | None], coo_array]) -> dict[str, Any]:
+    """What a reader should know of the edges."""
+    inside = [ends for ends in matrices if ends[1] is not None]
+    sources = [matrices[ends].coords[1] % file.effects[ends[0]].shape[-1] for ends in inside]
+    last = [file.effects[source].shape[-1] - 1 for source, _ in inside]
+    out_of_errors = any(np.any(units == error) for units, error in zip(sources, last, strict=True))
+    errors_matter = any(np.any(values[..., -1]) for values in file.effects.values())
+    residual = [file.edges[ends] for ends in inside if all(map(_is_residual, ends)) and file.edges[ends].is_sparse]
     old = any(tensor.dense_dim() == 0 for tensor in residual)
-    any_errors = any(np.any(values[..., -1]) for values in file.effects.values())
-    told = np.concatenate([*of_errors, np.zeros(0, bool)])
     notes = [
         *([_OLD] if old else []),
-        *([_NO_ERRORS] if len(told) and any_errors and not told.any() else []),
-        *([_UNSEEN] if of_errors else []),
+        *([_NO_ERRORS] if any(map(len, sources)) and errors_matter and not out_of_errors else []),
+        *([_UNSEEN] if inside else []),
     ]
     return {**({"residual_edges": "total" if old else "direct"} if residual else {}), "notes": notes}
 
