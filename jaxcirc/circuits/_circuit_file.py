@@ -50,7 +50,7 @@ def read_circuit_file(path: Path) -> CircuitFile:
             "Is it another file?"
         )
     if not isinstance(fields["examples"], list | tuple):
-        raise ValueError(f"{path}: expected a list of prompts under 'examples', got {_type(held['examples'])}.")
+        raise ValueError(f"{path}: expected a list of prompts under 'examples', got {_type(fields['examples'])}.")
     effects = _effects(fields["nodes"], path)
     return CircuitFile(len(fields["examples"]), effects, dict(_edges(fields["edges"], effects, path)))
 
