@@ -14,6 +14,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc.circuits._members import edge_masks
 from jaxcirc.cli import main
 from tests import oracle
 from tests.helpers import needs_x64
@@ -301,10 +302,10 @@ def arguments():
 @pytest.mark.usefixtures("torch")
 @pytest.mark.parametrize("seq", [None, 4])
 def test_an_imported_circuit_is_evaluated_like_one_of_ours(arguments, seq, tmp_path):
-    nodes = some_nodes(arguments, 0.3, seq=seq)
+    nodes = some_nodes(arguments, 0.4, seq=seq)
     ours = circuit_of(arguments, nodes, [pair for i, pair in enumerate(all_edges(arguments, nodes)) if i % 3])
     rng = np.random.default_rng(1)
-    numbers = lambda table: rng.integers(1, 65, len(table)) / 64
+    numbers = lambda table: (rng.permutation(len(table)) + 1) / 64  # no two alike, so that their order is one
     ours = dataclasses.replace(
         ours, nodes=ours.nodes.assign(effect=numbers(ours.nodes)), edges=ours.edges.assign(weight=numbers(ours.edges))
     )
@@ -318,11 +319,16 @@ def test_an_imported_circuit_is_evaluated_like_one_of_ours(arguments, seq, tmp_p
         {tuple(map(named, ends)): weight for ends, weight in weights.items()},
     )
     assert set(imported.meta["d_sae"].values()) == {last}
-    for level in ("nodes", "edges") if seq is None else ("nodes",):
-        got, want = (jc.evaluate(circuit, *arguments, level=level) for circuit in (imported, ours))
-        assert abs(want.m_circuit - want.m_empty) > 1e-3
-        for run in want.per_prompt:
-            np.testing.assert_array_equal(got.per_prompt[run], want.per_prompt[run])
+    got, want = (jc.evaluate(circuit, *arguments) for circuit in (imported, ours))
+    assert abs(want.m_circuit - want.m_empty) > 1e-3
+    for run in want.per_prompt:
+        np.testing.assert_array_equal(got.per_prompt[run], want.per_prompt[run])
+    got, want = (
+        edge_masks(circuit, arguments[1], 4) for circuit in (imported, ours)
+    )  # all that level="edges" has of them
+    assert list(got) == list(want)
+    for target, into in want.items():
+        jax.tree.map(np.testing.assert_array_equal, got[target], into)
 
 
 @needs_x64

@@ -21,7 +21,8 @@ def load_annotations(path: str | Path) -> dict[str, str]:
     **Raises:** `ValueError` with the line's number for a line that is not a JSON object or names no latent; `ValueError` if nothing is
     in the file.
 
-    >>> _ = open("notes.jsonl", "w").write('{"Name": "mlp_0/16150", "Annotation": "doctors"}')
+    >>> import pathlib
+    >>> _ = pathlib.Path("notes.jsonl").write_text('{"Name": "mlp_0/16150", "Annotation": "doctors"}')
     >>> jc.load_annotations("notes.jsonl")
     {'blocks.0.hook_mlp_out/16150': 'doctors'}
     """
