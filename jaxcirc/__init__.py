@@ -32,6 +32,7 @@ from .circuits import (
     discover_batches as discover_batches,
     evaluate as evaluate,
     Evaluation as Evaluation,
+    load_annotations as load_annotations,
     MeanAblation as MeanAblation,
     minimality as minimality,
     recovery_curve as recovery_curve,

@@ -12,5 +12,6 @@ from ._curve import recovery_curve as recovery_curve
 from ._discover import discover as discover, discover_batches as discover_batches
 from ._evaluate import evaluate as evaluate
 from ._evaluation import Evaluation as Evaluation
+from ._load_annotations import load_annotations as load_annotations
 from ._minimality import minimality as minimality
 from ._steer import steer as steer

@@ -43,7 +43,7 @@ class Circuit:
     meta: dict[str, Any]
 
     def __repr__(self) -> str:
-        return f"Circuit({len(self.nodes)} nodes, {len(self.edges)} edges, of {self.meta.get('model')})"
+        return f"Circuit({len(self.nodes)} nodes, {len(self.edges)} edges, of {self.meta.get('model', 'a model')})"
 
     def node_rows(self) -> list[NodeRow]:
         """The nodes as named tuples, the strongest first."""
@@ -105,7 +105,7 @@ class Circuit:
         )
 
     def _check_alike(self, other: "Circuit") -> None:
-        for what in ("model", "dictionaries", "aggregate"):
+        for what in ("model", "dictionaries", "d_sae", "aggregate"):
             if self.meta.get(what) != other.meta.get(what):
                 raise ValueError(
                     f"The circuits differ in their {what}: {self.meta.get(what)} and {other.meta.get(what)}. Find both alike."
@@ -172,6 +172,39 @@ class Circuit:
         if {key: meta.pop(key, None) for key in _FORMAT} != _FORMAT:
             raise ValueError(f"{folder / MARKER} is of another format or a newer version; expected {_FORMAT}.")
         return Circuit(nodes, edges, meta)
+
+    @staticmethod
+    def from_feature_circuits(
+        path: str | Path, *, node_threshold: float = 0.0, edge_threshold: float = 0.0, model: str | None = None
+    ) -> "Circuit":
+        """Reads a circuit that feature-circuits saved, a `.pt` file. Takes the `torch` extra.
+
+        `embed`, `attn_3`, `mlp_3` and `resid_3` become `hook_embed`, `blocks.3.hook_attn_out`, `blocks.3.hook_mlp_out` and
+        `blocks.3.hook_resid_post`, and `y` the metric. Numbers are the file's: an effect is that of the metric which was used there, by
+        default the patch answer's logit less the clean one's, where `Prompts.metric()` is the other way round. Nothing in the file is
+        run: of a pickle, only tensors, plain values and the project's class of effects are made.
+
+        **Arguments:**
+
+        - `node_threshold`, `edge_threshold`: as in `above`; what is exactly zero is never kept.
+        - `model`: its name, which the file does not hold. If given, `jc.evaluate` takes no other model.
+
+        **Returns:** a circuit, with `meta["aggregate"]`, `meta["prompts"]`, `meta["d_sae"]` (how many latents each site has, which
+        `jc.evaluate` checks), and in `meta["notes"]` what is to be known of the edges; `meta["residual_edges"]` is `"total"` if they are
+        stored as in files from before September 2024, whose edges between residual streams were total effects.
+
+        **Raises:** `ImportError` without PyTorch; `ValueError` if the file is damaged, holds something else, or wants to run code; if no
+        node is above the threshold.
+
+        **Reference:** the code of Marks et al. 2024, arXiv 2403.19647. For Gemma-2 its `attn_3` are what goes into the attention's
+        output projection, which the file does not tell.
+
+        >>> circuit = jc.Circuit.from_feature_circuits("rc_n100_aggsum.pt", edge_threshold=0.02)  # doctest: +SKIP
+        >>> circuit.annotate(annotations=jc.load_annotations("annotations.jsonl")).to_html("rc.html")  # doctest: +SKIP
+        """
+        from ._feature_circuits import imported  # which makes circuits
+
+        return imported(Path(path), node_threshold, edge_threshold, model)
 
     def to_html(self, path: str | Path, *, most_edges: int = 150) -> None:
         """Draws the circuit as one self-contained page: no network, no other file. The strongest `most_edges` edges are drawn."""

@@ -16,10 +16,10 @@ from ..data import Prompts
 from ..jacobian import issue_certificate
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ..view import METRIC
 from ._batches import ArrayBatches, Batch, Progress, PromptBatches, Source
 from ._circuit import Circuit
 from ._means import Averaging, mean_edges, mean_effects, NodeMeans
+from ._tables import edge_table, node_table
 
 
 def discover(
@@ -166,7 +166,7 @@ def _discover(
             f"No node has an effect above node_threshold={settings.node_threshold:g}; the largest is {largest:g}. Lower it."
         )
     weights, errors = mean_edges(model, batches, how, means, kept, report)
-    nodes, names = _node_table(means.effects, kept, settings.aggregate)
+    nodes, names = node_table(means.effects, kept)
     certificate = (
         issue_certificate(max(errors), probes=len(errors), what="edges", dtype=model.dtype) if errors else None
     )
@@ -178,40 +178,7 @@ def _discover(
         "completeness": _completeness(means),
         "certificate": None if certificate is None else certificate.as_dict(),
     }
-    return Circuit(nodes, _edge_table(weights, names, settings.edge_threshold), meta)
-
-
-def _node_table(effects: dict[Site, np.ndarray], kept: dict[Site, np.ndarray], aggregate: str):
-    """The table of kept nodes, and for each site their names by number."""
-    import pandas as pd
-
-    rows, names = [], {}
-    for site, mask in kept.items():
-        d_sae = mask.shape[-1] - 1
-        names[site] = {}
-        for index in np.argwhere(mask):
-            unit, pos = int(index[-1]), None if aggregate == "sum" else int(index[0])
-            name = f"{site}/{'error' if unit == d_sae else unit}" + ("" if pos is None else f"@{pos}")
-            names[site][int(unit + (pos or 0) * (d_sae + 1))] = name
-            kind = "error" if unit == d_sae else "latent"
-            rows.append((name, str(site), unit, kind, pos, float(effects[site][tuple(index)])))
-    table = pd.DataFrame(rows, columns=["node", "site", "unit", "kind", "pos", "effect"])
-    return table.astype({"pos": "Int64"}), names
-
-
-def _edge_table(weights: dict, names: dict[Site, dict[int, str]], threshold: float):
-    """The table of edges above the threshold, the strongest first."""
-    import pandas as pd
-
-    rows = []
-    for (source, target), matrix in weights.items():
-        entries = matrix.tocoo()
-        for row, column, value in zip(*entries.coords, entries.data, strict=True):
-            if abs(value) > threshold:
-                end = METRIC if target is None else names[target][int(row)]
-                rows.append((names[source][int(column)], end, float(value)))
-    table = pd.DataFrame(rows, columns=["source", "target", "weight"])
-    return table.sort_values("weight", key=abs, ascending=False, ignore_index=True)
+    return Circuit(nodes, edge_table(weights, names, settings.edge_threshold), meta)
 
 
 def _completeness(means: NodeMeans) -> dict[str, float]:
@@ -227,6 +194,7 @@ def _described(model: Transformer, means: NodeMeans, metric: str) -> dict[str, A
     return {
         "model": model.name,
         "dictionaries": {str(site): sae.origin for site, sae in means.saes.items()},
+        "d_sae": {str(site): sae.d_sae for site, sae in means.saes.items()},
         "metric": metric,
         "prompts": means.prompts,
         "length": means.lengths[0] if len(means.lengths) == 1 else means.lengths,

@@ -39,9 +39,22 @@ def check_same(circuit: Circuit, model: Transformer, saes: Mapping[Site, Abstrac
                 f"The circuit was found with other dictionaries: at `{site}` with {recorded.get(site) or 'none'}, and here is "
                 f"{given.get(site) or 'none'}. Give those that it was found with."
             )
+    for site, width in _widths(circuit).items():
+        if site in saes and saes[site].d_sae != width:
+            raise ValueError(
+                f"The circuit was found with {width} latents at `{site}`, and the dictionary given there has {saes[site].d_sae}. Give the "
+                "one that it was found with."
+            )
     for name, site, unit in zip(circuit.nodes["node"], circuit.nodes["site"], circuit.nodes["unit"], strict=True):
         if Site.parse(site) not in saes or not 0 <= unit <= saes[Site.parse(site)].d_sae:
             raise ValueError(f"The circuit's node {name} is of no dictionary that was given.")
+
+
+def _widths(circuit: Circuit) -> dict[Site, int]:
+    """How many latents sites have, as far as the circuit tells: by its record, or by an error node, which comes after them."""
+    errors = circuit.nodes[circuit.nodes["kind"] == "error"]
+    told = {**dict(zip(errors["site"], errors["unit"], strict=True)), **circuit.meta.get("d_sae", {})}
+    return {Site.parse(site): int(width) for site, width in told.items()}
 
 
 def node_masks(

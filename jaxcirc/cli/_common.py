@@ -20,6 +20,7 @@ from ..data import load_prompts, Prompts
 from ..interop import from_pretrained, load_saes, load_tokenizer
 from ..models import Transformer
 from ..saes import AbstractDictionary
+from ..view import note_of
 
 
 Subparsers = Any  # argparse keeps the class of add_subparsers' result to itself
@@ -150,7 +151,7 @@ def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
         )
     print("\nstrongest nodes")
     for node in circuit.node_rows()[:most]:
-        print(f"  {node.effect:+8.3f}  {node.node:<38} {notes.get(node.node, '')}")
+        print(f"  {node.effect:+8.3f}  {node.node:<38} {note_of(notes, node)}")
     print("\nstrongest edges")
     for edge in circuit.edge_rows()[:most]:
         print(f"  {edge.weight:+8.3f}  {edge.source:<38} -> {edge.target}")

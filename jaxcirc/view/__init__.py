@@ -9,4 +9,5 @@ from ._rows import (
     METRIC as METRIC,
     node_rows as node_rows,
     NodeRow as NodeRow,
+    note_of as note_of,
 )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._sites import Site
-from ._rows import EdgeRow, METRIC, NodeRow
+from ._rows import EdgeRow, METRIC, NodeRow, note_of
 
 
 def attribution_graph(
@@ -21,9 +21,7 @@ def attribution_graph(
     layers = 1 + max((Site.parse(node.site).layer or 0 for node in nodes), default=0)
     size = sum(abs(node.effect) for node in nodes) or 1.0
     shares = itertools.accumulate(abs(node.effect) / size for node in nodes)
-    listed = [
-        _node(node, share, notes.get(node.node, ""), len(tokens)) for node, share in zip(nodes, shares, strict=True)
-    ]
+    listed = [_node(node, share, note_of(notes, node), len(tokens)) for node, share in zip(nodes, shares, strict=True)]
     metric = meta.get("metric", METRIC)
     end = {
         **_common(METRIC, str(layers), len(tokens) - 1, len(tokens)),

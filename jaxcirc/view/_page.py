@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from ._layout import choose, Layout, layout
-from ._rows import EdgeRow, METRIC, NEGATIVE, NodeRow, POSITIVE
+from ._rows import EdgeRow, METRIC, NEGATIVE, NodeRow, note_of, POSITIVE
 
 
 _STYLE = """
@@ -49,8 +49,7 @@ def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, mo
     notes = meta.get("annotations", {})
     about = (
         f"{len(nodes)} nodes and {len(edges)} edges; drawn: {len(shown)} nodes and the {len(drawn)} strongest edges. "
-        f"Effects are corrupt less clean, mean over {meta.get('prompts', '?')} prompts, of the metric {meta.get('metric', '?')}: clean "
-        f"{meta.get('clean_metric', float('nan')):.3f}, total effect {meta.get('total_effect', float('nan')):+.3f}. "
+        f"Effects are corrupt less clean, mean over {meta.get('prompts', '?')} prompts, of {_metric(meta)}. "
         "Circles are latents, squares what a dictionary does not reconstruct. Point at a node to see its edges."
     )
     return "\n".join(
@@ -71,6 +70,12 @@ def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, mo
 
 def _title(meta: dict[str, Any]) -> str:
     return meta.get("title") or f"A circuit of {meta.get('model', 'a model')}"
+
+
+def _metric(meta: dict[str, Any]) -> str:
+    if "clean_metric" not in meta:  # a circuit from elsewhere
+        return f"the metric {meta.get('metric', 'that they were found with')}"
+    return f"the metric {meta.get('metric', '?')}: clean {meta['clean_metric']:.3f}, total effect {meta['total_effect']:+.3f}"
 
 
 def _legend() -> str:
@@ -101,7 +106,7 @@ def drawing(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *,
     strongest = max((abs(edge.weight) for edge in edges), default=1.0)
     parts += [_edge(edge, place, strongest) for edge in reversed(edges)]  # the strongest on top
     largest = max((abs(node.effect) for node in nodes), default=1.0)
-    parts += [_node(node, place, largest, notes.get(node.node, "")) for node in nodes]
+    parts += [_node(node, place, largest, note_of(notes, node)) for node in nodes]
     if METRIC in place.places:
         x, y = place.places[METRIC]
         parts.append(
@@ -146,7 +151,7 @@ def _colour(value: float) -> str:
 
 
 def _node_cells(nodes: list[NodeRow], notes: dict[str, str]) -> list[list[str]]:
-    return [[node.node, f"{node.effect:+.4f}", notes.get(node.node, "")] for node in nodes[:25]]
+    return [[node.node, f"{node.effect:+.4f}", note_of(notes, node)] for node in nodes[:25]]
 
 
 def _edge_cells(edges: list[EdgeRow]) -> list[list[str]]:

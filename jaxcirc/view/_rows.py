@@ -1,5 +1,6 @@
 """A circuit's tables, row by row and strongest first."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -45,3 +46,8 @@ def edge_rows(table: Any) -> list[EdgeRow]:
     """The rows of a data frame of edges, the strongest weight first."""
     columns = (table[name].tolist() for name in ("source", "target", "weight"))
     return sorted((EdgeRow(*row) for row in zip(*columns, strict=True)), key=lambda row: -abs(row.weight))
+
+
+def note_of(notes: Mapping[str, str], node: NodeRow) -> str:
+    """What is noted of a node: by its name, or else by its name without position, which stands for it at all of them."""
+    return notes.get(node.node) or notes.get(node.node.removesuffix(f"@{node.pos}"), "")

@@ -1,0 +1,57 @@
+"""`jaxcirc convert`: a circuit of the feature-circuits project as one of ours."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ..circuits import check_output, Circuit, load_annotations
+from ..view import note_of
+from ._common import Subparsers
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "convert",
+        help="read a circuit that feature-circuits saved",
+        description="Reads a circuit file (.pt) of the feature-circuits project, and saves and draws the circuit. Takes PyTorch.",
+        epilog="example: jaxcirc convert rc_train_n100_aggsum.pt --out circuit --annotations annotations.jsonl",
+    )
+    parser.add_argument("file", type=Path, help="the .pt file")
+    parser.add_argument("--out", type=Path, default=Path("circuit"), help="folder for the circuit (%(default)s)")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="JSON-lines file of what latents mean")
+    parser.add_argument("--model", metavar="NAME", help="the model that it was found in, for `evaluate` to check")
+    for what, strength in (("node", "|effect|"), ("edge", "|weight|")):
+        parser.add_argument(
+            f"--{what}-threshold",
+            type=float,
+            metavar="X",
+            default=0.0,
+            help=f"keep {what}s with {strength} above this (%(default)s)",
+        )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(command=convert)
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    check_output(arguments.out)
+    notes = load_annotations(arguments.annotations) if arguments.annotations else {}
+    thresholds = {"node_threshold": arguments.node_threshold, "edge_threshold": arguments.edge_threshold}
+    circuit = Circuit.from_feature_circuits(arguments.file, **thresholds, model=arguments.model)
+    if notes:
+        circuit = circuit.annotate(annotations=notes)
+    circuit.save(arguments.out)
+    picture = arguments.out / "circuit.html"
+    circuit.to_html(picture)
+    noted = sum(bool(note_of(notes, node)) for node in circuit.node_rows())
+    if arguments.json:
+        sizes = {"nodes": len(circuit.nodes), "edges": len(circuit.edges), "annotated": noted}
+        meta = {key: value for key, value in circuit.meta.items() if key != "annotations"}
+        print(json.dumps({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)}, ensure_ascii=False))
+        return 0
+    print(
+        f"{len(circuit.nodes)} nodes ({noted} annotated), {len(circuit.edges)} edges, {circuit.meta['prompts']} prompts"
+    )
+    for note in circuit.meta["notes"]:
+        print(f"note: {note}")
+    print(f"saved to {arguments.out}, drawn in {picture}: open it in a browser.")
+    return 0
