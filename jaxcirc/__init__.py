@@ -64,3 +64,4 @@ from .jacobian import (
     select as select,
 )
 from .models import process_weights as process_weights, Transformer as Transformer
+from .view import draw_curves as draw_curves

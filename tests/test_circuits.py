@@ -397,7 +397,7 @@ def test_integrated_edges_of_a_circuit(arguments):
     large = effect[effect.abs() > 1e-2].index
     assert len(large) > 20
     np.testing.assert_allclose(out[large], effect[large], rtol=1e-5)
-    assert found.meta["edges"] == "integrated"
+    assert found.meta["edges_at"] == "integrated"
     with pytest.raises(ValueError, match="takes the path of the nodes' method, and Gradient has none"):
         jc.discover(*arguments, **CUTS, method=jc.Gradient(), edges="integrated")
     with pytest.raises(ValueError, match="edges must be 'clean' or 'integrated', got 'both'"):

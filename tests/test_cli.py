@@ -50,6 +50,7 @@ def test_demo_finds_saves_and_draws(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "strongest edges" in printed
     assert "of the total effect at the 5 residual sites" in printed
+    assert "check: relative error of edges" in printed
     circuit = jc.Circuit.load(out)
     assert len(circuit.edges) > 10
     assert circuit.edge_rows()[0].source in printed
@@ -57,7 +58,7 @@ def test_demo_finds_saves_and_draws(tmp_path, capsys):
 
 
 def test_discover_from_a_file(prompts, tmp_path, capsys):
-    assert discover(prompts, tmp_path / "out", "--steps", "0", "--json", "--batch-size", "2") == 0
+    assert discover(prompts, tmp_path / "out", "--method", "gradient", "--json", "--batch-size", "2") == 0
     said = json.loads(capsys.readouterr().out)
     circuit = jc.Circuit.load(tmp_path / "out")
     assert said["nodes"] == len(circuit.nodes) > 0
@@ -67,7 +68,7 @@ def test_discover_from_a_file(prompts, tmp_path, capsys):
 
 
 def test_evaluate_a_saved_circuit(prompts, tmp_path, capsys):
-    assert discover(prompts, tmp_path / "out", "--steps", "0", "--json") == 0
+    assert discover(prompts, tmp_path / "out", "--method", "gradient", "--json") == 0
     capsys.readouterr()
     common = [
         "--circuit",
@@ -88,12 +89,29 @@ def test_evaluate_a_saved_circuit(prompts, tmp_path, capsys):
     assert said["faithfulness"] == pytest.approx(want.faithfulness)
     assert said["m_full"] == pytest.approx(want.m_full)
     assert (said["level"], said["ablation"]["name"], said["prompts"]) == ("nodes", "ZeroAblation", 3)
-    assert main(["evaluate", *common, "--curve"]) == 0
+    drawn = tmp_path / "curve.svg"
+    assert main(["evaluate", *common, "--curve", "--plot", str(drawn), "--minimality", "2"]) == 0
     printed = capsys.readouterr().out
+    assert "lost" in printed
+    assert "<polygon" in drawn.read_text()
     assert printed.startswith(f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, 3 prompts, by nodes")
     assert "random" in printed
     assert main(["evaluate", *common[2:], "--circuit", str(tmp_path)]) == 2
     assert "is not a saved circuit" in capsys.readouterr().err
+
+
+def test_steer_a_saved_circuit(prompts, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert discover(prompts, out, "--edge-threshold", "0.001", "--edges", "integrated", "--steps", "4", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["edges"] > 10
+    given = ["--circuit", str(out), "--model", "tiny-gpt2", "--saes", "tiny-gpt2", "--prompts", str(prompts)]
+    assert main(["steer", *given, "--strongest", "2", "--strengths", "0.5", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["strength"] for row in rows] == [0.5, 1.0] * 3
+    assert rows[-1]["node"] == "all"
+    assert min(abs(row[name]) for row in rows for name in ("effect", "predicted", "measured")) > 1e-3
+    assert main(["steer", *given, "--nodes", "blocks.0.hook_mlp_out/oops"]) == 2
+    assert "has no node 'blocks.0.hook_mlp_out/oops'" in capsys.readouterr().err
 
 
 def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
@@ -112,7 +130,7 @@ def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("command", ["demo", "discover", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "discover", "doctor", "evaluate", "steer", "convert", "jacobian"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -170,6 +188,6 @@ def test_a_full_disk(prompts, tmp_path, capsys, monkeypatch):
         raise OSError(28, "No space left on device", "edges.parquet")
 
     monkeypatch.setattr("pandas.DataFrame.to_parquet", full)
-    assert discover(prompts, tmp_path / "out", "--steps", "0") == 2
+    assert discover(prompts, tmp_path / "out", "--method", "gradient") == 2
     assert "No space left on device: edges.parquet" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl"]

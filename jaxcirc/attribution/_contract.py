@@ -59,7 +59,7 @@ def iterate_edges(
     packs = pack_sources(problem.saes, at, {site: sources(site) for site in problem.saes})
     wanted = {site: targets(site) & np.asarray(at.mask)[..., None] for site in problem.saes}
     chunk = _chunk_size(wanted, packs)
-    masks = jax.vmap(lambda keys: model.masks(keys.shape[0], keys))(at.mask)
+    masks = model.batch_masks(at.mask)
     unmeasured = {site.kind for site in problem.saes} if certify else set()
     for wires, here, slope, fraction, weight in _points(model, problem, at, gradient, path):
         for target in dict.fromkeys(wire.target for wire in wires):

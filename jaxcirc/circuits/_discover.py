@@ -151,6 +151,7 @@ class _Settings:
 
     def as_dict(self) -> dict[str, Any]:
         shallow = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        shallow["edges_at"] = shallow.pop("edges")  # beside `edges`, which counts them wherever results are printed
         return {**shallow, "method": {"name": type(self.method).__name__, **dataclasses.asdict(self.method)}}
 
 

@@ -111,7 +111,7 @@ def everything_at(
 def _mixtures(model, sae, site: Site, clean: Clean, sources: Mapping[Site, Source], masks: Masks, units, what: str):
     first, last = min(layer_of(canonical(source)) for source in sources), layer_of(as_output(site))
     blocks = slice(first, last + 1)
-    attending = jax.vmap(lambda keys: model.masks(keys.shape[0], keys))(clean.keys)[blocks]
+    attending = model.batch_masks(clean.keys)[blocks]
     places = {source: canonical(source).shift(-first) for source in sources}
     sent = {places[source]: sources[source]._replace(sae=anonymous(sources[source].sae)) for source in sources}
     # The embedding's nodes are without the position, which enters beside them.

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from .._sites import Site
-from ..attribution import Gradient, IntegratedGradients
+from ..attribution import ExactPatching, Gradient, IntegratedGradients
 from ..circuits import annotate_latents, Circuit, discover
 from ..data import load_prompts, Prompts
 from ..interop import from_pretrained, load_saes, load_tokenizer
@@ -23,6 +23,11 @@ from ..saes import AbstractDictionary
 from ..view import note_of
 
 
+METHODS = {
+    "integrated": IntegratedGradients,
+    "gradient": lambda steps: Gradient(),
+    "patching": lambda steps: ExactPatching(),
+}
 Subparsers = Any  # argparse keeps the class of add_subparsers' result to itself
 
 
@@ -132,7 +137,16 @@ def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: floa
         "--edge-threshold", type=float, metavar="X", default=edge_threshold, help=keep % "edges with |weight|"
     )
     parser.add_argument(
-        "--steps", type=int, default=10, metavar="N", help="integrated-gradients steps, 0 for the plain gradient"
+        "--method",
+        choices=METHODS,
+        default="integrated",
+        help="gradients that node effects take (%(default)s), or a run for each",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=10, metavar="N", help="how many gradients are integrated (%(default)s)"
+    )
+    parser.add_argument(
+        "--edges", choices=("clean", "integrated"), default="clean", help="where edges are taken (%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
@@ -148,6 +162,11 @@ def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
         low, high = min(shares.values()), max(shares.values())
         print(
             f"check: node effects sum to {low:.1%} to {high:.1%} of the total effect at the {len(shares)} residual sites"
+        )
+    if certificate := meta["certificate"]:
+        print(
+            f"check: relative error of edges {certificate['error']:.1e} in {certificate['probes']} probes against float64 "
+            f"(limit {certificate['limit']:.0e})"
         )
     print("\nstrongest nodes")
     for node in circuit.node_rows()[:most]:
@@ -165,6 +184,7 @@ def find_circuit(
     tokenizer: Any,
     *,
     positions: bool,
+    thresholds: str = "averages",
     batch_size: int | None = None,
 ) -> Circuit:
     """Finds the circuit of the prompts with a progress bar, and annotates it with their words."""
@@ -177,8 +197,10 @@ def find_circuit(
             prompts.metric(),
             node_threshold=arguments.node_threshold,
             edge_threshold=arguments.edge_threshold,
-            method=IntegratedGradients(arguments.steps) if arguments.steps else Gradient(),
+            method=METHODS[arguments.method](arguments.steps),
             aggregate="none" if positions else "sum",
+            edges=arguments.edges,
+            thresholds=thresholds,
             batch_size=batch_size,
             mask=prompts.mask,
             progress=progress,

@@ -20,6 +20,12 @@ def add(subparsers: Subparsers) -> None:
     add_prompt_options(parser)
     parser.add_argument("--out", type=Path, default=Path("circuit"), help="folder for the circuit (%(default)s)")
     parser.add_argument("--positions", action="store_true", help="keep positions apart, for prompts that align")
+    parser.add_argument(
+        "--thresholds",
+        choices=("averages", "instances"),
+        default="averages",
+        help="edges into every instance of a node that is kept, or into those above the threshold themselves (%(default)s)",
+    )
     add_circuit_options(parser, node_threshold=0.1, edge_threshold=0.02)
     parser.set_defaults(command=discover_file)
 
@@ -27,8 +33,7 @@ def add(subparsers: Subparsers) -> None:
 def discover_file(arguments: argparse.Namespace) -> int:
     check_output(arguments.out)
     model, saes, prompts, tokenizer = load_given(arguments)
-    circuit = find_circuit(
-        arguments, model, saes, prompts, tokenizer, positions=arguments.positions, batch_size=arguments.batch_size
-    )
+    options = {name: getattr(arguments, name) for name in ("positions", "thresholds", "batch_size")}
+    circuit = find_circuit(arguments, model, saes, prompts, tokenizer, **options)
     deliver(circuit.annotate(prompts_file=arguments.prompts.name), arguments)
     return 0

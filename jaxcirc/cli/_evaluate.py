@@ -4,7 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from ..circuits import Circuit, evaluate, MeanAblation, recovery_curve, ResampleAblation, ZeroAblation
+from ..circuits import Circuit, evaluate, MeanAblation, minimality, recovery_curve, ResampleAblation, ZeroAblation
+from ..view import draw_curves
 from ._common import add_prompt_options, load_given, progress_bar, Subparsers
 
 
@@ -36,6 +37,10 @@ def add(subparsers: Subparsers) -> None:
         help="what happens to error nodes (%(default)s)",
     )
     parser.add_argument("--curve", action="store_true", help="at ever higher thresholds, next to random circuits")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw that curve as an SVG file")
+    parser.add_argument(
+        "--minimality", type=int, metavar="N", help="without each of the N strongest nodes or edges, one by one"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=evaluate_file)
 
@@ -54,10 +59,15 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
     }
     with progress_bar() as progress:
         found = evaluate(*given, **options, progress=progress)
-    curve = recovery_curve(*given, **options) if arguments.curve else None
+        tables = {}
+        if arguments.curve or arguments.plot:
+            tables["curve"] = recovery_curve(*given, **options, progress=progress)
+        if arguments.minimality is not None:
+            tables["minimality"] = minimality(*given, **options, most=arguments.minimality, progress=progress)
+    if arguments.plot:
+        draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot)
     if arguments.json:
-        more = {} if curve is None else {"curve": curve.to_dict("records")}
-        print(json.dumps({**found.as_dict(), **more}))
+        print(json.dumps({**found.as_dict(), **{name: table.to_dict("records") for name, table in tables.items()}}))
         return 0
     print(f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, {len(prompts.clean)} prompts, by {arguments.level}")
     for name in ("faithfulness", "completeness"):
@@ -65,6 +75,8 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
         print(f"{name:<13} {getattr(found, name):7.3f}   ({low:.3f} to {high:.3f})")
     for name in ("full", "circuit", "empty", "complement"):
         print(f"metric, {name:<11} {found.per_prompt[name].mean():+7.3f}")
-    if curve is not None:
-        print("\n" + curve.to_string(index=False, float_format="{:.3g}".format))
+    for table in tables.values():
+        print("\n" + table.to_string(index=False, float_format="{:.3g}".format))
+    if arguments.plot:
+        print(f"\ndrawn in {arguments.plot}.")
     return 0

@@ -1,6 +1,10 @@
 """Who attends to whom: the one place where attention masks are made."""
 
+import functools as ft
+
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from .._typing import Keys, Mask
 
@@ -22,3 +26,13 @@ def attention_mask(seq: int, *, causal: bool, window: int | None, keys: Keys | N
     if keys is not None:
         mask = (mask & keys[None, :]) | (k == q)
     return mask
+
+
+@ft.partial(jax.jit, static_argnames=("causal", "windows"))
+def batch_masks(
+    keys: Bool[Array, "batch seq"], *, causal: bool, windows: tuple[int | None, ...]
+) -> tuple[Bool[Array, "batch q_seq k_seq"], ...]:
+    """The mask of each layer for each prompt, `windows` holding the width of each layer's."""
+    seq = keys.shape[1]
+    masks = lambda keys: tuple(attention_mask(seq, causal=causal, window=window, keys=keys) for window in windows)
+    return jax.vmap(masks)(keys)

@@ -6,13 +6,13 @@ unembedding. There is no branch on an architecture's name.
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._nn import Block, LayerNorm
 from .._sites import Kind
 from .._tap import Tap
 from .._typing import Keys, Logits, Mask, Resid, Tokens
-from ._masks import attention_mask
+from ._masks import attention_mask, batch_masks
 
 
 class Transformer(eqx.Module):
@@ -85,6 +85,10 @@ class Transformer(eqx.Module):
     def masks(self, seq: int, keys: Keys | None) -> tuple[Mask, ...]:
         """The attention mask of each layer."""
         return tuple(attention_mask(seq, causal=self.causal, window=window, keys=keys) for window in self.windows)
+
+    def batch_masks(self, keys: Bool[Array, "batch seq"]) -> tuple[Bool[Array, "batch q_seq k_seq"], ...]:
+        """The same for a batch of prompts, compiled."""
+        return batch_masks(keys, causal=self.causal, windows=self.windows)
 
     def embed(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Resid:
         """Tokens and positions to the first residual stream. Positions count the real tokens, wherever the padding is."""

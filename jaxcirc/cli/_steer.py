@@ -1,0 +1,53 @@
+"""`jaxcirc steer`: what a circuit's edges say of a node that is moved, and what the model does."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ..circuits import Circuit, steer
+from ._common import add_prompt_options, load_given, progress_bar, Subparsers
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "steer",
+        help="move nodes of a circuit, predicted against measured",
+        description=(
+            "Moves nodes of a saved circuit towards the corrupt prompt, or beyond, and compares the change of the metric with what the "
+            "circuit's edges predict."
+        ),
+        epilog=(
+            "example: jaxcirc steer --circuit circuit --model tiny-gpt2 --saes tiny-gpt2 --prompts prompts.jsonl --strongest 5 "
+            "--strengths 0.5 1 2"
+        ),
+    )
+    parser.add_argument("--circuit", required=True, type=Path, help="folder that `jaxcirc discover` wrote")
+    add_prompt_options(parser)
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--nodes", nargs="+", metavar="NODE", help="names of nodes")
+    chosen.add_argument("--strongest", type=int, metavar="N", help="the N nodes with the largest effects")
+    parser.add_argument(
+        "--strengths", nargs="+", type=float, default=[1.0], metavar="X", help="how far: 1 is to the corrupt value (1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(command=steer_file)
+
+
+def steer_file(arguments: argparse.Namespace) -> int:
+    circuit = Circuit.load(arguments.circuit)
+    names = arguments.nodes or [row.node for row in circuit.node_rows()[: arguments.strongest]]
+    model, saes, prompts, _ = load_given(arguments)
+    given = (circuit, model, saes, prompts.clean, prompts.corrupt, prompts.metric(), names)
+    with progress_bar() as progress:
+        table = steer(
+            *given,
+            strengths=arguments.strengths,
+            batch_size=arguments.batch_size,
+            mask=prompts.mask,
+            progress=progress,
+        )
+    if arguments.json:
+        print(json.dumps({"prompts": len(prompts), "rows": table.to_dict("records")}))
+    else:
+        print(table.to_string(index=False, float_format="{:+.3f}".format))
+    return 0

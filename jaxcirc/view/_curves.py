@@ -1,0 +1,42 @@
+"""Recovery curves, drawn."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .._files import writing_file
+from .plot import across, band, COLOURS, curve, document, frame, GREY, legend, line, upwards
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def draw_curves(curves: "Mapping[str, pd.DataFrame]", path: str | Path) -> None:
+    """Draws recovery curves as an SVG file, a panel for each, under its name: how much is recovered by how many nodes or edges.
+
+    **Arguments:** - `curves`: tables of `jc.recovery_curve`, for example `{"by nodes": …, "by edges": …}`.
+
+    **Raises:** `ValueError` if there is none, or one is empty.
+    """
+    if not curves or any(len(table) == 0 for table in curves.values()):
+        raise ValueError("draw_curves: expected at least one table of jc.recovery_curve, none of them empty.")
+    panels = [_panel(name, table) for name, table in curves.items()]
+    with writing_file(path) as aside:
+        aside.write_text(document(panels, title="Recovery of the metric against the size of the circuit"))
+
+
+def _panel(name: str, table: "pd.DataFrame") -> str:
+    what = "edges" if table["edges"].nunique() > table["nodes"].nunique() or table["nodes"].nunique() == 1 else "nodes"
+    table = table[table[what] > 0]
+    sizes = table[what].tolist()
+    columns = ["faithfulness", "low", "high", "completeness", "random"]
+    least, most = table[columns].min().min(), table[columns].max().max()
+    x = across(min(sizes) / 1.3, max(sizes) * 1.3, log=True)
+    y = upwards(min(-0.1, least - 0.05), max(1.1, most + 0.05))
+    at = lambda column: list(zip(sizes, table[column].tolist(), strict=True))
+    series = {"faithfulness": COLOURS[0], "completeness": COLOURS[1], "random": GREY}
+    parts = [frame(x, y, label=f"{what} kept", note=name), line([(x.begin, y.at(1)), (x.end, y.at(1))], dashes="2 3")]
+    parts += [band(x, y, at("low"), at("high"), COLOURS[0])]
+    parts += [curve(x, y, at(column), colour) for column, colour in series.items()]
+    return "".join([*parts, legend(list(series.items()), step=104)])

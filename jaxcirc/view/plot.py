@@ -1,0 +1,129 @@
+"""Plots as SVG, by hand: axes, lines, bands and dots, laid out in panels."""
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import NamedTuple
+
+
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 420.0, 300.0, 64.0, 34.0, 14.0, 64.0
+COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#6d28d9")
+GREY = "#777777"
+
+Points = Sequence[tuple[int | float, int | float]]  # an axis may count
+
+
+class Axis(NamedTuple):
+    """From `low` to `high` onto pixels from `begin` to `end`, linear or logarithmic."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    log: bool = False
+
+    def at(self, value: int | float) -> float:
+        scale: Callable[[float], float] = math.log if self.log else float
+        part = (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
+        return self.begin + part * (self.end - self.begin)
+
+    def ticks(self) -> list[float]:
+        """Round numbers on the axis."""
+        return log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high)
+
+
+def across(low: float, high: float, *, log: bool = False) -> Axis:
+    """The horizontal axis of a panel."""
+    return Axis(low, high, LEFT, WIDTH - RIGHT, log)
+
+
+def upwards(low: float, high: float, *, log: bool = False) -> Axis:
+    """The vertical axis of a panel."""
+    return Axis(low, high, HEIGHT - BOTTOM, TOP, log)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten between the ends; 1, 2 and 5 times those where there are fewer than three."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found: list[float] = []
+    for steps in ((1,), (1, 2, 5)):
+        found = [float(f"{step}e{decade}") for decade in decades for step in steps]
+        found = [tick for tick in found if low <= tick <= high]
+        if len(found) >= 3:
+            break
+    return found
+
+
+def linear_ticks(low: float, high: float) -> list[float]:
+    """Four to ten multiples of a power of ten, or of 2 or 5 times one."""
+    size = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = next(size * factor for factor in (1, 2, 5, 10) if (high - low) / (size * factor) <= 8)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def document(panels: Sequence[str], *, title: str, columns: int = 2) -> str:
+    """Panels side by side as one SVG document."""
+    columns = min(columns, max(len(panels), 1))
+    width, height = columns * WIDTH, -(-len(panels) // columns) * HEIGHT
+    placed = "".join(
+        f'<g transform="translate({i % columns * WIDTH:g},{i // columns * HEIGHT:g})">{panel}</g>'
+        for i, panel in enumerate(panels)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" '
+        f'font-family="sans-serif" font-size="11"><title>{escape(title)}</title>'
+        f'<rect width="100%" height="100%" fill="#ffffff"/>{placed}</svg>\n'
+    )
+
+
+def frame(
+    x: Axis, y: Axis, *, label: str, note: str = "", x_ticks: Sequence[float] | None = None, unit: str = ""
+) -> str:
+    """The box of a panel with its ticks, and below it what the horizontal axis is."""
+    parts = [
+        f'<rect x="{x.begin}" y="{y.end}" width="{x.end - x.begin}" height="{y.begin - y.end}" fill="none" stroke="#444444"/>'
+    ]
+    for value in x.ticks() if x_ticks is None else x_ticks:
+        parts += [line([(x.at(value), y.begin), (x.at(value), y.begin + 4)])]
+        parts += [text(x.at(value), y.begin + 16, f"{value:g}", anchor="middle")]
+    for tick in y.ticks():
+        parts += [line([(x.begin, y.at(tick)), (x.end, y.at(tick))], stroke="#e5e5e5")]
+        parts += [text(x.begin - 6, y.at(tick) + 4, f"{tick:g}{unit}", anchor="end")]
+    middle = (x.begin + x.end) / 2
+    parts += [text(middle, y.begin + 33, label, anchor="middle")]
+    parts += [text(middle, y.begin + 48, note, anchor="middle", fill=GREY)]
+    return "".join(parts)
+
+
+def legend(names: Sequence[tuple[str, str]], *, step: int = 116) -> str:
+    """Names in their colours above a panel."""
+    return "".join(text(LEFT + 8 + step * i, TOP - 8, name, fill=colour) for i, (name, colour) in enumerate(names))
+
+
+def curve(x: Axis, y: Axis, points: Points, colour: str, *, dashes: str = "") -> str:
+    """A line with a dot at every point."""
+    pixels = [(x.at(a), y.at(b)) for a, b in points]
+    dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in pixels)
+    return line(pixels, stroke=colour, dashes=dashes, width=2) + dots
+
+
+def band(x: Axis, y: Axis, low: Points, high: Points, colour: str) -> str:
+    """What lies between two lines."""
+    corners = [(x.at(a), y.at(b)) for a, b in [*low, *reversed(high)]]
+    return f'<polygon points="{_pixels(corners)}" fill="{colour}" opacity="0.18"/>'
+
+
+def line(pixels: Points, *, stroke: str = "#444444", dashes: str = "", width: int = 1) -> str:
+    """A line through pixels."""
+    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+    return f'<polyline points="{_pixels(pixels)}" fill="none" stroke="{stroke}" stroke-width="{width}"{dashed}/>'
+
+
+def text(x: float, y: float, said: str, *, anchor: str = "start", fill: str = "#222222") -> str:
+    """Text at a pixel."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}">{escape(said)}</text>'
+
+
+def _pixels(points: Points) -> str:
+    return " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
