@@ -18,7 +18,7 @@ from ..saes import AbstractDictionary
 from ._effects import latent_gradient
 from ._methods import IntegratedGradients
 from ._moved import states_moved
-from ._packs import pack_sources, pack_targets, Sources, TargetChunk
+from ._packs import pack_columns, pack_targets, Sources, TargetChunk
 from ._prepare import Problem
 from ._states import node_differences, States
 from ._wiring import as_output, canonical, reaches_output, Wire, wiring
@@ -42,7 +42,7 @@ def iterate_edges(
     All wires of one kind, in whatever layer, run the same compiled program: chunks have one size, and blocks are arguments. With a
     `path` edges are at its points and not at the clean one, and what is yielded for the same ends is to be summed.
     """
-    packs = pack_sources(problem.saes, at, {site: sources(site) for site in problem.saes})
+    packs = pack_columns(problem.saes, at, {site: sources(site) for site in problem.saes})
     wanted = {site: targets(site) & np.asarray(at.mask)[..., None] for site in problem.saes}
     chunk = _chunk_size(wanted, packs)
     masks = jax.vmap(lambda keys: model.masks(keys.shape[0], keys))(at.mask)
@@ -52,7 +52,9 @@ def iterate_edges(
             for pack in pack_targets(sae, target, here, slope[target], wanted[target], chunk):
                 for wire in wires:
                     if wire.target == target:
-                        *ends, values = _contract(model, masks, sae, here, wire, pack, packs[wire.source], fraction)
+                        source = packs[wire.source]
+                        vectors = source.vectors(problem.saes[wire.source])
+                        *ends, values = _contract(model, masks, sae, here, wire, pack, source, vectors, fraction)
                         yield wire, ends[0], ends[1], weight * values
 
 
@@ -79,7 +81,7 @@ def _points(
 def _chunk_size(wanted: Mapping[Site, np.ndarray], packs: Mapping[Site, Sources], budget: int = 2**25) -> int:
     """How many targets of each example go at once: all, up to 256, or what keeps a chunk's values under `budget`."""
     most = max(int(mask.sum(axis=(1, 2)).max()) for mask in wanted.values())
-    values_each = max(pack.units.size for pack in packs.values())
+    values_each = max(pack.units.size for pack in packs.values())  # as many for every site
     return max(1, min(2 ** max(most - 1, 0).bit_length(), 256, budget // values_each))
 
 
@@ -91,12 +93,13 @@ def _contract(
     wire: Wire,
     pack: TargetChunk,
     sources: Sources,
+    vectors: Float[Array, "batch column width"],
     fraction: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The edges of one wire into one chunk of targets, in coordinates."""
-    batch, seq, slots, width = sources.vectors.shape
-    vectors = sources.vectors.reshape(batch, seq * slots, width)
-    positions = jnp.broadcast_to(jnp.repeat(jnp.arange(seq, dtype=jnp.int32), slots), (batch, seq * slots))
+    if not ((pack.units >= 0).any() and (sources.units >= 0).any()):
+        return np.zeros((0, 3), np.int32), np.zeros((0, 3), np.int32), np.zeros(0, vectors.dtype)
+    positions = jnp.asarray(sources.positions)
     read = site_read(wire.target, sae)
     if read == wire.target:
         covectors = {wire.target: pack.at_read + pack.at_site}
@@ -109,11 +112,11 @@ def _contract(
         for end, left in covectors.items()
         if canonical(wire.source) < canonical(end)
     )
-    values = np.asarray(values).reshape(batch, -1, seq, slots)
-    example, row, position, slot = np.nonzero(values)
+    values = np.asarray(values)
+    example, row, column = np.nonzero(values)
     targets = np.stack([example, pack.positions[example, row], pack.units[example, row]], axis=-1)
-    origins = np.stack([example, position, sources.units[example, position, slot]], axis=-1)
-    return targets.astype(np.int32), origins.astype(np.int32), values[example, row, position, slot]
+    origins = np.stack([example, sources.positions[example, column], sources.units[example, column]], axis=-1)
+    return targets.astype(np.int32), origins.astype(np.int32), values[example, row, column]
 
 
 def _span(
