@@ -105,11 +105,18 @@ def make_coders(values: dict[str, np.ndarray], *, d_sae: int, active: int) -> di
             random = lambda *shape, scale=scale: scale * rng.standard_normal(shape, np.float32)
             drawn[kind] = random(x.shape[-1], d_sae), random(d_sae, x.shape[-1])
         W_enc, W_dec = drawn[kind]
-        pre, most = (x @ W_enc).ravel(), active * len(x)
-        # Between two numbers, so that rounding does not decide which latents are on.
-        least, below = -np.partition(-pre, (most - 1, most))[[most - 1, most]]
-        out[site] = Coder(W_enc, np.full(d_sae, -np.float32((least + below) / 2)), W_dec)
+        out[site] = Coder(W_enc, np.full(d_sae, -np.float32(between((x @ W_enc).ravel(), active * len(x)))), W_dec)
     return out
+
+
+def between(numbers: np.ndarray, above: int) -> float:
+    """What about `above` of them are above, in the middle of the widest gap there, so that rounding decides nothing."""
+    near = above // 50 + 1
+    first = max(len(numbers) - above - near, 0)
+    last = min(first + 2 * near, len(numbers) - 1)
+    sorted_there = np.sort(np.partition(numbers, (first, last))[first : last + 1])
+    widest = np.argmax(np.diff(sorted_there))
+    return float(sorted_there[widest : widest + 2].mean())
 
 
 def differences(coder: Coder, clean: np.ndarray, corrupt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -118,9 +125,8 @@ def differences(coder: Coder, clean: np.ndarray, corrupt: np.ndarray) -> tuple[n
     return acts, corrupt - clean - acts @ coder.W_dec
 
 
-def node_effects(coder: Coder, clean: np.ndarray, corrupt: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """Effects of a site's nodes `[batch seq node]`, given a gradient there; the error is the last node."""
-    acts, error = differences(coder, clean, corrupt)
+def node_effects(coder: Coder, acts: np.ndarray, error: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """Effects of a site's nodes `[batch seq node]`, given their differences and a gradient there; the error is the last node."""
     return np.concatenate([acts * (gradient @ coder.W_dec.T), (error * gradient).sum(-1, keepdims=True)], axis=-1)
 
 
@@ -172,16 +178,16 @@ def make_circuit(
     clean, corrupt, gradient = values
     both = {site: np.stack([clean[site], corrupt[site]]) for site in clean}
     coders = make_coders(both, d_sae=d_sae, active=active)
-    effects = {site: node_effects(coders[site], clean[site], corrupt[site], gradient[site]) for site in clean}
+    effects, place = {}, {}
+    for site, coder in coders.items():
+        acts, error = differences(coder, clean[site], corrupt[site])
+        effects[site], place[site] = node_effects(coder, acts, error, gradient[site]), columns(acts)
     sizes = np.concatenate([np.abs(each[each != 0]) for each in effects.values()])
-    n = kept * len(effects) * len(pairs.clean)
-    least, below = -np.partition(-sizes, (n - 1, n))[[n - 1, n]]
-    threshold = float((least + below) / 2)
+    threshold = between(sizes, kept * len(effects) * len(pairs.clean))
     wires = wiring(len(blocks.weights))
     nodes = [np.argwhere(np.abs(effects[wire.target]) > threshold) for wire in wires]
     rows = Rows(np.repeat(np.arange(len(wires)), [len(each) for each in nodes]), np.concatenate(nodes))
     rows = rows[np.random.default_rng(7).permutation(len(rows.wire))]
-    place = {site: columns(differences(coders[site], clean[site], corrupt[site])[0]) for site in clean}
     return Circuit(blocks, pairs, coders, clean, corrupt, gradient, effects, threshold, wires, rows, place)
 
 
@@ -202,6 +208,8 @@ def as_table(circuit: Circuit, coo: dict[tuple[str, str], tuple[np.ndarray, np.n
         column[there[:, 0], *place[tuple(there.T)].T] = there[:, 1]
         at = row[tuple(targets.T)], column[tuple(sources.T)]
         if any((index < 0).any() for index in at):
-            raise ValueError(f"edges from {wire.source} to {wire.target} have ends that are not among the circuit's nodes.")
+            raise ValueError(
+                f"edges from {wire.source} to {wire.target} have ends that are not among the circuit's nodes."
+            )
         out[at] = values
     return out
