@@ -98,16 +98,36 @@ def pack_targets(
 ) -> Iterator[TargetChunk]:
     """The nodes of `mask`, `rows` of each example at a time; at least one chunk. Latents that are off read nothing, and are left out."""
     read, bare = at.values[site_read(site, sae)], anonymous(sae)
-    slopes = _slopes(bare, read)
-    moving = np.concatenate([np.asarray(slopes) != 0, np.ones((*mask.shape[:2], 1), bool)], axis=-1)
+    device_slopes = _slopes(bare, read)
+    slopes = np.asarray(device_slopes)
+    moving = np.concatenate([slopes != 0, np.ones((*mask.shape[:2], 1), bool)], axis=-1)
     index = _left_packed((mask & moving).reshape(len(mask), -1))
     rounds = max(1, -(-index.shape[1] // rows))
     index = _padded(index, rows * rounds, -1)
-    errors = _error_covectors(bare, read, gradient, slopes) if mask[..., -1].any() else jnp.zeros_like(read)
-    sizes = jnp.asarray(_at(np.asarray(slopes), np.ones(mask.shape[:2], slopes.dtype), index))
+    errors = jnp.zeros_like(read)
+    if mask[..., -1].any():
+        errors = _errors(bare, read, gradient, device_slopes, slopes)
+    sizes = jnp.asarray(_at(slopes, np.ones(mask.shape[:2], slopes.dtype), index))
     for chunk, size in zip(np.split(index, rounds, axis=-1), jnp.split(sizes, rounds, axis=-1), strict=True):
         positions, units = _split(chunk, mask.shape[-1])
         yield TargetChunk(positions, units, *_covectors(bare, read, gradient, errors, size, positions, units))
+
+
+def _errors(
+    sae: AbstractDictionary, read: Array, gradient: Array, device_slopes: Array, slopes: np.ndarray
+) -> Float[Array, "batch seq d_in"]:
+    """By which covector an error, times its gradient, reads its dictionary's input at each position.
+
+    The error is what is left at the clean point's decoder, so the input's statistics are held in it. Latents that are off take no part;
+    where they are few, the others are not gathered.
+    """
+    batch, seq, d_sae = slopes.shape
+    on = _left_packed(slopes.reshape(batch, -1) != 0)
+    if on.shape[1] > seq * d_sae // 16:
+        return _error_covectors(sae, read, gradient, device_slopes)
+    positions, units = _split(_padded(on, _fixed(on.shape[1]), -1), d_sae)
+    sizes = np.where(units < 0, 0, slopes[np.arange(batch)[:, None], positions, units])
+    return _error_covectors_of_few(sae, read, gradient, sizes, positions, units)
 
 
 def _left_packed(mask: Bool[np.ndarray, "batch n"]) -> Int[np.ndarray, "batch width"]:
@@ -164,16 +184,22 @@ def _slopes(sae, read):
 
 @jax.jit
 def _error_covectors(sae, read, gradient, slopes):
-    """By which covector an error, times its gradient, reads its dictionary's input at each position.
-
-    The error is what is left at the clean point's decoder, so the input's statistics are held in it.
-    """
-
     def example(x, g, slopes):
         latents = slopes * (sae.decoder_scale(x)[:, None] * (g @ sae.W_dec.T))
         return -sae.pull_input(x, latents @ sae.W_enc.T)
 
     return jax.vmap(example)(read, gradient, slopes)
+
+
+@jax.jit
+def _error_covectors_of_few(sae, read, gradient, slopes, positions, units):
+    def example(x, g, slopes, positions, units):
+        size = slopes * sae.decoder_scale(x)[positions] * jnp.einsum("nd,nd->n", sae.W_dec[units], g[positions])
+        # [seq n] · [n d_in]
+        latents = jnp.where(positions == jnp.arange(len(x))[:, None], size, 0)
+        return -sae.pull_input(x, latents @ sae.W_enc[:, units].T)
+
+    return jax.vmap(example)(read, gradient, slopes, positions, units)
 
 
 @jax.jit
