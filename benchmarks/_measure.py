@@ -34,7 +34,7 @@ def measure(name: str, row: Row, settings: Settings, progress: Progress) -> dict
         jax.clear_caches()  # so that compilation is measured whatever ran before
     run = row.prepare()
     result, first = first_call(run)
-    ours = np.asarray(result)
+    ours = row.numbers(result)
     error = check_equal("ours against jax.jvp", *row.check(ours), limit(settings.precision))
     progress(f"{name}: equals jax.jvp, relative error {error:.1e}")
     rivals, runs = [], {OURS: run}

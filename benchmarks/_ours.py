@@ -104,11 +104,12 @@ def check_matrix(blocks: Blocks, ends: tuple[str, str], matrix: np.ndarray) -> t
 
 def _jvp(blocks: Blocks, ends: tuple[str, str], frozen: tuple[str, ...], tangent: np.ndarray) -> np.ndarray:
     model, tokens = make_model(blocks), jnp.asarray(blocks.tokens)
-    return np.asarray(_push(model, tokens, jnp.asarray(tangent), ends=ends, frozen=frozen))
+    return np.asarray(push(model, tokens, jnp.asarray(tangent), ends=ends, frozen=frozen))
 
 
 @ft.partial(jax.jit, static_argnames=("ends", "frozen"))
-def _push(model: jc.Transformer, tokens, tangent, *, ends: tuple[str, str], frozen: tuple[str, ...]):
+def push(model: jc.Transformer, tokens, tangent, *, ends: tuple[str, str], frozen: tuple[str, ...]):
+    """The image at the target of a tangent at the source, through a run of the model."""
     source, target = map(jc.Site.parse, ends)
     held = {jc.Site.parse(site): jc.Detach() for site in frozen}
     run = lambda step: jc.run(model, tokens, edits={**held, source: jc.Add(step)}, record=[target])[1][target]

@@ -48,7 +48,9 @@ class Dictionary(NamedTuple):
     positions: np.ndarray
 
 
-def make_blocks(*, d_model: int, heads: int, seq: int, layers: int = 1, seed: int = 0) -> Blocks:
+def make_blocks(
+    *, d_model: int, heads: int, seq: int, layers: int = 1, vocabulary: int = VOCABULARY, seed: int = 0
+) -> Blocks:
     """Weights of the size that keeps activations of order one, no bias and no norm at its default."""
     rng = np.random.default_rng(seed)
     random = lambda *shape: (rng.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32)
@@ -61,8 +63,8 @@ def make_blocks(*, d_model: int, heads: int, seq: int, layers: int = 1, seed: in
         return {**square, **wide, **biases, "ln1_w": 1 + bias(d_model), "ln2_w": 1 + bias(d_model)}
 
     table = lambda n: rng.standard_normal((n, d_model)).astype(np.float32)
-    tokens = rng.integers(0, VOCABULARY, seq).astype(np.int32)
-    return Blocks(tuple(block() for _ in range(layers)), heads, tokens, table(VOCABULARY), table(seq))
+    tokens = rng.integers(0, vocabulary, seq).astype(np.int32)
+    return Blocks(tuple(block() for _ in range(layers)), heads, tokens, table(vocabulary), table(seq))
 
 
 def make_items(*, d_model: int, seq: int, m: int, k: int, seed: int = 1) -> Items:

@@ -58,3 +58,47 @@ def full(*, d_model: int, heads: int, seq: int, layers: int) -> dict[str, float]
 def _attention_sweep(D: int, T: int, frozen: bool) -> float:
     """One tangent or cotangent at all positions: projections and products with scores."""
     return 2.0 * (2 * T * D * D + T * T * D) if frozen else 2.0 * (4 * T * D * D + 4 * T * T * D)
+
+
+def circuit_nodes(
+    *, layers: int, d_model: int, heads: int, seq: int, batch: int, vocabulary: int, d_sae: int, steps: int
+) -> dict[str, float]:
+    """For every site and step what comes after it, forward and back (12 D D T + T T D a block, 4 D D T + T T D of it attention's), and the
+    unembedding; for every site its dictionary's encoder twice, and its decoder for the error and for the gradient. Autodiff runs the
+    whole model forward, and the decoder at every step, there and back.
+    """
+    D, T = d_model, seq
+    halves, unembed = (4 * D * D * T + T * T * D, 8 * D * D * T), T * D * vocabulary
+    # Halves of blocks after each site: the embedding, and each layer's attention, MLP and end.
+    after = [layers * sum(halves)]
+    for later in reversed(range(layers)):
+        after += [halves[1] + later * sum(halves), *2 * [later * sum(halves)]]
+    coder, whole = T * D * d_sae, layers * sum(halves)
+    own = sum(2 * steps * (blocks + unembed) + 4 * coder for blocks in after)
+    autodiff = sum(steps * (whole + blocks + 2 * unembed + 2 * coder) + 4 * coder for blocks in after)
+    return {"own": 2.0 * batch * own, "autodiff": 2.0 * batch * autodiff}
+
+
+def circuit_edges(
+    *,
+    layers: int,
+    d_model: int,
+    heads: int,
+    seq: int,
+    batch: int,
+    vocabulary: int,
+    d_sae: int,
+    rows: int,
+    columns: int,
+) -> dict[str, float]:
+    """For every site its dictionary's encoder twice; for every wire its closed form, for as many rows and columns as there are on average.
+    Autodiff: for every row half of the blocks, and both ends' dictionaries, there and back.
+    """
+    D, T, wires = d_model, seq, 6 * layers
+    m = max(1, round(rows / wires / batch))
+    attention = attention_edges(d_model=D, heads=heads, seq=T, m=m, k=columns)["own"]
+    mlp = mlp_edges(d_model=D, seq=T, m=m, k=columns)["own"]
+    skip = 2.0 * m * columns * D / T
+    own = batch * (layers * (attention + 2 * mlp + 3 * skip) + 2.0 * (3 * layers + 1) * 2 * T * D * d_sae)
+    row = layers / 2 * (12 * D * D * T + T * T * D) + 4 * T * D * d_sae
+    return {"own": own, "autodiff": 2.0 * batch * rows * row}

@@ -1,4 +1,4 @@
-"""GPT-2's blocks as PyTorch functions of a tensor `[seq d_model]`."""
+"""GPT-2's blocks as PyTorch functions of a tensor `[... seq d_model]`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +63,7 @@ def attention(weights: dict[str, Tensor], x: Tensor, heads: int, pattern: Tensor
     y = _norm(weights, "ln1", x)
     pattern = _pattern(weights, y, heads) if pattern is None else pattern
     z = pattern @ _heads(weights, "V", y, heads)
-    return z.transpose(0, 1).reshape(x.shape) @ weights["W_O"] + weights["b_O"]
+    return z.transpose(-3, -2).reshape(x.shape) @ weights["W_O"] + weights["b_O"]
 
 
 def mlp(weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -78,12 +78,13 @@ def _pattern(weights: dict[str, Tensor], y: Tensor, heads: int) -> Tensor:
     import torch
 
     q, k = (_heads(weights, name, y, heads) for name in "QK")
-    future = torch.ones(len(y), len(y), dtype=torch.bool, device=y.device).triu(1)
-    return ((q @ k.transpose(1, 2)) * q.shape[-1] ** -0.5).masked_fill(future, -torch.inf).softmax(-1)
+    seq = y.shape[-2]
+    future = torch.ones(seq, seq, dtype=torch.bool, device=y.device).triu(1)
+    return ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).masked_fill(future, -torch.inf).softmax(-1)
 
 
 def _heads(weights: dict[str, Tensor], name: str, y: Tensor, heads: int) -> Tensor:
-    return (y @ weights[f"W_{name}"] + weights[f"b_{name}"]).reshape(len(y), heads, -1).transpose(0, 1)
+    return (y @ weights[f"W_{name}"] + weights[f"b_{name}"]).unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
 def _norm(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from ..saes import AbstractDictionary
 from ._effects import latent_gradient
 from ._methods import IntegratedGradients
 from ._moved import states_moved
-from ._packs import pack_sources, pack_targets, Sources, TargetChunk
+from ._packs import pack_columns, pack_targets, Sources, TargetChunk
 from ._prepare import Problem
 from ._states import node_differences, States
 from ._wiring import as_output, canonical, reaches_output, Wire, wiring
@@ -56,7 +56,7 @@ def iterate_edges(
     `path` edges are at its points and not at the clean one, and what is yielded for the same ends is to be summed. With `certify` the
     first that there are into each kind of site are compared with float64, on the first prompt.
     """
-    packs = pack_sources(problem.saes, at, {site: sources(site) for site in problem.saes})
+    packs = pack_columns(problem.saes, at, {site: sources(site) for site in problem.saes})
     wanted = {site: targets(site) & np.asarray(at.mask)[..., None] for site in problem.saes}
     chunk = _chunk_size(wanted, packs)
     masks = model.batch_masks(at.mask)
@@ -67,11 +67,12 @@ def iterate_edges(
             for pack in pack_targets(sae, target, here, slope[target], wanted[target], chunk):
                 for wire in wires:
                     if wire.target == target:
-                        block = _block(model, masks, sae, here, wire, pack, packs[wire.source], fraction)
+                        source = packs[wire.source]
+                        block = _block(model, masks, problem.saes, here, wire, pack, source, fraction)
                         measured = target.kind in unmeasured and bool(block.values[0].any())
                         error = block.error() if measured else None
                         unmeasured -= {target.kind} if measured else set()
-                        ends, values = _coordinates(block, pack, packs[wire.source])
+                        ends, values = _coordinates(block, pack, source)
                         yield Edges(wire, *ends, weight * values, error)
 
 
@@ -95,7 +96,7 @@ def _points(
 def _chunk_size(wanted: Mapping[Site, np.ndarray], packs: Mapping[Site, Sources], budget: int = 2**25) -> int:
     """How many targets of each example go at once: all, up to 256, or what keeps a chunk's values under `budget`."""
     most = max(int(mask.sum(axis=(1, 2)).max()) for mask in wanted.values())
-    values_each = max(pack.units.size for pack in packs.values())
+    values_each = max(pack.units.size for pack in packs.values())  # as many for every site
     return max(1, min(2 ** max(most - 1, 0).bit_length(), 256, budget // values_each))
 
 
@@ -104,55 +105,51 @@ class _Block(NamedTuple):
 
     ends: tuple[tuple[Span, Float[Array, "batch row width"]], ...]  # the span of the first prompt
     positions: Int[np.ndarray, "batch row"]
-    vectors: Float[Array, "batch item width"]
-    at: Int[Array, "batch item"]
-    values: Float[np.ndarray, "batch row item"]
+    vectors: Float[Array, "batch column width"]
+    at: Int[np.ndarray, "batch column"]
+    values: Float[np.ndarray, "batch row column"]
 
     def error(self) -> float:
         """Against float64, on the first prompt."""
         ends = [(span, np.asarray(left[0])) for span, left in self.ends]
-        return error_of_edges(
-            ends, self.positions[0], np.asarray(self.vectors[0]), np.asarray(self.at[0]), self.values[0]
-        )
+        return error_of_edges(ends, self.positions[0], np.asarray(self.vectors[0]), self.at[0], self.values[0])
 
 
 def _block(
     model: Transformer,
     masks: tuple,
-    sae: AbstractDictionary,
+    saes: Mapping[Site, AbstractDictionary],
     at: States,
     wire: Wire,
     pack: TargetChunk,
     sources: Sources,
     fraction: float,
 ) -> _Block:
-    batch, seq, slots, width = sources.vectors.shape
-    vectors = sources.vectors.reshape(batch, seq * slots, width)
-    positions = jnp.broadcast_to(jnp.repeat(jnp.arange(seq, dtype=jnp.int32), slots), (batch, seq * slots))
+    sae, vectors = saes[wire.target], sources.vectors(saes[wire.source])
+    at_rows, at_columns = jnp.asarray(pack.positions), jnp.asarray(sources.positions)
     read = site_read(wire.target, sae)
     if read == wire.target:
         covectors = {wire.target: pack.at_read + pack.at_site}
     else:
         covectors = {read: pack.at_read, wire.target: pack.at_site}
-    ends, values = [], 0.0
+    ends, values = [], jnp.zeros((*pack.units.shape, vectors.shape[1]), vectors.dtype)
     for end, left in covectors.items():
         if canonical(wire.source) < canonical(end):
             span, *rest = _span(model, masks, at, wire, end, fraction)
-            values += contract_batch(span, *rest, left, jnp.asarray(pack.positions), vectors, positions)
             ends.append((span, left))
-    return _Block(tuple(ends), pack.positions, vectors, positions, np.asarray(values))
+            if (pack.units >= 0).any() and (sources.units >= 0).any():
+                values += contract_batch(span, *rest, left, at_rows, vectors, at_columns)
+    return _Block(tuple(ends), pack.positions, vectors, sources.positions, np.asarray(values))
 
 
 def _coordinates(
     block: _Block, pack: TargetChunk, sources: Sources
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     """The edges that are not zero: the numbers of their targets and sources, and their values."""
-    batch, seq, slots, _ = sources.vectors.shape
-    values = block.values.reshape(batch, -1, seq, slots)
-    example, row, position, slot = np.nonzero(values)
+    example, row, column = np.nonzero(block.values)
     targets = np.stack([example, pack.positions[example, row], pack.units[example, row]], axis=-1)
-    origins = np.stack([example, position, sources.units[example, position, slot]], axis=-1)
-    return (targets.astype(np.int32), origins.astype(np.int32)), values[example, row, position, slot]
+    origins = np.stack([example, sources.positions[example, column], sources.units[example, column]], axis=-1)
+    return (targets.astype(np.int32), origins.astype(np.int32)), block.values[example, row, column]
 
 
 def _span(
