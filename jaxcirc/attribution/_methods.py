@@ -3,6 +3,7 @@
 import abc
 import functools as ft
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,6 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Add
+from .._metrics import KL, LogitDiff, LogProb
+from .._nn import Block
 from .._run import run, site_shapes
 from .._sites import Kind, layer_of, Site
 from .._tap import Tap
@@ -127,6 +130,8 @@ _RULES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
 
 def through_write(model: Transformer, site: Site, difference: Array) -> tuple[Array, Callable[[Array], Array]]:
     """What a difference at `site` adds to the residual stream, and the way back for its gradient. The map is linear."""
+    if site.kind not in (Kind.Z, Kind.MLP_POST):  # what writes as it is needs no tracing
+        return difference, lambda gradient: gradient
     write = jax.vmap(ft.partial(written, model, site))
     change, back = jax.vjp(write, difference)
     return change, lambda gradient: back(gradient)[0]
@@ -148,9 +153,83 @@ def _gradients(model, tokens, metric, mask, nodes: tuple[Site, ...]):
 
 def _mean_gradient(
     model: Transformer, metric: Metric, at: States, start: Site, change: Array, points: tuple[Array, Array]
-) -> Array:
+) -> Float[Array, "batch seq d_model"]:
     """Mean over the path of the gradient at the residual cut `start`; only what lies after the cut is run."""
-    return _from_cut(model, metric, at.resid[start], change, at.mask, *points, halves_after(model, start))
+    (batch, seq), (fractions, weights) = at.mask.shape, points
+    size = largest_batch(batch, len(fractions) * seq)
+    out = []
+    for first in range(0, batch, size):
+        some = slice(first, first + size)
+        resid, change_here, keys, mine = jax.tree.map(
+            lambda x, some=some: x[some], (at.resid[start], change, at.mask, metric)
+        )
+        out.append(_gradient_at_cut(model, mine, start, resid, change_here, keys, fractions, weights))
+    return out[0] if len(out) == 1 else jnp.concatenate(out)
+
+
+def _gradient_at_cut(model: Transformer, metric: Metric, start: Site, resid, change, keys, fractions, weights) -> Array:
+    # Block by block, and not in one program, so that blocks share one, and a block's weights are nowhere copied.
+    masks = _masks(model, keys)
+    worlds = resid[:, None] + fractions[:, None, None] * change[:, None]  # [batch world seq d_model]
+    attends, feeds = halves_after(model, start)
+    backs = []
+    for block, mask, *halves in zip(model.blocks, masks, attends, feeds, strict=True):
+        if any(halves):
+            worlds, back = _from_cut(block, mask, worlds, whole=bool(halves[0]))
+            backs.append((block, back))
+    gradient = _end_gradient(eqx.tree_at(lambda model: model.blocks, model, ()), metric, worlds)
+    while backs:
+        gradient = _backward(*backs.pop(), gradient)
+    return jnp.einsum("w,bwsm->bsm", weights, gradient)
+
+
+class _Back(eqx.Module):
+    """The way back through a block: what it holds, but for the block's own arrays, of which it has the numbers in `own`."""
+
+    held: list[Array]
+    own: tuple[int | None, ...] = eqx.field(static=True)
+    tree: Any = eqx.field(static=True)
+
+
+@ft.partial(jax.jit, static_argnames="whole")
+def _from_cut(block: Block, mask: Array, resid: Array, *, whole: bool) -> tuple[Array, _Back]:
+    """A block, or its second half, from the cut where it begins, and the way back."""
+    half = lambda x, mask: block(x, mask, _bare(0)) if whole else block.feed(x, _bare(0))
+    out, back = jax.vjp(lambda x: jax.vmap(jax.vmap(half, (0, None)))(x, mask), resid)
+    numbers = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(block))}
+    leaves, tree = jax.tree.flatten(back)
+    own = tuple(numbers.get(id(leaf)) for leaf in leaves)
+    return out, _Back([leaf for leaf, i in zip(leaves, own, strict=True) if i is None], own, tree)
+
+
+@jax.jit
+def _backward(block: Block, back: _Back, gradient: Array) -> Array:
+    arrays, held = jax.tree.leaves(block), iter(back.held)
+    leaves = [next(held) if i is None else arrays[i] for i in back.own]
+    return jax.tree.unflatten(back.tree, leaves)(gradient)[0]
+
+
+@jax.jit
+def _end_gradient(model: Transformer, metric: Metric, resid: Array) -> Array:
+    each = jax.vmap(lambda metric, x: jax.grad(_at_end(model, metric))(x), (None, 0))
+    return jax.vmap(each)(metric, resid)
+
+
+@jax.jit
+def _masks(model: Transformer, keys: Array) -> tuple[Array, ...]:
+    return jax.vmap(lambda keys: model.masks(keys.shape[0], keys))(keys)
+
+
+def _at_end(model: Transformer, metric: Metric) -> Callable[[Resid], Float[Array, ""]]:
+    """The metric as a function of the last residual stream, of which only what is read is unembedded."""
+    if isinstance(metric, KL | LogitDiff | LogProb):
+        first = eqx.tree_at(lambda metric: metric.position, metric, jnp.zeros_like(metric.position))
+        return lambda resid: first(model.unembed(resid[metric.position][None], _bare()))
+    return lambda resid: metric(model.unembed(resid, _bare()))
+
+
+def _bare(layer: int | None = None) -> Tap:
+    return Tap({}, {}, frozenset(), layer=layer)
 
 
 Halves = tuple[Bool[Array | np.ndarray, " layer"], Bool[Array | np.ndarray, " layer"]]
@@ -169,7 +248,7 @@ def metric_after(model: Transformer, halves: Halves, keys: Keys, metric: Metric)
 
     def half(resid, what):
         block, mask, attend, feed = what
-        tap = Tap({}, {}, frozenset(), layer=0)
+        tap = _bare(0)
         if block.mlp is None or block.parallel:  # nothing begins in its middle
             return jax.lax.cond(attend, lambda x: block(x, mask, tap), lambda x: x, resid), None
         resid = jax.lax.cond(attend, lambda x: block.attend(x, mask, tap), lambda x: x, resid)
@@ -177,24 +256,9 @@ def metric_after(model: Transformer, halves: Halves, keys: Keys, metric: Metric)
 
     def value(resid):
         last, _ = jax.lax.scan(half, resid, (blocks, jnp.stack(masks), *halves))
-        return metric(model.unembed(last, Tap({}, {}, frozenset())))
+        return _at_end(model, metric)(last)
 
     return value
-
-
-@jax.jit
-def _from_cut(model, metric, resid, change, mask, fractions, weights, halves):
-    def one(example):
-        resid, change, keys, metric = example
-        value = metric_after(model, halves, keys, metric)
-        # [world seq d_model], one world a step
-        gradients = jax.vmap(jax.grad(value))(resid + fractions[:, None, None] * change)
-        return jnp.einsum("w,wsm->sm", weights, gradients)
-
-    seq = resid.shape[1]
-    return jax.lax.map(
-        one, (resid, change, mask, metric), batch_size=largest_batch(resid.shape[0], len(fractions) * seq)
-    )
 
 
 def largest_batch(batch: int, tokens_each: int, budget: int = 8192) -> int:
