@@ -196,7 +196,7 @@ def _error_covectors_of_few(sae, read, gradient, slopes, positions, units):
     def example(x, g, slopes, positions, units):
         size = slopes * sae.decoder_scale(x)[positions] * jnp.einsum("nd,nd->n", sae.W_dec[units], g[positions])
         # [seq n] · [n d_in]
-        latents = jnp.where(positions == jnp.arange(len(x))[:, None], size, 0)
+        latents = jnp.where(positions == jnp.arange(len(x), dtype=positions.dtype)[:, None], size, 0)
         return -sae.pull_input(x, latents @ sae.W_enc[:, units].T)
 
     return jax.vmap(example)(read, gradient, slopes, positions, units)
