@@ -50,7 +50,7 @@ class Rows(NamedTuple):
     wire: np.ndarray
     node: np.ndarray
 
-    def __getitem__(self, chosen) -> "Rows":
+    def pick(self, chosen: slice | np.ndarray) -> "Rows":
         return Rows(self.wire[chosen], self.node[chosen])
 
     def of(self, wire: int) -> np.ndarray:
@@ -187,7 +187,7 @@ def make_circuit(
     wires = wiring(len(blocks.weights))
     nodes = [np.argwhere(np.abs(effects[wire.target]) > threshold) for wire in wires]
     rows = Rows(np.repeat(np.arange(len(wires)), [len(each) for each in nodes]), np.concatenate(nodes))
-    rows = rows[np.random.default_rng(7).permutation(len(rows.wire))]
+    rows = rows.pick(np.random.default_rng(7).permutation(len(rows.wire)))
     return Circuit(blocks, pairs, coders, clean, corrupt, gradient, effects, threshold, wires, rows, place)
 
 

@@ -372,8 +372,8 @@ def test_bad_input(arguments, what):
 
 def test_one_trace_for_a_shape(arguments):
     """New prompts, dictionaries' values and metrics of the same shapes run what is compiled."""
+    from jaxcirc.attribution._at_cut import _from_cut
     from jaxcirc.attribution._effects import effects_of
-    from jaxcirc.attribution._methods import _from_cut
     from jaxcirc.attribution._states import states
 
     verbs = (states, _from_cut, effects_of)

@@ -66,7 +66,8 @@ class Side:
 
     def ends(self, site: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Latents and error, clean and corrupt."""
-        return tuple(self.split(site, tensor(values[site])) for values in (self.circuit.clean, self.circuit.corrupt))
+        clean, corrupt = (tensor(values[site]) for values in (self.circuit.clean, self.circuit.corrupt))
+        return self.split(site, clean), self.split(site, corrupt)
 
 
 def nodes(circuit: Circuit, variant: str, sites: list[str]):
@@ -98,7 +99,9 @@ def nodes(circuit: Circuit, variant: str, sites: list[str]):
 
 
 def nodes_from_sites(circuit: Circuit, variant: str, sites: list[str]):
-    """The same by the gradient of the plain model, of which only what comes after the site is run, and the decoder once."""
+    """The same by the gradient of the plain model, of which only what comes after the site is run, the last position alone is unembedded,
+    and the decoder is needed once.
+    """
     import torch
 
     side = Side(circuit)
@@ -108,9 +111,9 @@ def nodes_from_sites(circuit: Circuit, variant: str, sites: list[str]):
 
     def after(site: str, x: Tensor) -> Tensor:
         """The logits, given the value at the site."""
-        if site == "hook_embed":
-            return side.logits(x, lambda _, x: x)
-        layer, kind = int(site.split(".")[1]), site.split("hook_")[1]
+        embedded = site == "hook_embed"
+        layer, kind = (-1, "resid_post") if embedded else (int(site.split(".")[1]), site.split("hook_")[1])
+        x = x + side.W_pos if embedded else x
         if kind != "resid_post":
             before = f"blocks.{layer - 1}.hook_resid_post"
             enters = value(circuit.clean, before) if layer else value(circuit.clean, "hook_embed") + side.W_pos
@@ -120,7 +123,7 @@ def nodes_from_sites(circuit: Circuit, variant: str, sites: list[str]):
             x = (x + mlp(side.weights[layer], x) if kind == "attn_out" else x).flatten(0, 1)
         for later in range(layer + 1, len(side.weights)):
             x = side.block(later, x, lambda _, x: x)
-        return x @ side.W_E.T
+        return x[:, -1:] @ side.W_E.T
 
     def gradient(site: str, fractions: Tensor) -> Tensor:
         clean, corrupt = value(circuit.clean, site), value(circuit.corrupt, site)
@@ -145,7 +148,7 @@ def edges(circuit: Circuit, amount: int):
     import torch
 
     side = Side(circuit)
-    rows = circuit.rows[:amount]
+    rows = circuit.rows.pick(slice(amount))
     graphs = {wire: _graph(side, circuit.wires[wire]) for wire in np.unique(rows.wire).tolist()}
     picked = {wire: _picked(circuit, circuit.wires[wire].source) for wire in graphs}
 
@@ -220,7 +223,7 @@ def edges_between(circuit: Circuit, variant: str, wires: int):
         function, point = _between(side, wire, example)
         position, unit = (tensor(nodes[:, i]) for i in (1, 2))
         covectors = _reads(side, wire.target, example, position, unit)
-        _, pull = torch.func.vjp(function, point)
+        pull = torch.func.vjp(function, point)[1]
         pull_all = torch.func.vmap(lambda cotangent: pull(cotangent)[0])
         out = []
         for some, at in zip(covectors.split(chunk), position.split(chunk), strict=True):

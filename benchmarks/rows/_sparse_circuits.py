@@ -18,13 +18,13 @@ SMALL = {
 }
 XL = {
     **{"layers": 48, "d_model": 1600, "heads": 25, "seq": 16, "vocabulary": 50257},
-    **{"batch": 4, "d_sae": 51200, "active": 50},
+    **{"batch": 2, "d_sae": 51200, "active": 50},
 }
 KEPT = {"quick": 4, "small": 30, "xl": 30}
 
 
 @ft.lru_cache(maxsize=1)  # both rows are about the same circuit
-def _circuit(kept: int, **sizes: int) -> Circuit:
+def make_circuit(kept: int, **sizes: int) -> Circuit:
     return ours.circuit(kept=kept, **sizes)
 
 
@@ -40,7 +40,7 @@ def _sizes(circuit: Circuit, sizes: dict[str, int]) -> dict[str, int]:
     xl={**XL, "kept": KEPT["xl"], "timed": 7},
 )
 def circuit_nodes(*, timed: int, kept: int, **sizes: int) -> Row:
-    circuit = _circuit(kept, **sizes)
+    circuit = make_circuit(kept, **sizes)
     # Sites around the middle one are as deep as all on average.
     order = middle_out(len(circuit.coders))
 
@@ -69,10 +69,10 @@ def circuit_nodes(*, timed: int, kept: int, **sizes: int) -> Row:
     "circuit-edges",
     quick={**QUICK, "kept": KEPT["quick"], "timed": 16},
     small={**SMALL, "kept": KEPT["small"], "timed": 48},
-    xl={**XL, "kept": KEPT["xl"], "timed": 128},
+    xl={**XL, "kept": KEPT["xl"], "timed": 32},
 )
 def circuit_edges(*, timed: int, kept: int, **sizes: int) -> Row:
-    circuit = _circuit(kept, **sizes)
+    circuit = make_circuit(kept, **sizes)
     rows, wires = len(circuit.rows.wire), len(circuit.wires)
     timed, some = min(timed, rows), min(12, wires)
     of = lambda amount: np.concatenate([circuit.rows.of(wire) for wire in range(amount)])

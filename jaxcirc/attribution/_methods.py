@@ -12,13 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Add
 from .._run import run, site_shapes
-from .._sites import Kind, layer_of, Site
-from .._tap import Tap
-from .._typing import Keys, Resid
+from .._sites import Kind, Site
 from ..models import Transformer
 from ..saes import AbstractDictionary
+from ._at_cut import mean_gradient
 from ._atp_star import AtPStar
-from ._batches import largest_batch
 from ._effects import effects_of, Metric, NodeEffects
 from ._heads import AbstractHeadMethod, HeadEffects, HeadStates
 from ._states import States
@@ -124,7 +122,7 @@ class IntegratedGradients(AbstractGradientMethod):
         out = {}
         for site in nodes:
             change, back = through_write(model, site, at.differences[site])
-            out[site] = back(_mean_gradient(model, metric, at, entry(model, site), change, (fractions, weights)))
+            out[site] = back(mean_gradient(model, metric, at, entry(model, site), change, (fractions, weights)))
         return out
 
 
@@ -140,6 +138,8 @@ _RULES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
 
 def through_write(model: Transformer, site: Site, difference: Array) -> tuple[Array, Callable[[Array], Array]]:
     """What a difference at `site` adds to the residual stream, and the way back for its gradient. The map is linear."""
+    if site.kind not in (Kind.Z, Kind.MLP_POST):  # what writes as it is needs no tracing
+        return difference, lambda gradient: gradient
     write = jax.vmap(ft.partial(written, model, site))
     change, back = jax.vjp(write, difference)
     return change, lambda gradient: back(gradient)[0]
@@ -157,54 +157,3 @@ def _gradients(model, tokens, metric, mask, nodes: tuple[Site, ...]):
         return {site: gradient.reshape(gradient.shape[0], -1) for site, gradient in gradients.items()}
 
     return jax.vmap(one)(tokens, mask, metric)
-
-
-def _mean_gradient(
-    model: Transformer, metric: Metric, at: States, start: Site, change: Array, points: tuple[Array, Array]
-) -> Array:
-    """Mean over the path of the gradient at the residual cut `start`; only what lies after the cut is run."""
-    return _from_cut(model, metric, at.resid[start], change, at.mask, *points, halves_after(model, start))
-
-
-Halves = tuple[Bool[Array | np.ndarray, " layer"], Bool[Array | np.ndarray, " layer"]]
-
-
-def halves_after(model: Transformer, start: Site) -> Halves:
-    """Which blocks attend and which feed forward after a residual cut. It is data: one program serves all cuts."""
-    layers = np.arange(model.n_layers)
-    feeds = layers >= layer_of(start)
-    return (feeds if start.kind == Kind.RESID_PRE else layers > layer_of(start)), feeds
-
-
-def metric_after(model: Transformer, halves: Halves, keys: Keys, metric: Metric) -> Callable[[Resid], Float[Array, ""]]:
-    """The metric as a function of the residual stream at a cut; the blocks are one program, compiled once."""
-    blocks, masks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *model.blocks), model.masks(keys.shape[0], keys)
-
-    def half(resid, what):
-        block, mask, attend, feed = what
-        tap = Tap({}, {}, frozenset(), layer=0)
-        if not block.has_middle:  # nothing begins in its middle
-            return jax.lax.cond(attend, lambda x: block(x, mask, tap), lambda x: x, resid), None
-        resid = jax.lax.cond(attend, lambda x: block.attend(x, mask, tap), lambda x: x, resid)
-        return jax.lax.cond(feed, lambda x: block.feed(x, tap), lambda x: x, resid), None
-
-    def value(resid):
-        last, _ = jax.lax.scan(half, resid, (blocks, jnp.stack(masks), *halves))
-        return metric(model.unembed(last, Tap({}, {}, frozenset())))
-
-    return value
-
-
-@jax.jit
-def _from_cut(model, metric, resid, change, mask, fractions, weights, halves):
-    def one(example):
-        resid, change, keys, metric = example
-        value = metric_after(model, halves, keys, metric)
-        # [world seq d_model], one world a step
-        gradients = jax.vmap(jax.grad(value))(resid + fractions[:, None, None] * change)
-        return jnp.einsum("w,wsm->sm", weights, gradients)
-
-    seq = resid.shape[1]
-    return jax.lax.map(
-        one, (resid, change, mask, metric), batch_size=largest_batch(resid.shape[0], len(fractions) * seq)
-    )

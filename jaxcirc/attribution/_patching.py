@@ -13,9 +13,10 @@ from .._run import run
 from .._sites import Site
 from ..models import Transformer
 from ..saes import AbstractDictionary
+from ._after import halves_after, metric_after
 from ._effects import Metric, NodeEffects
 from ._heads import AbstractHeadMethod, as_effects, HeadEffects, HeadStates, layers_and_parts, PARTS
-from ._methods import AbstractMethod, Gradient, halves_after, metric_after
+from ._methods import AbstractMethod, Gradient
 from ._packs import pack_sources
 from ._states import States
 from ._wiring import entry, written

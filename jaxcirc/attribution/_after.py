@@ -1,0 +1,58 @@
+"""The metric as a function of the residual stream at a cut."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from .._metrics import KL, LogitDiff, LogProb
+from .._sites import Kind, layer_of, Site
+from .._tap import Tap
+from .._typing import Keys, Resid
+from ..models import Transformer
+from ._effects import Metric
+
+
+def at_end(model: Transformer, metric: Metric) -> Callable[[Resid], Float[Array, ""]]:
+    """The metric as a function of the last residual stream, of which only what is read is unembedded."""
+    if isinstance(metric, KL | LogitDiff | LogProb):
+        first = eqx.tree_at(lambda metric: metric.position, metric, jnp.zeros_like(metric.position))
+        return lambda resid: first(model.unembed(resid[metric.position][None], bare_tap()))
+    return lambda resid: metric(model.unembed(resid, bare_tap()))
+
+
+def bare_tap(layer: int | None = None) -> Tap:
+    """Nothing is edited, and nothing recorded."""
+    return Tap({}, {}, frozenset(), layer=layer)
+
+
+Halves = tuple[Bool[Array | np.ndarray, " layer"], Bool[Array | np.ndarray, " layer"]]
+
+
+def halves_after(model: Transformer, start: Site) -> Halves:
+    """Which blocks attend and which feed forward after a residual cut. It is data: one program serves all cuts."""
+    layers = np.arange(model.n_layers)
+    feeds = layers >= layer_of(start)
+    return (feeds if start.kind == Kind.RESID_PRE else layers > layer_of(start)), feeds
+
+
+def metric_after(model: Transformer, halves: Halves, keys: Keys, metric: Metric) -> Callable[[Resid], Float[Array, ""]]:
+    """The metric as a function of the residual stream at a cut; the blocks are one program, compiled once."""
+    blocks, masks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *model.blocks), model.masks(keys.shape[0], keys)
+
+    def half(resid, what):
+        block, mask, attend, feed = what
+        tap = bare_tap(0)
+        if not block.has_middle:  # nothing begins in its middle
+            return jax.lax.cond(attend, lambda x: block(x, mask, tap), lambda x: x, resid), None
+        resid = jax.lax.cond(attend, lambda x: block.attend(x, mask, tap), lambda x: x, resid)
+        return jax.lax.cond(feed, lambda x: block.feed(x, tap), lambda x: x, resid), None
+
+    def value(resid):
+        last, _ = jax.lax.scan(half, resid, (blocks, jnp.stack(masks), *halves))
+        return at_end(model, metric)(last)
+
+    return value
