@@ -135,10 +135,10 @@ def _block(
     ends, values = [], jnp.zeros((*pack.units.shape, vectors.shape[1]), vectors.dtype)
     for end, left in covectors.items():
         if canonical(wire.source) < canonical(end):
-            span, *rest = _span(model, masks, at, wire, end, fraction)
+            span, keys, resid, shift = _span(model, masks, at, wire, end, fraction)
             ends.append((span, left))
             if (pack.units >= 0).any() and (sources.units >= 0).any():
-                values += contract_batch(span, *rest, left, at_rows, vectors, at_columns)
+                values += contract_batch(span, keys, resid, shift, left, at_rows, vectors, at_columns)
     return _Block(tuple(ends), pack.positions, vectors, sources.positions, np.asarray(values))
 
 

@@ -1,11 +1,11 @@
 """Attention heads as nodes: their queries, keys, values and outputs, run on both prompts."""
 
 import abc
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._run import run
@@ -107,7 +107,7 @@ def layers_and_parts(model: Transformer) -> list[tuple[str, int, Site]]:
     return [(name, layer, Site(layer, kind)) for name, kind in PARTS.items() for layer in range(model.n_layers)]
 
 
-def as_effects(effects: dict[str, Array | np.ndarray], at: HeadStates) -> HeadEffects:
+def as_effects(effects: Mapping[str, Array], at: HeadStates) -> HeadEffects:
     """Effects `[batch layer seq head]` of each part, by head."""
     clean, corrupt = at.metrics
     by_head = {name: jnp.swapaxes(jnp.asarray(effects[name]), -1, -2) for name in PARTS}

@@ -144,10 +144,10 @@ class _Settings:
             )
 
     def averaging(self) -> Averaging:
-        integrated = self.edges == "integrated" and isinstance(self.method, IntegratedGradients)
-        path = self.method if integrated else None
+        method = self.method
+        path = method if isinstance(method, IntegratedGradients) and self.edges == "integrated" else None
         above = self.node_threshold if self.thresholds == "instances" else None
-        return Averaging(self.method, path, self.aggregate == "sum", above)
+        return Averaging(method, path, self.aggregate == "sum", above)
 
     def as_dict(self) -> dict[str, Any]:
         shallow = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

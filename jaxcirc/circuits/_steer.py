@@ -90,8 +90,8 @@ def steer(
     strengths = [float(strength) for strength in strengths]
     batches = ArrayBatches(problem, batch_size or problem.clean.shape[0])
     measured = _measured(model, batches, chosen, strengths, progress or (lambda done, of, stage: None))
-    effect = circuit.nodes.set_index("node")["effect"]
-    effects = [float(effect[name]) for name in chosen.names]
+    effect = {row.node: row.effect for row in circuit.node_rows()}
+    effects = [effect[name] for name in chosen.names]
     effects.append(sum(effects))
     predicted = _predicted(circuit, chosen.names)
     rows = [
@@ -128,8 +128,11 @@ def _check_baseline(circuit: Circuit, problem: Problem) -> None:
 
 def _predicted(circuit: Circuit, names: list[str]) -> list[float]:
     """The sum of the edges out of each node, and of all of them."""
-    total = circuit.edges.groupby("source")["weight"].sum()
-    each = [float(total.get(name, 0.0)) for name in names]
+    total = dict.fromkeys(names, 0.0)
+    for edge in circuit.edge_rows():
+        if edge.source in total:
+            total[edge.source] += edge.weight
+    each = list(total.values())
     return [*each, sum(each)]
 
 
@@ -139,7 +142,8 @@ def _measured(
     """The mean change of the metric when each node is moved, and when all are."""
     n = len(chosen.names)
     members = np.concatenate([np.eye(n, dtype=bool), np.ones((1, n), bool)])
-    total, dictionaries = 0.0, {site: batches.problem.saes[site] for site in chosen.sites}
+    total = np.zeros((n + 1, len(strengths)))
+    dictionaries = {site: batches.problem.saes[site] for site in chosen.sites}
     for i, (part, real) in enumerate(batches):
         report(i, len(batches), "steer")
         values = clean_run(model, dictionaries, part.clean, part.mask)[1]
@@ -150,7 +154,7 @@ def _measured(
         alpha = jnp.asarray(strengths, model.dtype)
         places = tuple(jnp.asarray(column) for column in chosen[2:])
         changes = _changes(model, dictionaries, part, values, others, places, jnp.asarray(members), alpha)
-        total = total + np.asarray(changes, np.float64)[..., real].sum(-1)
+        total += np.asarray(changes, np.float64)[..., real].sum(-1)
     report(len(batches), len(batches), "steer")
     return total / batches.n
 

@@ -126,13 +126,11 @@ def _check(model, level, errors, start_layer, batch_size) -> None:
 def check_circuit(circuit: Circuit, model: Transformer, problem: Problem) -> None:
     """ValueError if the circuit is of another model, other dictionaries or other prompts."""
     check_same(circuit, model, problem.saes)
-    positions = circuit.nodes["pos"].dropna()
+    positions = [row.pos for row in circuit.node_rows() if row.pos is not None]
     seq = problem.clean.shape[1]
-    if len(positions) and int(positions.max()) >= seq:
-        raise ValueError(
-            f"The circuit has nodes at position {int(positions.max())}, and the prompts have {seq} tokens."
-        )
-    if len(positions) and not bool(problem.mask.all()):
+    if positions and max(positions) >= seq:
+        raise ValueError(f"The circuit has nodes at position {max(positions)}, and the prompts have {seq} tokens.")
+    if positions and not bool(problem.mask.all()):
         raise ValueError(
             "The circuit keeps positions apart, and padded prompts do not align. Use prompts of one length."
         )

@@ -27,14 +27,15 @@ def draw_curves(curves: "Mapping[str, pd.DataFrame]", path: str | Path) -> None:
 
 
 def _panel(name: str, table: "pd.DataFrame") -> str:
-    what = "edges" if table["edges"].nunique() > table["nodes"].nunique() or table["nodes"].nunique() == 1 else "nodes"
-    table = table[table[what] > 0]
-    sizes = table[what].tolist()
-    columns = ["faithfulness", "low", "high", "completeness", "random"]
-    least, most = table[columns].min().min(), table[columns].max().max()
+    # Where edges are dropped, all nodes stay.
+    what = "edges" if len(set(table["nodes"].tolist())) == 1 < len(set(table["edges"].tolist())) else "nodes"
+    rows = [row for row in table.to_dict("records") if row[what] > 0]
+    sizes = [row[what] for row in rows]
+    values = [row[name] for row in rows for name in ("faithfulness", "low", "high", "completeness", "random")]
+    least, most = min(values), max(values)
     x = across(min(sizes) / 1.3, max(sizes) * 1.3, log=True)
     y = upwards(min(-0.1, least - 0.05), max(1.1, most + 0.05))
-    at = lambda column: list(zip(sizes, table[column].tolist(), strict=True))
+    at = lambda column: list(zip(sizes, (row[column] for row in rows), strict=True))
     series = {"faithfulness": COLOURS[0], "completeness": COLOURS[1], "random": GREY}
     parts = [frame(x, y, label=f"{what} kept", note=name), line([(x.begin, y.at(1)), (x.end, y.at(1))], dashes="2 3")]
     parts += [band(x, y, at("low"), at("high"), COLOURS[0])]
