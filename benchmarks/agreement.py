@@ -1,12 +1,14 @@
 """Circuits of subject-verb agreement on the shipped model, evaluated on prompts that they were not found on.
 
 `python -m benchmarks.agreement` finds the circuit of each kind of sentence, runs ever smaller parts of it without the rest of the model,
-by nodes and by edges, next to random parts of the same size, and writes `benchmarks/results/agreement.json` and a table.
+by nodes and by edges, next to random parts of the same size, and writes `benchmarks/results/agreement.json`, a table and a picture.
 """
 
 import argparse
 import json
 from pathlib import Path
+
+import pandas as pd
 
 import jaxcirc as jc
 
@@ -59,6 +61,13 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def draw(rows: list[dict], path: Path) -> None:
+    """The rows as curves, a panel for each kind and level."""
+    frame = pd.DataFrame(rows)
+    panels = {f"{kind}, by {level}": part for (kind, level), part in frame.groupby(["kind", "level"], sort=False)}
+    jc.draw_curves(panels, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluates circuits of agreement on the shipped model.")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
@@ -72,6 +81,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "agreement.json").write_text(json.dumps(rows, indent=1) + "\n")
     (arguments.out / "agreement.md").write_text(table(rows))
+    draw(rows, arguments.out / "agreement.svg")
     print(table(rows))
 
 
