@@ -223,3 +223,29 @@ def test_edges_of_a_circuit_have_their_rows_and_columns():
         circuits.as_table(circuit, {**coo, pair: (np.r_[targets, off], np.r_[sources, sources[:1]], np.r_[values, 1])})
     with pytest.raises(ValueError, match="edges go between other sites"):
         circuits.as_table(circuit, {pair: coo[pair]})
+
+
+def test_curves_of_agreement_as_a_table_and_a_picture(tmp_path):
+    agreement = load("agreement")
+    numbers = {"low": 0.1, "high": 0.9, "completeness": 0.05, "random": 0.0, "start_layer": 0, "threshold": 0.0}
+    shares = {"share_of_nodes": 0.5, "share_of_edges": 0.25}
+    rows = [
+        {"kind": kind, "level": level, "nodes": size if level == "nodes" else 9, "edges": 7 * size, **numbers, **shares}
+        | {"faithfulness": size / 10}
+        for kind in ("simple", "rc")
+        for level in ("nodes", "edges")
+        for size in (9, 3)
+    ]
+    table = agreement.table(rows)
+    assert "| rc | nodes | 0 | 9 (50.0%) | 63 (25.0%) | 0.900 (0.100 to 0.900) | 0.050 | 0.000 |" in table
+    agreement.draw(rows, tmp_path / "curves.svg")
+    root = ElementTree.parse(tmp_path / "curves.svg").getroot()
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"simple, by nodes", "rc, by edges", "nodes kept", "edges kept"} <= set(texts)
+    curves = [line for line in root.iter("{http://www.w3.org/2000/svg}polyline") if line.get("stroke-width") == "2"]
+    assert len(curves) == 4 * 3
+    x, y = zip(*(map(float, point.split(",")) for point in curves[0].get("points").split()), strict=True)
+    assert x[0] > x[1]  # nine nodes are to the right of three
+    assert y[0] < y[1]  # and carry more
+    with pytest.raises(ValueError, match="expected at least one table of"):
+        jaxcirc.draw_curves({}, tmp_path / "none.svg")
