@@ -1,10 +1,13 @@
 """Circuits of subject-verb agreement on the shipped model, evaluated on prompts that they were not found on.
 
-`python -m benchmarks.agreement` finds the circuit of each kind of sentence, runs ever smaller parts of it without the rest of the model,
-by nodes and by edges, next to random parts of the same size, and writes `benchmarks/results/agreement.json`, a table and a picture.
+`python -m benchmarks.agreement` finds the circuit of each kind of sentence, positions apart, runs ever smaller parts of it without the
+rest of the model, by nodes and by edges, next to random parts of the same size, and writes `benchmarks/results/agreement.json`, a table
+and a picture. It does so twice: with everything ablated that is not in the circuit, and, as Marks et al. 2024 (arXiv 2403.19647) do, with
+the first layers left alone.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -18,8 +21,8 @@ NODES, EDGES = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3), (0.0, 0.0003, 0.001, 0.003, 0
 RESULTS = Path(__file__).parent / "results"
 
 
-def curves(kind: str, n: int, start_layer: int) -> list[dict]:
-    """One row a threshold, for nodes and for edges."""
+def curves(kind: str, n: int, start_layers: list[int]) -> list[dict]:
+    """One row a threshold, for nodes and for edges, for each start layer."""
     model, saes, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_saes("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
     train, test = (jc.data.subject_verb(tokenizer, n, kind=kind, seed=seed) for seed in (0, 1))
     found = jc.discover(
@@ -30,11 +33,12 @@ def curves(kind: str, n: int, start_layer: int) -> list[dict]:
         train.metric(),
         node_threshold=0.0,
         edge_threshold=0.0,
+        aggregate="none",
         edges="integrated",
     )
     given = model, saes, test.clean, test.corrupt, test.metric()
     rows = []
-    for level, thresholds in (("nodes", NODES), ("edges", EDGES)):
+    for start_layer, (level, thresholds) in itertools.product(start_layers, (("nodes", NODES), ("edges", EDGES))):
         whole = found if level == "nodes" else found.above(node_threshold=0.01)
         curve = jc.recovery_curve(whole, *given, level=level, thresholds=thresholds, start_layer=start_layer)
         for row in curve.to_dict("records"):
@@ -49,12 +53,13 @@ def curves(kind: str, n: int, start_layer: int) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """The rows as markdown."""
     lines = [
-        "| kind | by | threshold | nodes | edges | faithfulness (95 %) | completeness | random |",
-        "|---|---|---|---|---|---|---|---|",
+        "| kind | by | from layer | threshold | nodes | edges | faithfulness (95 %) | completeness | random |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
-            f"| {row['kind']} | {row['level']} | {row['threshold']:g} | {row['nodes']} ({row['share_of_nodes']:.1%}) | "
+            f"| {row['kind']} | {row['level']} | {row['start_layer']} | {row['threshold']:g} | "
+            f"{row['nodes']} ({row['share_of_nodes']:.1%}) | "
             f"{row['edges']} ({row['share_of_edges']:.1%}) | {row['faithfulness']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | "
             f"{row['completeness']:.3f} | {row['random']:.3f} |"
         )
@@ -64,7 +69,8 @@ def table(rows: list[dict]) -> str:
 def draw(rows: list[dict], path: Path) -> None:
     """The rows as curves, a panel for each kind and level."""
     frame = pd.DataFrame(rows)
-    panels = {f"{kind}, by {level}": part for (kind, level), part in frame.groupby(["kind", "level"], sort=False)}
+    parts = frame.groupby(["kind", "start_layer", "level"], sort=False)
+    panels = {f"{kind}, by {level}, from layer {layer}": part for (kind, layer, level), part in parts}
     jc.draw_curves(panels, path)
 
 
@@ -74,10 +80,12 @@ def main() -> None:
     parser.add_argument(
         "--prompts", type=int, default=32, metavar="N", help="to find circuits on, and to evaluate them on"
     )
-    parser.add_argument("--start-layer", type=int, default=0, metavar="N", help="leave earlier layers alone")
+    parser.add_argument(
+        "--start-layers", type=int, nargs="+", default=[0, 1], metavar="N", help="leave earlier layers alone"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    rows = [row for kind in arguments.kinds for row in curves(kind, arguments.prompts, arguments.start_layer)]
+    rows = [row for kind in arguments.kinds for row in curves(kind, arguments.prompts, arguments.start_layers)]
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "agreement.json").write_text(json.dumps(rows, indent=1) + "\n")
     (arguments.out / "agreement.md").write_text(table(rows))

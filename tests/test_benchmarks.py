@@ -237,11 +237,11 @@ def test_curves_of_agreement_as_a_table_and_a_picture(tmp_path):
         for size in (9, 3)
     ]
     table = agreement.table(rows)
-    assert "| rc | nodes | 0 | 9 (50.0%) | 63 (25.0%) | 0.900 (0.100 to 0.900) | 0.050 | 0.000 |" in table
+    assert "| rc | nodes | 0 | 0 | 9 (50.0%) | 63 (25.0%) | 0.900 (0.100 to 0.900) | 0.050 | 0.000 |" in table
     agreement.draw(rows, tmp_path / "curves.svg")
     root = ElementTree.parse(tmp_path / "curves.svg").getroot()
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"simple, by nodes", "rc, by edges", "nodes kept", "edges kept"} <= set(texts)
+    assert {"simple, by nodes, from layer 0", "rc, by edges, from layer 0", "nodes kept", "edges kept"} <= set(texts)
     curves = [line for line in root.iter("{http://www.w3.org/2000/svg}polyline") if line.get("stroke-width") == "2"]
     assert len(curves) == 4 * 3
     x, y = zip(*(map(float, point.split(",")) for point in curves[0].get("points").split()), strict=True)
