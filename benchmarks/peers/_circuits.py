@@ -1,7 +1,7 @@
 """Sparse feature circuits in PyTorch: as feature-circuits finds them (Marks et al. 2024, arXiv 2403.19647, appendix A), and better.
 
-Weights need no gradients and take none, clean and corrupt values and what depends on them alone are there beforehand, and so are the
-forward passes through which edges are pulled back: none of it is timed.
+Weights need no gradients and take none. Clean and corrupt values are there beforehand, and for feature-circuits' algorithm what depends
+on them alone, and the forward passes through which edges are pulled back: none of it is timed.
 """
 
 from collections.abc import Callable, Container
@@ -210,15 +210,14 @@ def _picked(circuit: Circuit, site: str) -> list[tuple[Tensor, Tensor]]:
 
 def edges_between(circuit: Circuit, variant: str, wires: int):
     """A run of all rows of the first wires: `torch.func.vjp` of the sublayer between source and target alone, prompt by prompt, of many
-    cotangents at a time or in a loop; gradients meet only what the nodes that differ write.
+    cotangents at a time or in a loop; gradients meet only what the nodes that differ write, which is found here.
     """
     import torch
 
     side = Side(circuit)
     chunk = int(variant.split()[1]) if variant != "loop" else 1
-    writes = {wire.source: _writes(side, wire.source) for wire in circuit.wires[:wires]}
 
-    def some_rows(wire: Wire, example: int, nodes: np.ndarray) -> Tensor:
+    def some_rows(wire: Wire, example: int, nodes: np.ndarray, writes: list[Tensor]) -> Tensor:
         """`[row column]`."""
         function, point = _between(side, wire, example)
         position, unit = (tensor(nodes[:, i]) for i in (1, 2))
@@ -231,12 +230,13 @@ def edges_between(circuit: Circuit, variant: str, wires: int):
             cotangents[torch.arange(len(some)), at] = some
             gradients = pull(cotangents[0])[0][None] if variant == "loop" else pull_all(cotangents)
             # [row d_model] · [d_model column], for the columns of each position
-            meet = [gradients[:, s] @ vectors.T for s, vectors in enumerate(writes[wire.source][example])]
+            meet = [gradients[:, s] @ vectors.T for s, vectors in enumerate(writes)]
             out.append(torch.cat(meet, dim=1))
         return torch.cat(out)
 
     def run() -> Tensor:
         parts = []
+        writes = {site: _writes(side, site) for site in {wire.source for wire in circuit.wires[:wires]}}
         for index in range(wires):
             mine = circuit.rows.of(index)
             out = torch.zeros(len(mine), circuit.width, device=side.W_E.device)
@@ -244,7 +244,8 @@ def edges_between(circuit: Circuit, variant: str, wires: int):
                 there = np.flatnonzero(circuit.rows.node[mine][:, 0] == example)
                 if len(there):
                     nodes = circuit.rows.node[mine[there]]
-                    found = some_rows(circuit.wires[index], example, nodes)
+                    wire = circuit.wires[index]
+                    found = some_rows(wire, example, nodes, writes[wire.source][example])
                     out[tensor(there), : found.shape[1]] = found
             parts.append(out)
         return torch.cat(parts)
