@@ -1,5 +1,6 @@
 """Circuits: found, saved, drawn; and everything that can be wrong with what they are given."""
 
+import dataclasses
 import json
 import xml.etree.ElementTree as ET
 
@@ -10,9 +11,10 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc._fingerprint import fingerprint
 from jaxcirc.circuits import annotate_latents
 from tests import oracle
-from tests.helpers import assert_close, needs_x64
+from tests.helpers import as_dtype, assert_close, needs_x64
 from tests.test_attribution import problem
 
 
@@ -187,6 +189,26 @@ def test_edges_carry_a_certificate(arguments, edges, monkeypatch):
     monkeypatch.setattr(_contract, "contract_batch", lambda *given: right(*given) * (1 + 1e-7))
     with pytest.raises(ValueError, match=r"The result is wrong: relative error 1\.0e-07"):
         jc.discover(*arguments, **CUTS, edges=edges)
+
+
+def test_models_and_dictionaries_are_known_by_what_is_in_them(arguments, circuit):
+    """Where they lie and how they are called does not matter, nor in which precision they were loaded; other numbers do."""
+    model, saes, *rest = arguments
+    site = next(iter(saes))
+    moved = {s: dataclasses.replace(sae, origin="/elsewhere") for s, sae in saes.items()}
+    renamed = dataclasses.replace(model, name="a copy")
+    want = jc.evaluate(circuit, *arguments).faithfulness
+    assert jc.evaluate(circuit, renamed, moved, *rest).faithfulness == pytest.approx(want)
+    single = as_dtype((model, saes), jnp.float32)
+    assert fingerprint(single[0]) == fingerprint(model)
+    assert fingerprint(single[1][site]) == fingerprint(saes[site])
+    retrained = {**saes, site: dataclasses.replace(saes[site], W_dec=saes[site].W_dec * 1.05)}
+    with pytest.raises(ValueError, match=f"found with other dictionaries: at `{site}` .* with other weights"):
+        jc.evaluate(circuit, model, retrained, *rest)
+    assert len(circuit.merge(circuit.annotate(model="a copy")).nodes) == len(circuit.nodes)
+    other = circuit.annotate(model="b", fingerprints={"model": "0", "dictionaries": {}})
+    with pytest.raises(ValueError, match="The circuits differ in their model: random and b"):
+        circuit.merge(other)
 
 
 def test_padded_prompts(arguments):

@@ -126,8 +126,9 @@ def test_what_steering_refuses(arguments, circuit):
         jc.steer(circuit, *arguments, [])
     with pytest.raises(ValueError, match="effects are those of going to corrupt prompts, and these prompts go to zero"):
         jc.steer(circuit, model, saes, clean, None, metric, [circuit.node_rows()[0].node])
-    with pytest.raises(ValueError, match="The circuit is of another, and the model is random"):
-        jc.steer(circuit.annotate(model="another"), *arguments, [circuit.node_rows()[0].node])
+    other = dataclasses.replace(model, W_E=model.W_E * 1.1)
+    with pytest.raises(ValueError, match="The circuit is of random, and the model is random, with other weights"):
+        jc.steer(circuit, other, *arguments[1:], [circuit.node_rows()[0].node])
 
 
 @pytest.mark.parametrize("level", ["nodes", "edges"])

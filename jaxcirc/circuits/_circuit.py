@@ -71,7 +71,7 @@ class Circuit:
         chosen = set(names)
         if unknown := chosen - set(self.nodes["node"]):
             raise ValueError(
-                f"The circuit has no node {min(unknown)!r}. {did_you_mean(min(unknown), self.nodes['node'])}"
+                f"The circuit has no node {min(unknown)!r}, of {len(self.nodes)}. {did_you_mean(min(unknown), self.nodes['node'])}"
             )
         inside = self.edges["source"].isin(list(chosen)) & self.edges["target"].isin([*chosen, METRIC])
         nodes = self.nodes[self.nodes["node"].isin(list(chosen))].reset_index(drop=True)
@@ -105,7 +105,8 @@ class Circuit:
         )
 
     def _check_alike(self, other: "Circuit") -> None:
-        for what in ("model", "dictionaries", "d_sae", "aggregate"):
+        same = self.meta.get("fingerprints") == other.meta.get("fingerprints") is not None  # whatever their names are
+        for what in ("d_sae", "aggregate") if same else ("model", "dictionaries", "d_sae", "aggregate"):
             if self.meta.get(what) != other.meta.get(what):
                 raise ValueError(
                     f"The circuits differ in their {what}: {self.meta.get(what)} and {other.meta.get(what)}. Find both alike."

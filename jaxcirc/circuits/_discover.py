@@ -19,6 +19,7 @@ from ..saes import AbstractDictionary
 from ._batches import ArrayBatches, Batch, Progress, PromptBatches, Source
 from ._circuit import Circuit
 from ._means import Averaging, mean_edges, mean_effects, NodeMeans
+from ._members import fingerprints
 from ._tables import edge_table, node_table
 
 
@@ -168,6 +169,7 @@ def _discover(
         )
     weights, errors = mean_edges(model, batches, how, means, kept, report)
     nodes, names = node_table(means.effects, kept)
+    largest_edge = max((float(abs(matrix).max()) for matrix in weights.values() if matrix.nnz), default=0.0)
     certificate = (
         issue_certificate(max(errors), probes=len(errors), what="edges", dtype=model.dtype) if errors else None
     )
@@ -176,6 +178,7 @@ def _discover(
         **settings.as_dict(),
         "clean_metric": means.clean,
         "total_effect": means.total,
+        "largest_edge": largest_edge,
         "completeness": _completeness(means),
         "certificate": None if certificate is None else certificate.as_dict(),
     }
@@ -192,10 +195,12 @@ def _completeness(means: NodeMeans) -> dict[str, float]:
 
 
 def _described(model: Transformer, means: NodeMeans, metric: str) -> dict[str, Any]:
+    of_model, of_dictionaries = fingerprints(model, means.saes)
     return {
         "model": model.name,
         "dictionaries": {str(site): sae.origin for site, sae in means.saes.items()},
         "d_sae": {str(site): sae.d_sae for site, sae in means.saes.items()},
+        "fingerprints": {"model": of_model, "dictionaries": of_dictionaries},
         "metric": metric,
         "prompts": means.prompts,
         "length": means.lengths[0] if len(means.lengths) == 1 else means.lengths,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from .._fingerprint import fingerprint
 from .._sites import Site
 from ..models import Transformer
 from ..saes import AbstractDictionary
@@ -25,19 +26,28 @@ class Into(NamedTuple):
 
 
 def check_same(circuit: Circuit, model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> None:
-    """ValueError if the circuit is of another model or of other dictionaries, naming both."""
-    of = circuit.meta.get("model")
-    if of is not None and of != model.name:
-        raise ValueError(f"The circuit is of {of}, and the model is {model.name}. Give the model that it was found in.")
-    recorded = circuit.meta.get("dictionaries")
-    if recorded is not None:
-        given = {str(site): sae.origin for site, sae in saes.items()}
-        differing = sorted(site for site in {*recorded, *given} if recorded.get(site) != given.get(site))
+    """ValueError if the circuit is of another model or of other dictionaries, naming both.
+
+    They are told apart by what is in them where the circuit has recorded that, else by their names.
+    """
+    of, names = circuit.meta.get("model"), circuit.meta.get("dictionaries")
+    given = {str(site): sae.origin for site, sae in saes.items()}
+    recorded = circuit.meta.get("fingerprints") or {"model": of, "dictionaries": names}
+    by_name = "fingerprints" not in circuit.meta
+    mine = (model.name, given) if by_name else fingerprints(model, saes)
+    if recorded["model"] is not None and recorded["model"] != mine[0]:
+        raise ValueError(
+            f"The circuit is of {of}, and the model is {model.name}{'' if by_name else ', with other weights'}. Give the model that it "
+            "was found in, processed alike."
+        )
+    known = recorded["dictionaries"]
+    if known is not None:
+        differing = sorted(site for site in {*known, *given} if known.get(site) != mine[1].get(site))
         if differing:
             site = differing[0]
             raise ValueError(
-                f"The circuit was found with other dictionaries: at `{site}` with {recorded.get(site) or 'none'}, and here is "
-                f"{given.get(site) or 'none'}. Give those that it was found with."
+                f"The circuit was found with other dictionaries: at `{site}` with {(names or {}).get(site) or 'none'}, and here is "
+                f"{given.get(site) or 'none'}{'' if by_name else ', with other weights'}. Give those that it was found with."
             )
     for site, width in _widths(circuit).items():
         if site in saes and saes[site].d_sae != width:
@@ -48,6 +58,11 @@ def check_same(circuit: Circuit, model: Transformer, saes: Mapping[Site, Abstrac
     for name, site, unit in zip(circuit.nodes["node"], circuit.nodes["site"], circuit.nodes["unit"], strict=True):
         if Site.parse(site) not in saes or not 0 <= unit <= saes[Site.parse(site)].d_sae:
             raise ValueError(f"The circuit's node {name} is of no dictionary that was given.")
+
+
+def fingerprints(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> tuple[str, dict[str, str]]:
+    """By which a circuit knows its model and its dictionaries again."""
+    return fingerprint(model), {str(site): fingerprint(sae) for site, sae in saes.items()}
 
 
 def _widths(circuit: Circuit) -> dict[Site, int]:

@@ -168,6 +168,10 @@ def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
             f"check: relative error of edges {certificate['error']:.1e} in {certificate['probes']} probes against float64 "
             f"(limit {certificate['limit']:.0e})"
         )
+    if not len(circuit.edges):
+        print(f"no edge has |weight| above {meta['edge_threshold']:g}; the largest is {meta['largest_edge']:.3g}")
+    if set(circuit.nodes["kind"]) == {"error"}:
+        print("all nodes are errors: these dictionaries say little of what matters here")
     print("\nstrongest nodes")
     for node in circuit.node_rows()[:most]:
         print(f"  {node.effect:+8.3f}  {node.node:<38} {note_of(notes, node)}")
@@ -223,3 +227,6 @@ def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:
     else:
         show_circuit(circuit)
         print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser.")
+        print(
+            f"How much of the behaviour it carries: jaxcirc evaluate --circuit {arguments.out} …; lower thresholds carry more."
+        )

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ..circuits import Circuit, evaluate, MeanAblation, minimality, recovery_curve, ResampleAblation, ZeroAblation
-from ..view import draw_curves
+from ..view import check_svg, draw_curves
 from ._common import add_prompt_options, load_given, progress_bar, Subparsers
 
 
@@ -46,6 +46,8 @@ def add(subparsers: Subparsers) -> None:
 
 
 def evaluate_file(arguments: argparse.Namespace) -> int:
+    if arguments.plot:
+        check_svg(arguments.plot)
     circuit = Circuit.load(arguments.circuit)
     model, saes, prompts, _ = load_given(arguments)
     given = (circuit, model, saes, prompts.clean, prompts.corrupt, prompts.metric())
@@ -72,7 +74,12 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
     print(f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, {len(prompts.clean)} prompts, by {arguments.level}")
     for name in ("faithfulness", "completeness"):
         low, high = found.interval(name)
-        print(f"{name:<13} {getattr(found, name):7.3f}   ({low:.3f} to {high:.3f})")
+        print(f"{name:<13} {getattr(found, name):7.3f}   (95 %: {low:.3f} to {high:.3f})")
+    moved = found.per_prompt["full"] - found.per_prompt["empty"]
+    if abs(moved.mean()) < 2 * moved.std() / len(moved) ** 0.5:
+        print(
+            "note: ablating every node changes the metric by no more than prompts differ, so these shares of it say little"
+        )
     for name in ("full", "circuit", "empty", "complement"):
         print(f"metric, {name:<11} {found.per_prompt[name].mean():+7.3f}")
     for table in tables.values():

@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
         command.add(subparsers)
     arguments = parser.parse_args(argv)
     keep_compilations()
+    # transformers' advice that PyTorch is missing looks like an error, and tokenizers need none.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         with quiet_cache():
             return arguments.command(arguments)

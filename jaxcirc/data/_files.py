@@ -107,7 +107,7 @@ def _usable(path: Path, tokenizer: Any, skip_unusable: bool, limit: int | None =
             except _Unusable as problem:
                 if not skip_unusable:
                     raise ValueError(
-                        f"{problem} Correct the line, or pass skip_unusable=True to leave such lines out."
+                        f"{problem} Correct the line, or leave such lines out (skip_unusable=True, --skip-unusable)."
                     ) from None
                 reasons.append(str(problem))
                 continue
@@ -152,7 +152,8 @@ def _encode(fields: dict[str, str], tokenizer: Any, where: str) -> _Row:
         ids = encode(text)
         if len(ids) != 1:
             raise _Unusable(
-                f"{where}: {key} {text!r} must be one token, and is {tokenizer.convert_ids_to_tokens(ids)}."
+                f"{where}: {key} {text!r} must be one token, and is {tokenizer.convert_ids_to_tokens(ids)}. (Words in a sentence begin "
+                "with a space.)"
             )
         answers.append(ids[0])
     return _Row(clean, corrupt, *answers)

@@ -19,11 +19,18 @@ def draw_curves(curves: "Mapping[str, pd.DataFrame]", path: str | Path) -> None:
 
     **Raises:** `ValueError` if there is none, or one is empty.
     """
+    check_svg(path)
     if not curves or any(len(table) == 0 for table in curves.values()):
         raise ValueError("draw_curves: expected at least one table of jc.recovery_curve, none of them empty.")
     panels = [_panel(name, table) for name, table in curves.items()]
     with writing_file(path) as aside:
         aside.write_text(document(panels, title="Recovery of the metric against the size of the circuit"))
+
+
+def check_svg(path: str | Path) -> None:
+    """ValueError unless the file is named as what it will be."""
+    if Path(path).suffix != ".svg":
+        raise ValueError(f"Pictures are written as SVG, and {path} does not end in .svg. Name it so.")
 
 
 def _panel(name: str, table: "pd.DataFrame") -> str:

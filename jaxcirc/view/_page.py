@@ -9,6 +9,7 @@ from ._rows import EdgeRow, METRIC, NEGATIVE, NodeRow, note_of, POSITIVE
 
 
 _STYLE = """
+pre { white-space: pre-wrap; overflow-wrap: anywhere }
 body { font: 14px/1.45 system-ui, sans-serif; margin: 24px; color: #222; background: #fff; }
 h1 { font-size: 19px; margin: 0 0 4px; } h2 { font-size: 15px; margin: 22px 0 6px; }
 p { margin: 2px 0 8px; max-width: 100ch; color: #555; }
@@ -47,6 +48,8 @@ def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, mo
     """The page's HTML. What is drawn is said on it, and what is left out."""
     shown, drawn = choose(nodes, edges, most_edges)
     notes = meta.get("annotations", {})
+    shown_meta = {key: value for key, value in meta.items() if key != "annotations"}
+    settings = json.dumps(shown_meta, indent=1, ensure_ascii=False)
     about = (
         f"{len(nodes)} nodes and {len(edges)} edges; drawn: {len(shown)} nodes and the {len(drawn)} strongest edges. "
         f"Effects are corrupt less clean, mean over {meta.get('prompts', '?')} prompts, of {_metric(meta)}. "
@@ -61,8 +64,8 @@ def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, mo
             '<div class="tables">',
             _table("Strongest nodes", ["node", "effect", ""], _node_cells(nodes, notes), 1),
             _table("Strongest edges", ["from", "to", "weight"], _edge_cells(edges), 2),
-            "</div><h2>Settings</h2>",
-            f"<pre>{html.escape(json.dumps({k: v for k, v in meta.items() if k != 'annotations'}, indent=1, ensure_ascii=False))}</pre>",
+            "</div><details><summary>Settings</summary>",
+            f"<pre>{html.escape(settings)}</pre></details>",
             f"<script>{_SCRIPT}</script></body></html>",
         ]
     )
