@@ -211,6 +211,14 @@ def test_models_and_dictionaries_are_known_by_what_is_in_them(arguments, circuit
         circuit.merge(other)
 
 
+def test_nodes_alone(arguments, circuit):
+    alone = jc.discover(*arguments, node_threshold=CUTS["node_threshold"], edge_threshold=None)
+    assert alone.nodes.equals(circuit.nodes)
+    assert len(alone.edges) == 0
+    assert alone.meta["certificate"] is None
+    assert jc.evaluate(alone, *arguments).faithfulness == jc.evaluate(circuit, *arguments).faithfulness
+
+
 def test_padded_prompts(arguments):
     """Prompts of unequal length give the mean of what each gives alone."""
     model, saes, clean, corrupt, _ = arguments

@@ -71,7 +71,7 @@ class Circuit:
         chosen = set(names)
         if unknown := chosen - set(self.nodes["node"]):
             raise ValueError(
-                f"The circuit has no node {min(unknown)!r}, of {len(self.nodes)}. {did_you_mean(min(unknown), self.nodes['node'])}"
+                f"The circuit has no node {min(unknown)!r}. {did_you_mean(min(unknown), self.nodes['node'])}"
             )
         inside = self.edges["source"].isin(list(chosen)) & self.edges["target"].isin([*chosen, METRIC])
         nodes = self.nodes[self.nodes["node"].isin(list(chosen))].reset_index(drop=True)
