@@ -69,10 +69,10 @@ def table(rows: list[dict]) -> str:
 
 def draw(rows: list[dict], path: Path) -> None:
     """The rows as curves, a panel for each kind and level."""
-    frame = pd.DataFrame(rows)
-    parts = frame.groupby(["kind", "start_layer", "level"], sort=False)
-    panels = {f"{kind}, by {level}, from layer {layer}": part for (kind, layer, level), part in parts}
-    jc.draw_curves(panels, path)
+    panels: dict[str, list[dict]] = {}
+    for row in rows:
+        panels.setdefault(f"{row['kind']}, by {row['level']}, from layer {row['start_layer']}", []).append(row)
+    jc.draw_curves({name: pd.DataFrame(part) for name, part in panels.items()}, path)
 
 
 def main() -> None:
