@@ -159,10 +159,8 @@ def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
     )
     shares = meta["completeness"]
     if shares:
-        low, high = min(shares.values()), max(shares.values())
-        print(
-            f"check: node effects sum to {low:.1%} to {high:.1%} of the total effect at the {len(shares)} residual sites"
-        )
+        ends = dict.fromkeys(f"{share:.1%}" for share in (min(shares.values()), max(shares.values())))
+        print(f"check: node effects sum to {' to '.join(ends)} of the total effect at the {len(shares)} residual sites")
     if certificate := meta["certificate"]:
         print(
             f"check: relative error of edges {certificate['error']:.1e} in {certificate['probes']} probes against float64 "
