@@ -37,10 +37,13 @@ class Source(Protocol[T_co]):
 
 
 class ArrayBatches:
-    """The prompts of a problem, `size` at a time."""
+    """The prompts of a problem, `size` at a time, or all at once."""
 
-    def __init__(self, problem: Problem, size: int):
-        self.problem, self.size, self.n = problem, size, problem.clean.shape[0]
+    def __init__(self, problem: Problem, size: int | None):
+        if size is not None and size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {size}: it is how many prompts are run at once.")
+        self.problem, self.n = problem, problem.clean.shape[0]
+        self.size = self.n if size is None else size
 
     def __len__(self) -> int:
         return -(-self.n // self.size)

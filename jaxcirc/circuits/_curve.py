@@ -55,7 +55,9 @@ def recovery_curve(
     """
     import pandas as pd
 
-    trial = trial_of(model, saes, clean, corrupt, metric, mask, ablation, level, start_layer, errors, batch_size)
+    trial = trial_of(
+        circuit, model, saes, clean, corrupt, metric, mask, ablation, level, start_layer, errors, batch_size
+    )
     by_nodes = level == "nodes"
     name, column = (
         ("node_threshold", circuit.nodes["effect"]) if by_nodes else ("edge_threshold", circuit.edges["weight"])

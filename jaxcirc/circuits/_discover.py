@@ -75,11 +75,9 @@ def discover(
     """
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"discover: batch_size must be at least 1, got {batch_size}.")
+    batches = ArrayBatches(problem, batch_size)
     if problem.corrupt is not None and np.array_equal(problem.clean, problem.corrupt):
         raise ValueError("discover: the corrupt prompts are equal to the clean ones, so there is no effect to explain.")
-    batches = ArrayBatches(problem, batch_size or problem.clean.shape[0])
     return _discover(model, batches, settings, progress, type(problem.metric).__name__)
 
 

@@ -68,7 +68,9 @@ def evaluate(
     >>> 0.5 < found.faithfulness < 1.5
     True
     """
-    trial = trial_of(model, saes, clean, corrupt, metric, mask, ablation, level, start_layer, errors, batch_size)
+    trial = trial_of(
+        circuit, model, saes, clean, corrupt, metric, mask, ablation, level, start_layer, errors, batch_size
+    )
     return evaluation(trial, circuit, trial.runs(circuit, RUNS, progress))
 
 

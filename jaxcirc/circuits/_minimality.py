@@ -63,7 +63,9 @@ def minimality(
 
     if most < 1:
         raise ValueError(f"minimality: most is how many parts to try, at least 1; got {most}.")
-    trial = trial_of(model, saes, clean, corrupt, metric, mask, ablation, level, start_layer, errors, batch_size)
+    trial = trial_of(
+        circuit, model, saes, clean, corrupt, metric, mask, ablation, level, start_layer, errors, batch_size
+    )
     report = progress or (lambda done, of, stage: None)
     whole = trial.runs(circuit, RUNS)
     faithfulness = evaluation(trial, circuit, whole).faithfulness

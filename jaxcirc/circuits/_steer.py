@@ -84,11 +84,9 @@ def steer(
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     check_circuit(circuit, model, problem)
     _check_baseline(circuit, problem)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"steer: batch_size must be at least 1, got {batch_size}.")
     chosen = _chosen(circuit, list(nodes))
     strengths = [float(strength) for strength in strengths]
-    batches = ArrayBatches(problem, batch_size or problem.clean.shape[0])
+    batches = ArrayBatches(problem, batch_size)
     measured = _measured(model, batches, chosen, strengths, progress or (lambda done, of, stage: None))
     effect = {row.node: row.effect for row in circuit.node_rows()}
     effects = [effect[name] for name in chosen.names]

@@ -49,7 +49,6 @@ class Trial(NamedTuple):
         ablated, and the circuit ablated.
         """
         problem, report = self.batches.problem, progress or (lambda done, of, stage: None)
-        check_circuit(circuit, self.model, problem)
         saes, seq = problem.saes, problem.clean.shape[1]
         keeps = keeps_of(node_masks(circuit, saes, seq), self.intact, self.errors)
         by_edges = [name for name in names if self.level == "edges" and name in ("circuit", "complement")]
@@ -72,6 +71,7 @@ class Trial(NamedTuple):
 
 
 def trial_of(
+    circuit: Circuit,
     model: Transformer,
     saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
     clean: Int[Array, "batch seq"],
@@ -84,15 +84,15 @@ def trial_of(
     errors: str,
     batch_size: int | None,
 ) -> Trial:
-    """The trial of these arguments of `jc.evaluate`. **Raises:** `ValueError` for one that is not right."""
+    """The trial of these arguments of `jc.evaluate`, for the circuit and its parts. **Raises:** `ValueError` for one that is not right."""
     problem = prepare(model, saes, clean, corrupt, metric, mask)
-    _check(model, level, errors, start_layer, batch_size)
-    n = problem.clean.shape[0]
-    batches = ArrayBatches(problem, batch_size or n)
+    _check(model, level, errors, start_layer)
+    batches = ArrayBatches(problem, batch_size)
+    check_circuit(circuit, model, problem)
     return Trial(
         model=model,
         batches=batches,
-        ablated=ablation.values(n, *_reference(model, batches), padded=not bool(problem.mask.all())),
+        ablated=ablation.values(batches.n, *_reference(model, batches), padded=not bool(problem.mask.all())),
         level=level,
         intact=frozenset(site for site in problem.saes if (site.layer or 0) < start_layer),
         errors=errors,
@@ -102,13 +102,13 @@ def trial_of(
             "reference": "clean prompts" if corrupt is None else "corrupt prompts",
             "start_layer": start_layer,
             "errors": errors,
-            "prompts": n,
+            "prompts": batches.n,
             "model": model.name,
         },
     )
 
 
-def _check(model, level, errors, start_layer, batch_size) -> None:
+def _check(model, level, errors, start_layer) -> None:
     if level not in ("nodes", "edges"):
         raise ValueError(f"evaluate: level must be 'nodes' or 'edges', got {level!r}.")
     if errors not in ERRORS:
@@ -119,8 +119,6 @@ def _check(model, level, errors, start_layer, batch_size) -> None:
         )
     if not 0 <= start_layer <= model.n_layers:
         raise ValueError(f"evaluate: start_layer is from 0 to {model.n_layers}, got {start_layer}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}.")
 
 
 def check_circuit(circuit: Circuit, model: Transformer, problem: Problem) -> None:
