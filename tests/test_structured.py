@@ -282,6 +282,37 @@ def test_any_budget_gives_the_same(block, budget):
         assert not np.asarray(J.contract(left, jnp.full(37, 8), right, jnp.arange(45) % 6, budget=budget)).any()
 
 
+@pytest.mark.parametrize(
+    ("source", "frozen"),
+    [
+        (Kind.RESID_PRE, None),
+        (Kind.RESID_PRE, Kind.PATTERN),
+        (Kind.RESID_PRE, Kind.Z),
+        (Kind.LN1_NORMALIZED, Kind.V),
+        (Kind.LN1_NORMALIZED, Kind.K),
+    ],
+)
+def test_few_rows_are_carried_to_many_columns(source, frozen):
+    """Where rows are few they go through attention and not the columns; the budget is too small for all columns at once."""
+    model = make_model(jax.random.key(5), windows=(None, 3), architecture="gpt_neo")
+    held = () if frozen is None else {at(frozen)}
+    ends = model, tokens_for(model, 9), at(source), at(Kind.RESID_POST)
+    J = jc.edge(*ends, engine="structured", frozen=held)
+    matrix = np.asarray(jc.edge(*ends, engine="autodiff", frozen=held).as_matrix())
+    rng = np.random.default_rng(3)
+    left, right = direction((4, 16)), direction((900, 16), 1)
+    left_pos, right_pos = jnp.asarray([8, 2, 8, 5]), jnp.asarray(rng.integers(0, 9, 900))
+    want = bilinear(matrix, left, left_pos, right, right_pos)
+    for budget in (20_000, 2**29):
+        sizes = sizes_for(4, 900, 9, 4, 16, left.dtype.itemsize, budget)
+        assert sizes.carried
+        assert sizes.tiles * sizes.width < 900
+        assert_close(J.contract(left, left_pos, right, right_pos, budget=budget), want)
+    got = J.contract(left, jnp.full(4, 2), right, right_pos, budget=20_000)
+    assert not got[:, right_pos > 2].any()  # nothing comes from later positions
+    assert got.any()
+
+
 @pytest.mark.parametrize(("m", "k"), [(1, 1), (1, 20)])
 def test_few_items(block, m, k):
     J, matrix = block

@@ -8,10 +8,12 @@ $$\sum_h A_{hts} \langle g_h, v_h \rangle + dS_{hs} \langle q_{th}, k_h \rangle
   + [s = t] \Big\langle \sum_{s'} dS_{hs'} k_{s'h}, q_h \Big\rangle, \qquad
   dS_{hs} = A_{hts} \Big( \langle g_h, v_{sh} \rangle - \sum_{s'} A_{hts'} \langle g_h, v_{s'h} \rangle \Big) \cdot \mathrm{scale}.$$
 
-The last term and everything that does not pass attention are one inner product at equal positions. So a block of M x K edges costs
-about as much as two matrix products of M x D x K where a key may be attended, and nothing where it may not: items are sorted by
-position, and blocks that no query reaches are not visited. The vectors are laid out in tiles of one position each, so that a pattern's
-entry multiplies a whole tile. Memory is the output and a budget, whatever M and K are.
+The last term and everything that does not pass attention are one inner product at equal positions. Where a key may not be attended
+nothing is computed: items are sorted by position, and blocks that no query reaches are not visited. The vectors are laid out in tiles of
+one position each, so that a pattern's entry multiplies a whole tile, and a block of M x K edges costs about two matrix products of
+M x D x K beside the pushing of the vectors. Where rows are few, that would be most of it: then vectors are pushed no further than the
+layer norm, and rows are carried to their positions, as sums of two covectors a head, $W_V g_h$ and $W_K q_{th}$, with entries of the
+pattern and of the scores as weights. Memory is the output and a budget, whatever M and K are.
 """
 
 import functools as ft
@@ -28,13 +30,14 @@ from ._tiles import sort, tile, Tiles
 
 
 class Sizes(NamedTuple):
-    """How a contraction is cut: `block` rows meet `tiles` tiles of `width` columns at once; what columns bring is `kept` for all rows,
-    if the budget allows it, and else made anew for each block of rows.
+    """How a contraction is cut: `block` rows meet `tiles` tiles of `width` columns at once; rows are `carried` to the columns' positions,
+    or not; what columns bring is `kept` for all rows, if the budget allows it, and else made anew for each block of rows.
     """
 
     block: int
     tiles: int
     width: int
+    carried: bool
     kept: bool
 
 
@@ -43,14 +46,18 @@ def sizes_for(m: int, k: int, seq: int, heads: int, d_model: int, itemsize: int,
     numbers = budget // itemsize
     # A block's numbers stay in a core's cache on a CPU, and fill an accelerator.
     few, many = (128, 512) if jax.default_backend() == "cpu" else (512, 4096)
-    width = min(8, _power_below(max(1, k // (2 * min(seq, k)))))
-    columns = min(many, _power_above(k + width * min(seq, k)))
-    everything = k + width * min(seq, k) + columns
-    kept = everything * (4 * d_model + heads * seq) <= numbers // 2
+    positions = min(seq, k)
+    carried = 16 * m <= k  # measured on CPUs: carrying a row takes as long as pushing about sixteen columns
+    width = min(64, -(-k // (8 * positions)) * 8) if carried else min(8, _power_below(max(1, k // (2 * positions))))
+    columns = min(many, _power_above(k + width * positions)) // width * width
+    everything = k + width * positions + columns
+    each = d_model if carried else 4 * d_model + heads * seq
+    kept = everything * each <= numbers // 2
     row = 3 * heads * columns + 3 * heads * seq + 4 * d_model + 2 * everything
+    row += (columns // width + 4 * heads) * d_model if carried else 0
     most = few if kept else 1024  # the more rows, the fewer times
     block = max(8, min(most, _power_above(m), _power_below(numbers // (2 * row))))
-    return Sizes(block, max(1, columns // width), width, kept)
+    return Sizes(block, max(1, columns // width), width, carried, kept)
 
 
 def _power_above(n: int) -> int:
@@ -85,7 +92,7 @@ def _contract_at_once(span: Span, left, left_pos, right, right_pos):
     @jax.custom_batching.sequential_vmap
     def contract(span, left, left_pos, right, right_pos):
         linear = _linear(span)
-        ask, bring, _ = sides(span, linear, forward=len(right_pos) < len(left_pos), kept=False)
+        ask, bring, _ = sides(span, linear, forward=len(right_pos) < len(left_pos))
         return meet(ask(left, left_pos), bring(right, right_pos), right_pos, linear.heads, ordered=False)
 
     return contract(span, left, left_pos, right, right_pos)
@@ -105,9 +112,13 @@ def _linear(span: Span):
 
 
 def _in_blocks(span: Span, left, left_pos, order, right, right_pos, columns: Tiles, *, sizes: Sizes):
-    (m, k), seq, (block, tiles, width, kept) = (len(left_pos), len(right_pos)), span.resid.shape[0], sizes
+    (m, k), seq, (block, tiles, width, carried, kept) = (
+        (len(left_pos), len(right_pos)),
+        span.resid.shape[0],
+        sizes,
+    )
     linear = _linear(span)
-    ask, bring, attends = sides(span, linear, forward=k < m, kept=kept)
+    ask, bring, attends = sides(span, linear, forward=k < m, carried=carried, kept=kept)
     each, n_columns = tiles * width, columns.item.size
     blocks = columns.item.reshape(-1, each)
     bring_some = lambda indices: bring(rows(right, indices), rows(right_pos, indices))
