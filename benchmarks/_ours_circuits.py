@@ -85,28 +85,15 @@ def node_numbers(circuit: Circuit, effects: jc.NodeEffects) -> np.ndarray:
 
 
 def edges(circuit: Circuit):
-    """A run of the edge stage, given the nodes' effects."""
+    """A run of the edge stage, given the nodes' effects, and with them the runs of the prompts."""
     arguments = _arguments(circuit)
-    each = lambda arrays, part=...: {jc.Site.parse(site): jnp.asarray(x[part]) for site, x in arrays.items()}
-    nothing = jnp.zeros(len(circuit.pairs.clean))
-    effects = jc.NodeEffects(
-        acts=each(circuit.effects, (..., slice(-1))),
-        error=each(circuit.effects, (..., -1)),
-        total=nothing,
-        gradient=each(circuit.gradient),
-        clean=nothing,
-    )
-
-    def run():
-        found = jc.edge_effects(*arguments, effects, threshold=circuit.threshold)
-        return found.coo, found.to_metric
-
-    return run
+    effects = jc.node_effects(*arguments, method=jc.Gradient())
+    return lambda: jc.edge_effects(*arguments, effects, threshold=circuit.threshold)
 
 
-def edge_numbers(circuit: Circuit, found) -> np.ndarray:
+def edge_numbers(circuit: Circuit, found: jc.EdgeEffects) -> np.ndarray:
     """`[row column]`."""
-    return as_table(circuit, {(str(source), str(target)): edges for (source, target), edges in found[0].items()})
+    return as_table(circuit, {(str(source), str(target)): edges for (source, target), edges in found.coo.items()})
 
 
 def check_nodes(circuit: Circuit, effects: np.ndarray, *, most: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ function of logits (no batch) works wherever a metric does.
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import equinox as eqx
@@ -14,7 +14,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from ._typing import Logits
 
+
+Metric: TypeAlias = Callable[[Logits], Float[Array, ""]]
 Ids: TypeAlias = ArrayLike | Sequence[int]  # token ids or positions, as they come from a tokenizer
 
 

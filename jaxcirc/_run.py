@@ -140,7 +140,7 @@ def check_metric(model: Transformer, metric: object) -> None:
     """ValueError if the metric reads a token that the model does not have."""
     if isinstance(metric, AbstractMetric):
         for ids in metric.token_ids():
-            check_token_ids(model, ids, model.W_U.shape[1])
+            check_token_ids(model, ids, len(model.b_U))
 
 
 def check_dictionaries(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> None:

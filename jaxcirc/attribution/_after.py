@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .._metrics import KL, LogitDiff, LogProb
+from .._metrics import KL, LogitDiff, LogProb, Metric
 from .._sites import Kind, layer_of, Site
 from .._tap import Tap
 from .._typing import Keys, Resid
 from ..models import Transformer
-from ._effects import Metric
 
 
 def at_end(model: Transformer, metric: Metric) -> Callable[[Resid], Float[Array, ""]]:

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._metrics import Metric
 from .._nn import Block
 from .._sites import Site
 from ..models import Transformer
 from ._after import at_end, bare_tap, halves_after
 from ._batches import largest_batch
-from ._effects import Metric
 from ._states import States
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import AbstractEdit, Add
+from .._metrics import Metric
 from .._run import run, site_shapes
 from .._sites import Kind, Site
 from ..models import Transformer
 from ._batches import largest_batch
-from ._effects import Metric
 from ._heads import AbstractHeadMethod, as_effects, HeadEffects, HeadStates, layers_and_parts
 
 

@@ -1,13 +1,13 @@
 """Edge effects as bilinear forms of Jacobians: covectors of the targets against the sources' vectors, wire by wire."""
 
 import functools as ft
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from .._edits import Add, Detach
 from .._run import run, site_shapes
@@ -16,27 +16,45 @@ from .._tap import site_read
 from ..jacobian import between_blocks, contract_batch, error_of_edges, Span
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._effects import latent_gradient
+from ._effects import node_products
+from ._latents import Latents
 from ._methods import IntegratedGradients
 from ._moved import states_moved
-from ._packs import pack_columns, pack_targets, Sources, TargetChunk
+from ._packs import NodeMask, pack_columns, pack_rows, pack_targets, Sources, TargetChunk
 from ._prepare import Problem
-from ._states import node_differences, States
+from ._states import States
 from ._wiring import as_output, canonical, reaches_output, Wire, wiring
 
 
-NodeMask = Callable[[Site], Bool[np.ndarray, "batch seq node"]]
 Gradients = Mapping[Site, Float[Array, "batch seq width"]]
 
 
 class Edges(NamedTuple):
-    """Some of the edges of a wire, in coordinates (batch, position, node); and by how much they differ from float64, where measured."""
+    """Edges of a wire, `values` `[batch row column]`: into nodes `target_units[b, i]` at `target_positions[b, i]` from nodes
+    `source_units[b, j]` at `source_positions[b, j]`, with unit -1 for those that are not there; and by how much they differ from float64,
+    where that was measured.
+    """
 
     wire: Wire
-    targets: Int[np.ndarray, "n 3"]
-    sources: Int[np.ndarray, "n 3"]
-    values: Float[np.ndarray, " n"]
+    target_positions: Int[np.ndarray, "batch row"]
+    target_units: Int[np.ndarray, "batch row"]
+    source_positions: Int[np.ndarray, "batch column"]
+    source_units: Int[np.ndarray, "batch column"]
+    values: Float[np.ndarray, "batch row column"]
     error: float | None
+
+    def rows(self) -> Int[np.ndarray, "n 3"]:
+        """The targets, as (batch, position, node)."""
+        example, row = np.nonzero(self.target_units >= 0)
+        return np.stack([example, self.target_positions[example, row], self.target_units[example, row]], axis=-1)
+
+    def coo(self) -> tuple[Int[np.ndarray, "n 3"], Int[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:
+        """Those that are not zero: targets and sources as (batch, position, node), and values."""
+        example, row, column = np.nonzero(self.values)
+        targets = [example, self.target_positions[example, row], self.target_units[example, row]]
+        sources = [example, self.source_positions[example, column], self.source_units[example, column]]
+        as_index = lambda parts: np.stack(parts, axis=-1).astype(np.int32)
+        return as_index(targets), as_index(sources), self.values[example, row, column]
 
 
 def iterate_edges(
@@ -56,15 +74,15 @@ def iterate_edges(
     `path` edges are at its points and not at the clean one, and what is yielded for the same ends is to be summed. With `certify` the
     first that there are into each kind of site are compared with float64, on the first prompt.
     """
-    packs = pack_columns(problem.saes, at, {site: sources(site) for site in problem.saes})
+    packs = pack_columns(problem.saes, at, sources)
     wanted = {site: targets(site) & np.asarray(at.mask)[..., None] for site in problem.saes}
-    chunk = _chunk_size(wanted, packs)
+    chunk = _chunk_size([pack_rows(at, site, mask) for site, mask in wanted.items()], packs)
     masks = model.batch_masks(at.mask)
     unmeasured = {site.kind for site in problem.saes} if certify else set()
     for wires, here, slope, fraction, weight in _points(model, problem, at, gradient, path):
         for target in dict.fromkeys(wire.target for wire in wires):
-            sae = problem.saes[target]
-            for pack in pack_targets(sae, target, here, slope[target], wanted[target], chunk):
+            sae, rows = problem.saes[target], pack_rows(here, target, wanted[target])
+            for pack in pack_targets(sae, target, here, slope[target], rows, chunk):
                 for wire in wires:
                     if wire.target == target:
                         source = packs[wire.source]
@@ -72,8 +90,7 @@ def iterate_edges(
                         measured = target.kind in unmeasured and bool(block.values[0].any())
                         error = block.error() if measured else None
                         unmeasured -= {target.kind} if measured else set()
-                        ends, values = _coordinates(block, pack, source)
-                        yield Edges(wire, *ends, weight * values, error)
+                        yield _trimmed(wire, pack, source, weight * block.values, error)
 
 
 def _points(
@@ -89,15 +106,20 @@ def _points(
     for source in dict.fromkeys(wire.source for wire in wires):
         for fraction, weight in zip(*path.points(), strict=True):
             moved = {site: jnp.asarray(fraction if site == source else 0.0, model.dtype) for site in problem.saes}
-            here, slope = states_moved(model, problem.clean, problem.metric, at, moved)
+            here, slope = states_moved(model, problem, at, moved)
             yield [wire for wire in wires if wire.source == source], here, slope, float(fraction), float(weight)
 
 
-def _chunk_size(wanted: Mapping[Site, np.ndarray], packs: Mapping[Site, Sources], budget: int = 2**25) -> int:
-    """How many targets of each example go at once: all, up to 256, or what keeps a chunk's values under `budget`."""
-    most = max(int(mask.sum(axis=(1, 2)).max()) for mask in wanted.values())
-    values_each = max(pack.units.size for pack in packs.values())  # as many for every site
-    return max(1, min(2 ** max(most - 1, 0).bit_length(), 256, budget // values_each))
+def _chunk_size(wanted: Iterable[Latents], packs: Mapping[Site, Sources], budget: int = 2**25) -> int:
+    """How many targets of each example go at once: what makes the least of empty rows and of chunks, and keeps a chunk's values under
+    `budget`.
+    """
+    counts = [int((rows.units >= 0).sum(axis=1).max()) for rows in wanted]
+    values_each = max(pack.nodes.units.size for pack in packs.values())  # as many for every site
+    most = max(1, min(256, budget // values_each))
+    # A chunk costs about as much beside its rows as eight of them.
+    cost = lambda chunk: sum(-(-count // chunk) * (chunk + 8) for count in counts)
+    return min((chunk for chunk in (2**i for i in range(9)) if chunk <= most), key=cost)
 
 
 class _Block(NamedTuple):
@@ -126,7 +148,7 @@ def _block(
     fraction: float,
 ) -> _Block:
     sae, vectors = saes[wire.target], sources.vectors(saes[wire.source])
-    at_rows, at_columns = jnp.asarray(pack.positions), jnp.asarray(sources.positions)
+    at_rows, at_columns = jnp.asarray(pack.positions), jnp.asarray(sources.nodes.positions)
     read = site_read(wire.target, sae)
     if read == wire.target:
         covectors = {wire.target: pack.at_read + pack.at_site}
@@ -137,19 +159,19 @@ def _block(
         if canonical(wire.source) < canonical(end):
             span, keys, resid, shift = _span(model, masks, at, wire, end, fraction)
             ends.append((span, left))
-            if (pack.units >= 0).any() and (sources.units >= 0).any():
+            if (pack.units >= 0).any() and (sources.nodes.units >= 0).any():
                 values += contract_batch(span, keys, resid, shift, left, at_rows, vectors, at_columns)
-    return _Block(tuple(ends), pack.positions, vectors, sources.positions, np.asarray(values))
+    return _Block(tuple(ends), pack.positions, vectors, np.asarray(sources.nodes.positions), np.asarray(values))
 
 
-def _coordinates(
-    block: _Block, pack: TargetChunk, sources: Sources
-) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """The edges that are not zero: the numbers of their targets and sources, and their values."""
-    example, row, column = np.nonzero(block.values)
-    targets = np.stack([example, pack.positions[example, row], pack.units[example, row]], axis=-1)
-    origins = np.stack([example, sources.positions[example, column], sources.units[example, column]], axis=-1)
-    return (targets.astype(np.int32), origins.astype(np.int32)), block.values[example, row, column]
+def _trimmed(
+    wire: Wire, pack: TargetChunk, sources: Sources, values: Float[np.ndarray, "batch row column"], error: float | None
+) -> Edges:
+    """Without the rows and columns that no example has."""
+    rows, columns = (int((units >= 0).sum(axis=1).max()) for units in (pack.units, sources.nodes.units))
+    into, out_of = (pack.positions, pack.units), (sources.nodes.positions, sources.nodes.units)
+    targets, origins = ([np.asarray(x)[:, :n] for x in part] for n, part in ((rows, into), (columns, out_of)))
+    return Edges(wire, *targets, *origins, values[:, :rows, :columns].copy(), error)
 
 
 def _span(
@@ -164,9 +186,10 @@ def _span(
     resid = at.resid[Site(first, Kind.RESID_PRE)]
     example = tuple(mask[0] for mask in masks[blocks])
     relative = lambda site: site.shift(-first)
-    inside = fraction != 0 and start.kind != Kind.RESID_PRE
-    shape = site_shapes(model, resid.shape[1])[wire.source].shape
-    shift = (fraction * at.differences[wire.source]).reshape(-1, *shape) if inside else None
+    shift = None
+    if fraction != 0 and start.kind != Kind.RESID_PRE:
+        shape = site_shapes(model, resid.shape[1])[wire.source].shape
+        shift = (fraction * at.differences[wire.source]).reshape(-1, *shape)
     ends = (relative(start), relative(end), map(relative, wire.frozen))
     span = between_blocks(model.blocks[blocks], example, resid[0], *ends, None if shift is None else shift[0])
     return span, masks[blocks], resid, shift
@@ -189,9 +212,8 @@ def direct_to_metric(
         )
         parts = [float(weight) * held(float(fraction)) for fraction, weight in points] if later else [gradient[site]]
         direct = ft.reduce(jnp.add, parts)
-        d_acts, d_error = node_differences(sae, site, at)
-        acts = d_acts * latent_gradient(sae, site, at, direct)
-        out[site] = jnp.concatenate([acts, jnp.sum(d_error * direct, axis=-1, keepdims=True)], axis=-1)
+        acts, error = node_products(site, sae, at, direct)
+        out[site] = jnp.concatenate([acts, error[..., None]], axis=-1)
     return out
 
 

@@ -1,22 +1,25 @@
 """Edge effects: how much each node moves the metric through each node downstream, directly."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._metrics import Metric
 from .._sites import Site
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._contract import direct_to_metric, iterate_edges
-from ._effects import Metric, NodeEffects
+from ._contract import direct_to_metric, Edges, iterate_edges
+from ._effects import NodeEffects
 from ._methods import IntegratedGradients
 from ._prepare import prepare, Problem
-from ._states import states
 
 
 Pair = tuple[Site, Site]
+
+
+Coo = tuple[Int[np.ndarray, "n 3"], Int[np.ndarray, "n 3"], Float[np.ndarray, " n"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,27 +29,59 @@ class EdgeEffects:
     **Attributes:**
 
     - `coo[(source, target)]`: `(target_index [n 3], source_index [n 3], value [n])`; an index is (batch, position, node), and node
-      `d_sae` is the dictionary's error. Exactly zero values are not stored.
+      `d_sae` is the dictionary's error. Exactly zero values are left out. It is made when it is asked for, and takes seven times the
+      memory of the edges' values.
     - `to_metric[source]` `[batch seq node]`: what a node does to the metric along paths that meet no other node.
+    - `parts[(source, target)]`: the edges as tables of rows, the targets, and columns, the sources; those with the same ends in several are
+      to be summed.
     - `sizes[site]`: how many nodes there are at a site, `d_sae + 1`; `batch` and `seq` the other sizes.
     """
 
-    coo: dict[Pair, tuple[np.ndarray, np.ndarray, np.ndarray]]
     to_metric: dict[Site, Float[Array, "batch seq node"]]
+    parts: dict[Pair, list[Edges]]
     sizes: dict[Site, int]
     batch: int
     seq: int
 
+    @property
+    def coo(self) -> Mapping[Pair, Coo]:
+        return _Lists(self.parts)
+
     def dense(self, pair: tuple[Site | str, Site | str]) -> np.ndarray:
         """The edges of a pair of sites as an array `[batch target_pos target_node source_pos source_node]`."""
         source, target = (Site.parse(site) for site in pair)
-        if (source, target) not in self.coo:
-            known = ", ".join(f"({s}, {t})" for s, t in self.coo)
+        if (source, target) not in self.parts:
+            known = ", ".join(f"({s}, {t})" for s, t in self.parts)
             raise ValueError(f"No edges go directly from `{source}` to `{target}`. The pairs are {known}.")
         targets, sources, values = self.coo[source, target]
         out = np.zeros((self.batch, self.seq, self.sizes[target], self.seq, self.sizes[source]), values.dtype)
         out[(*targets.T, *sources.T[1:])] = values
         return out
+
+
+class _Lists(Mapping[Pair, Coo]):
+    """The edges between each pair of sites in one list, made when it is asked for."""
+
+    def __init__(self, parts: dict[Pair, list[Edges]]):
+        self._parts = parts
+
+    def __getitem__(self, pair: Pair) -> Coo:
+        targets, sources, values = (
+            np.concatenate(each) for each in zip(*(edges.coo() for edges in self._parts[pair]), strict=True)
+        )
+        rows = np.concatenate([edges.rows() for edges in self._parts[pair]])
+        if len(np.unique(rows, axis=0)) == len(rows):  # no target is in two parts, so no edge is
+            return targets, sources, values
+        ends, where = np.unique(np.concatenate([targets, sources], axis=1), axis=0, return_inverse=True)
+        total = np.zeros(len(ends), values.dtype)
+        np.add.at(total, where.reshape(-1), values)
+        return ends[:, :3], ends[:, 3:], total
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
 
 
 def edge_effects(
@@ -100,35 +135,25 @@ def edge_effects(
     if edges not in ("clean", "integrated"):
         raise ValueError(f"edge_effects: edges must be 'clean' or 'integrated', got {edges!r}.")
     _check_same(problem, nodes)
-    at = states(model, problem.saes, problem.clean, problem.corrupt, problem.mask)
-    effects = {site: np.asarray(nodes.nodes(site)) for site in problem.saes}
-    above = lambda site: np.abs(effects[site]) > threshold
-    anything = lambda site: np.ones(effects[site].shape, bool)
+    above = lambda site: _above(nodes, site, threshold)
+    anything = lambda site: np.ones((*problem.clean.shape, problem.saes[site].d_sae + 1), bool)
     chosen = above if upstream == "selected" else anything
-    found: dict[Pair, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+    parts: dict[Pair, list[Edges]] = {}
     rule = path if edges == "integrated" else None
-    for part in iterate_edges(model, problem, at, nodes.gradient, targets=above, sources=chosen, path=rule):
-        found.setdefault((part.wire.source, part.wire.target), []).append((part.targets, part.sources, part.values))
+    for part in iterate_edges(model, problem, nodes.at, nodes.gradient, targets=above, sources=chosen, path=rule):
+        parts.setdefault((part.wire.source, part.wire.target), []).append(part)
     return EdgeEffects(
-        coo={pair: _joined(chunks, summed=rule is not None) for pair, chunks in found.items()},
-        to_metric=direct_to_metric(model, problem, at, nodes.gradient, rule),
+        to_metric=direct_to_metric(model, problem, nodes.at, nodes.gradient, rule),
+        parts=parts,
         sizes={site: sae.d_sae + 1 for site, sae in problem.saes.items()},
         batch=problem.clean.shape[0],
         seq=problem.clean.shape[1],
     )
 
 
-def _joined(
-    chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]], *, summed: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The chunks in one; `summed` if the same ends are in several."""
-    targets, sources, values = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
-    if not summed:
-        return targets, sources, values
-    ends, where = np.unique(np.concatenate([targets, sources], axis=1), axis=0, return_inverse=True)
-    total = np.zeros(len(ends), values.dtype)
-    np.add.at(total, where.reshape(-1), values)
-    return ends[:, :3], ends[:, 3:], total
+def _above(nodes: NodeEffects, site: Site, threshold: float) -> Bool[np.ndarray, "batch seq node"]:
+    acts, error = (np.abs(np.asarray(part[site])) > threshold for part in (nodes.acts, nodes.error))
+    return np.concatenate([acts, error[..., None]], axis=-1)
 
 
 def _check_same(problem: Problem, nodes: NodeEffects) -> None:
@@ -140,4 +165,9 @@ def _check_same(problem: Problem, nodes: NodeEffects) -> None:
         raise ValueError(
             f"edge_effects: `nodes` must be the node effects of the same prompts and dictionaries; they differ at {', '.join(differing)}. "
             "Compute them with jc.node_effects of the same arguments."
+        )
+    if not np.array_equal(nodes.at.prompts, problem.prompts()) or not np.array_equal(nodes.at.mask, problem.mask):
+        raise ValueError(
+            "edge_effects: `nodes` must be the node effects of the same prompts, and they are of others. Compute them with "
+            "jc.node_effects of the same arguments."
         )

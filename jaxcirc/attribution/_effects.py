@@ -1,6 +1,6 @@
 """Effects of nodes, and how a gradient of the metric gives them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax
@@ -9,12 +9,9 @@ from jaxtyping import Array, Float
 
 from .._sites import Site
 from .._tap import site_read
-from .._typing import Logits
-from ..saes import AbstractDictionary
-from ._states import node_differences, States
-
-
-Metric = Callable[[Logits], Float[Array, ""]]
+from ..saes import AbstractDictionary, anonymous
+from ._latents import Latents, read
+from ._states import error_differences, States
 
 
 class NodeEffects(eqx.Module):
@@ -24,44 +21,54 @@ class NodeEffects(eqx.Module):
 
     - `acts[site]` `[batch seq d_sae]`: of the latents of the dictionary at `site`.
     - `error[site]` `[batch seq]`: of its reconstruction error, as one node.
-    - `total` `[batch]`: the change of the metric that there is to explain, corrupt less clean. With the zero baseline there is no
-      corrupt run, and it is the clean metric's negative.
     - `gradient[site]` `[batch seq width]`: the gradient that the method used.
-    - `clean` `[batch]`: the metric of the clean run.
+    - `at`: the runs of the prompts, from which `jc.edge_effects` goes on.
     """
 
     acts: dict[Site, Float[Array, "batch seq d_sae"]]
     error: dict[Site, Float[Array, "batch seq"]]
-    total: Float[Array, " batch"]
     gradient: dict[Site, Float[Array, "batch seq width"]]
-    clean: Float[Array, " batch"]
+    at: States
+
+    @property
+    def total(self) -> Float[Array, " batch"]:
+        """The change of the metric that there is to explain, corrupt less clean. With the zero baseline there is no corrupt run, and it is
+        the clean metric's negative.
+        """
+        return self.at.total
+
+    @property
+    def clean(self) -> Float[Array, " batch"]:
+        """The metric of the clean run."""
+        return self.at.clean
 
     def nodes(self, site: Site) -> Float[Array, "batch seq node"]:
         """Latents and error in one array; the error is the last node, at index `d_sae`."""
         return jnp.concatenate([self.acts[site], self.error[site][..., None]], axis=-1)
 
 
-@jax.jit
 def effects_of(
-    saes: Mapping[Site, AbstractDictionary],
-    metric: Metric,
-    at: States,
-    gradient: Mapping[Site, Float[Array, "batch seq width"]],
+    saes: Mapping[Site, AbstractDictionary], at: States, gradient: Mapping[Site, Float[Array, "batch seq width"]]
 ) -> NodeEffects:
     """The effects, given the runs and the gradient at every node."""
-    acts, error = {}, {}
-    for site, sae in saes.items():
-        d_acts, d_error = node_differences(sae, site, at)
-        acts[site] = d_acts * latent_gradient(sae, site, at, gradient[site])
-        error[site] = jnp.sum(d_error * gradient[site], axis=-1)
-    clean = jax.vmap(lambda metric, logits: metric(logits))(metric, at.clean)
-    after = 0.0 if at.corrupt is None else jax.vmap(lambda metric, logits: metric(logits))(metric, at.corrupt)
-    return NodeEffects(acts=acts, error=error, total=after - clean, gradient=dict(gradient), clean=clean)
+    found = {site: node_products(site, sae, at, gradient[site]) for site, sae in saes.items()}
+    acts, error = ({site: each[part] for site, each in found.items()} for part in (0, 1))
+    return NodeEffects(acts=acts, error=error, gradient=dict(gradient), at=at)
 
 
-def latent_gradient(
-    sae: AbstractDictionary, site: Site, at: States, gradient: Float[Array, "batch seq width"]
-) -> Float[Array, "batch seq d_sae"]:
-    """The gradient with respect to the latents, given that with respect to the value: the decoder, transposed."""
-    scale = sae.decoder_scale(at.values[site_read(site, sae)])
-    return scale[..., None] * (gradient @ sae.W_dec.T)
+def node_products(
+    site: Site, sae: AbstractDictionary, at: States, gradient: Float[Array, "batch seq width"]
+) -> tuple[Float[Array, "batch seq d_sae"], Float[Array, "batch seq"]]:
+    """Products of the latents' and the error's differences with the gradient with respect to them, given that at the site."""
+    return _products(anonymous(sae), at.values[site_read(site, sae)], at.differences[site], gradient, at.changes[site])
+
+
+@jax.jit
+def _products(sae, x, difference, gradient, changes):
+    def latents(scale, gradient, changes: Latents):
+        products = changes.values * scale[changes.positions] * read(changes, sae.W_dec, gradient)
+        there = jnp.zeros((len(gradient), sae.d_sae), products.dtype)
+        return there.at[changes.positions, changes.units].add(products)
+
+    error = error_differences(sae, x, difference, changes)
+    return jax.vmap(latents)(sae.decoder_scale(x), gradient, changes), jnp.sum(error * gradient, axis=-1)

@@ -2,9 +2,9 @@
 
 from jaxtyping import Array, Bool, Int
 
+from .._metrics import Metric
 from ..models import Transformer
 from ._atp_star import AtPStar
-from ._effects import Metric
 from ._heads import AbstractHeadMethod, head_states, HeadEffects
 from ._prepare import prepare_prompts
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .._metrics import Metric
 from .._run import run
 from .._sites import Kind, Site
 from ..models import Transformer
-from ._effects import Metric
 
 
 PARTS = {"q": Kind.Q, "k": Kind.K, "v": Kind.V, "z": Kind.Z}

@@ -2,7 +2,7 @@
 
 import abc
 import functools as ft
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -11,14 +11,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Add
+from .._metrics import Metric
 from .._run import run, site_shapes
 from .._sites import Kind, Site
 from ..models import Transformer
-from ..saes import AbstractDictionary
 from ._at_cut import mean_gradient
 from ._atp_star import AtPStar
-from ._effects import effects_of, Metric, NodeEffects
+from ._effects import effects_of, NodeEffects
 from ._heads import AbstractHeadMethod, HeadEffects, HeadStates
+from ._prepare import Problem
 from ._states import States
 from ._wiring import entry, written
 
@@ -27,44 +28,30 @@ class AbstractMethod(eqx.Module):
     """How node effects are found."""
 
     @abc.abstractmethod
-    def effects(
-        self,
-        model: Transformer,
-        saes: Mapping[Site, AbstractDictionary],
-        tokens: Int[Array, "batch seq"],
-        metric: Metric,
-        at: States,
-    ) -> NodeEffects:
+    def effects(self, model: Transformer, problem: Problem, at: States) -> NodeEffects:
         """**Returns:** the effects of all nodes, and the gradients that edges use."""
 
 
 class AbstractGradientMethod(AbstractMethod):
     """By a gradient of the metric at each site, times the difference there."""
 
-    def effects(
-        self,
-        model: Transformer,
-        saes: Mapping[Site, AbstractDictionary],
-        tokens: Int[Array, "batch seq"],
-        metric: Metric,
-        at: States,
-    ) -> NodeEffects:
-        return effects_of(saes, metric, at, self.gradients(model, tokens, metric, at, tuple(saes)))
+    def effects(self, model: Transformer, problem: Problem, at: States) -> NodeEffects:
+        return effects_of(problem.saes, at, self.gradients(model, problem, at))
 
     @abc.abstractmethod
     def gradients(
-        self, model: Transformer, tokens: Int[Array, "batch seq"], metric: Metric, at: States, nodes: Sequence[Site]
+        self, model: Transformer, problem: Problem, at: States
     ) -> dict[Site, Float[Array, "batch seq width"]]:
-        """**Returns:** for each of `nodes` the gradient of the metric with respect to the whole value there."""
+        """**Returns:** for each node's site the gradient of the metric with respect to the whole value there."""
 
 
 class Gradient(AbstractGradientMethod, AbstractHeadMethod):
     """The gradient at the clean point: attribution patching (Nanda 2023; Syed et al. 2023, arXiv 2310.10348). One backward pass."""
 
     def gradients(
-        self, model: Transformer, tokens: Int[Array, "batch seq"], metric: Metric, at: States, nodes: Sequence[Site]
+        self, model: Transformer, problem: Problem, at: States
     ) -> dict[Site, Float[Array, "batch seq width"]]:
-        return _gradients(model, tokens, metric, at.mask, tuple(nodes))
+        return _gradients(model, problem.clean, problem.metric, problem.mask, tuple(problem.saes))
 
     def heads(
         self,
@@ -116,13 +103,19 @@ class IntegratedGradients(AbstractGradientMethod):
         return (fractions if self.start == "clean" else 1 - fractions), weights
 
     def gradients(
-        self, model: Transformer, tokens: Int[Array, "batch seq"], metric: Metric, at: States, nodes: Sequence[Site]
+        self, model: Transformer, problem: Problem, at: States
     ) -> dict[Site, Float[Array, "batch seq width"]]:
-        fractions, weights = (jnp.asarray(x, model.dtype) for x in self.points())
-        out = {}
-        for site in nodes:
+        fractions, weights = self.points()
+        moved = fractions != 0
+        out: dict[Site, Array] = {}
+        if not moved.all():  # the clean point is the same for all sites
+            out = Gradient().gradients(model, problem, at)
+            out = {site: float(weights[~moved].sum()) * gradient for site, gradient in out.items()}
+        points = jnp.asarray(fractions[moved], model.dtype), jnp.asarray(weights[moved], model.dtype)
+        for site in problem.saes if moved.any() else ():
             change, back = through_write(model, site, at.differences[site])
-            out[site] = back(mean_gradient(model, metric, at, entry(model, site), change, (fractions, weights)))
+            gradient = back(mean_gradient(model, problem.metric, at, entry(model, site), change, points))
+            out[site] = out[site] + gradient if site in out else gradient
         return out
 
 

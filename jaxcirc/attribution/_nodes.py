@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 from jaxtyping import Array, Bool, Int
 
+from .._metrics import Metric
 from .._sites import Site
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._effects import Metric, NodeEffects
+from ._effects import NodeEffects
 from ._methods import AbstractMethod, IntegratedGradients
 from ._prepare import prepare
 from ._states import states
@@ -53,5 +54,4 @@ def node_effects(
     of the plain model, which is what their pass-through gradient computes; their default rule is the left one.
     """
     problem = prepare(model, saes, clean, corrupt, metric, mask)
-    at = states(model, problem.saes, problem.clean, problem.corrupt, problem.mask)
-    return method.effects(model, problem.saes, problem.clean, problem.metric, at)
+    return method.effects(model, problem, states(model, problem))

@@ -1,7 +1,7 @@
 """Exact node effects: each node patched by itself, and the model run from there."""
 
+import dataclasses
 import functools as ft
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Add
+from .._metrics import Metric
 from .._run import run
 from .._sites import Site
 from ..models import Transformer
-from ..saes import AbstractDictionary
 from ._after import halves_after, metric_after
-from ._effects import Metric, NodeEffects
+from ._effects import NodeEffects
 from ._heads import AbstractHeadMethod, as_effects, HeadEffects, HeadStates, layers_and_parts, PARTS
 from ._methods import AbstractMethod, Gradient
-from ._packs import pack_sources
+from ._packs import pack_columns
+from ._prepare import Problem
 from ._states import States
 from ._wiring import entry, written
 
@@ -38,28 +39,21 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         if self.tokens_at_once < 1:
             raise ValueError(f"ExactPatching: tokens_at_once must be at least 1, got {self.tokens_at_once}.")
 
-    def effects(
-        self,
-        model: Transformer,
-        saes: Mapping[Site, AbstractDictionary],
-        tokens: Int[Array, "batch seq"],
-        metric: Metric,
-        at: States,
-    ) -> NodeEffects:
-        found = Gradient().effects(model, saes, tokens, metric, at)
-        batch, seq = tokens.shape
-        everything = {site: np.ones((batch, seq, sae.d_sae + 1), bool) for site, sae in saes.items()}
-        packs = pack_sources(saes, at, everything)
+    def effects(self, model: Transformer, problem: Problem, at: States) -> NodeEffects:
+        found = Gradient().effects(model, problem, at)
+        everything = lambda site: np.ones((*problem.clean.shape, problem.saes[site].d_sae + 1), bool)
         acts, error = {}, {}
-        for site, sae in saes.items():
-            vectors, units = packs[site].vectors, packs[site].units
-            rows, positions, slots = np.nonzero(np.asarray(vectors).any(-1))
-            changes = written(model, site, vectors[rows, positions, slots])
-            after = self._after(model, metric, at, entry(model, site), rows, positions, changes)
-            effects = np.zeros((batch, seq, sae.d_sae + 1), after.dtype)
-            effects[rows, positions, units[rows, positions, slots]] = after - np.asarray(found.clean)[rows]
+        for site, source in pack_columns(problem.saes, at, everything).items():
+            sae, (positions, units) = problem.saes[site], (source.nodes.positions, source.nodes.units)
+            vectors = source.vectors(sae)
+            rows, columns = np.nonzero(np.asarray(vectors).any(-1))
+            changes = written(model, site, vectors[rows, columns])
+            there = positions[rows, columns]
+            after = self._after(model, problem.metric, at, entry(model, site), rows, there, changes)
+            effects = np.zeros((*problem.clean.shape, sae.d_sae + 1), after.dtype)
+            effects[rows, there, units[rows, columns]] = after - np.asarray(at.clean)[rows]
             acts[site], error[site] = jnp.asarray(effects[..., :-1]), jnp.asarray(effects[..., -1])
-        return NodeEffects(acts=acts, error=error, total=found.total, gradient=found.gradient, clean=found.clean)
+        return dataclasses.replace(found, acts=acts, error=error)
 
     def heads(
         self,

@@ -11,13 +11,12 @@ from jaxtyping import Array, Bool, Int
 
 from .._edits import as_pytree
 from .._guard import check_backend
-from .._metrics import AbstractMetric
+from .._metrics import AbstractMetric, Metric
 from .._run import check_dictionaries, check_metric, check_tokens, site_shapes
 from .._sites import by_site, did_you_mean, Site
 from .._tap import site_read
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._effects import Metric
 from ._wiring import check_nodes
 
 
@@ -29,6 +28,10 @@ class Problem(eqx.Module):
     corrupt: Int[Array, "batch seq"] | None
     metric: Metric
     mask: Bool[Array, "batch seq"]
+
+    def prompts(self) -> Int[Array, "side batch seq"]:
+        """Clean and, if there are any, corrupt."""
+        return jnp.stack([self.clean] if self.corrupt is None else [self.clean, self.corrupt])
 
 
 def prepare(

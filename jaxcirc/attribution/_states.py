@@ -1,10 +1,11 @@
 """What the methods know of a pair of prompts: the clean run at every node, and how the corrupt run differs there."""
 
-from collections.abc import Mapping
+import dataclasses
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._run import run
@@ -12,6 +13,9 @@ from .._sites import Kind, Site
 from .._tap import site_read
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
+from ._after import at_end
+from ._latents import Latents, listed, write
+from ._prepare import Problem
 from ._wiring import entry
 
 
@@ -21,76 +25,118 @@ class States(eqx.Module):
     **Attributes:**
 
     - `values`: at every node's site, and where its dictionary reads.
-    - `others`: the corrupt run where the dictionaries read; `None` for the zero baseline.
     - `differences`: corrupt less clean at every node's site, 0 at padding.
+    - `changes`: of the latents of every site, corrupt less clean; `slopes`: their derivatives with respect to their pre-activations, in
+      the clean run.
     - `resid`: at the residual cuts, every block's `resid_pre`, the last `resid_post` (as `resid_pre` of the block after) and the
       `resid_mid`s at which a node enters.
-    - `clean`, `corrupt`: the logits `[batch seq d_vocab]`; `corrupt` is `None` for the zero baseline.
-    - `mask` `[batch seq]`: False for padding.
+    - `clean`, `corrupt` `[batch]`: the metric; `corrupt` is `None` for the zero baseline.
+    - `prompts` `[2 batch seq]`, or `[1 batch seq]` for the zero baseline; `mask` `[batch seq]`: False for padding.
     """
 
     values: dict[Site, Float[Array, "batch seq _"]]
-    others: dict[Site, Float[Array, "batch seq _"]] | None
     differences: dict[Site, Float[Array, "batch seq _"]]
+    changes: dict[Site, Latents]
+    slopes: dict[Site, Latents]
     resid: dict[Site, Float[Array, "batch seq d_model"]]
-    clean: Float[Array, "batch seq d_vocab"]
-    corrupt: Float[Array, "batch seq d_vocab"] | None
+    clean: Float[Array, " batch"]
+    corrupt: Float[Array, " batch"] | None
+    prompts: Int[Array, "side batch seq"]
     mask: Bool[Array, "batch seq"]
+
+    @property
+    def total(self) -> Float[Array, " batch"]:
+        """The change of the metric; with the zero baseline there is no corrupt run, and it is the clean metric's negative."""
+        return -self.clean if self.corrupt is None else self.corrupt - self.clean
+
+
+def states(model: Transformer, problem: Problem) -> States:
+    """Runs both sides. Without corrupt prompts, every latent and every error goes to zero: the difference is `decode(0) - x`."""
+    values, others, differences, resid, metrics, prompts = _both(model, problem)
+    changes, slopes = {}, {}
+    for site, sae in problem.saes.items():
+        reads = site_read(site, sae)
+        found = _encoded(anonymous(sae), values[reads], None if others is None else others[reads], problem.mask)
+        changes[site], slopes[site] = (listed(np.asarray(dense)) for dense in found)
+    clean, corrupt = metrics if len(metrics) == 2 else (metrics[0], None)
+    return States(values, differences, changes, slopes, resid, clean, corrupt, prompts, problem.mask)
 
 
 @jax.jit
-def states(
-    model: Transformer,
-    saes: Mapping[Site, AbstractDictionary],
-    clean: Int[Array, "batch seq"],
-    corrupt: Int[Array, "batch seq"] | None,
-    mask: Bool[Array, "batch seq"],
-) -> States:
-    """Runs both sides. Without `corrupt`, every latent and every error goes to zero: the difference is `decode(0) - x`."""
-    cuts = [Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers)]
-    cuts += sorted({entry(model, site) for site in saes} - {*cuts, Site(model.n_layers, Kind.RESID_PRE)})
-    last = Site(model.n_layers - 1, Kind.RESID_POST)
+def _both(model: Transformer, problem: Problem):
+    """Both sides as one batch, so that the model is compiled once."""
+    saes, mask, cuts = problem.saes, problem.mask, residual_cuts(model, problem.saes)
     reads = {site_read(site, sae) for site, sae in saes.items()}
+    prompts = problem.prompts()
 
-    def one(tokens, keys):
-        logits, cache = run(model, tokens, record={last, *cuts, *saes, *reads}, mask=keys)
-        return logits, {site: value.reshape(value.shape[0], -1) for site, value in cache.items()}
+    def one(tokens, keys, metric):
+        _, cache = run(model, tokens, record={*cuts.values(), *saes, *reads}, mask=keys)
+        value = at_end(model, metric)(cache[cuts[Site(model.n_layers, Kind.RESID_PRE)]])
+        return value, {site: value.reshape(value.shape[0], -1) for site, value in cache.items()}
 
-    if corrupt is None:
-        (logits, cache), other, others = jax.vmap(one)(clean, mask), None, None
-        zero = {site: jnp.zeros(sae.d_sae, logits.dtype) for site, sae in saes.items()}
-        after = {site: sae.decode(zero[site], cache[site_read(site, sae)]) for site, sae in saes.items()}
-    else:  # both sides as one batch, so that the model is compiled once
-        both = jax.vmap(one)(jnp.concatenate([clean, corrupt]), jnp.concatenate([mask, mask]))
-        (logits, cache), (other, after) = (jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], both) for i in range(2))
-        others = {site: after[site] for site in reads}
-    return States(
-        values={site: cache[site] for site in {*saes, *reads}},
-        others=others,
-        differences={site: jnp.where(mask[..., None], after[site] - cache[site], 0) for site in saes},
-        resid={**{cut: cache[cut] for cut in cuts}, Site(model.n_layers, Kind.RESID_PRE): cache[last]},
-        clean=logits,
-        corrupt=other,
-        mask=mask,
+    sides = len(prompts)
+    flat = jax.tree.map(lambda x: jnp.concatenate([x] * sides), (mask, problem.metric))
+    metrics, caches = jax.vmap(one)(prompts.reshape(-1, prompts.shape[-1]), *flat)
+    cache = {site: value.reshape(sides, -1, *value.shape[1:]) for site, value in caches.items()}
+    values, others = ({site: x[side] for site, x in cache.items()} for side in (0, -1))
+    if problem.corrupt is None:
+        zero = {site: jnp.zeros(sae.d_sae, model.dtype) for site, sae in saes.items()}
+        others = None
+        after = {site: sae.decode(zero[site], values[site_read(site, sae)]) for site, sae in saes.items()}
+    else:
+        after, others = others, {site: others[site] for site in reads}
+    differences = {site: jnp.where(mask[..., None], after[site] - values[site], 0) for site in saes}
+    resid = {cut: values[name] for cut, name in cuts.items()}
+    return (
+        {site: values[site] for site in {*saes, *reads}},
+        others,
+        differences,
+        resid,
+        list(metrics.reshape(sides, -1)),
+        prompts,
     )
 
 
-def node_differences(
-    sae: AbstractDictionary, site: Site, at: States
-) -> tuple[Float[Array, "batch seq d_sae"], Float[Array, "batch seq width"]]:
-    """How the latents and the error of the dictionary at `site` differ, corrupt less clean.
+def residual_cuts(model: Transformer, nodes) -> dict[Site, Site]:
+    """The cuts of `States.resid`, and the site that holds the value of each."""
+    cuts = [Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers + 1)]
+    cuts += sorted({entry(model, site) for site in nodes} - {*cuts})
+    end = Site(model.n_layers, Kind.RESID_PRE)
+    return {cut: Site(model.n_layers - 1, Kind.RESID_POST) if cut == end else cut for cut in cuts}
+
+
+@jax.jit
+def _encoded(sae, clean, other, mask) -> tuple[Float[Array, "batch seq d_sae"], Float[Array, "batch seq d_sae"]]:
+    """How latents differ, and the slopes of the clean ones."""
+    before = sae.encode(clean)
+    after = jnp.zeros_like(before) if other is None else sae.encode(other)
+    return jnp.where(mask[..., None], after - before, 0), sae.slopes(clean)
+
+
+def with_values(
+    saes: dict[Site, AbstractDictionary],
+    at: States,
+    values: dict[Site, Float[Array, "batch seq _"]],
+    resid: dict[Site, Float[Array, "batch seq d_model"]],
+) -> States:
+    """Another run of the same prompts; what differs between their sides stays."""
+    encode = lambda site, sae: _encoded(anonymous(sae), values[site_read(site, sae)], None, at.mask)[1]
+    slopes = {site: listed(np.asarray(encode(site, sae))) for site, sae in saes.items()}
+    return dataclasses.replace(at, values=values, resid=resid, slopes=slopes)
+
+
+@jax.jit
+def error_differences(
+    sae: AbstractDictionary,
+    x: Float[Array, "batch seq d_in"],
+    difference: Float[Array, "batch seq width"],
+    changes: Latents,
+) -> Float[Array, "batch seq width"]:
+    """How the error of a dictionary differs, corrupt less clean, where its input is `x`, the value differs by `difference`, and latents
+    by `changes`.
 
     The error takes what the latents leave: the two differences, decoded at the clean input, make up the difference of the value
     exactly. For a dictionary that does not normalise its input that is the difference of the reconstruction errors.
     """
-    reads = site_read(site, sae)
-    other = None if at.others is None else at.others[reads]
-    return _node_differences(anonymous(sae), at.values[reads], other, at.differences[site], at.mask)
-
-
-@jax.jit
-def _node_differences(sae, clean, other, difference, mask):
-    before = sae.encode(clean)
-    after = jnp.zeros_like(before) if other is None else sae.encode(other)
-    acts = jnp.where(mask[..., None], after - before, 0)
-    return acts, difference - sae.decoder_scale(clean)[..., None] * (acts @ sae.W_dec)
+    written = jax.vmap(lambda changes: write(changes, sae.W_dec, x.shape[1]))(changes)
+    return difference - sae.decoder_scale(x)[..., None] * written

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from jaxtyping import Array, Float
 
 from .._sites import Kind, layer_of, Site
-from ..jacobian import reaches
+from ..jacobian import next_of
 from ..models import Transformer
 
 
@@ -37,24 +37,24 @@ def wiring(model: Transformer, nodes: Iterable[Site]) -> list[Wire]:
     """
     nodes = sorted(nodes)
     check_nodes(nodes)
+    reached = {source: next_of(model, source, nodes) for source in nodes}
     wires = []
-    for target in nodes:
-        for source in reversed([node for node in nodes if node < target]):
-            between = tuple(node for node in nodes if source < node < target)
-            if reaches(model, source, target, between):
-                wires.append(Wire(source, target, between))
+    for number, target in enumerate(nodes):
+        for first in reversed(range(number)):
+            if target in reached[nodes[first]]:
+                wires.append(Wire(nodes[first], target, tuple(nodes[first + 1 : number])))
     return wires
 
 
 def reaches_output(model: Transformer, nodes: Iterable[Site]) -> dict[Site, tuple[Site, ...]]:
     """The nodes with a path to the logits that meets no other node, and for each the later nodes, to be held."""
     nodes = sorted(nodes)
-    found = {}
-    for source in nodes:
-        later = tuple(node for node in nodes if source < node)
-        if reaches(model, source, Site(None, Kind.LOGITS), later):
-            found[source] = later
-    return found
+    logits = Site(None, Kind.LOGITS)
+    return {
+        source: tuple(nodes[number + 1 :])
+        for number, source in enumerate(nodes)
+        if logits in next_of(model, source, {*nodes, logits})
+    }
 
 
 def check_nodes(nodes: list[Site]) -> None:

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from .._metrics import Metric
 from .._sites import Site
-from ..attribution import Metric, prepare, Problem
+from ..attribution import prepare, Problem
 from ..data import Prompts
 from ..models import Transformer
 from ..saes import AbstractDictionary

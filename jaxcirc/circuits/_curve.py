@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from .._metrics import Metric
 from .._sites import Site
-from ..attribution import Metric
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._ablations import AbstractAblation, MeanAblation

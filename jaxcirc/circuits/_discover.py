@@ -9,9 +9,10 @@ import jaxlib
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from .._metrics import Metric
 from .._sites import Site
 from .._version import __version__
-from ..attribution import AbstractMethod, IntegratedGradients, is_cut, Metric, prepare
+from ..attribution import AbstractMethod, IntegratedGradients, is_cut, prepare
 from ..data import Prompts
 from ..jacobian import issue_certificate
 from ..models import Transformer

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from .._metrics import Metric
 from .._sites import Site
-from ..attribution import Metric
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._ablations import AbstractAblation, MeanAblation

@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Replace
+from .._metrics import Metric
 from .._run import run
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read, Tap
-from ..attribution import as_output, canonical, Metric
+from ..attribution import as_output, canonical
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
 from ._ablations import Nodes

@@ -85,7 +85,7 @@ def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, rep
         report(i, len(batches), "nodes")
         lengths.add(problem.clean.shape[1])
         _check_positions(problem, lengths, how)
-        found = how.method.effects(model, problem.saes, problem.clean, problem.metric, _run(model, problem))
+        found = how.method.effects(model, problem, states(model, problem))
         metrics.append(np.stack([np.asarray(x, np.float64)[real] for x in (found.clean, found.total)]))
         _check_finite(metrics)
         for site in problem.saes:
@@ -135,7 +135,7 @@ def mean_edges(
 
     wires = len(wiring(model, nodes.saes))
     for i, (batch, remembered) in enumerate(zip(batches, nodes.memory, strict=True)):
-        problem, at = batch.problem, _run(model, batch.problem)
+        problem, at = batch.problem, states(model, batch.problem)
         gradient, sources, targets = _chosen(model, batch, at, how, remembered, kept)
         seen = set()
         for edges in iterate_edges(
@@ -152,7 +152,8 @@ def mean_edges(
                 report(i * wires + len(seen), len(batches) * wires, "edges")
                 seen.add(edges.wire)
             source, target = edges.wire.source, edges.wire.target
-            add(source, target, number(target, edges.targets), number(source, edges.sources), edges.values)
+            targets_at, sources_at, values = edges.coo()
+            add(source, target, number(target, targets_at), number(source, sources_at), values)
             errors += [] if edges.error is None else [edges.error]
         for source, values in direct_to_metric(model, problem, at, gradient, how.path).items():
             values = np.where(sources[source], np.asarray(values), 0)
@@ -160,10 +161,6 @@ def mean_edges(
             add(source, None, np.zeros(len(index), int), number(source, index), values[tuple(index.T)])
     report(len(batches) * wires, len(batches) * wires, "edges")
     return {ends: matrix / nodes.prompts for ends, matrix in sums.items()}, errors
-
-
-def _run(model: Transformer, problem: Problem) -> States:
-    return states(model, problem.saes, problem.clean, problem.corrupt, problem.mask)
 
 
 def _memory(model: Transformer, problem: Problem, found: NodeEffects, how: Averaging) -> Memory:
@@ -187,7 +184,7 @@ def _chosen(
     """The gradients of a batch, and which instances of nodes are sources of edges and which are targets."""
     problem, real = batch
     if remembered is None:
-        found = how.method.effects(model, problem.saes, problem.clean, problem.metric, at)
+        found = how.method.effects(model, problem, at)
         remembered = _memory(model, problem, found, how)
     sources = {
         site: real[:, None, None] & np.broadcast_to(mask, (*problem.clean.shape, mask.shape[-1]))

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Add
+from .._metrics import Metric
 from .._run import run, site_shapes
 from .._sites import Site
-from ..attribution import Metric, prepare, Problem
+from ..attribution import prepare, Problem
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._batches import ArrayBatches, Progress

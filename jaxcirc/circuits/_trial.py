@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Blend
+from .._metrics import Metric
 from .._run import run, site_shapes
 from .._sites import Site
-from ..attribution import Metric, prepare, Problem
+from ..attribution import prepare, Problem
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._ablations import AbstractAblation, Values

@@ -7,7 +7,7 @@ from ._certificate import (
     issue_certificate as issue_certificate,
 )
 from ._edge import edge as edge
-from ._graph import reaches as reaches
+from ._graph import next_of as next_of, reaches as reaches
 from ._operator import EdgeJacobian as EdgeJacobian, select as select
 from ._paths import block_paths as block_paths, mediated_edges as mediated_edges, MediatedEdges as MediatedEdges
 from ._routes import contract_batch as contract_batch

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ._engine import attends
 from ._links import linearise, rows
 from ._meeting import meet, sides
 from ._span import Span
@@ -78,7 +79,8 @@ def contract_block(
     sizes: Sizes,
 ) -> Float[Array, "m k"]:
     """`left_m^T J right_k` for a span of one block. Under `vmap` one after another, so that memory stays what it is."""
-    if len(left_pos) <= sizes.block and len(right_pos) <= sizes.tiles * sizes.width:
+    one_block = len(right_pos) <= sizes.tiles * sizes.width or (sizes.carried and not attends(span))
+    if len(left_pos) <= sizes.block and one_block:
         return _contract_at_once(span, left, left_pos, right, right_pos)
     # Apart, because sorting takes as long to compile as the rest, and is the same for all kinds of edges.
     columns = tile(right_pos, span.resid.shape[0], sizes.width, sizes.tiles)
@@ -87,7 +89,9 @@ def contract_block(
 
 @jax.jit
 def _contract_at_once(span: Span, left, left_pos, right, right_pos):
-    """What is one block of rows and columns, without sorting: every vector is a tile."""
+    """What is one block of rows and columns, without sorting: every vector is a tile. Few rows that meet columns at their own positions
+    only are, however many columns there are: sorting these would take longer than the products that it saves.
+    """
 
     @jax.custom_batching.sequential_vmap
     def contract(span, left, left_pos, right, right_pos):
@@ -118,14 +122,14 @@ def _in_blocks(span: Span, left, left_pos, order, right, right_pos, columns: Til
         sizes,
     )
     linear = _linear(span)
-    ask, bring, attends = sides(span, linear, forward=k < m, carried=carried, kept=kept)
+    ask, bring, attending = sides(span, linear, forward=k < m, carried=carried, kept=kept)
     each, n_columns = tiles * width, columns.item.size
     blocks = columns.item.reshape(-1, each)
     bring_some = lambda indices: bring(rows(right, indices), rows(right_pos, indices))
     everything = jax.lax.map(bring_some, blocks) if kept else None
     columns_at = lambda j: bring_some(blocks[j]) if everything is None else jax.tree.map(lambda x: x[j], everything)
     padded = jnp.concatenate([order, jnp.broadcast_to(order[-1], (-m % block,))])
-    first, last = _reach(linear.heads.mask) if attends else (jnp.arange(seq, dtype=jnp.int32),) * 2
+    first, last = _reach(linear.heads.mask) if attending else (jnp.arange(seq, dtype=jnp.int32),) * 2
 
     def block_of_rows(i, out):
         indices = jax.lax.dynamic_slice_in_dim(padded, i * block, block)

@@ -130,7 +130,8 @@ def _few(asked: Rows, begin: Int[Array, ""], count: int) -> Rows:
     """Some of the rows."""
     cut = lambda x, axis: None if x is None else jax.lax.dynamic_slice_in_dim(x, begin, count, axis)
     positions = jax.lax.dynamic_slice_in_dim(asked.positions, begin, count)
-    return Rows(positions, cut(asked.local, 0), *(cut(x, 1) for x in (asked.g, asked.pattern, asked.scores)))
+    g, pattern, scores = (cut(x, 1) for x in (asked.g, asked.pattern, asked.scores))
+    return Rows(positions, cut(asked.local, 0), g, pattern, scores)
 
 
 def _factors(

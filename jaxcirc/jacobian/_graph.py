@@ -19,16 +19,17 @@ def reaches(
     model: Transformer, source: Site, target: Site, held: Collection[Site] = (), saes: Dictionaries | None = None
 ) -> bool:
     """Whether a path leads from `source` to `target` that meets no site of `held` on its way."""
-    saes = saes or {}
+    return target in next_of(model, source, {*held, target}, saes)
+
+
+def next_of(model: Transformer, source: Site, sites: Collection[Site], saes: Dictionaries | None = None) -> set[Site]:
+    """Those of `sites` to which a path leads from `source` that meets no other of them on its way."""
     frontier, seen = [source], {source}
     while frontier:
-        for child in children(model, frontier.pop(), saes):
-            if child == target:
-                return True
-            if child not in held and child not in seen:
-                seen.add(child)
-                frontier.append(child)
-    return False
+        new = set(children(model, frontier.pop(), saes or {})) - seen
+        seen |= new
+        frontier += new.difference(sites)
+    return seen.intersection(sites) - {source}
 
 
 def children(model: Transformer, site: Site, saes: Dictionaries) -> Iterator[Site]:

@@ -82,7 +82,11 @@ def sides(
         local = pull(linear.before, covectors, positions).get(source)
         if passed is None:
             return Rows(positions, local)
-        return Rows(positions, local, carried=_carry(heads, positions, *passed)) if carried else Rows(positions, local, *passed)
+        return (
+            Rows(positions, local, carried=_carry(heads, positions, *passed))
+            if carried
+            else Rows(positions, local, *passed)
+        )
 
     def bring(items: Array, positions: Array) -> Columns:
         vectors = {source: right_at(items, positions)}
