@@ -169,9 +169,16 @@ def _trimmed(
 ) -> Edges:
     """Without the rows and columns that no example has."""
     rows, columns = (int((units >= 0).sum(axis=1).max()) for units in (pack.units, sources.nodes.units))
-    into, out_of = (pack.positions, pack.units), (sources.nodes.positions, sources.nodes.units)
-    targets, origins = ([np.asarray(x)[:, :n] for x in part] for n, part in ((rows, into), (columns, out_of)))
-    return Edges(wire, *targets, *origins, values[:, :rows, :columns].copy(), error)
+    nodes = sources.nodes
+    return Edges(
+        wire,
+        pack.positions[:, :rows],
+        pack.units[:, :rows],
+        np.asarray(nodes.positions)[:, :columns],
+        np.asarray(nodes.units)[:, :columns],
+        values[:, :rows, :columns].copy(),
+        error,
+    )
 
 
 def _span(
