@@ -40,6 +40,11 @@ from .circuits import (
     steer as steer,
     ZeroAblation as ZeroAblation,
 )
+from .features import (
+    feature_jacobian as feature_jacobian,
+    FeatureJacobian as FeatureJacobian,
+    steer_features as steer_features,
+)
 from .interop import (
     from_pretrained as from_pretrained,
     from_torch as from_torch,
