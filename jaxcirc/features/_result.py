@@ -4,7 +4,7 @@ import dataclasses
 from typing import NamedTuple, TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from .._sites import Site
 
@@ -63,6 +63,10 @@ class FeatureJacobian:
     def strongest(self, n: int) -> Int[np.ndarray, " n"]:
         """The numbers of the rows with the `n` largest |gradient|, the largest first."""
         return np.argsort(-np.abs(self.gradient), kind="stable")[:n]
+
+    def rows(self, which: Bool[np.ndarray, " pair"] | Int[np.ndarray, " n"]) -> "FeatureJacobian":
+        """Some of the rows, by a mask or by their numbers."""
+        return dataclasses.replace(self, **{name: getattr(self, name)[which] for name in COLUMNS})
 
     def to_pandas(self) -> "pd.DataFrame":
         """All rows as a data frame, with the arrays' names as columns."""
