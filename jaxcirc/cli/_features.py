@@ -84,7 +84,7 @@ def features(arguments: argparse.Namespace) -> int:
 
 
 def _summary(J: FeatureJacobian) -> dict:
-    found = J.correlation()._asdict() if _correlates(J) else None
+    found = J.correlation()._asdict() if len(J) > 1 and J.has_cosine else None
     return {
         "source": str(J.source_site),
         "target": str(J.target_site),
@@ -96,13 +96,9 @@ def _summary(J: FeatureJacobian) -> dict:
     }
 
 
-def _correlates(J: FeatureJacobian) -> bool:
-    return len(J) > 1 and J.cosine[0] == J.cosine[0]  # a cosine that is not defined is so for all pairs
-
-
 def _show(J: FeatureJacobian, table) -> None:
     print(repr(J))
-    if _correlates(J):
+    if len(J) > 1 and J.has_cosine:
         found = J.correlation()
         print(f"|gradient| with |cosine|: Pearson {found.pearson:.3f}, Spearman {found.spearman:.3f}")
     print(f"\nstrongest pairs, and what the target does when its source is moved by {table['step'][0]:g}")

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from .._edits import Replace
 from .._run import run
 from .._sites import Kind, Site
-from .._typing import Tokens
+from .._typing import Mask, Resid, Tokens
 from ..models import Transformer
 from ._ends import Dictionaries, Ends
 
@@ -18,11 +18,13 @@ from ._ends import Dictionaries, Ends
 class Point(NamedTuple):
     """What the derivative needs of the run.
 
-    `resids`: what enters each block. `shift`: how far the source's value was moved, `None` where it was not replaced. `source_acts` and
-    `source_scale`, by which its decoder is stretched. `target_acts`, their `slopes`, and what the target's dictionary `read`.
+    `masks` and `resids`: who attends to whom in each block, and what enters it. `shift`: how far the source's value was moved, `None`
+    where it was not replaced. `source_acts` and `source_scale`, by which its decoder is stretched. `target_acts`, their `slopes`, and
+    what the target's dictionary `read`.
     """
 
-    resids: tuple[Float[Array, "seq d_model"], ...]
+    masks: tuple[Mask, ...]
+    resids: tuple[Resid, ...]
     shift: Float[Array, "seq ..."] | None
     source_acts: Float[Array, "seq d_sae"]
     source_scale: Float[Array, " seq"]
@@ -46,6 +48,7 @@ def run_at_point(model: Transformer, saes: Dictionaries, tokens: Tokens, *, ends
         values, shift = run(model, tokens, edits={ends.source: Replace(recon)}, record=wanted)[1], recon - before
     read = flat(values[ends.target_read])
     return Point(
+        model.masks(len(tokens), None),
         tuple(values[site] for site in cuts),
         shift,
         acts,

@@ -60,6 +60,11 @@ class FeatureJacobian:
             f"{self.minimum:g}, {replaced} substituted)"
         )
 
+    @property
+    def has_cosine(self) -> bool:
+        """Whether both ends have directions in the residual stream."""
+        return not bool(np.isnan(self.cosine).any())
+
     def strongest(self, n: int) -> Int[np.ndarray, " n"]:
         """The numbers of the rows with the `n` largest |gradient|, the largest first."""
         return np.argsort(-np.abs(self.gradient), kind="stable")[:n]
@@ -82,7 +87,7 @@ class FeatureJacobian:
         from scipy.stats import rankdata
 
         sizes = [np.abs(column).astype(np.float64) for column in (self.gradient, self.cosine)]
-        if len(self) < 2 or np.isnan(sizes[1]).any():
+        if len(self) < 2 or not self.has_cosine:
             why = "the cosines are not defined here" if len(self) >= 2 else "there is one pair"
             raise ValueError(f"correlation: expected two pairs or more with gradient and cosine; {why}.")
         pearson = lambda a, b: float(np.corrcoef(a, b)[0, 1])

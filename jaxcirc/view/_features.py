@@ -20,7 +20,7 @@ def draw_features(jacobian: FeatureJacobian, path: str | Path, *, mark: int | No
     **Arguments:**
 
     - `jacobian`: of `jc.feature_jacobian`, or some rows of it: `J.rows((J.position == 9) & (J.target == 880))`. Of very many pairs some
-      thousands are drawn as dots, evenly chosen and the strongest among them.
+      thousands are drawn as dots, evenly chosen.
     - `mark`: the number of the row that stands out; by default that of the largest |gradient|.
 
     **Raises:** `ValueError` for a row that there is not, and a file that does not end in `.svg`.
@@ -33,7 +33,7 @@ def draw_features(jacobian: FeatureJacobian, path: str | Path, *, mark: int | No
     if not 0 <= row < len(jacobian):
         raise ValueError(f"draw_features: the Jacobian has rows 0 to {len(jacobian) - 1}, and mark is {mark}.")
     panels = [_gradients(jacobian, row)]
-    if len(jacobian) > 1 and not np.isnan(jacobian.cosine).any():
+    if len(jacobian) > 1 and jacobian.has_cosine:
         panels.append(_against_cosine(jacobian, row))
     with writing_file(path) as aside:
         aside.write_text(document(panels, title=f"{jacobian.target_site} by {jacobian.source_site}"))
@@ -53,7 +53,7 @@ def _gradients(jacobian: FeatureJacobian, row: int) -> str:
 def _against_cosine(jacobian: FeatureJacobian, row: int) -> str:
     sizes = np.abs(np.stack([jacobian.gradient, jacobian.cosine], axis=1)).astype(float)
     step = -(-len(jacobian) // MOST_DOTS)
-    drawn = np.union1d(np.arange(0, len(jacobian), step), jacobian.strongest(100))
+    drawn = np.arange(0, len(jacobian), step)
     found = jacobian.correlation()
     return scatter(
         [(a, b) for a, b in sizes[drawn].tolist()],

@@ -44,7 +44,7 @@ def upwards(low: float, high: float, *, log: bool = False) -> Axis:
     return Axis(low, high, HEIGHT - BOTTOM, TOP, log)
 
 
-def around(values: Sequence[float]) -> tuple[float, float]:
+def around(values: Sequence[int | float]) -> tuple[float, float]:
     """The ends of an axis that shows all of `values`, with room at both sides."""
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
@@ -111,7 +111,7 @@ def frame(
     parts += [text(middle, y.begin + 48, note, anchor="middle", fill=GREY)]
     if side:
         turned = f"translate(14,{(y.begin + y.end) / 2:.1f}) rotate(-90)"
-        parts += [f'<g transform="{turned}">{text(0, 0, side, anchor="middle")}</g>']
+        parts += [f'<g transform="{turned}">{text(0.0, 0.0, side, anchor="middle")}</g>']
     return "".join(parts)
 
 
@@ -140,26 +140,26 @@ def scatter(
         parts += [line(_within(x, y, slope, start), stroke=GREY, dashes="5 3", width=2)]
     if marked:
         (a, b), name = marked
-        parts += [dot(x.at(a), y.at(b), COLOURS[1], radius=5), _beside(x.at(a), y.at(b) - 9, name)]
+        parts += [dot(x.at(a), y.at(b), COLOURS[1], radius=5.0), _beside(x.at(a), y.at(b) - 9, name)]
     return "".join(parts)
 
 
 def histogram(
-    values: Sequence[float],
+    values: Sequence[int | float],
     *,
     label: str,
     side: str = "count",
     title: str = "",
     note: str = "",
     bins: int = 30,
-    marked: tuple[float, str] | None = None,
+    marked: tuple[int | float, str] | None = None,
 ) -> str:
     """A panel of how many of `values` lie in each of `bins` intervals of equal width, and with `marked` one value that stands out."""
     low, high = around([*values, marked[0]] if marked else values)
     x, counts = across(low, high), [0] * bins
     for value in values:
         counts[min(int((value - low) / (high - low) * bins), bins - 1)] += 1
-    y, width = upwards(0, 1.12 * max(counts)), (x.end - x.begin) / bins
+    y, width = upwards(0.0, 1.12 * max(counts)), (x.end - x.begin) / bins
     parts = [
         frame(x, y, label=label, side=side, note=note),
         text((x.begin + x.end) / 2, TOP - 10, title, anchor="middle"),
@@ -177,7 +177,7 @@ def histogram(
     return "".join(parts)
 
 
-def dot(x: float, y: float, colour: str, *, radius: float = 3, opacity: float = 1) -> str:
+def dot(x: float, y: float, colour: str, *, radius: float = 3.0, opacity: float = 1.0) -> str:
     """A dot at a pixel."""
     thin = f' opacity="{opacity:g}"' if opacity < 1 else ""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}"{thin}/>'
@@ -186,7 +186,8 @@ def dot(x: float, y: float, colour: str, *, radius: float = 3, opacity: float = 
 def _beside(x: float, y: float, name: str) -> str:
     """A name beside a pixel, on the side where there is more room."""
     right = x < (LEFT + WIDTH - RIGHT) / 2
-    return text(x + (7 if right else -7), y, name, anchor="start" if right else "end", fill=COLOURS[1])
+    said = text(x + (7 if right else -7), y, name, anchor="start" if right else "end", fill=COLOURS[1])
+    return f'<g paint-order="stroke" stroke="#ffffff" stroke-width="3">{said}</g>'  # legible on dots
 
 
 def _within(x: Axis, y: Axis, slope: float, start: float) -> Points:
