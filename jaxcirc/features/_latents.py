@@ -54,7 +54,7 @@ def written(
     sae: AbstractDictionary, point: Point, position: Int[Array, " k"], unit: Int[Array, " k"]
 ) -> Float[Array, "k width"]:
     """What the source's latents write a unit of: their decoder directions, as long as the dictionary's normalisation makes them."""
-    return sae.W_dec[unit] * point.source_scale[position][:, None]
+    return (sae.W_dec[unit] * point.source_scale[position][:, None]).astype(point.resids[0].dtype)
 
 
 @jax.jit
@@ -63,4 +63,4 @@ def read(
 ) -> Float[Array, "m d_read"]:
     """The derivatives of the target's latents by what they read: encoder directions times the slopes of the nonlinearity."""
     covectors = sae.W_enc[:, unit].T * point.slopes[position, unit][:, None]
-    return sae.pull_input(point.read[position], covectors)
+    return sae.pull_input(point.read[position], covectors).astype(point.resids[0].dtype)
