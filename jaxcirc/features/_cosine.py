@@ -16,45 +16,64 @@ from .._sites import Kind
 from ..models import Transformer
 from ._ends import Dictionaries, Ends
 from ._latents import fixed_size, Latents, Pairs
+from ._same import products_at_same
 
 
 def cosines(
-    model: Transformer, saes: Dictionaries, ends: Ends, targets: Latents, sources: Latents, pairs: Pairs
+    model: Transformer, saes: Dictionaries, ends: Ends, targets: Latents, sources: Latents, pairs: Pairs, *, same: bool
 ) -> Float[np.ndarray, " pair"]:
-    """The cosine of each pair, NaN where an end has no direction in the residual stream."""
-    (target_units, target), (source_units, source) = (
-        np.unique(latents.unit, return_inverse=True) for latents in (targets, sources)
-    )
+    """The cosine of each pair, NaN where an end has no direction in the residual stream; `same` if pairs are at one position."""
     block = lambda site: None if site.layer is None else model.blocks[site.layer]
-    at = lambda units: jnp.asarray(np.pad(units, (0, fixed_size(len(units)) - len(units))))
-    found = _cosines(
+    found = _directions(
         (block(ends.target_read), block(ends.source)),
         saes,
-        at(target_units),
-        at(source_units),
+        *(_padded(np.unique(latents.unit)) for latents in (targets, sources)),
         kinds=(ends.target_read.kind, ends.source.kind),
     )
-    return np.asarray(found)[target[pairs.target], source[pairs.source]]
+    if found is None:
+        return np.full(len(pairs.target), np.nan, saes.source.W_dec.dtype)
+    reading, writing = found
+    targets, sources = _among_distinct(targets), _among_distinct(sources)
+    if not same:
+        return np.asarray(_products(reading, writing))[targets.unit[pairs.target], sources.unit[pairs.source]]
+    left, right = (lambda position, unit, table=table: _rows(table, unit) for table in (reading, writing))
+    return products_at_same(
+        (), left, right, targets, sources, pairs, held=4 * reading.shape[1] * reading.dtype.itemsize
+    )
+
+
+def _among_distinct(latents: Latents) -> Latents:
+    """The same with each unit's number among those that there are."""
+    return Latents(latents.position, np.unique(latents.unit, return_inverse=True)[1].astype(np.int32))
+
+
+def _padded(units: Int[np.ndarray, " n"]) -> Int[Array, " size"]:
+    return jnp.asarray(np.pad(units, (0, fixed_size(len(units)) - len(units))))
+
+
+_products = jax.jit(lambda reading, writing: reading @ writing.T)
+_rows = jax.jit(lambda table, units: table[units])
 
 
 @ft.partial(jax.jit, static_argnames="kinds")
-def _cosines(
+def _directions(
     blocks: tuple[Block | None, Block | None],
     saes: Dictionaries,
     targets: Int[Array, " m"],
     sources: Int[Array, " k"],
     *,
     kinds: tuple[Kind, Kind],
-) -> Float[Array, "m k"]:
+) -> tuple[Float[Array, "m d_model"], Float[Array, "k d_model"]] | None:
+    """Unit vectors in the residual stream: what targets read and what sources write."""
     reading, norm = _read(blocks[0], kinds[0], saes.target.W_enc[:, targets].T)
     writing = _written(blocks[1], kinds[1], saes.source.W_dec[sources])
-    if reading is None or writing is None:
-        return jnp.full((len(targets), len(sources)), jnp.nan, saes.source.W_dec.dtype)
+    if writing is None:
+        return None
     if norm is not None:
         # A norm subtracts the mean, so that in what is read through one it counts for nothing.
         reading = reading if norm.weight is None else reading * norm.weight
         reading, writing = (each - jnp.mean(each, axis=-1, keepdims=True) for each in (reading, writing))
-    return _unit(reading) @ _unit(writing).T
+    return _unit(reading), _unit(writing)
 
 
 def _written(block: Block | None, kind: Kind, directions: Float[Array, "k width"]) -> Array | None:
@@ -68,9 +87,7 @@ def _written(block: Block | None, kind: Kind, directions: Float[Array, "k width"
     return None
 
 
-def _read(
-    block: Block | None, kind: Kind, directions: Float[Array, "m width"]
-) -> tuple[Array | None, LayerNorm | None]:
+def _read(block: Block | None, kind: Kind, directions: Float[Array, "m width"]) -> tuple[Array, LayerNorm | None]:
     """What directions of a site are in the residual stream, or behind the norm through which it is read, and that norm."""
     if kind in _RESIDUAL or block is None:
         return directions, None

@@ -113,7 +113,7 @@ def feature_jacobian(
         source_act=np.asarray(point.source_acts)[of.position, of.unit],
         target_act=np.asarray(point.target_acts)[to.position, to.unit],
         gradient=gradient,
-        cosine=cosines(model, pair, ends, targets, sources, pairs),
+        cosine=cosines(model, pair, ends, targets, sources, pairs, same=positions == "same"),
         source_site=source,
         target_site=target,
         minimum=float(minimum),

@@ -6,15 +6,16 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
-from ..jacobian import BUDGET, contract_own, EdgeJacobian, halving, TILE
+from ..jacobian import BUDGET, contract_own, EdgeJacobian, halving, Span, TILE
 from ._ends import Dictionaries
 from ._latents import fixed_size, Latents, Pairs, read, written
 from ._point import Point
 
 
 Progress = Callable[[int, int, str], None]
+Make = Callable[[Int[Array, " n"], Int[Array, " n"]], Float[Array, "n width"]]
 
 
 class _Layout(NamedTuple):
@@ -54,36 +55,55 @@ def gradients_at_same(
     progress: Progress,
 ) -> Float[np.ndarray, " pair"]:
     """The derivative of each pair's target by its source."""
-    layout = _lay_out(targets, sources, len(point.source_scale))
-    in_parts = lambda budget: _in_parts(J, saes, point, targets, sources, pairs, layout, progress, budget)
+    left = lambda position, unit: read(saes.target, point, position, unit)
+    right = lambda position, unit: written(saes.source, point, position, unit)
+    return products_at_same(J.spans, left, right, targets, sources, pairs, held=_held(J), progress=progress)
+
+
+def products_at_same(
+    spans: tuple[Span, ...],
+    left: Make,
+    right: Make,
+    targets: Latents,
+    sources: Latents,
+    pairs: Pairs,
+    *,
+    held: int,
+    progress: Progress = lambda done, of, stage: None,
+) -> Float[np.ndarray, " pair"]:
+    """`left^T J right` for each pair, J the derivative at a position's own chain through `spans`, or with none of them the identity.
+
+    `left` and `right` make covectors and vectors of lists of positions and units; one on its way holds `held` bytes.
+    """
+    layout = _lay_out(targets, sources)
+    forward = len(sources.unit) <= len(targets.unit)
+
+    def in_parts(budget: int) -> np.ndarray:
+        cuts, found = _cuts(layout, budget // held), []
+        # All parts have the sizes of the largest, and a tile may reach beyond the last latent.
+        most = lambda starts: int(np.diff(starts[cuts]).max())
+        m, k = (fixed_size(most(starts) + TILE - 1) for starts in (layout.rows, layout.columns))
+        n_tiles = fixed_size(most(layout.first))
+        for done, (begin, end) in enumerate(itertools.pairwise(cuts)):
+            progress(done, len(cuts) - 1, "positions")
+            row, column = layout.rows[begin], layout.columns[begin]
+            at_target = targets.at(slice(row, layout.rows[end])).padded(m)
+            at_source = sources.at(slice(column, layout.columns[end])).padded(k)
+            corners = layout.corners[layout.first[begin] : layout.first[end]] - [row, column]
+            corners = jnp.asarray(np.pad(corners, ((0, n_tiles - len(corners)), (0, 0))), jnp.int32)
+            ends = left(*at_target), at_target[0], right(*at_source), at_source[0]
+            tiles = np.asarray(contract_own(spans, *ends, corners, forward=forward))
+            here = pairs.at(slice(*np.searchsorted(pairs.target, [row, layout.rows[end]])))
+            number, place = _places(layout, targets, here)
+            found.append(tiles[(number - layout.first[begin], *place)])
+        progress(len(cuts) - 1, len(cuts) - 1, "positions")
+        return np.concatenate(found)
+
     return halving(in_parts, BUDGET, "the memory budget")
 
 
-def _in_parts(J, saes, point, targets, sources, pairs, layout: _Layout, progress, budget: int) -> np.ndarray:
-    forward = len(sources.unit) <= len(targets.unit)
-    cuts = _cuts(layout, budget // _held(J))
-    # All parts have the sizes of the largest, and a tile may reach beyond the last latent.
-    most = lambda starts: int(np.diff(starts[cuts]).max())
-    m, k = (fixed_size(most(starts) + TILE - 1) for starts in (layout.rows, layout.columns))
-    n_tiles = fixed_size(most(layout.first))
-    gradient = np.empty(len(pairs.target), J.dtype)
-    for done, (begin, end) in enumerate(itertools.pairwise(cuts)):
-        progress(done, len(cuts) - 1, "positions")
-        row, column = layout.rows[begin], layout.columns[begin]
-        at_target = targets.at(slice(row, layout.rows[end])).padded(m)
-        at_source = sources.at(slice(column, layout.columns[end])).padded(k)
-        corners = layout.corners[layout.first[begin] : layout.first[end]] - [row, column]
-        corners = jnp.asarray(np.pad(corners, ((0, n_tiles - len(corners)), (0, 0))), jnp.int32)
-        left, right = read(saes.target, point, *at_target), written(saes.source, point, *at_source)
-        tiles = contract_own(J.spans, left, at_target[0], right, at_source[0], corners, forward=forward)
-        some = slice(*np.searchsorted(pairs.target, [row, layout.rows[end]]))
-        number, place = _places(layout, targets, pairs.at(some))
-        gradient[some] = np.asarray(tiles)[(number - layout.first[begin], *place)]
-    progress(len(cuts) - 1, len(cuts) - 1, "positions")
-    return gradient
-
-
-def _lay_out(targets: Latents, sources: Latents, seq: int) -> _Layout:
+def _lay_out(targets: Latents, sources: Latents) -> _Layout:
+    seq = int(targets.position.max()) + 1
     rows, columns = (np.searchsorted(latents.position, np.arange(seq + 1)) for latents in (targets, sources))
     count = -(-np.diff(rows) // TILE) * -(-np.diff(columns) // TILE)
     corners = [
