@@ -74,7 +74,9 @@ def features(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         draw_features(J, arguments.plot)
     if arguments.json:
-        rows = json.loads(table.to_json(orient="records"))  # a cosine that is not defined is null
+        rows = (
+            table.astype(object).where(table.notna(), None).to_dict("records")
+        )  # a cosine that is not defined is null
         print(json.dumps({**_summary(J), "rows": rows, "plot": str(arguments.plot) if arguments.plot else None}))
         return 0
     _show(J, table)
