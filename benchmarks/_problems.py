@@ -96,10 +96,25 @@ def sae_items(source: Dictionary, target: Dictionary) -> Items:
     return Items(target.W_enc.T[target.latents], target.positions, source.W_dec[source.latents], source.positions)
 
 
+def hidden(blocks: Blocks) -> list[np.ndarray]:
+    """The hidden activations `[seq d_mlp]` of each block's MLP."""
+    resid, found = blocks.resid, []
+    for weights in blocks.weights:
+        resid = resid + attention(weights, resid, blocks.heads)
+        pre = _norm(weights, "ln2", resid) @ weights["W_in"] + weights["b_in"]
+        found.append(pre * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (pre + np.float32(0.044715) * pre**3))) / 2)
+        resid = resid + found[-1] @ weights["W_out"] + weights["b_out"]
+    return found
+
+
+def _norm(weights: Weights, name: str, x: np.ndarray) -> np.ndarray:
+    scale = np.sqrt(x.var(-1, keepdims=True) + EPS)
+    return (x - x.mean(-1, keepdims=True)) / scale * weights[f"{name}_w"] + weights[f"{name}_b"]
+
+
 def attention(weights: Weights, x: np.ndarray, heads: int) -> np.ndarray:
     """The output of the first sublayer: where the target's dictionary encodes."""
-    seq = len(x)
-    y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + EPS) * weights["ln1_w"] + weights["ln1_b"]
+    seq, y = len(x), _norm(weights, "ln1", x)
     q, k, v = ((y @ weights[f"W_{n}"] + weights[f"b_{n}"]).reshape(seq, heads, -1).transpose(1, 0, 2) for n in "QKV")
     scores = np.where(np.tri(seq, dtype=bool), q @ k.transpose(0, 2, 1) * q.shape[-1] ** -0.5, -np.inf)
     pattern = np.exp(scores - scores.max(-1, keepdims=True))

@@ -42,6 +42,16 @@ def sae_edges(*, d_model: int, heads: int, seq: int, m: int, k: int, d_sae: int)
     return {**attention, "own": attention["own"] + 2 * seq * d_model * d_sae}
 
 
+def features(*, d_model: int, heads: int, seq: int, m: int, k: int, d_sae: int) -> dict[str, float]:
+    """Two blocks run (24 T D D) and both dictionaries encoded (8 T D d_sae); the fewer items out of one MLP, through attention at their own
+    position and into the next MLP (12 min(M, K) D D, scores 2 min(M, K) T D), where they meet (4 M K D / T). Cosines are left out.
+    Autodiff: one MLP's output, attention and the next one's input, at all positions.
+    """
+    D, T, n = d_model, seq, min(m, k)
+    own = 24 * T * D * D + 8 * T * D * d_sae + 12 * n * D * D + 2 * n * T * D + 4 * m * k * D / T
+    return {"own": 2.0 * own, "autodiff": m * (16.0 * T * D * D + _attention_sweep(D, T, False))}
+
+
 def full(*, d_model: int, heads: int, seq: int, layers: int) -> dict[str, float]:
     """One block: the edges of all unit vectors, M = K = T D. Every further block pushes those T D columns at the positions that they
     reach (half): four projections (4 D D), the MLP and its norm as one matrix a position (D D), scores and values (3 T D, half of it

@@ -40,6 +40,11 @@ from .circuits import (
     steer as steer,
     ZeroAblation as ZeroAblation,
 )
+from .features import (
+    feature_jacobian as feature_jacobian,
+    FeatureJacobian as FeatureJacobian,
+    steer_features as steer_features,
+)
 from .interop import (
     from_pretrained as from_pretrained,
     from_torch as from_torch,
@@ -64,4 +69,4 @@ from .jacobian import (
     select as select,
 )
 from .models import process_weights as process_weights, Transformer as Transformer
-from .view import draw_curves as draw_curves
+from .view import draw_curves as draw_curves, draw_features as draw_features

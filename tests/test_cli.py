@@ -114,6 +114,39 @@ def test_steer_a_saved_circuit(prompts, tmp_path, capsys):
     assert "has no node 'blocks.0.hook_mlp_out/oops'" in capsys.readouterr().err
 
 
+def test_features_of_a_prompt(tmp_path, capsys):
+    sites = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_mlp_out", "--minimum", "0.1"]
+    given = ["--model", "tiny-gpt-neo", "--saes", "tiny-gpt-neo", "--prompt", "The teachers that the doctor likes"]
+    drawn = tmp_path / "features.svg"
+    assert (
+        main(["features", *given, *sites, "--most", "3", "--substitute", "target", "--plot", str(drawn), "--json"]) == 0
+    )
+    said = json.loads(capsys.readouterr().out)
+    assert (said["substitute"], said["plot"], said["minimum"]) == (["target"], str(drawn), 0.1)
+    assert said["pairs"] > len(said["rows"]) == 3
+    first = said["rows"][0]
+    assert abs(first["gradient"]) > 0.1
+    assert first["predicted"] == pytest.approx(0.1 * first["gradient"])
+    assert first["measured"] == pytest.approx(first["predicted"], rel=0.2)
+    assert 0 < abs(said["correlation"]["pearson"]) < 1
+    assert "Pearson" in drawn.read_text()
+    assert main(["features", *given, *sites, "--most", "3", "--positions", "all"]) == 0
+    printed = capsys.readouterr().out
+    assert "source_position" in printed
+    assert " teachers" in printed
+    for more, error in (
+        (["--minimum", "1000"], "no latent of `blocks.1.hook_mlp_out` is above the minimum 1000; the largest is"),
+        (["--positions", "last"], "positions is one of 'same', 'all'; got 'last'"),
+        (["--substitute", "error"], "substitute names 'source', 'target', both or none; got 'error'"),
+        (["--most", "0"], "--most is how many pairs to print, at least 1; got 0"),
+        (["--plot", "features.png"], "features.png does not end in .svg"),
+        (["--target", "blocks.0.hook_resid_mid"], "there is no dictionary at `blocks.0.hook_resid_mid`"),
+    ):
+        assert main(["features", *given, *sites, *more]) == 2
+        captured = capsys.readouterr().err.strip().splitlines()
+        assert error in captured[-1]
+
+
 def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
     assert main(["doctor", "--json"]) == 0
     checks = json.loads(capsys.readouterr().out)["checks"]
@@ -130,7 +163,9 @@ def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("command", ["demo", "discover", "doctor", "evaluate", "steer", "convert", "jacobian"])
+@pytest.mark.parametrize(
+    "command", ["demo", "discover", "doctor", "evaluate", "steer", "convert", "jacobian", "features"]
+)
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

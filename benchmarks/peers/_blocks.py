@@ -68,10 +68,15 @@ def attention(weights: dict[str, Tensor], x: Tensor, heads: int, pattern: Tensor
 
 def mlp(weights: dict[str, Tensor], x: Tensor) -> Tensor:
     """Layer norm and MLP."""
+    return hidden(weights, x) @ weights["W_out"] + weights["b_out"]
+
+
+def hidden(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Layer norm and the MLP's hidden activations."""
     import torch
 
     pre = _norm(weights, "ln2", x) @ weights["W_in"] + weights["b_in"]
-    return torch.nn.functional.gelu(pre, approximate="tanh") @ weights["W_out"] + weights["b_out"]
+    return torch.nn.functional.gelu(pre, approximate="tanh")
 
 
 def _pattern(weights: dict[str, Tensor], y: Tensor, heads: int) -> Tensor:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from .._sites import Site
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
@@ -118,6 +120,34 @@ def load_given(
     prompts = load_prompts(arguments.prompts, tokenizer, limit=arguments.limit, skip_unusable=arguments.skip_unusable)
     model, saes = from_pretrained(arguments.model, revision=arguments.revision), load_saes(arguments.saes)
     return model, saes, prompts, tokenizer
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that runs a given model on one text."""
+    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument(
+        "--prompt", help="the text; the end-of-text token is put before it, as models of this family were trained"
+    )
+    text.add_argument("--tokens", type=Path, metavar="FILE", help="token ids: JSON list, or .npy")
+    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", help="which revision of a Hub model")
+
+
+def tokens_of(arguments: argparse.Namespace) -> jax.Array:
+    """The text's tokens, as the options of `add_text_options` name it."""
+    if arguments.prompt is not None:
+        tokenizer = tokenizer_of(arguments)
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return jnp.asarray([*start, *tokenizer.encode(arguments.prompt, add_special_tokens=False)], jnp.int32)
+    path = arguments.tokens
+    try:
+        ids = np.load(path) if path.suffix == ".npy" else np.asarray(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} is neither a JSON list of token ids nor a .npy file of them ({error}).") from None
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{path}: expected one list of token ids, got {ids.dtype}{list(ids.shape)}. Give one prompt.")
+    return jnp.asarray(ids, jnp.int32)
 
 
 def tokenizer_of(arguments: argparse.Namespace) -> Any:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .. import jacobian as jac
 from ..interop import from_pretrained, load_saes
-from ._common import progress_bar, Subparsers, tokenizer_of
+from ._common import add_text_options, progress_bar, Subparsers, tokens_of
 
 
 HELD = {"layer_norms": jac.frozen.layer_norms, "patterns": jac.frozen.patterns}
@@ -26,12 +25,7 @@ def add(subparsers: Subparsers) -> None:
         epilog="example: jaxcirc jacobian --model tiny-gpt2 --prompt 'The teachers that the doctor likes' "
         "--source blocks.0.hook_resid_pre --target blocks.3.hook_resid_post --target-pos -1 --out jacobian.safetensors",
     )
-    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
-    text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument(
-        "--prompt", help="the text; the end-of-text token is put before it, as models of this family were trained"
-    )
-    text.add_argument("--tokens", type=Path, metavar="FILE", help="token ids: JSON list, or .npy")
+    add_text_options(parser)
     parser.add_argument("--source", required=True, metavar="SITE", help="such as blocks.0.hook_resid_pre")
     parser.add_argument("--target", required=True, metavar="SITE", help="such as blocks.3.hook_resid_post")
     parser.add_argument("--source-pos", type=int, nargs="+", metavar="P", help="only these positions (all)")
@@ -46,8 +40,6 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--saes", help="a shipped model's name, or a folder of dictionaries, for ends that are latents or errors"
     )
-    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", help="which revision of a Hub model")
     parser.add_argument("--engine", choices=("auto", "autodiff", "structured"), default="auto", help="(%(default)s)")
     parser.add_argument(
         "--rank", type=int, default=8, metavar="N", help="leading singular values to print (%(default)s)"
@@ -61,7 +53,7 @@ def add(subparsers: Subparsers) -> None:
 
 def jacobian(arguments: argparse.Namespace) -> int:
     model = from_pretrained(arguments.model, revision=arguments.revision)
-    tokens = _tokens(arguments)
+    tokens = tokens_of(arguments)
     frozen: set[Any] = set()
     for what in arguments.freeze:
         if what == "between":
@@ -126,18 +118,3 @@ def _measure(J: jac.EdgeJacobian, arguments: argparse.Namespace) -> dict[str, An
         "said": str(certificate),
         "out": str(arguments.out) if arguments.out else None,
     }
-
-
-def _tokens(arguments: argparse.Namespace):
-    if arguments.prompt is not None:
-        tokenizer = tokenizer_of(arguments)
-        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        return jnp.asarray([*start, *tokenizer.encode(arguments.prompt, add_special_tokens=False)], jnp.int32)
-    path = arguments.tokens
-    try:
-        ids = np.load(path) if path.suffix == ".npy" else np.asarray(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{path} is neither a JSON list of token ids nor a .npy file of them ({error}).") from None
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"{path}: expected one list of token ids, got {ids.dtype}{list(ids.shape)}. Give one prompt.")
-    return jnp.asarray(ids, jnp.int32)

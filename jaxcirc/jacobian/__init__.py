@@ -7,8 +7,17 @@ from ._certificate import (
     issue_certificate as issue_certificate,
 )
 from ._edge import edge as edge
+from ._engine import LOCAL as LOCAL
+from ._finite import check_finite as check_finite
 from ._graph import next_of as next_of, reaches as reaches
+from ._memory import BUDGET as BUDGET, halving as halving
 from ._operator import EdgeJacobian as EdgeJacobian, select as select
+from ._own import (
+    chain_of_blocks as chain_of_blocks,
+    contract_own as contract_own,
+    stays as stays,
+    TILE as TILE,
+)
 from ._paths import block_paths as block_paths, mediated_edges as mediated_edges, MediatedEdges as MediatedEdges
 from ._routes import contract_batch as contract_batch
 from ._save import load_jacobian as load_jacobian, save_jacobian as save_jacobian, SavedJacobian as SavedJacobian

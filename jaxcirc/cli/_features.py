@@ -1,0 +1,108 @@
+"""`jaxcirc features`: the latents of one dictionary by those of an earlier one, for one prompt."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ..features import feature_jacobian, FeatureJacobian, SIDES, steer_features
+from ..interop import from_pretrained, load_saes
+from ..view import check_svg, draw_features
+from ._common import add_text_options, progress_bar, Subparsers, tokenizer_of, tokens_of
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "features",
+        help="latents of one dictionary by latents of an earlier one",
+        description="Computes the derivatives of the latents at one site by those at an earlier one, of those that are on, for one "
+        "prompt; moves the sources of the strongest pairs, and compares.",
+        epilog="example: jaxcirc features --model tiny-gpt-neo --saes tiny-gpt-neo --prompt 'The teachers that the doctor likes' "
+        "--source blocks.0.mlp.hook_post --target blocks.1.mlp.hook_post --minimum 0.1 --plot features.svg",
+    )
+    add_text_options(parser)
+    parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
+    parser.add_argument("--source", required=True, metavar="SITE", help="such as blocks.0.mlp.hook_post")
+    parser.add_argument("--target", required=True, metavar="SITE", help="such as blocks.1.mlp.hook_post")
+    parser.add_argument(
+        "--minimum", type=float, default=1.0, metavar="X", help="latents above this are on (%(default)s)"
+    )
+    parser.add_argument("--positions", default="same", help="pairs at the same position, or all (%(default)s)")
+    parser.add_argument(
+        "--substitute",
+        nargs="*",
+        default=list(SIDES),
+        metavar="SIDE",
+        help="whose reconstruction is put in place of its site: source, target, or with nothing behind it none (both)",
+    )
+    parser.add_argument("--most", type=int, default=12, metavar="N", help="how many pairs to print (%(default)s)")
+    parser.add_argument(
+        "--step", type=float, default=0.1, metavar="X", help="how far their sources are moved (%(default)s)"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="SVG file for the distribution of gradients, and cosines"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(command=features)
+
+
+def features(arguments: argparse.Namespace) -> int:
+    if arguments.plot:
+        check_svg(arguments.plot)
+    if arguments.most < 1:
+        raise ValueError(f"--most is how many pairs to print, at least 1; got {arguments.most}.")
+    tokens = tokens_of(arguments)
+    model, saes = from_pretrained(arguments.model, revision=arguments.revision), load_saes(arguments.saes)
+    with progress_bar() as progress:
+        J = feature_jacobian(
+            model,
+            saes,
+            tokens,
+            arguments.source,
+            arguments.target,
+            minimum=arguments.minimum,
+            positions=arguments.positions,
+            substitute=arguments.substitute,
+            progress=progress,
+        )
+    strongest = J.strongest(arguments.most)
+    table = steer_features(J, model, saes, tokens, rows=strongest, steps=[arguments.step])
+    table.insert(4, "gradient", J.gradient[strongest])
+    table.insert(5, "cosine", J.cosine[strongest])
+    if arguments.prompt is not None:
+        decode = tokenizer_of(arguments).decode
+        table.insert(1, "token", [decode([int(tokens[position])]) for position in table["position"]])
+    if arguments.plot:
+        draw_features(J, arguments.plot)
+    if arguments.json:
+        rows = (
+            table.astype(object).where(table.notna(), None).to_dict("records")
+        )  # a cosine that is not defined is null
+        print(json.dumps({**_summary(J), "rows": rows, "plot": str(arguments.plot) if arguments.plot else None}))
+        return 0
+    _show(J, table)
+    if arguments.plot:
+        print(f"\ndrawn in {arguments.plot}: open it in a browser.")
+    return 0
+
+
+def _summary(J: FeatureJacobian) -> dict:
+    found = J.correlation()._asdict() if len(J) > 1 and J.has_cosine else None
+    return {
+        "source": str(J.source_site),
+        "target": str(J.target_site),
+        "positions": J.positions,
+        "minimum": J.minimum,
+        "substitute": list(J.substitute),
+        "pairs": len(J),
+        "correlation": found,
+    }
+
+
+def _show(J: FeatureJacobian, table) -> None:
+    print(repr(J))
+    if len(J) > 1 and J.has_cosine:
+        found = J.correlation()
+        print(f"|gradient| with |cosine|: Pearson {found.pearson:.3f}, Spearman {found.spearman:.3f}")
+    print(f"\nstrongest pairs, and what the target does when its source is moved by {table['step'][0]:g}")
+    beside = ["step", *(["source_position"] if J.positions == "same" else [])]
+    print(table.drop(columns=beside).to_string(index=False, float_format="{:+.4f}".format))

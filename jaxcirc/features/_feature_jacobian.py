@@ -1,0 +1,149 @@
+"""`feature_jacobian`: the Jacobian between the latents of two dictionaries, those that are on."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._guard import check_backend
+from .._run import check_tokens
+from .._sites import by_site, Site
+from .._typing import Tokens
+from ..jacobian import chain_of_blocks, check_finite, stays
+from ..models import Transformer
+from ..saes import AbstractDictionary
+from ._all import all_pairs, gradients_at_all, gradients_one_by_one
+from ._cosine import cosines
+from ._ends import find_ends, named_sides, SIDES
+from ._latents import Latents, latents_above, Pairs
+from ._point import run_at_point
+from ._result import FeatureJacobian
+from ._same import at_shared_positions, gradients_at_same, Progress, same_pairs
+
+
+POSITIONS = ("same", "all")
+Saes = Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary]
+
+
+def feature_jacobian(
+    model: Transformer,
+    saes: Saes,
+    tokens: Tokens,
+    source: Site | str,
+    target: Site | str,
+    *,
+    minimum: float = 1.0,
+    positions: str = "same",
+    substitute: Iterable[str] = SIDES,
+    progress: Progress | None = None,
+) -> FeatureJacobian:
+    r"""The derivative of each latent that is on at `target` with respect to each that is on at `source`, at one prompt.
+
+    $$\frac{\partial f^1_{pj}}{\partial f^0_{qi}} = \sigma'_{pj}\; W_{enc,\cdot j}^{1\top}\;
+      \frac{\partial x^1_p}{\partial x^0_q}\; s_q\, W^0_{dec,i}$$
+
+    with $f^0$ [seq d_sae], $f^1$ [seq d_sae'] the latents, $x^0$, $x^1$ the values where the source's decoder writes and the target's
+    encoder reads, $\sigma'$ the slope of the target's nonlinearity (1 for a ReLU, JumpReLU or TopK latent that is on; thresholds, and
+    which latents are among the top, are held) and $s_q$ the scale by which a normalising dictionary stretches its decoder. Everything
+    between, attention, norms and MLPs, is live; a source's own encoder takes no part, its latents are the variable.
+
+    In a causal model nothing comes back to a position from later ones. So `positions="same"` is the derivative of each position's own
+    chain, and one pass of the fewer latents through the blocks gives all positions; see `jaxcirc/jacobian/_own.py`.
+
+    **Arguments:**
+
+    - `saes`: dictionaries keyed by site, with those of `source` and `target` among them.
+    - `tokens` `[seq]`: one prompt.
+    - `source`, `target`: sites with dictionaries, for example `blocks.0.mlp.hook_post` and `blocks.1.mlp.hook_post`.
+    - `minimum`: a latent is on if its value is greater; on both sides, in the run that is made.
+    - `positions`: `"same"` for pairs at one position, `"all"` for those of any two.
+    - `substitute`: the dictionaries whose reconstruction, without the error, is put in place of their site in the run; at the others the
+      model's own value stays, which is the reconstruction with its error held. The target's latents are upstream of its reconstruction,
+      so `"target"` changes nothing that is computed here, and says of which run it is.
+    - `progress`: called as `progress(done, of, stage)`.
+
+    **Returns:** a `FeatureJacobian`, one row a pair. Its cosine is that of what a unit of the source's latent adds to the residual stream
+    and what the target's encoder reads from it: `W_dec0[i] W_out0` and `W_in1 W_enc1[:, j]` for hidden activations of MLPs, the decoder's
+    and the encoder's vectors themselves at `resid`, `attn_out` and `mlp_out`, `W_O` and `W_V` at `z`. Through a layer norm its weight is
+    multiplied in and the mean over d_model left out of both, so that it is the same for processed weights (`jc.process_weights`) as for
+    unprocessed ones. It is NaN where a source does not write into the residual stream linearly.
+
+    **Raises:** `ValueError` if no latent is on, with the largest that there is; for a site without a dictionary; a source that is not
+    upstream; an unknown name in `substitute` or `positions`; tokens that are not one sequence; `RuntimeError` on a compiler that is
+    known to compute wrong Jacobians.
+
+    >>> J = jc.feature_jacobian(model, saes, tokens, "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out", minimum=0.1)
+    >>> bool((J.position == J.source_position).all()), J.gradient.shape == J.cosine.shape == (len(J),)
+    (True, True)
+
+    **Reference:** latents by latents of an earlier layer are in a published notebook on dictionaries of TinyStories-2L-33M. Every gradient
+    there is that of the *negative* activation; here it is of the activation. Its first cell puts both reconstructions in place, and is
+    `substitute=("source", "target")` with latents above 0.1; its last one only the target's, and is `substitute=("target",)` with
+    latents above 1, the first position left out, by one backward pass for each target latent. It takes steps in what the source's
+    dictionary reads, where the gradient is that of what it writes; `jc.steer_features` steps in the variable that is differentiated.
+    """
+    check_backend()
+    check_tokens(model, tokens)
+    _check_options(minimum, positions)
+    given, source, target = by_site(saes), Site.parse(source), Site.parse(target)
+    replaced = named_sides(substitute)
+    ends, pair = find_ends(model, given, source, target, replaced)
+    point = run_at_point(model, pair, jnp.asarray(tokens), ends=ends)
+    targets, sources = _on(point.target_acts, minimum, target), _on(point.source_acts, minimum, source)
+    J = chain_of_blocks(model, point.masks, point.resids, ends.source, ends.target_read, point.shift)
+    report = progress or (lambda done, of, stage: None)
+    if positions == "all":
+        pairs = _some(all_pairs(targets, sources, causal=model.causal), minimum, "upstream of one another")
+        gradient = gradients_at_all(J, pair, point, targets, sources, pairs)
+    else:
+        targets, sources = at_shared_positions(targets, sources)
+        pairs = _some(same_pairs(targets, sources), minimum, "on at the same position")
+        at_same = gradients_at_same if stays(J, causal=model.causal) else gradients_one_by_one
+        gradient = at_same(J, pair, point, targets, sources, pairs, report)
+    if not np.isfinite(gradient).all():
+        check_finite(J, jnp.asarray(gradient))
+    to, of = targets.at(pairs.target), sources.at(pairs.source)
+    return FeatureJacobian(
+        position=to.position,
+        source_position=of.position,
+        source=of.unit,
+        target=to.unit,
+        source_act=np.asarray(point.source_acts)[of.position, of.unit],
+        target_act=np.asarray(point.target_acts)[to.position, to.unit],
+        gradient=gradient,
+        cosine=cosines(model, pair, ends, targets, sources, pairs, same=positions == "same"),
+        source_site=source,
+        target_site=target,
+        minimum=float(minimum),
+        positions=positions,
+        substitute=replaced,
+    )
+
+
+def _check_options(minimum: float, positions: str) -> None:
+    if not (math.isfinite(minimum) and minimum >= 0):
+        raise ValueError(
+            f"feature_jacobian: minimum is the value above which a latent is on, 0 or more; got {minimum}."
+        )
+    if positions not in POSITIONS:
+        raise ValueError(f"feature_jacobian: positions is one of {', '.join(map(repr, POSITIONS))}; got {positions!r}.")
+
+
+def _on(acts: Float[Array, "seq d_sae"], minimum: float, site: Site) -> Latents:
+    latents = latents_above(acts, minimum)
+    if not len(latents.unit):
+        raise ValueError(
+            f"feature_jacobian: no latent of `{site}` is above the minimum {minimum:g}; the largest is {float(acts.max()):.3g}. "
+            "Give a lower minimum."
+        )
+    return latents
+
+
+def _some(pairs: Pairs, minimum: float, how: str) -> Pairs:
+    if not len(pairs.target):
+        raise ValueError(
+            f"feature_jacobian: no two latents above the minimum {minimum:g} are {how}. Give a lower minimum."
+        )
+    return pairs

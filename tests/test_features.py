@@ -1,0 +1,403 @@
+"""Latents by latents: against jacrev of whole runs, the closed form without attention, moved latents; and what is refused."""
+
+import dataclasses
+import xml.etree.ElementTree as ElementTree
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+
+import jaxcirc as jc
+from jaxcirc import Kind, Site
+from jaxcirc._run import site_shapes
+from jaxcirc.features import _same
+from jaxcirc.jacobian import _own
+from jaxcirc.saes import Identity, Standardise, TanhReLU, TopK
+
+from .dictionaries import make_sae, thresholds, transcoder
+from .helpers import assert_close, counting_calls, model_named, needs_x64, tokens_for
+
+
+pytestmark = needs_x64
+
+SEQ, LEAST = 6, 0.3
+POST0, POST1 = Site(0, Kind.MLP_POST), Site(1, Kind.MLP_POST)
+SUBSTITUTES = [(), ("source",), ("target",), ("source", "target")]
+
+
+def dictionary(model, site, seed, make=make_sae, **settings):
+    """A random dictionary for a site, whatever its width."""
+    return make(jax.random.key(seed), site_shapes(model, 1)[site].size, site, **settings)
+
+
+def both(model, source, target, **settings):
+    return {site: dictionary(model, site, seed, **settings) for seed, site in enumerate((source, target), start=3)}
+
+
+def by_jacrev(model, saes, tokens, source, target, *, substitute):
+    """`[target_seq target source_seq source]` and the latents, by jacrev of a run with both dictionaries spliced in."""
+    replaced = [site for side, site in (("source", source), ("target", target)) if side in substitute]
+    pair = {site: saes[site] for site in (source, target)}
+
+    def run(step):
+        edits = {site.error: jc.Replace(0.0) for site in replaced} | {source.acts: jc.Add(step)}
+        cache = jc.run(model, tokens, saes=pair, edits=edits, record=[source.acts, target.acts])[1]
+        return cache[target.acts], (cache[source.acts], cache[target.acts])
+
+    found = jax.jit(jax.jacrev(run, has_aux=True))(jnp.zeros((len(tokens), saes[source].d_sae)))
+    return jax.tree.map(np.asarray, found)
+
+
+def check(model, saes, tokens, source, target, *, positions=("same",), substitute=("source", "target")):
+    """Every row against the whole Jacobian, and that no pair is missing."""
+    want, (before, after) = by_jacrev(model, saes, tokens, source, target, substitute=substitute)
+    p, j, q, i = np.nonzero((after > LEAST)[:, :, None, None] & (before > LEAST))
+    for which in positions:
+        how = {"minimum": LEAST, "positions": which, "substitute": substitute}
+        got = jc.feature_jacobian(model, saes, tokens, source, target, **how)
+        kept = p == q if which == "same" else (p >= q) | (not model.causal)
+        rows = np.stack([p, j, q, i])[:, kept]
+        np.testing.assert_array_equal(np.stack([got.position, got.target, got.source_position, got.source]), rows)
+        assert len(got) > 20
+        assert_close(got.gradient, want[tuple(rows)], mass=1e-2)
+        assert_close(got.source_act, before[tuple(rows[2:])])
+        assert_close(got.target_act, after[tuple(rows[:2])])
+
+
+# --- Gradients, against jacrev of the whole run
+
+
+ENDS = {
+    "one sublayer": ("gpt2", Site(1, Kind.RESID_MID), Site(1, Kind.MLP_OUT)),
+    "one attention": ("gpt-neo", Site(0, Kind.RESID_POST), Site(1, Kind.ATTN_OUT)),
+    "GPT-Neo, local attention": ("gpt-neo", POST0, POST1),
+    "embedding to the end": ("lnpre", Site(None, Kind.EMBED), Site(1, Kind.RESID_POST)),
+    "several blocks": ("gpt2-inverse-layer-scale", POST0, Site(2, Kind.MLP_POST)),
+    "parallel blocks": ("parallel", Site(0, Kind.RESID_PRE), Site(1, Kind.MLP_OUT)),
+    "attention only": ("attention-only", Site(0, Kind.ATTN_OUT), Site(1, Kind.Z)),
+    "heads": ("gpt2", Site(0, Kind.Z), Site(1, Kind.V)),
+    "the next block's": ("gpt2", Site(0, Kind.MLP_OUT), Site(1, Kind.RESID_PRE)),
+    "both directions": ("no-norm-relu-bidirectional", Site(0, Kind.RESID_PRE), Site(1, Kind.RESID_POST)),
+    "both directions, one attention": ("no-norm-relu-bidirectional", POST0, POST1),
+}
+
+
+AT_ALL_POSITIONS = ("GPT-Neo, local attention", "several blocks", "the next block's", "both directions")
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_gradients_are_those_of_the_whole_run(name):
+    kind, source, target = ENDS[name]
+    model = model_named(kind)
+    positions = ("same", "all") if name in AT_ALL_POSITIONS else ("same",)
+    check(model, both(model, source, target), tokens_for(model, SEQ), source, target, positions=positions)
+
+
+@pytest.mark.parametrize("substitute", SUBSTITUTES)
+def test_what_is_substituted(substitute):
+    model = model_named("gpt2")
+    saes = both(model, POST0, POST1)
+    check(model, saes, tokens_for(model, SEQ), POST0, POST1, positions=("same", "all"), substitute=substitute)
+
+
+def test_only_the_sources_reconstruction_matters():
+    """The target's latents are upstream of its reconstruction."""
+    model = model_named("gpt2")
+    arguments = model, both(model, POST0, POST1), tokens_for(model, SEQ), POST0, POST1
+    found = {each: jc.feature_jacobian(*arguments, minimum=LEAST, substitute=each) for each in SUBSTITUTES}
+    for with_target, without in (SUBSTITUTES[2::-2], SUBSTITUTES[3:0:-2]):
+        assert_close(found[with_target].gradient, found[without].gradient)
+        assert found[with_target].substitute == with_target
+    alike = [np.sort(found[each].gradient)[-20:] for each in ((), ("source",))]
+    assert np.abs(alike[0] - alike[1]).max() > 0.01
+
+
+@pytest.mark.parametrize(("few", "many"), [(8, 24), (24, 8)])
+def test_whichever_side_has_fewer(few, many):
+    model = model_named("gpt2")
+    saes = {POST0: dictionary(model, POST0, 3, d_sae=few), POST1: dictionary(model, POST1, 4, d_sae=many)}
+    check(model, saes, tokens_for(model, SEQ), POST0, POST1)
+
+
+def normalised(key, width, site):
+    return make_sae(key, width, site, normalisation=Standardise(1e-5))
+
+
+KINDS = {
+    "normalised to transcoder": (normalised, transcoder),
+    "transcoder to normalised": (transcoder, normalised),
+    "top k to tanh": (
+        lambda *given: make_sae(*given, TopK(7)),
+        lambda *given: make_sae(*given, TanhReLU()),
+    ),
+    "identity to thresholds": (
+        lambda key, width, site: Identity(width, site),
+        lambda key, width, site: make_sae(key, width, site, thresholds(key)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_dictionary(name):
+    model, ends = model_named("gpt2"), (Site(0, Kind.MLP_OUT), Site(1, Kind.MLP_OUT))
+    saes = {
+        site: dictionary(model, site, 3 + i, make) for i, (site, make) in enumerate(zip(ends, KINDS[name], strict=True))
+    }
+    check(model, saes, tokens_for(model, SEQ), *ends)
+
+
+def test_without_attention_it_is_the_closed_form():
+    r"""$W_{enc}^T \mathrm{diag}(act') W_{in}^T \mathrm{diag}(g) (C - y y^T / d) / s\, W_{out}^T W_{dec}^T$, written out."""
+    model = model_named("gpt2")
+    attn = model.blocks[1].attn
+    blocks = (model.blocks[0], dataclasses.replace(model.blocks[1], attn=dataclasses.replace(attn, W_O=0 * attn.W_O)))
+    model, tokens = dataclasses.replace(model, blocks=blocks), tokens_for(model, SEQ)
+    saes = both(model, POST0, POST1)
+    values = jc.run(model, tokens, record=[POST0, Site(0, Kind.RESID_MID)])[1]
+    f0 = saes[POST0].encode(values[POST0])
+    first, second = blocks[0].mlp, blocks[1]
+    resid = values[Site(0, Kind.RESID_MID)] + saes[POST0].decode(f0) @ first.W_out + first.b_out + second.attn.b_O
+    resid, d = np.asarray(resid), model.d_model
+    scale = np.sqrt(resid.var(-1, keepdims=True) + second.ln2.eps)
+    y = (resid - resid.mean(-1, keepdims=True)) / scale
+    pre = (y * second.ln2.weight + second.ln2.bias) @ second.mlp.W_in + second.mlp.b_in
+    u = np.sqrt(2 / np.pi) * (pre + 0.044715 * pre**3)
+    slope = 0.5 * (1 + np.tanh(u)) + 0.5 * pre * (1 - np.tanh(u) ** 2) * np.sqrt(2 / np.pi) * (1 + 0.134145 * pre**2)
+    C = np.eye(d) - 1 / d
+    J = jc.feature_jacobian(model, saes, tokens, POST0, POST1, minimum=LEAST)
+    want = []
+    for p, j, i in zip(J.position, J.target, J.source, strict=True):
+        direction = (C - np.outer(y[p], y[p]) / d) @ (first.W_out.T @ saes[POST0].W_dec[i]) / scale[p]
+        hidden = slope[p] * (second.mlp.W_in.T @ (second.ln2.weight * direction))
+        want.append(saes[POST1].W_enc[:, j] @ hidden)
+    assert len(want) > 100
+    assert_close(J.gradient, np.array(want), mass=0.1)
+
+
+def test_in_parts_it_is_the_same(monkeypatch):
+    model, done = model_named("gpt2"), []
+    arguments = model, both(model, POST0, POST1), tokens_for(model, SEQ), POST0, POST1
+    whole = jc.feature_jacobian(*arguments, minimum=LEAST)
+    monkeypatch.setattr(_same, "BUDGET", 30_000)
+    parts = jc.feature_jacobian(*arguments, minimum=LEAST, progress=lambda *said: done.append(said))
+    assert_close(parts.gradient, whole.gradient)
+    assert done[-1][1] > 2
+    assert [each[0] for each in done] == list(range(done[-1][1] + 1))
+
+
+def test_more_latents_than_a_tile_holds():
+    model, tokens = model_named("gpt2"), tokens_for(model_named("gpt2"), SEQ)
+    saes = both(model, POST0, POST1, d_sae=90)
+    check(model, saes, tokens, POST0, POST1)
+    J = jc.feature_jacobian(model, saes, tokens, POST0, POST1, minimum=LEAST)
+    on = [[np.unique(latents[J.position == p]).size for p in range(SEQ)] for latents in (J.source, J.target)]
+    assert max(on[0]) > _own.TILE
+    assert max(on[1]) > _own.TILE
+    assert len(set(on[0])) > 2
+
+
+def test_another_prompt_compiles_nothing():
+    model = model_named("gpt2")
+    saes = both(model, POST0, POST1, make=lambda key, width, site: make_sae(key, width, site, TopK(5)))
+    saes = {
+        site: dataclasses.replace(sae, b_enc=sae.b_enc + 50) for site, sae in saes.items()
+    }  # as many are on at every position
+    call = lambda seed: jc.feature_jacobian(model, saes, tokens_for(model, SEQ, seed), POST0, POST1)
+    first = call(0)
+    with counting_calls(_own, "_push") as pushed, counting_calls(jc.Transformer, "__call__") as ran:
+        second = call(1)
+    assert not pushed
+    assert not ran
+    assert len(first) == len(second) == SEQ * 25
+    assert np.abs(first.gradient - second.gradient).max() > 1e-3
+
+
+# --- Cosines, tables, pictures
+
+
+def cosine(a, b):
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_cosines_of_hidden_activations():
+    model, tokens = model_named("gpt2"), tokens_for(model_named("gpt2"), SEQ)
+    saes = both(model, POST0, POST1)
+    J = jc.feature_jacobian(model, saes, tokens, POST0, POST1, minimum=LEAST)
+    first, second = (block.mlp for block in model.blocks)
+    C, weight = np.eye(model.d_model) - 1 / model.d_model, np.asarray(model.blocks[1].ln2.weight)
+    for row in range(0, len(J), 7):
+        written = C @ np.asarray(saes[POST0].W_dec[J.source[row]] @ first.W_out)
+        read = C @ (weight * np.asarray(second.W_in @ saes[POST1].W_enc[:, J.target[row]]))
+        assert J.cosine[row] == pytest.approx(cosine(written, read), abs=1e-12)
+    processed = jc.feature_jacobian(jc.process_weights(model), saes, tokens, POST0, POST1, minimum=LEAST)
+    assert_close(processed.cosine, J.cosine, mass=0.1)
+    assert_close(processed.gradient, J.gradient, mass=0.1)
+
+
+def test_cosines_of_other_sites():
+    model, tokens = model_named("gpt2"), tokens_for(model_named("gpt2"), SEQ)
+    resid, z, q = (Site(1, kind) for kind in (Kind.RESID_POST, Kind.Z, Kind.Q))
+    saes = {site: dictionary(model, site, seed) for seed, site in enumerate((resid, z, q))}
+    find = lambda source, target: jc.feature_jacobian(model, saes, tokens, source, target, minimum=LEAST)
+    J = find(z, resid)
+    out = np.einsum("he,hem->m", saes[z].W_dec[J.source[0]].reshape(2, 6), model.blocks[1].attn.W_O)
+    assert J.cosine[0] == pytest.approx(cosine(out, np.asarray(saes[resid].W_enc[:, J.target[0]])), abs=1e-12)
+    J = find(q, resid)
+    assert np.isnan(J.cosine).all()
+    assert np.abs(J.gradient).max() > 1e-3
+    with pytest.raises(ValueError, match="the cosines are not defined here"):
+        J.correlation()
+
+
+@pytest.fixture(scope="module")
+def found():
+    model = model_named("gpt2")
+    arguments = model, both(model, POST0, POST1), tokens_for(model, SEQ)
+    return jc.feature_jacobian(*arguments, POST0, POST1, minimum=LEAST), arguments
+
+
+def test_tables_and_correlation(found):
+    J, _ = found
+    table = J.to_pandas()
+    assert list(table.columns) == [
+        *("position", "source_position", "source", "target"),
+        *("source_act", "target_act", "gradient", "cosine"),
+    ]
+    assert len(table) == len(J)
+    assert abs(table["gradient"][J.strongest(3)[0]]) == table["gradient"].abs().max()
+    sizes = table["gradient"].abs(), table["cosine"].abs()
+    said = J.correlation()
+    assert said.pearson == pytest.approx(pearsonr(*sizes).statistic)
+    assert said.spearman == pytest.approx(spearmanr(*sizes).statistic)
+    assert said.pairs == len(J)
+    assert repr(J).startswith("FeatureJacobian(blocks.0.mlp.hook_post -> blocks.1.mlp.hook_post, ")
+    assert "source and target substituted" in repr(J)
+    with pytest.raises(ValueError, match="there is one pair"):
+        J.rows(J.strongest(1)).correlation()
+
+
+def test_pictures(found, tmp_path):
+    J, _ = found
+    jc.draw_features(J, tmp_path / "features.svg")
+    drawn = ElementTree.fromstring((tmp_path / "features.svg").read_text())
+    dots = [circle for circle in drawn.iter() if circle.tag.endswith("circle")]
+    assert len(dots) == len(J) + 1  # the marked one stands out
+    words = [text.text for text in drawn.iter() if text.tag.endswith("text")]
+    best = J.strongest(1)[0]
+    assert words.count(f"{J.source[best]} → {J.target[best]} at {J.position[best]}") == 2
+    assert f"Pearson {J.correlation().pearson:.3f}, Spearman {J.correlation().spearman:.3f}" in words
+    jc.draw_features(J.rows(np.array([best])), tmp_path / "one.svg")
+    assert "circle" not in (tmp_path / "one.svg").read_text()
+    with pytest.raises(ValueError, match=r"does not end in \.svg"):
+        jc.draw_features(J, tmp_path / "features.png")
+    with pytest.raises(ValueError, match=f"the Jacobian has rows 0 to {len(J) - 1}, and mark is -3"):
+        jc.draw_features(J, tmp_path / "features.svg", mark=-3)
+
+
+# --- Moved latents
+
+
+@pytest.mark.parametrize("substitute", [(), ("source",)])
+def test_measured_is_a_run_with_the_latent_moved(found, substitute):
+    _, (model, saes, tokens) = found
+    J = jc.feature_jacobian(model, saes, tokens, POST0, POST1, minimum=LEAST, substitute=substitute, positions="all")
+    rows = np.append(J.strongest(2), np.flatnonzero(J.position > J.source_position)[0])
+    table = jc.steer_features(J, model, saes, tokens, rows=rows, steps=[1e-5, 2.0])
+    assert list(table.columns[-3:]) == ["step", "predicted", "measured"]
+    small = table[table["step"] == 1e-5]
+    assert small["predicted"].abs().max() > 1e-7
+    np.testing.assert_allclose(small["measured"], small["predicted"], rtol=1e-3)
+    held = {POST0.error: jc.Replace(0.0)} if substitute else {}
+
+    @jax.jit
+    def latents(step):
+        edits = {**held, POST0.acts: jc.Add(step)}
+        return jc.run(model, tokens, saes=saes, edits=edits, record=[POST1.acts])[1][POST1.acts]
+
+    for row in table[table["step"] == 2.0].itertuples():
+        step = jnp.zeros((SEQ, 20)).at[row.source_position, row.source].set(2.0)
+        change = latents(step) - latents(0 * step)
+        assert abs(row.measured) > 1e-4
+        assert row.measured == pytest.approx(float(change[row.position, row.target]), abs=1e-10)
+
+
+def test_what_steering_refuses(found):
+    J, (model, saes, tokens) = found
+    for rows, said in (
+        ([], "rows is a list of numbers of rows"),
+        ([len(J)], f"the Jacobian has rows 0 to {len(J) - 1}"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            jc.steer_features(J, model, saes, tokens, rows=rows)
+    with pytest.raises(ValueError, match="there are no steps"):
+        jc.steer_features(J, model, saes, tokens, steps=[])
+    with pytest.raises(ValueError, match="Give the model, dictionaries and tokens that it is of"):
+        jc.steer_features(J, model, saes, tokens[::-1])
+
+
+# --- What is refused
+
+
+REFUSED = {
+    "no latents": (
+        {"minimum": 1e6},
+        r"no latent of `blocks.1.mlp.hook_post` is above the minimum 1e\+06; the largest is \d",
+    ),
+    "negative minimum": ({"minimum": -0.5}, "minimum is the value above which a latent is on, 0 or more; got -0.5"),
+    "swapped": (
+        {"source": POST1, "target": POST0},
+        "do not depend on the source `blocks.1.mlp.hook_post`.*Are they swapped",
+    ),
+    "the same": ({"target": POST0}, "it is not upstream of them"),
+    "no dictionary": (
+        {"source": "blocks.0.hook_mlp_out"},
+        "there is no dictionary at `blocks.0.hook_mlp_out`. The dictionaries given",
+    ),
+    "substitute": (
+        {"substitute": ("source", "error")},
+        "substitute names 'source', 'target', both or none; got 'error'",
+    ),
+    "positions": ({"positions": "last"}, "positions is one of 'same', 'all'; got 'last'"),
+    "a batch": ({"tokens": jnp.zeros((2, 3), jnp.int32)}, r"Expected token ids of shape \[seq\], got \(2, 3\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name, found, untyped):
+    _, (model, saes, tokens) = found
+    change, said = REFUSED[name]
+    options = {"tokens": tokens, "source": POST0, "target": POST1, "minimum": LEAST, **change}
+    with pytest.raises(ValueError, match=said):
+        jc.feature_jacobian(model, saes, **options)
+
+
+def test_sites_that_are_refused(found):
+    model, tokens = found[1][0], found[1][2]
+    find = lambda saes, source, target: jc.feature_jacobian(model, saes, tokens, source, target, minimum=LEAST)
+    far, last, pattern = Site(7, Kind.MLP_POST), Site(None, Kind.FINAL_NORMALIZED), Site(0, Kind.PATTERN)
+    saes = {POST0: dictionary(model, POST0, 0), far: make_sae(jax.random.key(0), 24), last: dictionary(model, last, 1)}
+    with pytest.raises(ValueError, match=r"no site `blocks.7.mlp.hook_post` in random with 2 layers. Did you mean"):
+        find(saes, POST0, far)
+    with pytest.raises(ValueError, match=r"`ln_final.hook_normalized` is not a vector at each position of a block"):
+        find(saes, POST0, last)
+    with pytest.raises(ValueError, match=r"`blocks.0.attn.hook_pattern` is not a vector"):
+        find({pattern: make_sae(jax.random.key(0), 6), POST1: make_sae(jax.random.key(0), 24)}, pattern, POST1)
+    with pytest.raises(ValueError, match="maps 16 numbers to 16, and there the model has 24 and 24"):
+        find({POST0: make_sae(jax.random.key(0), 16), POST1: make_sae(jax.random.key(0), 24)}, POST0, POST1)
+
+
+def test_latents_that_are_never_on_together(found):
+    _, (model, saes, tokens) = found
+    acts = jc.run(model, tokens, saes=saes, record=[POST0.acts, POST1.acts])[1]
+    values = [np.asarray(acts[site.acts]) for site in (POST0, POST1)]
+    # The dictionaries' largest value, and nothing else, at two different positions.
+    places = [np.unravel_index(value.argmax(), value.shape) for value in values]
+    assert places[0][0] != places[1][0]
+    alone = {}
+    for site, value in zip((POST0, POST1), values, strict=True):
+        second = np.sort(value.ravel())[-2]
+        alone[site] = dataclasses.replace(saes[site], b_enc=saes[site].b_enc - (second + value.max()) / 2)
+    with pytest.raises(ValueError, match="no two latents above the minimum 0 are on at the same position"):
+        jc.feature_jacobian(model, alone, tokens, POST0, POST1, minimum=0.0, substitute=())
