@@ -40,6 +40,18 @@ from .circuits import (
     steer as steer,
     ZeroAblation as ZeroAblation,
 )
+from .components import (
+    ablate as ablate,
+    ablate_each as ablate_each,
+    AbstractValues as AbstractValues,
+    direct_effects as direct_effects,
+    DirectEffects as DirectEffects,
+    logit_lens as logit_lens,
+    LogitLens as LogitLens,
+    Mean as Mean,
+    Resample as Resample,
+    Zero as Zero,
+)
 from .interop import (
     from_pretrained as from_pretrained,
     from_torch as from_torch,
