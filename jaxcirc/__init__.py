@@ -43,13 +43,18 @@ from .circuits import (
 from .components import (
     ablate as ablate,
     ablate_each as ablate_each,
+    AbstractFit as AbstractFit,
     AbstractValues as AbstractValues,
+    Breakdown as Breakdown,
     direct_effects as direct_effects,
     DirectEffects as DirectEffects,
     logit_lens as logit_lens,
     LogitLens as LogitLens,
     Mean as Mean,
+    OLS as OLS,
     Resample as Resample,
+    self_repair as self_repair,
+    SelfRepair as SelfRepair,
     Zero as Zero,
 )
 from .interop import (

@@ -145,9 +145,8 @@ def of_heads(
     return jnp.einsum("bshd,bshd->bhs", z, wanted)
 
 
-def along_direction(
-    x: Float[Array, "*batch seq d_model"], along: Float[Array, "*batch seq d_model"]
-) -> Float[Array, "*batch seq"]:
+def along_direction(x: Float[Array, "... d_model"], along: Float[Array, "... d_model"]) -> Float[Array, "..."]:
+    """The inner product at each position."""
     return jnp.sum(x * along, axis=-1)
 
 
