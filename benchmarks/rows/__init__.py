@@ -1,3 +1,9 @@
 """The rows of the table, registered by name."""
 
-from . import _edges as _edges, _full as _full, _latents as _latents, _sparse_circuits as _sparse_circuits
+from . import (
+    _edges as _edges,
+    _full as _full,
+    _latents as _latents,
+    _self_repair as _self_repair,
+    _sparse_circuits as _sparse_circuits,
+)
