@@ -1,6 +1,7 @@
-"""Plots as SVG, by hand: axes, lines, bands and dots, laid out in panels."""
+"""Plots as SVG, by hand: axes, lines, bands and dots, laid out in panels; whole panels of dots and of bars."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
@@ -10,7 +11,8 @@ WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 420.0, 300.0, 64.0, 34.0, 14.0, 64.0
 COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#6d28d9")
 GREY = "#777777"
 
-Points = Sequence[tuple[int | float, int | float]]  # an axis may count
+Point = tuple[int | float, int | float]  # an axis may count
+Points = Sequence[Point]
 
 
 class Axis(NamedTuple):
@@ -40,6 +42,13 @@ def across(low: float, high: float, *, log: bool = False) -> Axis:
 def upwards(low: float, high: float, *, log: bool = False) -> Axis:
     """The vertical axis of a panel."""
     return Axis(low, high, HEIGHT - BOTTOM, TOP, log)
+
+
+def around(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis that shows all of `values`, with room at both sides."""
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    return low - room, high + room
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -78,9 +87,16 @@ def document(panels: Sequence[str], *, title: str, columns: int = 2) -> str:
 
 
 def frame(
-    x: Axis, y: Axis, *, label: str, note: str = "", x_ticks: Sequence[float] | None = None, unit: str = ""
+    x: Axis,
+    y: Axis,
+    *,
+    label: str,
+    side: str = "",
+    note: str = "",
+    x_ticks: Sequence[float] | None = None,
+    unit: str = "",
 ) -> str:
-    """The box of a panel with its ticks, and below it what the horizontal axis is."""
+    """The box of a panel with its ticks; below it what the horizontal axis is, beside it what the vertical one is."""
     parts = [
         f'<rect x="{x.begin}" y="{y.end}" width="{x.end - x.begin}" height="{y.begin - y.end}" fill="none" stroke="#444444"/>'
     ]
@@ -93,7 +109,93 @@ def frame(
     middle = (x.begin + x.end) / 2
     parts += [text(middle, y.begin + 33, label, anchor="middle")]
     parts += [text(middle, y.begin + 48, note, anchor="middle", fill=GREY)]
+    if side:
+        turned = f"translate(14,{(y.begin + y.end) / 2:.1f}) rotate(-90)"
+        parts += [f'<g transform="{turned}">{text(0, 0, side, anchor="middle")}</g>']
     return "".join(parts)
+
+
+def scatter(
+    points: Points,
+    *,
+    label: str,
+    side: str,
+    title: str = "",
+    note: str = "",
+    fit: bool = False,
+    marked: tuple[Point, str] | None = None,
+) -> str:
+    """A panel of dots, `label` saying what is across and `side` what is upwards; with `fit` the line of least squares through them,
+    and with `marked` one point that stands out, and its name.
+    """
+    shown = [*points, marked[0]] if marked else points
+    x, y = across(*around([a for a, _ in shown])), upwards(*around([b for _, b in shown]))
+    parts = [
+        frame(x, y, label=label, side=side, note=note),
+        text((x.begin + x.end) / 2, TOP - 10, title, anchor="middle"),
+    ]
+    parts += [dot(x.at(a), y.at(b), COLOURS[0], opacity=0.45) for a, b in points]
+    if fit and len({a for a, _ in points}) > 1:
+        slope, start = statistics.linear_regression([a for a, _ in points], [b for _, b in points])
+        parts += [line(_within(x, y, slope, start), stroke=GREY, dashes="5 3", width=2)]
+    if marked:
+        (a, b), name = marked
+        parts += [dot(x.at(a), y.at(b), COLOURS[1], radius=5), _beside(x.at(a), y.at(b) - 9, name)]
+    return "".join(parts)
+
+
+def histogram(
+    values: Sequence[float],
+    *,
+    label: str,
+    side: str = "count",
+    title: str = "",
+    note: str = "",
+    bins: int = 30,
+    marked: tuple[float, str] | None = None,
+) -> str:
+    """A panel of how many of `values` lie in each of `bins` intervals of equal width, and with `marked` one value that stands out."""
+    low, high = around([*values, marked[0]] if marked else values)
+    x, counts = across(low, high), [0] * bins
+    for value in values:
+        counts[min(int((value - low) / (high - low) * bins), bins - 1)] += 1
+    y, width = upwards(0, 1.12 * max(counts)), (x.end - x.begin) / bins
+    parts = [
+        frame(x, y, label=label, side=side, note=note),
+        text((x.begin + x.end) / 2, TOP - 10, title, anchor="middle"),
+    ]
+    parts += [
+        f'<rect x="{x.begin + i * width:.1f}" y="{y.at(count):.1f}" width="{width:.1f}" height="{y.begin - y.at(count):.1f}" '
+        f'fill="{COLOURS[0]}" stroke="#ffffff" stroke-width="0.5"/>'
+        for i, count in enumerate(counts)
+        if count
+    ]
+    if marked:
+        value, name = marked
+        parts += [line([(x.at(value), y.begin), (x.at(value), y.end)], stroke=COLOURS[1], width=2)]
+        parts += [_beside(x.at(value), y.end + 12, name)]
+    return "".join(parts)
+
+
+def dot(x: float, y: float, colour: str, *, radius: float = 3, opacity: float = 1) -> str:
+    """A dot at a pixel."""
+    thin = f' opacity="{opacity:g}"' if opacity < 1 else ""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}"{thin}/>'
+
+
+def _beside(x: float, y: float, name: str) -> str:
+    """A name beside a pixel, on the side where there is more room."""
+    right = x < (LEFT + WIDTH - RIGHT) / 2
+    return text(x + (7 if right else -7), y, name, anchor="start" if right else "end", fill=COLOURS[1])
+
+
+def _within(x: Axis, y: Axis, slope: float, start: float) -> Points:
+    """The pixels of both ends of a straight line where it leaves the panel."""
+    ends = [x.low, x.high]
+    if slope:
+        meets = sorted(((y.low - start) / slope, (y.high - start) / slope))
+        ends = [max(x.low, meets[0]), min(x.high, meets[1])]
+    return [(x.at(a), y.at(slope * a + start)) for a in ends]
 
 
 def legend(names: Sequence[tuple[str, str]], *, step: int = 116) -> str:
@@ -104,7 +206,7 @@ def legend(names: Sequence[tuple[str, str]], *, step: int = 116) -> str:
 def curve(x: Axis, y: Axis, points: Points, colour: str, *, dashes: str = "") -> str:
     """A line with a dot at every point."""
     pixels = [(x.at(a), y.at(b)) for a, b in points]
-    dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in pixels)
+    dots = "".join(dot(a, b, colour) for a, b in pixels)
     return line(pixels, stroke=colour, dashes=dashes, width=2) + dots
 
 
