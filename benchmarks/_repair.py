@@ -20,10 +20,8 @@ class Repair(NamedTuple):
         return len(self.blocks.weights)
 
     def order(self) -> np.ndarray:
-        """All heads `[head 2]`, those of the middle layers first, a head of each layer after the other: the first few are as deep as all on
-        average.
-        """
-        return np.array([(layer, head) for head in range(self.blocks.heads) for layer in middle_out(self.layers)])
+        """All heads `[head 2]`, layer by layer from the middle outwards: the first few layers are as deep as all on average."""
+        return np.array([(layer, head) for layer in middle_out(self.layers) for head in range(self.blocks.heads)])
 
 
 def make_repair(*, layers: int, d_model: int, heads: int, batch: int, seq: int, vocabulary: int) -> Repair:

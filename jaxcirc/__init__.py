@@ -81,4 +81,4 @@ from .jacobian import (
     select as select,
 )
 from .models import process_weights as process_weights, Transformer as Transformer
-from .view import draw_curves as draw_curves
+from .view import draw_curves as draw_curves, draw_self_repair as draw_self_repair

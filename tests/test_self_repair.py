@@ -1,5 +1,8 @@
 """Self-repair: against a run of the whole model for each head, with every component's output there."""
 
+import math
+import xml.etree.ElementTree as ElementTree
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.components import _after_heads
+from jaxcirc.view import plot
 from tests.helpers import assert_close, counting_calls, make_model, needs_x64
 from tests.test_components import centred, MASK, problem, read, run, VARIANTS, written
 
@@ -244,3 +248,40 @@ def test_what_self_repair_refuses(untyped):
             jc.self_repair(model, tokens, **({"resample": tokens[::-1]} | arguments))
     with pytest.raises(TypeError, match=r"expected a fit such as jc.OLS\(intercept=True\), got a str"):
         jc.self_repair(model, tokens, tokens[::-1], fit="ols")
+
+
+def test_the_picture_shows_every_slope_and_the_line(tmp_path):
+    found = synthetic()
+    jc.draw_self_repair(found, tmp_path / "repair.svg", heads=[(0, 1)])
+    root = ElementTree.parse(tmp_path / "repair.svg").getroot()
+    name = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in root.iter(f"{name}text")]
+    assert {f"{slope:.2f}" for slope in found.slope.ravel()} <= set(texts)
+    assert {"layer", "head", "slope of backup on direct effect", "direct effect of the head (logits)"} <= set(texts)
+    assert any(text.startswith(f"head 0.1: slope {found.slope[0, 1]:.2f} (95 %: ") for text in texts)
+    assert len(list(root.iter(f"{name}circle"))) == 960
+    (line,) = [line for line in root.iter(f"{name}polyline") if line.get("stroke-dasharray")]
+    (a, b), (c, d) = (map(float, point.split(",")) for point in line.get("points").split())
+    assert (d - b) / (c - a) < 0  # upwards to the right
+    with pytest.raises(ValueError, match=r"there is no head \(7, 0\) in the result, which has 4 heads"):
+        jc.draw_self_repair(found, tmp_path / "none.svg", heads=[(7, 0)])
+    with pytest.raises(ValueError, match=r"does not end in \.svg"):
+        jc.draw_self_repair(found, tmp_path / "none.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["repair.svg"]
+
+
+def test_colours_are_symmetric_around_zero():
+    drawn = plot.heat_map([[0.5, -0.5], [0.0, math.nan]], label="head", side="layer", unit="u")
+    colours = [cell.split('"')[0] for cell in drawn.split('fill="')[1:]]
+    assert plot.diverging(0.0) == "#ffffff"
+    assert plot.diverging(1.0) != plot.diverging(-1.0)
+    for colour in (plot.diverging(1.0), plot.diverging(-1.0), "#ffffff", plot.GREY):
+        assert colour in colours
+    assert ">0.50<" in drawn
+    assert ">-0.50<" in drawn
+    assert "nan" not in drawn
+    assert ">0.4<" in plot.heat_map(
+        [[0.5] * 60] * 60, label="head", side="layer"
+    )  # a tick of the bar: cells have no room
+    assert ">0.50<" not in plot.heat_map([[0.5] * 60] * 60, label="head", side="layer")
+    assert "#000000" not in plot.heat_map([[0.0]], label="head", side="layer")

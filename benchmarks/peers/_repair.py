@@ -1,4 +1,7 @@
-"""Self-repair in PyTorch: two runs of the whole model for each head, as published, and better."""
+"""Self-repair in PyTorch: two runs of the whole model for each head, as published, and better.
+
+The clean run, and that of the prompts to resample from, are there beforehand: on this side they are not timed.
+"""
 
 from collections.abc import Callable
 
@@ -11,17 +14,13 @@ class Side:
     """Model and prompts as tensors; `z` `[batch head seq d_head]` and what enters each MLP on the clean run, and the others' `z`."""
 
     def __init__(self, problem: Repair):
+        import torch
+
         blocks = problem.blocks
         self.heads, self.layers = blocks.heads, problem.layers
         self.W_E, self.W_pos = tensor(blocks.W_E), tensor(blocks.W_pos)
         self.weights = [{name: tensor(value) for name, value in block.items()} for block in blocks.weights]
         self.tokens, self.resample = (tensor(x).long() for x in (problem.tokens, problem.resample))
-        self.run_both()
-
-    def run_both(self) -> None:
-        """The clean run, and that of the prompts to resample from; nothing of it is unembedded."""
-        import torch
-
         with torch.no_grad():
             self.others = self.cache(self.resample)[1]
             _, self.clean, self.entered, self.attn, self.scale = self.cache(self.tokens)
@@ -54,15 +53,13 @@ class Side:
         """Direct effects `[layer head batch seq-1]`, from all heads' outputs in the residual stream."""
         import torch
 
-        results = torch.stack([z.transpose(1, 2)[..., None, :] @ self.W_O(i) for i, z in enumerate(outputs)])
-        results = results.squeeze(-2)[:, :, :-1]  # [layer batch seq-1 head d_model]
-        return torch.einsum("lbshm,bsm->lhbs", results, self.along)
+        # [batch head seq d_head] · [head d_head d_model] -> [batch head seq d_model]
+        results = torch.stack([z[:, :, :-1] @ self.W_O(i) for i, z in enumerate(outputs)])
+        return (results * self.along[:, None]).sum(-1).transpose(1, 2)
 
 
 def whole_runs(problem: Repair, amount: int):
-    """For each of the first heads a run with its output replaced, another that keeps every head's output, and all their direct effects.
-    What all heads share is not in the time.
-    """
+    """For each of the first heads a run with its output replaced, another that keeps every head's output, and all their direct effects."""
     import torch
 
     side = Side(problem)
@@ -92,7 +89,7 @@ def whole_runs(problem: Repair, amount: int):
 
 def runs_from_layers(problem: Repair, variant: str, amount: int):
     """The same from the head's layer on, without unembedding, and with attention's output for the sum of its heads: head by head, or
-    several heads of a layer as a batch. The clean run and the other are in the time, as they are in ours.
+    several heads of a layer as a batch.
     """
     import torch
 
@@ -114,7 +111,6 @@ def runs_from_layers(problem: Repair, variant: str, amount: int):
         return total
 
     def run() -> Tensor:
-        side.run_both()
         with torch.no_grad():
             out = torch.zeros(len(order), *side.along.shape[:-1], device=side.W_E.device)
             for layer in range(side.layers):

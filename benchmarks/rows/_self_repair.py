@@ -19,7 +19,9 @@ XL = {**GPT2, "batch": 50, "seq": 100, "timed": 24}
 @register("self-repair", quick=QUICK, small=SMALL, xl=XL)
 def self_repair(*, timed: int, **sizes: int) -> Row:
     problem = make_repair(**sizes)
-    count = sizes["layers"] * sizes["heads"]
+    heads, count = sizes["heads"], sizes["layers"] * sizes["heads"]
+    # Heads are batched by layer, so whole layers are run, and around the middle one.
+    layers = {"tried": min(2 * heads, count), "timed": min(4 * heads, count)}
 
     def expected(numbers: np.ndarray, variant: str, amount: int) -> np.ndarray:
         return numbers[:amount]
@@ -29,8 +31,7 @@ def self_repair(*, timed: int, **sizes: int) -> Row:
 
     whole = lambda variant, amount: peers.whole_runs(problem, amount)
     from_layers = ft.partial(peers.runs_from_layers, problem)
-    # Heads are batched by layer, so a part of them would not be as many at once: all are run.
-    batches = tuple(f"{n} heads at once" for n in sorted({max(2, sizes["heads"] // 4), sizes["heads"]}))
+    batches = tuple(f"{n} heads at once" for n in sorted({max(2, heads // 4), heads}))
     return Row(
         what="for every head ablated by itself, the change of the later heads' direct effects on the next token",
         sizes=sizes,
@@ -38,7 +39,7 @@ def self_repair(*, timed: int, **sizes: int) -> Row:
         check=ft.partial(ours.check_repair, problem),
         rivals=(
             rival("two runs of the model a head in PyTorch", whole, "a loop", tried=max(1, timed // 2), timed=timed),
-            rival("PyTorch, from the head's layer on", from_layers, "head by head", *batches, tried=count, timed=count),
+            rival("PyTorch, from the head's layer on", from_layers, "head by head", *batches, **layers),
         ),
         work=_work.self_repair(**sizes),
         numbers=ft.partial(ours.repair_numbers, problem),
