@@ -10,14 +10,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Float, Int
 
 from .._nn import Block, LayerNorm
 from .._sites import Kind
 from ..models import Transformer
-from ._direct_effects import along_direction, effects_of_layer, of_heads
+from ._direct_effects import along_direction, of_heads
 from ._groups import in_groups
-from ._reading import Reading
+from ._reading import Asked, at_scale, reading
 from ._written import final_scale, recorded, recording, run_blocks
 
 
@@ -35,6 +35,15 @@ class Changes(NamedTuple):
     change: np.ndarray
 
 
+class Pairs(NamedTuple):
+    """Prompts `[batch seq]`, the others to resample from, their mask, and whose logits are read."""
+
+    tokens: np.ndarray
+    resample: np.ndarray
+    mask: np.ndarray
+    wanted: Asked
+
+
 class _Runs(NamedTuple):
     """Runs with one head replaced, on their way: the residual stream `[head batch seq d_model]`, and the changes of direct effects so
     far, `[head batch seq]`.
@@ -45,26 +54,18 @@ class _Runs(NamedTuple):
     mlps: Array
 
 
-Given = tuple[
-    Reading, Int[Array, "batch seq"], Int[Array, "batch seq"], Bool[Array, "batch seq"]
-]  # how answers are read, tokens, the other prompts, mask
-
-
 def iterate_changes(
-    model: Transformer, given: Given, heads: list[Int[np.ndarray, " _"]], tokens_at_once: int
+    model: Transformer, given: Pairs, heads: list[Int[np.ndarray, " _"]], tokens_at_once: int
 ) -> Iterator[tuple[int, Changes]]:
     """For each layer the changes when each of its `heads[layer]` by itself has the `z` of the other prompts, at every position."""
-    read, tokens, resample, mask = given
-    other = [written.z for written in run_blocks(model, resample, mask).layers]
-    clean = run_blocks(model, tokens, mask)
-    along = read.direction / clean.scale[..., None]
-    effects = [
-        effects_of_layer(block, written, along) for block, written in zip(model.blocks, clean.layers, strict=True)
-    ]
-    attn = [of_each.sum(1) + b_O for of_each, _, b_O, _ in effects]
+    other = [written.z for written in run_blocks(model, given.resample, given.mask).layers]
+    clean = run_blocks(model, given.tokens, given.mask)
+    read = reading(model, given.wanted)
+    along = at_scale(read, clean.scale)
+    attn = [_of_attention(block, written, along) for block, written in zip(model.blocks, clean.layers, strict=True)]
     for layer, mine in enumerate(heads):
         written, found = clean.layers[layer], []
-        for rows in in_groups(len(mine), tokens.size, tokens_at_once) if len(mine) else ():
+        for rows in in_groups(len(mine), given.tokens.size, tokens_at_once) if len(mine) else ():
             some = jnp.asarray(mine[rows])
             runs, *themselves = _replaced(model.blocks[layer], written, other[layer], along, some)
             for later in range(layer + 1, model.n_layers):
@@ -77,6 +78,11 @@ def iterate_changes(
                 layer,
                 Changes(*(np.concatenate(parts)[: len(mine)].swapaxes(0, 1) for parts in zip(*found, strict=True))),
             )
+
+
+@jax.jit
+def _of_attention(block: Block, written, along) -> Float[Array, "batch seq"]:
+    return of_heads(block.attn, written.z, along).sum(1) + along @ block.attn.b_O
 
 
 @jax.jit

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._nn import Attention, Block
@@ -13,7 +14,7 @@ from .._sites import Kind
 from ..models import Transformer
 from ._groups import in_groups, TOKENS_AT_ONCE
 from ._parts import check_head, check_layer
-from ._reading import reading
+from ._reading import Asked, asked, at_scale, reading
 from ._written import recorded, recording, run_blocks
 
 
@@ -99,19 +100,18 @@ def direct_effects(
             raise ValueError(f"neurons: {model.name} is of attention only, so layer {layer} has none.")
     for layer, head in sources:
         check_head(model, layer, head)
-    mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
-    read = reading(model, jnp.asarray(tokens), mask, answers, foils)
+    real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    ids, wanted = np.asarray(tokens), asked(model, tokens, real, answers, foils)
     found = []
-    for rows in in_groups(len(tokens), tokens.shape[1], tokens_at_once):
-        mine = jax.tree.map(lambda x, rows=rows: x[rows], (jnp.asarray(tokens), mask, read))
-        found.append(_of_group(model, mine, neurons, sources))
+    for rows in in_groups(len(ids), ids.shape[1], tokens_at_once):
+        found.append(_of_group(model, ids[rows], real[rows], wanted.of(rows), neurons, sources))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(tokens)], *found)
 
 
-def _of_group(model: Transformer, given, neurons, sources) -> DirectEffects:
-    tokens, mask, read = given
+def _of_group(model: Transformer, tokens, mask, wanted: Asked, neurons, sources) -> DirectEffects:
     run = run_blocks(model, tokens, mask)
-    along = read.direction / run.scale[..., None]
+    read = reading(model, wanted)
+    along = at_scale(read, run.scale)
     heads, mlps, b_O, entering = zip(
         *map(effects_of_layer, model.blocks, run.layers, [along] * model.n_layers), strict=True
     )

@@ -3,13 +3,14 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._run import check_mask, check_tokens
 from .._tap import Tap
 from ..models import Transformer
 from ._groups import in_groups, TOKENS_AT_ONCE
-from ._reading import reading
+from ._reading import asked, reading
 from ._written import ends_of, final_scale, run_blocks
 
 
@@ -32,7 +33,7 @@ class LogitLens(eqx.Module):
         foils: Int[Array, "..."] | int | None = None,
     ) -> Float[Array, "batch depth seq"]:
         """Answers' logits, which and less what as in `jc.direct_effects`, at each depth. Nothing else is unembedded."""
-        read = reading(self.ends, self.tokens, self.mask, answers, foils)
+        read = reading(self.ends, asked(self.ends, self.tokens, np.asarray(self.mask), answers, foils))
         scale = final_scale(self.ends.ln_final, self.resid)
         return jnp.einsum("bnsm,bsm->bns", self.resid, read.direction) / scale + read.bias[:, None]
 

@@ -1,8 +1,11 @@
 """Answers as directions in the residual stream: along which the final norm and the unembedding read them."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._run import check_token_ids
@@ -21,53 +24,76 @@ class Reading(eqx.Module):
     bias: Float[Array, "batch seq"]
 
 
-def reading(
+class Asked(NamedTuple):
+    """Whose logits are read, in the host's memory: `answers` `[batch seq]` token ids or `[batch seq d_model]` directions, `foils`
+    `[batch seq]` if there are any, and `read` `[batch seq]`, where.
+    """
+
+    answers: np.ndarray
+    foils: np.ndarray | None
+    read: np.ndarray
+
+    def of(self, rows: np.ndarray) -> "Asked":
+        """Of some prompts."""
+        return Asked(self.answers[rows], None if self.foils is None else self.foils[rows], self.read[rows])
+
+
+def asked(
     model: Transformer,
     tokens: Int[Array, "batch seq"],
-    mask: Bool[Array, "batch seq"],
+    mask: Bool[np.ndarray, "batch seq"],
     answers: Int[Array, "..."] | Float[Array, "..."] | int | None,
     foils: Int[Array, "..."] | int | None,
-) -> Reading:
-    """How the answers are read. **Raises:** `ValueError` for answers or foils of another shape, or outside the vocabulary."""
-    read = mask
+) -> Asked:
+    """The answers of a verb's arguments. **Raises:** `ValueError` for answers or foils of another shape, or outside the vocabulary."""
+    values, read = np.asarray(answers), mask
     if answers is None:
-        answers, read = jnp.roll(tokens, -1, axis=1), followed(mask)
-        check_token_ids(model, answers, model.W_U.shape[1])
-    answers = jnp.asarray(answers)
-    if not jnp.issubdtype(answers.dtype, jnp.integer):
-        if foils is not None:
-            raise ValueError("foils are tokens, and the answers are directions. Give the difference as the direction.")
-        along = _broadcast("answers", answers.astype(model.dtype), (*tokens.shape, model.d_model))
-        return _of_direction(ends_of(model), along, read)
-    answers = _ids(model, "answers", answers, tokens.shape)
-    return _of_tokens(
-        ends_of(model), answers, None if foils is None else _ids(model, "foils", foils, tokens.shape), read
-    )
+        values, read = np.roll(np.asarray(tokens), -1, axis=1), followed(mask)
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        ids = _ids(model, "answers", values, tokens.shape)
+        return Asked(ids, None if foils is None else _ids(model, "foils", np.asarray(foils), tokens.shape), read)
+    if foils is not None:
+        raise ValueError("foils are tokens, and the answers are directions. Give the difference as the direction.")
+    return Asked(_broadcast("answers", values.astype(model.dtype), (*tokens.shape, model.d_model)), None, read)
 
 
-def followed(mask: Bool[Array, "batch seq"]) -> Bool[Array, "batch seq"]:
+def reading(model: Transformer, wanted: Asked) -> Reading:
+    """How they are read."""
+    if wanted.answers.ndim == 3:
+        return _of_directions(ends_of(model), wanted.answers, wanted.read)
+    return _of_tokens(ends_of(model), wanted.answers, wanted.foils, wanted.read)
+
+
+def followed(mask: Bool[Array | np.ndarray, "batch seq"]) -> Bool[np.ndarray, "batch seq"]:
     """Which real positions have a real token after them."""
-    return mask & jnp.roll(mask, -1, axis=1).at[:, -1].set(False)
+    out = np.array(mask)
+    out[:, :-1] &= out[:, 1:]
+    out[:, -1] = False
+    return out
 
 
-def _ids(model: Transformer, name: str, ids, shape: tuple[int, ...]) -> Int[Array, "batch seq"]:
-    ids = jnp.asarray(ids)
+@jax.jit
+def at_scale(read: Reading, scale: Float[Array, "batch seq"]) -> Float[Array, "batch seq d_model"]:
+    """The direction, with the final norm's scale held."""
+    return read.direction / scale[..., None]
+
+
+def _ids(model: Transformer, name: str, ids: np.ndarray, shape: tuple[int, ...]) -> Int[np.ndarray, "batch seq"]:
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"{name}: expected token ids, got dtype {ids.dtype}.")
-    check_token_ids(model, ids, model.W_U.shape[1])
+    check_token_ids(model, jnp.asarray(ids), model.W_U.shape[1])
     return _broadcast(name, ids, shape)
 
 
-def _broadcast(name: str, values: Array, shape: tuple[int, ...]) -> Array:
+def _broadcast(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """One for all, one a prompt, or one a position."""
-    inner = values.ndim - len(shape[2:])
     wanted = (shape[2:], (shape[0], *shape[2:]), shape)
     if values.shape not in wanted:
         raise ValueError(
             f"{name}: expected shape {wanted[0]}, {wanted[1]} or {wanted[2]}, one for all, one a prompt or one a position, got "
             f"{values.shape}."
         )
-    return jnp.broadcast_to(values[:, None] if inner == 1 else values, shape)
+    return np.broadcast_to(values[:, None] if values.shape == wanted[1] else values, shape)
 
 
 @jax.jit
@@ -76,12 +102,12 @@ def _of_tokens(model: Transformer, answers, foils, read) -> Reading:
         against, shift = jnp.mean(model.W_U, axis=1), jnp.mean(model.b_U)
     else:
         against, shift = model.W_U.T[foils], model.b_U[foils]
-    found = _of_direction(model, model.W_U.T[answers] - against, read)
+    found = _of_directions(model, model.W_U.T[answers] - against, read)
     return Reading(found.direction, found.bias + jnp.where(read, model.b_U[answers] - shift, 0))
 
 
 @jax.jit
-def _of_direction(model: Transformer, along: Float[Array, "batch seq d_model"], read) -> Reading:
+def _of_directions(model: Transformer, along: Float[Array, "batch seq d_model"], read) -> Reading:
     along = jnp.where(read[..., None], along, 0)
     bias, norm = jnp.zeros_like(along[..., 0]), model.ln_final
     if norm is not None:

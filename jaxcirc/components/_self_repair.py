@@ -2,20 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .._guard import check_backend
 from .._run import check_mask, check_tokens
 from ..models import Transformer
-from ._after_heads import Changes, iterate_changes
+from ._after_heads import Changes, iterate_changes, Pairs
 from ._direct_effects import direct_effects
 from ._groups import in_groups, TOKENS_AT_ONCE
 from ._lines import AbstractFit, OLS
 from ._parts import check_head
-from ._reading import followed, reading
+from ._reading import asked, followed
 from ._repair import check_enough, fitted, SelfRepair
 from ._values import check_resample
 
@@ -71,15 +69,15 @@ def self_repair(
     if not isinstance(fit, AbstractFit):
         raise TypeError(f"self_repair: expected a fit such as jc.OLS(intercept=True), got a {type(fit).__name__}.")
     chosen = _chosen(model, heads)
-    tokens, resample = jnp.asarray(tokens), jnp.asarray(resample)
-    mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
-    used = np.asarray(followed(mask))
+    real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    used = followed(real)
     if not used.any():
         raise ValueError("self_repair: no position has a next token. Give prompts of at least two tokens.")
     if minimum is not None:  # before the long work
         direct = direct_effects(model, tokens, mask=mask, tokens_at_once=tokens_at_once).heads
         check_enough(np.asarray(direct), used, chosen, minimum)
-    found = _measured(model, tokens, resample, mask, chosen, tokens_at_once, progress or (lambda done, of, stage: None))
+    pairs = Pairs(np.asarray(tokens), np.asarray(resample), real, asked(model, tokens, real, None, None))
+    found = _measured(model, pairs, chosen, tokens_at_once, progress or (lambda done, of, stage: None))
     return fitted(found, used, fit, minimum)
 
 
@@ -96,19 +94,18 @@ def _chosen(model: Transformer, heads: str | Sequence[tuple[int, int]]) -> list[
 
 
 def _measured(
-    model: Transformer, tokens, resample, mask, chosen: list[tuple[int, int]], tokens_at_once: int, report: Progress
+    model: Transformer, pairs: Pairs, chosen: list[tuple[int, int]], tokens_at_once: int, report: Progress
 ) -> Changes:
     """The changes `[batch layer head seq]` of every head that was chosen, NaN for the others."""
-    batch, seq = tokens.shape
+    batch, seq = pairs.tokens.shape
     shape = (batch, model.n_layers, model.n_heads, seq)
     out = Changes(*(np.full(shape, np.nan, model.dtype) for _ in Changes._fields))
     heads = [np.array([head for layer, head in chosen if layer == at], int) for at in range(model.n_layers)]
-    read = reading(model, tokens, mask, None, None)
     groups = in_groups(batch, seq, tokens_at_once)
     # A layer's runs pass through all later layers.
     work = np.array([len(mine) * (model.n_layers - layer) for layer, mine in enumerate(heads)])
     for i, rows in enumerate(groups):
-        given = jax.tree.map(lambda x, rows=rows: x[rows], (read, tokens, resample, mask))
+        given = Pairs(pairs.tokens[rows], pairs.resample[rows], pairs.mask[rows], pairs.wanted.of(rows))
         for layer, changes in iterate_changes(model, given, heads, tokens_at_once):
             for into, values in zip(out, changes, strict=True):
                 into[rows[:, None], layer, heads[layer]] = values

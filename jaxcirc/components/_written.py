@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._nn import Block, LayerNorm
@@ -47,8 +48,11 @@ class Run(eqx.Module):
     scale: Float[Array, "batch seq"]
 
 
-def run_blocks(model: Transformer, tokens: Int[Array, "batch seq"], mask: Bool[Array, "batch seq"]) -> Run:
+def run_blocks(
+    model: Transformer, tokens: Int[Array | np.ndarray, "batch seq"], mask: Bool[Array | np.ndarray, "batch seq"]
+) -> Run:
     """Runs a batch up to the unembedding."""
+    tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
     resid, layers = _embedded(ends_of(model), tokens, mask), []
     masks = model.batch_masks(mask)
     for block, allowed in zip(model.blocks, masks, strict=True):
