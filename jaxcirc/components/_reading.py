@@ -81,7 +81,7 @@ def at_scale(read: Reading, scale: Float[Array, "batch seq"]) -> Float[Array, "b
 def _ids(model: Transformer, name: str, ids: np.ndarray, shape: tuple[int, ...]) -> Int[np.ndarray, "batch seq"]:
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"{name}: expected token ids, got dtype {ids.dtype}.")
-    check_token_ids(model, jnp.asarray(ids), model.W_U.shape[1])
+    check_token_ids(model, jnp.asarray(ids), model.b_U.shape[0])
     return _broadcast(name, ids, shape)
 
 

@@ -168,6 +168,8 @@ def heat_map(
         parts += [text(x.at(j + 0.5), y.end + 14, str(j), anchor="middle")]
     for i in range(0, rows, _every(high, 11.0)):
         parts += [text(x.begin - 6, y.at(i + 0.5) + 4, str(i), anchor="end")]
+    corners = [(x.begin, y.begin), (x.end, y.begin), (x.end, y.end), (x.begin, y.end), (x.begin, y.begin)]
+    parts += [line(corners)]
     middle = (x.begin + x.end) / 2
     parts += [
         text(middle, y.end + 33, label, anchor="middle"),
