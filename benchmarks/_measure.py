@@ -35,8 +35,8 @@ def measure(name: str, row: Row, settings: Settings, progress: Progress) -> dict
     run = row.prepare()
     result, first = first_call(run)
     ours = row.numbers(result)
-    error = check_equal("ours against jax.jvp", *row.check(ours), limit(settings.precision))
-    progress(f"{name}: equals jax.jvp, relative error {error:.1e}")
+    error = check_equal(f"ours against {row.against}", *row.check(ours), limit(settings.precision))
+    progress(f"{name}: equals {row.against}, relative error {error:.1e}")
     rivals, runs = [], {OURS: run}
     for rival in row.rivals:
         record, best = _choose(rival, ours, settings, lambda said: progress(f"{name}: {said}"))

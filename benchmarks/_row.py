@@ -35,8 +35,8 @@ class Row(NamedTuple):
     """One row.
 
     **Attributes:** `what`: a sentence; `sizes`; `prepare()`: our run, with what it needs on the device; `check(ours)`: two arrays that
-    are equal, the second by `jax.jvp`; `rivals`; `work`: operations, `own` and `autodiff` (see `_work`); `numbers(result)`: what our
-    run returns as the array that is compared, which takes no part in the times.
+    are equal, the second by what `against` names; `rivals`; `work`: operations, `own` and `autodiff` (see `_work`); `numbers(result)`:
+    what our run returns as the array that is compared, which takes no part in the times.
     """
 
     what: str
@@ -46,6 +46,7 @@ class Row(NamedTuple):
     rivals: tuple[Rival, ...]
     work: Mapping[str, float]
     numbers: Callable[[Any], np.ndarray] = np.asarray
+    against: str = "jax.jvp"
 
 
 Maker = Callable[..., Row]

@@ -112,3 +112,16 @@ def circuit_edges(
     own = batch * (layers * (attention + 2 * mlp + 3 * skip) + 2.0 * (3 * layers + 1) * 2 * T * D * d_sae)
     row = layers / 2 * (12 * D * D * T + T * T * D) + 4 * T * D * d_sae
     return {"own": own, "autodiff": 2.0 * batch * rows * row}
+
+
+def self_repair(*, layers: int, d_model: int, heads: int, seq: int, batch: int, vocabulary: int) -> dict[str, float]:
+    """For every head the MLP of its layer (8 D D T) and all blocks after it (12 D D T + T T D each); the clean and the other run, and the
+    heads' projections of a direction (D D T a layer). `autodiff` is two whole runs for every head, with the unembedding, and all heads'
+    outputs and their direct effects (D D T a layer, and H T D).
+    """
+    D, T = d_model, seq
+    block = 12 * D * D * T + T * T * D
+    own = heads * sum(8 * D * D * T + later * block for later in range(layers)) + layers * (2 * block + D * D * T)
+    whole = layers * block + T * D * vocabulary
+    loop = layers * heads * (2 * whole + layers * (D * D * T + heads * T * D))
+    return {"own": 2.0 * batch * own, "autodiff": 2.0 * batch * loop}

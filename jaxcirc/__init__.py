@@ -40,6 +40,23 @@ from .circuits import (
     steer as steer,
     ZeroAblation as ZeroAblation,
 )
+from .components import (
+    ablate as ablate,
+    ablate_each as ablate_each,
+    AbstractFit as AbstractFit,
+    AbstractValues as AbstractValues,
+    Breakdown as Breakdown,
+    direct_effects as direct_effects,
+    DirectEffects as DirectEffects,
+    logit_lens as logit_lens,
+    LogitLens as LogitLens,
+    Mean as Mean,
+    OLS as OLS,
+    Resample as Resample,
+    self_repair as self_repair,
+    SelfRepair as SelfRepair,
+    Zero as Zero,
+)
 from .features import (
     feature_jacobian as feature_jacobian,
     FeatureJacobian as FeatureJacobian,
@@ -69,4 +86,8 @@ from .jacobian import (
     select as select,
 )
 from .models import process_weights as process_weights, Transformer as Transformer
-from .view import draw_curves as draw_curves, draw_features as draw_features
+from .view import (
+    draw_curves as draw_curves,
+    draw_features as draw_features,
+    draw_self_repair as draw_self_repair,
+)

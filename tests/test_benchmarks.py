@@ -53,13 +53,18 @@ def results() -> dict:
 def test_every_row_is_there():
     assert list(row_module.ROWS) == [
         *("attention-block", "attention-block-frozen", "mlp-block", "block"),
-        *("feature-jacobian", "full-one-block", "full-several-blocks", "sae-edges", "circuit-nodes", "circuit-edges"),
+        *("feature-jacobian", "full-one-block", "full-several-blocks", "sae-edges", "self-repair"),
+        *("circuit-nodes", "circuit-edges"),
     ]
     assert all(set(sizes) == {"quick", "small", "xl"} for _, sizes in row_module.ROWS.values())
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp-block", "sae-edges", "feature-jacobian", "full-one-block", "circuit-nodes", "circuit-edges"]
+    "name",
+    [
+        *("mlp-block", "sae-edges", "feature-jacobian", "full-one-block", "self-repair"),
+        *("circuit-nodes", "circuit-edges"),
+    ],
 )
 def test_a_row_equals_jvp_and_has_all_numbers(name):
     found = measured(name)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import jaxcirc as jc
@@ -164,7 +165,8 @@ def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "discover", "doctor", "evaluate", "steer", "convert", "jacobian", "features"]
+    "command",
+    ["demo", "discover", "doctor", "evaluate", "steer", "convert", "jacobian", "features", "self-repair"],
 )
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -226,3 +228,67 @@ def test_a_full_disk(prompts, tmp_path, capsys, monkeypatch):
     assert discover(prompts, tmp_path / "out", "--method", "gradient") == 2
     assert "No space left on device: edges.parquet" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl"]
+
+
+def repair(capsys, *options):
+    code = main(["self-repair", "--prompts", "16", *options])
+    return code, capsys.readouterr()
+
+
+def test_self_repair_of_the_shipped_model(tmp_path, capsys):
+    drawn = tmp_path / "repair.svg"
+    code, said = repair(capsys, "--json", "--plot", str(drawn), "--head", "0.1", "2.3", "--no-intercept")
+    assert code == 0, said.err
+    found = json.loads(said.out)
+    model = jc.process_weights(jc.from_pretrained("tiny-gpt2"))
+    tokens = jc.data.subject_verb(jc.load_tokenizer("tiny-gpt2"), 16, kind="rc", seed=0).clean
+    want = jc.self_repair(model, tokens, jc.Resample.rolled(tokens).tokens, fit=jc.OLS(intercept=False))
+    slopes = {row["head"]: row["slope"] for row in found["rows"]}
+    assert len(slopes) == 16
+    assert slopes["1.2"] == pytest.approx(want.slope[1, 2])
+    assert abs(slopes["1.2"]) > 0.01
+    assert slopes["3.0"] == 0
+    assert (found["tokens"], found["prompts"], found["intercept"]) == (96, 16, False)
+    svg = drawn.read_text()
+    assert "slope of backup on direct effect" in svg
+    assert svg.count("direct effect of the head") == 2
+    assert "head 2.3: slope" in svg
+
+
+def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
+    text, ids = tmp_path / "text.txt", tmp_path / "ids.npy"
+    text.write_text("The teacher that the doctors like\n\nThe farmers near the teacher run\nThe doctor\n")
+    code, said = repair(capsys, "--text", str(text), "--length", "5", "--only", "1.2", "0.0")
+    assert code == 0, said.err
+    assert said.out.startswith("2 heads of tiny-gpt2, each ablated alone, on 8 tokens of 2 prompts")
+    assert "\n1.2 " in said.out
+    np.save(ids, np.arange(24).reshape(4, 6))
+    code, said = repair(capsys, "--tokens", str(ids), "--json", "--raw", "--minimum", "-100")
+    assert code == 0, said.err
+    assert (json.loads(said.out)["tokens"], json.loads(said.out)["minimum"]) == (20, -100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--head", "nine"], "A head is written LAYER.HEAD, such as 9.6; got 'nine'"),
+        (["--only", "9.6"], "There is no layer 9 in tiny-gpt2: it has 4 layers, 0 to 3"),
+        (["--minimum", "99"], "has 0 tokens with a direct effect above 99"),
+        (["--prompts", "1"], "--prompts is at least 2"),
+        (["--share", "0"], "share is a part of the tokens"),
+        (["--plot", "picture.png"], "does not end in .svg"),
+        (["--head", "9.6", "--plot", "unused.svg"], "there is no head (9, 6)"),
+        (["--text", "TEXT", "--length", "50"], "has 0 prompts of 50 tokens or more"),
+        (["--text", "EMPTY"], "has no text. Expected a prompt a line"),
+        (["--tokens", "TEXT"], "is not a .npy file of token ids"),
+    ],
+)
+def test_self_repair_refuses_in_one_line(options, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "TEXT").write_text("The teacher likes\nThe doctor runs\n")
+    (tmp_path / "EMPTY").write_text("\n")
+    code, said = repair(capsys, *options)
+    assert code == 2
+    assert message in said.err.strip().splitlines()[-1]
+    assert said.out == ""
+    assert not (tmp_path / "unused.svg").exists()

@@ -60,10 +60,15 @@ def sublayer(blocks: Blocks, what: str, *, frozen: bool = False) -> tuple[Functi
 
 def attention(weights: dict[str, Tensor], x: Tensor, heads: int, pattern: Tensor | None = None) -> Tensor:
     """Layer norm and attention; with `pattern` held where it is given."""
+    z = head_outputs(weights, x, heads, pattern)
+    return z.transpose(-3, -2).reshape(x.shape) @ weights["W_O"] + weights["b_O"]
+
+
+def head_outputs(weights: dict[str, Tensor], x: Tensor, heads: int, pattern: Tensor | None = None) -> Tensor:
+    """Layer norm and attention up to the heads' outputs `[... head seq d_head]`."""
     y = _norm(weights, "ln1", x)
     pattern = _pattern(weights, y, heads) if pattern is None else pattern
-    z = pattern @ _heads(weights, "V", y, heads)
-    return z.transpose(-3, -2).reshape(x.shape) @ weights["W_O"] + weights["b_O"]
+    return pattern @ _heads(weights, "V", y, heads)
 
 
 def mlp(weights: dict[str, Tensor], x: Tensor) -> Tensor:

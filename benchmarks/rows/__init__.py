@@ -5,5 +5,6 @@ from . import (
     _features as _features,
     _full as _full,
     _latents as _latents,
+    _self_repair as _self_repair,
     _sparse_circuits as _sparse_circuits,
 )

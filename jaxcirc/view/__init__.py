@@ -14,3 +14,4 @@ from ._rows import (
     NodeRow as NodeRow,
     note_of as note_of,
 )
+from ._self_repair import draw_self_repair as draw_self_repair

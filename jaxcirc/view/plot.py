@@ -1,4 +1,4 @@
-"""Plots as SVG, by hand: axes, lines, bands and dots, laid out in panels; whole panels of dots and of bars."""
+"""Plots as SVG, by hand: axes, lines, bands and dots, laid out in panels; whole panels of dots, of bars and of coloured cells."""
 
 import math
 import statistics
@@ -110,8 +110,7 @@ def frame(
     parts += [text(middle, y.begin + 33, label, anchor="middle")]
     parts += [text(middle, y.begin + 48, note, anchor="middle", fill=GREY)]
     if side:
-        turned = f"translate(14,{(y.begin + y.end) / 2:.1f}) rotate(-90)"
-        parts += [f'<g transform="{turned}">{text(0.0, 0.0, side, anchor="middle")}</g>']
+        parts += [_turned(14.0, (y.begin + y.end) / 2, side)]
     return "".join(parts)
 
 
@@ -122,11 +121,11 @@ def scatter(
     side: str,
     title: str = "",
     note: str = "",
-    fit: bool = False,
+    fit: bool | tuple[float, float] = False,
     marked: tuple[Point, str] | None = None,
 ) -> str:
-    """A panel of dots, `label` saying what is across and `side` what is upwards; with `fit` the line of least squares through them,
-    and with `marked` one point that stands out, and its name.
+    """A panel of dots, `label` saying what is across and `side` what is upwards; with `fit` the line of least squares through them, or
+    one of given slope and intercept; and with `marked` one point that stands out, and its name.
     """
     shown = [*points, marked[0]] if marked else points
     x, y = across(*around([a for a, _ in shown])), upwards(*around([b for _, b in shown]))
@@ -136,12 +135,55 @@ def scatter(
     ]
     parts += [dot(x.at(a), y.at(b), COLOURS[0], opacity=0.45) for a, b in points]
     if fit and len({a for a, _ in points}) > 1:
-        slope, start = statistics.linear_regression([a for a, _ in points], [b for _, b in points])
+        least = lambda: statistics.linear_regression([a for a, _ in points], [b for _, b in points])
+        slope, start = fit if isinstance(fit, tuple) else least()
         parts += [line(_within(x, y, slope, start), stroke=GREY, dashes="5 3", width=2)]
     if marked:
         (a, b), name = marked
         parts += [dot(x.at(a), y.at(b), COLOURS[1], radius=5.0), _beside(x.at(a), y.at(b) - 9, name)]
     return "".join(parts)
+
+
+def heat_map(
+    values: Sequence[Sequence[float]], *, label: str, side: str, title: str = "", note: str = "", unit: str = ""
+) -> str:
+    """A panel of coloured cells, the first row on top; colours are symmetric around 0, and a bar beside says what they mean in `unit`.
+    Numbers stand in cells that have room for them; what is not a number is left grey.
+    """
+    rows, columns = len(values), len(values[0])
+    x, y = Axis(0, columns, LEFT, WIDTH - RIGHT - 58), Axis(0, rows, TOP, HEIGHT - BOTTOM)
+    most = max((abs(value) for row in values for value in row if not math.isnan(value)), default=0) or 1.0
+    wide, high = (x.end - x.begin) / columns, (y.end - y.begin) / rows
+    size = min(10.0, high - 3, wide / 2.9)  # of numbers such as -0.41
+    parts = [text((x.begin + x.end) / 2, TOP - 10, title, anchor="middle")]
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            at = (x.at(j), y.at(i), wide, high)
+            parts += [_cell(*at, GREY if math.isnan(value) else diverging(value / most))]
+            if size >= 6.5 and not math.isnan(value):
+                ink = "#ffffff" if abs(value) > 0.6 * most else "#222222"
+                middle = (x.at(j + 0.5), y.at(i + 0.5) + size / 3)
+                parts += [f'<g font-size="{size:.1f}">{text(*middle, f"{value:.2f}", anchor="middle", fill=ink)}</g>']
+    for j in range(0, columns, _every(wide, 16.0)):
+        parts += [text(x.at(j + 0.5), y.end + 14, str(j), anchor="middle")]
+    for i in range(0, rows, _every(high, 11.0)):
+        parts += [text(x.begin - 6, y.at(i + 0.5) + 4, str(i), anchor="end")]
+    corners = [(x.begin, y.begin), (x.end, y.begin), (x.end, y.end), (x.begin, y.end), (x.begin, y.begin)]
+    parts += [line(corners)]
+    middle = (x.begin + x.end) / 2
+    parts += [
+        text(middle, y.end + 33, label, anchor="middle"),
+        text(middle, y.end + 48, note, anchor="middle", fill=GREY),
+    ]
+    parts += [_turned(14.0, (y.begin + y.end) / 2, side), _colour_bar(most, unit)]
+    return "".join(parts)
+
+
+def diverging(part: float) -> str:
+    """A colour for a number from -1 to 1: white at 0, blue below, red above."""
+    end = (11, 95, 165) if part < 0 else (194, 65, 12)
+    mixed = (round(255 + min(abs(part), 1) * (channel - 255)) for channel in end)
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
 
 def histogram(
@@ -183,11 +225,34 @@ def dot(x: float, y: float, colour: str, *, radius: float = 3.0, opacity: float 
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}"{thin}/>'
 
 
+def _colour_bar(most: float, unit: str, steps: int = 40) -> str:
+    """What the colours of a heat map mean, from `-most` to `most`."""
+    x, y = WIDTH - RIGHT - 44, Axis(-most, most, HEIGHT - BOTTOM, TOP)
+    high = (y.begin - y.end) / steps
+    shades = (diverging(2 * (i + 0.5) / steps - 1) for i in range(steps))
+    parts = [_cell(x, y.begin - (i + 1) * high, 10.0, high + 0.3, shade) for i, shade in enumerate(shades)]
+    parts += [text(x + 14, y.at(tick) + 4, f"{tick:g}") for tick in y.ticks()]
+    return "".join([*parts, text(x + 5, y.begin + 16, unit, anchor="middle", fill=GREY)])
+
+
+def _cell(x: float, y: float, wide: float, high: float, colour: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" fill="{colour}"/>'
+
+
+def _every(pixels: float, needed: float) -> int:
+    """Which labels have room: 1 for all, 2 for every second one."""
+    return next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * pixels >= needed)
+
+
+def _turned(x: float, y: float, said: str) -> str:
+    """Text upwards."""
+    return f'<g transform="translate({x:g},{y:.1f}) rotate(-90)">{text(0.0, 0.0, said, anchor="middle")}</g>'
+
+
 def _beside(x: float, y: float, name: str) -> str:
     """A name beside a pixel, on the side where there is more room."""
     right = x < (LEFT + WIDTH - RIGHT) / 2
-    said = text(x + (7 if right else -7), y, name, anchor="start" if right else "end", fill=COLOURS[1])
-    return f'<g paint-order="stroke" stroke="#ffffff" stroke-width="3">{said}</g>'  # legible on dots
+    return text(x + (7 if right else -7), y, name, anchor="start" if right else "end", fill=COLOURS[1])
 
 
 def _within(x: Axis, y: Axis, slope: float, start: float) -> Points:

@@ -30,6 +30,15 @@ def test_every_formulation_is_equal(name):
     assert rival["ratio"]["min"] > 0
 
 
+def test_self_repair_is_that_of_two_runs_a_head_and_of_runs_from_its_layer():
+    whole, later = measured("self-repair")["rivals"]
+    assert list(later["tried"]) == ["head by head", "2 heads at once", "4 heads at once"]
+    for rival in (whole, later):
+        assert all(0 < numbers["error"] < 1e-5 for numbers in rival["tried"].values())
+        assert rival["ratio"]["min"] > 0
+    assert (whole["timed"], whole["all"], later["timed"]) == (4, 8, 8)
+
+
 def test_a_mistake_in_pytorch_is_refused(monkeypatch):
     peer = load("peers._blocks")
     monkeypatch.setattr(peer, "EPS", 0.1)

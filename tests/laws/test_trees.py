@@ -26,6 +26,7 @@ TREES = {
         jnp.ones((3, 4)), jnp.ones(4), jnp.ones((4, 3)), jnp.ones(3), jc.saes.JumpReLU(jnp.ones(4)), SITE, ()
     ),
     "identity": lambda: jc.saes.Identity(3, SITE),
+    "values of ablated parts": lambda: (jc.Zero(), jc.Mean(jnp.ones((2, 3), int)), jc.Resample(jnp.ones((2, 3), int))),
     "edits by site": lambda: {SITE: jc.Detach(), SITE.acts: jc.Add(1.0)},
 }
 

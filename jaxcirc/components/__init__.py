@@ -1,0 +1,10 @@
+"""Components of a model: what each adds to a logit, what a run is without it, and what later ones do about that."""
+
+from ._ablate import ablate as ablate, ablate_each as ablate_each
+from ._breakdown import Breakdown as Breakdown
+from ._direct_effects import direct_effects as direct_effects, DirectEffects as DirectEffects
+from ._lines import AbstractFit as AbstractFit, OLS as OLS
+from ._logit_lens import logit_lens as logit_lens, LogitLens as LogitLens
+from ._repair import SelfRepair as SelfRepair
+from ._self_repair import self_repair as self_repair
+from ._values import AbstractValues as AbstractValues, Mean as Mean, Resample as Resample, Zero as Zero

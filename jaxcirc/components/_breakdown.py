@@ -1,0 +1,67 @@
+"""Self-repair where it matters: on the tokens that a head helps most."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+if TYPE_CHECKING:
+    from ._repair import SelfRepair
+
+
+@dataclasses.dataclass(frozen=True)
+class Breakdown:
+    """What ablating each head does on the tokens where its direct effect is largest: means over these tokens, `[layer head]`, in the
+    logit's units. `change = (ablated - direct) + heads + mlps + norm`.
+
+    **Attributes:**
+
+    - `direct`, `ablated`: the head's direct effect before and after. - `change`: of the logit.
+    - `heads`, `mlps`, `norm`: the repair by later heads, by MLPs, and by the final norm's scale. - `repair`: their sum.
+    - `shares`: of the same four, the part of the direct effect that is repaired, token by token, clipped to 0 and 1 before the mean.
+    - `tokens` `[layer head]`: how many tokens there are.
+    """
+
+    direct: Float[np.ndarray, "layer head"]
+    ablated: Float[np.ndarray, "layer head"]
+    change: Float[np.ndarray, "layer head"]
+    heads: Float[np.ndarray, "layer head"]
+    mlps: Float[np.ndarray, "layer head"]
+    norm: Float[np.ndarray, "layer head"]
+    repair: Float[np.ndarray, "layer head"]
+    shares: dict[str, Float[np.ndarray, "layer head"]]
+    tokens: Int[np.ndarray, "layer head"]
+
+
+def breakdown(found: "SelfRepair", share: float) -> Breakdown:
+    """Of the `share` of tokens on which each head's direct effect is largest."""
+    if not 0 < share <= 1:
+        raise ValueError(f"SelfRepair.top: share is a part of the tokens, above 0 and up to 1; got {share}.")
+    points = lambda x: np.moveaxis(x, -1, 1)[found.used].astype(np.float64)  # [token layer head]
+    direct = points(found.direct)
+    count = max(1, int(share * len(direct)))
+    top = np.argsort(-direct, axis=0, kind="stable")[:count]
+    of = lambda x: np.take_along_axis(points(x), top, axis=0)
+    parts = {"heads": of(found.backup), "mlps": of(found.mlps), "norm": of(found.norm)}
+    parts["repair"] = parts["heads"] + parts["mlps"] + parts["norm"]
+    before = of(found.direct)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = {name: np.clip(part / before, 0, 1) for name, part in parts.items()}
+    means = {name: part.mean(0) for name, part in parts.items()}
+    return Breakdown(
+        direct=before.mean(0),
+        ablated=(before + of(found.own)).mean(0),
+        change=of(found.change).mean(0),
+        **means,
+        shares={name: _mean_of_numbers(part) for name, part in shares.items()},
+        tokens=np.full(before.shape[1:], count),
+    )
+
+
+def _mean_of_numbers(x: Float[np.ndarray, "token layer head"]) -> Float[np.ndarray, "layer head"]:
+    """The mean without those that are not numbers: the share of an effect of 0."""
+    real = ~np.isnan(x)
+    with np.errstate(invalid="ignore"):
+        return np.where(real, x, 0).sum(0) / real.sum(0)

@@ -1,0 +1,173 @@
+"""Direct effects: what every component of a model adds to a logit."""
+
+from collections.abc import Iterable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .._nn import Attention, Block
+from .._run import check_mask, check_tokens
+from .._sites import Kind
+from ..models import Transformer
+from ._groups import in_groups, TOKENS_AT_ONCE
+from ._parts import check_head, check_layer
+from ._reading import Asked, asked, at_scale, reading
+from ._written import recorded, recording, run_blocks
+
+
+class DirectEffects(eqx.Module):
+    """What every component adds to a logit, in the logit's units, at each position; 0 where there is no answer.
+
+    **Attributes:**
+
+    - `heads` `[batch layer head seq]`: of each attention head, its `b_V` included.
+    - `mlps` `[batch layer seq]`: of each MLP, its `b_out` included; 0 in a model of attention only.
+    - `embed` `[batch seq]`: of token and position embedding.
+    - `biases` `[batch seq]`: of all `b_O`, of the final norm's bias and of `b_U`.
+    - `accumulated` `[batch layer+1 seq]`: of the residual stream that enters each block, and of the last one: sums of the above but for
+      the final norm's bias and `b_U`.
+    - `neurons[layer]` `[batch seq d_mlp]`: of the neurons of the layers asked for; with that of `b_out` they sum to the MLP's.
+    - `sources[layer, head]` `[batch q_seq k_seq]`: of the heads asked for, from each position that they attend to; they sum to the head's.
+    """
+
+    heads: Float[Array, "batch layer head seq"]
+    mlps: Float[Array, "batch layer seq"]
+    embed: Float[Array, "batch seq"]
+    biases: Float[Array, "batch seq"]
+    accumulated: Float[Array, "batch layer+1 seq"]
+    neurons: dict[int, Float[Array, "batch seq d_mlp"]]
+    sources: dict[tuple[int, int], Float[Array, "batch q_seq k_seq"]]
+
+    @property
+    def total(self) -> Float[Array, "batch seq"]:
+        """The sum of heads, MLPs, embedding and biases: the logit."""
+        return self.heads.sum((1, 2)) + self.mlps.sum(1) + self.embed + self.biases
+
+
+def direct_effects(
+    model: Transformer,
+    tokens: Int[Array, "batch seq"],
+    answers: Int[Array, "..."] | Float[Array, "..."] | int | None = None,
+    *,
+    foils: Int[Array, "..."] | int | None = None,
+    neurons: Iterable[int] = (),
+    sources: Iterable[tuple[int, int]] = (),
+    mask: Bool[Array, "batch seq"] | None = None,
+    tokens_at_once: int = TOKENS_AT_ONCE,
+) -> DirectEffects:
+    r"""What every component adds to the answer's logit, with the final norm's scale held at the run's own.
+
+    The last residual stream is a sum of what components wrote, and with its scale $s$ held the final norm is linear. So the logit of
+    token $t$ less the mean logit of the vocabulary is a sum over components $c$ of
+    $$\mathrm{DE}_c = \langle x_c, d \rangle / s, \qquad d = C\,(w \circ (W_U[:, t] - \bar{W}_U)),$$
+    with the component's output $x_c$ `[d_model]`, the norm's weight $w$ and its centring $C$, and of biases. The sum is exact.
+
+    **Arguments:**
+
+    - `answers`: whose logit. Token ids, one for all, `[batch]`, or `[batch seq]`; or directions in the space that `W_U` reads, after the
+      final norm, `[d_model]`, `[batch d_model]` or `[batch seq d_model]`, for a logit of one's own making. `None` is the true next token;
+      the last position has none, and is 0.
+    - `foils`: tokens whose logits are subtracted, in place of the mean over the vocabulary.
+    - `neurons`: layers whose MLP is taken apart. - `sources`: heads `(layer, head)` that are taken apart by the position attended to.
+    - `mask` `[batch seq]`: False for padding, where effects are 0.
+    - `tokens_at_once`: how many tokens are in flight; it changes memory and time only.
+
+    **Returns:** `DirectEffects`; `.total` is the centred logit, or the difference to the foil's, or the direction's.
+
+    **Raises:** `ValueError` for answers of another shape, tokens outside the vocabulary, layers and heads that there are not.
+
+    >>> prompts = jc.data.ioi(tokenizer, 2, seed=0)
+    >>> effects = jc.direct_effects(model, prompts.clean, prompts.answer, foils=prompts.foil)
+    >>> effects.heads.shape == (2, model.n_layers, model.n_heads, prompts.clean.shape[1])
+    True
+    >>> logits = jax.vmap(lambda tokens: jc.run(model, tokens)[0])(prompts.clean)
+    >>> np.allclose(effects.total[:, -1], jax.vmap(prompts[0].metric().__class__.__call__)(prompts.metric(), logits), atol=1e-3)
+    True
+
+    **Reference:** Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; direct logit attribution in TransformerLens,
+    whose `logit_attrs` wants processed weights. Here the final norm's weight is in the direction, so that any weights sum to the logit,
+    and heads' outputs are read without `[seq head d_model]` of them ever being there.
+    """
+    check_tokens(model, tokens, batched=True)
+    check_mask(tokens, mask)
+    neurons, sources = list(neurons), list(sources)
+    for layer in neurons:
+        check_layer(model, layer)
+        if model.blocks[layer].mlp is None:
+            raise ValueError(f"neurons: {model.name} is of attention only, so layer {layer} has none.")
+    for layer, head in sources:
+        check_head(model, layer, head)
+    real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    ids, wanted = np.asarray(tokens), asked(model, tokens, real, answers, foils)
+    found = []
+    for rows in in_groups(len(ids), ids.shape[1], tokens_at_once):
+        found.append(_of_group(model, ids[rows], real[rows], wanted.of(rows), neurons, sources))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(tokens)], *found)
+
+
+def _of_group(model: Transformer, tokens, mask, wanted: Asked, neurons, sources) -> DirectEffects:
+    run = run_blocks(model, tokens, mask)
+    read = reading(model, wanted)
+    along = at_scale(read, run.scale)
+    heads, mlps, b_O, entering = zip(
+        *map(effects_of_layer, model.blocks, run.layers, [along] * model.n_layers), strict=True
+    )
+    accumulated = jnp.stack([*entering, along_direction(run.last, along)], axis=1)
+    at = lambda layer: (model.blocks[layer], run.masks[layer], run.layers[layer].resid_pre, along)
+    return DirectEffects(
+        heads=jnp.stack(heads, axis=1),
+        mlps=jnp.stack(mlps, axis=1),
+        embed=accumulated[:, 0],
+        biases=sum(b_O) + read.bias,
+        accumulated=accumulated,
+        neurons={layer: _neurons(*at(layer)) for layer in neurons},
+        sources={(layer, head): _sources(*at(layer), jnp.asarray(head)) for layer, head in sources},
+    )
+
+
+@jax.jit
+def effects_of_layer(block: Block, written, along: Float[Array, "batch seq d_model"]) -> tuple[Array, ...]:
+    """Of a block's heads `[batch head seq]`, its MLP, its `b_O`, and the residual stream that enters it, `[batch seq]`."""
+    heads = of_heads(block.attn, written.z, along)
+    mlp = jnp.zeros_like(along[..., 0]) if written.mlp_out is None else along_direction(written.mlp_out, along)
+    return heads, mlp, along @ block.attn.b_O, along_direction(written.resid_pre, along)
+
+
+def of_heads(
+    attn: Attention, z: Float[Array, "batch seq head d_head"], along: Float[Array, "batch seq d_model"]
+) -> Float[Array, "batch head seq"]:
+    """The direction comes to the heads, `W_O` first: what the heads write is never there."""
+    # [head d_head d_model] · [batch seq d_model] -> [batch seq head d_head]
+    wanted = jnp.einsum("hdm,bsm->bshd", attn.W_O, along)
+    return jnp.einsum("bshd,bshd->bhs", z, wanted)
+
+
+def along_direction(x: Float[Array, "... d_model"], along: Float[Array, "... d_model"]) -> Float[Array, "..."]:
+    """The inner product at each position."""
+    return jnp.sum(x * along, axis=-1)
+
+
+@jax.jit
+def _neurons(block: Block, mask, resid, along) -> Float[Array, "batch seq d_mlp"]:
+    found = _rerun(block, mask, resid, Kind.MLP_POST)[Kind.MLP_POST]
+    return found * (along @ block.mlp.W_out.T)  # pyright: ignore[reportOptionalMemberAccess]  # checked before
+
+
+@jax.jit
+def _sources(block: Block, mask, resid, along, head) -> Float[Array, "batch q_seq k_seq"]:
+    found = _rerun(block, mask, resid, Kind.PATTERN, Kind.V)
+    # [batch q_seq d_head] · [batch k_seq d_head] -> [batch q_seq k_seq]
+    said = jnp.einsum("bqd,bkd->bqk", along @ block.attn.W_O[head].T, found[Kind.V][:, :, head])
+    return found[Kind.PATTERN][:, head] * said
+
+
+def _rerun(block: Block, mask, resid, *kinds: Kind) -> dict[Kind, Float[Array, "..."]]:
+    def one(mask, resid):
+        tap = recording(kinds)
+        block(resid, mask, tap)
+        return recorded(tap)
+
+    return jax.vmap(one)(mask, resid)

@@ -1,0 +1,97 @@
+"""Parts of a model: heads, whole sites, latents."""
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from .._run import site_shapes
+from .._sites import did_you_mean, Kind, Part as SitePart, Site
+from ..models import Transformer
+from ..saes import AbstractDictionary
+
+
+Part: TypeAlias = tuple[int, int] | tuple[Site | str, int] | Site | str
+
+
+class Place(NamedTuple):
+    """A site, and which of its heads or latents; `None` for all of it."""
+
+    site: Site
+    unit: int | None
+
+
+def place_of(model: Transformer, saes: Mapping[Site, AbstractDictionary], part: Part) -> Place:
+    """Where a part is. **Raises:** `ValueError` if it is nowhere."""
+    if isinstance(part, Site | str):
+        return Place(_whole(model, saes, Site.parse(part)), None)
+    if not (isinstance(part, Sequence) and len(part) == 2 and isinstance(part[1], numbers.Integral)):
+        raise TypeError(
+            f"A part is (layer, head), a site or its name, or (site, unit) of a dictionary's latent; got {part!r}."
+        )
+    where, index = part
+    if isinstance(where, numbers.Integral):
+        check_head(model, int(where), int(index))
+        return Place(Site(int(where), Kind.Z), int(index))
+    site = Site.parse(where).value  # pyright: ignore[reportArgumentType]  # what is neither is told there
+    if site not in saes:
+        raise ValueError(
+            f"({str(site)!r}, {index}) is a latent, and there is no dictionary at `{site}`. Pass saes={{…}} with one there."
+        )
+    if not 0 <= index < saes[site].d_sae:
+        raise ValueError(
+            f"({str(site)!r}, {index}): the dictionary at `{site}` has {saes[site].d_sae} latents, 0 to {saes[site].d_sae - 1}."
+        )
+    return Place(site.acts, int(index))
+
+
+def _whole(model: Transformer, saes: Mapping[Site, AbstractDictionary], site: Site) -> Site:
+    if site.value not in (shapes := site_shapes(model, 1)):
+        raise ValueError(
+            f"There is no site `{site}` in {model.name} with {model.n_layers} layers. {did_you_mean(str(site), map(str, shapes))}"
+        )
+    if site.part != SitePart.VALUE and site.value not in saes:
+        raise ValueError(
+            f"`{site}` is of a dictionary, and there is none at `{site.value}`. Pass saes={{…}} with one there."
+        )
+    if site.kind in (Kind.ATTN_SCORES, Kind.PATTERN, Kind.LOGITS):
+        raise ValueError(
+            f"`{site}` is not a component's output. Ablate `{Site(site.layer or 0, Kind.Z)}`, or a head of it as (layer, head)."
+        )
+    return site
+
+
+def check_layer(model: Transformer, layer: int) -> None:
+    """ValueError for a layer that there is not."""
+    if not 0 <= layer < model.n_layers:
+        raise ValueError(
+            f"There is no layer {layer} in {model.name}: it has {model.n_layers} layers, 0 to {model.n_layers - 1}."
+        )
+
+
+def check_head(model: Transformer, layer: int, head: int) -> None:
+    """ValueError for a head that there is not."""
+    check_layer(model, layer)
+    if not 0 <= head < model.n_heads:
+        raise ValueError(
+            f"There is no head ({layer}, {head}) in {model.name}: its layers have {model.n_heads} heads, 0 to {model.n_heads - 1}."
+        )
+
+
+def membership(
+    model: Transformer, saes: Mapping[Site, AbstractDictionary], places: Sequence[Place]
+) -> dict[Site, Bool[Array, "part ..."]]:
+    """For each site which of its parts each place is, in a shape that broadcasts to the site's value."""
+    out = {}
+    for site in sorted({place.site for place in places}):
+        by_head = site.kind == Kind.Z and site.part == SitePart.VALUE
+        size = saes[site.value].d_sae if site.part == SitePart.ACTS else model.n_heads if by_head else 1
+        member = np.zeros((len(places), size), bool)
+        for row, place in enumerate(places):
+            if place.site == site:
+                member[row, slice(None) if place.unit is None else place.unit] = True
+        out[site] = jnp.asarray(member[..., None] if by_head else member)
+    return out

@@ -1,0 +1,119 @@
+"""Answers as directions in the residual stream: along which the final norm and the unembedding read them."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .._run import check_token_ids
+from ..models import Transformer
+from ._written import ends_of
+
+
+class Reading(eqx.Module):
+    r"""A logit as a function of the last residual stream $r$: $\langle r, d \rangle / s(r) + c$, with the final norm's scale $s$.
+
+    **Attributes:** - `direction` `[batch seq d_model]`: $d$, with the norm's weight and its centring in it. - `bias` `[batch seq]`: $c$.
+    Both are 0 at positions that are not read.
+    """
+
+    direction: Float[Array, "batch seq d_model"]
+    bias: Float[Array, "batch seq"]
+
+
+class Asked(NamedTuple):
+    """Whose logits are read, in the host's memory: `answers` `[batch seq]` token ids or `[batch seq d_model]` directions, `foils`
+    `[batch seq]` if there are any, and `read` `[batch seq]`, where.
+    """
+
+    answers: np.ndarray
+    foils: np.ndarray | None
+    read: np.ndarray
+
+    def of(self, rows: np.ndarray) -> "Asked":
+        """Of some prompts."""
+        return Asked(self.answers[rows], None if self.foils is None else self.foils[rows], self.read[rows])
+
+
+def asked(
+    model: Transformer,
+    tokens: Int[Array, "batch seq"],
+    mask: Bool[np.ndarray, "batch seq"],
+    answers: Int[Array, "..."] | Float[Array, "..."] | int | None,
+    foils: Int[Array, "..."] | int | None,
+) -> Asked:
+    """The answers of a verb's arguments. **Raises:** `ValueError` for answers or foils of another shape, or outside the vocabulary."""
+    values, read = np.asarray(answers), mask
+    if answers is None:
+        values, read = np.roll(np.asarray(tokens), -1, axis=1), followed(mask)
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        ids = _ids(model, "answers", values, tokens.shape)
+        return Asked(ids, None if foils is None else _ids(model, "foils", np.asarray(foils), tokens.shape), read)
+    if foils is not None:
+        raise ValueError("foils are tokens, and the answers are directions. Give the difference as the direction.")
+    return Asked(_broadcast("answers", values.astype(model.dtype), (*tokens.shape, model.d_model)), None, read)
+
+
+def reading(model: Transformer, wanted: Asked) -> Reading:
+    """How they are read."""
+    if wanted.answers.ndim == 3:
+        return _of_directions(ends_of(model), wanted.answers, wanted.read)
+    return _of_tokens(ends_of(model), wanted.answers, wanted.foils, wanted.read)
+
+
+def followed(mask: Bool[Array | np.ndarray, "batch seq"]) -> Bool[np.ndarray, "batch seq"]:
+    """Which real positions have a real token after them."""
+    out = np.array(mask)
+    out[:, :-1] &= out[:, 1:]
+    out[:, -1] = False
+    return out
+
+
+@jax.jit
+def at_scale(read: Reading, scale: Float[Array, "batch seq"]) -> Float[Array, "batch seq d_model"]:
+    """The direction, with the final norm's scale held."""
+    return read.direction / scale[..., None]
+
+
+def _ids(model: Transformer, name: str, ids: np.ndarray, shape: tuple[int, ...]) -> Int[np.ndarray, "batch seq"]:
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"{name}: expected token ids, got dtype {ids.dtype}.")
+    check_token_ids(model, jnp.asarray(ids), model.b_U.shape[0])
+    return _broadcast(name, ids, shape)
+
+
+def _broadcast(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """One for all, one a prompt, or one a position."""
+    wanted = (shape[2:], (shape[0], *shape[2:]), shape)
+    if values.shape not in wanted:
+        raise ValueError(
+            f"{name}: expected shape {wanted[0]}, {wanted[1]} or {wanted[2]}, one for all, one a prompt or one a position, got "
+            f"{values.shape}."
+        )
+    return np.broadcast_to(values[:, None] if values.shape == wanted[1] else values, shape)
+
+
+@jax.jit
+def _of_tokens(model: Transformer, answers, foils, read) -> Reading:
+    if foils is None:
+        against, shift = jnp.mean(model.W_U, axis=1), jnp.mean(model.b_U)
+    else:
+        against, shift = model.W_U.T[foils], model.b_U[foils]
+    found = _of_directions(model, model.W_U.T[answers] - against, read)
+    return Reading(found.direction, found.bias + jnp.where(read, model.b_U[answers] - shift, 0))
+
+
+@jax.jit
+def _of_directions(model: Transformer, along: Float[Array, "batch seq d_model"], read) -> Reading:
+    along = jnp.where(read[..., None], along, 0)
+    bias, norm = jnp.zeros_like(along[..., 0]), model.ln_final
+    if norm is not None:
+        if norm.bias is not None:
+            bias = jnp.einsum("bsm,m->bs", along, norm.bias)
+        if norm.weight is not None:
+            along = along * norm.weight
+        along = along - jnp.mean(along, axis=-1, keepdims=True)
+    return Reading(along, bias)

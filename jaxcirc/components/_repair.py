@@ -1,0 +1,117 @@
+"""The result of `jc.self_repair`."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ._after_heads import Changes
+from ._breakdown import Breakdown, breakdown
+from ._lines import AbstractFit, moments
+
+
+FEWEST = 3  # points through which a line is put
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfRepair:
+    r"""What happens to the true next token's logit when each head is ablated by itself, and how much of that later heads repair.
+
+    Effects are `[batch layer head seq]`, in the logit's units, changes ablated less clean, all read with the clean run's final scale; 0 at
+    positions without a next token, NaN for heads that were not asked for.
+
+    **Attributes:**
+
+    - `slope`, `intercept` `[layer head]`: of the line of `backup` on `direct` over the tokens used. 0 in the last layer.
+    - `direct`: the head's direct effect on the clean run. - `own`: its change. - `backup`: the change of the direct effects of all heads
+      of later layers. - `mlps`: of all MLPs'. - `norm`: what the final norm's other scale does. - `change`: of the logit, which is the sum
+      `own + backup + mlps + norm`. The other heads of the layer read what they read before, so that theirs is 0 and has no name.
+    - `used` `[batch seq]`: the real positions with a real next token. - `fit`, `minimum`: how the lines were put.
+    """
+
+    slope: Float[np.ndarray, "layer head"]
+    intercept: Float[np.ndarray, "layer head"]
+    direct: Float[np.ndarray, "batch layer head seq"]
+    own: Float[np.ndarray, "batch layer head seq"]
+    backup: Float[np.ndarray, "batch layer head seq"]
+    mlps: Float[np.ndarray, "batch layer head seq"]
+    norm: Float[np.ndarray, "batch layer head seq"]
+    change: Float[np.ndarray, "batch layer head seq"]
+    used: Bool[np.ndarray, "batch seq"]
+    fit: AbstractFit
+    minimum: float | None
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """The heads that were asked for."""
+        return heads_of(self.direct)
+
+    def refit(self, fit: AbstractFit, *, minimum: float | None = None) -> "SelfRepair":
+        """The same effects with other lines. **Raises:** `ValueError` for a head with fewer than three tokens above `minimum`."""
+        return fitted(Changes(*(getattr(self, name) for name in Changes._fields)), self.used, fit, minimum)
+
+    def interval(
+        self, *, level: float = 0.95, samples: int = 2000, seed: int = 0
+    ) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
+        """A bootstrap confidence interval of each slope over prompts, whose tokens stay together (Efron 1979, percentiles)."""
+        each = _moments(self.direct, self.backup, self.used, self.minimum)
+        n = each.shape[1]
+        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)  # [sample batch]
+        slopes, _ = self.fit.line(np.einsum("pb,mblh->mplh", drawn, each))
+        low, high = np.quantile(slopes, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        asked = ~np.isnan(self.slope)
+        return np.where(asked, low, np.nan), np.where(asked, high, np.nan)
+
+    def points(self, layer: int, head: int) -> tuple[Float[np.ndarray, " token"], Float[np.ndarray, " token"]]:
+        """A head's direct effects and what later heads repair, on the tokens through which its line goes."""
+        direct, backup = self.direct[:, layer, head], self.backup[:, layer, head]
+        used = self.used if self.minimum is None else self.used & (direct > self.minimum)
+        return direct[used], backup[used]
+
+    def top(self, share: float = 0.02) -> Breakdown:
+        """What ablating each head does on the `share` of all tokens where its direct effect is largest, and who repairs it (Rushing and
+        Nanda 2024, arXiv 2402.15390).
+        """
+        return breakdown(self, share)
+
+    def __repr__(self) -> str:
+        layer, head = np.unravel_index(np.nanargmax(self.slope), self.slope.shape)
+        return (
+            f"SelfRepair({len(self.heads)} heads, {int(self.used.sum())} tokens; largest slope {np.nanmax(self.slope):.3f}, of head "
+            f"({layer}, {head}))"
+        )
+
+
+def fitted(found: Changes, used: Bool[np.ndarray, "batch seq"], fit: AbstractFit, minimum: float | None) -> SelfRepair:
+    """The changes with lines through them."""
+    heads = heads_of(found.direct)
+    check_enough(found.direct, used, heads, minimum)
+    lines = fit.line(_moments(found.direct, found.backup, used, minimum).sum(1))
+    asked = np.zeros(found.direct.shape[1:3], bool)
+    asked[tuple(np.transpose(heads))] = True
+    slope, intercept = (np.where(asked, x, np.nan) for x in lines)
+    return SelfRepair(slope, intercept, **found._asdict(), used=used, fit=fit, minimum=minimum)
+
+
+def heads_of(direct: Float[np.ndarray, "batch layer head seq"]) -> list[tuple[int, int]]:
+    """The heads that there are numbers of."""
+    return [(int(layer), int(head)) for layer, head in np.argwhere(~np.isnan(direct[0, :, :, 0]))]
+
+
+def _moments(direct, backup, used, minimum: float | None) -> Float[np.ndarray, "5 batch layer head"]:
+    """Of each prompt's tokens."""
+    used = used[:, None, None] & ~np.isnan(direct)
+    return moments(direct, backup, used if minimum is None else used & (direct > minimum), axis=-1)
+
+
+def check_enough(direct: Float[np.ndarray, "batch layer head seq"], used, heads, minimum: float | None) -> None:
+    """ValueError for a head with too few tokens above the minimum."""
+    for layer, head in heads:
+        mine = direct[:, layer, head][used]
+        above = int(mine.size if minimum is None else (mine > minimum).sum())
+        if above < FEWEST:
+            what = "with a next token" if minimum is None else f"with a direct effect above {minimum:g}"
+            raise ValueError(
+                f"self_repair: head ({layer}, {head}) has {above} tokens {what}, and a line takes at least {FEWEST}; its largest direct "
+                f"effect is {mine.max():.3g}. Lower minimum, give more prompts, or leave the head out by heads=[(layer, head), …]."
+            )

@@ -1,0 +1,113 @@
+"""Self-repair: what later heads do about a head that is ablated."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from .._guard import check_backend
+from .._run import check_mask, check_tokens
+from ..models import Transformer
+from ._after_heads import Changes, iterate_changes, Pairs
+from ._direct_effects import direct_effects
+from ._groups import in_groups, TOKENS_AT_ONCE
+from ._lines import AbstractFit, OLS
+from ._parts import check_head
+from ._reading import asked, followed
+from ._repair import check_enough, fitted, SelfRepair
+from ._values import check_resample
+
+
+Progress = Callable[[int, int, str], None]
+
+
+def self_repair(
+    model: Transformer,
+    tokens: Int[Array, "batch seq"],
+    resample: Int[Array, "batch seq"],
+    *,
+    heads: str | Sequence[tuple[int, int]] = "all",
+    fit: AbstractFit = OLS(intercept=True),
+    minimum: float | None = None,
+    mask: Bool[Array, "batch seq"] | None = None,
+    tokens_at_once: int = TOKENS_AT_ONCE,
+    progress: Progress | None = None,
+) -> SelfRepair:
+    r"""Ablates every head by itself and measures how the other components' direct effects on the true next token change.
+
+    Head $(l, h)$ gets at all positions the output `z` that it has on other prompts, and everything after it is computed from there. With
+    $\mathrm{DE}$ and $\mathrm{DE}'$ the direct effects of a component on both runs, read with the final norm's scale of the *clean* run,
+    $$\mathrm{backup}_{l,h} = \sum_{l' > l} \sum_{h'} (\mathrm{DE}'_{l',h'} - \mathrm{DE}_{l',h'}),$$
+    and the slope is that of the line of backup on $\mathrm{DE}_{l,h}$, over all tokens: how much of what a head did later heads take over.
+
+    **Arguments:**
+
+    - `resample` `[batch seq]`: for each prompt the other one; `jc.Resample.rolled(tokens).tokens` takes the prompts' own.
+    - `heads`: `(layer, head)`s, or `"all"`. - `fit`: `jc.OLS(intercept=True)`, or `False` for the line through the origin.
+    - `minimum`: lines go through the tokens alone on which the head's direct effect is above it; `None` is all tokens.
+    - `mask` `[batch seq]`: False for padding, of both sides.
+    - `tokens_at_once`: how many tokens are in flight; it changes memory and time only. - `progress(done, of, stage)` is called on the way.
+
+    **Returns:** `SelfRepair`.
+
+    **Raises:** `ValueError` for prompts to resample from of another shape, heads that there are not, prompts without a next token, or a
+    head with fewer than three tokens above `minimum`; `TypeError` for what is no fit.
+
+    >>> tokens = jc.data.ioi(tokenizer, 8, seed=0).clean
+    >>> found = jc.self_repair(model, tokens, jc.Resample.rolled(tokens).tokens)
+    >>> found.slope.shape, bool((found.slope[-1] == 0).all())
+    ((4, 4), True)
+
+    **Reference:** McGrath et al. 2023, "The Hydra Effect", arXiv 2307.15771; Rushing and Nanda 2024, "Explorations of Self-Repair in
+    Language Models", arXiv 2402.15390. Their notebook's line has an intercept, as the default here, although it speaks of one through the
+    origin, and no minimum; it runs the whole model twice for each head, here each run begins at the head.
+    """
+    check_backend()
+    check_tokens(model, tokens, batched=True)
+    check_resample(model, resample, tokens)
+    check_mask(tokens, mask)
+    if not isinstance(fit, AbstractFit):
+        raise TypeError(f"self_repair: expected a fit such as jc.OLS(intercept=True), got a {type(fit).__name__}.")
+    chosen = _chosen(model, heads)
+    real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    used = followed(real)
+    if not used.any():
+        raise ValueError("self_repair: no position has a next token. Give prompts of at least two tokens.")
+    if minimum is not None:  # before the long work
+        direct = direct_effects(model, tokens, mask=mask, tokens_at_once=tokens_at_once).heads
+        check_enough(np.asarray(direct), used, chosen, minimum)
+    pairs = Pairs(np.asarray(tokens), np.asarray(resample), real, asked(model, tokens, real, None, None))
+    found = _measured(model, pairs, chosen, tokens_at_once, progress or (lambda done, of, stage: None))
+    return fitted(found, used, fit, minimum)
+
+
+def _chosen(model: Transformer, heads: str | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    if isinstance(heads, str):
+        if heads != "all":
+            raise ValueError(f"self_repair: heads is 'all' or a list of (layer, head), got {heads!r}.")
+        return [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
+    if not len(heads):
+        raise ValueError("self_repair: no head was given. Give a list of (layer, head), or 'all'.")
+    for layer, head in heads:
+        check_head(model, layer, head)
+    return sorted({(int(layer), int(head)) for layer, head in heads})
+
+
+def _measured(
+    model: Transformer, pairs: Pairs, chosen: list[tuple[int, int]], tokens_at_once: int, report: Progress
+) -> Changes:
+    """The changes `[batch layer head seq]` of every head that was chosen, NaN for the others."""
+    batch, seq = pairs.tokens.shape
+    shape = (batch, model.n_layers, model.n_heads, seq)
+    out = Changes(*(np.full(shape, np.nan, model.dtype) for _ in Changes._fields))
+    heads = [np.array([head for layer, head in chosen if layer == at], int) for at in range(model.n_layers)]
+    groups = in_groups(batch, seq, tokens_at_once)
+    # A layer's runs pass through all later layers.
+    work = np.array([len(mine) * (model.n_layers - layer) for layer, mine in enumerate(heads)])
+    for i, rows in enumerate(groups):
+        given = Pairs(pairs.tokens[rows], pairs.resample[rows], pairs.mask[rows], pairs.wanted.of(rows))
+        for layer, changes in iterate_changes(model, given, heads, tokens_at_once):
+            for into, values in zip(out, changes, strict=True):
+                into[rows[:, None], layer, heads[layer]] = values
+            report(i * int(work.sum()) + int(work[: layer + 1].sum()), len(groups) * int(work.sum()), "heads")
+    return out

@@ -1,0 +1,287 @@
+"""Self-repair: against a run of the whole model for each head, with every component's output there."""
+
+import math
+import xml.etree.ElementTree as ElementTree
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcirc as jc
+from jaxcirc import Kind, Site
+from jaxcirc.components import _after_heads
+from jaxcirc.view import plot
+from tests.helpers import assert_close, counting_calls, make_model, needs_x64
+from tests.test_components import centred, MASK, problem, read, run, VARIANTS, written
+
+
+pytestmark = needs_x64
+PARTS = ("direct", "own", "backup", "mlps", "norm", "change")
+
+
+def by_hand(model, tokens, other, mask):
+    """The same six numbers `[batch layer head seq]` from whole runs with one head's `z` replaced; layers before it and beside it stay."""
+    shape = (len(tokens), model.n_layers, model.n_heads, tokens.shape[1])
+    out = {name: np.zeros(shape) for name in PARTS}
+    sites = tuple(Site(layer, Kind.Z) for layer in range(model.n_layers))
+    for i, (row, keys) in enumerate(zip(tokens, jnp.asarray(mask), strict=True)):
+        target, clean = np.roll(row, -1), written(model, row, keys)
+        before = read(model, clean, target)
+        own = run(model, row, keys, {}, sites)[1]
+        others = run(model, other[i], keys, {}, sites)[1]
+        for layer in range(model.n_layers):
+            for head in range(model.n_heads):
+                # Every site is edited in every run, so that one program serves all.
+                z = {site: own[site] for site in sites}
+                edits = {site: jc.Blend(np.zeros((model.n_heads, 1), bool), z[site]) for site in sites}
+                member = (np.arange(model.n_heads) == head)[:, None]
+                edits[sites[layer]] = jc.Blend(member, others[sites[layer]])
+                ablated = written(model, row, keys, edits)
+                after = read(model, ablated, target, before["scale"])
+                moved = {part: after[part] - before[part] for part in ("heads", "mlps")}
+                assert np.abs(moved["heads"][:layer]).max(initial=0) < 1e-12
+                assert np.abs(np.delete(moved["heads"][layer], head, axis=0)).max(initial=0) < 1e-12
+                logit = centred(ablated["logits"], target) - centred(clean["logits"], target)
+                parts = {
+                    "direct": before["heads"][layer, head],
+                    "own": moved["heads"][layer, head],
+                    "backup": moved["heads"][layer + 1 :].sum((0, 1)),
+                    "mlps": moved["mlps"].sum(0),
+                    "change": logit,
+                }
+                parts["norm"] = logit - parts["own"] - parts["backup"] - parts["mlps"]
+                for name, values in parts.items():
+                    out[name][i, layer, head] = values
+    return out
+
+
+def used(mask):
+    return mask & np.roll(mask, -1, axis=1) & (np.arange(mask.shape[1]) < mask.shape[1] - 1)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("gpt2-inverse-layer-scale", "lnpre")])
+def test_every_part_is_that_of_whole_runs(name):
+    model, tokens = problem(name, batch=2)
+    other = (tokens + 1) % min(model.d_vocab, model.W_U.shape[1])
+    found = jc.self_repair(model, tokens, other)
+    want = by_hand(model, tokens, other, np.ones((2, 6), bool))
+    for part in PARTS:
+        got = getattr(found, part)[..., :-1]
+        if np.abs(want[part][..., :-1]).max() < 1e-12:  # an MLP beside the last layer's heads, no MLPs, no norm
+            assert part in ("mlps", "norm")
+            assert np.abs(got).max() < 1e-12
+        else:
+            assert_close(got, want[part][..., :-1], tolerance=1e-10)
+        assert not getattr(found, part)[..., -1].any()
+    assert_close(found.own + found.backup + found.mlps + found.norm, found.change, tolerance=1e-10, mass=0.1)
+    assert np.abs(found.slope[:-1]).max() > 0.01
+    assert not found.slope[-1].any()
+    assert not found.intercept[-1].any()
+    for layer in range(model.n_layers):
+        for head in range(model.n_heads):
+            x, y = (want[part][:, layer, head, :-1].ravel() for part in ("direct", "backup"))
+            line = np.linalg.lstsq(np.stack([x, np.ones_like(x)], axis=1), y, rcond=None)[0]
+            assert found.slope[layer, head] == pytest.approx(line[0], abs=1e-9)
+            assert found.intercept[layer, head] == pytest.approx(line[1], abs=1e-9)
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 12, 10**6])
+def test_padding_never_enters_and_chunks_change_nothing(tokens_at_once):
+    model, tokens = problem()
+    other = jnp.roll(tokens, 1, axis=0)
+    want = by_hand(model, tokens, other, MASK)
+    found = jc.self_repair(model, tokens, other, mask=jnp.asarray(MASK), tokens_at_once=tokens_at_once)
+    np.testing.assert_array_equal(found.used, used(MASK))
+    for part in PARTS:
+        here = np.broadcast_to(used(MASK)[:, None, None], want[part].shape)
+        assert_close(getattr(found, part)[here], want[part][here], tolerance=1e-10)
+        assert not getattr(found, part)[~here].any()
+    x, y = found.points(0, 1)
+    assert len(x) == used(MASK).sum()
+    assert np.polyfit(x, y, 1) == pytest.approx([found.slope[0, 1], found.intercept[0, 1]], abs=1e-9)
+
+
+def test_some_heads_alone():
+    model, tokens = problem()
+    other = jnp.roll(tokens, 1, axis=0)
+    everything, some = (jc.self_repair(model, tokens, other, heads=heads) for heads in ("all", [(1, 1), (0, 0)]))
+    assert some.heads == [(0, 0), (1, 1)]
+    for layer, head in some.heads:
+        for part in ("direct", "own", "norm", "change"):
+            assert_close(getattr(some, part)[:, layer, head], getattr(everything, part)[:, layer, head])
+        assert some.slope[layer, head] == pytest.approx(everything.slope[layer, head])
+    assert np.isnan(some.slope[0, 1])
+    assert np.isnan(some.backup[:, 1, 0]).all()
+    assert "2 heads, 15 tokens; largest slope" in repr(some)
+
+
+def test_a_minimum_leaves_tokens_out():
+    model, tokens = problem(batch=6)
+    found = jc.self_repair(model, tokens, jnp.roll(tokens, 1, axis=0), heads=[(0, 0), (0, 1)])
+    minimum = float(np.median(found.direct[:, 0][..., :-1]))
+    above = jc.self_repair(model, tokens, jnp.roll(tokens, 1, axis=0), heads=found.heads, minimum=minimum)
+    for head in (0, 1):
+        x, y = (getattr(found, part)[:, 0, head, :-1].ravel() for part in ("direct", "backup"))
+        assert 3 <= (x > minimum).sum() < x.size
+        assert above.slope[0, head] == pytest.approx(np.polyfit(x[x > minimum], y[x > minimum], 1)[0])
+        assert above.points(0, head)[0].min() > minimum
+        through_origin = found.refit(jc.OLS(intercept=False), minimum=minimum)
+        wanted = x > minimum
+        assert through_origin.slope[0, head] == pytest.approx((x[wanted] @ y[wanted]) / (x[wanted] @ x[wanted]))
+        assert through_origin.intercept[0, head] == 0
+        assert found.slope[0, head] != pytest.approx(above.slope[0, head])
+
+
+def synthetic(slope=0.6, intercept=-0.2, noise=0.1, batch=40, seq=25, seed=0):
+    """A result whose line is known: two layers of two heads; the second layer repairs nothing."""
+    rng = np.random.default_rng(seed)
+    direct = rng.normal(1, 1, (batch, 2, 2, seq))
+    backup = slope * direct + intercept + noise * rng.normal(size=direct.shape)
+    backup[:, 1] = 0
+    mlps, norm, own = (rng.normal(size=direct.shape) for _ in range(3))
+    mask = np.ones((batch, seq), bool)
+    mask[:, -1] = False
+    changes = _after_heads.Changes(direct, own, backup, mlps, norm, own + backup + mlps + norm)
+    return jc.components._repair.fitted(changes, mask, jc.OLS(), None)
+
+
+def test_a_known_line_comes_back():
+    found = synthetic()
+    assert found.slope[0] == pytest.approx([0.6, 0.6], abs=0.02)
+    assert found.intercept[0] == pytest.approx([-0.2, -0.2], abs=0.02)
+    exact = synthetic(noise=0.0)
+    assert exact.slope[0] == pytest.approx([0.6, 0.6], abs=1e-12)
+    assert exact.intercept[0] == pytest.approx([-0.2, -0.2], abs=1e-12)
+    low, high = found.interval(samples=500)
+    # The standard error of the slope is noise / (spread sqrt n), and the points are independent.
+    assert (high - low)[0] == pytest.approx(2 * 1.96 * 0.1 / 960**0.5, rel=0.25)
+    assert (low[0] < 0.6).all()
+    assert (high[0] > 0.6).all()
+    assert not low[1].any()
+    assert not high[1].any()
+    covered = [
+        np.diff(np.sign(np.array(synthetic(seed=seed).interval(samples=200, level=0.8))[:, 0, 0] - 0.6))
+        for seed in range(30)
+    ]
+    assert 17 <= np.count_nonzero(covered) <= 29
+
+
+def test_no_spread_is_no_slope():
+    flat = jc.OLS().line(np.array([[4.0], [4.0], [10.0], [4.0], [10.0]]))
+    assert (float(flat[0][0]), float(flat[1][0])) == (0.0, 2.5)
+    assert jc.OLS(intercept=False).line(np.array([[4.0], [0.0], [10.0], [0.0], [0.0]]))[0] == 0
+
+
+def test_the_top_share_of_tokens():
+    found = synthetic()
+    top = found.top(share=0.05)
+    assert (top.tokens == 48).all()
+    for layer in (0, 1):
+        direct = found.direct[:, layer, 1, :-1].ravel()
+        best = np.argsort(-direct)[:48]
+        of = lambda name, layer=layer, best=best: getattr(found, name)[:, layer, 1, :-1].ravel()[best]
+        means = {
+            "direct": of("direct"),
+            "ablated": of("direct") + of("own"),
+            "change": of("change"),
+            "heads": of("backup"),
+        }
+        means |= {"mlps": of("mlps"), "norm": of("norm"), "repair": of("change") - of("own")}
+        for name, values in means.items():
+            assert getattr(top, name)[layer, 1] == pytest.approx(values.mean())
+        for name in ("heads", "mlps", "norm", "repair"):
+            assert top.shares[name][layer, 1] == pytest.approx(np.clip(means[name] / of("direct"), 0, 1).mean())
+    assert top.direct.min() > 2
+    assert np.abs(top.change - (top.ablated - top.direct) - top.heads - top.mlps - top.norm).max() < 1e-12
+    assert (synthetic().top(share=1e-9).tokens == 1).all()
+    with pytest.raises(ValueError, match="share is a part of the tokens, above 0 and up to 1; got 0"):
+        found.top(0.0)
+
+
+def test_one_program_for_all_layers_and_heads():
+    model = make_model(jax.random.key(7), layers=4, heads=3, d_model=18)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 13, (2, 5)), jnp.int32)
+    with (
+        counting_calls(type(model.blocks[0]), "__call__") as whole,
+        counting_calls(type(model.blocks[0]), "feed") as half,
+    ):
+        first = jc.self_repair(model, tokens, tokens[::-1])
+        traces = len(whole), len(half)
+        jc.self_repair(jax.tree.map(lambda x: 1.5 * x, model), tokens[::-1], tokens)
+    assert np.abs(first.backup).max() > 1e-3
+    assert traces == (2, 3)  # the plain run and the one onwards, each with its second half; and the second half alone
+    assert (len(whole), len(half)) == traces
+
+
+def test_progress_goes_to_the_end():
+    model, tokens = problem()
+    said = []
+    jc.self_repair(model, tokens, tokens[::-1], tokens_at_once=6, progress=lambda *report: said.append(report))
+    assert len(said) == 6
+    assert said[-1] == (18, 18, "heads")
+    assert said == sorted(said)
+
+
+def test_what_self_repair_refuses(untyped):
+    model, tokens = problem()
+    refused = [
+        (dict(resample=tokens[:, :4]), r"resample from have shape \(3, 4\) and those that are run \(3, 6\)"),
+        (dict(resample=tokens[:2]), r"resample from have shape \(2, 6\) and those that are run \(3, 6\)"),
+        (dict(heads=[(0, 2)]), r"There is no head \(0, 2\) in random: its layers have 2 heads, 0 to 1"),
+        (dict(heads=[(5, 0)]), "There is no layer 5 in random: it has 2 layers"),
+        (dict(heads="none"), "heads is 'all' or a list of"),
+        (dict(heads=[]), "no head was given"),
+        (
+            dict(minimum=99.0),
+            r"head \(0, 0\) has 0 tokens with a direct effect above 99, .* its largest direct effect is -?\d",
+        ),
+        (dict(mask=jnp.zeros((3, 6), bool)), "no position has a next token"),
+        (dict(mask=jnp.ones((3, 5), bool)), "mask: expected one boolean a token"),
+        (
+            dict(mask=jnp.asarray(MASK) & (jnp.arange(6) < 2)),
+            r"head \(0, 0\) has 2 tokens with a next token, and a line takes at least 3",
+        ),
+    ]
+    for arguments, message in refused:
+        with pytest.raises(ValueError, match=message):
+            jc.self_repair(model, tokens, **({"resample": tokens[::-1]} | arguments))
+    with pytest.raises(TypeError, match=r"expected a fit such as jc.OLS\(intercept=True\), got a str"):
+        jc.self_repair(model, tokens, tokens[::-1], fit="ols")
+
+
+def test_the_picture_shows_every_slope_and_the_line(tmp_path):
+    found = synthetic()
+    jc.draw_self_repair(found, tmp_path / "repair.svg", heads=[(0, 1)])
+    root = ElementTree.parse(tmp_path / "repair.svg").getroot()
+    name = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in root.iter(f"{name}text")]
+    assert {f"{slope:.2f}" for slope in found.slope.ravel()} <= set(texts)
+    assert {"layer", "head", "slope of backup on direct effect", "direct effect of the head (logits)"} <= set(texts)
+    assert any(text.startswith(f"head 0.1: slope {found.slope[0, 1]:.2f} (95 %: ") for text in texts)
+    assert len(list(root.iter(f"{name}circle"))) == 960
+    (line,) = [line for line in root.iter(f"{name}polyline") if line.get("stroke-dasharray")]
+    (a, b), (c, d) = (map(float, point.split(",")) for point in line.get("points").split())
+    assert (d - b) / (c - a) < 0  # upwards to the right
+    with pytest.raises(ValueError, match=r"there is no head \(7, 0\) in the result, which has 4 heads"):
+        jc.draw_self_repair(found, tmp_path / "none.svg", heads=[(7, 0)])
+    with pytest.raises(ValueError, match=r"does not end in \.svg"):
+        jc.draw_self_repair(found, tmp_path / "none.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["repair.svg"]
+
+
+def test_colours_are_symmetric_around_zero():
+    drawn = plot.heat_map([[0.5, -0.5], [0.0, math.nan]], label="head", side="layer", unit="u")
+    colours = [cell.split('"')[0] for cell in drawn.split('fill="')[1:]]
+    assert plot.diverging(0.0) == "#ffffff"
+    assert plot.diverging(1.0) != plot.diverging(-1.0)
+    for colour in (plot.diverging(1.0), plot.diverging(-1.0), "#ffffff", plot.GREY):
+        assert colour in colours
+    assert ">0.50<" in drawn
+    assert ">-0.50<" in drawn
+    assert "nan" not in drawn
+    assert ">0.4<" in plot.heat_map(
+        [[0.5] * 60] * 60, label="head", side="layer"
+    )  # a tick of the bar: cells have no room
+    assert ">0.50<" not in plot.heat_map([[0.5] * 60] * 60, label="head", side="layer")
+    assert "#000000" not in plot.heat_map([[0.0]], label="head", side="layer")
