@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             size, arguments.rows or list(ROWS), arguments.repeats, arguments.precision, plots=not arguments.rows
         )
     plot = draw(results["plots"]) if results["plots"] else None
-    paths = write(results, arguments.out, plot)
+    paths = write(results, arguments.out, arguments.name, plot)
     print(json.dumps(results) if arguments.json else table(results))
     progress(f"written: {', '.join(map(str, paths))}")
     return int(any("failed" in row for row in results["rows"]) or "plots_failed" in results)

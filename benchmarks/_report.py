@@ -1,25 +1,25 @@
 """Results as JSON, and their table as markdown."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
 RESULTS = Path(__file__).parent / "results"
-NAME = "jacobians"  # results/jacobians.json, .md, .svg
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+MARKED = re.compile(r"<!-- benchmarks: begin (?P<name>[\w-]+) -->.*?<!-- benchmarks: end -->", re.DOTALL)
 HEADER = (
     "| what | sizes | jaxcirc | against | its time | ratio | error | compile | memory, ours / theirs | "
     "closed-form arithmetic, share of rate | autodiff arithmetic, share of rate |"
 )
 
 
-def write(results: dict[str, Any], folder: Path, plot: str | None) -> list[Path]:
-    """Writes the JSON, the table, and the plot where there is one; returns their paths."""
+def write(results: dict[str, Any], folder: Path, name: str, plot: str | None) -> list[Path]:
+    """Writes the JSON, the table, and the plot where there is one, as `name.json`, `.md` and `.svg`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"json": json.dumps(results, indent=1) + "\n", "md": table(results), "svg": plot}
-    paths = {folder / f"{NAME}.{ending}": text for ending, text in texts.items() if text is not None}
+    paths = {folder / f"{name}.{ending}": text for ending, text in texts.items() if text is not None}
     for path, text in paths.items():
         path.write_text(text, encoding="utf-8")
     return list(paths)
@@ -38,13 +38,21 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)]) + "\n"
 
 
-def fill(text: str, results: dict[str, Any]) -> str:
-    """`text` with the table between the two markers. **Raises:** `ValueError` without them."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        raise ValueError(f"Expected one {BEGIN} and after it one {END}; put them where the table belongs.")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{table(results)}\n{END}{after}"
+def fill(text: str, folder: Path) -> str:
+    """`text` with a table between each two markers, that of the results in `folder` that the first one names. **Raises:** `ValueError`
+    without markers, and `FileNotFoundError` without those results.
+    """
+    pairs = len(MARKED.findall(text))
+    if not pairs or any(text.count(f"<!-- benchmarks: {which}") != pairs for which in ("begin", "end")):
+        raise ValueError(
+            "Expected <!-- benchmarks: begin NAME --> and after it <!-- benchmarks: end -->; put them where a table belongs."
+        )
+
+    def filled(found: re.Match[str]) -> str:
+        rows = table(read(folder / f"{found['name']}.json"))
+        return f"<!-- benchmarks: begin {found['name']} -->\n\n{rows}\n<!-- benchmarks: end -->"
+
+    return MARKED.sub(filled, text)
 
 
 def _about(results: dict[str, Any]) -> str:

@@ -73,9 +73,9 @@ def _attention_sweep(D: int, T: int, frozen: bool) -> float:
 def circuit_nodes(
     *, layers: int, d_model: int, heads: int, seq: int, batch: int, vocabulary: int, d_sae: int, steps: int
 ) -> dict[str, float]:
-    """For every site and step what comes after it, forward and back (12 D D T + T T D a block, 4 D D T + T T D of it attention's), and the
-    unembedding; for every site its dictionary's encoder twice, and its decoder for the error and for the gradient. Autodiff runs the
-    whole model forward, and the decoder at every step, there and back.
+    """For every site and step but the first, which is the same for all, what comes after it, forward and back (12 D D T + T T D a block,
+    4 D D T + T T D of it attention's), and the unembedding of one position; for every site its dictionary's encoder twice; and both
+    prompts' runs and one gradient. Autodiff runs the whole model forward, and the decoder at every step, there and back.
     """
     D, T = d_model, seq
     halves, unembed = (4 * D * D * T + T * T * D, 8 * D * D * T), T * D * vocabulary
@@ -84,7 +84,7 @@ def circuit_nodes(
     for later in reversed(range(layers)):
         after += [halves[1] + later * sum(halves), *2 * [later * sum(halves)]]
     coder, whole = T * D * d_sae, layers * sum(halves)
-    own = sum(2 * steps * (blocks + unembed) + 4 * coder for blocks in after)
+    own = sum(2 * (steps - 1) * (blocks + D * vocabulary) + 2 * coder for blocks in after) + 4 * whole
     autodiff = sum(steps * (whole + blocks + 2 * unembed + 2 * coder) + 4 * coder for blocks in after)
     return {"own": 2.0 * batch * own, "autodiff": 2.0 * batch * autodiff}
 
@@ -101,15 +101,17 @@ def circuit_edges(
     rows: int,
     columns: int,
 ) -> dict[str, float]:
-    """For every site its dictionary's encoder twice; for every wire its closed form, for as many rows and columns as there are on average.
-    Autodiff: for every row half of the blocks, and both ends' dictionaries, there and back.
+    """For every wire its closed form, for as many rows as there are on average: through attention a row to its output, its values and its
+    queries (3 D D), to the positions that it reaches (T H D), and there to the columns (K D, half of it masked); the clean run of a
+    sublayer. Autodiff: for every row half of the blocks, and both ends' dictionaries, there and back.
     """
     D, T, wires = d_model, seq, 6 * layers
     m = max(1, round(rows / wires / batch))
-    attention = attention_edges(d_model=D, heads=heads, seq=T, m=m, k=columns)["own"]
+    reached = (T + 1) / (2 * T)
+    attention = 2.0 * (m * (3 * D * D + 2 * T * heads * D * reached + columns * D * reached) + 4 * T * D * D)
     mlp = mlp_edges(d_model=D, seq=T, m=m, k=columns)["own"]
     skip = 2.0 * m * columns * D / T
-    own = batch * (layers * (attention + 2 * mlp + 3 * skip) + 2.0 * (3 * layers + 1) * 2 * T * D * d_sae)
+    own = batch * layers * (attention + 2 * mlp + 3 * skip)
     row = layers / 2 * (12 * D * D * T + T * T * D) + 4 * T * D * d_sae
     return {"own": own, "autodiff": 2.0 * batch * rows * row}
 

@@ -129,13 +129,13 @@ def test_an_unknown_row_is_named(tmp_path, capsys):
 
 
 def test_the_report_comes_back_and_fills_the_readme_once(results, tmp_path):
-    report.write(results, tmp_path, plots.draw(results["plots"]))
-    back = report.read(tmp_path / "jacobians.json")
+    report.write(results, tmp_path, "some", plots.draw(results["plots"]))
+    back = report.read(tmp_path / "some.json")
     assert back == json.loads(json.dumps(results))
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\n{report.END}\nafter\n")
+    readme.write_text("before\n<!-- benchmarks: begin some -->\n<!-- benchmarks: end -->\nafter\n")
     fill = load("readme").main
-    options = ["--results", str(tmp_path / "jacobians.json"), "--readme", str(readme)]
+    options = ["--results", str(tmp_path), "--readme", str(readme)]
     assert fill([*options, "--check"]) == 1
     assert fill(options) == 0
     text = readme.read_text()
@@ -144,8 +144,9 @@ def test_the_report_comes_back_and_fills_the_readme_once(results, tmp_path):
     assert "| attention-block | d_model 32" in text
     assert f"jax {results['machine']['jax']}" in text
     assert fill([*options, "--check"]) == 0
-    with pytest.raises(ValueError, match="Expected one <!-- benchmarks: begin -->"):
-        report.fill("no markers", results)
+    for wrong in ("no markers", "<!-- benchmarks: begin some -->", f"{text}<!-- benchmarks: end -->"):
+        with pytest.raises(ValueError, match="Expected <!-- benchmarks: begin NAME -->"):
+            report.fill(wrong, tmp_path)
 
 
 def test_the_table_says_what_was_timed_in_part(results):

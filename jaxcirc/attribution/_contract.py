@@ -1,8 +1,9 @@
 """Edge effects as bilinear forms of Jacobians: covectors of the targets against the sources' vectors, wire by wire."""
 
 import functools as ft
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -74,11 +75,41 @@ def iterate_edges(
     `path` edges are at its points and not at the clean one, and what is yielded for the same ends is to be summed. With `certify` the
     first that there are into each kind of site are compared with float64, on the first prompt.
     """
+    unmeasured = {site.kind for site in problem.saes} if certify else set()
+    for block in _ahead(_blocks(model, problem, at, gradient, targets, sources, path)):
+        values, error, kind = np.asarray(block.values), None, block.wire.target.kind
+        if kind in unmeasured and values[0].any():
+            error = block.error(values)
+            unmeasured.discard(kind)
+        yield block.edges(values, error)
+
+
+T = TypeVar("T")
+
+
+def _ahead(items: Iterable[T], by: int = 2) -> Iterator[T]:
+    """The items a few steps late: some that come later are on their way to be computed when one is waited for."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > by:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _blocks(
+    model: Transformer,
+    problem: Problem,
+    at: States,
+    gradient: Gradients,
+    targets: NodeMask,
+    sources: NodeMask,
+    path: IntegratedGradients | None,
+) -> "Iterator[_Block]":
     packs = pack_columns(problem.saes, at, sources)
     wanted = {site: targets(site) & np.asarray(at.mask)[..., None] for site in problem.saes}
     chunk = _chunk_size([pack_rows(at, site, mask) for site, mask in wanted.items()], packs)
     masks = model.batch_masks(at.mask)
-    unmeasured = {site.kind for site in problem.saes} if certify else set()
     for wires, here, slope, fraction, weight in _points(model, problem, at, gradient, path):
         for target in dict.fromkeys(wire.target for wire in wires):
             sae, rows = problem.saes[target], pack_rows(here, target, wanted[target])
@@ -86,11 +117,7 @@ def iterate_edges(
                 for wire in wires:
                     if wire.target == target:
                         source = packs[wire.source]
-                        block = _block(model, masks, problem.saes, here, wire, pack, source, fraction)
-                        measured = target.kind in unmeasured and bool(block.values[0].any())
-                        error = block.error() if measured else None
-                        unmeasured -= {target.kind} if measured else set()
-                        yield _trimmed(wire, pack, source, weight * block.values, error)
+                        yield _block(model, masks, problem.saes, here, wire, pack, source, fraction, weight)
 
 
 def _points(
@@ -125,16 +152,32 @@ def _chunk_size(wanted: Iterable[Latents], packs: Mapping[Site, Sources], budget
 class _Block(NamedTuple):
     """The edges of one wire into one chunk of targets, as they are computed: covectors at one or two sites, between them spans, vectors."""
 
+    wire: Wire
+    targets: TargetChunk
+    sources: Latents
     ends: tuple[tuple[Span, Float[Array, "batch row width"]], ...]  # the span of the first prompt
-    positions: Int[np.ndarray, "batch row"]
     vectors: Float[Array, "batch column width"]
-    at: Int[np.ndarray, "batch column"]
-    values: Float[np.ndarray, "batch row column"]
+    values: Float[Array, "batch row column"]
+    weight: float
 
-    def error(self) -> float:
+    def error(self, values: Float[np.ndarray, "batch row column"]) -> float:
         """Against float64, on the first prompt."""
         ends = [(span, np.asarray(left[0])) for span, left in self.ends]
-        return error_of_edges(ends, self.positions[0], np.asarray(self.vectors[0]), self.at[0], self.values[0])
+        at_columns = np.asarray(self.sources.positions[0])
+        return error_of_edges(ends, self.targets.positions[0], np.asarray(self.vectors[0]), at_columns, values[0])
+
+    def edges(self, values: Float[np.ndarray, "batch row column"], error: float | None) -> Edges:
+        """Without the rows and columns that no example has."""
+        rows, columns = (int((units >= 0).sum(axis=1).max()) for units in (self.targets.units, self.sources.units))
+        return Edges(
+            self.wire,
+            self.targets.positions[:, :rows],
+            self.targets.units[:, :rows],
+            np.asarray(self.sources.positions)[:, :columns],
+            np.asarray(self.sources.units)[:, :columns],
+            self.weight * values[:, :rows, :columns],
+            error,
+        )
 
 
 def _block(
@@ -146,6 +189,7 @@ def _block(
     pack: TargetChunk,
     sources: Sources,
     fraction: float,
+    weight: float,
 ) -> _Block:
     sae, vectors = saes[wire.target], sources.vectors(saes[wire.source])
     at_rows, at_columns = jnp.asarray(pack.positions), jnp.asarray(sources.nodes.positions)
@@ -161,24 +205,7 @@ def _block(
             ends.append((span, left))
             if (pack.units >= 0).any() and (sources.nodes.units >= 0).any():
                 values += contract_batch(span, keys, resid, shift, left, at_rows, vectors, at_columns)
-    return _Block(tuple(ends), pack.positions, vectors, np.asarray(sources.nodes.positions), np.asarray(values))
-
-
-def _trimmed(
-    wire: Wire, pack: TargetChunk, sources: Sources, values: Float[np.ndarray, "batch row column"], error: float | None
-) -> Edges:
-    """Without the rows and columns that no example has."""
-    rows, columns = (int((units >= 0).sum(axis=1).max()) for units in (pack.units, sources.nodes.units))
-    nodes = sources.nodes
-    return Edges(
-        wire,
-        pack.positions[:, :rows],
-        pack.units[:, :rows],
-        np.asarray(nodes.positions)[:, :columns],
-        np.asarray(nodes.units)[:, :columns],
-        values[:, :rows, :columns].copy(),
-        error,
-    )
+    return _Block(wire, pack, sources.nodes, tuple(ends), vectors, values, weight)
 
 
 def _span(

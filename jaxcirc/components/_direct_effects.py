@@ -84,7 +84,8 @@ def direct_effects(
     >>> effects.heads.shape == (2, model.n_layers, model.n_heads, prompts.clean.shape[1])
     True
     >>> logits = jax.vmap(lambda tokens: jc.run(model, tokens)[0])(prompts.clean)
-    >>> np.allclose(effects.total[:, -1], jax.vmap(prompts[0].metric().__class__.__call__)(prompts.metric(), logits), atol=1e-3)
+    >>> want = jax.vmap(lambda metric, logits: metric(logits))(prompts.metric(), logits)
+    >>> np.allclose(effects.total[:, -1], want, atol=1e-3)
     True
 
     **Reference:** Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; direct logit attribution in TransformerLens,
