@@ -514,3 +514,33 @@ def test_a_jaxlib_known_to_be_wrong_is_refused(monkeypatch):
         RuntimeError, match=r"jaxlib 0.10.2 computes wrong Jacobians on cpu .* pip install 'jax!=0.10.2'"
     ):
         jc.node_effects(*problem())
+
+
+@pytest.mark.parametrize("on", [2, 40])
+def test_lists_of_few_latents_and_of_many(on):
+    """What latents write and read, by rows of their own and by an array of all of them."""
+    from jaxcirc.attribution._latents import _most, Latents, listed, read, write
+
+    rng = np.random.default_rng(0)
+    dense, rows, vectors = np.zeros((2, 5, 40)), rng.normal(size=(40, 6)), rng.normal(size=(5, 6))
+    for example in dense:
+        for position in range(0, 5, 2):
+            example[position, rng.permutation(40)[:on]] = rng.normal(size=on)
+    latents = listed(dense)
+    assert (latents.units >= 0).sum(axis=1).tolist() == [3 * on, 3 * on]
+    mine = Latents(*(x[1] for x in (latents.positions, latents.units, latents.values)))
+    assert _most(mine, rows, 5) == (on == 40)
+    assert_close(write(mine, jnp.asarray(rows), 5), dense[1] @ rows)
+    want = (dense[1] != 0) * (vectors @ rows.T)
+    got = np.zeros((5, 40))
+    there = mine.units >= 0
+    products = np.asarray(read(mine, jnp.asarray(rows), jnp.asarray(vectors)))
+    got[mine.positions[there], mine.units[there]] = products[there]
+    assert_close(got, want)
+
+
+def test_nodes_of_other_prompts_are_refused():
+    model, saes, clean, corrupt, metric = arguments = problem("gpt2")
+    nodes = jc.node_effects(*arguments, method=jc.Gradient())
+    with pytest.raises(ValueError, match="they are of others"):
+        jc.edge_effects(model, saes, corrupt, clean, metric, nodes, threshold=0.0)

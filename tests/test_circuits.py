@@ -403,10 +403,10 @@ def test_bad_input(arguments, what):
 def test_one_trace_for_a_shape(arguments):
     """New prompts, dictionaries' values and metrics of the same shapes run what is compiled."""
     from jaxcirc.attribution._at_cut import _from_cut
-    from jaxcirc.attribution._effects import effects_of
-    from jaxcirc.attribution._states import states
+    from jaxcirc.attribution._effects import _products
+    from jaxcirc.attribution._states import _both, _encoded
 
-    verbs = (states, _from_cut, effects_of)
+    verbs = (_both, _encoded, _from_cut, _products)
     model, saes, clean, corrupt, metric = arguments
     jc.node_effects(*arguments)
     before = [verb._cache_size() for verb in verbs]
