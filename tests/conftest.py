@@ -1,6 +1,8 @@
 """Strictness for the whole suite: no silent promotion, full matrix-product precision, float64 unless JAXCIRC_TEST_X64=0."""
 
+import gc
 import os
+from pathlib import Path
 
 import jax
 import jaxtyping
@@ -14,6 +16,18 @@ os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".
 jax.config.update("jax_enable_x64", os.environ.get("JAXCIRC_TEST_X64", "1") == "1")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Forgets compiled programs before there are too many: each takes mapped memory, of which Linux gives a process 65,530 pieces, and then
+    the compiler crashes.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
