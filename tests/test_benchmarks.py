@@ -220,7 +220,7 @@ def test_edges_of_a_circuit_have_their_rows_and_columns():
     circuit = rows.make_circuit(rows.KEPT["quick"], **rows.QUICK)
     assert len(circuit.coders) == 7
     assert [len(wire.held) for wire in circuit.wires[:6]] == [0, 1, 0, 2, 1, 0]
-    coo = {(str(s), str(t)): edges for (s, t), edges in ours.edges(circuit)()[0].items()}
+    coo = {(str(s), str(t)): edges for (s, t), edges in ours.edges(circuit)().coo.items()}
     table = circuits.as_table(circuit, coo)
     assert table.shape == (len(circuit.rows.wire), circuit.width)
     assert np.isclose(np.abs(table).sum(), sum(np.abs(values).sum() for _, _, values in coo.values()))
