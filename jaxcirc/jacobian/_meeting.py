@@ -60,7 +60,7 @@ def sides(
     span: Span, linear: LinearBlock, *, forward: bool = False, carried: bool = False, kept: bool = False
 ) -> Sides:
     """The two sides of a one-block span. `forward`: where nothing passes attention, push the columns and not pull the rows. `carried`:
-    rows are carried to the columns' positions. `kept`: if not, columns bring what every query asks of them, and not their keys.
+    rows are carried to the columns' positions. `kept`: columns bring what every query asks of them, and not their keys.
     """
     left_at, right_at = target_covectors(span), source_vectors(span)
     source, target, heads = span.source.kind, read_site(span).kind, linear.heads
