@@ -119,3 +119,8 @@ class Tap:
 def site_read(site: Site, sae: AbstractDictionary) -> Site:
     """Where the dictionary used at `site` reads: there too, but for a transcoder."""
     return site if sae.reads is None else sae.reads
+
+
+def bare_tap(layer: int | None = None) -> Tap:
+    """Nothing is edited, and nothing recorded."""
+    return Tap({}, {}, frozenset(), layer=layer)

@@ -522,7 +522,7 @@ def test_lists_of_few_latents_and_of_many(on):
     from jaxcirc.attribution._latents import _most, Latents, listed, read, write
 
     rng = np.random.default_rng(0)
-    dense, rows, vectors = np.zeros((2, 5, 40)), rng.normal(size=(40, 6)), rng.normal(size=(5, 6))
+    dense, rows, vectors = np.zeros((2, 5, 40)), jnp.asarray(rng.normal(size=(40, 6))), rng.normal(size=(5, 6))
     for example in dense:
         for position in range(0, 5, 2):
             example[position, rng.permutation(40)[:on]] = rng.normal(size=on)
@@ -530,11 +530,11 @@ def test_lists_of_few_latents_and_of_many(on):
     assert (latents.units >= 0).sum(axis=1).tolist() == [3 * on, 3 * on]
     mine = Latents(*(x[1] for x in (latents.positions, latents.units, latents.values)))
     assert _most(mine, rows, 5) == (on == 40)
-    assert_close(write(mine, jnp.asarray(rows), 5), dense[1] @ rows)
-    want = (dense[1] != 0) * (vectors @ rows.T)
+    assert_close(write(mine, rows, 5), dense[1] @ np.asarray(rows))
+    want = (dense[1] != 0) * (vectors @ np.asarray(rows).T)
     got = np.zeros((5, 40))
     there = mine.units >= 0
-    products = np.asarray(read(mine, jnp.asarray(rows), jnp.asarray(vectors)))
+    products = np.asarray(read(mine, rows, jnp.asarray(vectors)))
     got[mine.positions[there], mine.units[there]] = products[there]
     assert_close(got, want)
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._metrics import KL, LogitDiff, LogProb, Metric
 from .._sites import Kind, layer_of, Site
-from .._tap import Tap
+from .._tap import bare_tap
 from .._typing import Keys, Resid
 from ..models import Transformer
 
@@ -21,11 +21,6 @@ def at_end(model: Transformer, metric: Metric) -> Callable[[Resid], Float[Array,
         first = eqx.tree_at(lambda metric: metric.position, metric, jnp.zeros_like(metric.position))
         return lambda resid: first(model.unembed(resid[metric.position][None], bare_tap()))
     return lambda resid: metric(model.unembed(resid, bare_tap()))
-
-
-def bare_tap(layer: int | None = None) -> Tap:
-    """Nothing is edited, and nothing recorded."""
-    return Tap({}, {}, frozenset(), layer=layer)
 
 
 Halves = tuple[Bool[Array | np.ndarray, " layer"], Bool[Array | np.ndarray, " layer"]]

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 from .._metrics import Metric
 from .._nn import Block
 from .._sites import Site
+from .._tap import bare_tap
 from ..models import Transformer
-from ._after import at_end, bare_tap, halves_after
+from ._after import at_end, halves_after
 from ._batches import largest_batch
 from ._states import States
 
@@ -45,7 +46,7 @@ def _gradient_at_cut(model: Transformer, metric: Metric, start: Site, resid, cha
         if any(halves):
             worlds, back = _from_cut(block, mask, worlds, whole=bool(halves[0]))
             backs.append((block, back))
-    gradient = _end_gradient(eqx.tree_at(lambda model: model.blocks, model, ()), metric, worlds)
+    gradient = _end_gradient(model.ends, metric, worlds)
     while backs:
         gradient = _backward(*backs.pop(), gradient)
     return jnp.einsum("w,bwsm->bsm", weights, gradient)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..jacobian import rounded_up
+
 
 class Latents(eqx.Module):
     """One list of latents, or nodes, for each example: `units[b, i]` at position `positions[b, i]` has `values[b, i]`. They are in the
@@ -31,7 +33,7 @@ def listed(dense: Float[np.ndarray, "batch seq d_sae"]) -> Latents:
 
 def from_lists(index: Sequence[np.ndarray], values: Sequence[np.ndarray], units: int) -> Latents:
     """Lists of their indices into positions times units, and of their values."""
-    width = fixed(max(map(len, index)))
+    width = rounded_up(max(map(len, index)), steps=2)
     flat = np.stack([np.pad(each, (0, width - len(each)), constant_values=-1) for each in index])
     positions, latents = np.where(flat < 0, 0, flat // units), np.where(flat < 0, -1, flat % units)
     sizes = np.stack([np.pad(each, (0, width - len(each))) for each in values])
@@ -42,14 +44,6 @@ def widened(latents: Latents, width: int) -> Latents:
     """Lists of `width` places."""
     pad = lambda array, value: np.pad(array, [(0, 0), (0, width - array.shape[1])], constant_values=value)
     return Latents(pad(latents.positions, 0), pad(latents.units, -1), pad(latents.values, 0))
-
-
-def fixed(count: int) -> int:
-    """`count`, at least 1, rounded up to one of few sizes, powers of two and what is halfway between them, so that few programs are
-    compiled.
-    """
-    power = 1 << max(count - 1, 0).bit_length()
-    return 3 * power // 4 if count <= 3 * power // 4 else power
 
 
 def write(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> Float[Array, "seq width"]:

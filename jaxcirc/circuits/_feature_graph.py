@@ -20,6 +20,7 @@ from .._run import run
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read, Tap
 from ..attribution import as_output, canonical
+from ..jacobian import rounded_up
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
 from ._ablations import Nodes
@@ -95,8 +96,7 @@ def targets_at(
     **Returns:** `[batch target seq]` for latents, `[batch target seq width]` for errors.
     """
     what = "error" if units[0] == sae.d_sae else "latents"
-    # Few numbers of targets, so few programs.
-    rows = np.minimum(np.arange(1 << (len(units) - 1).bit_length()), len(units) - 1)
+    rows = np.minimum(np.arange(rounded_up(len(units))), len(units) - 1)
     some = {source: mask[rows] for source, mask in masks.items()}
     return _mixtures(model, sae, site, clean, sources, some, units[rows], what)[:, : len(units)]
 

@@ -137,9 +137,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 def tokens_of(arguments: argparse.Namespace) -> jax.Array:
     """The text's tokens, as the options of `add_text_options` name it."""
     if arguments.prompt is not None:
-        tokenizer = tokenizer_of(arguments)
-        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        return jnp.asarray([*start, *tokenizer.encode(arguments.prompt, add_special_tokens=False)], jnp.int32)
+        return jnp.asarray(encode_text(tokenizer_of(arguments), arguments.prompt), jnp.int32)
     path = arguments.tokens
     try:
         ids = np.load(path) if path.suffix == ".npy" else np.asarray(json.loads(path.read_text()))
@@ -148,6 +146,12 @@ def tokens_of(arguments: argparse.Namespace) -> jax.Array:
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"{path}: expected one list of token ids, got {ids.dtype}{list(ids.shape)}. Give one prompt.")
     return jnp.asarray(ids, jnp.int32)
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Its token ids behind the end-of-text token, as models of this family were trained."""
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return [*start, *tokenizer.encode(text, add_special_tokens=False)]
 
 
 def tokenizer_of(arguments: argparse.Namespace) -> Any:

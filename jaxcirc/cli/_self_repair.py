@@ -13,7 +13,7 @@ from ..components import OLS, Resample, self_repair, SelfRepair
 from ..interop import from_pretrained
 from ..models import process_weights, Transformer
 from ..view import check_svg, draw_self_repair
-from ._common import progress_bar, Subparsers, tokenizer_of
+from ._common import encode_text, progress_bar, Subparsers, tokenizer_of
 
 
 SHOWN = 10
@@ -149,8 +149,7 @@ def _tokens(arguments: argparse.Namespace):
     lines = [line.strip() for line in arguments.text.read_text("utf-8").splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{arguments.text} has no text. Expected a prompt a line.")
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = [[*start, *tokenizer.encode(line, add_special_tokens=False)] for line in lines]
+    rows = [encode_text(tokenizer, line) for line in lines]
     length = min(map(len, rows)) if arguments.length is None else arguments.length
     long_enough = [row[:length] for row in rows if len(row) >= length]
     if len(long_enough) < 2:

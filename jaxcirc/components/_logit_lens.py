@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._run import check_mask, check_tokens
-from .._tap import Tap
+from .._tap import bare_tap
 from ..models import Transformer
 from ._groups import in_groups, TOKENS_AT_ONCE
 from ._reading import asked, reading
-from ._written import ends_of, final_scale, run_blocks
+from ._written import final_scale, run_blocks
 
 
 class LogitLens(eqx.Module):
@@ -84,9 +84,9 @@ def logit_lens(
         run = run_blocks(model, tokens[rows], mask[rows])
         found.append(jnp.stack([*(layer.resid_pre for layer in run.layers), run.last], axis=1))
     resid = jnp.concatenate(found)[: len(tokens)]
-    return LogitLens(resid, ends_of(model), tokens, mask)
+    return LogitLens(resid, model.ends, tokens, mask)
 
 
 @jax.jit
 def _unembedded(ends: Transformer, resid: Float[Array, "batch seq d_model"]) -> Float[Array, "batch seq d_vocab"]:
-    return jax.vmap(lambda resid: ends.unembed(resid, Tap({}, {}, frozenset())))(resid)
+    return jax.vmap(lambda resid: ends.unembed(resid, bare_tap()))(resid)

@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._run import check_token_ids
 from ..models import Transformer
-from ._written import ends_of
 
 
 class Reading(eqx.Module):
@@ -60,8 +59,8 @@ def asked(
 def reading(model: Transformer, wanted: Asked) -> Reading:
     """How they are read."""
     if wanted.answers.ndim == 3:
-        return _of_directions(ends_of(model), wanted.answers, wanted.read)
-    return _of_tokens(ends_of(model), wanted.answers, wanted.foils, wanted.read)
+        return _of_directions(model.ends, wanted.answers, wanted.read)
+    return _of_tokens(model.ends, wanted.answers, wanted.foils, wanted.read)
 
 
 def followed(mask: Bool[Array | np.ndarray, "batch seq"]) -> Bool[np.ndarray, "batch seq"]:

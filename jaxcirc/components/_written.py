@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._nn import Block, LayerNorm
 from .._sites import Kind, Site
-from .._tap import Tap
+from .._tap import bare_tap, Tap
 from ..models import Transformer
 
 
@@ -53,7 +53,7 @@ def run_blocks(
 ) -> Run:
     """Runs a batch up to the unembedding."""
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
-    resid, layers = _embedded(ends_of(model), tokens, mask), []
+    resid, layers = _embedded(model.ends, tokens, mask), []
     masks = model.batch_masks(mask)
     for block, allowed in zip(model.blocks, masks, strict=True):
         resid, written = _through(block, allowed, resid)
@@ -61,14 +61,9 @@ def run_blocks(
     return Run(tuple(layers), masks, resid, final_scale(model.ln_final, resid))
 
 
-def ends_of(model: Transformer) -> Transformer:
-    """The model without its blocks: programs that need only its ends do not take the rest as arguments."""
-    return eqx.tree_at(lambda model: model.blocks, model, ())
-
-
 @jax.jit
 def _embedded(model: Transformer, tokens, mask) -> Float[Array, "batch seq d_model"]:
-    return jax.vmap(lambda tokens, keys: model.embed(tokens, Tap({}, {}, frozenset()), keys))(tokens, mask)
+    return jax.vmap(lambda tokens, keys: model.embed(tokens, bare_tap(), keys))(tokens, mask)
 
 
 @jax.jit

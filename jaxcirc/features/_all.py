@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Float
 
-from ..jacobian import EdgeJacobian
+from ..jacobian import EdgeJacobian, rounded_up
 from ._ends import Dictionaries
-from ._latents import fixed_size, Latents, Pairs, read, written
+from ._latents import Latents, Pairs, read, written
 from ._point import Point
 from ._same import Progress
 
@@ -22,7 +22,7 @@ def gradients_at_all(
     J: EdgeJacobian, saes: Dictionaries, point: Point, targets: Latents, sources: Latents, pairs: Pairs
 ) -> Float[np.ndarray, " pair"]:
     """The derivative of each pair's target by its source: bilinear forms of the Jacobian."""
-    sizes = [fixed_size(len(latents.unit)) for latents in (targets, sources)]
+    sizes = [rounded_up(len(latents.unit), steps=4) for latents in (targets, sources)]
     return _contracted(J, saes, point, targets, sources, sizes)[pairs.target, pairs.source]
 
 
@@ -37,7 +37,7 @@ def gradients_one_by_one(
 ) -> Float[np.ndarray, " pair"]:
     """The same for pairs at one position where information may come back to it, in a model that is not causal: position by position."""
     positions, gradient = np.unique(targets.position), np.empty(len(pairs.target), J.dtype)
-    sizes = [fixed_size(int(np.bincount(latents.position).max())) for latents in (targets, sources)]
+    sizes = [rounded_up(int(np.bincount(latents.position).max()), steps=4) for latents in (targets, sources)]
     for done, position in enumerate(positions):
         progress(done, len(positions), "positions")
         rows, columns = (np.flatnonzero(latents.position == position) for latents in (targets, sources))

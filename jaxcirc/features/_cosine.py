@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, Int
 
 from .._nn import Block, LayerNorm
 from .._sites import Kind
+from ..jacobian import rounded_up
 from ..models import Transformer
 from ._ends import Dictionaries, Ends
-from ._latents import fixed_size, Latents, Pairs
+from ._latents import Latents, Pairs
 from ._same import products_at_same
 
 
@@ -48,7 +49,7 @@ def _among_distinct(latents: Latents) -> Latents:
 
 
 def _padded(units: Int[np.ndarray, " n"]) -> Int[Array, " size"]:
-    return jnp.asarray(np.pad(units, (0, fixed_size(len(units)) - len(units))))
+    return jnp.asarray(np.pad(units, (0, rounded_up(len(units), steps=4) - len(units))))
 
 
 _products = jax.jit(lambda reading, writing: reading @ writing.T)

@@ -43,12 +43,6 @@ def latents_above(acts: Float[Array, "seq d_sae"], minimum: float) -> Latents:
     return Latents(*(column.astype(np.int32) for column in np.nonzero(np.asarray(acts) > minimum)))
 
 
-def fixed_size(count: int) -> int:
-    """`count` rounded up to one of few sizes, four to each power of two: so that lists of other prompts run the same programs."""
-    step = max(1, (1 << max(count - 1, 0).bit_length()) // 8)
-    return -(-count // step) * step
-
-
 @jax.jit
 def written(
     sae: AbstractDictionary, point: Point, position: Int[Array, " k"], unit: Int[Array, " k"]

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..jacobian import BUDGET, contract_own, EdgeJacobian, halving, Span, TILE
+from ..jacobian import BUDGET, contract_own, EdgeJacobian, halving, rounded_up, Span, TILE
 from ._ends import Dictionaries
-from ._latents import fixed_size, Latents, Pairs, read, written
+from ._latents import Latents, Pairs, read, written
 from ._point import Point
 
 
@@ -82,8 +82,8 @@ def products_at_same(
         cuts, found = _cuts(layout, budget // held), []
         # All parts have the sizes of the largest, and a tile may reach beyond the last latent.
         most = lambda starts: int(np.diff(starts[cuts]).max())
-        m, k = (fixed_size(most(starts) + TILE - 1) for starts in (layout.rows, layout.columns))
-        n_tiles = fixed_size(most(layout.first))
+        m, k = (rounded_up(most(starts) + TILE - 1, steps=4) for starts in (layout.rows, layout.columns))
+        n_tiles = rounded_up(most(layout.first), steps=4)
         for done, (begin, end) in enumerate(itertools.pairwise(cuts)):
             progress(done, len(cuts) - 1, "positions")
             row, column = layout.rows[begin], layout.columns[begin]

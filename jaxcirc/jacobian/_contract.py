@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int
 from ._engine import attends
 from ._links import linearise, rows
 from ._meeting import meet, sides
+from ._sizes import rounded_up
 from ._span import Span
 from ._tiles import sort, tile, Tiles
 
@@ -50,19 +51,15 @@ def sizes_for(m: int, k: int, seq: int, heads: int, d_model: int, itemsize: int,
     positions = min(seq, k)
     carried = 16 * m <= k  # measured on CPUs: carrying a row takes as long as pushing about sixteen columns
     width = min(64, -(-k // (8 * positions)) * 8) if carried else min(8, _power_below(max(1, k // (2 * positions))))
-    columns = min(many, _power_above(k + width * positions)) // width * width
+    columns = min(many, rounded_up(k + width * positions)) // width * width
     everything = k + width * positions + columns
     each = d_model if carried else 4 * d_model + heads * seq
     kept = everything * each <= numbers // 2
     row = 3 * heads * columns + 3 * heads * seq + 4 * d_model + 2 * everything
     row += (columns // width + 4 * heads) * d_model if carried else 0
     most = few if kept else 1024  # the more rows, the fewer times
-    block = max(8, min(most, _power_above(m), _power_below(numbers // (2 * row))))
+    block = max(8, min(most, rounded_up(m), _power_below(numbers // (2 * row))))
     return Sizes(block, max(1, columns // width), width, carried, kept)
-
-
-def _power_above(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def _power_below(n: int) -> int:

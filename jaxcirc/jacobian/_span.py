@@ -132,7 +132,7 @@ def make_span(
         blocks=model.blocks[blocks],
         masks=model.masks(tokens.shape[0], keys)[blocks],
         resid=resids[first],
-        outside=eqx.tree_at(lambda model: model.blocks, model, ()) if begins or ends else None,
+        outside=model.ends if begins or ends else None,
         tokens=tokens if begins else None,
         keys=keys if begins else None,
         saes=relative,

@@ -82,6 +82,11 @@ class Transformer(eqx.Module):
             resid = block(resid, mask, tap.at(layer))
         return self.unembed(resid, tap)
 
+    @property
+    def ends(self) -> "Transformer":
+        """The model without its blocks: programs that need only its ends do not take the rest as arguments."""
+        return eqx.tree_at(lambda model: model.blocks, self, ())
+
     def masks(self, seq: int, keys: Keys | None) -> tuple[Mask, ...]:
         """The attention mask of each layer."""
         return tuple(attention_mask(seq, causal=self.causal, window=window, keys=keys) for window in self.windows)
