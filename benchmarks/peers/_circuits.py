@@ -161,11 +161,11 @@ def edges(circuit: Circuit, amount: int):
         return torch.cat([acts.grad * d_acts, (error.grad * d_error).sum(-1, keepdim=True)], dim=-1)
 
     def run() -> Tensor:
+        # Of all latents, and until all edges are there, as in the reference implementation.
+        found = {wire: torch.stack([row(wire, rows.node[i]) for i in rows.of(wire)]) for wire in graphs}
         out = torch.zeros(amount, circuit.width, device=side.W_E.device)
-        for wire in graphs:
-            mine = rows.of(wire)
-            found = torch.stack([row(wire, rows.node[i]) for i in mine])  # all latents, until the wire is done
-            for i, each in zip(mine.tolist(), found, strict=True):
+        for wire, values in found.items():
+            for i, each in zip(rows.of(wire).tolist(), values, strict=True):
                 example = int(rows.node[i][0])
                 position, unit = picked[wire][example]
                 out[i, : len(unit)] = each[example][position, unit]
