@@ -89,5 +89,6 @@ from .models import process_weights as process_weights, Transformer as Transform
 from .view import (
     draw_curves as draw_curves,
     draw_features as draw_features,
+    draw_head_effects as draw_head_effects,
     draw_self_repair as draw_self_repair,
 )

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ._sites import Kind
-from ._tap import Tap
+from ._tap import bare_tap, Tap
 from ._typing import Mask, Resid
 
 
@@ -69,9 +69,17 @@ class Attention(eqx.Module):
     b_O: Float[Array, " d_model"]
     scale: Float[Array, ""]
 
-    def __call__(self, x: Resid, mask: Mask, tap: Tap) -> Resid:
+    def __call__(
+        self,
+        x: Float[Array, "k_seq d_model"],
+        mask: Mask,
+        tap: Tap,
+        *,
+        queries: Float[Array, "q_seq d_model"] | None = None,
+    ) -> Float[Array, "q_seq d_model"]:
+        """What attention writes; at `queries`, with a row of the mask for each, if it is not wanted everywhere."""
         # [seq d_model] · [head d_model d_head] -> [seq head d_head]
-        q = tap(Kind.Q, jnp.einsum("sm,hmd->shd", x, self.W_Q) + self.b_Q)
+        q = tap(Kind.Q, jnp.einsum("sm,hmd->shd", x if queries is None else queries, self.W_Q) + self.b_Q)
         k = tap(Kind.K, jnp.einsum("sm,hmd->shd", x, self.W_K) + self.b_K)
         v = tap(Kind.V, jnp.einsum("sm,hmd->shd", x, self.W_V) + self.b_V)
         # [q_seq head d_head] · [k_seq head d_head] -> [head q_seq k_seq]
@@ -133,6 +141,15 @@ class Block(eqx.Module):
         resid = tap(Kind.RESID_PRE, resid)
         attn = self._attention(resid, mask, tap)
         return tap(Kind.RESID_POST, resid + attn + self._mlp(resid, tap))
+
+    def at(self, position: Int[Array, ""], resid: Resid, mask: Mask) -> Float[Array, "1 d_model"]:
+        """What leaves the block at one position, where nothing else is wanted: only keys and values are computed everywhere."""
+        tap, here = bare_tap(0), resid[position][None]
+        normalized = resid if self.ln1 is None else self.ln1(resid, tap)
+        attn = self.attn(normalized, mask[position][None], tap, queries=normalized[position][None])
+        if self.has_middle:
+            return self.feed(here + attn, tap)
+        return here + attn if self.mlp is None else here + attn + self._mlp(here, tap)
 
     def attend(self, resid: Resid, mask: Mask, tap: Tap) -> Resid:
         """From `resid_pre` to what enters `resid_mid` (`resid_post` in a model of attention only)."""

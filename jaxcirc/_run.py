@@ -7,7 +7,9 @@ experiment changes is an ordinary argument, and `jax.jvp`, `vjp`, `vmap` and `ji
 import types
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +17,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from ._edits import AbstractEdit
-from ._metrics import AbstractMetric
-from ._sites import by_site, Site
-from ._tap import Everything, site_read, Tap
-from ._typing import Keys, Logits, Tokens
+from ._metrics import AbstractMetric, KL, LogitDiff, LogProb, Metric
+from ._sites import by_site, Kind, Site
+from ._tap import bare_tap, Everything, site_read, Tap
+from ._typing import Keys, Logits, Resid, Tokens
 from .models import Transformer
 from .saes import AbstractDictionary, mismatch, Transcoder
 
@@ -67,6 +69,39 @@ def run(
     logits = model(jnp.asarray(tokens), tap, mask)
     tap.check_all_used(model.name, model.n_layers, wanted)
     return logits, {site: tap.cache[site] for site in sorted(tap.cache)}
+
+
+def run_metric(
+    model: Transformer,
+    metric: Metric,
+    tokens: Tokens,
+    *,
+    saes: Mapping[Site, AbstractDictionary] = NOTHING,
+    edits: Mapping[Site, AbstractEdit] = NOTHING,
+    record: Iterable[Site] = (),
+    mask: Keys | None = None,
+) -> tuple[Any, dict[Site, Float[Array, "..."]]]:
+    """The metric of a run, and what `record` asks for: as by `run`, but compiled it unembeds only what the metric reads."""
+    last, wanted = Site(model.n_layers - 1, Kind.RESID_POST), frozenset(record)
+    logits, cache = run(model, tokens, saes=saes, edits=edits, record={*wanted, last}, mask=mask)
+    behind = any(site.layer is None and site.kind not in (Kind.EMBED, Kind.POS_EMBED) for site in {*saes, *edits})
+    value = metric(logits) if behind else metric_of_last(model, metric, cache[last])
+    return value, {site: x for site, x in cache.items() if site in wanted}
+
+
+def metric_of_last(model: Transformer, metric: Metric, resid: Resid) -> Any:
+    """The metric of the last residual stream, of which only what is read is unembedded."""
+    position, there = only_position(metric)
+    return there(model.unembed(resid if position is None else resid[position][None], bare_tap()))
+
+
+def only_position(metric: Metric) -> tuple[Int[Array, "..."] | None, Metric]:
+    """The one position that the metric reads, and the same metric of logits that are of that position alone; `None`, and the metric,
+    where it may read several.
+    """
+    if not isinstance(metric, KL | LogitDiff | LogProb):
+        return None, metric
+    return metric.position, eqx.tree_at(lambda metric: metric.position, metric, jnp.zeros_like(metric.position))
 
 
 def sites(model: Transformer) -> tuple[Site, ...]:

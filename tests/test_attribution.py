@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -537,6 +538,44 @@ def test_lists_of_few_latents_and_of_many(on):
     products = np.asarray(read(mine, rows, jnp.asarray(vectors)))
     got[mine.positions[there], mine.units[there]] = products[there]
     assert_close(got, want)
+
+
+class Unknown(eqx.Module):
+    """A metric of which is not known what it reads."""
+
+    metric: jc.LogitDiff
+
+    def __call__(self, logits):
+        return self.metric(logits)
+
+
+@pytest.mark.parametrize("name", ["gpt-neo", "attention-only", "parallel", "no-norm-relu-bidirectional"])
+def test_behind_the_last_block_only_what_the_metric_reads_is_run(name):
+    model, saes, clean, corrupt, metric = problem(name, kinds=(Kind.ATTN_OUT, Kind.RESID_POST))
+    metric = jc.LogitDiff(metric.answer, metric.foil, jnp.asarray([-1, 2]))
+    method = jc.IntegratedGradients(2, "right")
+    got, want = (
+        jc.node_effects(model, saes, clean, corrupt, each, method=method) for each in (metric, Unknown(metric))
+    )
+    for site in saes:
+        assert_close(got.acts[site], want.acts[site])
+        assert_close(got.error[site], want.error[site])
+
+
+def test_edits_behind_the_last_block_reach_the_metric():
+    from jaxcirc._run import run_metric
+
+    model, _, clean, _, metric = problem("gpt2")
+    normalized, logits = Site.parse("ln_final.hook_normalized"), Site.parse("logits")
+    plain = one(metric, 0)(jc.run(model, clean[0])[0])
+    assert_close(run_metric(model, one(metric, 0), clean[0])[0], plain)
+    for edits in ({normalized: jc.Apply(jnp.sin)}, {logits: jc.Add(jnp.arange(13.0))}):
+        got, cache = run_metric(model, one(metric, 0), clean[0], edits=edits, record=[normalized])
+        edited, want = jc.run(model, clean[0], edits=edits, record=[normalized])
+        assert_close(got, one(metric, 0)(edited))
+        assert abs(got - plain) > 1e-2
+        assert {*cache} == {normalized}
+        assert_close(cache[normalized], want[normalized])
 
 
 def test_nodes_of_other_prompts_are_refused():

@@ -148,6 +148,38 @@ def test_features_of_a_prompt(tmp_path, capsys):
         assert error in captured[-1]
 
 
+def test_heads_of_a_prompts_file(prompts, tmp_path, capsys):
+    drawn = tmp_path / "heads.svg"
+    given = ["heads", "--model", "tiny-gpt2", "--prompts", str(prompts)]
+    options = ["--method", "gradient", "--batch-size", "2", "--plot", str(drawn), "--json"]
+    assert main([*given, *options]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["prompts"], said["method"], said["plot"]) == (3, "gradient", str(drawn))
+    model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
+    pairs = jc.data.load_prompts(prompts, tokenizer)
+    want = jc.head_effects(model, pairs.clean, pairs.corrupt, pairs.metric(), method=jc.Gradient())
+    outputs = np.asarray(want.z).sum(-1).mean(0)
+    assert np.abs(outputs).max() > 0.05
+    largest = max(np.ndindex(outputs.shape), key=lambda at: abs(outputs[at]))
+    assert said["rows"][0]["head"] == "{}.{}".format(*largest)
+    assert said["rows"][0]["z"] == pytest.approx(outputs[largest], rel=1e-3)
+    assert len(said["rows"]) == outputs.size
+    for part in ("output", "query", "key", "value"):
+        assert f"{part}, summed over positions" in drawn.read_text()
+
+    assert main([*given, "--most", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "without signs" in printed
+    assert len(printed.split("value\n")[1].splitlines()) == 2
+    for more, error in (
+        (["--most", "0"], "--most is how many heads to print, at least 1; got 0"),
+        (["--batch-size", "0"], "--batch-size is how many prompt pairs are in memory at once, at least 1; got 0"),
+        (["--plot", "heads.png"], "heads.png does not end in .svg"),
+    ):
+        assert main([*given, *more]) == 2
+        assert error in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
     assert main(["doctor", "--json"]) == 0
     checks = json.loads(capsys.readouterr().out)["checks"]
@@ -166,7 +198,7 @@ def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "discover", "doctor", "evaluate", "steer", "convert", "jacobian", "features", "self-repair"],
+    ["demo", "discover", "doctor", "evaluate", "steer", "convert", "jacobian", "features", "heads", "self-repair"],
 )
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:

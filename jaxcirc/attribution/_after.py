@@ -2,25 +2,17 @@
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .._metrics import KL, LogitDiff, LogProb, Metric
+from .._metrics import Metric
+from .._run import metric_of_last
 from .._sites import Kind, layer_of, Site
 from .._tap import bare_tap
 from .._typing import Keys, Resid
 from ..models import Transformer
-
-
-def at_end(model: Transformer, metric: Metric) -> Callable[[Resid], Float[Array, ""]]:
-    """The metric as a function of the last residual stream, of which only what is read is unembedded."""
-    if isinstance(metric, KL | LogitDiff | LogProb):
-        first = eqx.tree_at(lambda metric: metric.position, metric, jnp.zeros_like(metric.position))
-        return lambda resid: first(model.unembed(resid[metric.position][None], bare_tap()))
-    return lambda resid: metric(model.unembed(resid, bare_tap()))
 
 
 Halves = tuple[Bool[Array | np.ndarray, " layer"], Bool[Array | np.ndarray, " layer"]]
@@ -47,6 +39,6 @@ def metric_after(model: Transformer, halves: Halves, keys: Keys, metric: Metric)
 
     def value(resid):
         last, _ = jax.lax.scan(half, resid, (blocks, jnp.stack(masks), *halves))
-        return at_end(model, metric)(last)
+        return metric_of_last(model, metric, last)
 
     return value

@@ -13,10 +13,11 @@ from jaxtyping import Array, Float
 
 from .._metrics import Metric
 from .._nn import Block
+from .._run import metric_of_last, only_position
 from .._sites import Site
 from .._tap import bare_tap
 from ..models import Transformer
-from ._after import at_end, halves_after
+from ._after import halves_after
 from ._batches import largest_batch
 from ._states import States
 
@@ -44,7 +45,9 @@ def _gradient_at_cut(model: Transformer, metric: Metric, start: Site, resid, cha
     backs = []
     for block, mask, *halves in zip(model.blocks, masks, attends, feeds, strict=True):
         if any(halves):
-            worlds, back = _from_cut(block, mask, worlds, whole=bool(halves[0]))
+            # Behind the last block only what the metric reads is wanted.
+            position, metric = only_position(metric) if block is model.blocks[-1] else (None, metric)
+            worlds, back = _from_cut(block, mask, worlds, position, whole=bool(halves[0]))
             backs.append((block, back))
     gradient = _end_gradient(model.ends, metric, worlds)
     while backs:
@@ -61,10 +64,16 @@ class _Back(eqx.Module):
 
 
 @ft.partial(jax.jit, static_argnames="whole")
-def _from_cut(block: Block, mask: Array, resid: Array, *, whole: bool) -> tuple[Array, _Back]:
-    """A block, or its second half, from the cut where it begins, and the way back."""
-    half = lambda x, mask: block(x, mask, bare_tap(0)) if whole else block.feed(x, bare_tap(0))
-    out, back = jax.vjp(lambda x: jax.vmap(jax.vmap(half, (0, None)))(x, mask), resid)
+def _from_cut(block: Block, mask: Array, resid: Array, position: Array | None, *, whole: bool) -> tuple[Array, _Back]:
+    """A block, or its second half, from the cut where it begins, to all positions or to one of each prompt; and the way back."""
+
+    def half(x, mask, position):
+        if whole:
+            return block(x, mask, bare_tap(0)) if position is None else block.at(position, x, mask)
+        return block.feed(x if position is None else x[position][None], bare_tap(0))
+
+    worlds = jax.vmap(jax.vmap(half, (0, None, None)))
+    out, back = jax.vjp(lambda x: worlds(x, mask, position), resid)
     numbers = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(block))}
     leaves, tree = jax.tree.flatten(back)
     own = tuple(numbers.get(id(leaf)) for leaf in leaves)
@@ -80,5 +89,5 @@ def _backward(block: Block, back: _Back, gradient: Array) -> Array:
 
 @jax.jit
 def _end_gradient(model: Transformer, metric: Metric, resid: Array) -> Array:
-    each = jax.vmap(lambda metric, x: jax.grad(at_end(model, metric))(x), (None, 0))
+    each = jax.vmap(lambda metric, x: jax.grad(lambda x: metric_of_last(model, metric, x))(x), (None, 0))
     return jax.vmap(each)(metric, resid)

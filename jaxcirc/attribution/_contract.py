@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._edits import Add, Detach
-from .._run import run, site_shapes
+from .._run import run_metric, site_shapes
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read
 from ..jacobian import between_blocks, contract_batch, error_of_edges, Span
@@ -256,7 +256,8 @@ def _held(model, tokens, metric, mask, change, *, site: Site, later: tuple[Site,
     shape = site_shapes(model, tokens.shape[1])[site]
 
     def one(tokens, keys, metric, change):
-        value = lambda x: metric(run(model, tokens, edits={site: Add(x), **{s: Detach() for s in later}}, mask=keys)[0])
+        edits = lambda x: {site: Add(x), **{s: Detach() for s in later}}
+        value = lambda x: run_metric(model, metric, tokens, edits=edits(x), mask=keys)[0]
         return jax.grad(value)(change.reshape(shape.shape)).reshape(tokens.shape[0], -1)
 
     return jax.vmap(one)(tokens, mask, metric, change)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import Metric
-from .._run import run
+from .._run import run_metric
 from .._sites import Kind, Site
 from ..models import Transformer
 
@@ -82,9 +82,9 @@ def head_states(
     names = [Site(layer, kind) for kind in recorded.values() for layer in layers]
 
     def one(tokens, keys, metric):
-        logits, cache = run(model, tokens, record=names, mask=keys)
+        value, cache = run_metric(model, metric, tokens, record=names, mask=keys)
         stacked = {name: jnp.stack([cache[Site(layer, kind)] for layer in layers]) for name, kind in recorded.items()}
-        return metric(logits), stacked
+        return value, stacked
 
     if corrupt is None:
         before, values = jax.vmap(one)(clean, mask, metric)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Add
 from .._metrics import Metric
-from .._run import run, site_shapes
+from .._run import run_metric, site_shapes
 from .._sites import Kind, Site
 from ..models import Transformer
 from ._at_cut import mean_gradient
@@ -144,7 +144,7 @@ def _gradients(model, tokens, metric, mask, nodes: tuple[Site, ...]):
 
     def one(tokens, keys, metric):
         def value(additions):
-            return metric(run(model, tokens, edits={s: Add(x) for s, x in additions.items()}, mask=keys)[0])
+            return run_metric(model, metric, tokens, edits={s: Add(x) for s, x in additions.items()}, mask=keys)[0]
 
         gradients = jax.grad(value)({site: jnp.zeros(shapes[site].shape, shapes[site].dtype) for site in nodes})
         return {site: gradient.reshape(gradient.shape[0], -1) for site, gradient in gradients.items()}

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from .._edits import Add
-from .._run import run, site_shapes
+from .._run import run_metric, site_shapes
 from .._sites import Site
 from ..models import Transformer
 from ._prepare import Problem
@@ -34,8 +34,8 @@ def _moved(model, problem: Problem, differences, fractions, *, record: frozenset
     def one(tokens, keys, metric, differences):
         def value(moves):
             edits = {site: Add(move.reshape(shapes[site].shape)) for site, move in moves.items()}
-            logits, cache = run(model, tokens, edits=edits, record=record, mask=keys)
-            return metric(logits), {site: x.reshape(x.shape[0], -1) for site, x in cache.items()}
+            value, cache = run_metric(model, metric, tokens, edits=edits, record=record, mask=keys)
+            return value, {site: x.reshape(x.shape[0], -1) for site, x in cache.items()}
 
         moves = {site: fractions[site] * differences[site] for site in fractions}
         return jax.grad(value, has_aux=True)(moves)

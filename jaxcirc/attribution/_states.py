@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._run import run
+from .._run import run_metric
 from .._sites import Kind, Site
 from .._tap import site_read
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
-from ._after import at_end
 from ._latents import Latents, listed, write
 from ._prepare import Problem
 from ._wiring import entry
@@ -70,8 +69,7 @@ def _both(model: Transformer, problem: Problem):
     prompts = problem.prompts()
 
     def one(tokens, keys, metric):
-        _, cache = run(model, tokens, record={*cuts.values(), *saes, *reads}, mask=keys)
-        value = at_end(model, metric)(cache[cuts[Site(model.n_layers, Kind.RESID_PRE)]])
+        value, cache = run_metric(model, metric, tokens, record={*cuts.values(), *saes, *reads}, mask=keys)
         return value, {site: value.reshape(value.shape[0], -1) for site, value in cache.items()}
 
     sides = len(prompts)

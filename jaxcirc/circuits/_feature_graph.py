@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Replace
 from .._metrics import Metric
-from .._run import run
+from .._run import run, run_metric
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read, Tap
 from ..attribution import as_output, canonical
@@ -166,7 +166,8 @@ def metric_at(
     decoders = {site: source.sae for site, source in sources.items()}
 
     def one(tokens, keys, metric, values):
-        return metric(run(model, tokens, edits=_replaced(model.blocks, decoders, values, masks), mask=keys)[0])
+        edits = _replaced(model.blocks, decoders, values, masks)
+        return run_metric(model, metric, tokens, edits=edits, mask=keys)[0]
 
     return jax.vmap(one)(clean.tokens, clean.keys, metric, {site: source[1:] for site, source in sources.items()})
 

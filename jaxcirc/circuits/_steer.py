@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Add
 from .._metrics import Metric
-from .._run import run, site_shapes
+from .._run import run_metric, site_shapes
 from .._sites import Site
 from ..attribution import prepare, Problem
 from ..models import Transformer
@@ -174,7 +174,7 @@ def _changes(model, saes, problem: Problem, values, others, places, members, str
             acts, error = jax.tree.map(lambda a, b: strength * (b - a), before[site], after[site])
             acts, error = jnp.where(mask[:, :-1], acts, 0), jnp.where(mask[:, -1:], error, 0)
             edits |= {site.acts: Add(acts), site.error: Add(error.reshape(shapes[site].shape))}
-        return metric(run(model, tokens, saes=saes, edits=edits, mask=keys)[0])
+        return run_metric(model, metric, tokens, saes=saes, edits=edits, mask=keys)[0]
 
     examples = (problem.clean, problem.mask, problem.metric, values, others)
     runs = [jnp.repeat(members, len(strengths), axis=0), jnp.tile(strengths, len(members))]

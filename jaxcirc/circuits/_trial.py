@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Blend
 from .._metrics import Metric
-from .._run import run, site_shapes
+from .._run import run_metric, site_shapes
 from .._sites import Site
 from ..attribution import prepare, Problem
 from ..models import Transformer
@@ -191,7 +191,7 @@ def _overwritten(model: Transformer, problem: Problem, keep, values: Values) -> 
             error = nodes.error.reshape(shapes[site].shape)
             dropped = ~keep[site][:, -1].reshape(-1, *[1] * (error.ndim - 1))
             edits |= {site.acts: Blend(~keep[site][:, :-1], nodes.acts), site.error: Blend(dropped, error)}
-        return metric(run(model, tokens, saes=problem.saes, edits=edits, mask=keys)[0])
+        return run_metric(model, metric, tokens, saes=problem.saes, edits=edits, mask=keys)[0]
 
     return jax.vmap(one)(problem.clean, problem.mask, problem.metric, values)
 

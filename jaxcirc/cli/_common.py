@@ -97,10 +97,15 @@ def progress_bar() -> Iterator[Any]:
             bar.close()
 
 
-def add_prompt_options(parser: argparse.ArgumentParser, *, prompts: str = "JSON-lines file of prompt pairs") -> None:
-    """The options of every command that runs a given model with its dictionaries on the prompts of a file; `prompts` explains the file."""
+def add_prompt_options(
+    parser: argparse.ArgumentParser, *, prompts: str = "JSON-lines file of prompt pairs", dictionaries: bool = True
+) -> None:
+    """The options of every command that runs a given model, with `dictionaries` or without, on the prompts of a file; `prompts` explains
+    the file.
+    """
     parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
-    parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
+    if dictionaries:
+        parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
     parser.add_argument("--prompts", required=True, type=Path, help=prompts)
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")
@@ -117,9 +122,18 @@ def load_given(
     """Model, dictionaries, prompts and tokenizer, as the options of `add_prompt_options` name them."""
     # The prompts first: what is wrong with them shows before a large model is read.
     tokenizer = tokenizer_of(arguments)
-    prompts = load_prompts(arguments.prompts, tokenizer, limit=arguments.limit, skip_unusable=arguments.skip_unusable)
-    model, saes = from_pretrained(arguments.model, revision=arguments.revision), load_saes(arguments.saes)
-    return model, saes, prompts, tokenizer
+    prompts = load_prompt_file(arguments, tokenizer)
+    return load_model(arguments), load_saes(arguments.saes), prompts, tokenizer
+
+
+def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
+    """The prompts that are asked for."""
+    return load_prompts(arguments.prompts, tokenizer, limit=arguments.limit, skip_unusable=arguments.skip_unusable)
+
+
+def load_model(arguments: argparse.Namespace) -> Transformer:
+    """The model that is asked for."""
+    return from_pretrained(arguments.model, revision=arguments.revision)
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:

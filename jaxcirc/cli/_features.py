@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 from ..features import feature_jacobian, FeatureJacobian, SIDES, steer_features
-from ..interop import from_pretrained, load_saes
+from ..interop import load_saes
 from ..view import check_svg, draw_features
-from ._common import add_text_options, progress_bar, Subparsers, tokenizer_of, tokens_of
+from ._common import add_text_options, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
 
 
 def add(subparsers: Subparsers) -> None:
@@ -51,7 +51,7 @@ def features(arguments: argparse.Namespace) -> int:
     if arguments.most < 1:
         raise ValueError(f"--most is how many pairs to print, at least 1; got {arguments.most}.")
     tokens = tokens_of(arguments)
-    model, saes = from_pretrained(arguments.model, revision=arguments.revision), load_saes(arguments.saes)
+    model, saes = load_model(arguments), load_saes(arguments.saes)
     with progress_bar() as progress:
         J = feature_jacobian(
             model,

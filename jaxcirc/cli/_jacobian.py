@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from .. import jacobian as jac
-from ..interop import from_pretrained, load_saes
-from ._common import add_text_options, progress_bar, Subparsers, tokens_of
+from ..interop import load_saes
+from ._common import add_text_options, load_model, progress_bar, Subparsers, tokens_of
 
 
 HELD = {"layer_norms": jac.frozen.layer_norms, "patterns": jac.frozen.patterns}
@@ -52,7 +52,7 @@ def add(subparsers: Subparsers) -> None:
 
 
 def jacobian(arguments: argparse.Namespace) -> int:
-    model = from_pretrained(arguments.model, revision=arguments.revision)
+    model = load_model(arguments)
     tokens = tokens_of(arguments)
     frozen: set[Any] = set()
     for what in arguments.freeze:

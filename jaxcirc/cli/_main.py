@@ -6,7 +6,7 @@ import sys
 import traceback
 
 from .._version import __version__
-from . import _bench, _convert, _demo, _discover, _doctor, _evaluate, _features, _jacobian, _self_repair, _steer
+from . import _bench, _convert, _demo, _discover, _doctor, _evaluate, _features, _heads, _jacobian, _self_repair, _steer
 from ._common import keep_compilations, quiet_cache
 
 
@@ -20,7 +20,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"jaxcirc {__version__}")
     parser.add_argument("--traceback", action="store_true", help="on an error, say where it came from")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (_demo, _discover, _evaluate, _steer, _convert, _jacobian, _features, _self_repair, _doctor, _bench):
+    for command in (
+        _demo,
+        _discover,
+        _evaluate,
+        _steer,
+        _convert,
+        _jacobian,
+        _features,
+        _heads,
+        _self_repair,
+        _doctor,
+        _bench,
+    ):
         command.add(subparsers)
     arguments = parser.parse_args(argv)
     keep_compilations()

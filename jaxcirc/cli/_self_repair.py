@@ -10,10 +10,9 @@ import numpy as np
 
 from .. import data
 from ..components import OLS, Resample, self_repair, SelfRepair
-from ..interop import from_pretrained
 from ..models import process_weights, Transformer
 from ..view import check_svg, draw_self_repair
-from ._common import encode_text, progress_bar, Subparsers, tokenizer_of
+from ._common import encode_text, load_model, progress_bar, Subparsers, tokenizer_of
 
 
 SHOWN = 10
@@ -62,7 +61,7 @@ def repair(arguments: argparse.Namespace) -> int:
     drawn = [_head(name) for name in arguments.head]
     only = "all" if arguments.only is None else [_head(name) for name in arguments.only]
     tokens = _tokens(arguments)
-    model = from_pretrained(arguments.model, revision=arguments.revision)
+    model = load_model(arguments)
     model = model if arguments.raw else process_weights(model)
     with progress_bar() as progress:
         found = self_repair(

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._edits import Blend
 from .._metrics import Metric
-from .._run import NOTHING, run
+from .._run import NOTHING, run_metric
 from .._sites import by_site, Site
 from .._typing import Logits
 from ..attribution import prepare_prompts, Problem
@@ -111,7 +111,7 @@ def _prepared(model, tokens, parts, values, metric, saes, mask):
 def _runs(model: Transformer, saes, problem: Problem, member, values) -> Float[Array, "part batch ..."]:
     def one(member, tokens, keys, metric, values):
         edits = {site: Blend(member[site], values[site]) for site in member}
-        return metric(run(model, tokens, saes=saes, edits=edits, mask=keys)[0])
+        return run_metric(model, metric, tokens, saes=saes, edits=edits, mask=keys)[0]
 
     each = jax.vmap(one, (None, 0, 0, 0, 0))
     return jax.vmap(lambda member: each(member, problem.clean, problem.mask, problem.metric, values))(member)

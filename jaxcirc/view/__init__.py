@@ -5,6 +5,7 @@ from ._attribution_graph import attribution_graph as attribution_graph
 from ._curves import check_svg as check_svg, draw_curves as draw_curves
 from ._features import draw_features as draw_features
 from ._graphviz import graphviz_of as graphviz_of
+from ._heads import draw_head_effects as draw_head_effects
 from ._page import drawing as drawing, page as page
 from ._rows import (
     edge_rows as edge_rows,

@@ -1,0 +1,35 @@
+"""Effects of heads, drawn."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .._files import writing_file
+from ..attribution import HeadEffects
+from ._curves import check_svg
+from .plot import document, heat_map
+
+
+PARTS = {"z": "output", "q": "query", "k": "key", "v": "value"}
+
+
+def draw_head_effects(found: HeadEffects, path: str | Path) -> None:
+    """Draws the effects of all heads as an SVG file: of outputs, queries, keys and values, summed over positions, mean over prompts.
+
+    **Raises:** `ValueError` for a file that is not named as SVG.
+    """
+    check_svg(path)
+    note = f"mean of {len(found.total)} prompts; total effect {float(np.mean(found.total)):+.3g}"
+    panels = [
+        heat_map(
+            np.asarray(getattr(found, part)).sum(-1).mean(0).tolist(),
+            label="head",
+            side="layer",
+            title=f"{name}, summed over positions",
+            note=note,
+            unit="effect",
+        )
+        for part, name in PARTS.items()
+    ]
+    with writing_file(path) as aside:
+        aside.write_text(document(panels, title="Effects of heads, corrupt less clean"))
