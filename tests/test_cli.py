@@ -113,6 +113,12 @@ def test_steer_a_saved_circuit(prompts, tmp_path, capsys):
     assert min(abs(row[name]) for row in rows for name in ("effect", "predicted", "measured")) > 1e-3
     assert main(["steer", *given, "--nodes", "blocks.0.hook_mlp_out/oops"]) == 2
     assert "has no node 'blocks.0.hook_mlp_out/oops'" in capsys.readouterr().err
+    for more, error in (
+        (["--strongest", "0"], "--strongest is how many nodes to move, at least 1; got 0"),
+        (["--strongest", "1", "--batch-size", "0"], "--batch-size is how many prompt pairs are in memory at once"),
+    ):
+        assert main(["steer", *given, *more]) == 2
+        assert error in capsys.readouterr().err
 
 
 def test_features_of_a_prompt(tmp_path, capsys):

@@ -70,9 +70,7 @@ class Circuit:
         """
         chosen = set(names)
         if unknown := chosen - set(self.nodes["node"]):
-            raise ValueError(
-                f"The circuit has no node {min(unknown)!r}. {did_you_mean(min(unknown), self.nodes['node'])}"
-            )
+            raise self._no_node(min(unknown))
         inside = self.edges["source"].isin(list(chosen)) & self.edges["target"].isin([*chosen, METRIC])
         nodes = self.nodes[self.nodes["node"].isin(list(chosen))].reset_index(drop=True)
         return dataclasses.replace(self, nodes=nodes, edges=self.edges[inside].reset_index(drop=True))
@@ -96,6 +94,17 @@ class Circuit:
         mine = ~self.nodes["node"].isin(other.nodes["node"]) | self.nodes["node"].isin(list(ends))
         return dataclasses.replace(self, nodes=self.nodes[mine].reset_index(drop=True), edges=edges)
 
+    def _no_node(self, name: str) -> ValueError:
+        """The error that names those that there are at the same site: a latent of a near number is no near name."""
+        site = name.rpartition("/")[0]
+        there = [row.node for row in self.node_rows() if str(row.site) == site]
+        if not there:
+            return ValueError(f"The circuit has no node {name!r}. {did_you_mean(name, self.nodes['node'])}")
+        strongest = ", ".join(there[:3])
+        return ValueError(
+            f"The circuit has no node {name!r}; of the {len(there)} at this site the strongest: {strongest}."
+        )
+
     def _joined(self, other: "Circuit", table: str) -> "pd.DataFrame":
         import pandas as pd
 
@@ -118,7 +127,7 @@ class Circuit:
         **Raises:** `ValueError` for a name that the circuit does not have.
         """
         for name in {source, target} - {METRIC, *self.nodes["node"]}:
-            raise ValueError(f"The circuit has no node {name!r}. {did_you_mean(name, self.nodes['node'])}")
+            raise self._no_node(name)
         out: dict[str, list[EdgeRow]] = {}
         for edge in self.edge_rows():
             out.setdefault(edge.source, []).append(edge)

@@ -128,6 +128,10 @@ def load_given(
 
 def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
     """The prompts that are asked for."""
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise ValueError(
+            f"--batch-size is how many prompt pairs are in memory at once, at least 1; got {arguments.batch_size}."
+        )
     return load_prompts(arguments.prompts, tokenizer, limit=arguments.limit, skip_unusable=arguments.skip_unusable)
 
 

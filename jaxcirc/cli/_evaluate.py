@@ -48,6 +48,8 @@ def add(subparsers: Subparsers) -> None:
 def evaluate_file(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         check_svg(arguments.plot)
+    if arguments.minimality is not None and arguments.minimality < 1:
+        raise ValueError(f"--minimality is how many parts to try, at least 1; got {arguments.minimality}.")
     circuit = Circuit.load(arguments.circuit)
     model, saes, prompts, _ = load_given(arguments)
     given = (circuit, model, saes, prompts.clean, prompts.corrupt, prompts.metric())

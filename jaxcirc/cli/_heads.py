@@ -71,8 +71,6 @@ def heads(arguments: argparse.Namespace) -> int:
 
 def _effects(arguments: argparse.Namespace, model: Transformer, prompts: Prompts) -> HeadEffects:
     size = len(prompts) if arguments.batch_size is None else arguments.batch_size
-    if size < 1:
-        raise ValueError(f"--batch-size is how many prompt pairs are in memory at once, at least 1; got {size}.")
     parts: list[HeadEffects] = []
     with progress_bar() as progress:
         for first in range(0, len(prompts), size):

@@ -52,8 +52,10 @@ def add(subparsers: Subparsers) -> None:
 
 
 def jacobian(arguments: argparse.Namespace) -> int:
-    model = load_model(arguments)
+    if arguments.rank < 1:
+        raise ValueError(f"--rank is how many singular values to print, at least 1; got {arguments.rank}.")
     tokens = tokens_of(arguments)
+    model = load_model(arguments)
     frozen: set[Any] = set()
     for what in arguments.freeze:
         if what == "between":
@@ -89,8 +91,6 @@ def jacobian(arguments: argparse.Namespace) -> int:
 
 def _measure(J: jac.EdgeJacobian, arguments: argparse.Namespace) -> dict[str, Any]:
     size = min(int(np.prod(J.source_shape)), int(np.prod(J.target_shape)))
-    if arguments.rank < 1:
-        raise ValueError(f"--rank is how many singular values to print, at least 1; got {arguments.rank}.")
     _, values, _ = J.svd(min(arguments.rank, size), jax.random.key(0))
     if arguments.out:
         with progress_bar() as progress:

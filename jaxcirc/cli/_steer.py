@@ -34,7 +34,10 @@ def add(subparsers: Subparsers) -> None:
 
 
 def steer_file(arguments: argparse.Namespace) -> int:
+    if arguments.strongest is not None and arguments.strongest < 1:
+        raise ValueError(f"--strongest is how many nodes to move, at least 1; got {arguments.strongest}.")
     circuit = Circuit.load(arguments.circuit)
+    circuit.subgraph(arguments.nodes or [])  # names that it does not have show before a large model is read
     names = arguments.nodes or [row.node for row in circuit.node_rows()[: arguments.strongest]]
     model, saes, prompts, _ = load_given(arguments)
     given = (circuit, model, saes, prompts.clean, prompts.corrupt, prompts.metric(), names)
