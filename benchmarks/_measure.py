@@ -137,8 +137,6 @@ def _add_memory(name: str, numbers: dict[str, Any], row: Row, settings: Settings
     for rival, record in zip(row.rivals, numbers["rivals"], strict=True):
         if rival.expected is not None and "variant" in record and not record["variant"].startswith("compiled"):
             record["peak_bytes"] = peak(rival.name, record["variant"], rival.timed)
-            if rival.tried < rival.timed < rival.all:
-                record["peak_bytes_tried"] = peak(rival.name, record["variant"], rival.tried)
 
 
 def _line(numbers: dict[str, Any], record: dict[str, Any]) -> str:

@@ -99,17 +99,7 @@ def _notes(row: dict[str, Any]) -> Iterator[str]:
                 timed += (
                     f"; with {rival['tried_with']} instead, the time of one was {each[0] / each[1]:.2f} times as long"
                 )
-            yield f"*{row['name']}, {rival['name']}: {timed}{_all_memory(rival)}."
-
-
-def _all_memory(rival: dict[str, Any]) -> str:
-    """What a rival that did a part of the work would take for all of it, as two parts tell."""
-    some, few = rival.get("peak_bytes"), rival.get("peak_bytes_tried")
-    if some is None or few is None:
-        return ""
-    each = (some - few) / (rival["timed"] - rival["tried_with"])
-    whole = some + each * (rival["all"] - rival["timed"])
-    return f"; its memory is of that part, and grows by {each / 2**20:.1f} MiB for each more, to about {whole / 2**30:.2g} GiB for all"
+            yield f"*{row['name']}, {rival['name']}: {timed}."
 
 
 def _join(*cells: str) -> str:
