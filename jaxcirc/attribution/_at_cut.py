@@ -45,14 +45,22 @@ def _gradient_at_cut(model: Transformer, metric: Metric, start: Site, resid, cha
     backs = []
     for block, mask, *halves in zip(model.blocks, masks, attends, feeds, strict=True):
         if any(halves):
-            # Behind the last block only what the metric reads is wanted.
-            position, metric = only_position(metric) if block is model.blocks[-1] else (None, metric)
+            shorter = block is model.blocks[-1] and halves[0] and _worth_a_program(model, worlds)
+            position, metric = only_position(metric) if shorter else (None, metric)
             worlds, back = _from_cut(block, mask, worlds, position, whole=bool(halves[0]))
             backs.append((block, back))
     gradient = _end_gradient(model.ends, metric, worlds)
     while backs:
         gradient = _backward(*backs.pop(), gradient)
     return jnp.einsum("w,bwsm->bsm", weights, gradient)
+
+
+def _worth_a_program(model: Transformer, worlds: Float[Array, "batch world seq d_model"]) -> bool:
+    """Whether running the last block only where the metric reads saves more than the seconds in which a program for it is compiled: a
+    hundred billion operations, four for each token and weight, at three sites a layer.
+    """
+    weights = sum(x.size for x in jax.tree.leaves(model.blocks[-1]))
+    return 3 * len(model.blocks) * 4 * weights * worlds[..., 0].size > 1e11
 
 
 class _Back(eqx.Module):
@@ -65,12 +73,12 @@ class _Back(eqx.Module):
 
 @ft.partial(jax.jit, static_argnames="whole")
 def _from_cut(block: Block, mask: Array, resid: Array, position: Array | None, *, whole: bool) -> tuple[Array, _Back]:
-    """A block, or its second half, from the cut where it begins, to all positions or to one of each prompt; and the way back."""
+    """A block, at all positions or at one of each prompt, or its second half, from the cut where it begins; and the way back."""
 
     def half(x, mask, position):
-        if whole:
-            return block(x, mask, bare_tap(0)) if position is None else block.at(position, x, mask)
-        return block.feed(x if position is None else x[position][None], bare_tap(0))
+        if position is not None:
+            return block.at(position, x, mask)
+        return block(x, mask, bare_tap(0)) if whole else block.feed(x, bare_tap(0))
 
     worlds = jax.vmap(jax.vmap(half, (0, None, None)))
     out, back = jax.vjp(lambda x: worlds(x, mask, position), resid)
