@@ -73,6 +73,8 @@ def read_torch(path: Path) -> object:
 def writing_file(path: str | Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to, and renames it into place at the end; after an error nothing is left."""
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder. Expected the name of a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)

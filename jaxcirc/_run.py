@@ -60,6 +60,8 @@ def run(
     """
     check_tokens(model, tokens)
     check_mask(tokens, mask)
+    if isinstance(record, str | Site):
+        raise TypeError(f"run(record=…): expected a list of sites, got one. Write record=[{str(record)!r}].")
     saes, edits = by_site(saes), by_site(edits)
     _check_values("edits", edits, AbstractEdit, "an edit such as jc.Replace(value)")
     _check_values("saes", saes, AbstractDictionary, "a dictionary such as jc.load_sae(…) gives")
@@ -172,7 +174,9 @@ def check_token_ids(model: Transformer, ids: Int[Array, "..."], vocabulary: int 
 
 
 def check_metric(model: Transformer, metric: object) -> None:
-    """ValueError if the metric reads a token that the model does not have."""
+    """ValueError if the metric reads a token that the model does not have; TypeError if it is what makes a metric."""
+    if getattr(metric, "__name__", None) == "metric" and hasattr(metric, "__self__"):
+        raise TypeError("metric: expected a metric, got the method that makes it. Call it: prompts.metric().")
     if isinstance(metric, AbstractMetric):
         for ids in metric.token_ids():
             check_token_ids(model, ids, len(model.b_U))

@@ -191,6 +191,10 @@ T = TypeVar("T")
 
 def by_site(mapping: Mapping[Site, T] | Mapping[str, T]) -> dict[Site, T]:
     """`mapping` keyed by `Site`, in execution order, whether it came keyed by sites or by their names."""
+    if not isinstance(mapping, Mapping):
+        raise TypeError(
+            f"Expected a mapping from sites, such as jc.load_saes(…) gives, got a {type(mapping).__name__}."
+        )
     parsed = [(Site.parse(key), value) for key, value in mapping.items()]
     if len({site for site, _ in parsed}) < len(parsed):
         raise ValueError("A site is given twice, once as a `Site` and once by name; keep one of the two.")

@@ -482,6 +482,18 @@ def test_bad_input(what):
         jc.node_effects(model, **arguments)
 
 
+@pytest.mark.usefixtures("untyped")
+def test_what_is_of_another_kind():
+    model, saes, clean, corrupt, metric = problem()
+    prompts = jc.data.Prompts(clean, corrupt, metric.answer, metric.foil, {"end": jnp.asarray([3, 3])})
+    with pytest.raises(TypeError, match=r"expected one such as jc.IntegratedGradients\(10\), .* got a str"):
+        jc.node_effects(model, saes, clean, corrupt, metric, method="gradient")
+    with pytest.raises(TypeError, match=r"got the method that makes it. Call it: prompts.metric\(\)"):
+        jc.node_effects(model, saes, clean, corrupt, prompts.metric)
+    with pytest.raises(TypeError, match=r"Expected a mapping from sites, .* got a list"):
+        jc.node_effects(model, [saes], clean, corrupt, metric)
+
+
 def test_bad_dictionaries():
     model, saes, clean, corrupt, metric = problem()
     bad = {

@@ -400,6 +400,12 @@ def test_bad_input(arguments, what):
         jc.discover(**dict(zip(names, arguments, strict=True)) | CUTS | change(arguments))
 
 
+@pytest.mark.usefixtures("untyped")
+def test_a_method_of_another_kind(arguments):
+    with pytest.raises(TypeError, match=r"expected one such as jc.IntegratedGradients\(10\), .* got a str"):
+        jc.discover(*arguments, **CUTS, method="gradient")
+
+
 def test_one_trace_for_a_shape(arguments):
     """New prompts, dictionaries' values and metrics of the same shapes run what is compiled."""
     from jaxcirc.attribution._at_cut import _from_cut

@@ -226,7 +226,10 @@ BAD_FILES = {
         "line 2: clean_answer ' is are' must be one token",
     ),
     "unequal lengths": (bad(json.dumps(PAIRS[1] | {"patch_prefix": "The doctor is"})), "must be of one length"),
-    "clean equals corrupt": (json.dumps(PAIRS[0] | {"patch_prefix": "The teacher"}), "equal to the clean ones"),
+    "clean equals corrupt": (
+        json.dumps(PAIRS[0] | {"patch_prefix": "The teacher"}),
+        "clean_prefix and patch_prefix are the same",
+    ),
 }
 
 
@@ -315,7 +318,10 @@ def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
         (["--prompts", "1"], "--prompts is at least 2"),
         (["--share", "0"], "share is a part of the tokens"),
         (["--plot", "picture.png"], "does not end in .svg"),
-        (["--head", "9.6", "--plot", "unused.svg"], "there is no head (9, 6)"),
+        (["--head", "9.6", "--plot", "unused.svg"], "There is no layer 9 in tiny-gpt2"),
+        (["--head", "1.9"], "There is no head (1, 9) in tiny-gpt2"),
+        (["--head", "1.2", "--only", "0.1"], "--head draws heads of those that --only names; 1.2 is not one"),
+        (["--plot", "nowhere/unused.svg"], "There is no folder nowhere for unused.svg. Make it first"),
         (["--text", "TEXT", "--length", "50"], "has 0 prompts of 50 tokens or more"),
         (["--text", "EMPTY"], "has no text. Expected a prompt a line"),
         (["--tokens", "TEXT"], "is not a .npy file of token ids"),

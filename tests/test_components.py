@@ -331,6 +331,9 @@ def test_what_ablation_refuses(untyped, getkey):
             jc.ablate(model, tokens, parts, values, saes=saes)
     with pytest.raises(TypeError, match=r"A part is \(layer, head\), a site or its name, or \(site, unit\)"):
         jc.ablate(model, tokens, [3], jc.Zero())
+    for alone in ((0, 0), "blocks.0.hook_mlp_out"):
+        with pytest.raises(TypeError, match="ablate: expected a list of parts, got one"):
+            jc.ablate(model, tokens, alone, jc.Zero())
     with pytest.raises(
         TypeError, match=r"expected jc.Zero\(\), jc.Mean\(tokens\) or jc.Resample\(tokens\) as the values, got a str"
     ):

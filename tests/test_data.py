@@ -271,9 +271,14 @@ def test_load_prompts_takes_some_and_drops_the_beginning_of_text(tokenizer, tmp_
 
 def test_load_prompts_can_leave_lines_out(tokenizer, tmp_path):
     path = write(
-        tmp_path / "p.json", LINE | {"clean_answer": " is not"}, LINE, LINE | {"patch_prefix": "The tall boys"}
+        tmp_path / "p.json",
+        LINE | {"clean_answer": " is not"},
+        LINE,
+        LINE | {"patch_prefix": "The tall boys"},
+        LINE | {"patch_prefix": LINE["clean_prefix"]},
+        LINE | {"patch_answer": LINE["clean_answer"]},
     )
-    with pytest.warns(UserWarning, match=r"2 pairs are left out, 1 read\. The first: .*line 1: clean_answer ' is not'"):
+    with pytest.warns(UserWarning, match=r"4 pairs are left out, 1 read\. The first: .*line 1: clean_answer ' is not'"):
         assert len(jc.data.load_prompts(path, tokenizer, skip_unusable=True)) == 1
 
 
@@ -290,6 +295,8 @@ def test_load_prompts_can_leave_lines_out(tokenizer, tmp_path):
         ),
         ((LINE | {"patch_prefix": "The tall boys"},), "line 1: clean_prefix is 2 tokens and patch_prefix 3"),
         ((LINE | {"patch_prefix": ""},), "line 1: a prompt is empty"),
+        ((LINE | {"patch_prefix": LINE["clean_prefix"]},), "line 1: clean_prefix and patch_prefix are the same"),
+        ((LINE, LINE | {"patch_answer": LINE["clean_answer"]}), "line 2: clean_answer and patch_answer are the same"),
         ((), "p.json is empty"),
         (("", "  "), "p.json is empty"),
     ],

@@ -263,6 +263,13 @@ def test_a_confidence_interval(arguments):
     assert found.as_dict()["faithfulness_interval"] == [low, high]
 
 
+@pytest.mark.usefixtures("untyped")
+def test_an_ablation_of_another_kind(arguments):
+    circuit = circuit_of(arguments, some_nodes(arguments, 0.3))
+    with pytest.raises(TypeError, match=r"expected jc.MeanAblation\(\), .* got a Zero"):
+        jc.evaluate(circuit, *arguments, ablation=jc.Zero())
+
+
 def test_bad_input(arguments):
     model, saes, clean, corrupt, metric = arguments
     circuit = circuit_of(arguments, some_nodes(arguments, 0.3))

@@ -8,6 +8,7 @@ from ._head_effects import head_effects as head_effects
 from ._heads import AbstractHeadMethod as AbstractHeadMethod, HeadEffects as HeadEffects
 from ._methods import (
     AbstractMethod as AbstractMethod,
+    check_method as check_method,
     Gradient as Gradient,
     IntegratedGradients as IntegratedGradients,
 )

@@ -32,6 +32,15 @@ class AbstractMethod(eqx.Module):
         """**Returns:** the effects of all nodes, and the gradients that edges use."""
 
 
+def check_method(method: object) -> None:
+    """TypeError unless it is a method of node effects."""
+    if not isinstance(method, AbstractMethod):
+        raise TypeError(
+            "method: expected one such as jc.IntegratedGradients(10), jc.Gradient() or jc.ExactPatching(), got a "
+            f"{type(method).__name__}."
+        )
+
+
 class AbstractGradientMethod(AbstractMethod):
     """By a gradient of the metric at each site, times the difference there."""
 

@@ -9,7 +9,7 @@ from .._sites import Site
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._effects import NodeEffects
-from ._methods import AbstractMethod, IntegratedGradients
+from ._methods import AbstractMethod, check_method, IntegratedGradients
 from ._prepare import prepare
 from ._states import states
 
@@ -53,5 +53,6 @@ def node_effects(
     **Reference:** Marks et al. 2024, "Sparse Feature Circuits", arXiv 2403.19647, §3.2, eq. 3 and 4. Signs are theirs. The gradient is
     of the plain model, which is what their pass-through gradient computes; their default rule is the left one.
     """
+    check_method(method)
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     return method.effects(model, problem, states(model, problem))

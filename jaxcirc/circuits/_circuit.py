@@ -11,7 +11,18 @@ from typing import Any, TYPE_CHECKING
 
 from .._files import check_replaceable, writing_file, writing_folder
 from .._sites import did_you_mean
-from ..view import attribution_graph, drawing, edge_rows, EdgeRow, graphviz_of, METRIC, node_rows, NodeRow, page
+from ..view import (
+    attribution_graph,
+    check_svg,
+    drawing,
+    edge_rows,
+    EdgeRow,
+    graphviz_of,
+    METRIC,
+    node_rows,
+    NodeRow,
+    page,
+)
 
 
 if TYPE_CHECKING:
@@ -223,7 +234,11 @@ class Circuit:
             aside.write_text(html)
 
     def to_svg(self, path: str | Path, *, most_edges: int = 150) -> None:
-        """Draws the circuit as an SVG file: the picture of `to_html` without the tables."""
+        """Draws the circuit as an SVG file: the picture of `to_html` without the tables.
+
+        **Raises:** `ValueError` for a file that is not named as SVG, or whose folder is not there.
+        """
+        check_svg(path)
         svg = drawing(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
         with writing_file(path) as aside:
             aside.write_text(svg)

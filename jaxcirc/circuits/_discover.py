@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int
 from .._metrics import Metric
 from .._sites import Site
 from .._version import __version__
-from ..attribution import AbstractMethod, IntegratedGradients, is_cut, prepare
+from ..attribution import AbstractMethod, check_method, IntegratedGradients, is_cut, prepare
 from ..data import Prompts
 from ..jacobian import issue_certificate
 from ..models import Transformer
@@ -137,6 +137,7 @@ class _Settings:
         for name, known in choices.items():
             if (got := getattr(self, name)) not in known:
                 raise ValueError(f"discover: {name} must be {' or '.join(map(repr, known))}, got {got!r}.")
+        check_method(self.method)
         if self.edges == "integrated" and not isinstance(self.method, IntegratedGradients):
             raise ValueError(
                 f"discover: edges='integrated' takes the path of the nodes' method, and {type(self.method).__name__} has none. Use "

@@ -86,6 +86,11 @@ def trial_of(
     batch_size: int | None,
 ) -> Trial:
     """The trial of these arguments of `jc.evaluate`, for the circuit and its parts. **Raises:** `ValueError` for one that is not right."""
+    if not isinstance(ablation, AbstractAblation):
+        raise TypeError(
+            "ablation: expected jc.MeanAblation(), jc.ZeroAblation() or jc.ResampleAblation(), got a "
+            f"{type(ablation).__name__}."
+        )
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     _check(model, level, errors, start_layer)
     batches = ArrayBatches(problem, batch_size)

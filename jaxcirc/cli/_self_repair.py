@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import data
-from ..components import OLS, Resample, self_repair, SelfRepair
+from ..components import check_head, OLS, Resample, self_repair, SelfRepair
 from ..models import process_weights, Transformer
 from ..view import check_svg, draw_self_repair
 from ._common import encode_text, load_model, progress_bar, Subparsers, tokenizer_of
@@ -34,7 +34,10 @@ def add(subparsers: Subparsers) -> None:
     what.add_argument("--tokens", type=Path, metavar="FILE", help="token ids of prompts of one length: .npy")
     parser.add_argument("--prompts", type=int, default=64, metavar="N", help="how many prompts at most (%(default)s)")
     parser.add_argument(
-        "--length", type=int, metavar="N", help="tokens a prompt; shorter lines are left out (the shortest line's)"
+        "--length",
+        type=int,
+        metavar="N",
+        help="tokens a prompt, with the end-of-text token put before it; shorter lines are left out (the shortest line's)",
     )
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")
@@ -59,16 +62,23 @@ def repair(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         check_svg(arguments.plot)
     drawn = [_head(name) for name in arguments.head]
-    only = "all" if arguments.only is None else [_head(name) for name in arguments.only]
+    only = None if arguments.only is None else [_head(name) for name in arguments.only]
+    if not 0 < arguments.share <= 1:
+        raise ValueError(f"--share is a part of the tokens, above 0 and up to 1; got {arguments.share}.")
+    for head in drawn:
+        if only is not None and head not in only:
+            raise ValueError("--head draws heads of those that --only names; {}.{} is not one.".format(*head))
     tokens = _tokens(arguments)
     model = load_model(arguments)
+    for head in drawn:
+        check_head(model, *head)
     model = model if arguments.raw else process_weights(model)
     with progress_bar() as progress:
         found = self_repair(
             model,
             tokens,
             Resample.rolled(tokens).tokens,
-            heads=only,
+            heads="all" if only is None else only,
             fit=OLS(intercept=not arguments.no_intercept),
             minimum=arguments.minimum,
             progress=progress,

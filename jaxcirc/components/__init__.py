@@ -5,6 +5,7 @@ from ._breakdown import Breakdown as Breakdown
 from ._direct_effects import direct_effects as direct_effects, DirectEffects as DirectEffects
 from ._lines import AbstractFit as AbstractFit, OLS as OLS
 from ._logit_lens import logit_lens as logit_lens, LogitLens as LogitLens
+from ._parts import check_head as check_head
 from ._repair import SelfRepair as SelfRepair
 from ._self_repair import self_repair as self_repair
 from ._values import AbstractValues as AbstractValues, Mean as Mean, Resample as Resample, Zero as Zero

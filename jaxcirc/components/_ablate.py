@@ -91,6 +91,8 @@ def ablate_each(
 
 
 def _prepared(model, tokens, parts, values, metric, saes, mask):
+    if isinstance(parts, str | Site) or (isinstance(parts, tuple) and any(isinstance(part, int) for part in parts)):
+        raise TypeError(f"ablate: expected a list of parts, got one. Write [{parts!r}].")
     if not parts:
         raise ValueError("ablate: no part was given. Give heads as (layer, head), sites, or latents as (site, unit).")
     if not isinstance(values, AbstractValues):

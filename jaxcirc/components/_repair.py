@@ -54,6 +54,10 @@ class SelfRepair:
         self, *, level: float = 0.95, samples: int = 2000, seed: int = 0
     ) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
         """A bootstrap confidence interval of each slope over prompts, whose tokens stay together (Efron 1979, percentiles)."""
+        if not 0 < level < 1:
+            raise ValueError(
+                f"SelfRepair.interval: level is a share of the bootstrap's slopes, such as 0.95; got {level}."
+            )
         each = _moments(self.direct, self.backup, self.used, self.minimum)
         n = each.shape[1]
         drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)  # [sample batch]

@@ -36,8 +36,8 @@ def load_prompts(path: str | Path, tokenizer: Any, *, limit: int | None = None, 
     **Arguments:**
 
     - `limit`: read this many usable pairs at most, from the start.
-    - `skip_unusable`: leave out pairs whose prompts differ in length, or whose answers are not one token, and warn with their number;
-      otherwise the first one is an error.
+    - `skip_unusable`: leave out pairs whose prompts differ in length or not at all, or whose answers are not one token each, or the
+      same, and warn with their number; otherwise the first one is an error.
 
     **Returns:** `Prompts` with the position end, and a mask if the lengths differ between pairs.
 
@@ -146,6 +146,8 @@ def _encode(fields: dict[str, str], tokenizer: Any, where: str) -> _Row:
         raise _Unusable(
             f"{where}: clean_prefix is {len(clean)} tokens and patch_prefix {len(corrupt)}; they must be of one length."
         )
+    if clean == corrupt:
+        raise _Unusable(f"{where}: clean_prefix and patch_prefix are the same; they differ in what is to be found.")
     answers = []
     for key in ("clean_answer", "patch_answer"):
         text = fields[key].removeprefix(tokenizer.bos_token) if tokenizer.bos_token else fields[key]
@@ -156,6 +158,8 @@ def _encode(fields: dict[str, str], tokenizer: Any, where: str) -> _Row:
                 "with a space.)"
             )
         answers.append(ids[0])
+    if answers[0] == answers[1]:
+        raise _Unusable(f"{where}: clean_answer and patch_answer are the same, so there is nothing to tell apart.")
     return _Row(clean, corrupt, *answers)
 
 

@@ -26,10 +26,16 @@ def load_tokenizer(name_or_dir: str | Path, *, revision: str | None = None) -> A
         try:
             return transformers.AutoTokenizer.from_pretrained(repo, revision=revision or "main")
         except (OSError, ValueError) as error:
-            raise ValueError(f"No tokenizer could be loaded for {repo} ({str(error).splitlines()[0]}).") from None
+            raise ValueError(
+                f"No tokenizer could be loaded for {repo} ({str(error).splitlines()[0]}). Shipped are {', '.join(SHIPPED)}; any other "
+                "name is a folder or an id of the Hub."
+            ) from None
     held = {file.name for file in path.iterdir()} if path.is_dir() else set()
     if "tokenizer.json" in held or "tokenizer_config.json" in held:
         return transformers.AutoTokenizer.from_pretrained(path)
     if {"vocab.json", "merges.txt"} <= held:
         return transformers.GPT2TokenizerFast.from_pretrained(path)  # pyright: ignore[reportAttributeAccessIssue]  # exported lazily
-    raise ValueError(f"{path} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt.")
+    raise ValueError(
+        f"{path} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt. If the model was "
+        "saved without one, name the tokenizer apart (on the command line by --tokenizer)."
+    )

@@ -28,9 +28,11 @@ def draw_curves(curves: "Mapping[str, pd.DataFrame]", path: str | Path) -> None:
 
 
 def check_svg(path: str | Path) -> None:
-    """ValueError unless the file is named as what it will be."""
+    """ValueError unless the file is named as what it will be, and its folder is there."""
     if Path(path).suffix != ".svg":
         raise ValueError(f"Pictures are written as SVG, and {path} does not end in .svg. Name it so.")
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"There is no folder {Path(path).parent} for {Path(path).name}. Make it first.")
 
 
 def _panel(name: str, table: "pd.DataFrame") -> str:
@@ -45,7 +47,7 @@ def _panel(name: str, table: "pd.DataFrame") -> str:
     at = lambda column: list(zip(sizes, (row[column] for row in rows), strict=True))
     series = {"faithfulness": COLOURS[0], "completeness": COLOURS[1], "random": GREY}
     parts = [
-        frame(x, y, label=f"{what} kept", note=f"{name}; band: 95 %"),
+        frame(x, y, label=f"{what} kept", note=name),
         line([(x.begin, y.at(1)), (x.end, y.at(1))], dashes="2 3"),
     ]
     parts += [band(x, y, at("low"), at("high"), COLOURS[0])]
