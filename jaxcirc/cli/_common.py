@@ -126,12 +126,15 @@ def load_given(
     return load_model(arguments), load_saes(arguments.saes), prompts, tokenizer
 
 
+def check_count(option: str, what: str, value: int | None) -> None:
+    """ValueError for an option that is given, and is below 1, where it says how many there are of something."""
+    if value is not None and value < 1:
+        raise ValueError(f"{option} is how many {what}, at least 1; got {value}.")
+
+
 def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
     """The prompts that are asked for."""
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise ValueError(
-            f"--batch-size is how many prompt pairs are in memory at once, at least 1; got {arguments.batch_size}."
-        )
+    check_count("--batch-size", "prompt pairs are in memory at once", arguments.batch_size)
     return load_prompts(arguments.prompts, tokenizer, limit=arguments.limit, skip_unusable=arguments.skip_unusable)
 
 

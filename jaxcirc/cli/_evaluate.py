@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..circuits import Circuit, evaluate, MeanAblation, minimality, recovery_curve, ResampleAblation, ZeroAblation
 from ..view import check_svg, draw_curves
-from ._common import add_prompt_options, load_given, progress_bar, Subparsers
+from ._common import add_prompt_options, check_count, load_given, progress_bar, Subparsers
 
 
 ABLATIONS = {"mean": MeanAblation, "zero": ZeroAblation, "resample": ResampleAblation}
@@ -48,8 +48,7 @@ def add(subparsers: Subparsers) -> None:
 def evaluate_file(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         check_svg(arguments.plot)
-    if arguments.minimality is not None and arguments.minimality < 1:
-        raise ValueError(f"--minimality is how many parts to try, at least 1; got {arguments.minimality}.")
+    check_count("--minimality", "parts to try", arguments.minimality)
     circuit = Circuit.load(arguments.circuit)
     model, saes, prompts, _ = load_given(arguments)
     given = (circuit, model, saes, prompts.clean, prompts.corrupt, prompts.metric())

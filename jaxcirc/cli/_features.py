@@ -7,7 +7,7 @@ from pathlib import Path
 from ..features import feature_jacobian, FeatureJacobian, SIDES, steer_features
 from ..interop import load_saes
 from ..view import check_svg, draw_features
-from ._common import add_text_options, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
+from ._common import add_text_options, check_count, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
 
 
 def add(subparsers: Subparsers) -> None:
@@ -48,8 +48,7 @@ def add(subparsers: Subparsers) -> None:
 def features(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         check_svg(arguments.plot)
-    if arguments.most < 1:
-        raise ValueError(f"--most is how many pairs to print, at least 1; got {arguments.most}.")
+    check_count("--most", "pairs to print", arguments.most)
     tokens = tokens_of(arguments)
     model, saes = load_model(arguments), load_saes(arguments.saes)
     with progress_bar() as progress:

@@ -13,7 +13,15 @@ from ..attribution import AtPStar, ExactPatching, Gradient, head_effects, HeadEf
 from ..data import Prompts
 from ..models import Transformer
 from ..view import check_svg, draw_head_effects
-from ._common import add_prompt_options, load_model, load_prompt_file, progress_bar, Subparsers, tokenizer_of
+from ._common import (
+    add_prompt_options,
+    check_count,
+    load_model,
+    load_prompt_file,
+    progress_bar,
+    Subparsers,
+    tokenizer_of,
+)
 
 
 METHODS = {"atp-star": AtPStar, "gradient": Gradient, "patching": ExactPatching}
@@ -44,8 +52,7 @@ def add(subparsers: Subparsers) -> None:
 def heads(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         check_svg(arguments.plot)
-    if arguments.most < 1:
-        raise ValueError(f"--most is how many heads to print, at least 1; got {arguments.most}.")
+    check_count("--most", "heads to print", arguments.most)
     prompts = load_prompt_file(arguments, tokenizer_of(arguments))
     model = load_model(arguments)
     found = _effects(arguments, model, prompts)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import jacobian as jac
 from ..interop import load_saes
-from ._common import add_text_options, load_model, progress_bar, Subparsers, tokens_of
+from ._common import add_text_options, check_count, load_model, progress_bar, Subparsers, tokens_of
 
 
 HELD = {"layer_norms": jac.frozen.layer_norms, "patterns": jac.frozen.patterns}
@@ -52,8 +52,7 @@ def add(subparsers: Subparsers) -> None:
 
 
 def jacobian(arguments: argparse.Namespace) -> int:
-    if arguments.rank < 1:
-        raise ValueError(f"--rank is how many singular values to print, at least 1; got {arguments.rank}.")
+    check_count("--rank", "singular values to print", arguments.rank)
     tokens = tokens_of(arguments)
     model = load_model(arguments)
     frozen: set[Any] = set()

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ..circuits import Circuit, steer
-from ._common import add_prompt_options, load_given, progress_bar, Subparsers
+from ._common import add_prompt_options, check_count, load_given, progress_bar, Subparsers
 
 
 def add(subparsers: Subparsers) -> None:
@@ -34,8 +34,7 @@ def add(subparsers: Subparsers) -> None:
 
 
 def steer_file(arguments: argparse.Namespace) -> int:
-    if arguments.strongest is not None and arguments.strongest < 1:
-        raise ValueError(f"--strongest is how many nodes to move, at least 1; got {arguments.strongest}.")
+    check_count("--strongest", "nodes to move", arguments.strongest)
     circuit = Circuit.load(arguments.circuit)
     circuit.subgraph(arguments.nodes or [])  # names that it does not have show before a large model is read
     names = arguments.nodes or [row.node for row in circuit.node_rows()[: arguments.strongest]]

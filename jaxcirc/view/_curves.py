@@ -46,10 +46,7 @@ def _panel(name: str, table: "pd.DataFrame") -> str:
     y = upwards(min(-0.1, least - 0.05), max(1.1, most + 0.05))
     at = lambda column: list(zip(sizes, (row[column] for row in rows), strict=True))
     series = {"faithfulness": COLOURS[0], "completeness": COLOURS[1], "random": GREY}
-    parts = [
-        frame(x, y, label=f"{what} kept", note=name),
-        line([(x.begin, y.at(1)), (x.end, y.at(1))], dashes="2 3"),
-    ]
+    parts = [frame(x, y, label=f"{what} kept", note=name), line([(x.begin, y.at(1)), (x.end, y.at(1))], dashes="2 3")]
     parts += [band(x, y, at("low"), at("high"), COLOURS[0])]
     parts += [curve(x, y, at(column), colour) for column, colour in series.items()]
     return "".join([*parts, legend(list(series.items()), step=104)])
