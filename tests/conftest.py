@@ -13,6 +13,14 @@ import pytest
 QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".strip()
 
+# Most of a run is compiling, and most programs are those of the last run: workers share them on disk, and keep them for the next run.
+# JAXCIRC_TEST_CACHE= (nothing) compiles everything anew.
+CACHE = os.environ.get("JAXCIRC_TEST_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
+if CACHE:
+    jax.config.update("jax_compilation_cache_dir", CACHE)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 jax.config.update("jax_enable_x64", os.environ.get("JAXCIRC_TEST_X64", "1") == "1")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -1,0 +1,90 @@
+"""Checks of single arguments, at the door of every verb and every command, before any work.
+
+`name` is what the caller typed: `"discover: node_threshold"` from Python, `"--node-threshold"` from the command line. So one check serves
+both, and its message speaks the language of whoever reads it.
+"""
+
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def check_count(name: str, what: str, value: Any, *, least: int = 1) -> None:
+    """ValueError unless `value`, how many `what` there are, is a whole number of at least `least`."""
+    if not _is_whole(value) or value < least:
+        raise ValueError(f"{name} is how many {what}, at least {least}; got {value!r}.")
+
+
+def check_optional_count(name: str, what: str, value: Any, *, least: int = 1) -> None:
+    """The same for an argument that may be left out."""
+    if value is not None:
+        check_count(name, what, value, least=least)
+
+
+def check_threshold(name: str, value: Any) -> None:
+    """ValueError unless `value` is a number from 0 on that sizes can be compared with: nothing is above NaN, and everything above -1."""
+    if not _is_number(value) or math.isnan(value) or value < 0:
+        raise ValueError(f"{name} is a size that others are compared with, 0 or more; got {value!r}.")
+
+
+def check_thresholds(name: str, values: Iterable[Any]) -> list[float]:
+    """`values` as numbers. **Raises:** `ValueError` for none at all, and for one that is no threshold."""
+    found = _listed(name, values)
+    for value in found:
+        check_threshold(name, value)
+    return [float(value) for value in found]
+
+
+def check_numbers(name: str, values: Iterable[Any]) -> list[float]:
+    """`values` as numbers. **Raises:** `ValueError` for none at all, and for one that is not finite."""
+    found = _listed(name, values)
+    for value in found:
+        check_number(name, value)
+    return [float(value) for value in found]
+
+
+def check_number(name: str, value: Any) -> None:
+    """ValueError unless `value` is a finite number."""
+    if not _is_number(value) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}.")
+
+
+def check_share(name: str, what: str, value: Any) -> None:
+    """ValueError unless `value` is a part of `what`, above 0 and up to 1."""
+    if not _is_number(value) or not 0 < value <= 1:
+        raise ValueError(f"{name} is a part of the {what}, above 0 and up to 1; got {value!r}.")
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """ValueError unless `value` is one of the words that there are."""
+    if value not in known:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}.")
+
+
+def _listed(name: str, values: Iterable[Any]) -> list[Any]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected a list of numbers, got {values!r}. Write [{values}].")
+    found = list(values)
+    if not found:
+        raise ValueError(f"{name}: expected at least one number, got an empty list.")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    """Also for scalars of NumPy and JAX, which are no `numbers.Real`, and not for booleans."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, numbers.Real) or (getattr(value, "shape", None) == () and _converts(value))
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and float(value).is_integer() and not isinstance(value, float)
+
+
+def _converts(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
