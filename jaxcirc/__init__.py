@@ -9,7 +9,13 @@ from ._edits import (
     Detach as Detach,
     Replace as Replace,
 )
-from ._metrics import AbstractMetric as AbstractMetric, KL as KL, LogitDiff as LogitDiff, LogProb as LogProb
+from ._metrics import (
+    AbstractMetric as AbstractMetric,
+    AbstractPositionMetric as AbstractPositionMetric,
+    KL as KL,
+    LogitDiff as LogitDiff,
+    LogProb as LogProb,
+)
 from ._run import run as run, sites as sites
 from ._sites import Kind as Kind, Part as Part, Site as Site
 from ._version import __version__ as __version__

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +16,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from ._edits import AbstractEdit
-from ._metrics import AbstractMetric, KL, LogitDiff, LogProb, Metric
-from ._sites import by_site, Kind, Site
+from ._metrics import AbstractMetric, AbstractPositionMetric, Metric, position_read
+from ._sites import by_site, BySite, Kind, Site
 from ._tap import bare_tap, Everything, site_read, Tap
 from ._typing import Keys, Logits, Resid, Tokens
 from .models import Transformer
@@ -36,7 +35,7 @@ def run(
     edits: Mapping[Site, AbstractEdit] | Mapping[str, AbstractEdit] = NOTHING,
     record: Iterable[Site | str] = (),
     mask: Keys | None = None,
-) -> tuple[Logits, dict[Site, Float[Array, "..."]]]:
+) -> tuple[Logits, BySite[Float[Array, "..."]]]:
     """Runs one sequence and returns its logits and the activations asked for.
 
     **Arguments:**
@@ -45,32 +44,37 @@ def run(
     - `saes`: dictionaries to splice in, keyed by site. Splicing alone changes nothing: the reconstruction error is added back. The
       latents and the error become sites, `site.acts` `[seq d_sae]` and `site.error` (shape of the site).
     - `edits`: what happens at which site, for example `{"blocks.0.hook_mlp_out": jc.Add(direction)}`.
-    - `record`: the sites to return.
+    - `record`: the sites to return, or `"all"` for every site that there is, the large `attn.hook_result` too.
     - `mask` `[seq]`: False for padding.
 
-    **Returns:** logits `[seq d_vocab]` and `{site: value that downstream sees}`, in execution order.
+    **Returns:** logits `[seq d_vocab]` and `{site: value that downstream sees}`, in execution order; its keys are sites, and their names
+    are taken as well. What each site holds is listed at `jc.Kind`.
 
     **Raises:** `ValueError` for a site that the model does not have, token ids outside the vocabulary, a sequence longer than the
     context, a dictionary of another width or for another site; `TypeError` for what is not an array of integers, an edit, or a
-    dictionary. A dictionary trained on weights processed otherwise than the model's warns.
+    dictionary. Under `jit` and `vmap`, where token ids are not known yet, one outside the vocabulary makes its position NaN, and all that
+    depends on it. A dictionary trained on weights processed otherwise than the model's warns.
 
     >>> logits, cache = jc.run(model, tokens, record=["blocks.1.hook_resid_post"])
-    >>> {str(site): value.shape for site, value in cache.items()}
-    {'blocks.1.hook_resid_post': (6, 128)}
+    >>> cache["blocks.1.hook_resid_post"].shape
+    (6, 128)
     """
     check_tokens(model, tokens)
     check_mask(tokens, mask)
-    if isinstance(record, str | Site):
-        raise TypeError(f"run(record=…): expected a list of sites, got one. Write record=[{str(record)!r}].")
+    everything = isinstance(record, str) and record == "all"
+    if isinstance(record, str | Site) and not everything:
+        raise TypeError(
+            f"run(record=…): expected a list of sites, or 'all', got one site. Write record=[{str(record)!r}]."
+        )
     saes, edits = by_site(saes), by_site(edits)
     _check_values("edits", edits, AbstractEdit, "an edit such as jc.Replace(value)")
     _check_values("saes", saes, AbstractDictionary, "a dictionary such as jc.load_sae(…) gives")
     check_dictionaries(model, saes)
-    wanted = frozenset(map(Site.parse, record))
+    wanted = Everything() if everything else frozenset(map(Site.parse, record))
     tap = Tap(saes, edits, wanted)
     logits = model(jnp.asarray(tokens), tap, mask)
     tap.check_all_used(model.name, model.n_layers, wanted)
-    return logits, {site: tap.cache[site] for site in sorted(tap.cache)}
+    return logits, BySite((site, tap.cache[site]) for site in sorted(tap.cache))
 
 
 def run_metric(
@@ -93,17 +97,22 @@ def run_metric(
 
 def metric_of_last(model: Transformer, metric: Metric, resid: Resid) -> Any:
     """The metric of the last residual stream, of which only what is read is unembedded."""
-    position, there = only_position(metric)
-    return there(model.unembed(resid if position is None else resid[position][None], bare_tap()))
+    position = position_read(metric)
+    if position is None:
+        return metric(model.unembed(resid, bare_tap()))
+    return OfPosition(metric)(model.unembed(resid[position][None], bare_tap()))
 
 
-def only_position(metric: Metric) -> tuple[Int[Array, "..."] | None, Metric]:
-    """The one position that the metric reads, and the same metric of logits that are of that position alone; `None`, and the metric,
-    where it may read several.
-    """
-    if not isinstance(metric, KL | LogitDiff | LogProb):
-        return None, metric
-    return metric.position, eqx.tree_at(lambda metric: metric.position, metric, jnp.zeros_like(metric.position))
+class OfPosition(AbstractMetric):
+    """A metric that reads one position, as a function of logits `[1 d_vocab]` that are of that position alone."""
+
+    metric: AbstractPositionMetric
+
+    def __call__(self, logits: Float[Array, "1 d_vocab"]) -> Float[Array, ""]:
+        return self.metric.at(logits[0])
+
+    def token_ids(self) -> tuple[Int[Array, "..."], ...]:
+        return self.metric.token_ids()
 
 
 def sites(model: Transformer) -> tuple[Site, ...]:
@@ -158,6 +167,13 @@ def check_mask(tokens: Int[Array, "..."], mask: Bool[Array, "..."] | None) -> No
         )
 
 
+def check_real(mask: Bool[np.ndarray, "batch seq"]) -> None:
+    """ValueError for a prompt that is nothing but padding."""
+    empty = np.flatnonzero(~mask.any(-1))
+    if len(empty):
+        raise ValueError(f"mask: prompt {int(empty[0])} has no real token. Leave it out.")
+
+
 def check_token_ids(model: Transformer, ids: Int[Array, "..."], vocabulary: int | None = None) -> None:
     """ValueError if an id is outside the vocabulary; silent on traced values, which were checked before tracing."""
     if isinstance(ids, Tracer):
@@ -174,12 +190,38 @@ def check_token_ids(model: Transformer, ids: Int[Array, "..."], vocabulary: int 
 
 
 def check_metric(model: Transformer, metric: object) -> None:
-    """ValueError if the metric reads a token that the model does not have; TypeError if it is what makes a metric."""
+    """ValueError if the metric reads a token that the model does not have; TypeError if it is none, or what makes one."""
     if getattr(metric, "__name__", None) == "metric" and hasattr(metric, "__self__"):
         raise TypeError("metric: expected a metric, got the method that makes it. Call it: prompts.metric().")
+    if not callable(metric) or isinstance(metric, type):
+        raise TypeError(
+            f"metric: expected a metric such as jc.LogitDiff(answer, foil), or a function of one prompt's logits, got {metric!r}."
+        )
     if isinstance(metric, AbstractMetric):
         for ids in metric.token_ids():
             check_token_ids(model, ids, len(model.b_U))
+
+
+def check_scalar(metric: Metric, logits: jax.ShapeDtypeStruct) -> None:
+    """ValueError unless the metric of one prompt makes one floating-point number of its `logits` `[seq d_vocab]`; nothing is computed."""
+    wanted = (
+        f"A metric gets the logits of one prompt, {logits.dtype}{list(logits.shape)} [seq d_vocab] with no batch axis, and returns one "
+        "floating-point number"
+    )
+    try:
+        value = jax.eval_shape(lambda metric, logits: metric(logits), metric, logits)
+    except jax.errors.TracerArrayConversionError:
+        raise ValueError(f"metric: it leaves JAX, as NumPy's functions do. {wanted}, by jax.numpy.") from None
+    except Exception as error:  # whatever a function of the caller's can raise
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"metric: on one prompt's logits it raised {type(error).__name__}: {said} {wanted}."
+        ) from error
+    leaves = jax.tree.leaves(value)
+    if len(leaves) != 1 or value is not leaves[0]:
+        raise ValueError(f"metric: it returned a {type(value).__name__} of {len(leaves)} values. {wanted}.")
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"metric: it returned {value.dtype}{list(value.shape)}. {wanted}.")
 
 
 def check_dictionaries(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> None:

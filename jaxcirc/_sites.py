@@ -11,7 +11,9 @@ import enum
 import functools as ft
 import numbers
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import jax
 
 
 class Kind(enum.IntEnum):
@@ -187,6 +189,48 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 T = TypeVar("T")
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class BySite(dict[Site, T]):
+    """A dict keyed by sites that takes their names, too: `cache["blocks.0.hook_mlp_out"]` is `cache[jc.Site(0, jc.Kind.MLP_OUT)]`.
+
+    A pytree like any dict, so that it crosses `jit` and `vmap`; what verbs return by site is one.
+    """
+
+    def __getitem__(self, key: Site | str) -> T:
+        site = Site.parse(key)
+        try:
+            return super().__getitem__(site)
+        except KeyError:
+            known = ", ".join(f"`{site}`" for site in list(self)[:20]) or "nothing"
+            raise KeyError(
+                f"There is nothing at `{site}`. There is {known}{', …' if len(self) > 20 else ''}."
+            ) from None
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(_site_or_key(key))
+
+    def get(self, key: Site | str, default: Any = None) -> Any:
+        return super().get(_site_or_key(key), default)  # pyright: ignore[reportArgumentType]  # what is no site is not there
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{str(site)!r}: {value!r}" for site, value in self.items()) + "}"
+
+    def tree_flatten_with_keys(self):
+        sites = tuple(sorted(self))  # so that the order in which it was filled makes no other tree
+        return [(jax.tree_util.DictKey(site), self[site]) for site in sites], sites
+
+    @classmethod
+    def tree_unflatten(cls, sites: tuple[Site, ...], values: Iterable[T]) -> "BySite[T]":
+        return cls(zip(sites, values, strict=True))
+
+
+def _site_or_key(key: object) -> object:
+    try:
+        return Site.parse(key) if isinstance(key, str) else key
+    except ValueError:
+        return key
 
 
 def by_site(mapping: Mapping[Site, T] | Mapping[str, T]) -> dict[Site, T]:

@@ -467,7 +467,7 @@ BAD = {
         "-1 of prompt 1, which is padding",
     ),
     "no dictionaries": (lambda a: a | {"saes": {}}, "jc.load_saes"),
-    "mask": (lambda a: a | {"mask": jnp.ones((2, 3), bool)}, r"shape \(2, 4\), got \(2, 3\)"),
+    "mask": (lambda a: a | {"mask": jnp.ones((2, 3), bool)}, r"one boolean a token, .* bool\[2, 4\]; got bool\[2, 3\]"),
     "no such site": (lambda a: a | {"saes": {"blocks.9.hook_mlp_out": a["saes"][MLP_OUT]}}, "blocks.9.hook_mlp_out"),
 }
 

@@ -375,7 +375,7 @@ BAD = {
         lambda a: {"node_threshold": 1e6},
         "No node has an effect above node_threshold=1e.06; the largest is",
     ),
-    "clean is corrupt": (lambda a: {"corrupt": a[2]}, "the corrupt prompts are equal to the clean ones"),
+    "clean is corrupt": (lambda a: {"corrupt": a[2]}, "The corrupt prompts are equal to the clean ones"),
     "aggregate": (lambda a: {"aggregate": "mean"}, "aggregate must be 'sum' or 'none'"),
     "thresholds": (lambda a: {"thresholds": "all"}, "thresholds must be 'averages' or 'instances', got 'all'"),
     "no effect": (lambda a: {"metric": lambda logits: logits[0, 0]}, "so there is no effect to explain"),

@@ -27,7 +27,7 @@ def test_logit_diff():
     at = LOGITS[BATCH, POSITION]
     assert_close(over_batch(jc.LogitDiff(ANSWER, FOIL, POSITION)), at[BATCH, ANSWER] - at[BATCH, FOIL], tolerance=1e-6)
     assert_close(over_batch(jc.LogitDiff(ANSWER)), LOGITS[BATCH, -1, ANSWER], tolerance=1e-6)
-    assert_close(over_batch(jc.LogitDiff(ANSWER, 0)), LOGITS[BATCH, -1, ANSWER] - LOGITS[:, -1, 0], tolerance=1e-6)
+    assert_close(over_batch(jc.LogitDiff(ANSWER, 4)), LOGITS[BATCH, -1, ANSWER] - LOGITS[:, -1, 4], tolerance=1e-6)
     assert_close(jc.LogitDiff(2, 1, 3)(jnp.asarray(LOGITS[0])), LOGITS[0, 3, 2] - LOGITS[0, 3, 1], tolerance=1e-6)
 
 
@@ -56,6 +56,129 @@ def test_large_logits_stay_finite():
     logits = jnp.array([[1e4, 0.0, -1e4]], jnp.float32)
     assert jc.LogProb(2)(logits) == -2e4
     assert jc.KL(jnp.array([1e4, 0.0, -1e4], jnp.float32))(-logits) == 2e4
+
+
+@needs_x64
+@pytest.mark.parametrize("also_by_the_run", [False, True])
+def test_kl_of_impossible_tokens(also_by_the_run):
+    """A token to which the reference gives no probability adds nothing, in the value and in both derivatives on both sides."""
+    impossible = np.array([True, False, False, True, False, True, False])
+    reference = np.where(impossible, -np.inf, np.random.default_rng(1).normal(size=7))
+    logits = np.where(impossible & also_by_the_run, -np.inf, LOGITS[0])
+    p, q = (np.exp(log_softmax(x)) for x in (reference, logits[-1]))
+    value = (p[~impossible] * np.log(p[~impossible] / q[~impossible])).sum()
+    metric = lambda reference, logits: jc.KL(reference)(logits)
+    arguments = jnp.asarray(reference), jnp.asarray(logits)
+    assert_close(metric(*arguments), value, tolerance=1e-13)
+    shift = np.log(np.where(impossible, 1, p) / np.where(impossible, 1, q)) - value
+    for derivative in (jax.jacrev, jax.jacfwd):
+        by_reference, by_logits = derivative(metric, argnums=(0, 1))(*arguments)
+        assert_close(by_logits[-1], q - p, tolerance=1e-12)
+        assert not np.asarray(by_logits[:-1]).any()
+        assert_close(by_reference, p * shift, tolerance=1e-12)
+
+
+def test_kl_is_infinite_where_the_run_alone_makes_a_token_impossible():
+    logits = jnp.array([[-jnp.inf, 0.0, 1.0]])
+    assert jc.KL(jnp.zeros(3))(logits) == jnp.inf
+    assert jc.LogProb(0)(logits) == -jnp.inf
+    assert jc.LogProb(0)(jnp.array([[-1e30, 0.0, 1.0]])) < -1e29
+    assert jnp.isfinite(jax.grad(jc.LogProb(1))(logits)).all()
+    assert jnp.isfinite(jax.grad(jc.LogitDiff(1, 2))(logits)).all()
+
+
+class Everywhere(jc.LogitDiff):
+    """A metric of a user's own, made from one of ours, that reads all positions."""
+
+    def __call__(self, logits):
+        return (logits[:, self.answer] - logits[:, self.foil]).sum()
+
+
+class Twice(jc.LogitDiff):
+    """Another, which still reads one position."""
+
+    def at(self, logits):
+        return 2 * super().at(logits)
+
+
+class OfAll(jc.AbstractMetric):
+    """One that reads everything."""
+
+    answer: jax.Array
+
+    def __call__(self, logits):
+        return logits[:, self.answer].sum()
+
+    def token_ids(self):
+        return (self.answer,)
+
+
+class Squared(jc.AbstractPositionMetric):
+    """One that reads one position."""
+
+    answer: jax.Array
+    position: jax.Array
+
+    def at(self, logits):
+        return logits[self.answer] ** 2
+
+    def token_ids(self):
+        return (self.answer,)
+
+
+OWN = {
+    "a subclass that reads all positions": (Everywhere(np.array([2, 4]), np.array([3, 1])), False),
+    "a subclass that reads one": (Twice(np.array([2, 4]), np.array([3, 1])), True),
+    "one of all positions": (OfAll(jnp.array([2, 4])), False),
+    "one of one position": (Squared(jnp.array([2, 4]), jnp.array([-1, 2])), True),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_metric_says_what_it_reads(name):
+    """In every kind of run: with nodes at the last block, where only what is read would be run, and by integrated gradients."""
+    from jaxcirc._metrics import position_read
+    from jaxcirc._run import run_metric
+
+    metric, one_position = OWN[name]
+    assert (position_read(metric) is not None) == one_position
+    model, tokens = make_model(jax.random.key(0)), jnp.asarray([[1, 5, 2, 8], [3, 3, 7, 0]], jnp.int32)
+    want = jax.vmap(lambda metric, tokens: metric(jc.run(model, tokens)[0]))(metric, tokens)
+    got = jax.vmap(lambda metric, tokens: run_metric(model, metric, tokens)[0])(metric, tokens)
+    assert_close(got, want, tolerance=1e-5 if want.dtype == jnp.float32 else 1e-12)
+    corrupt = tokens.at[:, 1].set(9)
+    moved = jax.vmap(lambda metric, tokens: metric(jc.run(model, tokens)[0]))(metric, corrupt) - want
+    saes = {"blocks.0.hook_resid_pre": jc.saes.Identity(16, unit=jnp.ones((), model.dtype))}
+    method = jc.IntegratedGradients(24, "gauss-legendre")
+    effects = jc.node_effects(model, saes, tokens, corrupt, metric, method=method)
+    assert_close(effects.total, moved, tolerance=1e-4 if want.dtype == jnp.float32 else 1e-10)
+    assert_close(effects.nodes("blocks.0.hook_resid_pre").sum((1, 2)), moved, tolerance=1e-3)  # of the integration
+
+
+def test_the_last_block_runs_at_one_position_for_a_metric_of_ones_own(monkeypatch):
+    from jaxcirc.attribution import _at_cut
+
+    metric, _ = OWN["one of one position"]
+    model, tokens = make_model(jax.random.key(0)), jnp.asarray([[1, 5, 2, 8], [3, 3, 7, 0]], jnp.int32)
+    saes = {"blocks.0.hook_resid_pre": jc.saes.Identity(16, unit=jnp.ones((), model.dtype))}
+    found = {}
+    for shorter in (True, False):
+        monkeypatch.setattr(_at_cut, "_worth_a_program", lambda model, worlds, shorter=shorter: shorter)
+        effects = jc.node_effects(model, saes, tokens, tokens.at[:, 1].set(9), metric)
+        found[shorter] = effects.nodes("blocks.0.hook_resid_pre")
+    assert_close(found[True], found[False], tolerance=1e-4 if model.dtype == jnp.float32 else 1e-12)
+
+
+def test_an_id_that_is_not_there_is_not_a_number_under_jit():
+    """On the host it is an error, by the verbs; where ids are traced, NaN is left."""
+    at = jax.jit(lambda answer, position: jc.LogitDiff(answer, jnp.asarray(0), position)(jnp.asarray(LOGITS[0])))
+    position = jnp.asarray(-1)
+    assert jnp.isfinite(at(jnp.asarray(6), position))
+    for answer in (7, -1, 100):
+        assert jnp.isnan(at(jnp.asarray(answer), position))
+    for beyond in (5, -6):
+        assert jnp.isnan(at(jnp.asarray(6), jnp.asarray(beyond)))
+    assert jnp.isnan(jax.jit(lambda answer: jc.LogProb(answer)(jnp.asarray(LOGITS[0])))(jnp.asarray(9)))
 
 
 def test_token_ids_are_what_is_read():
@@ -96,6 +219,16 @@ def test_a_batch_of_references_is_not_one():
         (lambda: jc.LogProb(2, True), TypeError, "position must be of integers, got dtype bool"),
         (lambda: jc.KL(LOGITS[:, 0], POSITION[:2]), ValueError, r"position must be one number .* got \(2,\)"),
         (lambda: jc.KL(1.0), ValueError, "expected reference logits"),
+        (lambda: jc.KL(np.arange(5)), TypeError, "reference logits are floating-point numbers, got dtype int"),
+        (lambda: jc.KL(np.full((2, 5), -np.inf)), ValueError, "reference logits of prompt 0 are no distribution"),
+        (lambda: jc.KL(np.array([0.0, np.nan])), ValueError, "reference logits are no distribution"),
+        (lambda: jc.LogitDiff(3, 3), ValueError, "the answer and the foil are the same token, 3"),
+        (
+            lambda: jc.LogitDiff(ANSWER, [3, 0, 1, 1]),
+            ValueError,
+            "answer and the foil of prompt 1 are the same token, 0",
+        ),
+        (lambda: jc.LogitDiff(ANSWER, 6), ValueError, "answer and the foil of prompt 2 are the same token, 6"),
     ],
 )
 def test_misuse(make, kind, message):

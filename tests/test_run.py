@@ -294,7 +294,7 @@ def test_a_batch_where_a_batch_is_wanted(model, tokens):
         ({"edits": {RESID: jc.Add(np.ones((1, 7, 16)))}}, ValueError, r"at `blocks.1.hook_resid_mid`, Add's value"),
         ({"edits": {RESID: jc.Blend(np.ones(7), 0.0)}}, ValueError, r"Blend's mask has shape \(7,\)"),
         ({"edits": {RESID: jc.Apply(lambda x: x[:3])}}, ValueError, r"has shape \(7, 16\), and Apply made it \(3, 16\)"),
-        ({"record": "blocks.0.hook_mlp_out"}, TypeError, r"expected a list of sites, got one. Write record=\['blocks.0"),
+        ({"record": "blocks.0.hook_mlp_out"}, TypeError, r"expected a list of sites, or .all., got one site. Write record=\['blocks.0"),
         ({"saes": "tiny-gpt2"}, TypeError, "Expected a mapping from sites, such as .*, got a str"),
         ({"edits": {RESID: np.ones(16)}}, TypeError, "expected an edit such as jc.Replace.*, got a ndarray"),
         ({"edits": {RESID: lambda x: x}}, TypeError, "expected an edit such as .*, got a function"),

@@ -15,6 +15,7 @@ from .._sites import Kind, Site
 from ..models import Transformer
 from ._batches import largest_batch
 from ._heads import AbstractHeadMethod, as_effects, HeadEffects, HeadStates, layers_and_parts
+from ._vanishing import check_gradient
 
 
 class AtPStar(AbstractHeadMethod):
@@ -56,6 +57,9 @@ class AtPStar(AbstractHeadMethod):
             effects = {name: jnp.abs(each).sum(1) / (n - 1) for name, each in effects.items()}
         else:
             effects = {name: each[:, 0] for name, each in effects.items()}
+        before, after = at.metrics
+        found = np.max([np.abs(each).max((1, 2, 3)) for each in effects.values()], axis=0)
+        check_gradient(model, tokens, metric, mask, found=found, total=after - before)
         return as_effects(effects, at)
 
 

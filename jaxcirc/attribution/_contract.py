@@ -19,7 +19,7 @@ from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._effects import node_products
 from ._latents import Latents
-from ._methods import IntegratedGradients
+from ._methods import check_gradients, IntegratedGradients
 from ._moved import states_moved
 from ._packs import NodeMask, pack_columns, pack_rows, pack_targets, Sources, TargetChunk
 from ._prepare import Problem
@@ -75,6 +75,8 @@ def iterate_edges(
     `path` edges are at its points and not at the clean one, and what is yielded for the same ends is to be summed. With `certify` the
     first that there are into each kind of site are compared with float64, on the first prompt.
     """
+    if path is None:
+        check_gradients(model, problem, at, gradient)
     unmeasured = {site.kind for site in problem.saes} if certify else set()
     for block in _ahead(_blocks(model, problem, at, gradient, targets, sources, path)):
         values, error, kind = np.asarray(block.values), None, block.wire.target.kind

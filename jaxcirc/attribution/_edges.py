@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import Metric
-from .._sites import Site
+from .._sites import BySite, Site
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._contract import direct_to_metric, Edges, iterate_edges
@@ -37,9 +37,9 @@ class EdgeEffects:
     - `sizes[site]`: how many nodes there are at a site, `d_sae + 1`; `batch` and `seq` the other sizes.
     """
 
-    to_metric: dict[Site, Float[Array, "batch seq node"]]
+    to_metric: BySite[Float[Array, "batch seq node"]]
     parts: dict[Pair, list[Edges]]
-    sizes: dict[Site, int]
+    sizes: BySite[int]
     batch: int
     seq: int
 
@@ -49,7 +49,7 @@ class EdgeEffects:
 
     def dense(self, pair: tuple[Site | str, Site | str]) -> np.ndarray:
         """The edges of a pair of sites as an array `[batch target_pos target_node source_pos source_node]`."""
-        source, target = (Site.parse(site) for site in pair)
+        source, target = _parsed(pair)
         if (source, target) not in self.parts:
             known = ", ".join(f"({s}, {t})" for s, t in self.parts)
             raise ValueError(f"No edges go directly from `{source}` to `{target}`. The pairs are {known}.")
@@ -59,13 +59,19 @@ class EdgeEffects:
         return out
 
 
+def _parsed(pair: tuple[Site | str, Site | str]) -> Pair:
+    source, target = pair
+    return Site.parse(source), Site.parse(target)
+
+
 class _Lists(Mapping[Pair, Coo]):
     """The edges between each pair of sites in one list, made when it is asked for."""
 
     def __init__(self, parts: dict[Pair, list[Edges]]):
         self._parts = parts
 
-    def __getitem__(self, pair: Pair) -> Coo:
+    def __getitem__(self, pair: tuple[Site | str, Site | str]) -> Coo:
+        pair = _parsed(pair)
         targets, sources, values = (
             np.concatenate(each) for each in zip(*(edges.coo() for edges in self._parts[pair]), strict=True)
         )
@@ -143,9 +149,9 @@ def edge_effects(
     for part in iterate_edges(model, problem, nodes.at, nodes.gradient, targets=above, sources=chosen, path=rule):
         parts.setdefault((part.wire.source, part.wire.target), []).append(part)
     return EdgeEffects(
-        to_metric=direct_to_metric(model, problem, nodes.at, nodes.gradient, rule),
+        to_metric=BySite(direct_to_metric(model, problem, nodes.at, nodes.gradient, rule)),
         parts=parts,
-        sizes={site: sae.d_sae + 1 for site, sae in problem.saes.items()},
+        sizes=BySite((site, sae.d_sae + 1) for site, sae in problem.saes.items()),
         batch=problem.clean.shape[0],
         seq=problem.clean.shape[1],
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._sites import Site
+from .._sites import BySite, Site
 from .._tap import site_read
 from ..saes import AbstractDictionary, anonymous
 from ._latents import Latents, read
@@ -17,7 +17,7 @@ from ._states import error_differences, States
 class NodeEffects(eqx.Module):
     """Indirect effects of nodes on the metric, corrupt less clean, in the metric's units.
 
-    **Attributes:**
+    **Attributes,** by site or its name:
 
     - `acts[site]` `[batch seq d_sae]`: of the latents of the dictionary at `site`.
     - `error[site]` `[batch seq]`: of its reconstruction error, as one node.
@@ -25,9 +25,9 @@ class NodeEffects(eqx.Module):
     - `at`: the runs of the prompts, from which `jc.edge_effects` goes on.
     """
 
-    acts: dict[Site, Float[Array, "batch seq d_sae"]]
-    error: dict[Site, Float[Array, "batch seq"]]
-    gradient: dict[Site, Float[Array, "batch seq width"]]
+    acts: BySite[Float[Array, "batch seq d_sae"]]
+    error: BySite[Float[Array, "batch seq"]]
+    gradient: BySite[Float[Array, "batch seq width"]]
     at: States
 
     @property
@@ -42,7 +42,7 @@ class NodeEffects(eqx.Module):
         """The metric of the clean run."""
         return self.at.clean
 
-    def nodes(self, site: Site) -> Float[Array, "batch seq node"]:
+    def nodes(self, site: Site | str) -> Float[Array, "batch seq node"]:
         """Latents and error in one array; the error is the last node, at index `d_sae`."""
         return jnp.concatenate([self.acts[site], self.error[site][..., None]], axis=-1)
 
@@ -52,8 +52,8 @@ def effects_of(
 ) -> NodeEffects:
     """The effects, given the runs and the gradient at every node."""
     found = {site: node_products(site, sae, at, gradient[site]) for site, sae in saes.items()}
-    acts, error = ({site: each[part] for site, each in found.items()} for part in (0, 1))
-    return NodeEffects(acts=acts, error=error, gradient=dict(gradient), at=at)
+    acts, error = (BySite((site, each[part]) for site, each in found.items()) for part in (0, 1))
+    return NodeEffects(acts=acts, error=error, gradient=BySite(gradient), at=at)
 
 
 def node_products(

@@ -2,7 +2,7 @@
 
 import abc
 import functools as ft
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import equinox as eqx
 import jax
@@ -21,6 +21,7 @@ from ._effects import effects_of, NodeEffects
 from ._heads import AbstractHeadMethod, HeadEffects, HeadStates
 from ._prepare import Problem
 from ._states import States
+from ._vanishing import check_gradient
 from ._wiring import entry, written
 
 
@@ -45,13 +46,24 @@ class AbstractGradientMethod(AbstractMethod):
     """By a gradient of the metric at each site, times the difference there."""
 
     def effects(self, model: Transformer, problem: Problem, at: States) -> NodeEffects:
-        return effects_of(problem.saes, at, self.gradients(model, problem, at))
+        gradients = self.gradients(model, problem, at)
+        check_gradients(model, problem, at, gradients)
+        return effects_of(problem.saes, at, gradients)
 
     @abc.abstractmethod
     def gradients(
         self, model: Transformer, problem: Problem, at: States
     ) -> dict[Site, Float[Array, "batch seq width"]]:
         """**Returns:** for each node's site the gradient of the metric with respect to the whole value there."""
+
+
+def check_gradients(
+    model: Transformer, problem: Problem, at: States, gradients: Mapping[Site, Float[Array, "batch seq width"]]
+) -> None:
+    """ValueError if the gradients are next to nothing because the metric has none at the clean prompts."""
+    size = lambda x: np.sqrt(np.square(np.asarray(x, np.float64)).sum((1, 2)))
+    found = np.max([size(at.differences[site]) * size(gradient) for site, gradient in gradients.items()], axis=0)
+    check_gradient(model, problem.clean, problem.metric, problem.mask, found=found, total=at.total)
 
 
 class Gradient(AbstractGradientMethod, AbstractHeadMethod):

@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 from .._edits import Add
 from .._metrics import Metric
 from .._run import run
-from .._sites import Site
+from .._sites import BySite, Site
 from ..models import Transformer
 from ._after import halves_after, metric_after
-from ._effects import NodeEffects
+from ._effects import effects_of, NodeEffects
 from ._heads import AbstractHeadMethod, as_effects, HeadEffects, HeadStates, layers_and_parts, PARTS
 from ._methods import AbstractMethod, Gradient
 from ._packs import pack_columns
@@ -40,9 +40,10 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
             raise ValueError(f"ExactPatching: tokens_at_once must be at least 1, got {self.tokens_at_once}.")
 
     def effects(self, model: Transformer, problem: Problem, at: States) -> NodeEffects:
-        found = Gradient().effects(model, problem, at)
+        # Effects need no gradient, and edges check theirs: it may vanish here.
+        found = effects_of(problem.saes, at, Gradient().gradients(model, problem, at))
         everything = lambda site: np.ones((*problem.clean.shape, problem.saes[site].d_sae + 1), bool)
-        acts, error = {}, {}
+        acts, error = BySite(), BySite()
         for site, source in pack_columns(problem.saes, at, everything).items():
             sae, (positions, units) = problem.saes[site], (source.nodes.positions, source.nodes.units)
             vectors = source.vectors(sae)

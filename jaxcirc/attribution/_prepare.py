@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,10 +12,11 @@ from jaxtyping import Array, Bool, Int
 
 from .._edits import as_pytree
 from .._guard import check_backend
-from .._metrics import AbstractMetric, Metric
-from .._run import check_dictionaries, check_metric, check_tokens, site_shapes
+from .._metrics import AbstractMetric, Metric, position_read
+from .._run import check_dictionaries, check_mask, check_metric, check_real, check_scalar, check_tokens, site_shapes
 from .._sites import by_site, did_you_mean, Site
 from .._tap import site_read
+from .._typing import Logits
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._wiring import check_nodes
@@ -55,10 +57,13 @@ def prepare_prompts(
     metric: Metric,
     mask: Bool[Array, "batch seq"] | None,
 ) -> Problem:
-    """The same for verbs without dictionaries."""
+    """The same for verbs without dictionaries; with the metric `ALL_LOGITS` for one that keeps them all."""
     check_backend()
     check_tokens(model, clean, batched=True)
     shape = jnp.shape(clean)
+    check_mask(clean, mask)
+    real = np.ones(shape, bool) if mask is None else np.asarray(mask)
+    check_real(real)
     if corrupt is not None:
         if jnp.shape(corrupt) != shape:
             raise ValueError(
@@ -66,18 +71,27 @@ def prepare_prompts(
                 "Pad both alike and give a mask, or drop the pairs whose lengths differ."
             )
         check_tokens(model, corrupt, batched=True)
-    if mask is not None and jnp.shape(mask) != shape:
-        raise ValueError(f"The mask must have the prompts' shape {shape}, got {jnp.shape(mask)}.")
-    real = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask, bool)
-    metric = batched(model, metric, shape[0])
-    check_positions(metric, np.asarray(real))
+        if not (real & (np.asarray(clean) != np.asarray(corrupt))).any():
+            raise ValueError(
+                "The corrupt prompts are equal to the clean ones, so there is no effect to explain. Give prompts that differ, or None for "
+                "the zero baseline."
+            )
+    metric = metric if metric is ALL_LOGITS else batched(model, metric, shape)
+    check_positions(metric, real)
     return Problem(
         saes={},
         clean=jnp.asarray(clean),
         corrupt=None if corrupt is None else jnp.asarray(corrupt),
         metric=metric,
-        mask=real,
+        mask=jnp.asarray(real),
     )
+
+
+def _logits(logits: Logits) -> Logits:
+    return logits
+
+
+ALL_LOGITS: Any = as_pytree(_logits)
 
 
 def check_saes(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> None:
@@ -98,27 +112,34 @@ def check_saes(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> N
     check_dictionaries(model, saes)
 
 
-def batched(model: Transformer, metric: Metric, batch: int) -> Metric:
-    """The metric as a pytree whose leaves have a leading batch axis; single token ids serve the whole batch."""
+def batched(model: Transformer, metric: Metric, shape: tuple[int, ...]) -> Metric:
+    """The metric as a pytree whose leaves have a leading batch axis, for prompts of `shape`; single token ids serve the whole batch.
+
+    **Raises:** `ValueError` unless it makes one number of each prompt's logits.
+    """
+    batch, seq = shape
     check_metric(model, metric)
     metric = as_pytree(metric)
-    if isinstance(metric, AbstractMetric) and all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(metric)):
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch,)), metric)
-    for leaf in jax.tree.leaves(metric):
-        if jnp.shape(leaf)[:1] != (batch,):
-            raise ValueError(
-                f"The metric's arrays carry a leading axis over the {batch} prompts; got one of shape {jnp.shape(leaf)} in "
-                f"{type(metric).__name__}. Give it one answer a prompt."
-            )
+    leaves = jax.tree.leaves(metric)
+    if isinstance(metric, AbstractMetric) and all(jnp.ndim(leaf) == 0 for leaf in leaves):
+        metric = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch,)), metric)
+    elif wrong := [jnp.shape(leaf) for leaf in leaves if jnp.shape(leaf)[:1] != (batch,)]:
+        raise ValueError(
+            f"The metric's arrays carry a leading axis over the {batch} prompts; got one of shape {wrong[0]} in "
+            f"{type(metric).__name__}. Give it one answer a prompt."
+        )
+    of_one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), metric)
+    check_scalar(of_one, jax.ShapeDtypeStruct((seq, len(model.b_U)), model.dtype))
     return metric
 
 
 def check_positions(metric: Metric, mask: Bool[np.ndarray, "batch seq"]) -> None:
     """ValueError if the metric reads beyond a prompt, or its padding: indexing would clamp and say nothing."""
-    if not isinstance(metric, AbstractMetric):
+    positions = position_read(metric)
+    if positions is None:
         return
     seq = mask.shape[1]
-    for prompt, position in enumerate(np.asarray(metric.position)):
+    for prompt, position in enumerate(np.asarray(positions)):
         if not -seq <= position < seq:
             raise ValueError(
                 f"The metric reads position {position} of prompt {prompt}, and the prompts have {seq} tokens."

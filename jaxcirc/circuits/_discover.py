@@ -77,8 +77,6 @@ def discover(
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds)
     batches = ArrayBatches(problem, batch_size)
-    if problem.corrupt is not None and np.array_equal(problem.clean, problem.corrupt):
-        raise ValueError("discover: the corrupt prompts are equal to the clean ones, so there is no effect to explain.")
     return _discover(model, batches, settings, progress, type(problem.metric).__name__)
 
 

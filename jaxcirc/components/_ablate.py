@@ -10,8 +10,7 @@ from .._edits import Blend
 from .._metrics import Metric
 from .._run import NOTHING, run_metric
 from .._sites import by_site, Site
-from .._typing import Logits
-from ..attribution import prepare_prompts, Problem
+from ..attribution import ALL_LOGITS, prepare_prompts, Problem
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._groups import in_groups, TOKENS_AT_ONCE
@@ -49,7 +48,7 @@ def ablate(
     >>> jc.ablate(model, prompts.clean, parts, jc.Mean(prompts.corrupt), saes=saes).shape == (*prompts.clean.shape, model.d_vocab)
     True
     """
-    problem, used, member, at = _prepared(model, tokens, parts, values, _logits, saes, mask)
+    problem, used, member, at = _prepared(model, tokens, parts, values, ALL_LOGITS, saes, mask)
     together = {site: mine.any(axis=0, keepdims=True) for site, mine in member.items()}
     return _runs(model, used, problem, together, at)[0]
 
@@ -82,7 +81,9 @@ def ablate_each(
     >>> jc.ablate_each(model, prompts.clean, heads, jc.Resample(prompts.corrupt), prompts.metric()).shape
     (16, 4)
     """
-    problem, used, member, at = _prepared(model, tokens, parts, values, metric or _logits, saes, mask)
+    problem, used, member, at = _prepared(
+        model, tokens, parts, values, ALL_LOGITS if metric is None else metric, saes, mask
+    )
     found = []
     for rows in in_groups(len(parts), problem.clean.size, tokens_at_once):
         mine = {site: which[rows] for site, which in member.items()}
@@ -117,7 +118,3 @@ def _runs(model: Transformer, saes, problem: Problem, member, values) -> Float[A
 
     each = jax.vmap(one, (None, 0, 0, 0, 0))
     return jax.vmap(lambda member: each(member, problem.clean, problem.mask, problem.metric, values))(member)
-
-
-def _logits(logits: Logits) -> Logits:
-    return logits

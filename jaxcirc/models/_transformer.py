@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .._indexing import entries
 from .._nn import Block, LayerNorm
 from .._sites import Kind
 from .._tap import Tap
@@ -98,7 +99,7 @@ class Transformer(eqx.Module):
     def embed(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Resid:
         """Tokens and positions to the first residual stream. Positions count the real tokens, wherever the padding is."""
         positions = jnp.arange(tokens.shape[0]) if keys is None else jnp.maximum(jnp.cumsum(keys) - 1, 0)
-        return tap(Kind.EMBED, self.W_E[tokens]) + tap(Kind.POS_EMBED, self.W_pos[positions])
+        return tap(Kind.EMBED, entries(self.W_E, tokens)) + tap(Kind.POS_EMBED, self.W_pos[positions])
 
     def unembed(self, resid: Resid, tap: Tap) -> Logits:
         """The last residual stream to logits."""

@@ -1,0 +1,13 @@
+"""Indexing that says so when there is nothing at an index."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def entries(x: Float[Array, "n ..."], index: Int[Array, "*index"]) -> Float[Array, "..."]:
+    """`x[index]`, and NaN for an index below 0 or beyond the end, where indexing would count from the end or clamp.
+
+    Verbs check ids and positions on the host before any work. Under `jit` the values are not known there, and NaN is what is left.
+    """
+    inside = jnp.where(index < 0, x.shape[0], index)
+    return x.at[inside].get(mode="fill", fill_value=jnp.nan)
