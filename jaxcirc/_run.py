@@ -52,8 +52,7 @@ def run(
 
     **Raises:** `ValueError` for a site that the model does not have, token ids outside the vocabulary, a sequence longer than the
     context, a dictionary of another width or for another site; `TypeError` for what is not an array of integers, an edit, or a
-    dictionary. Under `jit` and `vmap`, where token ids are not known yet, one outside the vocabulary makes its position NaN, and all that
-    depends on it. A dictionary trained on weights processed otherwise than the model's warns.
+    dictionary. Under `jit` and `vmap`, where token ids are not known yet, one outside the vocabulary makes the run NaN. A dictionary trained on weights processed otherwise than the model's warns.
 
     >>> logits, cache = jc.run(model, tokens, record=["blocks.1.hook_resid_post"])
     >>> cache["blocks.1.hook_resid_post"].shape
@@ -157,7 +156,7 @@ def check_tokens(model: Transformer, tokens: Int[Array, "..."], *, batched: bool
 
 
 def check_mask(tokens: Int[Array, "..."], mask: Bool[Array, "..."] | None) -> None:
-    """ValueError unless the padding mask has one boolean for each token."""
+    """ValueError unless the padding mask has one boolean for each token, and a real one for each prompt."""
     if mask is None:
         return
     shape, dtype = jnp.shape(mask), jnp.result_type(mask)
@@ -165,13 +164,9 @@ def check_mask(tokens: Int[Array, "..."], mask: Bool[Array, "..."] | None) -> No
         raise ValueError(
             f"mask: expected one boolean a token, True where it is real, so bool{list(tokens.shape)}; got {dtype}{list(shape)}."
         )
-
-
-def check_real(mask: Bool[np.ndarray, "batch seq"]) -> None:
-    """ValueError for a prompt that is nothing but padding."""
-    empty = np.flatnonzero(~mask.any(-1))
-    if len(empty):
-        raise ValueError(f"mask: prompt {int(empty[0])} has no real token. Leave it out.")
+    if not isinstance(mask, Tracer) and not (real := np.asarray(mask).any(-1)).all():
+        which = f"prompt {int(np.flatnonzero(~real)[0])}" if real.ndim else "the prompt"
+        raise ValueError(f"mask: {which} has no real token. Leave it out.")
 
 
 def check_token_ids(model: Transformer, ids: Int[Array, "..."], vocabulary: int | None = None) -> None:

@@ -17,7 +17,38 @@ import jax
 
 
 class Kind(enum.IntEnum):
-    """What is computed there, in execution order."""
+    """What is computed at a site, in execution order. Sites in a block are named `blocks.{layer}.` and the name here.
+
+    | name | shape | what it holds |
+    |---|---|---|
+    | `hook_embed` | `seq d_model` | the row of `W_E` of each token |
+    | `hook_pos_embed` | `seq d_model` | the row of `W_pos` of each position, real tokens counted from 0 |
+    | `hook_resid_pre` | `seq d_model` | what enters the block: the sum of both embeddings, then `hook_resid_post` of the block before |
+    | `ln1.hook_scale` | `seq 1` | what the norm before attention divides by, the square root of its input's variance plus epsilon |
+    | `ln1.hook_normalized` | `seq d_model` | what attention reads: its input less the mean, by the scale, *after* weight and bias |
+    | `attn.hook_q` | `seq head d_head` | queries, bias included |
+    | `attn.hook_k` | `seq head d_head` | keys, bias included |
+    | `attn.hook_v` | `seq head d_head` | values, bias included |
+    | `attn.hook_attn_scores` | `head q_seq k_seq` | scaled products of queries and keys, `-inf` where the mask allows no attention |
+    | `attn.hook_pattern` | `head q_seq k_seq` | their softmax over keys |
+    | `attn.hook_z` | `seq head d_head` | values, averaged by the pattern |
+    | `attn.hook_result` | `seq head d_model` | `hook_z` through `W_O`, head by head; made only where it is asked for |
+    | `hook_attn_out` | `seq d_model` | what attention adds to the residual stream: the sum of the heads' results, and `b_O` |
+    | `hook_resid_mid` | `seq d_model` | `hook_resid_pre` plus `hook_attn_out`; of blocks whose MLP reads it |
+    | `ln2.hook_scale` | `seq 1` | what the norm before the MLP divides by |
+    | `ln2.hook_normalized` | `seq d_model` | what the MLP reads, after that norm's weight and bias too |
+    | `mlp.hook_pre` | `seq d_mlp` | neurons before the activation function, `b_in` included |
+    | `mlp.hook_post` | `seq d_mlp` | neurons after it |
+    | `hook_mlp_out` | `seq d_model` | what the MLP adds to the residual stream, `b_out` included |
+    | `hook_resid_post` | `seq d_model` | what leaves the block: `hook_resid_pre`, `hook_attn_out` and `hook_mlp_out`, summed |
+    | `ln_final.hook_scale` | `seq 1` | what the final norm divides by |
+    | `ln_final.hook_normalized` | `seq d_model` | what is unembedded, after the final norm's weight and bias |
+    | `logits` | `seq d_vocab` | `ln_final.hook_normalized` through `W_U`, and `b_U` |
+
+    A site that a model has no part for is not there: no norm sites in a model without norms, no MLP sites in one of attention only.
+    `hook_normalized` is that of TransformerLens 2; from version 3 on the same name there is the value *before* weight and bias. After
+    `jc.process_weights` norms have no weights, and both are the same. With a dictionary at a site, `jc.Part` says what else there is.
+    """
 
     EMBED = 0
     POS_EMBED = 1

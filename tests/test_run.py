@@ -270,6 +270,52 @@ def test_bad_tokens(model, tokens, bad, kind, message):
         jc.run(model, bad(tokens))
 
 
+@pytest.mark.parametrize("bad", [13, -1, 10**6])
+def test_a_token_that_is_not_there_is_not_a_number_under_jit(model, tokens, bad):
+    """Where ids are traced there is no error to raise, so the run is NaN, and no other numbers."""
+    under_jit = jax.jit(lambda model, tokens: jc.run(model, tokens)[0])
+    assert np.isfinite(np.asarray(under_jit(model, tokens))).all()
+    assert np.isnan(np.asarray(under_jit(model, tokens.at[4].set(bad)))).all()
+    with pytest.raises(ValueError, match=rf"Token id {bad} at \[4\] is outside"):
+        jc.run(model, tokens.at[4].set(bad))
+
+
+def test_everything_can_be_recorded(model, tokens):
+    """By name or by site, latents and errors too; and what is asked for by the wrong name says what there is."""
+    site = Site(1, Kind.MLP_OUT)
+    saes = {site: jc.saes.Identity(16, unit=jnp.ones((), model.dtype))}
+    _, cache = jc.run(model, tokens, saes=saes, record="all")
+    assert set(cache) == {*jc.sites(model), site.acts, site.error}
+    for key in cache:
+        assert cache[str(key)] is cache[key]
+        assert cache.get(str(key)) is cache[key]
+        assert str(key) in cache
+    assert "blocks.7.hook_mlp_out" not in cache
+    assert "no such thing" not in cache
+    assert cache.get("blocks.7.hook_mlp_out", 3) == 3
+    with pytest.raises(KeyError, match=r"nothing at `blocks\.7\.hook_mlp_out`\. There is `hook_embed`, "):
+        cache["blocks.7.hook_mlp_out"]
+    with pytest.raises(ValueError, match=r"Did you mean `blocks\.1\.hook_mlp_out`"):
+        cache["blocks.1.mlp_out"]
+
+
+def test_what_is_recorded_crosses_transformations(model, tokens):
+    """A cache is a pytree, whatever the order in which it was filled."""
+    each = jax.vmap(lambda tokens: jc.run(model, tokens, record="all")[1])(jnp.stack([tokens, tokens + 1]))
+    assert each["blocks.0.hook_mlp_out"].shape == (2, 7, 16)
+    again = type(each)(reversed(list(each.items())))
+    assert jax.tree.structure(again) == jax.tree.structure(each)
+    doubled = jax.jit(lambda cache: jax.tree.map(lambda x: x + x, cache))(each)
+    assert type(doubled) is type(each)
+    assert_close(doubled["logits"], 2 * np.asarray(each[Site(None, Kind.LOGITS)]))
+    assert list(doubled) == sorted(doubled)
+
+
+def test_a_prompt_that_is_all_padding(model, tokens):
+    with pytest.raises(ValueError, match="mask: the prompt has no real token"):
+        jc.run(model, tokens, mask=jnp.zeros(7, bool))
+
+
 @pytest.mark.usefixtures("untyped")
 def test_numpy_tokens_will_do(model, tokens):
     np.testing.assert_array_equal(jc.run(model, np.asarray(tokens))[0], jc.run(model, tokens)[0])

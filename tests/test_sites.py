@@ -2,9 +2,11 @@
 
 import itertools
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxcirc as jc
@@ -13,7 +15,7 @@ from jaxcirc._run import site_shapes
 from jaxcirc._sites import by_site, did_you_mean
 from jaxcirc._tap import Everything, Tap
 
-from .helpers import model_named, MODELS, tokens_for
+from .helpers import assert_close, model_named, MODELS, tokens_for
 
 
 # The hook points of TransformerLens, in the order in which a forward pass comes by them, with the axes of one sequence.
@@ -54,6 +56,76 @@ def table(model: jc.Transformer) -> dict[str, str]:
         of_block |= {"hook_resid_post": "seq d_model"}
         names |= {f"blocks.{layer}.{name}": axes for name, axes in of_block.items()}
     return names | norm("ln_final", model) | {"logits": "seq d_vocab_out"}
+
+
+def documented() -> dict[str, tuple[str, str]]:
+    """The table in the documentation of `jc.Kind`: for each name its axes, and what it holds."""
+    rows = re.findall(r"^ *\| `([\w.]+)` \| `([\w ]+)` \| (.+) \|$", Kind.__doc__, re.M)
+    return {name: (axes, holds) for name, axes, holds in rows}
+
+
+def forward(model: jc.Transformer, tokens) -> dict[str, np.ndarray]:
+    """What the documentation says that each site holds, computed by NumPy from the weights."""
+    array = lambda x: np.asarray(x, np.float64)
+    found, seq = {}, len(tokens)
+
+    def norm(name, layer_norm, x):
+        if layer_norm is None:
+            return x
+        found[f"{name}.hook_scale"] = np.sqrt(x.var(-1, keepdims=True) + layer_norm.eps)
+        weight = 1 if layer_norm.weight is None else array(layer_norm.weight)
+        bias = 0 if layer_norm.bias is None else array(layer_norm.bias)
+        found[f"{name}.hook_normalized"] = (x - x.mean(-1, keepdims=True)) / found[f"{name}.hook_scale"] * weight + bias
+        return found[f"{name}.hook_normalized"]
+
+    found["hook_embed"], found["hook_pos_embed"] = array(model.W_E)[np.asarray(tokens)], array(model.W_pos)[:seq]
+    resid = found["hook_embed"] + found["hook_pos_embed"]
+    for layer, block in enumerate(model.blocks):
+        put = lambda name, value, layer=layer: found.setdefault(f"blocks.{layer}.{name}", value)
+        attn, mlp = block.attn, block.mlp
+        x = norm(f"blocks.{layer}.ln1", block.ln1, put("hook_resid_pre", resid))
+        q, k, v = (
+            put(f"attn.hook_{name}", np.einsum("sm,hmd->shd", x, array(W)) + array(b))
+            for name, W, b in (("q", attn.W_Q, attn.b_Q), ("k", attn.W_K, attn.b_K), ("v", attn.W_V, attn.b_V))
+        )
+        query, key, window = np.arange(seq)[:, None], np.arange(seq), model.windows[layer]
+        allowed = (key <= query) | (not model.causal)
+        allowed &= True if window is None else key > query - window
+        scores = np.where(allowed, np.einsum("qhd,khd->hqk", q, k) * float(attn.scale), -np.inf)
+        weights = np.exp(put("attn.hook_attn_scores", scores) - scores.max(-1, keepdims=True))
+        pattern = put("attn.hook_pattern", weights / weights.sum(-1, keepdims=True))
+        z = put("attn.hook_z", np.einsum("hqk,khd->qhd", pattern, v))
+        result = put("attn.hook_result", np.einsum("shd,hdm->shm", z, array(attn.W_O)))
+        resid = resid + put("hook_attn_out", result.sum(1) + array(attn.b_O))
+        if mlp is not None:
+            read = found[f"blocks.{layer}.hook_resid_pre"] if block.parallel else put("hook_resid_mid", resid)
+            pre = put("mlp.hook_pre", norm(f"blocks.{layer}.ln2", block.ln2, read) @ array(mlp.W_in) + array(mlp.b_in))
+            post = put("mlp.hook_post", np.asarray(mlp.act(jnp.asarray(pre)), np.float64))
+            resid = resid + put("hook_mlp_out", post @ array(mlp.W_out) + array(mlp.b_out))
+        put("hook_resid_post", resid)
+    found["logits"] = norm("ln_final", model.ln_final, resid) @ array(model.W_U) + array(model.b_U)
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_site_holds_what_its_documentation_says(name):
+    """The table has each kind of site with its axes, and the value of each site is what is said there."""
+    model, tokens = model_named(name), tokens_for(model_named(name))
+    sizes = {"seq": 7, "q_seq": 7, "k_seq": 7, "head": 2, "d_head": 6, "d_model": 16, "d_mlp": 24, "1": 1}
+    sizes["d_vocab"] = model.W_U.shape[1]
+    _, cache = jc.run(model, tokens, record="all")
+    want, table = forward(model, tokens), documented()
+    assert {str(site) for site in cache} == set(want)
+    for site, value in cache.items():
+        axes, holds = table[str(site).removeprefix(f"blocks.{site.layer}.")]
+        assert value.shape == tuple(sizes[axis] for axis in axes.split()), f"{site}: {axes}"
+        assert len(holds) > 10
+        assert_close(value, want[str(site)], mass=1e-3)
+
+
+def test_the_documentation_has_a_row_for_each_kind_of_site():
+    names = [str(Site(0 if kind.in_block else None, kind)).removeprefix("blocks.0.") for kind in Kind]
+    assert list(documented()) == names
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 from .._edits import as_pytree
 from .._guard import check_backend
 from .._metrics import AbstractMetric, Metric, position_read
-from .._run import check_dictionaries, check_mask, check_metric, check_real, check_scalar, check_tokens, site_shapes
+from .._run import check_dictionaries, check_mask, check_metric, check_scalar, check_tokens, site_shapes
 from .._sites import by_site, did_you_mean, Site
 from .._tap import site_read
 from .._typing import Logits
@@ -63,7 +63,6 @@ def prepare_prompts(
     shape = jnp.shape(clean)
     check_mask(clean, mask)
     real = np.ones(shape, bool) if mask is None else np.asarray(mask)
-    check_real(real)
     if corrupt is not None:
         if jnp.shape(corrupt) != shape:
             raise ValueError(
