@@ -52,7 +52,8 @@ def run(
 
     **Raises:** `ValueError` for a site that the model does not have, token ids outside the vocabulary, a sequence longer than the
     context, a dictionary of another width or for another site; `TypeError` for what is not an array of integers, an edit, or a
-    dictionary. Under `jit` and `vmap`, where token ids are not known yet, one outside the vocabulary makes the run NaN. A dictionary trained on weights processed otherwise than the model's warns.
+    dictionary. A dictionary trained on weights processed otherwise than the model's warns. Under `jit` and `vmap`, where token ids are not
+    known yet, one outside the vocabulary makes the run NaN.
 
     >>> logits, cache = jc.run(model, tokens, record=["blocks.1.hook_resid_post"])
     >>> cache["blocks.1.hook_resid_post"].shape
