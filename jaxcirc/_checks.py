@@ -28,7 +28,7 @@ def check_threshold(name: str, value: Any) -> None:
         raise ValueError(f"{name} is a size that others are compared with, 0 or more; got {value!r}.")
 
 
-def check_thresholds(name: str, values: Iterable[Any]) -> list[float]:
+def check_thresholds(name: str, values: Any) -> list[float]:
     """`values` as numbers. **Raises:** `ValueError` for none at all, and for one that is no threshold."""
     found = _listed(name, values)
     for value in found:
@@ -36,7 +36,7 @@ def check_thresholds(name: str, values: Iterable[Any]) -> list[float]:
     return [float(value) for value in found]
 
 
-def check_numbers(name: str, values: Iterable[Any]) -> list[float]:
+def check_numbers(name: str, values: Any) -> list[float]:
     """`values` as numbers. **Raises:** `ValueError` for none at all, and for one that is not finite."""
     found = _listed(name, values)
     for value in found:
@@ -62,7 +62,7 @@ def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}.")
 
 
-def _listed(name: str, values: Iterable[Any]) -> list[Any]:
+def _listed(name: str, values: Any) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{name}: expected a list of numbers, got {values!r}. Write [{values}].")
     found = list(values)

@@ -12,16 +12,40 @@ from jaxcirc import _checks as checks
 NAN, INF = math.nan, math.inf
 # Each check, values that pass, and values that do not.
 CHECKS = {
-    "count": (lambda x: checks.check_count("--most", "heads", x), [1, 7, np.int64(3), jnp.asarray(2)], [0, -1, 2.0, 1.5, NAN, True, "3", None]),
+    "count": (
+        lambda x: checks.check_count("--most", "heads", x),
+        [1, 7, np.int64(3), jnp.asarray(2)],
+        [0, -1, 2.0, 1.5, NAN, True, "3", None],
+    ),
     "count from 0": (lambda x: checks.check_count("--skip", "rows", x, least=0), [0, 1], [-1, 0.0, None]),
     "count or nothing": (lambda x: checks.check_optional_count("--most", "heads", x), [None, 1], [0, "3"]),
-    "threshold": (lambda x: checks.check_threshold("--node-threshold", x), [0, 0.1, INF, np.float32(2), jnp.asarray(0.5)], [-0.1, NAN, "0.1", None, True, [0.1]]),
-    "number": (lambda x: checks.check_number("--step", x), [0, -1.5, np.float32(2), jnp.asarray(2)], [NAN, INF, -INF, "1", None, False]),
-    "share": (lambda x: checks.check_share("--share", "tokens", x), [1, 0.02, np.float64(0.5)], [0, -0.1, 1.1, NAN, "0.5", None]),
+    "threshold": (
+        lambda x: checks.check_threshold("--node-threshold", x),
+        [0, 0.1, INF, np.float32(2), jnp.asarray(0.5)],
+        [-0.1, NAN, "0.1", None, True, [0.1]],
+    ),
+    "number": (
+        lambda x: checks.check_number("--step", x),
+        [0, -1.5, np.float32(2), jnp.asarray(2)],
+        [NAN, INF, -INF, "1", None, False],
+    ),
+    "share": (
+        lambda x: checks.check_share("--share", "tokens", x),
+        [1, 0.02, np.float64(0.5)],
+        [0, -0.1, 1.1, NAN, "0.5", None],
+    ),
     "choice": (lambda x: checks.check_choice("--level", x, ("nodes", "edges")), ["nodes", "edges"], ["Nodes", None, 3]),
-    "thresholds": (lambda x: checks.check_thresholds("thresholds", x), [[0.1], (0, 1), np.array([0.1, 2.0])], [[], [0.1, -1], [NAN], 0.1, "0.1"]),
-    "numbers": (lambda x: checks.check_numbers("strengths", x), [[-1.0, 2], np.arange(3.0), jnp.ones(2)], [[], [1, NAN], 1.0, "1"]),
-}  # fmt: skip
+    "thresholds": (
+        lambda x: checks.check_thresholds("thresholds", x),
+        [[0.1], (0, 1), np.array([0.1, 2.0])],
+        [[], [0.1, -1], [NAN], 0.1, "0.1"],
+    ),
+    "numbers": (
+        lambda x: checks.check_numbers("strengths", x),
+        [[-1.0, 2], np.arange(3.0), jnp.ones(2)],
+        [[], [1, NAN], 1.0, "1"],
+    ),
+}
 PASS = [(name, value) for name, (_, good, _) in CHECKS.items() for value in good]
 FAIL = [(name, value) for name, (_, _, bad) in CHECKS.items() for value in bad]
 
