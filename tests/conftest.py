@@ -17,6 +17,7 @@ os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".
 # JAXCIRC_TEST_CACHE= (nothing) compiles everything anew.
 CACHE = os.environ.get("JAXCIRC_TEST_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
 if CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE  # for the commands that tests start as processes
     jax.config.update("jax_compilation_cache_dir", CACHE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
