@@ -32,7 +32,9 @@ def peak_bytes(row: str, size: str, precision: str, side: str, variant: str = ""
     root = str(Path(jaxcirc.__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-c", _LOAD, row, size, precision, side, variant, str(amount)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, encoding="utf-8", check=False
+    )
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 
@@ -59,7 +61,7 @@ def _settle() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _held(*, peak: bool) -> int:
@@ -73,5 +75,12 @@ def _held(*, peak: bool) -> int:
     status = Path("/proc/self/status")
     if status.exists():  # getrusage there begins with the peak of the process that started this one
         wanted = "VmHWM:" if peak else "VmRSS:"
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(wanted)) * 1024
+        return (
+            next(
+                int(line.split()[1])
+                for line in status.read_text(encoding="utf-8").splitlines()
+                if line.startswith(wanted)
+            )
+            * 1024
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -90,8 +90,8 @@ def main() -> None:
     how = (arguments.prompts, arguments.levels, arguments.positions, arguments.start_layer)
     rows = [row for kind in arguments.kinds for row in curves(kind, *how)]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{arguments.name}.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (arguments.out / f"{arguments.name}.md").write_text(table(rows))
+    (arguments.out / f"{arguments.name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (arguments.out / f"{arguments.name}.md").write_text(table(rows), encoding="utf-8")
     draw(rows, arguments.out / f"{arguments.name}.svg")
     print(table(rows))
 

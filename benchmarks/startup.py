@@ -57,7 +57,8 @@ def main() -> None:
         print(f"{name:<28} {value:6.2f} s")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "startup.json").write_text(
-        json.dumps({**about, "seconds": {k: round(v, 2) for k, v in times.items()}}, indent=1) + "\n"
+        json.dumps({**about, "seconds": {k: round(v, 2) for k, v in times.items()}}, indent=1) + "\n",
+        encoding="utf-8",
     )
 
 

@@ -1,4 +1,4 @@
-"""Files in and out: tensors read safely, results never half-written."""
+"""Files in and out: tensors and text read safely, results never half-written, and text in UTF-8 whatever the locale."""
 
 import contextlib
 import os
@@ -12,6 +12,71 @@ import numpy as np
 import safetensors
 
 
+# How files begin that are taken for others, and what to do about it.
+_BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer and not the file itself: fetch that with git lfs pull",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"<head": "a web page",
+    b"<?xml": "an XML document",
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"BZh": "compressed by bzip2: unpack it first",
+    b"\xfd7zXZ": "compressed by xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed by Zstandard: unpack it first",
+    b"PK\x03\x04": "a zip archive, as PyTorch, NumPy (.npz) and spreadsheets are saved",
+    b"PAR1": "a parquet table",
+    b"ARROW1": "an Arrow (Feather) table",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array (.npy)",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF": "a PDF document",
+    b"\x89PNG": "a picture (PNG)",
+    b"\xff\xfe": "text in UTF-16: save it as UTF-8",
+    b"\xfe\xff": "text in UTF-16: save it as UTF-8",
+    **{b"\x80" + bytes([protocol]): "a pickle of Python objects" for protocol in range(2, 6)},
+}
+
+
+def looks_like(start: bytes) -> str | None:
+    """What a file is that was taken for another, told by its first bytes: `"a web page: …"`; `None` if nothing tells."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for beginning, what in _BEGINNINGS.items():
+        if start.startswith(beginning) or (beginning.isascii() and text.startswith(beginning.lower())):
+            return what
+    return None
+
+
+def no_text(start: bytes) -> str | None:
+    """The same for a file that has to be text."""
+    return looks_like(start) or (
+        "a file of numbers or a program, not text: it holds zero bytes" if b"\0" in start else None
+    )
+
+
+def read_text(path: Path, *, expected: str) -> str:
+    """The text of a file in UTF-8, whatever the locale, without a byte-order mark.
+
+    **Raises:** `ValueError`, which says what was expected, if it is not text, or text of another kind.
+    """
+    held = path.read_bytes()
+    if what := no_text(held[:512]):
+        raise ValueError(f"{path} looks like {what}. Expected {expected}.")
+    try:
+        return held.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + held.count(b"\n", 0, error.start)
+        raise ValueError(f"{path}, line {line} is not text in UTF-8. Save the file as UTF-8.") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes in UTF-8, whatever the locale.
+
+    Half of a surrogate pair, which UTF-8 has no bytes for, comes from names of files and from damaged JSON; as `\\udce9` it is what JSON
+    reads back.
+    """
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of a safetensors file.
 
@@ -21,8 +86,12 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: _tensor(file, name, path) for name in file.keys()}
     except safetensors.SafetensorError as error:
+        with path.open("rb") as file:
+            start = file.read(512)
+        what = None if start[8:9] == b"{" else looks_like(start)  # after its length comes the header, an object of JSON
         raise ValueError(
-            f"{path} is not a whole safetensors file ({error}). Its size is {path.stat().st_size} bytes: download it again."
+            f"{path} is not a whole safetensors file ({error}). "
+            + (f"It looks like {what}." if what else f"Its size is {path.stat().st_size} bytes: download it again.")
         ) from None
 
 
@@ -51,10 +120,13 @@ def read_torch(path: Path) -> object:
     import pickle
 
     with open(path, "rb") as file:
-        start = file.read(12)
+        start = file.read(512)
     if not start.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle: all that PyTorch writes
+        what = looks_like(start)
         raise ValueError(
-            f"{path} is not a PyTorch file (it begins with {start!r}). Is it a pointer or a web page? Download the file itself."
+            f"{path} is not a PyTorch file (it begins with {start[:12]!r}). "
+            + (f"It looks like {what}. " if what else "")
+            + "Download the file itself."
         )
     try:
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols, in a file that is then refused

@@ -324,7 +324,7 @@ def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
         (["--plot", "nowhere/unused.svg"], "There is no folder nowhere for unused.svg. Make it first"),
         (["--text", "TEXT", "--length", "50"], "has 0 prompts of 50 tokens or more"),
         (["--text", "EMPTY"], "has no text. Expected a prompt a line"),
-        (["--tokens", "TEXT"], "is not a .npy file of token ids"),
+        (["--tokens", "TEXT"], "TEXT is neither a JSON list of token ids nor a .npy file of them"),
     ],
 )
 def test_self_repair_refuses_in_one_line(options, message, tmp_path, capsys, monkeypatch):

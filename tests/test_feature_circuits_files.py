@@ -530,6 +530,107 @@ def test_a_bad_line_is_named_by_its_number(line, message, tmp_path):
         jc.load_annotations(path)
 
 
+TABLE = [{name: str(line.get(name) or "") for name in LINES[0]} for line in LINES if "notes" not in line]
+TABLE.insert(
+    2,
+    {
+        name: {"Component": "mlp", "Layer": "0", "Feature": "1", "Annotation": "nouns"}.get(name, "")
+        for name in LINES[0]
+    },
+)
+
+
+def divided(delimiter):
+    def table(path):
+        import csv
+
+        with path.open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.DictWriter(file, list(TABLE[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(TABLE)
+
+    return table
+
+
+def as_parquet(path):
+    import pandas as pd
+
+    pd.DataFrame(TABLE).to_parquet(path)
+
+
+def as_text(content):
+    return lambda path: path.write_text(content, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        as_text(json.dumps(LINES)),
+        as_text(json.dumps(LINES, indent=2, ensure_ascii=False)),
+        as_text(json.dumps({"model": "pythia", "annotations": LINES}, indent=2)),
+        as_text(json.dumps({name: [row[name] for row in TABLE] for name in TABLE[0]})),
+        divided(","),
+        divided(";"),
+        divided("\t"),
+        as_parquet,
+        as_text(json.dumps(NOTES)),  # as load_annotations returns them
+    ],
+    ids=[
+        "list",
+        "list over lines",
+        "object with a list",
+        "columns",
+        "csv",
+        "semicolons",
+        "tsv",
+        "parquet",
+        "our names",
+    ],
+)
+def test_annotations_are_read_from_any_file(stored, tmp_path):
+    stored(tmp_path / "annotations")
+    assert jc.load_annotations(tmp_path / "annotations") == NOTES
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+def test_annotations_as_one_object(indent, tmp_path):
+    """As older files of the project are."""
+    held = {
+        "attn_1/5": "end of clause",
+        "embed/12": "boys",
+        "mlp_3/4": {"Annotation": "nouns", "Notes": "in s"},
+        "resid_0/ε": ["the rest", "and more"],
+        "resid_2/7": None,
+    }
+    (tmp_path / "5_32768_annotations.json").write_text(json.dumps(held, indent=indent), encoding="utf-8")
+    assert jc.load_annotations(tmp_path / "5_32768_annotations.json") == {
+        "blocks.1.hook_attn_out/5": "end of clause",
+        "hook_embed/12": "boys",
+        "blocks.3.hook_mlp_out/4": "nouns (in s)",
+        "blocks.0.hook_resid_post/error": "the rest; and more",
+    }
+    held |= {"layer_1/3": "x", "resid_1": "y"}
+    (tmp_path / "a.json").write_text(json.dumps(held, indent=indent), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a.json has 2 rows that cannot be used") as error:
+        jc.load_annotations(tmp_path / "a.json")
+    for name in ("layer_1/3", "resid_1"):
+        assert f"names {name!r}, which is no latent." in str(error.value)
+
+
+def test_every_bad_annotation_is_told(tmp_path):
+    path = tmp_path / "annotations.jsonl"
+    path.write_text(
+        "\n".join(['{"Name": "mlp_0/1", "Annotation": "x"}', *["{oops", '{"Name": "layer_1/3"}'] * 15]),
+        encoding="utf-8",
+    )
+    with pytest.raises(ValueError, match=r"annotations.jsonl has 30 rows that cannot be used") as error:
+        jc.load_annotations(path)
+    told = str(error.value).splitlines()
+    assert told[1].startswith("line 2 is not JSON")
+    assert told[20] == "line 21 names 'layer_1/3', which is no latent."
+    assert told[21] == "and 10 more."
+
+
 def test_an_annotation_without_position_serves_all_positions(torch, annotations, tmp_path):
     nodes = {name: np.ones((SEQ, width + 1)) for name, width in WIDTHS.items()}
     path = write(tmp_path / "c.pt", nodes, {("resid_0", "y"): nodes["resid_0"]})

@@ -1,8 +1,13 @@
 """Files: read whole or refused, written whole or not at all."""
 
+import ast
+import doctest
 import errno
+import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,18 @@ import pytest
 import safetensors.numpy
 
 from jaxcirc import _files
-from jaxcirc._files import check_replaceable, read_safetensors, read_torch, writing_file, writing_folder
+from jaxcirc._files import (
+    check_replaceable,
+    read_safetensors,
+    read_text,
+    read_torch,
+    write_text,
+    writing_file,
+    writing_folder,
+)
+
+from .conftest import CACHE
+from .helpers import REPOSITORY
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -251,3 +267,190 @@ def test_what_is_no_torch_file(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"x.pt is not a PyTorch file \(it begins with b'.*'\)"):
         read_torch(tmp_path / "x.pt")
+
+
+# Text is UTF-8
+
+
+LIBRARY = [
+    path
+    for folder in ("jaxcirc", "benchmarks", "weights")
+    for path in sorted((REPOSITORY / folder).rglob("*.py"))
+    if "_shipped" not in path.parts
+]
+
+
+def calls(source: str):
+    """Every call of a program, and of the examples in its docstrings."""
+    examples = doctest.DocTestParser().get_examples(source) if ">>>" in source else []
+    for text in (source, *(example.source for example in examples)):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call):
+                yield node
+
+
+def lacks_encoding(call: ast.Call) -> bool:
+    """Whether a call opens text, or runs a program for its text, in whatever encoding the locale has."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    owner = getattr(call.func.value, "id", "") if isinstance(call.func, ast.Attribute) else None
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in given:
+        return False
+    place = {"read_text": 0, "write_text": 1}
+    if name in place and owner is not None:
+        return len(call.args) <= place[name]
+    if name in ("run", "Popen", "check_output", "getoutput") and owner == "subprocess":
+        return bool(given.keys() & {"text", "universal_newlines"}) or name == "getoutput"
+    if name in ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile", "TextIOWrapper"):
+        if owner == "os" and name == "open":
+            return False
+        at = 0 if name.endswith("TemporaryFile") or (name == "open" and owner is not None) else 1
+        default = "w+b" if name.endswith("TemporaryFile") else "r"
+        mode = given.get("mode", call.args[at] if len(call.args) > at else ast.Constant(default))
+        modes = [
+            node.value for node in ast.walk(mode) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        return not any("b" in mode for mode in modes)
+    return False
+
+
+def test_text_is_never_read_or_written_in_the_encoding_of_the_locale():
+    assert len(LIBRARY) > 200
+    for wrong in (
+        "open(p)",
+        "p.open('w')",
+        "p.read_text()",
+        "p.write_text(t)",
+        "subprocess.run(c, text=True)",
+        "os.fdopen(h, 'w')",
+    ):
+        assert all(map(lacks_encoding, calls(f'"""An example.\n\n>>> {wrong}\n"""'))), wrong
+        assert any(map(lacks_encoding, calls(wrong))), wrong
+    for right in (
+        "open(p, 'rb')",
+        "p.open('rb')",
+        "p.read_text('utf-8')",
+        "p.write_text(t, encoding='utf-8')",
+        "write_text(p, t)",
+    ):
+        assert not any(map(lacks_encoding, calls(right))), right
+    found = [
+        f"{path.relative_to(REPOSITORY)}: {ast.unparse(call)}"
+        for path in LIBRARY
+        for call in calls(path.read_text(encoding="utf-8"))
+        if lacks_encoding(call)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_half_a_character_is_written_as_an_escape_that_json_reads(tmp_path):
+    name = os.fsdecode(b"pr\xf6mpts")  # of a file whose name is Latin-1
+    write_text(tmp_path / "x.json", json.dumps({"file": name, "letter": "é"}, ensure_ascii=False))
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"file": "pr\udcf6mpts", "letter": "é"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"one\n\xe9\n", "x.txt, line 2 is not text in UTF-8"),
+        ("é".encode("utf-16"), "x.txt looks like text in UTF-16: save it as UTF-8. Expected a prompt a line"),
+        (b"a\0b", "x.txt looks like a file of numbers or a program, not text"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "x.txt looks like a Git LFS pointer"),
+    ],
+)
+def test_text_that_is_none(tmp_path, content, message):
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_text(tmp_path / "x.txt", expected="a prompt a line")
+
+
+def test_text_is_read_without_its_mark(tmp_path):
+    for text in ("é <|endoftext|>", "<|endoftext|> is no web page", ""):
+        (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert read_text(tmp_path / "x.txt", expected="text") == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "It looks like a Git LFS pointer"),
+        (b"<!doctype html><html></html>", "It looks like a web page"),
+        (b"PK\x03\x04 and so on", "It looks like a zip archive"),
+    ],
+)
+def test_what_is_no_safetensors_file(tmp_path, content, message):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x.safetensors is not a whole safetensors file .*\. {message}"):
+        read_safetensors(tmp_path / "x.safetensors")
+
+
+IN_ASCII = r"""
+import json, os, pathlib, sys
+import jaxcirc as jc
+from jaxcirc.cli import main
+
+assert sys.stdout.encoding.lower() in ("ascii", "us-ascii", "ansi_x3.4-1968"), sys.stdout.encoding
+prompts, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+given = ["--model", "tiny-gpt2", "--saes", "tiny-gpt2"]
+how = ["--positions", "--method", "gradient", "--node-threshold", "0.2"]
+find = ["discover", *given, "--prompts", prompts, *how, "--out", str(folder / "circuit")]
+assert main(find) == 0
+sys.stdout.flush()
+print("---")
+assert main([*find, "--json"]) == 0
+sys.stdout.flush()
+print("---")
+ends = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_mlp_out", "--minimum", "0.1", "--most", "2"]
+assert main(["features", *given, *ends, "--prompt", sys.argv[3], "--plot", str(folder / "features.svg")]) == 0
+circuit = jc.Circuit.load(folder / "circuit")
+notes = jc.load_annotations(folder / "notes.csv")
+circuit = circuit.annotate(tokens=["\u0120\u00e9"] * len(circuit.meta["tokens"]), annotations=notes, title="\u0436\u0435\u0441\u0442")
+circuit.save(folder / "again")
+circuit.to_html(folder / "x.html")
+circuit.to_svg(folder / "x.svg")
+circuit.to_attribution_graph(folder / "x.json")
+circuit.to_graphviz().save(folder / "x.dot")
+print(circuit)
+again = jc.Circuit.load(folder / "again")
+assert again.meta == circuit.meta
+"""
+
+
+def test_everything_is_written_and_printed_where_the_locale_is_ascii(tmp_path):
+    """One program, as a user of such a machine runs it: UTF-8 in files whatever the locale, and escapes where the screen has no letters."""
+    prompts = tmp_path / "prömpts.jsonl"
+    rows = [
+        {
+            "clean_prefix": f"é The {noun}",
+            "patch_prefix": f"é The {noun}s",
+            "clean_answer": " is",
+            "patch_answer": " are",
+        }
+        for noun in ("teacher", "doctor")
+    ]
+    prompts.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    (tmp_path / "notes.csv").write_text("Name,Annotation\nresid_0/ε,Жест\n", encoding="utf-8")
+    plain = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": str(REPOSITORY),
+        "JAX_PLATFORMS": "cpu",
+    }
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"} | plain
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ASCII, str(prompts), str(tmp_path), "é The doctor"],
+        env=environment | {"JAX_COMPILATION_CACHE_DIR": CACHE or str(tmp_path / "cache")},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
+    assert done.stdout.isascii()
+    printed, said, _ = done.stdout.decode("ascii").split("---\n")
+    assert "strongest nodes" in printed
+    assert json.loads(said)["nodes"] > 0
+    assert "Жест" in (tmp_path / "again" / "circuit.json").read_text(encoding="utf-8")
+    for name in ("x.html", "x.svg", "x.json", "x.dot", "features.svg"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert len(text) > 200
+        assert name not in ("x.html", "x.json") or "é" in text

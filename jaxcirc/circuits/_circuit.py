@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from .._files import check_replaceable, writing_file, writing_folder
+from .._files import check_replaceable, write_text, writing_file, writing_folder
 from .._sites import did_you_mean
 from ..view import (
     attribution_graph,
@@ -172,7 +172,7 @@ class Circuit:
         with writing_folder(folder, marker=MARKER, what="circuit") as aside:
             self.nodes.to_parquet(aside / "nodes.parquet", index=False)
             self.edges.to_parquet(aside / "edges.parquet", index=False)
-            (aside / MARKER).write_text(json.dumps({**_FORMAT, **self.meta}, indent=1, ensure_ascii=False))
+            write_text(aside / MARKER, json.dumps({**_FORMAT, **self.meta}, indent=1, ensure_ascii=False))
 
     @staticmethod
     def load(folder: str | Path) -> "Circuit":
@@ -186,7 +186,7 @@ class Circuit:
         if not (folder / MARKER).is_file():
             raise ValueError(f"{folder} is not a saved circuit: it holds no {MARKER}. Circuit.save(folder) writes one.")
         try:
-            meta = json.loads((folder / MARKER).read_text())
+            meta = json.loads((folder / MARKER).read_text(encoding="utf-8"))
             nodes, edges = (pd.read_parquet(folder / f"{name}.parquet") for name in ("nodes", "edges"))
         except (OSError, ValueError) as error:  # pyarrow's and json's errors are ValueErrors
             raise ValueError(f"The circuit in {folder} is damaged: {error}. Compute or copy it again.") from None
@@ -231,7 +231,7 @@ class Circuit:
         """Draws the circuit as one self-contained page: no network, no other file. The strongest `most_edges` edges are drawn."""
         html = page(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
         with writing_file(path) as aside:
-            aside.write_text(html)
+            write_text(aside, html)
 
     def to_svg(self, path: str | Path, *, most_edges: int = 150) -> None:
         """Draws the circuit as an SVG file: the picture of `to_html` without the tables.
@@ -241,7 +241,7 @@ class Circuit:
         check_svg(path)
         svg = drawing(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
         with writing_file(path) as aside:
-            aside.write_text(svg)
+            write_text(aside, svg)
 
     def to_attribution_graph(self, path: str | Path, *, most_edges: int = 20_000) -> None:
         """Writes the circuit as attribution-graph JSON, which circuit-tracer's viewer and Neuronpedia open.
@@ -261,7 +261,7 @@ class Circuit:
             )
         graph = attribution_graph(self.node_rows(), self.edge_rows()[:most_edges], self.meta, slug=Path(path).stem)
         with writing_file(path) as aside:
-            aside.write_text(json.dumps(graph, ensure_ascii=False))
+            write_text(aside, json.dumps(graph, ensure_ascii=False))
 
     def to_graphviz(self, *, most_edges: int = 150) -> "graphviz.Digraph":
         """The circuit as a `graphviz.Digraph` (extra `graphviz`); its `.source` is DOT."""

@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._files import read_text
 from .._sites import Site
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
 from ..circuits import annotate_latents, Circuit, discover
 from ..data import load_prompts, Prompts
+from ..data._encode import beginning, begun
 from ..interop import from_pretrained, load_saes, load_tokenizer
 from ..models import Transformer
 from ..saes import AbstractDictionary
@@ -98,7 +100,7 @@ def progress_bar() -> Iterator[Any]:
 
 
 def add_prompt_options(
-    parser: argparse.ArgumentParser, *, prompts: str = "JSON-lines file of prompt pairs", dictionaries: bool = True
+    parser: argparse.ArgumentParser, *, prompts: str = "file of prompt pairs", dictionaries: bool = True
 ) -> None:
     """The options of every command that runs a given model, with `dictionaries` or without, on the prompts of a file; `prompts` explains
     the file.
@@ -106,12 +108,16 @@ def add_prompt_options(
     parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
     if dictionaries:
         parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
-    parser.add_argument("--prompts", required=True, type=Path, help=prompts)
+    parser.add_argument("--prompts", required=True, type=Path, help=f"{prompts}: JSON lines, JSON, CSV, TSV or parquet")
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N prompt pairs")
     parser.add_argument(
         "--skip-unusable", action="store_true", help="leave out pairs that do not align or whose answers are split"
+    )
+    parser.add_argument("--first-answer", action="store_true", help="of several answers of a prompt take the first")
+    add_bos_option(
+        parser, "before each prompt (prompts of a file are taken as they stand, as what is published was measured)"
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="prompt pairs in memory at once (all)")
 
@@ -135,7 +141,20 @@ def check_count(option: str, what: str, value: int | None) -> None:
 def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
     """The prompts that are asked for."""
     check_count("--batch-size", "prompt pairs are in memory at once", arguments.batch_size)
-    return load_prompts(arguments.prompts, tokenizer, limit=arguments.limit, skip_unusable=arguments.skip_unusable)
+    bos = bool(arguments.bos)
+    prompts = load_prompts(
+        arguments.prompts,
+        tokenizer,
+        limit=arguments.limit,
+        skip_unusable=arguments.skip_unusable,
+        bos=bos,
+        first_answer=arguments.first_answer,
+    )
+    lengths = np.unique(np.asarray(prompts.positions["end"]) + 1)
+    size = f"{lengths[0]} tokens" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} tokens"
+    put = f"{tokenizer.bos_token} put before each prompt that lacks it" if bos else "prompts as they stand in the file"
+    note(f"{arguments.prompts.name}: {len(prompts)} pair{'s' * (len(prompts) != 1)} of {size}, {put}")
+    return prompts
 
 
 def load_model(arguments: argparse.Namespace) -> Transformer:
@@ -143,36 +162,90 @@ def load_model(arguments: argparse.Namespace) -> Transformer:
     return from_pretrained(arguments.model, revision=arguments.revision)
 
 
+def note(text: str) -> None:
+    """Says on standard error, where progress is shown too, how what was given is understood; results alone go to standard output."""
+    print(text, file=sys.stderr)
+
+
+def add_bos_option(parser: argparse.ArgumentParser, where: str) -> None:
+    """`--bos` and `--no-bos`; neither is the default that `where` states.
+
+    One rule for all commands: the beginning-of-text token is put before a text of one's own, because models of this family were trained on
+    texts that begin with it; what a file of prompt pairs or of token ids holds is data, and is taken as it stands.
+    """
+    parser.add_argument("--bos", action=argparse.BooleanOptionalAction, help=f"put the beginning-of-text token {where}")
+
+
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """The options of every command that runs a given model on one text."""
     parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
     text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument(
-        "--prompt", help="the text; the end-of-text token is put before it, as models of this family were trained"
+    text.add_argument("--prompt", help="the text")
+    text.add_argument("--tokens", type=Path, metavar="FILE", help="token ids, taken as they are: JSON list, or .npy")
+    add_bos_option(
+        parser, "before the text, unless it begins with it (it is put, as models of this family were trained)"
     )
-    text.add_argument("--tokens", type=Path, metavar="FILE", help="token ids: JSON list, or .npy")
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")
 
 
 def tokens_of(arguments: argparse.Namespace) -> jax.Array:
-    """The text's tokens, as the options of `add_text_options` name it."""
-    if arguments.prompt is not None:
-        return jnp.asarray(encode_text(tokenizer_of(arguments), arguments.prompt), jnp.int32)
-    path = arguments.tokens
-    try:
-        ids = np.load(path) if path.suffix == ".npy" else np.asarray(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{path} is neither a JSON list of token ids nor a .npy file of them ({error}).") from None
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"{path}: expected one list of token ids, got {ids.dtype}{list(ids.shape)}. Give one prompt.")
+    """The text's tokens, as the options of `add_text_options` name it; says how many, and whether a token was put before the text."""
+    if arguments.prompt is None:
+        return jnp.asarray(ids_of(arguments, rank=1), jnp.int32)
+    tokenizer = tokenizer_of(arguments)
+    text = _typed(arguments.prompt)
+    ids, plain = encode_text(tokenizer, text, bos=arguments.bos), encode_text(tokenizer, text, bos=False)
+    if not plain:
+        raise ValueError("--prompt is empty. Expected a text.")
+    begins = plain[0] == tokenizer.bos_token_id
+    put = f"{tokenizer.bos_token} put before the text" if len(ids) > len(plain) else "the text as it stands"
+    note(
+        f"{len(ids)} token{'s' * (len(ids) != 1)}, {put}{f', which begins with {tokenizer.bos_token}' if begins else ''}"
+    )
     return jnp.asarray(ids, jnp.int32)
 
 
-def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Its token ids behind the end-of-text token, as models of this family were trained."""
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return [*start, *tokenizer.encode(text, add_special_tokens=False)]
+def put_before(tokenizer: Any, bos: bool | None) -> list[int]:
+    """The beginning-of-text token, or nothing: as `--bos` says, and for `None` if there is one.
+
+    **Raises:** `ValueError` if it is asked for and the tokenizer has none.
+    """
+    return [] if bos is False else beginning(tokenizer, required=bool(bos))
+
+
+def encode_text(tokenizer: Any, text: str, *, bos: bool | None = None) -> list[int]:
+    """Its token ids behind what `put_before` says, which is not put before a text that begins with it."""
+    return begun(tokenizer.encode(text, add_special_tokens=False), put_before(tokenizer, bos))
+
+
+def _typed(text: str) -> str:
+    """Text as it was typed, in UTF-8, where the locale knows no such letters and Python has escaped its bytes."""
+    if not any("\udc80" <= letter <= "\udcff" for letter in text):
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("--prompt is not text in UTF-8.") from None
+
+
+def ids_of(arguments: argparse.Namespace, *, rank: int) -> np.ndarray:
+    """Token ids out of the `.npy` file or JSON list of `--tokens`: of one prompt (`rank=1`), or of several of one length (`rank=2`)."""
+    if arguments.bos is not None:
+        raise ValueError("--bos and --no-bos are about text; token ids are taken as they are. Leave the option out.")
+    path = arguments.tokens
+    with path.open("rb") as file:
+        stored = file.read(6) == b"\x93NUMPY"
+    text = "" if stored else read_text(path, expected="a JSON list of token ids, or a .npy file of them")
+    try:
+        ids = np.load(path) if stored else np.asarray(json.loads(text))
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is neither a JSON list of token ids nor a .npy file of them ({error}).") from None
+    if ids.ndim != rank or not np.issubdtype(ids.dtype, np.integer):
+        wanted, give = ("one list of", "one prompt") if rank == 1 else ("lists of", "several, of one length")
+        raise ValueError(f"{path}: expected {wanted} token ids, got {ids.dtype}{list(ids.shape)}. Give {give}.")
+    note(f"{path.name}: {' x '.join(map(str, ids.shape))} tokens, as they stand in the file")
+    return ids
 
 
 def tokenizer_of(arguments: argparse.Namespace) -> Any:
@@ -276,7 +349,7 @@ def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:
     if arguments.json:
         sizes = {"nodes": len(circuit.nodes), "edges": len(circuit.edges)}
         meta = {key: value for key, value in circuit.meta.items() if key != "annotations"}
-        print(json.dumps({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)}, ensure_ascii=False))
+        print(json.dumps({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)}))
     else:
         show_circuit(circuit)
         print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser.")

@@ -18,7 +18,9 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("file", type=Path, help="the .pt file")
     parser.add_argument("--out", type=Path, default=Path("circuit"), help="folder for the circuit (%(default)s)")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="JSON-lines file of what latents mean")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="what latents mean: JSON lines, JSON, CSV or TSV"
+    )
     parser.add_argument("--model", metavar="NAME", help="the model that it was found in, for `evaluate` to check")
     for what, strength in (("node", "|effect|"), ("edge", "|weight|")):
         parser.add_argument(
@@ -46,7 +48,7 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sizes = {"nodes": len(circuit.nodes), "edges": len(circuit.edges), "annotated": noted}
         meta = {key: value for key, value in circuit.meta.items() if key != "annotations"}
-        print(json.dumps({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)}, ensure_ascii=False))
+        print(json.dumps({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)}))
         return 0
     print(
         f"{len(circuit.nodes)} nodes ({noted} annotated), {len(circuit.edges)} edges, {circuit.meta['prompts']} prompts"

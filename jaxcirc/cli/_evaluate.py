@@ -22,7 +22,7 @@ def add(subparsers: Subparsers) -> None:
         ),
     )
     parser.add_argument("--circuit", required=True, type=Path, help="folder that `jaxcirc discover` wrote")
-    add_prompt_options(parser, prompts="JSON-lines file of prompt pairs, best not the circuit's own")
+    add_prompt_options(parser, prompts="file of prompt pairs, best not the circuit's own")
     parser.add_argument("--level", choices=("nodes", "edges"), default="nodes", help="what is ablated (%(default)s)")
     parser.add_argument(
         "--ablation", choices=ABLATIONS, default="mean", help="to what (%(default)s, of the corrupt prompts)"

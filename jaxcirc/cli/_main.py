@@ -1,6 +1,7 @@
 """`jaxcirc COMMAND`."""
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -34,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         _bench,
     ):
         command.add(subparsers)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal or pipe has no letters for is written as an escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = parser.parse_args(argv)
     keep_compilations()
     # transformers' advice that PyTorch is missing looks like an error, and tokenizers need none.

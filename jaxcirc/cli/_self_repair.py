@@ -6,13 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from .. import data
+from .._files import read_text
 from ..components import check_head, OLS, Resample, self_repair, SelfRepair
 from ..models import process_weights, Transformer
 from ..view import check_svg, draw_self_repair
-from ._common import encode_text, load_model, progress_bar, Subparsers, tokenizer_of
+from ._common import (
+    add_bos_option,
+    encode_text,
+    ids_of,
+    load_model,
+    note,
+    progress_bar,
+    put_before,
+    Subparsers,
+    tokenizer_of,
+)
 
 
 SHOWN = 10
@@ -31,14 +41,15 @@ def add(subparsers: Subparsers) -> None:
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--text", type=Path, metavar="FILE", help="a prompt a line (sentences on subject-verb agreement)")
-    what.add_argument("--tokens", type=Path, metavar="FILE", help="token ids of prompts of one length: .npy")
+    what.add_argument("--tokens", type=Path, metavar="FILE", help="token ids of prompts of one length: .npy, or JSON")
     parser.add_argument("--prompts", type=int, default=64, metavar="N", help="how many prompts at most (%(default)s)")
     parser.add_argument(
         "--length",
         type=int,
         metavar="N",
-        help="tokens a prompt, with the end-of-text token put before it; shorter lines are left out (the shortest line's)",
+        help="tokens a prompt, with what is put before it; shorter lines are left out (the shortest line's)",
     )
+    add_bos_option(parser, "before each prompt that lacks it (it is put, as models of this family were trained)")
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")
     parser.add_argument("--raw", action="store_true", help="weights as they are, not processed as in publications")
@@ -151,14 +162,19 @@ def _tokens(arguments: argparse.Namespace):
     if arguments.prompts < 2:
         raise ValueError(f"--prompts is at least 2, because each takes another's values; got {arguments.prompts}.")
     if arguments.tokens is not None:
-        return _of_array(arguments.tokens, arguments.prompts, arguments.length)
+        ids = ids_of(arguments, rank=2)
+        return jnp.asarray(ids[: arguments.prompts, : arguments.length], jnp.int32)
     tokenizer = tokenizer_of(arguments)
+    bos = bool(put_before(tokenizer, arguments.bos))
+    note(f"{tokenizer.bos_token} put before each prompt that lacks it" if bos else "prompts as they stand")
     if arguments.text is None:
-        return data.subject_verb(tokenizer, arguments.prompts, kind="rc", seed=0).clean[:, : arguments.length]
-    lines = [line.strip() for line in arguments.text.read_text("utf-8").splitlines() if line.strip()]
+        made = data.subject_verb(tokenizer, arguments.prompts, kind="rc", seed=0, bos=bos)
+        return made.clean[:, : arguments.length]
+    text = read_text(arguments.text, expected="a prompt a line")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{arguments.text} has no text. Expected a prompt a line.")
-    rows = [encode_text(tokenizer, line) for line in lines]
+    rows = [encode_text(tokenizer, line, bos=bos) for line in lines]
     length = min(map(len, rows)) if arguments.length is None else arguments.length
     long_enough = [row[:length] for row in rows if len(row) >= length]
     if len(long_enough) < 2:
@@ -167,13 +183,3 @@ def _tokens(arguments: argparse.Namespace):
             "lines, or a smaller --length."
         )
     return jnp.asarray(long_enough[: arguments.prompts], jnp.int32)
-
-
-def _of_array(path: Path, prompts: int, length: int | None):
-    try:
-        ids = np.load(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a .npy file of token ids ({error}).") from None
-    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"{path}: expected token ids [batch seq], got {ids.dtype}{list(ids.shape)}.")
-    return jnp.asarray(ids[:prompts, :length], jnp.int32)

@@ -1,11 +1,13 @@
 """Subject-verb agreement: "The teacher that the doctors like" -> " is", not " are"."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 
-from ._encode import check_request, encode_pairs, fill, Pair
-from ._ioi import SPLITS
+from .._checks import check_choice
+from ._draw import check_number, distinct, SPLITS
+from ._encode import encode_pairs, fill, Pair
 from ._prompts import Prompts
 from ._words import AGREEMENT, CLAUSE_VERBS, held_out, MAIN_VERBS, NOUNS, PREPOSITIONS, THINGS
 
@@ -20,10 +22,11 @@ def subject_verb(
     """Agreement prompts: the answer is the verb in the subject's number, the foil the same verb in the other.
 
     The corrupt prompt has the subject in the other number; a distractor, the noun between or before, keeps its own, which is drawn
-    independently of the subject's.
+    independently of the subject's. No two of the prompts are the same.
 
     **Arguments:**
 
+    - `n`: how many; of some kinds there are few, 744 of `"simple"` and 76 of those held out. At most 100,000 at once.
     - `kind`: what stands between the subject and its verb:
         `"simple"` nothing (The teacher), `"nounpp"` a prepositional phrase (The teacher near the desks), `"rc"` a relative clause
         (The teacher that the doctors like), `"within_rc"` nothing, but the subject is the clause's own (The teacher that the doctors).
@@ -33,7 +36,8 @@ def subject_verb(
 
     **Returns:** `Prompts` with `positions` subject, end, and distractor where there is one.
 
-    **Raises:** `ValueError` if a noun or a verb is more than one token for this tokenizer, or for an unknown kind.
+    **Raises:** `ValueError` if a noun or a verb is more than one token for this tokenizer, for an unknown kind, and for more prompts than
+    there are.
 
     >>> prompts = jc.data.subject_verb(tokenizer, 2, kind="nounpp", seed=0)
     >>> tokenizer.decode(prompts.clean[0]), tokenizer.decode(prompts.answer[:1])
@@ -42,22 +46,45 @@ def subject_verb(
     **Reference:** Marks et al. 2024, arXiv 2403.19647, §4; the sentence forms are those of Lakretz et al. 2019, arXiv 1903.07435, and
     of Finlayson et al. 2021, arXiv 2106.06087.
     """
-    check_request(_VERB, n, kind=(kind, tuple(AGREEMENT)), split=(split, SPLITS))
+    check_choice(f"{_VERB}: kind", kind, tuple(AGREEMENT))
+    check_choice(f"{_VERB}: split", split, SPLITS)
+    check_number(_VERB, n, how_many(kind, split), f"kind={kind!r}, split={split!r}")
     rng = np.random.default_rng(seed)
-    return encode_pairs(tokenizer, [_pair(rng, kind, split) for _ in range(n)], bos=bos, what=_VERB)
+    pairs = distinct(lambda: _pair(rng, kind, split), n, key=lambda pair: (pair.clean.text, pair.answer))
+    return encode_pairs(tokenizer, pairs, bos=bos, what=_VERB)
+
+
+def how_many(kind: str, split: str) -> int:
+    """How many different prompts there are, each a clean prompt with the verb that comes after it."""
+    words = [NOUNS, _verbs(kind), *([] if kind == "simple" else [_distractors(kind)])]
+    chosen = sum(_in_split(kind, split, *(word[0] for word in some)) for some in itertools.product(*words))
+    numbers = 2 if kind == "simple" else 4
+    return chosen * numbers * {"nounpp": len(PREPOSITIONS), "rc": len(CLAUSE_VERBS)}.get(kind, 1)
 
 
 def _pair(rng: np.random.Generator, kind: str, split: str) -> Pair:
     while True:
-        subject, verb = _pick(rng, NOUNS), _pick(rng, CLAUSE_VERBS if kind == "within_rc" else MAIN_VERBS)
-        distractor, clause = _pick(rng, THINGS if kind == "nounpp" else NOUNS), _pick(rng, CLAUSE_VERBS)
+        subject, verb = _pick(rng, NOUNS), _pick(rng, _verbs(kind))
+        distractor, clause = _pick(rng, _distractors(kind)), _pick(rng, CLAUSE_VERBS)
         words = (subject[0], verb[0]) if kind == "simple" else (subject[0], verb[0], distractor[0])
-        if split == "all" or held_out(kind, *words) == (split == "held_out"):
+        if _in_split(kind, split, *words):
             break
     number, other = (int(i) for i in rng.integers(2, size=2))
     frame = {"distractor": distractor[other], "clause": clause[other], "preposition": _pick(rng, PREPOSITIONS)}
     clean, corrupt = (fill(AGREEMENT[kind], frame | {"subject": subject[i]}, _ROLES) for i in (number, 1 - number))
     return Pair(clean, corrupt, answer=" " + verb[number], foil=" " + verb[1 - number])
+
+
+def _verbs(kind: str) -> tuple[tuple[str, str], ...]:
+    return CLAUSE_VERBS if kind == "within_rc" else MAIN_VERBS
+
+
+def _distractors(kind: str) -> tuple[tuple[str, str], ...]:
+    return THINGS if kind == "nounpp" else NOUNS
+
+
+def _in_split(kind: str, split: str, *words: str) -> bool:
+    return split == "all" or held_out(kind, *words) == (split == "held_out")
 
 
 def _pick(rng: np.random.Generator, options):

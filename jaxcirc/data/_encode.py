@@ -33,12 +33,27 @@ def fill(template: str, words: Mapping[str, str], roles: Sequence[str]) -> Sente
     return Sentence(text, spans)
 
 
+def beginning(tokenizer: Any, *, required: bool = False) -> list[int]:
+    """The beginning-of-text token, or nothing for a tokenizer without one.
+
+    **Raises:** `ValueError` if it is required.
+    """
+    if required and tokenizer.bos_token_id is None:
+        raise ValueError("This tokenizer has no beginning-of-text token to put before text (bos=True, --bos).")
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
+def begun(ids: list[int], start: list[int]) -> list[int]:
+    """`ids` behind `start`, which is not put there a second time."""
+    return ids if ids[: len(start)] == start else [*start, *ids]
+
+
 def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], *, bos: bool, what: str) -> Prompts:
     """Encodes all pairs into one rectangular set.
 
     **Raises:** `ValueError` if an answer or a named word is more than one token, or if the lengths differ.
     """
-    start = [tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []
+    start = beginning(tokenizer) if bos else []
     words = {
         text[first:last]
         for pair in pairs
@@ -99,12 +114,3 @@ def _check_lengths(
                     f"{what}: all prompts must have one length; {pairs[0].clean.text!r} is {want} tokens, and {sentence.text!r} is "
                     f"{len(row)}: {tokenizer.convert_ids_to_tokens(row)}. Use a tokenizer that has its words as single tokens."
                 )
-
-
-def check_request(verb: str, n: int, **choices: tuple[str, Sequence[str]]) -> None:
-    """ValueError unless at least one prompt is asked for and every choice is one of those there are."""
-    if n < 1:
-        raise ValueError(f"{verb}: n is how many prompts to make, at least 1; got {n}.")
-    for name, (got, known) in choices.items():
-        if got not in known:
-            raise ValueError(f"{verb}: {name} is one of {', '.join(map(repr, known))}; got {got!r}.")

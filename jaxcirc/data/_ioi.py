@@ -1,18 +1,20 @@
 """Indirect-object sentences: "Then, Mary and John went to the store. John gave a drink to" -> " Mary"."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ._encode import check_request, encode_pairs, fill, Pair
+from .._checks import check_choice
+from ._draw import check_number, distinct, SPLITS
+from ._encode import encode_pairs, fill, Pair
 from ._prompts import Prompts
 from ._words import ARRIVALS, GIVING, held_out, IOI, NAMES, OBJECTS, OPENERS, PLACES
 
 
 FLIPS = ("IO", "S", "S1", "S2", "order")
-SPLITS = ("all", "train", "held_out")
 _ROLES = ("IO", "S1", "S2")
 _VERB = "jc.data.ioi"
 
@@ -27,10 +29,11 @@ def ioi(
     split: str = "all",
     bos: bool = True,
 ) -> Prompts:
-    """Indirect-object prompts: the answer is the name said once (IO), the foil the name said twice (S).
+    """Indirect-object prompts: the answer is the name said once (IO), the foil the name said twice (S). No two of them are the same.
 
     **Arguments:**
 
+    - `n`: how many; at most 100,000 at once.
     - `template`: the order of the two names in the first clause, `"ABBA"` (IO first), `"BABA"` (S first), or `"mixed"`.
     - `flip`: how the corrupt prompt differs. `"IO"`, `"S1"`, `"S2"` put another name there, `"S"` one other name at S1 and S2 both,
       `"order"` swaps the names of the first clause. Each is drawn from a random stream of its own, so that one is the same whichever
@@ -41,7 +44,7 @@ def ioi(
 
     **Returns:** `Prompts` with `positions` IO, S1, S2, S1+1 and end, all of the clean prompt.
 
-    **Raises:** `ValueError` if a name is more than one token for this tokenizer, or for a flip that there is not.
+    **Raises:** `ValueError` if a name is more than one token for this tokenizer, for a flip that there is not, and for too many prompts.
 
     >>> prompts = jc.data.ioi(tokenizer, 2, seed=0)
     >>> tokenizer.decode(prompts.clean[0])
@@ -49,44 +52,61 @@ def ioi(
 
     **Reference:** Wang et al. 2022, arXiv 2211.00593, §2 and appendix E.
     """
-    check_request(_VERB, n, template=(template, (*IOI, "mixed")), split=(split, SPLITS))
+    check_choice(f"{_VERB}: template", template, (*IOI, "mixed"))
+    check_choice(f"{_VERB}: split", split, SPLITS)
+    check_number(_VERB, n, how_many(template, split), f"template={template!r}, split={split!r}")
     _check_flip(flip)
     # One stream a role: what one flip draws does not depend on which others are asked for.
     base, *streams = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(1 + len(FLIPS)))
     draws = dict(zip(FLIPS, streams, strict=True))
-    pairs = [_pair(base, draws, template, flip, split) for _ in range(n)]
+    sentences = distinct(lambda: _sentence(base, template, split), n, key=lambda sentence: tuple(sentence.values()))
+    pairs = [_pair(sentence, draws, flip) for sentence in sentences]
     prompts = encode_pairs(tokenizer, pairs, bos=bos, what=_VERB)
     return dataclasses.replace(prompts, positions=prompts.positions | {"S1+1": prompts.positions["S1"] + 1})
 
 
-def _pair(base: np.random.Generator, draws: dict, template: str, flip: Sequence[str], split: str) -> Pair:
-    order = str(base.choice(list(IOI))) if template == "mixed" else template
-    IO, S = _names(base, split)
-    frame = {
-        "opener": str(base.choice(OPENERS)),
-        "arrival": str(base.choice(ARRIVALS)),
-        "place": str(base.choice(PLACES)),
-        "giving": str(base.choice(GIVING)),
-        "object": str(base.choice(OBJECTS)),
-    }
+def how_many(template: str, split: str) -> int:
+    """How many different clean prompts there are."""
+    names = sum(_in_split(split, *pair) for pair in itertools.permutations(NAMES, 2))
+    frames = len(OPENERS) * len(ARRIVALS) * len(PLACES) * len(GIVING) * len(OBJECTS)
+    return names * frames * (len(IOI) if template == "mixed" else 1)
+
+
+def _sentence(rng: np.random.Generator, template: str, split: str) -> dict[str, str]:
+    """The order of the names and the words of a clean prompt."""
+    order = _pick(rng, tuple(IOI)) if template == "mixed" else template
+    IO, S = _names(rng, split)
+    blanks = {"opener": OPENERS, "arrival": ARRIVALS, "place": PLACES, "giving": GIVING, "object": OBJECTS}
+    return {"order": order, "IO": IO, "S": S, **{blank: _pick(rng, words) for blank, words in blanks.items()}}
+
+
+def _pair(sentence: dict[str, str], draws: Mapping[Any, np.random.Generator], flip: Sequence[str]) -> Pair:
+    order, IO, S = (sentence[part] for part in ("order", "IO", "S"))
     words = {"IO": IO, "S1": S, "S2": S}
     new, used = dict(words), {IO, S}
     for role in FLIPS[:-1]:
-        candidates = _shuffled(draws[role])  # drawn whether used or not: the streams stay in step with the prompts
         if role in flip:
-            name = next(name for name in candidates if name not in used)
+            name = next(name for name in _shuffled(draws[role]) if name not in used)
             used.add(name)
             new |= {"S1": name, "S2": name} if role == "S" else {role: name}
     other = ("BABA" if order == "ABBA" else "ABBA") if "order" in flip else order
-    clean = fill(IOI[order], frame | words, _ROLES)
-    return Pair(clean, fill(IOI[other], frame | new, _ROLES), answer=" " + IO, foil=" " + S)
+    clean = fill(IOI[order], sentence | words, _ROLES)
+    return Pair(clean, fill(IOI[other], sentence | new, _ROLES), answer=" " + IO, foil=" " + S)
 
 
 def _names(rng: np.random.Generator, split: str) -> tuple[str, str]:
     while True:
         IO, S = (NAMES[i] for i in rng.choice(len(NAMES), 2, replace=False))
-        if split == "all" or held_out(IO, S) == (split == "held_out"):
+        if _in_split(split, IO, S):
             return IO, S
+
+
+def _in_split(split: str, *names: str) -> bool:
+    return split == "all" or held_out(*names) == (split == "held_out")
+
+
+def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    return options[int(rng.integers(len(options)))]
 
 
 def _shuffled(rng: np.random.Generator) -> Iterator[str]:

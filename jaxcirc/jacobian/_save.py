@@ -93,7 +93,7 @@ def save_jacobian(
             matrix[where] = block
         matrix.flush()
         done += count
-        state.write_text(json.dumps({**plan, "done": done}))
+        state.write_text(json.dumps({**plan, "done": done}), encoding="utf-8")
         report(done, positions, "jacobian")
     try:
         certificate = J.certificate(jax.random.key(0) if key is None else key, matrix=matrix)
@@ -147,7 +147,7 @@ def _fingerprint(J: EdgeJacobian) -> str:
 def _resumed(part: Path, state: Path, plan: dict[str, Any]) -> int:
     """How many positions an earlier attempt at the same Jacobian has written."""
     try:
-        before = json.loads(state.read_text())
+        before = json.loads(state.read_text(encoding="utf-8"))
         return before["done"] if part.exists() and all(before.get(name) == value for name, value in plan.items()) else 0
     except (OSError, ValueError, KeyError):
         return 0

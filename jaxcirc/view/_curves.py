@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._files import writing_file
+from .._files import write_text, writing_file
 from .plot import across, band, COLOURS, curve, document, frame, GREY, legend, line, upwards
 
 
@@ -24,7 +24,7 @@ def draw_curves(curves: "Mapping[str, pd.DataFrame]", path: str | Path) -> None:
         raise ValueError("draw_curves: expected at least one table of jc.recovery_curve, none of them empty.")
     panels = [_panel(name, table) for name, table in curves.items()]
     with writing_file(path) as aside:
-        aside.write_text(document(panels, title="Recovery of the metric against the size of the circuit"))
+        write_text(aside, document(panels, title="Recovery of the metric against the size of the circuit"))
 
 
 def check_svg(path: str | Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._files import writing_file
+from .._files import write_text, writing_file
 from ..features import FeatureJacobian
 from ._curves import check_svg
 from .plot import document, histogram, scatter
@@ -36,7 +36,7 @@ def draw_features(jacobian: FeatureJacobian, path: str | Path, *, mark: int | No
     if len(jacobian) > 1 and jacobian.has_cosine:
         panels.append(_against_cosine(jacobian, row))
     with writing_file(path) as aside:
-        aside.write_text(document(panels, title=f"{jacobian.target_site} by {jacobian.source_site}"))
+        write_text(aside, document(panels, title=f"{jacobian.target_site} by {jacobian.source_site}"))
 
 
 def _gradients(jacobian: FeatureJacobian, row: int) -> str:

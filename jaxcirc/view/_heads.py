@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._files import writing_file
+from .._files import write_text, writing_file
 from ..attribution import HeadEffects
 from ._curves import check_svg
 from .plot import document, heat_map
@@ -32,4 +32,4 @@ def draw_head_effects(found: HeadEffects, path: str | Path) -> None:
         for part, name in PARTS.items()
     ]
     with writing_file(path) as aside:
-        aside.write_text(document(panels, title="Effects of heads, corrupt less clean"))
+        write_text(aside, document(panels, title="Effects of heads, corrupt less clean"))

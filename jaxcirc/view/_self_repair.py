@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._files import writing_file
+from .._files import write_text, writing_file
 from ..components import SelfRepair
 from ._curves import check_svg
 from .plot import document, heat_map, scatter
@@ -35,7 +35,7 @@ def draw_self_repair(found: SelfRepair, path: str | Path, *, heads: Sequence[tup
         *(_tokens(found, layer, head, (low[layer, head], high[layer, head])) for layer, head in chosen),
     ]
     with writing_file(path) as aside:
-        aside.write_text(document(panels, title="Self-repair: what later heads do about a head that is ablated"))
+        write_text(aside, document(panels, title="Self-repair: what later heads do about a head that is ablated"))
 
 
 def _slopes(found: SelfRepair) -> str:

@@ -17,6 +17,7 @@ from weights.train.paths import WEIGHTS
 from weights.train.text import MIXTURES, SEQ, sequences
 
 import jaxcirc as jc
+from jaxcirc.data._agreement import how_many
 from jaxcirc.saes import AbstractDictionary
 
 
@@ -92,7 +93,10 @@ def measure(
         name = "with_bos" if bos else "without_bos"
         ioi = jc.data.ioi(tokenizer, n, template="mixed", seed=seed, split="held_out", bos=bos)
         agreement = {
-            k: jc.data.subject_verb(tokenizer, n, kind=k, seed=seed, split="held_out", bos=bos) for k in AGREEMENT
+            k: jc.data.subject_verb(
+                tokenizer, min(n, how_many(k, "held_out")), kind=k, seed=seed, split="held_out", bos=bos
+            )
+            for k in AGREEMENT
         }
         found[name] = {kind: prompt_accuracy(model, p) for kind, p in {"ioi": ioi, **agreement}.items()}
     return found | {"induction": induction_accuracy(model, n // 4, length=min(24, (SEQ - 1) // 2), seed=seed)}
