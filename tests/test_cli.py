@@ -175,7 +175,7 @@ def test_heads_of_a_prompts_file(prompts, tmp_path, capsys):
 
     assert main([*given, "--most", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "without signs" in printed
+    assert "effects by exact patching\n" in printed
     assert len(printed.split("value\n")[1].splitlines()) == 2
     for more, error in (
         (["--most", "0"], "--most is how many heads to print, at least 1; got 0"),

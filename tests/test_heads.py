@@ -40,7 +40,7 @@ def differences(model, clean, corrupt):
     return {site: after[site] - before[site] for site in sites}
 
 
-@pytest.mark.parametrize("name", ["gpt-neo", "parallel"])
+@pytest.mark.parametrize("name", MODELS)
 def test_patching_is_a_run_with_one_vector_changed(name):
     model, clean, corrupt, metric = problem(name)
     got = jc.head_effects(model, clean, corrupt, metric, method=jc.ExactPatching(tokens_at_once=35))
@@ -84,7 +84,7 @@ def test_the_gradient_is_attribution_patching():
 def test_the_query_key_fix_moves_the_pattern_exactly(name):
     """The exact change of one row, or of one column of scores with a softmax of each row, times the gradient at the pattern."""
     model, clean, corrupt, metric = problem(name)
-    got = jc.head_effects(model, clean, corrupt, metric, method=jc.AtPStar(grad_drop=False))
+    got = jc.head_effects(model, clean, corrupt, metric, method=jc.AtPStar())
     plain = jc.head_effects(model, clean, corrupt, metric, method=jc.Gradient())
     assert_close(got.v, plain.v)
     assert_close(got.z, plain.z)
@@ -118,8 +118,7 @@ def test_where_attention_is_saturated_the_gradient_is_blind_and_the_fix_is_not()
     clean = tokens_for(model, 5)[None]
     given = model, clean, (clean + 1) % model.d_vocab, jc.LogitDiff(jnp.array([0]), jnp.array([2]))
     exact, fixed, plain = (
-        jc.head_effects(*given, method=method)
-        for method in (jc.ExactPatching(), jc.AtPStar(grad_drop=False), jc.Gradient())
+        jc.head_effects(*given, method=method) for method in (jc.ExactPatching(), jc.AtPStar(), jc.Gradient())
     )
     for part in ("q", "k"):
         assert_close(getattr(fixed, part), getattr(exact, part), mass=1.0)
@@ -143,7 +142,7 @@ def test_dropping_a_layers_gradient_uncovers_what_cancels():
     clean = jnp.stack([tokens_for(model, 4, seed) for seed in range(2)])
     corrupt = clean.at[:, 1].set((clean[:, 1] + 1) % model.d_vocab)
     metric = jc.LogitDiff(jnp.arange(2), jnp.arange(2) + 2)
-    got = jc.head_effects(model, clean, corrupt, metric, method=jc.AtPStar(qk_fix=False))
+    got = jc.head_effects(model, clean, corrupt, metric, method=jc.AtPStar(qk_fix=False, grad_drop=True))
     for i in range(2):
         change = differences(model, clean[i], corrupt[i])
         zero = jax.tree.map(jnp.zeros_like, change)
@@ -164,9 +163,31 @@ def test_dropping_a_layers_gradient_uncovers_what_cancels():
             assert (getattr(got, part) >= 0).all()
 
 
-def test_padding_and_the_batch_change_nothing():
-    model, clean, corrupt, metric = problem("gpt2")
-    method = jc.AtPStar(grad_drop=False)
+def test_what_two_ways_cancel_has_no_gradient_and_a_size_by_grad_drop():
+    """The metric is chosen so that what a head does to it directly and through the next layer sum to nothing."""
+    model, clean, corrupt, _ = problem("attention-only", batch=1)
+    site, position, head = Site(0, Kind.Z), 4, 1  # where the metric is read, so that there is a direct way
+    change = differences(model, clean[0], corrupt[0])[site]
+    vector = jnp.zeros(change.shape).at[position, head].set(change[position, head])
+
+    def slope(held):
+        logits = lambda t: jc.run(model, clean[0], edits={site: jc.Add(t * vector), **held})[0][-1]
+        return jax.jit(jax.jacfwd(logits))(0.0)
+
+    both, direct = slope({}), slope({Site(1, Kind.ATTN_OUT): jc.Detach()})
+    w = direct - both * (direct @ both) / (both @ both)
+    w = w / (direct @ w)
+    effect = lambda method: float(
+        jc.head_effects(model, clean, corrupt, lambda logits: logits[-1] @ w, method=method).z[0, 0, head, position]
+    )
+    assert effect(jc.AtPStar()) == pytest.approx(0, abs=1e-10)
+    assert effect(jc.Gradient()) == pytest.approx(0, abs=1e-10)
+    assert effect(jc.AtPStar(grad_drop=True)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("method", "name"), [(jc.AtPStar(), "gpt2"), (jc.ExactPatching(), "gpt-neo")])
+def test_padding_and_the_batch_change_nothing(method, name):
+    model, clean, corrupt, metric = problem(name)
     want = jc.head_effects(model, clean, corrupt, metric, method=method)
     pad = lambda tokens: jnp.pad(tokens, ((0, 0), (0, 2)))
     mask = jnp.arange(7)[None] < jnp.array([5, 5])[:, None]
@@ -176,6 +197,11 @@ def test_padding_and_the_batch_change_nothing():
     for part in KINDS:
         assert_close(getattr(padded, part)[..., :5], getattr(want, part))
         assert not getattr(padded, part)[..., 5:].any()
+    left = lambda tokens: jnp.pad(tokens, ((0, 0), (2, 0)))
+    behind = jc.head_effects(model, left(clean), left(corrupt), metric, method=method, mask=mask[:, ::-1])
+    for part in KINDS:
+        assert_close(getattr(behind, part)[..., 2:], getattr(want, part))
+        assert not getattr(behind, part)[..., :2].any()
     alone = jc.head_effects(
         model, clean[1:], corrupt[1:], jc.LogitDiff(metric.answer[1:], metric.foil[1:]), method=method
     )
@@ -191,7 +217,9 @@ def test_zero_baseline_and_what_is_refused(untyped):
     with pytest.raises(TypeError, match=r"expected one of jc.AtPStar\(\), .* got IntegratedGradients"):
         jc.head_effects(model, clean, corrupt, metric, method=jc.IntegratedGradients())
     single = make_model(jax.random.key(0), layers=1)
-    with pytest.raises(ValueError, match="single layer"):
-        jc.head_effects(single, clean, corrupt, metric)
+    with pytest.raises(ValueError, match=r"random has a single layer. Use jc.AtPStar\(\)"):
+        jc.head_effects(single, clean, corrupt, metric, method=jc.AtPStar(grad_drop=True))
+    with pytest.raises(ValueError, match=r"ExactPatching: tokens_at_once is how many tokens .*, at least 1; got 0"):
+        jc.ExactPatching(tokens_at_once=0)
     with pytest.raises(ValueError, match="Clean and corrupt prompts come in pairs"):
         jc.head_effects(model, clean, corrupt[:, :3], metric)

@@ -4,7 +4,11 @@ from ._atp_star import AtPStar as AtPStar
 from ._contract import direct_to_metric as direct_to_metric, iterate_edges as iterate_edges
 from ._edges import edge_effects as edge_effects, EdgeEffects as EdgeEffects
 from ._effects import NodeEffects as NodeEffects
-from ._head_effects import head_effects as head_effects
+from ._head_effects import (
+    affordable_method as affordable_method,
+    head_effects as head_effects,
+    patching_runs as patching_runs,
+)
 from ._heads import AbstractHeadMethod as AbstractHeadMethod, HeadEffects as HeadEffects
 from ._methods import (
     AbstractMethod as AbstractMethod,

@@ -1,4 +1,4 @@
-"""AtP*: attribution patching of heads, with a softmax that is computed and not linearised, and without cancellation between layers."""
+"""AtP*: attribution patching of heads, with a softmax that is computed and not linearised, and if asked without cancellation."""
 
 import functools as ft
 
@@ -6,20 +6,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from .._edits import AbstractEdit, Add
-from .._metrics import Metric
 from .._run import run, site_shapes
 from .._sites import Kind, Site
 from ..models import Transformer
 from ._batches import largest_batch
-from ._heads import AbstractHeadMethod, as_effects, HeadEffects, HeadStates, layers_and_parts
+from ._heads import AbstractHeadMethod, as_effects, head_states, HeadEffects, HeadStates, layers_and_parts
+from ._prepare import Problem
 from ._vanishing import check_gradient
 
 
 class AtPStar(AbstractHeadMethod):
-    r"""Attribution patching with the two corrections of Kramár et al. 2024, "AtP*", arXiv 2403.00745, §3.1.
+    r"""Attribution patching with the corrections of Kramár et al. 2024, "AtP*", arXiv 2403.00745, §3.1. Two of them:
+
+    - `jc.AtPStar()`, without GradDrop: estimates of the effects themselves, with their signs.
+    - `jc.AtPStar(grad_drop=True)`, with GradDrop, as in the paper: sizes, for finding heads whose effect the gradient misses because two
+      ways cancel. Not effects: compare them with each other only.
 
     **Arguments:**
 
@@ -27,40 +31,42 @@ class AtPStar(AbstractHeadMethod):
       query's and a key's effect is the exact change of the attention pattern, times the gradient at the pattern,
       $\sum_{ij} \nabla_{A_{ij}} m \, (A'_{ij} - A_{ij})$. All keys of a head take one pass over its pattern: a key moves the probability
       of its own column, and the rest of each row shrinks alike.
-    - `grad_drop`: a direct effect and one through a later layer may cancel, and hide a node. So the effect is found once for each layer
-      with the gradient through that layer's attention and MLP dropped, and is the mean over these of its absolute value: a layer's own
-      drop gives nothing, hence `1 / (layers - 1)`. Effects are then magnitudes, without sign.
+    - `grad_drop`: a direct effect and one through a later layer may cancel to first order, and hide a node. So the effect is found once
+      for each layer with the gradient through that layer's attention and MLP dropped, and is the mean over these of its absolute value: a
+      layer's own drop gives nothing, hence `1 / (layers - 1)`.
 
-    With both `False` this is `jc.Gradient()`.
+    GradDrop helps where ways cancel and there are many layers, so that dropping one leaves the others as they are. It hides where layers
+    are few and effects pass through several of them: each drop then takes away much of what does not cancel. In a model of four layers a
+    head whose effect goes by way of all later ones keeps a small part of it, and ranks behind heads that matter less.
+
+    With both `False` it computes what `jc.Gradient()` does.
     """
 
     qk_fix: bool = eqx.field(static=True, default=True)
-    grad_drop: bool = eqx.field(static=True, default=True)
+    grad_drop: bool = eqx.field(static=True, default=False)
 
-    def heads(
-        self,
-        model: Transformer,
-        tokens: Int[Array, "batch seq"],
-        metric: Metric,
-        mask: Bool[Array, "batch seq"],
-        at: HeadStates,
-    ) -> HeadEffects:
+    @property
+    def words(self) -> str:
+        drop = "with GradDrop (unsigned)" if self.grad_drop else "without GradDrop"
+        return f"AtP* {drop}" + ("" if self.qk_fix else ", queries and keys by the gradient")
+
+    def heads(self, model: Transformer, problem: Problem) -> HeadEffects:
         n = model.n_layers
         if self.grad_drop and n < 2:
             raise ValueError(
-                "AtPStar(grad_drop=True) drops one layer's gradient at a time, and the model has a single layer. Use "
-                "jc.AtPStar(grad_drop=False)."
+                f"AtPStar(grad_drop=True) drops one layer's gradient at a time, and {model.name} has a single layer. Use jc.AtPStar()."
             )
+        at = head_states(model, problem)
         keeps = 1 - np.eye(n) if self.grad_drop else np.ones((1, n))
-        effects = _by_gradients(model, tokens, metric, mask, at, jnp.asarray(keeps, model.dtype), fix=self.qk_fix)
+        effects = _by_gradients(model, problem, at, jnp.asarray(keeps, model.dtype), fix=self.qk_fix)
         if self.grad_drop:
             effects = {name: jnp.abs(each).sum(1) / (n - 1) for name, each in effects.items()}
         else:
             effects = {name: each[:, 0] for name, each in effects.items()}
         before, after = at.metrics
         found = np.max([np.abs(each).max((1, 2, 3)) for each in effects.values()], axis=0)
-        check_gradient(model, tokens, metric, mask, found=found, total=after - before)
-        return as_effects(effects, at)
+        check_gradient(model, problem.clean, problem.metric, problem.mask, found=found, total=after - before)
+        return as_effects(effects, at, self)
 
 
 class _Gate(AbstractEdit):
@@ -82,9 +88,10 @@ _gated.defvjp(lambda x, keep: (x, keep), lambda keep, g: (keep * g, jnp.zeros_li
 
 
 @ft.partial(jax.jit, static_argnames="fix")
-def _by_gradients(model, tokens, metric, mask, at: HeadStates, keeps: Float[Array, "world layer"], *, fix: bool):
+def _by_gradients(model, problem: Problem, at: HeadStates, keeps: Float[Array, "world layer"], *, fix: bool):
     """Effects `[batch world layer seq head]` of each part, one world for each row of gates."""
-    shapes, layers = site_shapes(model, tokens.shape[1]), range(model.n_layers)
+    batch, seq = problem.clean.shape
+    shapes, layers = site_shapes(model, seq), range(model.n_layers)
     patterns = [Site(layer, Kind.PATTERN) for layer in layers]
     places = [site for *_, site in layers_and_parts(model)] + patterns
     ends = [site for site in shapes if site.kind in (Kind.ATTN_OUT, Kind.MLP_OUT)]
@@ -113,9 +120,8 @@ def _by_gradients(model, tokens, metric, mask, at: HeadStates, keeps: Float[Arra
             effects["k"] = _of_keys(at.scores, scores(at.clean["q"], at.differences["k"]), slope)
         return effects
 
-    batch, seq = tokens.shape
     together = largest_batch(batch, keeps.shape[0] * seq)
-    return jax.lax.map(one, (tokens, mask, metric, at), batch_size=together)
+    return jax.lax.map(one, (problem.clean, problem.mask, problem.metric, at), batch_size=together)
 
 
 def _of_queries(

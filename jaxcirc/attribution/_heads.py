@@ -6,15 +6,29 @@ from collections.abc import Mapping
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
-from .._metrics import Metric
 from .._run import run_metric
 from .._sites import Kind, Site
 from ..models import Transformer
+from ._prepare import Problem
 
 
 PARTS = {"q": Kind.Q, "k": Kind.K, "v": Kind.V, "z": Kind.Z}
+
+
+class AbstractHeadMethod(eqx.Module):
+    """How the effects of heads are found."""
+
+    @property
+    @abc.abstractmethod
+    def words(self) -> str:
+        """What it is, for people: `"exact patching"`."""
+
+    @abc.abstractmethod
+    def heads(self, model: Transformer, problem: Problem) -> "HeadEffects":
+        """**Returns:** the effects of all heads' parts. **Raises:** `ValueError` for a model that it cannot serve, before any run."""
 
 
 class HeadEffects(eqx.Module):
@@ -26,6 +40,8 @@ class HeadEffects(eqx.Module):
     - `total` `[batch]`: the change of the metric that there is to explain. With the zero baseline there is no corrupt run, and it is the
       clean metric's negative.
     - `clean` `[batch]`: the metric of the clean run.
+    - `method`: what found them, such as `jc.ExactPatching()`; `method.words` says it in words. Given to `jc.head_effects` with further
+      prompts, it finds theirs in the same way.
     """
 
     q: Float[Array, "batch layer head seq"]
@@ -34,6 +50,7 @@ class HeadEffects(eqx.Module):
     z: Float[Array, "batch layer head seq"]
     total: Float[Array, " batch"]
     clean: Float[Array, " batch"]
+    method: AbstractHeadMethod = eqx.field(static=True)
 
 
 class HeadStates(eqx.Module):
@@ -44,40 +61,23 @@ class HeadStates(eqx.Module):
     - `clean`, `differences`: of each part in `PARTS`, `[batch layer seq head d_head]`, the clean value, and corrupt less clean, 0 at
       padding.
     - `scores` `[batch layer head q_seq k_seq]`: of the clean run, `-inf` where nobody attends.
+    - `entered`: the clean residual stream after a layer's heads have written to it, and before anything reads that.
     - `metrics`: the metric of both runs; the second is 0 for the zero baseline.
     """
 
     clean: dict[str, Float[Array, "batch layer seq head d_head"]]
     differences: dict[str, Float[Array, "batch layer seq head d_head"]]
     scores: Float[Array, "batch layer head q_seq k_seq"]
+    entered: Float[Array, "batch layer seq d_model"]
     metrics: tuple[Float[Array, " batch"], Float[Array, " batch"]]
 
 
-class AbstractHeadMethod(eqx.Module):
-    """How the effects of heads are found."""
-
-    @abc.abstractmethod
-    def heads(
-        self,
-        model: Transformer,
-        tokens: Int[Array, "batch seq"],
-        metric: Metric,
-        mask: Bool[Array, "batch seq"],
-        at: HeadStates,
-    ) -> HeadEffects:
-        """**Returns:** the effects of all heads' parts."""
-
-
 @jax.jit
-def head_states(
-    model: Transformer,
-    clean: Int[Array, "batch seq"],
-    corrupt: Int[Array, "batch seq"] | None,
-    metric: Metric,
-    mask: Bool[Array, "batch seq"],
-) -> HeadStates:
-    """Runs both sides. Without `corrupt` every part goes to zero."""
-    recorded = {**PARTS, "scores": Kind.ATTN_SCORES}
+def head_states(model: Transformer, problem: Problem) -> HeadStates:
+    """Runs both sides. Without corrupt prompts every part goes to zero."""
+    clean, corrupt, metric, mask = problem.clean, problem.corrupt, problem.metric, problem.mask
+    entered = Kind.RESID_MID if model.blocks[0].has_middle else Kind.RESID_POST
+    recorded = {**PARTS, "scores": Kind.ATTN_SCORES, "entered": entered}
     layers = range(model.n_layers)
     names = [Site(layer, kind) for kind in recorded.values() for layer in layers]
 
@@ -98,6 +98,7 @@ def head_states(
         clean={name: values[name] for name in PARTS},
         differences={name: jnp.where(real, others[name] - values[name], 0) for name in PARTS},
         scores=values["scores"],
+        entered=values["entered"],
         metrics=(before, after),
     )
 
@@ -107,8 +108,8 @@ def layers_and_parts(model: Transformer) -> list[tuple[str, int, Site]]:
     return [(name, layer, Site(layer, kind)) for name, kind in PARTS.items() for layer in range(model.n_layers)]
 
 
-def as_effects(effects: Mapping[str, Array], at: HeadStates) -> HeadEffects:
-    """Effects `[batch layer seq head]` of each part, by head."""
+def as_effects(effects: Mapping[str, ArrayLike], at: HeadStates, method: AbstractHeadMethod) -> HeadEffects:
+    """Effects `[batch layer seq head]` of each part, by head, and what found them."""
     clean, corrupt = at.metrics
     by_head = {name: jnp.swapaxes(jnp.asarray(effects[name]), -1, -2) for name in PARTS}
-    return HeadEffects(**by_head, total=corrupt - clean, clean=clean)
+    return HeadEffects(**by_head, total=corrupt - clean, clean=clean, method=method)

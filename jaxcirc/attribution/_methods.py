@@ -1,6 +1,7 @@
 """Gradients of the metric at the nodes: at the clean point, or averaged on the way to the corrupt one."""
 
 import abc
+import dataclasses
 import functools as ft
 from collections.abc import Callable, Mapping
 
@@ -8,17 +9,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from .._edits import Add
-from .._metrics import Metric
 from .._run import run_metric, site_shapes
 from .._sites import Kind, Site
 from ..models import Transformer
 from ._at_cut import mean_gradient
 from ._atp_star import AtPStar
 from ._effects import effects_of, NodeEffects
-from ._heads import AbstractHeadMethod, HeadEffects, HeadStates
+from ._heads import AbstractHeadMethod, HeadEffects
 from ._prepare import Problem
 from ._states import States
 from ._vanishing import check_gradient
@@ -74,15 +74,12 @@ class Gradient(AbstractGradientMethod, AbstractHeadMethod):
     ) -> dict[Site, Float[Array, "batch seq width"]]:
         return _gradients(model, problem.clean, problem.metric, problem.mask, tuple(problem.saes))
 
-    def heads(
-        self,
-        model: Transformer,
-        tokens: Int[Array, "batch seq"],
-        metric: Metric,
-        mask: Bool[Array, "batch seq"],
-        at: HeadStates,
-    ) -> HeadEffects:
-        return AtPStar(qk_fix=False, grad_drop=False).heads(model, tokens, metric, mask, at)
+    @property
+    def words(self) -> str:
+        return "the gradient"
+
+    def heads(self, model: Transformer, problem: Problem) -> HeadEffects:
+        return dataclasses.replace(AtPStar(qk_fix=False, grad_drop=False).heads(model, problem), method=self)
 
 
 class IntegratedGradients(AbstractGradientMethod):

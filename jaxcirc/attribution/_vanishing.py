@@ -34,8 +34,8 @@ def check_gradient(
     if (np.asarray(_reach(model, tokens, metric, mask), np.float64) <= VANISHING * change).all():
         raise ValueError(
             "The metric's gradient vanishes where it is taken, so it says nothing of what moves the metric: jc.KL has none at its own "
-            "reference. Use method=jc.IntegratedGradients(steps), whose gradients are taken on the way to the corrupt prompts, or "
-            "method=jc.ExactPatching(), which takes none."
+            "reference. Use method=jc.ExactPatching(), which takes none, or of nodes method=jc.IntegratedGradients(steps), whose gradients "
+            "are taken on the way to the corrupt prompts."
         )
 
 

@@ -9,13 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..attribution import AtPStar, ExactPatching, Gradient, head_effects, HeadEffects
+from .._checks import check_count
+from ..attribution import (
+    AbstractHeadMethod,
+    affordable_method,
+    AtPStar,
+    ExactPatching,
+    Gradient,
+    head_effects,
+    HeadEffects,
+    patching_runs,
+)
 from ..data import Prompts
 from ..models import Transformer
 from ..view import check_svg, draw_head_effects
 from ._common import (
     add_prompt_options,
-    check_count,
     load_model,
     load_prompt_file,
     progress_bar,
@@ -24,7 +33,12 @@ from ._common import (
 )
 
 
-METHODS = {"atp-star": AtPStar, "gradient": Gradient, "patching": ExactPatching}
+METHODS: dict[str, AbstractHeadMethod] = {
+    "patching": ExactPatching(),
+    "atp-star": AtPStar(),
+    "atp-star-graddrop": AtPStar(grad_drop=True),
+    "gradient": Gradient(),
+}
 PARTS = ("z", "q", "k", "v")
 
 
@@ -39,9 +53,12 @@ def add(subparsers: Subparsers) -> None:
     add_prompt_options(parser, dictionaries=False)
     parser.add_argument(
         "--method",
-        choices=METHODS,
-        default="atp-star",
-        help="attribution patching with its corrections, which gives sizes without signs (%(default)s), or without; or a run for each",
+        choices=("auto", *METHODS),
+        default="auto",
+        help="patching: exact, a run for each vector. atp-star: estimated by gradients with the softmax recomputed, and with signs. "
+        "atp-star-graddrop: sizes without signs, which also show heads whose ways cancel, but hide heads that act through several layers "
+        "where layers are few. gradient: to first order. auto: patching where that takes about as long as atp-star, otherwise atp-star; "
+        "what it took is printed (%(default)s)",
     )
     parser.add_argument("--most", type=int, default=12, metavar="N", help="how many heads to print (%(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all heads as an SVG file")
@@ -55,35 +72,55 @@ def heads(arguments: argparse.Namespace) -> int:
     check_count("--most", "heads to print", arguments.most)
     prompts = load_prompt_file(arguments, tokenizer_of(arguments))
     model = load_model(arguments)
-    found = _effects(arguments, model, prompts)
+    method = _method(arguments, model, prompts)
+    found = _effects(arguments, model, prompts, method)
     if arguments.plot:
         draw_head_effects(found, arguments.plot)
     rows = _rows(found)
     total, clean = (float(np.mean(x)) for x in (found.total, found.clean))
     if arguments.json:
         plot = str(arguments.plot) if arguments.plot else None
-        about = {"model": model.name, "method": arguments.method, "prompts": len(prompts)}
+        name = next(name for name, known in METHODS.items() if known == found.method)
+        about = {"model": model.name, "method": name, "prompts": len(prompts)}
         print(json.dumps({**about, "clean_metric": clean, "total_effect": total, "rows": rows, "plot": plot}))
         return 0
-    print(f"{len(rows)} heads of {model.name}, {len(prompts)} prompts; metric {clean:.3f}, effect {total:+.3f}\n")
-    if arguments.method == "atp-star":
-        print("AtP* gives sizes without signs, of effects that may cancel; --method patching has signs\n")
+    print(f"{len(rows)} heads of {model.name}, {len(prompts)} prompts; metric {clean:.3f}, effect {total:+.3f}")
+    runs = patching_runs(model, *prompts.clean.shape)
+    rather = (
+        f"; --method patching would take {runs:,} runs" if arguments.method == "auto" and method == AtPStar() else ""
+    )
+    print(f"effects by {found.method.words}{rather}\n")
     print("head    output    query      key    value")
+    sign = "" if method == METHODS["atp-star-graddrop"] else "+"
     for row in rows[: arguments.most]:
-        print(f"{row['head']:<6}" + " ".join(f"{row[part]:+8.3f}" for part in PARTS))
+        # Nothing is no more negative than positive.
+        print(f"{row['head']:<6}" + " ".join(f"{round(row[part], 3) + 0.0:{sign}8.3f}" for part in PARTS))
     if arguments.plot:
         print(f"\ndrawn in {arguments.plot}.")
     return 0
 
 
-def _effects(arguments: argparse.Namespace, model: Transformer, prompts: Prompts) -> HeadEffects:
+def _method(arguments: argparse.Namespace, model: Transformer, prompts: Prompts) -> AbstractHeadMethod:
+    """What was asked for. All prompts decide on what they can afford, not those that are in memory at once."""
+    if arguments.method == "auto":
+        return affordable_method(model, *prompts.clean.shape)
+    if arguments.method == "atp-star-graddrop" and model.n_layers == 1:
+        raise ValueError(
+            f"--method atp-star-graddrop drops one layer's gradient at a time, and {model.name} has a single layer. "
+            "Use --method atp-star."
+        )
+    return METHODS[arguments.method]
+
+
+def _effects(
+    arguments: argparse.Namespace, model: Transformer, prompts: Prompts, method: AbstractHeadMethod
+) -> HeadEffects:
     size = len(prompts) if arguments.batch_size is None else arguments.batch_size
     parts: list[HeadEffects] = []
     with progress_bar() as progress:
         for first in range(0, len(prompts), size):
             progress(first, len(prompts), "prompts")
             some = prompts[first : first + size]
-            method = METHODS[arguments.method]()
             parts.append(head_effects(model, some.clean, some.corrupt, some.metric(), method=method, mask=some.mask))
         progress(len(prompts), len(prompts), "prompts")
     return jax.tree.map(lambda *each: jnp.concatenate(each), *parts)

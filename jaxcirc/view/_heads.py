@@ -14,22 +14,24 @@ PARTS = {"z": "output", "q": "query", "k": "key", "v": "value"}
 
 
 def draw_head_effects(found: HeadEffects, path: str | Path) -> None:
-    """Draws the effects of all heads as an SVG file: of outputs, queries, keys and values, summed over positions, mean over prompts.
+    """Draws the effects of all heads as an SVG file: of outputs, queries, keys and values, summed over positions, mean over prompts. The
+    title and every panel say what found them.
 
     **Raises:** `ValueError` for a file that is not named as SVG.
     """
     check_svg(path)
-    note = f"mean of {len(found.total)} prompts; total effect {float(np.mean(found.total)):+.3g}"
+    means = f"mean of {len(found.total)} prompts; total effect {float(np.mean(found.total)):+.3g}"
+    words = found.method.words
     panels = [
         heat_map(
             np.asarray(getattr(found, part)).sum(-1).mean(0).tolist(),
             label="head",
             side="layer",
             title=f"{name}, summed over positions",
-            note=note,
+            note=f"{words}; {means}",
             unit="effect",
         )
         for part, name in PARTS.items()
     ]
     with writing_file(path) as aside:
-        write_text(aside, document(panels, title="Effects of heads, corrupt less clean"))
+        write_text(aside, document(panels, title=f"Effects of heads, corrupt less clean, by {words}"))
