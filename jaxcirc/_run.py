@@ -97,14 +97,22 @@ def run_metric(
 
 def metric_of_last(model: Transformer, metric: Metric, resid: Resid) -> Any:
     """The metric of the last residual stream, of which only what is read is unembedded."""
+    position, metric = only_position(metric)
+    return metric(model.unembed(resid if position is None else resid[position][None], bare_tap()))
+
+
+def only_position(metric: Metric) -> tuple[Int[Array, "..."] | None, Metric]:
+    """The one position that the metric reads, and the same metric of logits that are of that position alone; `None`, and the metric,
+    where it may read several.
+    """
     position = position_read(metric)
-    if position is None:
-        return metric(model.unembed(resid, bare_tap()))
-    return OfPosition(metric)(model.unembed(resid[position][None], bare_tap()))
+    if position is None or not isinstance(metric, AbstractPositionMetric):
+        return None, metric
+    return position, _OfPosition(metric)
 
 
-class OfPosition(AbstractMetric):
-    """A metric that reads one position, as a function of logits `[1 d_vocab]` that are of that position alone."""
+class _OfPosition(AbstractMetric):
+    """A metric that reads one position, of logits `[1 d_vocab]` that are of that position alone."""
 
     metric: AbstractPositionMetric
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._metrics import Metric, position_read
+from .._metrics import Metric
 from .._nn import Block
-from .._run import metric_of_last, OfPosition
+from .._run import metric_of_last, only_position
 from .._sites import Site
 from .._tap import bare_tap
 from ..models import Transformer
@@ -46,8 +46,7 @@ def _gradient_at_cut(model: Transformer, metric: Metric, start: Site, resid, cha
     for block, mask, *halves in zip(model.blocks, masks, attends, feeds, strict=True):
         if any(halves):
             shorter = block is model.blocks[-1] and halves[0] and _worth_a_program(model, worlds)
-            position = position_read(metric) if shorter else None
-            metric = metric if position is None else OfPosition(metric)
+            position, metric = only_position(metric) if shorter else (None, metric)
             worlds, back = _from_cut(block, mask, worlds, position, whole=bool(halves[0]))
             backs.append((block, back))
     gradient = _end_gradient(model.ends, metric, worlds)
