@@ -9,6 +9,7 @@ import jaxcirc as jc
 from jaxcirc.saes import (
     AbstractDictionary,
     Gated,
+    GroupMax,
     Identity,
     JumpReLU,
     Linear,
@@ -59,6 +60,7 @@ DICTIONARIES: dict[str, Callable[..., AbstractDictionary]] = {
     "batchtopk": lambda key, width, site=None: make_sae(key, width, site, JumpReLU(jnp.asarray(0.7))),
     "topk": lambda key, width, site=None: make_sae(key, width, site, TopK(3)),
     "topk-unrectified": lambda key, width, site=None: make_sae(key, width, site, TopK(15, rectified=False)),
+    "groupmax": lambda key, width, site=None: make_sae(key, width, site, GroupMax(5)),
     "topk-standardised": lambda key, width, site=None: make_sae(key, width, site, TopK(4), normalisation=Standardise()),
     "relu-unit-norm": lambda key, width, site=None: make_sae(key, width, site, normalisation=UnitNorm()),
     "identity": lambda key, width, site=None: Identity(width, site),

@@ -12,9 +12,10 @@ import pytest
 import safetensors.numpy
 
 import jaxcirc as jc
-from jaxcirc.interop import _layouts, save_pretrained
+from jaxcirc import interop
+from jaxcirc.interop import _build, _config, _layouts, save_pretrained
 
-from .helpers import needs_x64
+from .helpers import assert_close, needs_x64
 from .stored_models import edit_config, edit_weights, load, same_arrays, shard, STORED, stored_model
 
 
@@ -128,14 +129,88 @@ def with_tied_head(tensors):
     return tensors | {"lm_head.weight": tensors["transformer.wte.weight"].copy()}
 
 
-@pytest.mark.parametrize("change", [bare, with_buffers, with_tied_head, lambda t: bare(with_buffers(t))])
+def only_the_head(tensors):
+    """As `safetensors.torch.save_model` keeps one name of the tensors that a model shares."""
+    kept = {name: tensor for name, tensor in tensors.items() if name != "transformer.wte.weight"}
+    return kept | {"lm_head.weight": tensors["transformer.wte.weight"]}
+
+
+CHANGES = [
+    bare,
+    with_buffers,
+    with_tied_head,
+    only_the_head,
+    lambda t: bare(with_buffers(t)),
+    lambda t: bare(only_the_head(t)),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_the_same_model_from_other_files(either, change, tmp_path):
     save_pretrained(either, tmp_path)
     edit_weights(tmp_path, change)
     assert same_arrays(load(tmp_path), either)
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_tied_head_alone_in_every_kind_of_file(either, sharded, tmp_path):
+    save_pretrained(either, tmp_path)
+    edit_weights(tmp_path, only_the_head)
+    if sharded:
+        shard(tmp_path)
+    assert same_arrays(load(tmp_path), either)
+
+
+def test_a_tied_head_alone_in_a_pytorch_file(either, tmp_path):
+    torch = pytest.importorskip("torch")
+    save_pretrained(either, tmp_path)
+    tensors = only_the_head(safetensors.numpy.load_file(tmp_path / "model.safetensors"))
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({name: torch.as_tensor(tensor) for name, tensor in tensors.items()}, tmp_path / "pytorch_model.bin")
+    assert same_arrays(load(tmp_path), either)
+
+
+def test_a_tied_head_alone_as_safetensors_writes_a_model_of_transformers(tmp_path):
+    """`save_model` keeps one name of the tensors that a model shares, of GPT-2 the head's."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    import safetensors.torch
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 13, "n_positions": 12, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)).eval()
+    theirs.config.architectures = ["GPT2LMHeadModel"]
+    theirs.config.save_pretrained(tmp_path)
+    safetensors.torch.save_model(theirs, str(tmp_path / "model.safetensors"))
+    assert "transformer.wte.weight" not in safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        want = theirs(torch.arange(9)[None]).logits[0].numpy()
+    assert_close(np.asarray(jc.run(load(tmp_path), jnp.arange(9))[0]), want, tolerance=1e-5)
+
+
+def test_a_tied_head_alone_in_flax_names(either):
+    """There the head lies the other way round than the embedding."""
+    pytest.importorskip("flax")
+    inner = dict(interop.to_flax_params(either)["transformer"])
+    tree = {"transformer": inner, "lm_head": {"kernel": np.asarray(inner.pop("wte")["embedding"]).T}}
+    loaded = interop.from_nnx_state(tree, _config.write_config(_build.spec_of(either)))
+    assert same_arrays(loaded, either)
+
+
+def test_a_head_alone_is_not_enough_where_nothing_is_tied(folder):
+    edit_weights(folder, only_the_head)
+    edit_config(folder, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match=r"missing: `wte.weight`"):
+        load(folder)
+
+
+def test_a_tied_head_alone_of_another_shape_is_named(folder):
+    edit_weights(folder, lambda t: only_the_head(t) | {"lm_head.weight": t["transformer.wte.weight"][:-1].copy()})
+    with pytest.raises(ValueError, match=r"`lm_head.weight` has shape \(12, 16\)"):
+        load(folder)
+
+
 def test_a_tied_head_that_differs_is_refused(folder):
+    """transformers 4 reads the embedding for both, and 5 reads each its own."""
     edit_weights(folder, lambda t: t | {"lm_head.weight": 2 * t["transformer.wte.weight"]})
     with pytest.raises(ValueError, match=r"the file holds another `lm_head`.*set \"tie_word_embeddings\": false"):
         load(folder)
@@ -264,11 +339,13 @@ def test_a_flax_file_without_flax(folder, monkeypatch):
 def test_a_folder_without_weights_or_configuration(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(
-        ValueError, match=r"holds no weights: expected one of model.safetensors, pytorch_model.bin, flax_model.msgpack"
+        ValueError,
+        match=r"holds no weights: expected one of model.safetensors, pytorch_model.bin, flax_model.msgpack.* It holds config.json\.",
     ):
         load(folder)
-    (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"There is no .*config.json"):
+    (folder / "config.json").rename(folder / "cfg.json")
+    (folder / "old").mkdir()
+    with pytest.raises(ValueError, match=r"There is no .*config.json.* It holds cfg.json, old/\."):
         load(folder)
 
 

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcirc._nn import gelu, gelu_new
+from jaxcirc._nn import gelu, gelu_new, relu
 from jaxcirc.interop import _attributes, _config, save_pretrained
 
+from .helpers import assert_close
 from .stored_models import edit_config, load, logits_of, same_arrays, stored_model
 
 
@@ -93,13 +95,40 @@ def test_every_attribute_of_transformers_is_used_ignored_or_refused(kind):
     assert spec.d_model == {"gpt2": 768, "gpt_neo": 2048}[kind]
 
 
-@pytest.mark.parametrize(
-    ("attribute", "value"), [("add_cross_attention", True), ("pruned_heads", {"0": [1]}), ("quantization_config", {})]
-)
-def test_attributes_of_another_computation_are_refused(folder, attribute, value):
+# A value of each attribute of the table with which it would change the computation, and what the message says of it.
+EFFECTIVE = {
+    "add_cross_attention": (True, "an encoder"),
+    "auto_map": ({"AutoModelForCausalLM": "modeling_x.Model"}, "code of its own"),
+    "is_encoder_decoder": (True, "an encoder"),
+    "per_layer_config": ({"0": {"n_head": 1}}, "layers differ"),
+    "pruned_heads": ({"0": [1]}, "heads are taken out"),
+    "quantization_config": ({}, "packed"),
+    "rope_parameters": ({"rope_theta": 1e4}, "rotate"),
+    "rope_scaling": ({"factor": 2.0}, "rotate"),
+    "rope_theta": (1e4, "rotate"),
+}
+
+
+@pytest.mark.parametrize("attribute", _attributes.ONLY)
+def test_attributes_of_another_computation_are_refused(folder, attribute):
+    for value in _attributes.ONLY[attribute].values:
+        edit_config(folder, **{attribute: value})
+        assert same_arrays(load(folder), stored_model("gpt2"))
+    value, does = EFFECTIVE[attribute]
     edit_config(folder, **{attribute: value})
-    with pytest.raises(ValueError, match=rf"config.json asks for {attribute} = .*, which is not supported"):
+    with pytest.raises(
+        ValueError, match=rf"config.json: {attribute} = .* is not supported; only .* It says that .*{does}"
+    ):
         load(folder)
+
+
+def test_attributes_that_transformers_4_has_and_5_has_not(folder):
+    """As `to_dict` and `config.json` of versions 4.26 to 4.57 hold them."""
+    old = {"tie_encoder_decoder": False, "torch_dtype": "float32", "pruned_heads": {}, "use_bfloat16": False}
+    old |= {"_attn_implementation_autoset": False, "_attn_implementation": "eager", "_pre_quantization_dtype": None}
+    old |= {"chunk_size_feed_forward": 64, "is_composition": False, "xla_device": None, "use_return_dict": True}
+    edit_config(folder, **old)
+    assert same_arrays(load(folder), stored_model("gpt2"))
 
 
 def test_ignored_attributes_change_nothing(folder):
@@ -109,7 +138,7 @@ def test_ignored_attributes_change_nothing(folder):
 
 def test_unknown_attributes_are_refused(folder):
     edit_config(folder, parallel_residual=True)
-    with pytest.raises(ValueError, match="has the attribute parallel_residual = True, which is not known for gpt2"):
+    with pytest.raises(ValueError, match=r"config.json: the attribute parallel_residual = True is not known"):
         load(folder)
 
 
@@ -128,10 +157,12 @@ def test_aliases_and_contradictions(folder):
     [
         ({"n_head": 5}, "n_embd = 16, which n_head = 5 does not divide"),
         ({"n_layer": 0}, "n_layer = 0; expected a whole number from 1"),
+        ({"layer_norm_epsilon": None}, "layer_norm_epsilon = None; expected a number above 0"),
+        ({"layer_norm_epsilon": -1.0}, "layer_norm_epsilon = -1.0; expected a number above 0"),
         ({"n_layer": "2"}, "n_layer = '2'; expected a whole number from 1"),
         (
             {"activation_function": "silu"},
-            "activation_function 'silu' is not supported; gelu_new, gelu_pytorch_tanh, gelu, relu are",
+            "activation_function 'silu' is not supported; gelu_new, gelu_pytorch_tanh, .*gelu, .*relu are",
         ),
         (
             {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
@@ -165,10 +196,25 @@ def test_attention_types_that_are_not_understood(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize(("act", "ours"), [("gelu_new", gelu_new), ("gelu_pytorch_tanh", gelu_new), ("gelu", gelu)])
-def test_activation_names(folder, act, ours):
+ACTS = {
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast"), gelu_new),
+    **dict.fromkeys(("gelu", "gelu_python"), gelu),
+    "relu": relu,
+}
+
+
+@pytest.mark.parametrize("act", _attributes.ACTS)
+def test_activation_names(folder, act):
     edit_config(folder, activation_function=act)
-    assert load(folder).blocks[0].mlp.act is ours
+    assert load(folder).blocks[0].mlp.act is ACTS[act]
+
+
+@pytest.mark.parametrize("act", _attributes.ACTS)
+def test_activations_are_those_of_transformers(act):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    x = np.linspace(-4, 4, 41)
+    want = transformers.activations.ACT2FN[act](torch.as_tensor(x)).numpy()
+    assert_close(np.asarray(ACTS[act](jnp.asarray(x))), want, tolerance=1e-6)
 
 
 PUBLISHED = {

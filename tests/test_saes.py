@@ -11,6 +11,7 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.saes import (
     Gated,
+    GroupMax,
     Identity,
     JumpReLU,
     Linear,
@@ -158,12 +159,18 @@ def test_activations_against_their_equations():
     for row, out in zip(pre, top, strict=True):
         for i in sorted(range(9), key=lambda i: -row[i])[:4]:
             out[i] = row[i]
+    largest = np.zeros_like(pre)
+    for row, out in zip(pre, largest, strict=True):
+        for start in (0, 3, 6):
+            best = start + np.argmax(row[start : start + 3])
+            out[best] = max(row[best], 0)
     cases = {
         ReLU(): relu,
         TanhReLU(): np.tanh(relu),
         Linear(): pre,
         TopK(4): np.maximum(top, 0),
         TopK(4, rectified=False): top,
+        GroupMax(3): largest,
     }
     for activation, want in cases.items():
         assert_close(activation(jnp.asarray(pre)), want)
@@ -175,6 +182,10 @@ def test_activations_against_their_equations():
 
 def test_topk_keeps_the_first_of_equal_ones():
     assert TopK(2)(jnp.array([1.0, 3.0, 3.0, 3.0])).tolist() == [0, 3, 3, 0]
+
+
+def test_groupmax_keeps_the_first_of_equal_ones_and_nothing_that_is_negative():
+    assert GroupMax(2)(jnp.array([3.0, 3.0, -1.0, -2.0])).tolist() == [3, 0, 0, 0]
 
 
 @needs_x64
@@ -285,6 +296,10 @@ def test_k_beyond_the_dictionary_is_refused(getkey):
         make_sae(getkey(), 4, activation=TopK(21)).encode(jnp.zeros(4))
     with pytest.raises(ValueError, match="at least 1; got 0"):
         TopK(0)
+    with pytest.raises(ValueError, match="20 latents are not 3 groups of one size"):
+        make_sae(getkey(), 4, activation=GroupMax(3)).encode(jnp.zeros(4))
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        GroupMax(0)
 
 
 def test_decoding_without_the_needed_input_is_refused(getkey):

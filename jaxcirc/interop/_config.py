@@ -3,10 +3,12 @@
 What is refused would change the computation: silence about it would give another model's numbers.
 """
 
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from ._attributes import ACTS, ALIASES, IGNORED, ONLY, SUPPORTED, USED
+from ._attributes import ACTS, ALIASES, check_known, IGNORED, ONLY, SUPPORTED, USED, used_values
 from ._spec import Spec
 
 
@@ -89,26 +91,9 @@ def _architecture(config: Mapping[str, Any], source: str) -> str:
 
 
 def _values(config: Mapping[str, Any], kind: str, source: str) -> dict[str, Any]:
-    values = dict(USED[kind])
-    given: dict[str, str] = {}
-    for attribute, value in config.items():
-        name = ALIASES[kind].get(attribute, attribute)
-        if name in values:
-            if name in given and values[name] != value:
-                raise ValueError(
-                    f"{source}: config.json says both {given[name]} = {values[name]!r} and {attribute} = {value!r}."
-                )
-            values[name], given[name] = value, attribute
-        elif attribute in ONLY:
-            if value not in ONLY[attribute]:
-                raise ValueError(
-                    f"{source}: config.json asks for {attribute} = {value!r}, which is not supported; only {ONLY[attribute][0]!r} is."
-                )
-        elif attribute not in IGNORED:
-            raise ValueError(
-                f"{source}: config.json has the attribute {attribute} = {value!r}, which is not known for {kind}, and might change "
-                "what the model computes. If it does not, remove it."
-            )
+    source = f"{source}: config.json"
+    values = used_values(config, USED[kind], ONLY, source, ALIASES[kind])
+    check_known(config, USED[kind], ALIASES[kind], ONLY, IGNORED, source=source)
     return values
 
 
@@ -118,6 +103,14 @@ def count(values: Mapping[str, Any], name: str, source: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{source}: the configuration gives {name} = {value!r}; expected a whole number from 1.")
     return value
+
+
+def positive(values: Mapping[str, Any], name: str, source: str) -> float:
+    """The number above 0 under `name`."""
+    value = values[name]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{source}: the configuration gives {name} = {value!r}; expected a number above 0.")
+    return float(value)
 
 
 def _common(values: Mapping[str, Any], source: str, *, heads: str, width: str, inner: str) -> dict[str, Any]:
@@ -135,7 +128,7 @@ def _common(values: Mapping[str, Any], source: str, *, heads: str, width: str, i
         "d_vocab": d_vocab,
         "d_vocab_out": d_vocab,
         "act": ACTS[act],
-        "eps": float(values["layer_norm_epsilon"]),
+        "eps": positive(values, "layer_norm_epsilon", source),
         "norm": "LN",
         "causal": True,
         "tied": bool(values["tie_word_embeddings"]),

@@ -42,8 +42,9 @@ def _vector(ours: str, torch: str, flax: str, axes: str = "d_model") -> Key:
     return Key((ours,), axes, torch, axes, flax, axes)
 
 
+EMBEDDING = Key(("W_E",), "d_vocab d_model", "wte.weight", "d_vocab d_model", "wte.embedding", "d_vocab d_model")
 _OUTSIDE = (
-    Key(("W_E",), "d_vocab d_model", "wte.weight", "d_vocab d_model", "wte.embedding", "d_vocab d_model"),
+    EMBEDDING,
     Key(("W_pos",), "n_ctx d_model", "wpe.weight", "n_ctx d_model", "wpe.embedding", "n_ctx d_model"),
     _vector("ln_final.weight", "ln_f.weight", "ln_f.scale"),
     _vector("ln_final.bias", "ln_f.bias", "ln_f.bias"),

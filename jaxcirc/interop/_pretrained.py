@@ -29,6 +29,8 @@ def from_pretrained(
     - `revision`: a branch, tag or commit of the Hub.
     - `dtype`: of the arrays.
 
+    Of a tied embedding and unembedding one is enough, under either name.
+
     **Returns:** the model, with its arrays under TransformerLens' names, unprocessed.
 
     **Raises:** `ValueError` for an architecture or a configuration attribute that is not supported, tensors that are missing,

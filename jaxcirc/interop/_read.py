@@ -60,13 +60,25 @@ def weights_file(folder: Path) -> str:
     for name in candidates:
         if (folder / name).is_file():
             return name
-    raise ValueError(f"{folder} holds no weights: expected one of {', '.join(FORMATS)}, or an index of shards.")
+    raise ValueError(
+        f"{folder} holds no weights: expected one of {', '.join(FORMATS)}, or an index of shards. {contents(folder)}"
+    )
+
+
+def contents(folder: Path, most: int = 8) -> str:
+    """What is in `folder`, as a sentence for a message."""
+    if not folder.is_dir():
+        return "There is no such folder."
+    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    if not names:
+        return "It is empty."
+    return f"It holds {', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}."
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object from a file; `what` says in messages what it is for."""
     if not path.is_file():
-        raise ValueError(f"There is no {path}. {what}")
+        raise ValueError(f"There is no {path}. {what} About {path.parent}: {contents(path.parent)}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import _layouts
-from ._keymaps import HEAD, is_buffer, Key, keys
+from ._keymaps import EMBEDDING, HEAD, is_buffer, Key, keys
 from ._spec import Spec
 
 
@@ -27,17 +27,22 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
 def read(stored: Mapping[str, object], spec: Spec, *, kind: str, source: str) -> dict[str, np.ndarray]:
     """Our named arrays from stored tensors of a `kind` of file, `"torch"` or `"flax"`.
 
+    Of an embedding and an unembedding that are tied a file may hold either one, or both if they are equal.
+
     **Raises:** `ValueError` that names the tensors which are missing, unexpected, of another shape, or not finite.
     """
     stored = _without_prefix(stored, source)
     table = keys(spec)
-    tied_head = stored.pop(HEAD.name(kind), None) if spec.tied else None
+    head = {HEAD.name(kind): stored.pop(HEAD.name(kind))} if spec.tied and HEAD.name(kind) in stored else {}
+    W_U = _read_one(HEAD, head, spec, kind, source)["W_U"] if head else None
+    if W_U is not None and EMBEDDING.name(kind) not in stored:
+        stored[EMBEDDING.name(kind)] = W_U.T
     _check_names(stored, table, kind, source)
     out = _zero_biases(spec)
     for key in table:
         out.update(_read_one(key, stored, spec, kind, source))
-    if tied_head is not None:
-        _check_tied(_read_one(HEAD, {HEAD.name(kind): tied_head}, spec, kind, source)["W_U"], out["W_E"], source)
+    if W_U is not None:
+        _check_tied(W_U, out["W_E"], source)
     return out
 
 
@@ -113,6 +118,7 @@ def _listed(names: list[str], most: int = 8) -> str:
 def _check_tied(W_U: np.ndarray, W_E: np.ndarray, source: str) -> None:
     if not np.array_equal(W_U.T, W_E):
         raise ValueError(
-            f"{source}: the configuration ties the unembedding to the embedding, and the file holds another `lm_head`. "
-            'If the head is meant, set "tie_word_embeddings": false in config.json.'
+            f"{source}: the configuration ties the unembedding to the embedding, and the file holds another `lm_head`. transformers 4 "
+            "reads the embedding for both, and 5 reads each its own. For each its own, as a rule the model that was trained, set "
+            '"tie_word_embeddings": false in config.json; for the embedding alone, take `lm_head` out of the file.'
         )

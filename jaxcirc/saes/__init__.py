@@ -3,6 +3,7 @@
 from ._activations import (
     AbstractActivation as AbstractActivation,
     Gated as Gated,
+    GroupMax as GroupMax,
     JumpReLU as JumpReLU,
     Linear as Linear,
     ReLU as ReLU,

@@ -69,6 +69,25 @@ class TopK(AbstractActivation):
         return jnp.put_along_axis(jnp.zeros_like(pre), chosen, kept, axis=-1, inplace=False)
 
 
+class GroupMax(AbstractActivation):
+    """The largest of each of `groups` groups of neighbouring latents, if it is positive, the rest 0. Of equal ones the first is kept."""
+
+    groups: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        if self.groups < 1:
+            raise ValueError(f"GroupMax: groups is the number of groups, at least 1; got {self.groups}.")
+
+    def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
+        if pre.shape[-1] % self.groups:
+            raise ValueError(
+                f"GroupMax: {pre.shape[-1]} latents are not {self.groups} groups of one size; give a number that divides them."
+            )
+        grouped = pre.reshape(*pre.shape[:-1], self.groups, -1)
+        largest = jnp.argmax(grouped, axis=-1, keepdims=True) == jnp.arange(grouped.shape[-1])
+        return jnp.where(largest, jax.nn.relu(grouped), 0).reshape(pre.shape)
+
+
 class Gated(AbstractActivation):
     """`1[pre + b_gate > 0] * max(exp(r_mag) pre + b_mag, 0)` (Rajamanoharan et al. 2024, arXiv 2404.16014, eq. 6-7)."""
 

@@ -189,6 +189,97 @@ def test_transcoder_with_its_configuration(tmp_path):
     assert (str(sae.reads), str(sae.site)) == ("blocks.5.ln2.hook_normalized", "blocks.5.hook_mlp_out")
 
 
+@pytest.mark.parametrize(
+    ("hooks", "reads", "site"),
+    [
+        (
+            {"hook_point_template": "blocks.{layer}.ln2.hook_normalized", "hook_point_layer": 3},
+            "blocks.3.ln2.hook_normalized",
+            "blocks.3.hook_mlp_out",
+        ),
+        (
+            {
+                "hook_point": "blocks.{layer}.hook_resid_pre",
+                "hook_point_layer": 3,
+                "out_hook_point": "blocks.{layer}.hook_resid_post",
+                "out_hook_point_layer": 4,
+            },
+            "blocks.3.hook_resid_pre",
+            "blocks.4.hook_resid_post",
+        ),
+    ],
+)
+def test_a_transcoder_whose_hook_points_are_templates(tmp_path, hooks, reads, site):
+    shapes = {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,), "b_dec_out": (D,)}
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    torch.save({"cfg": {**hooks, "d_in": D, "d_sae": F}, "state_dict": tensors}, tmp_path / "transcoder.pt")
+    sae = jc.load_sae(tmp_path / "transcoder.pt")
+    assert (str(sae.reads), str(sae.site)) == (reads, site)
+
+
+def test_an_sae_with_its_configuration_in_one_file(tmp_path):
+    """As sae_training wrote them: a scale of ones for fine-tuning, and a template for the hook point."""
+    shapes = {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,)}
+    t = {name: torch.randn(shape) for name, shape in shapes.items()}
+    cfg = {"hook_point_template": "blocks.{layer}.hook_resid_pre", "hook_point_layer": 2, "hook_point_head_index": None}
+    cfg |= {"d_in": D, "d_sae": F, "l1_coefficient": 8e-5, "dtype": torch.float32, "use_ghost_grads": True}
+    torch.save({"cfg": cfg, "state_dict": {**t, "scaling_factor": torch.ones(F)}}, tmp_path / "sae.pt")
+    sae = jc.load_sae(tmp_path / "sae.pt")
+    x = inputs()
+    acts = torch.relu((x - t["b_dec"]) @ t["W_enc"] + t["b_enc"])
+    check(sae, x, acts, acts @ t["W_dec"] + t["b_dec"])
+    assert isinstance(sae, saes.SAE)
+    assert str(sae.site) == "blocks.2.hook_resid_pre"
+    torch.save({"cfg": {**cfg, "frobnicate": 1}, "state_dict": t}, tmp_path / "sae.pt")
+    with pytest.raises(ValueError, match=r"the attribute `frobnicate` of cfg.json"):
+        jc.load_sae(tmp_path / "sae.pt")
+
+
+@pytest.mark.parametrize("activation", ["topk", "groupmax"])
+def test_sparsify_against_torch(tmp_path, activation):
+    safetensors = pytest.importorskip("safetensors.torch")
+    encoder = torch.nn.Linear(D, F)
+    t = {"W_dec": torch.randn(F, D), "b_dec": torch.randn(D)}
+    config = {"activation": activation, "num_latents": F, "k": 5, "d_in": D, "multi_topk": True}
+    folder = tmp_path / "gpt_neox.layers.3.attention"
+    folder.mkdir()
+    stored = {"encoder.weight": encoder.weight.data, "encoder.bias": encoder.bias.data, **t}
+    safetensors.save_file(stored, folder / "sae.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(config))
+    x = inputs()
+    pre = torch.relu(encoder(x - t["b_dec"]))
+    if activation == "topk":
+        values, index = pre.topk(5, dim=-1)
+    else:
+        values, index = pre.unflatten(-1, (5, -1)).max(dim=-1)
+        index = index + torch.arange(0, F, F // 5)
+    acts = torch.zeros_like(pre).scatter_(-1, index, values)
+    sae = jc.load_sae(folder)
+    check(sae, x, acts, acts @ t["W_dec"] + t["b_dec"])
+    assert str(sae.site) == "blocks.3.hook_attn_out"
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_a_batchtopk_checkpoint_against_torch(tmp_path, rescaled):
+    safetensors = pytest.importorskip("safetensors.torch")
+    shapes = {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,)}
+    t = {name: torch.randn(shape) for name, shape in shapes.items()}
+    stored = {**t, "topk_threshold": torch.tensor(0.9, dtype=torch.double)}
+    safetensors.save_file(stored, tmp_path / "sae_weights.safetensors")
+    config = {
+        "architecture": "batchtopk",
+        "k": 2.5,
+        "rescale_acts_by_decoder_norm": rescaled,
+        "topk_threshold_lr": 0.01,
+    }
+    (tmp_path / "cfg.json").write_text(json.dumps({**config, "metadata": {"hook_name": "blocks.0.hook_resid_mid"}}))
+    x = inputs()
+    norms = t["W_dec"].norm(dim=-1) if rescaled else torch.ones(F)
+    acts = torch.relu(((x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]) * norms)
+    acts = acts * (acts > 0.9)
+    check(jc.load_sae(tmp_path), x, acts, (acts / norms) @ t["W_dec"] + t["b_dec"])
+
+
 def test_end_to_end_saes_against_normalize(tmp_path):
     encoder, decoder = torch.nn.Sequential(torch.nn.Linear(D, F), torch.nn.ReLU()), torch.nn.Linear(F, D)
     module = torch.nn.ModuleDict(

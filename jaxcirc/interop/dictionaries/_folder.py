@@ -8,10 +8,12 @@ from jax.typing import DTypeLike
 
 from ..._sites import Site
 from ...saes import AbstractDictionary
+from .._read import contents
 from .._shipped import SHIPPED, shipped_folder
-from ._load import check_format, read_source
+from ._load import check_format, read_source, READERS
 from ._plain import e2e_prefixes, e2e_site
-from ._source import find, Source, tensor_files
+from ._source import find, NAMED, Source, SUFFIXES, tensor_files
+from ._sparsify import FILE as SPARSIFY
 
 
 def load_saes(
@@ -25,7 +27,8 @@ def load_saes(
     **options: object,
 ) -> dict[Site, AbstractDictionary]:
     """Loads every dictionary of a folder tree: SAELens folders, feature-circuits' and dictionary_learning's
-    `{embed, attn_out_layer0, mlp_out_layer0, resid_out_layer0, …}/*/ae.pt`, or files of another format that say their site.
+    `{embed, attn_out_layer0, mlp_out_layer0, resid_out_layer0, …}/*/ae.pt`, sparsify's `{embed_in, layers.0, layers.0.mlp, …}/` with
+    cfg.json and sae.safetensors, or files of another format that say their site.
 
     **Arguments:**
 
@@ -57,7 +60,10 @@ def load_saes(
                 )
             found[sae.site] = (path, sae)
     if not found:
-        raise ValueError(f"{root} holds no dictionary whose path matches {include!r}.")
+        raise ValueError(
+            f"{root} holds no dictionary whose path matches {include!r}. {contents(root)} Dictionaries are {', '.join(NAMED)} or other "
+            f"files of tensors ({', '.join(SUFFIXES)}); the formats are {', '.join(READERS)}."
+        )
     return {site: found[site][1] for site in sorted(found)}
 
 
@@ -81,8 +87,12 @@ def _files(root: Path, include: str) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file."""
-    return "checkpoints" in path.parts[:-1] or any(part.startswith(".") for part in path.parts)
+    """Whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file. sparsify's finished ones lie in
+    `checkpoints/` too.
+    """
+    return ("checkpoints" in path.parts[:-1] and path.name != SPARSIFY) or any(
+        part.startswith(".") for part in path.parts
+    )
 
 
 def _sources(path: Path, repository: str, dtype: DTypeLike | None) -> list[Source]:

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from ..._sites import did_you_mean, Part, Site
 from ...saes import AbstractDictionary
 from ...saes._processing import check_steps
-from . import _dictionary_learning, _openai, _plain, _saelens
+from . import _dictionary_learning, _openai, _plain, _saelens, _sparsify
 from ._source import dictionary_file, find, Source
 from ._tensors import listed
 
@@ -18,6 +18,7 @@ from ._tensors import listed
 READERS: dict[str, Callable[..., AbstractDictionary]] = {
     "saelens": _saelens.read,
     "dictionary_learning": _dictionary_learning.read,
+    "sparsify": _sparsify.read,
     "openai": _openai.read,
     "hook_z_kk": _plain.read_hook_z_kk,
     "e2e": _plain.read_e2e,
@@ -25,6 +26,10 @@ READERS: dict[str, Callable[..., AbstractDictionary]] = {
     "topk_pt": _plain.read_topk_pt,
     "transcoder_pt": _plain.read_transcoder_pt,
 }
+
+
+# The formats whose files have a name that no other has.
+_NAMED = {"sae_weights.safetensors": "saelens", _sparsify.FILE: "sparsify"}
 
 
 def load_sae(
@@ -42,14 +47,24 @@ def load_sae(
     **Arguments:**
 
     - `path_or_id`: a file or folder, or a Hub id, `repo/name` or `repo/name:folder` (with `revision`).
-    - `format`: `"auto"` goes by the files and the names of the tensors. `"saelens"` (cfg.json and sae_weights.safetensors, versions 3
-      to 6), `"dictionary_learning"` (ae.pt), `"openai"` (OpenAI's GPT-2 autoencoders), `"hook_z_kk"` (Kissane et al.'s SAEs of
-      attention outputs), `"e2e"` (Apollo's), `"sparse_mlp"` (noanabeshima's tinymodel), `"topk_pt"` (prestoj's), `"transcoder_pt"`
-      (Dunefsky et al.'s). Files of tensors may be safetensors too, where PyTorch's own format takes the `torch` extra.
+    - `format`: `"auto"` goes by the files and the names of the tensors.
+      - `"saelens"`: cfg.json and sae_weights.safetensors of SAELens 3 to 6, of its predecessor sae_training (whose hook points may be
+        templates, `blocks.{layer}.hook_resid_pre` with `hook_point_layer`), or both in one `.pt` file, `{cfg, state_dict}`. A
+        checkpoint from the training of a batchtopk or matryoshka_batchtopk dictionary is read as the JumpReLU that it runs as, with the
+        threshold that was learned so far.
+      - `"sparsify"`: cfg.json and sae.safetensors of EleutherAI's sparsify, topk or groupmax, transcoders and skip connections too. The
+        folder's name is the module that it was trained on and gives the site: `layers.5.mlp`, `h.5`, `gpt_neox.layers.5.attention`.
+      - `"dictionary_learning"`: ae.pt. `"openai"`: OpenAI's GPT-2 autoencoders. `"hook_z_kk"`: Kissane et al.'s SAEs of attention
+        outputs. `"e2e"`: Apollo's. `"sparse_mlp"`: noanabeshima's tinymodel. `"topk_pt"`: prestoj's. `"transcoder_pt"`: Dunefsky et
+        al.'s. Files of tensors may be safetensors too, where PyTorch's own format takes the `torch` extra.
+
+      Attributes of a configuration that are of the training are passed over; one that would change what the dictionary computes and is
+      not supported is refused by name.
     - `site`: where it belongs, if the files do not say it, or say it wrongly.
     - `processing`: the `process_weights` steps of the model that it was trained on, in place of what the format says.
     - `dtype`: of the arrays; by default as stored, half precision as float32.
-    - `options`: of the format: `reads`, `norm_scaling_factor`, `normalize_decoder`, `ignore_config` (saelens); `dict_class`,
+    - `options`: of the format: `reads`, `norm_scaling_factor`, `normalize_decoder`, `ignore_config` (saelens); `reads`,
+      `ignore_config` (sparsify); `dict_class`,
       `normalize_decoder`, `scaled_features`, `apply_b_dec_to_input`, `use_threshold` (dictionary_learning); `omit_dead`,
       `activation`, `k` (openai); `reads` (sparse_mlp, transcoder_pt); `k` (topk_pt).
 
@@ -76,7 +91,7 @@ def load_sae(
         )
     check_format(format)
     path, repository = find(path_or_id, revision)
-    source = Source(dictionary_file(path), repository, wanted, dtype)
+    source = Source(dictionary_file(path, READERS), repository, wanted, dtype)
     return read_source(source, format, processing, options)
 
 
@@ -111,8 +126,8 @@ def detect(source: Source) -> str:
 
     **Raises:** `ValueError` if it is none, or could be more than one.
     """
-    if source.path.name == "sae_weights.safetensors":
-        return "saelens"
+    if source.path.name in _NAMED:
+        return _NAMED[source.path.name]
     names = set(source.state)
     fitting = [name for name, fits in _signs(source, names).items() if fits]
     if len(fitting) == 1:
@@ -129,6 +144,9 @@ def detect(source: Source) -> str:
 
 
 def _signs(source: Source, names: set[str]) -> dict[str, bool]:
+    with_cfg = {"cfg", "state_dict"} <= names
+    inner = source.state["state_dict"] if with_cfg else {}
+    inner = inner if isinstance(inner, Mapping) else {}
     kk = source.json(f"{source.path.stem}_cfg.json") is not None
     learning = (
         source.path.name.startswith("ae.") or source.path.stem.startswith("ae_") or _dictionary_learning.is_here(source)
@@ -137,10 +155,12 @@ def _signs(source: Source, names: set[str]) -> dict[str, bool]:
     tinymodel = linear and not learning and _plain.tinymodel_sites(source.path.as_posix())[1] is not None
     return {
         "dictionary_learning": learning or (bool(_dictionary_learning.classes_of(names)) and not tinymodel),
+        "saelens": with_cfg and "b_dec_out" not in inner,
+        "sparsify": {"encoder.weight", "W_dec"} <= names and "b_enc" not in names,
         "openai": {"pre_bias", "latent_bias", "encoder.weight"} <= names,
         "hook_z_kk": kk and names == set(_plain.HOOK_Z_KK),
         "e2e": bool(_plain.e2e_prefixes(source.state)),
         "sparse_mlp": linear and not learning,
         "topk_pt": names == set(_plain.TOPK_PT),
-        "transcoder_pt": {"cfg", "state_dict"} <= names or {"W_enc", "b_dec_out"} <= names,
+        "transcoder_pt": (with_cfg and "b_dec_out" in inner) or {"W_enc", "b_dec_out"} <= names,
     }

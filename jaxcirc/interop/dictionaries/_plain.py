@@ -8,7 +8,7 @@ import numpy as np
 from ..._sites import Kind, Site
 from ...saes import AbstractDictionary, ReLU, SAE, TopK, Transcoder
 from ...saes._processing import STEPS
-from ._sites import agreed, parsed
+from ._sites import agreed, in_layer, parsed
 from ._source import Source
 from ._tensors import checked, listed, Table
 
@@ -188,9 +188,11 @@ def read_transcoder_pt(source: Source, *, reads: Site | str | None = None) -> Tr
     sizes = {"d_in": config.get("d_in"), "d_sae": config.get("d_sae"), "d_out": config.get("d_out")}
     tensors, _ = checked(inner, TRANSCODER_PT, source.name, sizes=sizes)
     named = re.search(r"blocks\.\d+\.(?:ln2\.hook_normalized|hook_resid_mid)", source.path.name)
-    said = config.get("hook_point") or (named[0] if named else None)
-    read_at = Site.parse(reads) if reads is not None else parsed(said, source.name, "hook_point")
-    out = parsed(config.get("out_hook_point"), source.name, "out_hook_point")
+    layer = config.get("hook_point_layer")
+    said = config.get("hook_point") or config.get("hook_point_template") or (named[0] if named else None)
+    out_said = config.get("out_hook_point") or config.get("out_hook_point_template")
+    read_at = Site.parse(reads) if reads is not None else parsed(in_layer(said, layer), source.name, "hook_point")
+    out = parsed(in_layer(out_said, config.get("out_hook_point_layer", layer)), source.name, "out_hook_point")
     if out is None and read_at is not None and read_at.kind in (Kind.LN2_NORMALIZED, Kind.RESID_MID):
         out = Site(read_at.layer, Kind.MLP_OUT)
     return Transcoder(

@@ -1,7 +1,10 @@
-"""Dictionaries of SAELens, versions 3 to 6: a folder with `cfg.json` and `sae_weights.safetensors`.
+"""Dictionaries of SAELens, from its predecessor sae_training to version 6: a folder with `cfg.json` and `sae_weights.safetensors`, or one
+`.pt` file with both, `{cfg, state_dict}`.
 
 Reference: github.com/jbloomAus/SAELens. Its run-time rescaling of a topk dictionary's latents by the norms of their directions is
-folded into the weights, and so is a fine-tuned scale of the latents: the latents and the reconstruction are the same.
+folded into the weights, and so is a fine-tuned scale of the latents: the latents and the reconstruction are the same. A checkpoint from the
+training of a batchtopk or matryoshka_batchtopk dictionary is read as what SAELens saves at its end: a JumpReLU with the threshold that was
+learned so far.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,6 +26,7 @@ from ...saes import (
     Transcoder,
     UnitNorm,
 )
+from .._read import contents
 from ._parts import decoder_norms, Parts, scale_input, scale_latents, unit_decoder
 from ._releases import norm_factor_of
 from ._saelens_config import parse, SaeLensConfig
@@ -38,9 +42,12 @@ TENSORS: dict[str, Table] = {
     "gated": {**_SAE, "b_gate": "d_sae", "r_mag": "d_sae", "b_mag": "d_sae"},
     "jumprelu": {**_SAE, "b_enc": "d_sae", "threshold": "d_sae"},
     "topk": {**_SAE, "b_enc": "d_sae"},
+    "batchtopk": {**_SAE, "b_enc": "d_sae", "topk_threshold": ""},
+    "matryoshka_batchtopk": {**_SAE, "b_enc": "d_sae", "topk_threshold": ""},
     "transcoder": _TRANSCODER,
     "skip_transcoder": {**_TRANSCODER, "W_skip": "d_out d_in"},
     "jumprelu_transcoder": {**_TRANSCODER, "threshold": "d_sae"},
+    "jumprelu_skip_transcoder": {**_TRANSCODER, "threshold": "d_sae", "W_skip": "d_out d_in"},
 }
 _SCALES = {"scaling_factor": "d_sae", "finetuning_scaling_factor": "d_sae"}
 _NORMALISATIONS = {"layer_norm": Standardise, "constant_norm_rescale": UnitNorm}
@@ -64,12 +71,10 @@ def read(
     - `normalize_decoder`: give every direction norm 1 and scale the latents to match.
     - `ignore_config`: attributes of `cfg.json` that this reader does not know and that change nothing.
     """
-    cfg = source.json("cfg.json")
-    if cfg is None:
-        raise ValueError(f"{source.name} is a SAELens dictionary without its cfg.json. Put it beside the weights.")
+    cfg, state = _configuration(source)
     config = parse(cfg, source.name, source.repository, ignore_config)
     read_at, site = _sites(config, source, None if reads is None else Site.parse(reads))
-    parts = _parts(config, source)
+    parts = _parts(config, state, source)
     parts = _average_norm(parts, config, read_at, source, norm_scaling_factor)
     if normalize_decoder:
         _check_scalable(config, source)
@@ -99,6 +104,21 @@ def read(
     )
 
 
+def _configuration(source: Source) -> tuple[dict, Mapping[str, object]]:
+    """The configuration, and the tensors that go with it."""
+    if {"cfg", "state_dict"} <= set(source.state):
+        cfg, state = source.state["cfg"], source.state["state_dict"]
+        if not isinstance(cfg, dict) or not isinstance(state, Mapping):
+            raise ValueError(f"{source.name}: expected `cfg` and `state_dict` to be dictionaries.")
+        return cfg, state
+    cfg = source.json("cfg.json")
+    if cfg is None:
+        raise ValueError(
+            f"{source.name} is a SAELens dictionary without its cfg.json. Put it beside the weights. {contents(source.path.parent)}"
+        )
+    return cfg, source.state
+
+
 def _is_transcoder(config: SaeLensConfig) -> bool:
     return config.architecture.endswith("transcoder")
 
@@ -123,8 +143,8 @@ def _sites(config: SaeLensConfig, source: Source, reads: Site | None) -> tuple[S
     return reads, written
 
 
-def _parts(config: SaeLensConfig, source: Source) -> Parts:
-    state = dict(source.state)
+def _parts(config: SaeLensConfig, stored: Mapping[str, object], source: Source) -> Parts:
+    state = dict(stored)
     if "log_threshold" in state and "threshold" not in state:  # as its training writes it
         log = state.pop("log_threshold")
         state["threshold"] = np.exp(
@@ -136,7 +156,24 @@ def _parts(config: SaeLensConfig, source: Source) -> Parts:
     )
     parts = {"b_enc": np.zeros_like(parts["W_enc"][0]), **parts}  # gated has no bias of its own
     parts = _finetuned(parts, config, source)
-    return scale_latents(parts, decoder_norms(parts)) if config.rescale_acts_by_decoder_norm else parts
+    if (
+        config.rescale_acts_by_decoder_norm and "topk" in config.architecture
+    ):  # the other classes have no such attribute
+        parts = scale_latents(parts, decoder_norms(parts))
+    return _learned_threshold(parts, source)
+
+
+def _learned_threshold(parts: Parts, source: Source) -> Parts:
+    """The threshold that a batch-wise training learned, for all latents. It compares with latents as they are trained, which is after
+    their rescaling by the norms of their directions.
+    """
+    if "topk_threshold" not in parts:
+        return parts
+    threshold = float(parts["topk_threshold"])
+    if threshold <= 0:
+        warn(f"{source.name}: its topk_threshold is {threshold:g}, so none was learnt, and it runs as a plain ReLU.")
+    rest = {name: array for name, array in parts.items() if name != "topk_threshold"}
+    return {**rest, "threshold": np.full_like(parts["b_enc"], threshold)}
 
 
 def _finetuned(parts: Parts, config: SaeLensConfig, source: Source) -> Parts:

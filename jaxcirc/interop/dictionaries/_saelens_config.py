@@ -1,4 +1,5 @@
-"""What a SAELens `cfg.json` of any version, 3 to 6, says: one shape for all, every attribute handled, ignored by name, or refused.
+"""What a SAELens `cfg.json` says, from its predecessor sae_training to version 6: one shape for all, every attribute handled, passed over
+because it is of the training, or refused.
 
 Reference: github.com/jbloomAus/SAELens (its defaults for configurations from before version 6 are these).
 """
@@ -8,38 +9,52 @@ import re
 from collections.abc import Collection
 
 from ...saes._processing import STEPS
+from .._attributes import Inert, inert
 from ._releases import kwargs_of
+from ._sites import in_layer
 from ._tensors import listed, warn
+from ._training import is_of_training
 
 
-ARCHITECTURES = ("standard", "gated", "jumprelu", "topk", "transcoder", "skip_transcoder", "jumprelu_transcoder")
+ARCHITECTURES = (
+    "standard",
+    "gated",
+    "jumprelu",
+    "topk",
+    "batchtopk",
+    "matryoshka_batchtopk",
+    "transcoder",
+    "skip_transcoder",
+    "jumprelu_transcoder",
+    "jumprelu_skip_transcoder",
+)
 NORMALISATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
-_RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+_RENAMED = {
+    "hook_point": "hook_name",
+    "hook_point_template": "hook_name",
+    "hook_point_layer": "hook_layer",
+    "activation_fn_str": "activation_fn",
+}
 _STEPS = dict(zip(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), STEPS, strict=True))
 # From this version on the models are loaded without the processing that is not asked for; before, with all of it by default.
 _UNPROCESSED_SINCE = (3, 19, 2)
 _HANDLED = """
 architecture d_in d_sae d_out k rescale_acts_by_decoder_norm apply_b_dec_to_input normalize_activations reshape_activations
-activation_fn activation_fn_kwargs finetuning_scaling_factor hook_name hook_name_out hook_head_index hook_head_index_out
+activation_fn activation_fn_kwargs finetuning_scaling_factor hook_name hook_name_out hook_layer hook_layer_out
 model_from_pretrained_kwargs sae_lens_version sae_lens_training_version metadata
 """.split()
-# Of how it was trained, stored or run: nothing that a trained dictionary computes depends on these.
-_IGNORED = """
-act_store_device adam_beta1 adam_beta2 autocast autocast_data autocast_lm aux_loss_coefficient auxk_alpha b_dec_init_method
-begin_batch_token begin_sequence_token cached_activations_path checkpoint_path column_name compile_llm compile_sae context_size d_vocab
-dataset_path dataset_trust_remote_code dead_feature_estimation_method dead_feature_threshold dead_feature_window decoder_heuristic_init
-decoder_heuristic_init_norm decoder_init_norm decoder_orthogonal_init device disable_concat_sequences dtype eval_batch_size_prompts
-eval_every_n_wandb_logs exclude_special_tokens expansion_factor feature_reinit_scale feature_sampling_method feature_sampling_window
-finetuning_method finetuning_tokens from_pretrained_path ghost_grad_loss hook_eval hook_layer hook_layer_out hook_point_layer
-init_encoder_as_decoder_transpose is_dataset_tokenized jumprelu_bandwidth jumprelu_init_threshold l0_coefficient l0_lambda
-l0_warm_up_steps l1_coefficient l1_warm_up_steps llm_compilation_mode log_activations_store_to_wandb log_optimizer_state_to_wandb
-log_to_wandb logger lp_norm lr lr_decay_steps lr_end lr_scheduler_name lr_warm_up_steps model_batch_size model_class_name model_kwargs
-model_name mse_loss_normalization n_batches_in_buffer n_checkpoints n_eval_batches n_restart_cycles neuronpedia_id noise_scale
-normalize_sae_decoder prepend_bos resample_batches resume run_name sae_compilation_mode scale_sparsity_penalty_by_decoder_norm seed
-seqpos_slice sparsity store_batch_size store_batch_size_prompts streaming tokens_per_buffer total_training_steps total_training_tokens
-train_batch_size train_batch_size_tokens training_tokens use_cached_activations use_error_term use_ghost_grads verbose wandb_entity
-wandb_id wandb_log_frequency wandb_project
-""".split()
+_ONE_HEAD = "the dictionary is of one head alone"
+# Refused unless they are at a value with which they change nothing.
+_ONLY: dict[str, Inert] = {
+    "activation_normalization_factor": inert(1.0, None, does="activations are multiplied by it"),
+    "flatten_activations_over_layer": inert(False, None, does="all heads of a layer are examples of one dictionary"),
+    "hook_head_index": inert(None, does=_ONE_HEAD),
+    "hook_head_index_out": inert(None, does=_ONE_HEAD),
+    "hook_head_indices": inert(None, [], does=_ONE_HEAD),
+    "hook_point_head_index": inert(None, does=_ONE_HEAD),
+    "hook_point_head_indices": inert(None, [], does=_ONE_HEAD),
+    "tied_weights": inert(False, None, does="the decoder is the transposed encoder"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,29 +81,34 @@ def parse(config: dict, source: str, repository: str, ignore: Collection[str]) -
 
     **Raises:** `ValueError` for an architecture or an attribute that is not supported, naming it.
     """
-    config = {_RENAMED.get(name, name): value for name, value in config.items()}
+    architecture = config.get("architecture") or "standard"
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{source}: architecture {architecture!r} is not supported. Supported are {', '.join(ARCHITECTURES)}."
+        )
     metadata = config.get("metadata") or {}
-    _check_known(config, source, ignore)
     if not isinstance(metadata, dict):
         raise ValueError(f"{source}: `metadata` must be an object, got a {type(metadata).__name__}.")
-    config = {**{_RENAMED.get(name, name): value for name, value in metadata.items()}, **config}
+    own, config = config, {**_renamed(metadata, source), **_renamed(config, source)}
+    _check_inert(config, source, ignore)
     fn_kwargs = config.get("activation_fn_kwargs") or {}
     activation = config.get("activation_fn") or "relu"
-    architecture = config.get("architecture") or "standard"
     if activation == "topk" and architecture == "standard":
         architecture, activation = "topk", "relu"
     k = config.get("k", fn_kwargs.get("k"))
     hook = config.get("hook_name")
+    normalisation = _normalisation(config.get("normalize_activations"), source)
     _check_supported(config, architecture, activation, k, hook, source)
+    _check_known(own, source, ignore)  # last: a dictionary of another kind has attributes of its own
     return SaeLensConfig(
         architecture=architecture,
         d_in=config.get("d_in"),
         d_sae=config.get("d_sae"),
         d_out=config.get("d_out"),
-        k=None if k is None else int(k),
+        k=_k(k, source) if architecture == "topk" else None,
         rescale_acts_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
         apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)),
-        normalize_activations=_normalisation(config.get("normalize_activations"), source),
+        normalize_activations=normalisation,
         activation_fn=activation,
         finetuning_scaling_factor=bool(config.get("finetuning_scaling_factor", False)),
         hook_name=hook,
@@ -98,7 +118,8 @@ def parse(config: dict, source: str, repository: str, ignore: Collection[str]) -
 
 
 def _check_known(config: dict, source: str, ignore: Collection[str]) -> None:
-    unknown = [name for name in config if name not in _HANDLED and name not in _IGNORED and name not in ignore]
+    known = {*_HANDLED, *_RENAMED, *_ONLY, *ignore}
+    unknown = [name for name in config if name not in known and not is_of_training(name)]
     if unknown:
         raise ValueError(
             f"{source}: the attribute {listed(unknown[:5])} of cfg.json is not supported. If it changes nothing that the trained "
@@ -106,18 +127,47 @@ def _check_known(config: dict, source: str, ignore: Collection[str]) -> None:
         )
 
 
+def _check_inert(config: dict, source: str, ignore: Collection[str]) -> None:
+    for name, row in _ONLY.items():
+        if name in config and name not in ignore and not row.holds(config[name], config):
+            raise ValueError(
+                f"{source}: `{name}` of cfg.json is {config[name]!r}, which is not supported; only {row.values[0]!r} is. It says that "
+                f"{row.does}."
+            )
+
+
+def _renamed(config: dict, source: str) -> dict:
+    """`config` under the newest names, with the layer in the names of hooks. Of two names for one attribute, as a template and the name
+    that it gives, the one that is filled counts; they must not disagree.
+    """
+    layer = next((config[name] for name in ("hook_point_layer", "hook_layer") if config.get(name) is not None), None)
+    out_layer = config.get("hook_layer_out")
+    layers = {"hook_name": layer, "hook_name_out": layer if out_layer is None else out_layer}
+    out: dict[str, object] = {}
+    given: dict[str, str] = {}
+    for name, value in config.items():
+        new = _RENAMED[name] if name in _RENAMED else str(name)
+        if new in layers:
+            value = in_layer(value, layers[new])
+        if value is None and new in out:
+            continue
+        if out.get(new, value) not in (None, value):
+            raise ValueError(f"{source}: cfg.json says both {given[new]} = {out[new]!r} and {name} = {value!r}.")
+        out[new], given[new] = value, name
+    return out
+
+
+def _k(k: object, source: str) -> int:
+    if isinstance(k, bool) or not isinstance(k, int | float) or not float(k).is_integer() or k < 1:
+        raise ValueError(
+            f"{source}: `k` of cfg.json is {k!r}; expected how many latents stay on, a whole number from 1."
+        )
+    return int(k)
+
+
 def _check_supported(
     config: dict, architecture: str, activation: str, k: object, hook: str | None, source: str
 ) -> None:
-    if architecture not in ARCHITECTURES:
-        hint = (
-            " SAELens saves a trained one as jumprelu: is this a checkpoint of the training?"
-            if "batchtopk" in architecture
-            else ""
-        )
-        raise ValueError(
-            f"{source}: architecture {architecture!r} is not supported. Supported are {', '.join(ARCHITECTURES)}.{hint}"
-        )
     known = (
         ("relu", "tanh-relu")
         if architecture == "standard"
@@ -131,9 +181,6 @@ def _check_supported(
         )
     if architecture == "topk" and k is None:
         raise ValueError(f"{source}: a topk dictionary without `k` in cfg.json.")
-    for name in ("hook_head_index", "hook_head_index_out"):
-        if config.get(name) is not None:
-            raise ValueError(f"{source}: `{name}` is {config[name]}, and a dictionary of one head is not supported.")
     reshape = config.get("reshape_activations", "hook_z" if "hook_z" in (hook or "") else "none")
     if reshape != ("hook_z" if "hook_z" in (hook or "") else "none"):
         raise ValueError(

@@ -82,15 +82,14 @@ def _transcoder(transcoder: Transcoder) -> tuple[dict, dict[str, np.ndarray]]:
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
     }
-    if isinstance(transcoder.activation, ReLU) and transcoder.W_skip is not None:
-        return {**config, "architecture": "skip_transcoder"}, {**tensors, "W_skip": np.asarray(transcoder.W_skip).T}
-    if isinstance(transcoder.activation, ReLU):
-        return {**config, "architecture": "transcoder"}, tensors
-    if isinstance(transcoder.activation, JumpReLU) and transcoder.W_skip is None:
-        threshold = _threshold(transcoder.activation, transcoder)
-        return {**config, "architecture": "jumprelu_transcoder"}, {**tensors, "threshold": threshold}
-    path = "" if transcoder.W_skip is None else " and a linear path"
-    raise _cannot(f"a transcoder with the activation {_described(transcoder.activation)}{path}")
+    if not isinstance(transcoder.activation, ReLU | JumpReLU):
+        raise _cannot(f"a transcoder with the activation {_described(transcoder.activation)}")
+    architecture = "transcoder"
+    if transcoder.W_skip is not None:
+        architecture, tensors["W_skip"] = f"skip_{architecture}", np.asarray(transcoder.W_skip).T
+    if isinstance(transcoder.activation, JumpReLU):
+        architecture, tensors["threshold"] = f"jumprelu_{architecture}", _threshold(transcoder.activation, transcoder)
+    return {**config, "architecture": architecture}, tensors
 
 
 def _gated(activation: Gated, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -139,6 +138,6 @@ def _described(activation: object) -> str:
 
 def _cannot(what: str) -> ValueError:
     return ValueError(
-        f"SAELens has no class for {what}. It has standard, gated, jumprelu and topk dictionaries, and transcoders with ReLU (with or "
-        "without a linear path) or JumpReLU."
+        f"SAELens has no class for {what}. It has standard, gated, jumprelu and topk dictionaries, and transcoders with ReLU or JumpReLU, "
+        "with or without a linear path."
     )

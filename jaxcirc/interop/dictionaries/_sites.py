@@ -24,6 +24,40 @@ def of_submodule(name: str) -> Site | None:
     return None if match is None else Site(int(match[2]), _KINDS[match[1]])
 
 
+# A module's name in transformers, without what stands in front of the layer's number: the kinds of its input and its output. The norms
+# are left out, since their output with weight and bias is no site of every version.
+_MODULES: dict[str, tuple[Kind, Kind]] = {
+    "": (Kind.RESID_PRE, Kind.RESID_POST),
+    **dict.fromkeys(("attn", "attn.attention", "attention", "self_attn"), (Kind.LN1_NORMALIZED, Kind.ATTN_OUT)),
+    **dict.fromkeys(
+        ("attn.c_proj", "attn.attention.out_proj", "attention.dense", "self_attn.o_proj"), (Kind.Z, Kind.ATTN_OUT)
+    ),
+    "mlp": (Kind.LN2_NORMALIZED, Kind.MLP_OUT),
+    **dict.fromkeys(("mlp.c_fc", "mlp.dense_h_to_4h"), (Kind.LN2_NORMALIZED, Kind.MLP_PRE)),
+    "mlp.act": (Kind.MLP_PRE, Kind.MLP_POST),
+    **dict.fromkeys(("mlp.c_proj", "mlp.dense_4h_to_h"), (Kind.MLP_POST, Kind.MLP_OUT)),
+}
+_EMBEDDINGS = {"embed_tokens": Kind.EMBED, "embed_in": Kind.EMBED, "wte": Kind.EMBED, "wpe": Kind.POS_EMBED}
+_MODULE = re.compile(r"(?:transformer\.|gpt_neox\.|model\.)?(?:(?:layers|h)\.(\d+)(?:\.(.+))?|(\w+))")
+
+
+def of_module(name: str) -> tuple[Site | None, Site] | None:
+    """The sites of input and output of a module of transformers, `layers.5.mlp`, `h.5.attn` or `embed_in`, as it is named in the whole
+    model or in the model without its head; `None` for another. Token ids, which embeddings read, are no site.
+    """
+    match = _MODULE.fullmatch(name)
+    if match is None:
+        return None
+    if match[1] is None:
+        kind = _EMBEDDINGS.get(match[3])
+        return None if kind is None else (None, Site(None, kind))
+    kinds = _MODULES.get(match[2] or "")
+    if kinds is None:
+        return None
+    layer = int(match[1])
+    return Site(layer, kinds[0]), Site(layer, kinds[1])
+
+
 def of_folder(path: Path) -> Site | None:
     """The site that the nearest folder above `path` names as a submodule."""
     return next((site for folder in path.parents if (site := of_submodule(folder.name)) is not None), None)
@@ -44,10 +78,23 @@ def agreed(found: Iterable[tuple[str, Site | None]], given: Site | None, source:
     return said[0][1] if said else None
 
 
+def in_layer(name: object, layer: object) -> object:
+    """A hook's name with `layer` where it is a template, `blocks.{layer}.hook_resid_pre`; as it is if nothing says the layer."""
+    if isinstance(layer, list | tuple) and len(layer) == 1:
+        (layer,) = layer
+    if not isinstance(name, str) or isinstance(layer, bool) or not isinstance(layer, int):
+        return name
+    return name.replace("{layer}", str(layer))
+
+
 def parsed(name: object, source: str, attribute: str) -> Site | None:
     """The site of a hook's name in a configuration, `None` for none."""
     if not name:
         return None
+    if "{" in str(name):
+        raise ValueError(
+            f"{source}: {attribute} is {name!r}, a template, and no hook_point_layer says of which layer. Pass site=…."
+        )
     try:
         return Site.parse(str(name))
     except ValueError as error:

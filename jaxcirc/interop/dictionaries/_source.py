@@ -4,7 +4,7 @@ import dataclasses
 import functools as ft
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from ..._files import read_safetensors, read_torch
 from ..._sites import Site
-from ._tensors import listed
+from .._read import contents
 
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
@@ -24,11 +24,15 @@ BESIDE = (
     "model.safetensors",
     "pytorch_model.bin",
     "sparsity.safetensors",
+    "state.pt",
     "trainer_state.pt",
     "activations_store_state.safetensors",
     "frequencies.pt",
     "optimizer.pt",
 )
+# The files that are a dictionary whatever else lies in their folder, in the order in which they are looked for.
+NAMED = ("sae_weights.safetensors", "sae.safetensors", "ae.pt", "ae.safetensors")
+_TRAINING = re.compile(r"(optimizer|lr_scheduler)_\d+\.pt|rank_\d+_state\.pt")
 _HUB = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w.-]+)(:(?P<inside>.+))?")
 
 
@@ -119,14 +123,7 @@ def _download(repository: str, inside: str | None, revision: str | None, whole: 
         start = "" if inside is None else f"{inside.rstrip('/')}/"
         wanted = [f"{start}*{suffix}" for suffix in (*SUFFIXES, ".json")]
     elif inside is None:
-        wanted = [
-            "cfg.json",
-            "sae_weights.safetensors",
-            "activation_scaler.json",
-            "config.json",
-            "ae.pt",
-            "ae.safetensors",
-        ]
+        wanted = [*NAMED, "cfg.json", "config.json", "activation_scaler.json"]
     else:  # a file and the configurations beside it, or a folder, whose name may end in .pt too
         folder, stem = inside.rpartition("/")[0], inside.rpartition(".")[0]
         beside = [f"{folder}/{name}".lstrip("/") for name in ("config.json", "cfg.json", "activation_scaler.json")]
@@ -145,27 +142,37 @@ def _download(repository: str, inside: str | None, revision: str | None, whole: 
     return found
 
 
-def dictionary_file(path: Path) -> Path:
-    """The file of tensors that `path` is, or the one in the folder `path`."""
-    if path.is_file():
-        path = path.with_name("sae_weights.safetensors") if path.name == "cfg.json" else path
-        if path.suffix not in SUFFIXES or not path.is_file():
-            raise ValueError(f"{path} is no dictionary: expected a file of tensors, {', '.join(SUFFIXES)}.")
+def dictionary_file(path: Path, formats: Collection[str]) -> Path:
+    """The file of tensors that `path` is, or the one in the folder `path`. `formats`: those that are read, for the message."""
+    if path.is_file() and path.name != "cfg.json":
+        if path.suffix not in SUFFIXES:
+            raise ValueError(
+                f"{path} is no dictionary: expected a file of tensors ({', '.join(SUFFIXES)}) in one of the formats {', '.join(formats)}."
+            )
         return path
-    for name in ("sae_weights.safetensors", "ae.pt", "ae.safetensors"):
-        if (path / name).is_file():
-            return path / name
-    if (path / "cfg.json").is_file():
-        raise ValueError(f"{path} holds a cfg.json and no sae_weights.safetensors. Is it all there?")
-    files = tensor_files(sorted(path.iterdir()))
+    folder = path if path.is_dir() else path.parent
+    for name in NAMED:
+        if (folder / name).is_file():
+            return folder / name
+    files = tensor_files(sorted(folder.iterdir()))
     if len(files) != 1:
-        have = f"holds {len(files)}, {listed([file.name for file in files[:6]])}: name one" if files else "holds none"
+        have = f"there are {len(files)}: name one" if files else "there is none"
+        below = [file.relative_to(folder) for name in NAMED for file in sorted(folder.glob(f"*/**/{name}"))]
+        deeper = f" jc.load_saes reads a whole tree, and there is {below[0]} below." if below else ""
         raise ValueError(
-            f"{path}: expected one file of tensors ({', '.join(SUFFIXES)}), and it {have}. jc.load_saes reads a whole tree."
+            f"{folder}: expected one dictionary, {', '.join(NAMED)} or one other file of tensors ({', '.join(SUFFIXES)}), and {have}. "
+            f"{contents(folder)}{deeper} The formats that are read are {', '.join(formats)}."
         )
     return files[0]
 
 
 def tensor_files(paths: Sequence[Path]) -> list[Path]:
     """Those of `paths` that may be dictionaries."""
-    return [path for path in paths if path.suffix in SUFFIXES and path.name not in BESIDE and path.is_file()]
+    return [
+        path
+        for path in paths
+        if path.suffix in SUFFIXES
+        and path.name not in BESIDE
+        and _TRAINING.fullmatch(path.name) is None
+        and path.is_file()
+    ]
