@@ -184,3 +184,24 @@ def test_nodes_of_no_effect_are_no_vanishing_gradient():
     effects = jc.node_effects(MODEL, {SITE: nothing}, CLEAN, late, metric, method=jc.Gradient())
     assert not np.asarray(effects.nodes(SITE)).any()
     assert float(jnp.abs(effects.clean).max()) > 1e-3
+
+
+def test_results_by_site_take_names():
+    """What verbs return by site is asked by site or by name."""
+    effects, site = nodes(), jc.Site.parse(SITE)
+    edges = jc.edge_effects(MODEL, SAES, CLEAN, CORRUPT, GIVEN["metric"], effects, threshold=0.0)
+    for mapping in (
+        effects.acts,
+        effects.error,
+        effects.gradient,
+        edges.to_metric,
+        edges.sizes,
+        jc.load_saes("tiny-gpt2"),
+    ):
+        assert mapping[str(site)] is mapping[site]
+        assert "blocks.7.hook_mlp_out" not in mapping
+    two = {SITE: SAES[SITE], "blocks.1.hook_mlp_out": SAES[SITE]}
+    effects = jc.node_effects(MODEL, two, CLEAN, CORRUPT, GIVEN["metric"], method=jc.Gradient())
+    edges = jc.edge_effects(MODEL, two, CLEAN, CORRUPT, GIVEN["metric"], effects, threshold=0.0)
+    pair = (SITE, "blocks.1.hook_mlp_out")
+    assert len(edges.coo[pair][2]) == len(edges.coo[tuple(map(jc.Site.parse, pair))][2]) > 0

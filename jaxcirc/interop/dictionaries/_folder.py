@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jax.typing import DTypeLike
 
-from ..._sites import Site
+from ..._sites import BySite, Site
 from ...saes import AbstractDictionary
 from .._read import contents
 from .._shipped import SHIPPED, shipped_folder
@@ -25,7 +25,7 @@ def load_saes(
     dtype: DTypeLike | None = None,
     revision: str | None = None,
     **options: object,
-) -> dict[Site, AbstractDictionary]:
+) -> BySite[AbstractDictionary]:
     """Loads every dictionary of a folder tree: SAELens folders, feature-circuits' and dictionary_learning's
     `{embed, attn_out_layer0, mlp_out_layer0, resid_out_layer0, …}/*/ae.pt`, sparsify's `{embed_in, layers.0, layers.0.mlp, …}/` with
     cfg.json and sae.safetensors, or files of another format that say their site.
@@ -36,7 +36,7 @@ def load_saes(
     - `include`: which paths below the folder, as a pattern, where there are several dictionaries for a site: `"*/10_32768/*"`.
     - the rest as `jc.load_sae`.
 
-    **Returns:** `{dictionary.site: dictionary}`, in execution order.
+    **Returns:** `{dictionary.site: dictionary}`, in execution order; names of sites are keys, too.
 
     **Raises:** `ValueError` if there is none, one does not say its site, or two are for the same site; and as `jc.load_sae`.
 
@@ -64,7 +64,7 @@ def load_saes(
             f"{root} holds no dictionary whose path matches {include!r}. {contents(root)} Dictionaries are {', '.join(NAMED)} or other "
             f"files of tensors ({', '.join(SUFFIXES)}); the formats are {', '.join(READERS)}."
         )
-    return {site: found[site][1] for site in sorted(found)}
+    return BySite((site, found[site][1]) for site in sorted(found))
 
 
 def _root(folder_or_name: str | Path, revision: str | None) -> tuple[Path, str]:
