@@ -41,6 +41,7 @@ from .circuits import (
     load_annotations as load_annotations,
     MeanAblation as MeanAblation,
     minimality as minimality,
+    prune as prune,
     recovery_curve as recovery_curve,
     ResampleAblation as ResampleAblation,
     steer as steer,

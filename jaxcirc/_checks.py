@@ -50,6 +50,12 @@ def check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a finite number, got {value!r}.")
 
 
+def check_seed(name: str, value: Any) -> None:
+    """ValueError unless `value` can seed a random generator."""
+    if not _is_whole(value) or value < 0:
+        raise ValueError(f"{name}: expected a whole number from 0 on, got {value!r}.")
+
+
 def check_share(name: str, what: str, value: Any) -> None:
     """ValueError unless `value` is a part of `what`, above 0 and up to 1."""
     if not _is_number(value) or not 0 < value <= 1:

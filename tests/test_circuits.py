@@ -379,7 +379,10 @@ BAD = {
     "aggregate": (lambda a: {"aggregate": "mean"}, "aggregate must be 'sum' or 'none'"),
     "thresholds": (lambda a: {"thresholds": "all"}, "thresholds must be 'averages' or 'instances', got 'all'"),
     "no effect": (lambda a: {"metric": lambda logits: logits[0, 0]}, "so there is no effect to explain"),
-    "batch size": (lambda a: {"batch_size": 0}, "batch_size must be at least 1"),
+    "batch size": (
+        lambda a: {"batch_size": 0},
+        "discover: batch_size is how many prompts are run at once, at least 1; got 0",
+    ),
     "metric": (
         lambda a: {"metric": lambda logits: jnp.log(-jnp.abs(logits[-1, 0]))},
         "the metric is not finite on prompt 0",
@@ -426,7 +429,7 @@ def test_one_trace_for_a_shape(arguments):
 def test_integrated_edges_of_a_circuit(arguments):
     path = jc.IntegratedGradients(2)
     found = jc.discover(
-        *arguments, node_threshold=-1.0, edge_threshold=1e-9, method=path, edges="integrated", batch_size=2
+        *arguments, node_threshold=0.0, edge_threshold=1e-9, method=path, edges="integrated", batch_size=2
     )
     out = found.edges.groupby("source")["weight"].sum()
     effect = found.nodes.set_index("node")["effect"]

@@ -279,15 +279,17 @@ def test_latents_are_ablated_as_nodes(getkey):
     assert_close(whole, replaced(model, tokens, [site], gone), tolerance=1e-10)
 
 
-def test_means_leave_padding_out():
+@pytest.mark.parametrize("side", [1, -1])
+def test_means_leave_padding_out(side):
     model, tokens = problem()
+    mask = np.array([[True] * 6, [True] * 4 + [False] * 2, [True] * 3 + [False] * 3])[:, ::side]
     site = Site(1, Kind.Z)
     seen = np.stack(
-        [run(model, row, jnp.asarray(keys), {}, (site,))[1][site] for row, keys in zip(tokens, MASK, strict=True)]
+        [run(model, row, jnp.asarray(keys), {}, (site,))[1][site] for row, keys in zip(tokens, mask, strict=True)]
     )
-    weights = MASK / MASK.sum(0)
+    weights = mask / mask.sum(0)
     mean = np.einsum("bs,bshd->shd", weights, seen)
-    got = jc.ablate(model, tokens, [(1, 0)], jc.Mean(tokens, jnp.asarray(MASK)))
+    got = jc.ablate(model, tokens, [(1, 0)], jc.Mean(tokens, jnp.asarray(mask)))
     assert_close(got, replaced(model, tokens, [(1, 0)], {site: np.stack([mean] * 3)}), tolerance=1e-10)
 
 

@@ -49,6 +49,7 @@ VERBS = {
             ("evaluate", jc.evaluate, ((), {})),
             ("recovery_curve", jc.recovery_curve, ((), {"thresholds": [0.1]})),
             ("minimality", jc.minimality, ((), {"most": 1})),
+            ("prune", jc.prune, ((), {})),
             ("steer", jc.steer, ((["a"],), {})),
         )
     },

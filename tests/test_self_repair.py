@@ -20,16 +20,17 @@ pytestmark = needs_x64
 PARTS = ("direct", "own", "backup", "mlps", "norm", "change")
 
 
-def by_hand(model, tokens, other, mask):
+def by_hand(model, tokens, other, mask, other_mask):
     """The same six numbers `[batch layer head seq]` from whole runs with one head's `z` replaced; layers before it and beside it stay."""
     shape = (len(tokens), model.n_layers, model.n_heads, tokens.shape[1])
     out = {name: np.zeros(shape) for name in PARTS}
     sites = tuple(Site(layer, Kind.Z) for layer in range(model.n_layers))
-    for i, (row, keys) in enumerate(zip(tokens, jnp.asarray(mask), strict=True)):
+    masks = zip(jnp.asarray(mask), jnp.asarray(other_mask), strict=True)
+    for i, (row, (keys, other_keys)) in enumerate(zip(tokens, masks, strict=True)):
         target, clean = np.roll(row, -1), written(model, row, keys)
         before = read(model, clean, target)
         own = run(model, row, keys, {}, sites)[1]
-        others = run(model, other[i], keys, {}, sites)[1]
+        others = run(model, other[i], other_keys, {}, sites)[1]
         for layer in range(model.n_layers):
             for head in range(model.n_heads):
                 # Every site is edited in every run, so that one program serves all.
@@ -65,7 +66,7 @@ def test_every_part_is_that_of_whole_runs(name):
     model, tokens = problem(name, batch=2)
     other = (tokens + 1) % min(model.d_vocab, model.W_U.shape[1])
     found = jc.self_repair(model, tokens, other)
-    want = by_hand(model, tokens, other, np.ones((2, 6), bool))
+    want = by_hand(model, tokens, other, *np.ones((2, 2, 6), bool))
     for part in PARTS:
         got = getattr(found, part)[..., :-1]
         if np.abs(want[part][..., :-1]).max() < 1e-12:  # an MLP beside the last layer's heads, no MLPs, no norm
@@ -90,8 +91,10 @@ def test_every_part_is_that_of_whole_runs(name):
 def test_padding_never_enters_and_chunks_change_nothing(tokens_at_once):
     model, tokens = problem()
     other = jnp.roll(tokens, 1, axis=0)
-    want = by_hand(model, tokens, other, MASK)
-    found = jc.self_repair(model, tokens, other, mask=jnp.asarray(MASK), tokens_at_once=tokens_at_once)
+    others_mask = np.array([[True] * 6, [True] * 5 + [False], [False] + [True] * 5])  # real wherever the prompts are
+    want = by_hand(model, tokens, other, MASK, others_mask)
+    resample = jc.Resample(other, jnp.asarray(others_mask))
+    found = jc.self_repair(model, tokens, resample, mask=jnp.asarray(MASK), tokens_at_once=tokens_at_once)
     np.testing.assert_array_equal(found.used, used(MASK))
     for part in PARTS:
         here = np.broadcast_to(used(MASK)[:, None, None], want[part].shape)
@@ -153,16 +156,16 @@ def test_a_known_line_comes_back():
     exact = synthetic(noise=0.0)
     assert exact.slope[0] == pytest.approx([0.6, 0.6], abs=1e-12)
     assert exact.intercept[0] == pytest.approx([-0.2, -0.2], abs=1e-12)
-    low, high = found.interval(samples=500)
-    # The standard error of the slope is noise / (spread sqrt n), and the points are independent.
-    assert (high - low)[0] == pytest.approx(2 * 1.96 * 0.1 / 960**0.5, rel=0.25)
+    low, high = found.interval()
+    # The standard error of the slope is noise / (spread sqrt n), and the points are independent; Student's t of 39 is 2.02.
+    widths = [np.subtract(*synthetic(seed=seed).interval()[::-1])[0] for seed in range(10)]
+    assert np.mean(widths) == pytest.approx(2 * 2.02 * 0.1 / 960**0.5, rel=0.1)
     assert (low[0] < 0.6).all()
     assert (high[0] > 0.6).all()
     assert not low[1].any()
     assert not high[1].any()
     covered = [
-        np.diff(np.sign(np.array(synthetic(seed=seed).interval(samples=200, level=0.8))[:, 0, 0] - 0.6))
-        for seed in range(30)
+        np.diff(np.sign(np.array(synthetic(seed=seed).interval(level=0.8))[:, 0, 0] - 0.6)) for seed in range(30)
     ]
     assert 17 <= np.count_nonzero(covered) <= 29
 
@@ -195,8 +198,16 @@ def test_the_top_share_of_tokens():
     assert top.direct.min() > 2
     assert np.abs(top.change - (top.ablated - top.direct) - top.heads - top.mlps - top.norm).max() < 1e-12
     assert (synthetic().top(share=1e-9).tokens == 1).all()
-    with pytest.raises(ValueError, match="share is a part of the tokens, above 0 and up to 1; got 0"):
-        found.top(0.0)
+    for share in (0.0, math.nan, 1.5):
+        with pytest.raises(
+            ValueError, match=rf"SelfRepair\.top: share is a part of the tokens, above 0 and up to 1; got {share}"
+        ):
+            found.top(share)
+    with pytest.raises(ValueError, match=r"SelfRepair\.refit: minimum: expected a finite number, got nan"):
+        found.refit(jc.OLS(), minimum=math.nan)
+    for level in (0.0, 1.0, math.nan, -1.0):
+        with pytest.raises(ValueError, match=r"SelfRepair\.interval: level is how often the interval holds"):
+            found.interval(level=level)
 
 
 def test_one_program_for_all_layers_and_heads():
@@ -225,6 +236,7 @@ def test_progress_goes_to_the_end():
 
 def test_what_self_repair_refuses(untyped):
     model, tokens = problem()
+    unpadded = jc.Resample(tokens[::-1], jnp.ones((3, 6), bool))
     refused = [
         (dict(resample=tokens[:, :4]), r"resample from have shape \(3, 4\) and those that are run \(3, 6\)"),
         (dict(resample=tokens[:2]), r"resample from have shape \(2, 6\) and those that are run \(3, 6\)"),
@@ -236,16 +248,20 @@ def test_what_self_repair_refuses(untyped):
             dict(minimum=99.0),
             r"head \(0, 0\) has 0 tokens with a direct effect above 99, .* its largest direct effect is -?\d",
         ),
-        (dict(mask=jnp.zeros((3, 6), bool)), "no position has a next token"),
+        (dict(mask=jnp.zeros((3, 6), bool).at[:, 2].set(True), resample=unpadded), "no position has a next token"),
         (dict(mask=jnp.ones((3, 5), bool)), "mask: expected one boolean a token"),
+        (dict(minimum=math.nan), "self_repair: minimum: expected a finite number, got nan"),
+        (dict(tokens_at_once=-5), "self_repair: tokens_at_once is how many tokens are run at once, at least 1; got -5"),
         (
-            dict(mask=jnp.asarray(MASK) & (jnp.arange(6) < 2)),
+            dict(mask=jnp.arange(6) < jnp.array([[2], [2], [1]]), resample=unpadded),
             r"head \(0, 0\) has 2 tokens with a next token, and a line takes at least 3",
         ),
     ]
     for arguments, message in refused:
         with pytest.raises(ValueError, match=message):
             jc.self_repair(model, tokens, **({"resample": tokens[::-1]} | arguments))
+    with pytest.raises(TypeError, match=r"expected heads as a list of \(layer, head\); 1 is none"):
+        jc.self_repair(model, tokens, tokens[::-1], heads=[1, 0])
     with pytest.raises(TypeError, match=r"expected a fit such as jc.OLS\(intercept=True\), got a str"):
         jc.self_repair(model, tokens, tokens[::-1], fit="ols")
 

@@ -39,7 +39,7 @@ def node_effects(
       error goes to zero.
     - `metric`: a function of one sequence's logits; its array leaves carry the batch axis.
     - `method`: `jc.Gradient()`, `jc.IntegratedGradients(steps, rule)` or `jc.ExactPatching()`.
-    - `mask` `[batch seq]`: False for padding, whose effects are exactly 0.
+    - `mask` `[batch seq]`: False for padding, of both prompts of a pair; its effects are exactly 0.
 
     **Returns:** `NodeEffects`.
 

@@ -14,4 +14,5 @@ from ._evaluate import evaluate as evaluate
 from ._evaluation import Evaluation as Evaluation
 from ._load_annotations import load_annotations as load_annotations
 from ._minimality import minimality as minimality
+from ._prune import prune as prune
 from ._steer import steer as steer

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._checks import check_seed
 from .._sites import Site
+from ..components import Reference
 
 
 class Nodes(NamedTuple):
@@ -27,43 +29,43 @@ class AbstractAblation(eqx.Module):
     """How ablated nodes are valued."""
 
     @abc.abstractmethod
-    def values(
-        self, n: int, of: Callable[[np.ndarray], Values], mean: Callable[[], Values], padded: bool
-    ) -> Callable[[np.ndarray], Values]:
-        """**Arguments:** - `n`: how many prompts there are. - `of(rows)`: the nodes' values on some of the reference prompts. -
-        `mean()`: their mean over all of them, for each position. - `padded`: whether the prompts have padding.
+    def values(self, reference: Reference) -> Callable[[np.ndarray], Values]:
+        """**Arguments:** - `reference`: the prompts that values come from, one for each prompt that is run, with the same padding.
 
         **Returns:** a function from prompts, by number, to what their nodes are ablated to.
         """
 
 
 class MeanAblation(AbstractAblation):
-    """The mean over the reference prompts, for each position apart."""
+    """The mean over the reference prompts, for each position apart, of those that are real there. Where prompts of several lengths are
+    together, all are padded on one side.
+    """
 
-    def values(self, n, of, mean, padded):
-        found = mean()
+    def values(self, reference):
+        found = reference.mean(reference.mask)
         return lambda rows: jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *x.shape[1:])), found)
 
 
 class ZeroAblation(AbstractAblation):
     """Zero: latents off, and no error."""
 
-    def values(self, n, of, mean, padded):
-        one = jax.tree.map(jnp.zeros_like, of(np.zeros(1, int)))
+    def values(self, reference):
+        one = jax.tree.map(jnp.zeros_like, reference.of(np.zeros(1, int)))
         return lambda rows: jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *x.shape[1:])), one)
 
 
 class ResampleAblation(AbstractAblation):
-    """The values on another reference prompt, the same for all nodes: a shuffle of the prompts that `seed` decides."""
+    """The values on another reference prompt, the same for all nodes, position by position: a shuffle of the prompts that `seed` decides.
+    All have one length, as a shorter one has no values for a longer.
+    """
 
     seed: int = eqx.field(static=True, default=0)
 
-    def values(self, n, of, mean, padded):
-        if padded:
-            raise ValueError(
-                "ResampleAblation takes another prompt's values position by position, and padded prompts do not align. Use MeanAblation, "
-                "or prompts of one length."
-            )
+    def __check_init__(self):
+        check_seed("ResampleAblation: seed", self.seed)
+
+    def values(self, reference):
+        n = len(reference.mask)
         if n < 2:
             raise ValueError(
                 "ResampleAblation takes another prompt's values, and there is one prompt. Use ZeroAblation."
@@ -71,4 +73,4 @@ class ResampleAblation(AbstractAblation):
         order = np.random.default_rng(self.seed).permutation(n)
         other = np.empty(n, int)
         other[order] = np.roll(order, 1)  # nobody's own
-        return lambda rows: of(other[rows])
+        return reference.another(reference.mask, other)

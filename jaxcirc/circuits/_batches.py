@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from .._checks import check_optional_count
 from .._metrics import Metric
 from .._sites import Site
 from ..attribution import prepare, Problem
@@ -40,9 +41,8 @@ class Source(Protocol[T_co]):
 class ArrayBatches:
     """The prompts of a problem, `size` at a time, or all at once."""
 
-    def __init__(self, problem: Problem, size: int | None):
-        if size is not None and size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {size}: it is how many prompts are run at once.")
+    def __init__(self, problem: Problem, size: int | None, verb: str):
+        check_optional_count(f"{verb}: batch_size", "prompts are run at once", size)
         self.problem, self.n = problem, problem.clean.shape[0]
         self.size = self.n if size is None else size
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+from .._checks import check_count, check_threshold
 from .._files import check_replaceable, write_text, writing_file, writing_folder
 from .._sites import did_you_mean
 from ..view import (
@@ -46,6 +47,9 @@ class Circuit:
       over prompts).
     - `meta`: settings, sizes, versions and checks; plain JSON.
 
+    What is strongest in it need not carry the behaviour: `jc.evaluate` runs the circuit without the rest of the model, and `jc.prune` finds
+    the thresholds at which it carries what is asked for.
+
     Tables are pandas data frames; `pyarrow.table(circuit.nodes)` takes them too.
     """
 
@@ -69,7 +73,12 @@ class Circuit:
         return dataclasses.replace(self, meta={**self.meta, **meta})
 
     def above(self, *, node_threshold: float = 0.0, edge_threshold: float = 0.0) -> "Circuit":
-        """The nodes with `|effect| > node_threshold`, and the edges between them with `|weight| > edge_threshold`."""
+        """The nodes with `|effect| > node_threshold`, and the edges between them with `|weight| > edge_threshold`.
+
+        **Raises:** `ValueError` for a threshold that is negative or NaN.
+        """
+        check_threshold("Circuit.above: node_threshold", node_threshold)
+        check_threshold("Circuit.above: edge_threshold", edge_threshold)
         kept = self.subgraph(self.nodes["node"][self.nodes["effect"].abs() > node_threshold])
         edges = kept.edges[kept.edges["weight"].abs() > edge_threshold].reset_index(drop=True)
         return dataclasses.replace(kept, edges=edges)
@@ -79,6 +88,8 @@ class Circuit:
 
         **Raises:** `ValueError` for a name that the circuit does not have.
         """
+        if isinstance(names, str):
+            raise TypeError(f"Circuit.subgraph: expected a list of names of nodes, got one. Write [{names!r}].")
         chosen = set(names)
         if unknown := chosen - set(self.nodes["node"]):
             raise self._no_node(min(unknown))
@@ -137,6 +148,7 @@ class Circuit:
 
         **Raises:** `ValueError` for a name that the circuit does not have.
         """
+        check_count("Circuit.paths: most", "paths to find", most)
         for name in {source, target} - {METRIC, *self.nodes["node"]}:
             raise self._no_node(name)
         out: dict[str, list[EdgeRow]] = {}
@@ -223,12 +235,15 @@ class Circuit:
         >>> circuit = jc.Circuit.from_feature_circuits("rc_n100_aggsum.pt", edge_threshold=0.02)  # doctest: +SKIP
         >>> circuit.annotate(annotations=jc.load_annotations("annotations.jsonl")).to_html("rc.html")  # doctest: +SKIP
         """
+        check_threshold("Circuit.from_feature_circuits: node_threshold", node_threshold)
+        check_threshold("Circuit.from_feature_circuits: edge_threshold", edge_threshold)
         from ._feature_circuits import imported  # which makes circuits
 
         return imported(Path(path), node_threshold, edge_threshold, model)
 
     def to_html(self, path: str | Path, *, most_edges: int = 150) -> None:
         """Draws the circuit as one self-contained page: no network, no other file. The strongest `most_edges` edges are drawn."""
+        check_count("Circuit.to_html: most_edges", "edges to draw", most_edges, least=0)
         html = page(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
         with writing_file(path) as aside:
             write_text(aside, html)
@@ -238,6 +253,7 @@ class Circuit:
 
         **Raises:** `ValueError` for a file that is not named as SVG, or whose folder is not there.
         """
+        check_count("Circuit.to_svg: most_edges", "edges to draw", most_edges, least=0)
         check_svg(path)
         svg = drawing(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
         with writing_file(path) as aside:
@@ -251,6 +267,7 @@ class Circuit:
 
         **Raises:** `ValueError` if positions were summed, or the tokens are not known.
         """
+        check_count("Circuit.to_attribution_graph: most_edges", "edges to write", most_edges, least=0)
         if any(row.pos is None for row in self.node_rows()):
             raise ValueError(
                 "An attribution graph shows positions, and in this circuit they were summed. Find it with aggregate='none'."
@@ -265,6 +282,7 @@ class Circuit:
 
     def to_graphviz(self, *, most_edges: int = 150) -> "graphviz.Digraph":
         """The circuit as a `graphviz.Digraph` (extra `graphviz`); its `.source` is DOT."""
+        check_count("Circuit.to_graphviz: most_edges", "edges to draw", most_edges, least=0)
         return graphviz_of(self.node_rows(), self.edge_rows(), most_edges=most_edges)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from .._checks import check_seed, check_thresholds
 from .._metrics import Metric
 from .._sites import Site
 from ..models import Transformer
@@ -52,25 +53,42 @@ def recovery_curve(
 
     **Returns:** a data frame, one row a threshold: `threshold`, `nodes`, `edges`, `faithfulness` with its interval `low` to `high`,
     `completeness`, and the `random` circuit's faithfulness.
+
+    **Raises:** `ValueError` as `jc.evaluate`; for an empty list of thresholds, or one that is negative or NaN.
     """
     import pandas as pd
 
+    given = None if thresholds is None else check_thresholds("recovery_curve: thresholds", thresholds)
+    check_seed("recovery_curve: seed", seed)
     trial = trial_of(
-        circuit, model, saes, clean, corrupt, metric, mask, ablation, level, start_layer, errors, batch_size
+        "recovery_curve",
+        circuit,
+        model,
+        saes,
+        clean,
+        corrupt,
+        metric,
+        mask,
+        ablation,
+        level,
+        start_layer,
+        errors,
+        batch_size,
+        of_parts=True,
     )
     by_nodes = level == "nodes"
     name, column = (
         ("node_threshold", circuit.nodes["effect"]) if by_nodes else ("edge_threshold", circuit.edges["weight"])
     )
     size = np.sort(np.abs(column.to_numpy()))[::-1]
-    if thresholds is None:
+    if given is None:
         halves = [len(size) >> i for i in range(12) if len(size) >> i]
-        thresholds = [0.0 if count == len(size) else float(size[count]) for count in halves]
+        given = [0.0 if count == len(size) else float(size[count]) for count in halves]
     report = progress or (lambda done, of, stage: None)
     bounds = trial.runs(circuit, ("full", "empty"))
     rows, rng = [], np.random.default_rng(seed)
-    for i, threshold in enumerate(thresholds):
-        report(i, len(thresholds), "curve")
+    for i, threshold in enumerate(given):
+        report(i, len(given), "curve")
         part = circuit.above(**{name: threshold})
         found = evaluation(trial, part, {**bounds, **trial.runs(part, ("circuit", "complement"))})
         random = trial.runs(_random(circuit, part, level, rng), ("circuit",))
@@ -78,7 +96,7 @@ def recovery_curve(
         low, high = found.interval()
         row |= {"faithfulness": found.faithfulness, "low": low, "high": high, "completeness": found.completeness}
         rows.append({**row, "random": Evaluation({**bounds, **random}, {}).faithfulness})
-    report(len(thresholds), len(thresholds), "curve")
+    report(len(given), len(given), "curve")
     return pd.DataFrame(rows)
 
 

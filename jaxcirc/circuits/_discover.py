@@ -9,6 +9,7 @@ import jaxlib
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from .._checks import check_choice, check_threshold
 from .._metrics import Metric
 from .._sites import Site
 from .._version import __version__
@@ -48,7 +49,10 @@ def discover(
 
     **Arguments:**
 
-    - `node_threshold`, `edge_threshold`: in the metric's units; `edge_threshold=None` finds nodes only, in a fraction of the time.
+    - `node_threshold`, `edge_threshold`: 0 or more, in the metric's units; `edge_threshold=None` finds nodes only, in a fraction of the
+      time. About a hundredth of the total effect shows the strongest parts, to look at; run alone these carry little of the behaviour, by
+      edges next to nothing. For a circuit that carries it, find one with thresholds ten times lower, for edges a hundred times, and let
+      `jc.prune` raise them.
     - `method`: how node effects are estimated; edges use the same gradients.
     - `aggregate`: `"sum"` sums over positions; `"none"` keeps them apart, for prompts that align position by position.
     - `edges`: `"clean"`, or `"integrated"` along the path of `method`, so that they sum to the nodes' effects; see `jc.edge_effects`.
@@ -63,8 +67,8 @@ def discover(
     total effect: integrated gradients are complete, so it tells how good the nodes' estimate is. `meta["certificate"]` holds the relative
     error of edges into each kind of site, measured against float64 autodiff that runs operation by operation.
 
-    **Raises:** `ValueError` as `jc.node_effects` does; if clean equals corrupt, or the metric does not change; if no node is above the
-    threshold; if edges are wrong by the certificate.
+    **Raises:** `ValueError` as `jc.node_effects` does; for a threshold that is negative or NaN; if the metric does not change; if no node
+    is above the threshold; if edges are wrong by the certificate.
 
     **Reference:** Marks et al. 2024, "Sparse Feature Circuits", arXiv 2403.19647, §3.2. The reference implementation is
     `thresholds="instances"`.
@@ -74,9 +78,9 @@ def discover(
     >>> {"source", "target", "weight"} <= set(circuit.edges)
     True
     """
+    settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds, "discover")
     problem = prepare(model, saes, clean, corrupt, metric, mask)
-    settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds)
-    batches = ArrayBatches(problem, batch_size)
+    batches = ArrayBatches(problem, batch_size, "discover")
     return _discover(model, batches, settings, progress, type(problem.metric).__name__)
 
 
@@ -110,7 +114,7 @@ def discover_batches(
     >>> circuit.meta["prompts"]
     8
     """
-    settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds)
+    settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds, "discover_batches")
     source = PromptBatches(model, saes, batches, metric)
     return _discover(model, source, settings, progress, getattr(metric, "__qualname__", type(metric).__name__))
 
@@ -125,20 +129,19 @@ class _Settings:
     aggregate: str
     edges: str
     thresholds: str
+    verb: dataclasses.InitVar[str]
 
-    def __post_init__(self):
-        choices = {
-            "aggregate": ("sum", "none"),
-            "edges": ("clean", "integrated"),
-            "thresholds": ("averages", "instances"),
-        }
-        for name, known in choices.items():
-            if (got := getattr(self, name)) not in known:
-                raise ValueError(f"discover: {name} must be {' or '.join(map(repr, known))}, got {got!r}.")
+    def __post_init__(self, verb: str):
+        check_threshold(f"{verb}: node_threshold", self.node_threshold)
+        if self.edge_threshold is not None:
+            check_threshold(f"{verb}: edge_threshold", self.edge_threshold)
+        check_choice(f"{verb}: aggregate", self.aggregate, ("sum", "none"))
+        check_choice(f"{verb}: edges", self.edges, ("clean", "integrated"))
+        check_choice(f"{verb}: thresholds", self.thresholds, ("averages", "instances"))
         check_method(self.method)
         if self.edges == "integrated" and not isinstance(self.method, IntegratedGradients):
             raise ValueError(
-                f"discover: edges='integrated' takes the path of the nodes' method, and {type(self.method).__name__} has none. Use "
+                f"{verb}: edges='integrated' takes the path of the nodes' method, and {type(self.method).__name__} has none. Use "
                 "method=jc.IntegratedGradients(steps)."
             )
 

@@ -47,7 +47,7 @@ def evaluate(
 
     - `clean`, `corrupt`, `metric`, `mask`: as in `jc.discover`; prompts that the circuit was not found on, for an honest number.
     - `ablation`: `jc.MeanAblation()`, `jc.ZeroAblation()` or `jc.ResampleAblation(seed)`, of the corrupt prompts, or of the clean ones if
-      there are none.
+      there are none. Corrupt prompts have the padding of the clean ones, as `mask` is of both.
     - `start_layer`: dictionaries of earlier layers are left alone in every run.
     - `errors`: `"default"`, error nodes are in the circuit or not like others; `"keep"`, no error is ever ablated (`level="nodes"` only);
       `"remove"`, they are ablated in circuit and complement alike.
@@ -55,8 +55,8 @@ def evaluate(
 
     **Returns:** `Evaluation`.
 
-    **Raises:** `ValueError` as `jc.discover`; for a circuit of another model or other dictionaries, naming both; if ablating everything
-    changes nothing.
+    **Raises:** `ValueError` as `jc.discover`; for a circuit of another model or other dictionaries, naming both; for prompts whose
+    positions do not align where values are taken from others; if ablating everything changes nothing.
 
     **Reference:** Marks et al. 2024, arXiv 2403.19647, §3.3 and appendix; means there are over the batch and for each position, as here.
     Edges are not evaluated there.
@@ -69,17 +69,35 @@ def evaluate(
     True
     """
     trial = trial_of(
-        circuit, model, saes, clean, corrupt, metric, mask, ablation, level, start_layer, errors, batch_size
+        "evaluate",
+        circuit,
+        model,
+        saes,
+        clean,
+        corrupt,
+        metric,
+        mask,
+        ablation,
+        level,
+        start_layer,
+        errors,
+        batch_size,
+        of_parts=False,
     )
     return evaluation(trial, circuit, trial.runs(circuit, RUNS, progress))
 
 
 def evaluation(trial: Trial, circuit: Circuit, per_prompt: dict[str, np.ndarray]) -> Evaluation:
     """The result of all four runs. **Raises:** `ValueError` if ablating everything changes nothing."""
+    check_explained(trial, per_prompt)
+    return Evaluation(per_prompt, {**trial.settings, "nodes": len(circuit.nodes), "edges": len(circuit.edges)})
+
+
+def check_explained(trial: Trial, per_prompt: dict[str, np.ndarray]) -> None:
+    """ValueError if ablating everything changes nothing."""
     full, empty = per_prompt["full"].mean(), per_prompt["empty"].mean()
     if abs(full - empty) <= 1e-6 * max(abs(full), abs(empty)):
         raise ValueError(
-            f"evaluate: ablating every node leaves the metric at {empty:.4g}, as it is in the whole model, so there is nothing to explain. "
-            "Use prompts on which clean and corrupt differ, or another ablation."
+            f"{trial.verb}: ablating every node leaves the metric at {empty:.4g}, as it is in the whole model, so there is nothing to "
+            "explain. Use prompts on which clean and corrupt differ, or another ablation."
         )
-    return Evaluation(per_prompt, {**trial.settings, "nodes": len(circuit.nodes), "edges": len(circuit.edges)})

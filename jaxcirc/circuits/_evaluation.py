@@ -6,6 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from .._checks import check_choice
+from ..components import jackknife_interval
+
+
+_PART = {"faithfulness": "circuit", "completeness": "complement"}  # the run whose share it is
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -48,18 +54,18 @@ class Evaluation:
         r"""$(m_{complement} - m_{empty}) / (m_{full} - m_{empty})$: 0 if without the circuit nothing of it is left. Low is good."""
         return (self.m_complement - self.m_empty) / (self.m_full - self.m_empty)
 
-    def interval(
-        self, of: str = "faithfulness", *, level: float = 0.95, samples: int = 2000, seed: int = 0
-    ) -> tuple[float, float]:
-        """A bootstrap confidence interval over prompts, of `"faithfulness"` or `"completeness"` (Efron 1979, percentiles)."""
-        if of not in ("faithfulness", "completeness"):
-            raise ValueError(f"Evaluation.interval: of must be 'faithfulness' or 'completeness', got {of!r}.")
-        n = len(self.per_prompt["full"])
-        rows = np.random.default_rng(seed).integers(0, n, (samples, n))
-        mean = {name: values[rows].mean(1) for name, values in self.per_prompt.items()}
-        part = mean["circuit" if of == "faithfulness" else "complement"]
-        found = (part - mean["empty"]) / (mean["full"] - mean["empty"])
-        low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    def interval(self, of: str = "faithfulness", *, level: float = 0.95) -> tuple[float, float]:
+        """A confidence interval over prompts, of `"faithfulness"` or `"completeness"`: Student's, with the jackknife's standard error.
+
+        In simulations (`python -m benchmarks.coverage`) an interval of level 0.95 over 8 to 32 prompts holds the true share in 93 to 99 of
+        100 cases, the fewest where prompts differ skewly; percentiles of a bootstrap do in 85 to 94. NaN for one prompt.
+        """
+        check_choice("Evaluation.interval: of", of, ("faithfulness", "completeness"))
+        part, full, empty = (self.per_prompt[name] for name in (_PART[of], "full", "empty"))
+        others = lambda x: x.sum() - x  # without each prompt
+        with np.errstate(divide="ignore", invalid="ignore"):
+            without = others(part - empty) / others(full - empty)
+        low, high = jackknife_interval("Evaluation.interval", np.asarray(getattr(self, of)), without, level)
         return float(low), float(high)
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,11 +73,14 @@ class Evaluation:
         means = {f"m_{name}": float(values.mean()) for name, values in self.per_prompt.items()}
         return {
             **{name: getattr(self, name) for name in ("faithfulness", "completeness")},
-            "faithfulness_interval": list(self.interval()),
-            "completeness_interval": list(self.interval("completeness")),
+            **{f"{name}_interval": self.listed_interval(name) for name in _PART},
             **means,
             **self.meta,
         }
+
+    def listed_interval(self, of: str) -> list[float | None]:
+        """The interval in plain JSON, which has no NaN."""
+        return [None if np.isnan(end) else end for end in self.interval(of)]
 
     def __repr__(self) -> str:
         return (

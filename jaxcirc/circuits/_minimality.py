@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Array, Bool, Int
 
+from .._checks import check_count
 from .._metrics import Metric
 from .._sites import Site
 from ..models import Transformer
@@ -61,10 +62,22 @@ def minimality(
     """
     import pandas as pd
 
-    if most < 1:
-        raise ValueError(f"minimality: most is how many parts to try, at least 1; got {most}.")
+    check_count("minimality: most", "parts to try", most)
     trial = trial_of(
-        circuit, model, saes, clean, corrupt, metric, mask, ablation, level, start_layer, errors, batch_size
+        "minimality",
+        circuit,
+        model,
+        saes,
+        clean,
+        corrupt,
+        metric,
+        mask,
+        ablation,
+        level,
+        start_layer,
+        errors,
+        batch_size,
+        of_parts=True,
     )
     report = progress or (lambda done, of, stage: None)
     whole = trial.runs(circuit, RUNS)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_numbers
 from .._edits import Add
 from .._metrics import Metric
 from .._run import run_metric, site_shapes
@@ -68,7 +69,8 @@ def steer(
     **Returns:** a data frame, one row for each node and strength, and for `"all"`: `node`, `strength`, `effect` (the node's own times
     strength), `predicted` by the edges, `measured`; all three are changes of the metric, mean over prompts.
 
-    **Raises:** `ValueError` as `jc.evaluate`; for a node that the circuit does not have; for another baseline than the circuit's.
+    **Raises:** `ValueError` as `jc.evaluate`; for a node that the circuit does not have; for another baseline than the circuit's; for no
+    strength at all, or one that is not finite.
 
     **Reference:** patching and ablation of single features as the check of their effects, Marks et al. 2024, arXiv 2403.19647, §3.
 
@@ -83,12 +85,12 @@ def steer(
     import pandas as pd
 
     problem = prepare(model, saes, clean, corrupt, metric, mask)
+    factors = check_numbers("steer: strengths", strengths)
     check_circuit(circuit, model, problem)
     _check_baseline(circuit, problem)
-    chosen = _chosen(circuit, list(nodes))
-    strengths = [float(strength) for strength in strengths]
-    batches = ArrayBatches(problem, batch_size)
-    measured = _measured(model, batches, chosen, strengths, progress or (lambda done, of, stage: None))
+    chosen = _chosen(circuit, nodes)
+    batches = ArrayBatches(problem, batch_size, "steer")
+    measured = _measured(model, batches, chosen, factors, progress or (lambda done, of, stage: None))
     effect = {row.node: row.effect for row in circuit.node_rows()}
     effects = [effect[name] for name in chosen.names]
     effects.append(sum(effects))
@@ -96,12 +98,15 @@ def steer(
     rows = [
         (name, strength, strength * effects[i], strength * predicted[i], measured[i, j])
         for i, name in enumerate([*chosen.names, ALL])
-        for j, strength in enumerate(strengths)
+        for j, strength in enumerate(factors)
     ]
     return pd.DataFrame(rows, columns=["node", "strength", "effect", "predicted", "measured"])
 
 
-def _chosen(circuit: Circuit, names: list[str]) -> _Chosen:
+def _chosen(circuit: Circuit, nodes: Iterable[str]) -> _Chosen:
+    if isinstance(nodes, str):
+        raise TypeError(f"steer: expected a list of names of nodes, got one. Write [{nodes!r}].")
+    names = list(nodes)
     if not names:
         raise ValueError(
             "steer: no node was named. Give names of the circuit's nodes, such as circuit.node_rows()[0].node."

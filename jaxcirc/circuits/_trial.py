@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_choice, check_count
 from .._edits import Blend
 from .._metrics import Metric
 from .._run import run_metric, site_shapes
 from .._sites import Site
 from ..attribution import prepare, Problem
+from ..components import Reference
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._ablations import AbstractAblation, Values
@@ -25,16 +27,19 @@ from ._members import check_same, edge_masks, node_masks
 
 
 ERRORS = ("default", "keep", "remove")
+LEVELS = ("nodes", "edges")
 RUNS = ("full", "circuit", "empty", "complement")
 
 
 class Trial(NamedTuple):
     """Prompts in batches, and what takes the place of what is ablated.
 
-    **Attributes:** - `ablated(rows)`: what the nodes of some prompts, by number, are ablated to. - `level`: `"nodes"` or `"edges"`. -
-    `intact`: the sites that are left alone. - `errors`: what happens to error nodes. - `settings`: all this in plain JSON.
+    **Attributes:** - `verb`: asks for it, for messages. - `ablated(rows)`: what the nodes of some prompts, by number, are ablated to. -
+    `level`: `"nodes"` or `"edges"`. - `intact`: the sites that are left alone. - `errors`: what happens to error nodes. - `settings`: all
+    this in plain JSON.
     """
 
+    verb: str
     model: Transformer
     batches: ArrayBatches
     ablated: Callable[[np.ndarray], Values]
@@ -68,10 +73,19 @@ class Trial(NamedTuple):
                     edges = EdgeRun(*given, complement=name == "complement")
                     found[name].append(edges.metric(into, keeps["circuit"])[real])
         report(len(self.batches), len(self.batches), self.level)
-        return {name: _finite(np.concatenate(parts), name) for name, parts in found.items()}
+        return {name: self._finite(np.concatenate(parts), name) for name, parts in found.items()}
+
+    def _finite(self, metrics: np.ndarray, name: str) -> np.ndarray:
+        bad = np.flatnonzero(~np.isfinite(metrics))
+        if len(bad):
+            raise ValueError(
+                f"{self.verb}: the metric is not finite on prompt {int(bad[0])} in the {name} run: {metrics[bad[0]]}."
+            )
+        return metrics
 
 
 def trial_of(
+    verb: str,
     circuit: Circuit,
     model: Transformer,
     saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
@@ -84,21 +98,28 @@ def trial_of(
     start_layer: int,
     errors: str,
     batch_size: int | None,
+    *,
+    of_parts: bool,
 ) -> Trial:
-    """The trial of these arguments of `jc.evaluate`, for the circuit and its parts. **Raises:** `ValueError` for one that is not right."""
+    """The trial of these arguments of `verb`, for the circuit and its parts, of which there are some if it is `of_parts`. **Raises:**
+    `ValueError` for one that is not right.
+    """
     if not isinstance(ablation, AbstractAblation):
         raise TypeError(
-            "ablation: expected jc.MeanAblation(), jc.ZeroAblation() or jc.ResampleAblation(), got a "
+            f"{verb}: expected jc.MeanAblation(), jc.ZeroAblation() or jc.ResampleAblation() as the ablation, got a "
             f"{type(ablation).__name__}."
         )
+    _check(verb, model, level, errors, start_layer)
     problem = prepare(model, saes, clean, corrupt, metric, mask)
-    _check(model, level, errors, start_layer)
-    batches = ArrayBatches(problem, batch_size)
+    batches = ArrayBatches(problem, batch_size, verb)
     check_circuit(circuit, model, problem)
+    if of_parts:
+        _check_any(verb, circuit, level)
     return Trial(
+        verb=verb,
         model=model,
         batches=batches,
-        ablated=ablation.values(batches.n, *_reference(model, batches), padded=not bool(problem.mask.all())),
+        ablated=ablation.values(_reference(model, batches, type(ablation).__name__)),
         level=level,
         intact=frozenset(site for site in problem.saes if (site.layer or 0) < start_layer),
         errors=errors,
@@ -114,17 +135,24 @@ def trial_of(
     )
 
 
-def _check(model, level, errors, start_layer) -> None:
-    if level not in ("nodes", "edges"):
-        raise ValueError(f"evaluate: level must be 'nodes' or 'edges', got {level!r}.")
-    if errors not in ERRORS:
-        raise ValueError(f"evaluate: errors must be one of {', '.join(map(repr, ERRORS))}, got {errors!r}.")
+def _check(verb: str, model: Transformer, level: str, errors: str, start_layer: int) -> None:
+    check_choice(f"{verb}: level", level, LEVELS)
+    check_choice(f"{verb}: errors", errors, ERRORS)
     if level == "edges" and errors == "keep":
         raise ValueError(
-            "evaluate: errors='keep' is of level='nodes'; an error node has no single input when every edge has its own value."
+            f"{verb}: errors='keep' is of level='nodes'; an error node has no single input when every edge has its own value."
         )
-    if not 0 <= start_layer <= model.n_layers:
-        raise ValueError(f"evaluate: start_layer is from 0 to {model.n_layers}, got {start_layer}.")
+    check_count(f"{verb}: start_layer", "layers are left alone", start_layer, least=0)
+    if start_layer > model.n_layers:
+        raise ValueError(f"{verb}: start_layer is from 0 to {model.n_layers}, got {start_layer}.")
+
+
+def _check_any(verb: str, circuit: Circuit, level: str) -> None:
+    """ValueError for a circuit without parts."""
+    if not len(circuit.nodes if level == "nodes" else circuit.edges):
+        raise ValueError(
+            f"{verb}: the circuit has no {level}. Find it with lower thresholds, and for edges with an edge_threshold."
+        )
 
 
 def check_circuit(circuit: Circuit, model: Transformer, problem: Problem) -> None:
@@ -140,25 +168,12 @@ def check_circuit(circuit: Circuit, model: Transformer, problem: Problem) -> Non
         )
 
 
-def _reference(model: Transformer, batches: ArrayBatches):
-    """The nodes' values on reference prompts, and their mean over all of them."""
+def _reference(model: Transformer, batches: ArrayBatches, who: str) -> Reference:
+    """The corrupt prompts, or the clean ones if there are none."""
     problem = batches.problem
     tokens = problem.clean if problem.corrupt is None else problem.corrupt
-
-    def of(rows: np.ndarray) -> Values:
-        return clean_run(model, problem.saes, tokens[rows], problem.mask[rows])[1]
-
-    def mean() -> Values:
-        total: Any = None
-        count = np.maximum(np.asarray(problem.mask).sum(0), 1)  # of prompts that have the position
-        for i, (_, real) in enumerate(batches):
-            rows = batches.rows(i)
-            weights = real[:, None] * np.asarray(problem.mask)[rows] / count
-            part = jax.tree.map(lambda x, w=weights: jnp.einsum("bs,bsn->sn", w.astype(x.dtype), x)[None], of(rows))
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
-        return total
-
-    return of, mean
+    of = lambda rows: clean_run(model, problem.saes, tokens[rows], problem.mask[rows])[1]
+    return Reference(who, of, np.asarray(problem.mask), [batches.rows(i) for i in range(len(batches))])
 
 
 def keeps_of(
@@ -199,12 +214,3 @@ def _overwritten(model: Transformer, problem: Problem, keep, values: Values) -> 
         return run_metric(model, metric, tokens, saes=problem.saes, edits=edits, mask=keys)[0]
 
     return jax.vmap(one)(problem.clean, problem.mask, problem.metric, values)
-
-
-def _finite(metrics: np.ndarray, name: str) -> np.ndarray:
-    bad = np.flatnonzero(~np.isfinite(metrics))
-    if len(bad):
-        raise ValueError(
-            f"evaluate: the metric is not finite on prompt {int(bad[0])} in the {name} run: {metrics[bad[0]]}."
-        )
-    return metrics

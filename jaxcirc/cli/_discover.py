@@ -3,8 +3,21 @@
 import argparse
 from pathlib import Path
 
-from ..circuits import check_output
-from ._common import add_circuit_options, add_prompt_options, deliver, find_circuit, load_given, Subparsers
+from .._checks import check_share
+from ..circuits import check_output, Circuit, prune
+from ._common import (
+    add_circuit_options,
+    add_prompt_options,
+    deliver,
+    find_circuit,
+    load_given,
+    progress_bar,
+    Subparsers,
+)
+
+
+LOOKING = {"node_threshold": 0.1, "edge_threshold": 0.02}  # shows the strongest parts
+WIDE = {"node_threshold": 0.01, "edge_threshold": 0.0003}  # to be pruned
 
 
 def add(subparsers: Subparsers) -> None:
@@ -26,14 +39,66 @@ def add(subparsers: Subparsers) -> None:
         default="averages",
         help="edges into every instance of a node that is kept, or into those above the threshold themselves (%(default)s)",
     )
-    add_circuit_options(parser, node_threshold=0.1, edge_threshold=0.02)
+    add_circuit_options(parser, **LOOKING)
+    parser.add_argument(
+        "--faithfulness",
+        type=float,
+        metavar="X",
+        help=(
+            "raise a threshold until the circuit alone just recovers this share of the metric, such as 0.8; it begins at --node-threshold "
+            f"and --edge-threshold, by default then {WIDE['node_threshold']:g} and {WIDE['edge_threshold']:g}"
+        ),
+    )
+    parser.add_argument("--level", choices=("edges", "nodes"), help="what is to recover it, of --faithfulness (edges)")
     parser.set_defaults(command=discover_file)
 
 
 def discover_file(arguments: argparse.Namespace) -> int:
     check_output(arguments.out)
+    if arguments.faithfulness is None and arguments.level is not None:
+        raise ValueError(f"--level {arguments.level} says what --faithfulness is of. Give both, or neither.")
+    if arguments.faithfulness is not None:
+        check_share("--faithfulness", "change of the metric", arguments.faithfulness)
+        for name, wide in WIDE.items():
+            if getattr(arguments, name) is LOOKING[name]:  # not typed: a number that was is another object
+                setattr(arguments, name, wide)
     model, saes, prompts, tokenizer = load_given(arguments)
     options = {name: getattr(arguments, name) for name in ("positions", "thresholds", "batch_size")}
     circuit = find_circuit(arguments, model, saes, prompts, tokenizer, **options)
+    if arguments.faithfulness is not None:
+        with progress_bar() as progress:
+            circuit = prune(
+                circuit,
+                model,
+                saes,
+                prompts.clean,
+                prompts.corrupt,
+                prompts.metric(),
+                faithfulness=arguments.faithfulness,
+                level=arguments.level or "edges",
+                batch_size=arguments.batch_size,
+                mask=prompts.mask,
+                progress=progress,
+            )
     deliver(circuit.annotate(prompts_file=arguments.prompts.name), arguments)
+    if not arguments.json:
+        print(_about_thresholds(circuit))
     return 0
+
+
+def _about_thresholds(circuit: Circuit) -> str:
+    pruned = circuit.meta.get("pruned")
+    if pruned is None:
+        return (
+            f"Thresholds of {circuit.meta['node_threshold']:g} and {circuit.meta['edge_threshold']:g} are for looking at the strongest "
+            "parts, which alone carry little. For a circuit that carries 0.8 of the behaviour by its edges, add --faithfulness 0.8."
+        )
+    name = "node_threshold" if pruned["level"] == "nodes" else "edge_threshold"
+    ends = [end for end in pruned["interval"] if end is not None]
+    interval = " (95 %: {:.3f} to {:.3f})".format(*ends) if ends else ""
+    return (
+        f"With {name.replace('_', ' ')} {circuit.meta[name]:.3g} it keeps {len(circuit.nodes)} of {pruned['from']['nodes']} nodes and "
+        f"{len(circuit.edges)} of {pruned['from']['edges']} edges, and by its {pruned['level']} alone {pruned['reached']:.3f}{interval} of "
+        f"the behaviour ({pruned['faithfulness']:g} was asked for). That is of the {pruned['prompts']} prompt pairs that it was found on; "
+        "an honest number is that of others."
+    )

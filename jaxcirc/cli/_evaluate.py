@@ -3,11 +3,15 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any, TYPE_CHECKING
 
 from ..circuits import Circuit, evaluate, MeanAblation, minimality, recovery_curve, ResampleAblation, ZeroAblation
 from ..view import check_svg, draw_curves
 from ._common import add_prompt_options, check_count, load_given, progress_bar, Subparsers
 
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ABLATIONS = {"mean": MeanAblation, "zero": ZeroAblation, "resample": ResampleAblation}
 
@@ -70,16 +74,22 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot)
     if arguments.json:
-        print(json.dumps({**found.as_dict(), **{name: table.to_dict("records") for name, table in tables.items()}}))
+        print(json.dumps({**found.as_dict(), **{name: _records(table) for name, table in tables.items()}}))
         return 0
     print(f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, {len(prompts.clean)} prompts, by {arguments.level}")
     for name in ("faithfulness", "completeness"):
         low, high = found.interval(name)
-        print(f"{name:<13} {getattr(found, name):7.3f}   (95 %: {low:.3f} to {high:.3f})")
+        interval = "(one prompt tells nothing of others)" if low != low else f"(95 %: {low:.3f} to {high:.3f})"
+        print(f"{name:<13} {getattr(found, name):7.3f}   {interval}")
     moved = found.per_prompt["full"] - found.per_prompt["empty"]
     if abs(moved.mean()) < 2 * moved.std() / len(moved) ** 0.5:
         print(
             "note: ablating every node changes the metric by no more than prompts differ, so these shares of it say little"
+        )
+    if found.faithfulness < 0.5 and "pruned" not in circuit.meta:
+        print(
+            "note: the circuit alone carries little. Default thresholds of jaxcirc discover are for looking at the strongest "
+            "parts; jaxcirc discover --faithfulness 0.8 finds those that carry as much"
         )
     for name in ("full", "circuit", "empty", "complement"):
         print(f"metric, {name:<11} {found.per_prompt[name].mean():+7.3f}")
@@ -88,3 +98,10 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         print(f"\ndrawn in {arguments.plot}.")
     return 0
+
+
+def _records(table: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Plain JSON, which has no NaN: the intervals of one prompt are null."""
+    return [
+        {name: None if value != value else value for name, value in row.items()} for row in table.to_dict("records")
+    ]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_count
 from .._edits import Blend
 from .._metrics import Metric
 from .._run import NOTHING, run_metric
@@ -36,12 +37,12 @@ def ablate(
 
     - `parts`: heads as `(layer, head)`, whose `z` is ablated; whole sites or their names, such as an MLP's `"blocks.3.hook_mlp_out"`;
       latents as `(site, unit)` of a dictionary in `saes`.
-    - `values`: `jc.Zero()`, `jc.Mean(tokens)` or `jc.Resample(tokens)`.
+    - `values`: `jc.Zero()`, `jc.Mean(tokens, mask)` or `jc.Resample(tokens, mask)`; of other prompts, under their own mask.
     - `saes`: dictionaries by site. Splicing them in changes nothing by itself: the reconstruction error is added back.
-    - `mask` `[batch seq]`: False for padding.
+    - `mask` `[batch seq]`: False for padding of `tokens`.
 
-    **Raises:** `ValueError` for a part that is not there, a latent without dictionary, or prompts to resample from of another shape;
-    `TypeError` for what is no part.
+    **Raises:** `ValueError` for a part that is not there, a latent without dictionary, or other prompts of another shape or with padding
+    where those that are run have none; `TypeError` for what is no part.
 
     >>> prompts = jc.data.ioi(tokenizer, 4, seed=0)
     >>> parts = [(1, 0), "blocks.2.hook_mlp_out", ("blocks.2.hook_resid_post", 7)]
@@ -81,6 +82,7 @@ def ablate_each(
     >>> jc.ablate_each(model, prompts.clean, heads, jc.Resample(prompts.corrupt), prompts.metric()).shape
     (16, 4)
     """
+    check_count("ablate_each: tokens_at_once", "tokens are run at once", tokens_at_once)
     problem, used, member, at = _prepared(
         model, tokens, parts, values, ALL_LOGITS if metric is None else metric, saes, mask
     )

@@ -36,11 +36,12 @@ class Changes(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Prompts `[batch seq]`, the others to resample from, their mask, and whose logits are read."""
+    """Prompts `[batch seq]` and their mask, the others to resample from and theirs, and whose logits are read."""
 
     tokens: np.ndarray
-    resample: np.ndarray
     mask: np.ndarray
+    resample: np.ndarray
+    resample_mask: np.ndarray
     wanted: Asked
 
 
@@ -58,7 +59,7 @@ def iterate_changes(
     model: Transformer, given: Pairs, heads: list[Int[np.ndarray, " _"]], tokens_at_once: int
 ) -> Iterator[tuple[int, Changes]]:
     """For each layer the changes when each of its `heads[layer]` by itself has the `z` of the other prompts, at every position."""
-    other = [written.z for written in run_blocks(model, given.resample, given.mask).layers]
+    other = [written.z for written in run_blocks(model, given.resample, given.resample_mask).layers]
     clean = run_blocks(model, given.tokens, given.mask)
     read = reading(model, given.wanted)
     along = at_scale(read, clean.scale)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
+from .._checks import check_share
+
 
 if TYPE_CHECKING:
     from ._repair import SelfRepair
@@ -37,8 +39,7 @@ class Breakdown:
 
 def breakdown(found: "SelfRepair", share: float) -> Breakdown:
     """Of the `share` of tokens on which each head's direct effect is largest."""
-    if not 0 < share <= 1:
-        raise ValueError(f"SelfRepair.top: share is a part of the tokens, above 0 and up to 1; got {share}.")
+    check_share("SelfRepair.top: share", "tokens", share)
     points = lambda x: np.moveaxis(x, -1, 1)[found.used].astype(np.float64)  # [token layer head]
     direct = points(found.direct)
     count = max(1, int(share * len(direct)))

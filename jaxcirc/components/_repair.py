@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float
 
+from .._checks import check_number
 from ._after_heads import Changes
 from ._breakdown import Breakdown, breakdown
+from ._intervals import jackknife_interval
 from ._lines import AbstractFit, moments
 
 
@@ -48,23 +50,21 @@ class SelfRepair:
 
     def refit(self, fit: AbstractFit, *, minimum: float | None = None) -> "SelfRepair":
         """The same effects with other lines. **Raises:** `ValueError` for a head with fewer than three tokens above `minimum`."""
+        if minimum is not None:
+            check_number("SelfRepair.refit: minimum", minimum)
         return fitted(Changes(*(getattr(self, name) for name in Changes._fields)), self.used, fit, minimum)
 
     def interval(
-        self, *, level: float = 0.95, samples: int = 2000, seed: int = 0
+        self, *, level: float = 0.95
     ) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
-        """A bootstrap confidence interval of each slope over prompts, whose tokens stay together (Efron 1979, percentiles)."""
-        if not 0 < level < 1:
-            raise ValueError(
-                f"SelfRepair.interval: level is a share of the bootstrap's slopes, such as 0.95; got {level}."
-            )
-        each = _moments(self.direct, self.backup, self.used, self.minimum)
-        n = each.shape[1]
-        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)  # [sample batch]
-        slopes, _ = self.fit.line(np.einsum("pb,mblh->mplh", drawn, each))
-        low, high = np.quantile(slopes, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        asked = ~np.isnan(self.slope)
-        return np.where(asked, low, np.nan), np.where(asked, high, np.nan)
+        """A confidence interval of each slope over prompts, whose tokens stay together: Student's, with the jackknife's standard error.
+
+        In simulations (`python -m benchmarks.coverage`) an interval of level 0.95 over 8 to 32 prompts holds the true slope in 92 to 96 of
+        100 cases; percentiles of a bootstrap do in 89 to 93. NaN for one prompt.
+        """
+        each = _moments(self.direct, self.backup, self.used, self.minimum)  # [5 batch layer head]
+        without, _ = self.fit.line(each.sum(1, keepdims=True) - each)
+        return jackknife_interval("SelfRepair.interval", self.slope, without, level)
 
     def points(self, layer: int, head: int) -> tuple[Float[np.ndarray, " token"], Float[np.ndarray, " token"]]:
         """A head's direct effects and what later heads repair, on the tokens through which its line goes."""

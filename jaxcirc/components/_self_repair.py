@@ -1,10 +1,12 @@
 """Self-repair: what later heads do about a head that is ablated."""
 
+import numbers
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from .._checks import check_count, check_number
 from .._guard import check_backend
 from .._run import check_mask, check_tokens
 from ..models import Transformer
@@ -15,7 +17,7 @@ from ._lines import AbstractFit, OLS
 from ._parts import check_head
 from ._reading import asked, followed
 from ._repair import check_enough, fitted, SelfRepair
-from ._values import check_resample
+from ._values import check_resample, Resample
 
 
 Progress = Callable[[int, int, str], None]
@@ -24,7 +26,7 @@ Progress = Callable[[int, int, str], None]
 def self_repair(
     model: Transformer,
     tokens: Int[Array, "batch seq"],
-    resample: Int[Array, "batch seq"],
+    resample: Resample | Int[Array, "batch seq"],
     *,
     heads: str | Sequence[tuple[int, int]] = "all",
     fit: AbstractFit = OLS(intercept=True),
@@ -42,19 +44,21 @@ def self_repair(
 
     **Arguments:**
 
-    - `resample` `[batch seq]`: for each prompt the other one; `jc.Resample.rolled(tokens).tokens` takes the prompts' own.
+    - `resample`: for each prompt the other one: `jc.Resample.rolled(tokens)` takes the prompts' own, each another's;
+      `jc.Resample(tokens, mask)`, or tokens `[batch seq]` alone where nothing is padded, takes any.
     - `heads`: `(layer, head)`s, or `"all"`. - `fit`: `jc.OLS(intercept=True)`, or `False` for the line through the origin.
     - `minimum`: lines go through the tokens alone on which the head's direct effect is above it; `None` is all tokens.
-    - `mask` `[batch seq]`: False for padding, of both sides.
+    - `mask` `[batch seq]`: False for padding of `tokens`; the other prompts have a mask of their own.
     - `tokens_at_once`: how many tokens are in flight; it changes memory and time only. - `progress(done, of, stage)` is called on the way.
 
     **Returns:** `SelfRepair`.
 
-    **Raises:** `ValueError` for prompts to resample from of another shape, heads that there are not, prompts without a next token, or a
-    head with fewer than three tokens above `minimum`; `TypeError` for what is no fit.
+    **Raises:** `ValueError` for prompts to resample from of another shape, or with padding where the prompt that gets their values has
+    none; for heads that there are not, prompts without a next token, or a head with fewer than three tokens above `minimum`; `TypeError`
+    for what is no fit.
 
     >>> tokens = jc.data.ioi(tokenizer, 8, seed=0).clean
-    >>> found = jc.self_repair(model, tokens, jc.Resample.rolled(tokens).tokens)
+    >>> found = jc.self_repair(model, tokens, jc.Resample.rolled(tokens))
     >>> found.slope.shape, bool((found.slope[-1] == 0).all())
     ((4, 4), True)
 
@@ -64,19 +68,25 @@ def self_repair(
     """
     check_backend()
     check_tokens(model, tokens, batched=True)
-    check_resample(model, resample, tokens)
     check_mask(tokens, mask)
+    real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    other = resample if isinstance(resample, Resample) else Resample(resample)
+    others_real = check_resample(model, other, tokens, real)
+    check_count("self_repair: tokens_at_once", "tokens are run at once", tokens_at_once)
+    if minimum is not None:
+        check_number("self_repair: minimum", minimum)
     if not isinstance(fit, AbstractFit):
         raise TypeError(f"self_repair: expected a fit such as jc.OLS(intercept=True), got a {type(fit).__name__}.")
     chosen = _chosen(model, heads)
-    real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
     used = followed(real)
     if not used.any():
         raise ValueError("self_repair: no position has a next token. Give prompts of at least two tokens.")
     if minimum is not None:  # before the long work
         direct = direct_effects(model, tokens, mask=mask, tokens_at_once=tokens_at_once).heads
         check_enough(np.asarray(direct), used, chosen, minimum)
-    pairs = Pairs(np.asarray(tokens), np.asarray(resample), real, asked(model, tokens, real, None, None))
+    pairs = Pairs(
+        np.asarray(tokens), real, np.asarray(other.tokens), others_real, asked(model, tokens, real, None, None)
+    )
     found = _measured(model, pairs, chosen, tokens_at_once, progress or (lambda done, of, stage: None))
     return fitted(found, used, fit, minimum)
 
@@ -88,8 +98,10 @@ def _chosen(model: Transformer, heads: str | Sequence[tuple[int, int]]) -> list[
         return [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
     if not len(heads):
         raise ValueError("self_repair: no head was given. Give a list of (layer, head), or 'all'.")
-    for layer, head in heads:
-        check_head(model, layer, head)
+    for head in heads:
+        if isinstance(head, numbers.Number) or len(head) != 2:
+            raise TypeError(f"self_repair: expected heads as a list of (layer, head); {head!r} is none.")
+        check_head(model, *head)
     return sorted({(int(layer), int(head)) for layer, head in heads})
 
 
@@ -105,7 +117,8 @@ def _measured(
     # A layer's runs pass through all later layers.
     work = np.array([len(mine) * (model.n_layers - layer) for layer, mine in enumerate(heads)])
     for i, rows in enumerate(groups):
-        given = Pairs(pairs.tokens[rows], pairs.resample[rows], pairs.mask[rows], pairs.wanted.of(rows))
+        tokens, mask, resample, resample_mask = (array[rows] for array in pairs[:4])
+        given = Pairs(tokens, mask, resample, resample_mask, pairs.wanted.of(rows))
         for layer, changes in iterate_changes(model, given, heads, tokens_at_once):
             for into, values in zip(out, changes, strict=True):
                 into[rows[:, None], layer, heads[layer]] = values

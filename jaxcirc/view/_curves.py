@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .._files import write_text, writing_file
 from .plot import across, band, COLOURS, curve, document, frame, GREY, legend, line, upwards
 
@@ -41,12 +43,13 @@ def _panel(name: str, table: "pd.DataFrame") -> str:
     rows = [row for row in table.to_dict("records") if row[what] > 0]
     sizes = [row[what] for row in rows]
     values = [row[name] for row in rows for name in ("faithfulness", "low", "high", "completeness", "random")]
-    least, most = min(values), max(values)
+    least, most = np.nanmin(values), np.nanmax(values)
     x = across(min(sizes) / 1.3, max(sizes) * 1.3, log=True)
     y = upwards(min(-0.1, least - 0.05), max(1.1, most + 0.05))
     at = lambda column: list(zip(sizes, (row[column] for row in rows), strict=True))
     series = {"faithfulness": COLOURS[0], "completeness": COLOURS[1], "random": GREY}
     parts = [frame(x, y, label=f"{what} kept", note=name), line([(x.begin, y.at(1)), (x.end, y.at(1))], dashes="2 3")]
-    parts += [band(x, y, at("low"), at("high"), COLOURS[0])]
+    if not np.isnan([row["low"] for row in rows]).any():  # one prompt has no interval
+        parts += [band(x, y, at("low"), at("high"), COLOURS[0])]
     parts += [curve(x, y, at(column), colour) for column, colour in series.items()]
     return "".join([*parts, legend(list(series.items()), step=104)])
