@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from ._indexing import entries
+from ._precision import wide
 from ._typing import Logits
 
 
@@ -59,7 +60,7 @@ class AbstractPositionMetric(AbstractMetric):
             )
         seq = logits.shape[0]
         from_the_start = jnp.where(self.position < 0, self.position + seq, self.position)
-        return self.at(entries(logits, from_the_start))
+        return self.at(wide(entries(logits, from_the_start)))
 
 
 def position_read(metric: object) -> Int[Array, "..."] | None:
@@ -153,7 +154,7 @@ class KL(AbstractPositionMetric):
             _check_distributions(np.asarray(self.reference.astype(jnp.float32)))
 
     def at(self, logits: Float[Array, " d_vocab"]) -> Float[Array, ""]:
-        log_p, log_q = jax.nn.log_softmax(self.reference), jax.nn.log_softmax(logits)
+        log_p, log_q = jax.nn.log_softmax(wide(self.reference)), jax.nn.log_softmax(logits)
         p = jnp.exp(log_p)
         # Selected before it is multiplied too: 0 * inf would be NaN, in the value and in its derivatives.
         difference = jnp.where(p > 0, log_p, 0) - jnp.where(p > 0, log_q, 0)

@@ -1,7 +1,8 @@
 """The parts of a transformer, for one sequence, with every activation tapped.
 
 What differs between architectures is data: a norm with or without weights, the scale of the attention scores, the masks, the activation
-function. So blocks of one model share one tree structure, and a function of a block compiles once for all layers.
+function. So blocks of one model share one tree structure, and a function of a block compiles once for all layers. Each part widens its
+weights where it reads them, so that of a model in half precision all activations are float32.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ._precision import wide, widened
 from ._sites import Kind
 from ._tap import bare_tap, Tap
 from ._typing import Mask, Resid
@@ -50,9 +52,9 @@ class LayerNorm(eqx.Module):
         scale = tap(self.sites[0], jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps))
         y = centred / scale
         if self.weight is not None:
-            y = y * self.weight
+            y = y * wide(self.weight)
         if self.bias is not None:
-            y = y + self.bias
+            y = y + wide(self.bias)
         return tap(self.sites[1], y)
 
 
@@ -78,21 +80,22 @@ class Attention(eqx.Module):
         queries: Float[Array, "q_seq d_model"] | None = None,
     ) -> Float[Array, "q_seq d_model"]:
         """What attention writes; at `queries`, with a row of the mask for each, if it is not wanted everywhere."""
+        weights = widened(self)
         # [seq d_model] · [head d_model d_head] -> [seq head d_head]
-        q = tap(Kind.Q, jnp.einsum("sm,hmd->shd", x if queries is None else queries, self.W_Q) + self.b_Q)
-        k = tap(Kind.K, jnp.einsum("sm,hmd->shd", x, self.W_K) + self.b_K)
-        v = tap(Kind.V, jnp.einsum("sm,hmd->shd", x, self.W_V) + self.b_V)
+        q = tap(Kind.Q, jnp.einsum("sm,hmd->shd", x if queries is None else queries, weights.W_Q) + weights.b_Q)
+        k = tap(Kind.K, jnp.einsum("sm,hmd->shd", x, weights.W_K) + weights.b_K)
+        v = tap(Kind.V, jnp.einsum("sm,hmd->shd", x, weights.W_V) + weights.b_V)
         # [q_seq head d_head] · [k_seq head d_head] -> [head q_seq k_seq]
-        scores = jnp.einsum("qhd,khd->hqk", q, k) * self.scale
+        scores = jnp.einsum("qhd,khd->hqk", q, k) * weights.scale
         scores = tap(Kind.ATTN_SCORES, jnp.where(mask, scores, -jnp.inf))
         pattern = tap(Kind.PATTERN, jax.nn.softmax(scores, axis=-1))
         # [head q_seq k_seq] · [k_seq head d_head] -> [q_seq head d_head]
         z = tap(Kind.Z, jnp.einsum("hqk,khd->qhd", pattern, v))
         if tap.uses(Kind.RESULT):  # [seq head d_model] is large, and only its sum is needed otherwise
-            out = tap(Kind.RESULT, jnp.einsum("qhd,hdm->qhm", z, self.W_O)).sum(axis=1)
+            out = tap(Kind.RESULT, jnp.einsum("qhd,hdm->qhm", z, weights.W_O)).sum(axis=1)
         else:
-            out = jnp.einsum("qhd,hdm->qm", z, self.W_O)
-        return out + self.b_O
+            out = jnp.einsum("qhd,hdm->qm", z, weights.W_O)
+        return out + weights.b_O
 
 
 class MLP(eqx.Module):
@@ -105,9 +108,10 @@ class MLP(eqx.Module):
     act: Callable[[Array], Array] = eqx.field(static=True)
 
     def __call__(self, x: Resid, tap: Tap) -> Resid:
-        pre = tap(Kind.MLP_PRE, x @ self.W_in + self.b_in)
+        weights = widened(self)
+        pre = tap(Kind.MLP_PRE, x @ weights.W_in + weights.b_in)
         post = tap(Kind.MLP_POST, self.act(pre))
-        return post @ self.W_out + self.b_out
+        return post @ weights.W_out + weights.b_out
 
 
 class Block(eqx.Module):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._edits import AbstractEdit, EditShapeError
+from ._precision import wide
 from ._sites import did_you_mean, Kind, Site
 from .saes import AbstractDictionary
 
@@ -98,7 +99,7 @@ class Tap:
                 f"run(edits=…): at `{site}` the value has shape {x.shape}, and {type(edit).__name__} made it "
                 f"{jnp.shape(edited)}; an edit keeps the shape."
             )
-        return edited
+        return wide(edited)  # a function of the user's own may hand back half precision
 
     def check_all_used(self, model: str, n_layers: int, record: Container[Site]) -> None:
         """ValueError for an edit, a recording or a dictionary at a site that the forward pass never came by."""

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from .._metrics import Metric
 from .._nn import Block
+from .._precision import widened
 from .._run import metric_of_last, only_position
 from .._sites import Site
 from .._tap import bare_tap
@@ -80,6 +81,7 @@ def _from_cut(block: Block, mask: Array, resid: Array, position: Array | None, *
             return block.at(position, x, mask)
         return block(x, mask, bare_tap(0)) if whole else block.feed(x, bare_tap(0))
 
+    block = widened(block)  # the way back holds these very arrays, and makes them again
     worlds = jax.vmap(jax.vmap(half, (0, None, None)))
     out, back = jax.vjp(lambda x: worlds(x, mask, position), resid)
     numbers = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(block))}
@@ -90,7 +92,7 @@ def _from_cut(block: Block, mask: Array, resid: Array, position: Array | None, *
 
 @jax.jit
 def _backward(block: Block, back: _Back, gradient: Array) -> Array:
-    arrays, held = jax.tree.leaves(block), iter(back.held)
+    arrays, held = jax.tree.leaves(widened(block)), iter(back.held)
     leaves = [next(held) if i is None else arrays[i] for i in back.own]
     return jax.tree.unflatten(back.tree, leaves)(gradient)[0]
 

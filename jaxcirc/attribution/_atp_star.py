@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._edits import AbstractEdit, Add
+from .._precision import wide
 from .._run import run, site_shapes
 from .._sites import Kind, Site
 from ..models import Transformer
@@ -58,7 +59,7 @@ class AtPStar(AbstractHeadMethod):
             )
         at = head_states(model, problem)
         keeps = 1 - np.eye(n) if self.grad_drop else np.ones((1, n))
-        effects = _by_gradients(model, problem, at, jnp.asarray(keeps, model.dtype), fix=self.qk_fix)
+        effects = _by_gradients(model, problem, at, jnp.asarray(keeps, model.activation_dtype), fix=self.qk_fix)
         if self.grad_drop:
             effects = {name: jnp.abs(each).sum(1) / (n - 1) for name, each in effects.items()}
         else:
@@ -95,7 +96,7 @@ def _by_gradients(model, problem: Problem, at: HeadStates, keeps: Float[Array, "
     patterns = [Site(layer, Kind.PATTERN) for layer in layers]
     places = [site for *_, site in layers_and_parts(model)] + patterns
     ends = [site for site in shapes if site.kind in (Kind.ATTN_OUT, Kind.MLP_OUT)]
-    scale = jnp.stack([block.attn.scale for block in model.blocks])
+    scale = wide(jnp.stack([block.attn.scale for block in model.blocks]))
 
     def one(example):
         tokens, keys, metric, at = example

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._precision import wide
 from ..jacobian import rounded_up
 
 
@@ -52,17 +53,17 @@ def write(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> Floa
         dense = (
             jnp.zeros((seq, len(rows)), latents.values.dtype).at[latents.positions, latents.units].add(latents.values)
         )
-        return dense @ rows
+        return dense @ wide(rows)
     at = jnp.arange(seq, dtype=latents.positions.dtype)[:, None]
     # [seq n] · [n width]
-    return jnp.where(latents.positions == at, latents.values, 0) @ rows[latents.units]
+    return jnp.where(latents.positions == at, latents.values, 0) @ wide(rows[latents.units])
 
 
 def read(latents: Latents, rows: Float[Array, "d_sae width"], vectors: Float[Array, "seq width"]) -> Float[Array, " n"]:
     """The inner product of each latent's row with the vector at its position."""
     if _most(latents, rows, len(vectors)):
-        return (vectors @ rows.T)[latents.positions, latents.units]
-    return jnp.einsum("nd,nd->n", rows[latents.units], vectors[latents.positions])
+        return (vectors @ wide(rows).T)[latents.positions, latents.units]
+    return jnp.einsum("nd,nd->n", wide(rows[latents.units]), vectors[latents.positions])
 
 
 def _most(latents: Latents, rows: Array, seq: int) -> bool:

@@ -129,7 +129,8 @@ class IntegratedGradients(AbstractGradientMethod):
         if not moved.all():  # the clean point is the same for all sites
             out = Gradient().gradients(model, problem, at)
             out = {site: float(weights[~moved].sum()) * gradient for site, gradient in out.items()}
-        points = jnp.asarray(fractions[moved], model.dtype), jnp.asarray(weights[moved], model.dtype)
+        on_path = lambda each: jnp.asarray(each[moved], model.activation_dtype)
+        points = on_path(fractions), on_path(weights)
         for site in problem.saes if moved.any() else ():
             change, back = through_write(model, site, at.differences[site])
             gradient = back(mean_gradient(model, problem.metric, at, entry(model, site), change, points))

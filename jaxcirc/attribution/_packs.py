@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._precision import wide
 from .._sites import Site
 from .._tap import site_read
 from ..saes import AbstractDictionary, anonymous
@@ -106,7 +107,7 @@ def _nodes(
 def _vectors(W_dec, nodes: Latents, scale, errors):
     d_sae = W_dec.shape[0]
     size = nodes.values * jnp.take_along_axis(scale, nodes.positions, axis=1)
-    latents = size[..., None] * W_dec[jnp.clip(nodes.units, 0, d_sae - 1)]
+    latents = size[..., None] * wide(W_dec[jnp.clip(nodes.units, 0, d_sae - 1)])
     there = jnp.take_along_axis(errors, nodes.positions[..., None], axis=1)
     return jnp.where((nodes.units == d_sae)[..., None], there, latents)
 
@@ -133,8 +134,8 @@ def _covectors(sae, x, gradient, errors, nodes: Latents):
     def example(x, gradient, errors, nodes: Latents):
         latent, is_error = jnp.clip(nodes.units, 0, sae.d_sae - 1), nodes.units == sae.d_sae
         here, slope = x[nodes.positions], gradient[nodes.positions]
-        size = sae.decoder_scale(here) * jnp.einsum("rd,rd->r", sae.W_dec[latent], slope) * nodes.values
-        latents = sae.pull_input(here, size[:, None] * sae.W_enc[:, latent].T)
+        size = sae.decoder_scale(here) * jnp.einsum("rd,rd->r", wide(sae.W_dec[latent]), slope) * nodes.values
+        latents = sae.pull_input(here, size[:, None] * wide(sae.W_enc[:, latent]).T)
         at_read = jnp.where(is_error[:, None], errors[nodes.positions], latents)
         at_site = jnp.where(is_error[:, None], slope, 0)
         empty = (nodes.units < 0)[:, None]

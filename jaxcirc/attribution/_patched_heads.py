@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import Metric
 from .._nn import Block
+from .._precision import widened
 from .._run import metric_of_last
 from .._tap import bare_tap
 from ..jacobian import rounded_up
@@ -65,7 +66,7 @@ def _groups(patches: _Patches, most: int, at_once: int) -> Iterator[_Patches]:
 @jax.jit
 def _replaced(block: Block, at: HeadStates, layer, patches: _Patches) -> Float[Array, "patch seq d_model"]:
     """To the end of the patches' own layer."""
-    attn = block.attn
+    attn = widened(block.attn)
 
     def one(row, part, position, head):
         clean = {name: at.clean[name][row, layer, :, head] for name in PARTS}  # [seq d_head]

@@ -127,7 +127,7 @@ def batched(model: Transformer, metric: Metric, shape: tuple[int, ...]) -> Metri
             f"{type(metric).__name__}. Give it one answer a prompt."
         )
     of_one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)), metric)
-    check_scalar(of_one, jax.ShapeDtypeStruct((seq, len(model.b_U)), model.dtype))
+    check_scalar(of_one, jax.ShapeDtypeStruct((seq, len(model.b_U)), model.activation_dtype))
     return metric
 
 

@@ -78,7 +78,7 @@ def _both(model: Transformer, problem: Problem):
     cache = {site: value.reshape(sides, -1, *value.shape[1:]) for site, value in caches.items()}
     values, others = ({site: x[side] for site, x in cache.items()} for side in (0, -1))
     if problem.corrupt is None:
-        zero = {site: jnp.zeros(sae.d_sae, model.dtype) for site, sae in saes.items()}
+        zero = {site: jnp.zeros(sae.d_sae, model.activation_dtype) for site, sae in saes.items()}
         others = None
         after = {site: sae.decode(zero[site], values[site_read(site, sae)]) for site, sae in saes.items()}
     else:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from jaxtyping import Array, Float
 
+from .._precision import wide
 from .._sites import Kind, layer_of, Site
 from ..jacobian import next_of
 from ..models import Transformer
@@ -96,11 +97,11 @@ def written(model: Transformer, site: Site, value: Float[Array, "seq ..."]) -> F
         return value
     block = model.blocks[site.layer]
     if site.kind == Kind.Z:
-        W_O = block.attn.W_O
+        W_O = wide(block.attn.W_O)
         return value.reshape(value.shape[0], -1) @ W_O.reshape(-1, W_O.shape[-1])
     if site.kind == Kind.MLP_POST:
         assert block.mlp is not None
-        return value @ block.mlp.W_out
+        return value @ wide(block.mlp.W_out)
     return value
 
 

@@ -173,7 +173,9 @@ def _discover(
     nodes, names = node_table(means.effects, kept)
     largest_edge = max((float(abs(matrix).max()) for matrix in weights.values() if matrix.nnz), default=0.0)
     certificate = (
-        issue_certificate(max(errors), probes=len(errors), what="edges", dtype=model.dtype) if errors else None
+        issue_certificate(max(errors), probes=len(errors), what="edges", dtype=model.activation_dtype)
+        if errors
+        else None
     )
     meta = {
         **_described(model, means, metric),

@@ -155,7 +155,7 @@ def _measured(
             others = jax.tree.map(jnp.zeros_like, values)
         else:
             others = clean_run(model, dictionaries, part.corrupt, part.mask)[1]
-        alpha = jnp.asarray(strengths, model.dtype)
+        alpha = jnp.asarray(strengths, model.activation_dtype)
         places = tuple(jnp.asarray(column) for column in chosen[2:])
         changes = _changes(model, dictionaries, part, values, others, places, jnp.asarray(members), alpha)
         total += np.asarray(changes, np.float64)[..., real].sum(-1)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._nn import Block, LayerNorm
+from .._precision import wide
 from .._sites import Kind
 from ..models import Transformer
 from ._direct_effects import along_direction, of_heads
@@ -83,7 +84,7 @@ def iterate_changes(
 
 @jax.jit
 def _of_attention(block: Block, written, along) -> Float[Array, "batch seq"]:
-    return of_heads(block.attn, written.z, along).sum(1) + along @ block.attn.b_O
+    return of_heads(block.attn, written.z, along).sum(1) + along @ wide(block.attn.b_O)
 
 
 @jax.jit
@@ -91,7 +92,7 @@ def _replaced(block: Block, written, other, along, heads) -> tuple[_Runs, Array,
     """To the end of the heads' own layer; and the heads' direct effects, and how these change."""
     change = (other - written.z)[:, :, heads]
     # [batch seq head d_head] · [head d_head d_model] -> [head batch seq d_model]
-    resid = written.entered + jnp.einsum("bshd,hdm->hbsm", change, block.attn.W_O[heads])
+    resid = written.entered + jnp.einsum("bshd,hdm->hbsm", change, wide(block.attn.W_O[heads]))
     direct, own = (jnp.swapaxes(of_heads(block.attn, z, along), 0, 1)[heads] for z in (written.z, other - written.z))
     nothing = jnp.zeros_like(direct)
     if not block.has_middle:  # what the heads enter is already the end: an MLP beside them does not read them

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._nn import Attention, Block
+from .._precision import wide
 from .._run import check_mask, check_tokens
 from .._sites import Kind
 from ..models import Transformer
@@ -134,7 +135,7 @@ def effects_of_layer(block: Block, written, along: Float[Array, "batch seq d_mod
     """Of a block's heads `[batch head seq]`, its MLP, its `b_O`, and the residual stream that enters it, `[batch seq]`."""
     heads = of_heads(block.attn, written.z, along)
     mlp = jnp.zeros_like(along[..., 0]) if written.mlp_out is None else along_direction(written.mlp_out, along)
-    return heads, mlp, along @ block.attn.b_O, along_direction(written.resid_pre, along)
+    return heads, mlp, along @ wide(block.attn.b_O), along_direction(written.resid_pre, along)
 
 
 def of_heads(
@@ -142,7 +143,7 @@ def of_heads(
 ) -> Float[Array, "batch head seq"]:
     """The direction comes to the heads, `W_O` first: what the heads write is never there."""
     # [head d_head d_model] · [batch seq d_model] -> [batch seq head d_head]
-    wanted = jnp.einsum("hdm,bsm->bshd", attn.W_O, along)
+    wanted = jnp.einsum("hdm,bsm->bshd", wide(attn.W_O), along)
     return jnp.einsum("bshd,bshd->bhs", z, wanted)
 
 
@@ -154,14 +155,14 @@ def along_direction(x: Float[Array, "... d_model"], along: Float[Array, "... d_m
 @jax.jit
 def _neurons(block: Block, mask, resid, along) -> Float[Array, "batch seq d_mlp"]:
     found = _rerun(block, mask, resid, Kind.MLP_POST)[Kind.MLP_POST]
-    return found * (along @ block.mlp.W_out.T)  # pyright: ignore[reportOptionalMemberAccess]  # checked before
+    return found * (along @ wide(block.mlp.W_out).T)  # pyright: ignore[reportOptionalMemberAccess]  # checked before
 
 
 @jax.jit
 def _sources(block: Block, mask, resid, along, head) -> Float[Array, "batch q_seq k_seq"]:
     found = _rerun(block, mask, resid, Kind.PATTERN, Kind.V)
     # [batch q_seq d_head] · [batch k_seq d_head] -> [batch q_seq k_seq]
-    said = jnp.einsum("bqd,bkd->bqk", along @ block.attn.W_O[head].T, found[Kind.V][:, :, head])
+    said = jnp.einsum("bqd,bkd->bqk", along @ wide(block.attn.W_O[head]).T, found[Kind.V][:, :, head])
     return found[Kind.PATTERN][:, head] * said
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._precision import wide, widened
 from .._run import check_token_ids
 from ..models import Transformer
 
@@ -53,7 +54,9 @@ def asked(
         return Asked(ids, None if foils is None else _ids(model, "foils", np.asarray(foils), tokens.shape), read)
     if foils is not None:
         raise ValueError("foils are tokens, and the answers are directions. Give the difference as the direction.")
-    return Asked(_broadcast("answers", values.astype(model.dtype), (*tokens.shape, model.d_model)), None, read)
+    return Asked(
+        _broadcast("answers", values.astype(model.activation_dtype), (*tokens.shape, model.d_model)), None, read
+    )
 
 
 def reading(model: Transformer, wanted: Asked) -> Reading:
@@ -98,17 +101,17 @@ def _broadcast(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 @jax.jit
 def _of_tokens(model: Transformer, answers, foils, read) -> Reading:
     if foils is None:
-        against, shift = jnp.mean(model.W_U, axis=1), jnp.mean(model.b_U)
+        against, shift = jnp.mean(wide(model.W_U), axis=1), jnp.mean(wide(model.b_U))
     else:
-        against, shift = model.W_U.T[foils], model.b_U[foils]
-    found = _of_directions(model, model.W_U.T[answers] - against, read)
-    return Reading(found.direction, found.bias + jnp.where(read, model.b_U[answers] - shift, 0))
+        against, shift = wide(model.W_U.T[foils]), wide(model.b_U[foils])
+    found = _of_directions(model, wide(model.W_U.T[answers]) - against, read)
+    return Reading(found.direction, found.bias + jnp.where(read, wide(model.b_U[answers]) - shift, 0))
 
 
 @jax.jit
 def _of_directions(model: Transformer, along: Float[Array, "batch seq d_model"], read) -> Reading:
     along = jnp.where(read[..., None], along, 0)
-    bias, norm = jnp.zeros_like(along[..., 0]), model.ln_final
+    bias, norm = jnp.zeros_like(along[..., 0]), widened(model.ln_final)
     if norm is not None:
         if norm.bias is not None:
             bias = jnp.einsum("bsm,m->bs", along, norm.bias)

@@ -111,7 +111,7 @@ def _measured(
     """The changes `[batch layer head seq]` of every head that was chosen, NaN for the others."""
     batch, seq = pairs.tokens.shape
     shape = (batch, model.n_layers, model.n_heads, seq)
-    out = Changes(*(np.full(shape, np.nan, model.dtype) for _ in Changes._fields))
+    out = Changes(*(np.full(shape, np.nan, model.activation_dtype) for _ in Changes._fields))
     heads = [np.array([head for layer, head in chosen if layer == at], int) for at in range(model.n_layers)]
     groups = in_groups(batch, seq, tokens_at_once)
     # A layer's runs pass through all later layers.

@@ -37,7 +37,7 @@ class Zero(AbstractValues):
     """Zero. Of a head's `z` that is not the same before and after `jc.process_weights`, which moves value biases elsewhere."""
 
     def at(self, model, saes, sites, tokens, mask):
-        return {site: jnp.zeros(1, model.dtype) for site in sites}
+        return {site: jnp.zeros(1, model.activation_dtype) for site in sites}
 
 
 class Mean(AbstractValues):

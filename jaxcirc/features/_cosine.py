@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._nn import Block, LayerNorm
+from .._precision import wide, wide_dtype, widened
 from .._sites import Kind
 from ..jacobian import rounded_up
 from ..models import Transformer
@@ -32,7 +33,7 @@ def cosines(
         kinds=(ends.target_read.kind, ends.source.kind),
     )
     if found is None:
-        return np.full(len(pairs.target), np.nan, saes.source.W_dec.dtype)
+        return np.full(len(pairs.target), np.nan, wide_dtype(saes.source.W_dec.dtype))
     reading, writing = found
     targets, sources = _among_distinct(targets), _among_distinct(sources)
     if not same:
@@ -66,8 +67,9 @@ def _directions(
     kinds: tuple[Kind, Kind],
 ) -> tuple[Float[Array, "m d_model"], Float[Array, "k d_model"]] | None:
     """Unit vectors in the residual stream: what targets read and what sources write."""
-    reading, norm = _read(blocks[0], kinds[0], saes.target.W_enc[:, targets].T)
-    writing = _written(blocks[1], kinds[1], saes.source.W_dec[sources])
+    blocks = widened(blocks)
+    reading, norm = _read(blocks[0], kinds[0], wide(saes.target.W_enc[:, targets]).T)
+    writing = _written(blocks[1], kinds[1], wide(saes.source.W_dec[sources]))
     if writing is None:
         return None
     if norm is not None:

@@ -67,7 +67,7 @@ def steer_features(
     ends, pair = find_ends(model, given, jacobian.source_site, jacobian.target_site, jacobian.substitute)
     columns = [getattr(jacobian, name)[chosen] for name in ("position", "source_position", "source", "target")]
     items = tuple(jnp.asarray(np.repeat(column, len(steps) + 1)) for column in columns)
-    strides = jnp.asarray(np.tile([0.0, *steps], len(chosen)), model.dtype)
+    strides = jnp.asarray(np.tile([0.0, *steps], len(chosen)), model.activation_dtype)
     values = np.asarray(_moved(model, pair, jnp.asarray(tokens), items, strides, ends=ends)).reshape(len(chosen), -1)
     before = values[:, :1]
     _check_values(jacobian, chosen, before[:, 0])

@@ -11,6 +11,7 @@ from .._nn import ACTIVATIONS, Attention, Block, LayerNorm, MLP
 from .._sites import Kind
 from ..models import Transformer
 from ._spec import Spec
+from ._tensors import cast
 
 
 def build(
@@ -18,7 +19,7 @@ def build(
 ) -> Transformer:
     """The model of `spec` with these arrays, as `dtype`."""
     dtype = checked_dtype(dtype)
-    get = lambda path: jnp.asarray(np.asarray(arrays[path]).astype(dtype))
+    get = lambda path: jnp.asarray(cast(path, arrays[path], dtype))
 
     def norm(path: str, *sites: Kind) -> LayerNorm | None:
         if spec.norm is None:

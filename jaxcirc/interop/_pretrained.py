@@ -27,7 +27,7 @@ def from_pretrained(
       files; or an id of the Hugging Face Hub (`"gpt2"`, `"roneneldan/TinyStories-33M"`). A name is looked for in this order, so
       `"./tiny-gpt2"` is a folder.
     - `revision`: a branch, tag or commit of the Hub.
-    - `dtype`: of the arrays.
+    - `dtype`: of the weights. What is computed with weights of half precision is float32.
 
     Of a tied embedding and unembedding one is enough, under either name.
 

@@ -4,7 +4,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import DTypeLike
 
 from . import _layouts
 from ._keymaps import EMBEDDING, HEAD, is_buffer, Key, keys
@@ -22,6 +24,19 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
     if array.dtype == object:
         raise TypeError(f"Expected an array under `{name}`, got {type(value).__name__}.")
     return array
+
+
+def cast(name: str, array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    """`array` as `dtype`. **Raises:** `ValueError` for a number that the dtype cannot hold, which would become infinite."""
+    with np.errstate(over="ignore"):
+        out = np.asarray(array).astype(dtype)
+    lost = np.isinf(out) & np.isfinite(array)
+    if lost.any():
+        raise ValueError(
+            f"dtype: {name} holds {float(np.asarray(array)[lost][0]):.6g}, and the largest number of {np.dtype(dtype)} is "
+            f"{float(jnp.finfo(dtype).max):.6g}. Use bfloat16 or float32."
+        )
+    return out
 
 
 def read(stored: Mapping[str, object], spec: Spec, *, kind: str, source: str) -> dict[str, np.ndarray]:

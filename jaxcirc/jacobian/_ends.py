@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._precision import wide
 from .._sites import Part
 from .._tap import site_read
 from ._links import Items, Positions, rows
@@ -29,7 +30,7 @@ def source_vectors(span: Span) -> Fold:
         scale = sae.decoder_scale(_flat(span.record({read})[read]))
 
         def decode(items, positions):
-            directions = rows(sae.W_dec, items) if _are_units(items) else items @ sae.W_dec
+            directions = wide(rows(sae.W_dec, items)) if _are_units(items) else items @ wide(sae.W_dec)
             return directions * rows(scale, positions)[:, None]
 
         return decode
@@ -50,9 +51,9 @@ def target_covectors(span: Span) -> Fold:
         def encode(items, positions):
             if _are_units(items):
                 on = slopes.at[positions, items].get(mode="promise_in_bounds")
-                covectors = sae.W_enc.at[:, items].get(mode="promise_in_bounds").T * on[:, None]
+                covectors = wide(sae.W_enc.at[:, items].get(mode="promise_in_bounds")).T * on[:, None]
             else:
-                covectors = (items * rows(slopes, positions)) @ sae.W_enc.T
+                covectors = (items * rows(slopes, positions)) @ wide(sae.W_enc).T
             return sae.pull_input(rows(x, positions), covectors)
 
         return encode

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from .._nn import LayerNorm
+from .._precision import widened
 from .._sites import Kind, Site
 from ._span import Span
 
@@ -93,7 +94,7 @@ class LinearBlock(NamedTuple):
 
 def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
     """Linearises block `layer` of the span, with the sites of kinds `frozen` held."""
-    block = span.blocks[layer]
+    block = widened(span.blocks[layer])
     value, attn = _values(span, layer), block.attn
     flat = lambda W: W.transpose(1, 0, 2).reshape(W.shape[1], -1)  # [head d_model d_head] -> [d_model (head d_head)]
     d_model, d_z = attn.W_O.shape[-1], attn.W_O.shape[0] * attn.W_O.shape[1]

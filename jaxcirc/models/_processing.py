@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._nn import Attention, Block, LayerNorm, MLP
+from .._precision import wide
 from ._transformer import Transformer
 
 
@@ -28,7 +29,8 @@ def process_weights(
     - `center_unembed`: `W_U` and `b_U` lose their mean over the vocabulary; the logits of a position shift together.
     - `fold_value_biases`: each row of an attention pattern sums to one, so `b_V` adds `b_V W_O` at every position: it goes into `b_O`.
 
-    **Returns:** a new model with its own unembedding; `model.processing` names the steps done, in order.
+    **Returns:** a new model with its own unembedding; `model.processing` names the steps done, in order. Weights of half precision are
+    rounded to it anew, so load a model in float32 for log-probabilities that are the same.
 
     **Raises:** `ValueError` if `center_writing` is asked of a model without norms, whose function it would change.
 
@@ -82,10 +84,10 @@ def _fold(
     for W, b in zip(matrices, biases, strict=True):
         if norm.bias is not None:
             # [d_model] · [… d_model out] -> [… out]
-            b = b + jnp.einsum("m,...mo->...o", norm.bias, W, precision=jax.lax.Precision.HIGHEST)
-        if norm.weight is not None:
-            W = norm.weight[:, None] * W
-        folded.append(_centred(W, -2))
+            constant = jnp.einsum("m,...mo->...o", wide(norm.bias), wide(W), precision=jax.lax.Precision.HIGHEST)
+            b = (wide(b) + constant).astype(b.dtype)
+        scaled = wide(W) if norm.weight is None else wide(norm.weight)[:, None] * wide(W)
+        folded.append(_centred(scaled, -2).astype(W.dtype))
         moved.append(b)
     return dc.replace(norm, weight=None, bias=None), folded, moved
 
@@ -108,11 +110,13 @@ def _center_unembed(model: Transformer) -> Transformer:
 def _fold_value_biases(model: Transformer) -> Transformer:
     def attention(attn: Attention) -> Attention:
         # [head d_head] · [head d_head d_model] -> [d_model]
-        constant = jnp.einsum("hd,hdm->m", attn.b_V, attn.W_O, precision=jax.lax.Precision.HIGHEST)
-        return dc.replace(attn, b_V=jnp.zeros_like(attn.b_V), b_O=attn.b_O + constant)
+        constant = jnp.einsum("hd,hdm->m", wide(attn.b_V), wide(attn.W_O), precision=jax.lax.Precision.HIGHEST)
+        b_O = (wide(attn.b_O) + constant).astype(attn.b_O.dtype)
+        return dc.replace(attn, b_V=jnp.zeros_like(attn.b_V), b_O=b_O)
 
     return dc.replace(model, blocks=tuple(dc.replace(block, attn=attention(block.attn)) for block in model.blocks))
 
 
 def _centred(array: Array, axis: int) -> Array:
-    return array - jnp.mean(array, axis=axis, keepdims=True)
+    values = wide(array)
+    return (values - jnp.mean(values, axis=axis, keepdims=True)).astype(array.dtype)

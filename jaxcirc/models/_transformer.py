@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._indexing import entries
 from .._nn import Block, LayerNorm
+from .._precision import wide, wide_dtype
 from .._sites import Kind
 from .._tap import Tap
 from .._typing import Keys, Logits, Mask, Resid, Tokens
@@ -26,6 +27,9 @@ class Transformer(eqx.Module):
     - `architecture`: which key table reads and writes it (`"gpt2"`, `"gpt_neo"`, `"transformer_lens"`).
     - `name`: what it was loaded from, for messages and results.
     - `processing`: which of `process_weights`' steps it went through.
+
+    Weights in float16 or bfloat16 take half the memory, and are widened where they are read: activations, derivatives and results are
+    float32 (`activation_dtype`). On accelerators `jax.default_matmul_precision` trades exactness of the products for speed.
     """
 
     W_E: Float[Array, "d_vocab d_model"]
@@ -75,7 +79,13 @@ class Transformer(eqx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
+        """In what the weights are stored."""
         return self.W_E.dtype
+
+    @property
+    def activation_dtype(self) -> jnp.dtype:
+        """In what everything is computed, and the dtype of every site's value: `dtype`, but float32 where that is half precision."""
+        return wide_dtype(self.dtype)
 
     def __call__(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Logits:
         resid = self.embed(tokens, tap, keys)
@@ -99,9 +109,9 @@ class Transformer(eqx.Module):
     def embed(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Resid:
         """Tokens and positions to the first residual stream. Positions count the real tokens, wherever the padding is."""
         positions = jnp.arange(tokens.shape[0]) if keys is None else jnp.maximum(jnp.cumsum(keys) - 1, 0)
-        return tap(Kind.EMBED, entries(self.W_E, tokens)) + tap(Kind.POS_EMBED, self.W_pos[positions])
+        return tap(Kind.EMBED, wide(entries(self.W_E, tokens))) + tap(Kind.POS_EMBED, wide(self.W_pos[positions]))
 
     def unembed(self, resid: Resid, tap: Tap) -> Logits:
         """The last residual stream to logits."""
         normalized = resid if self.ln_final is None else self.ln_final(resid, tap)
-        return tap(Kind.LOGITS, normalized @ self.W_U + self.b_U)
+        return tap(Kind.LOGITS, normalized @ wide(self.W_U) + wide(self.b_U))

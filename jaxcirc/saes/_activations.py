@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._precision import wide, widened
+
 
 class AbstractActivation(eqx.Module):
     """From pre-activations to latents."""
@@ -45,7 +47,7 @@ class JumpReLU(AbstractActivation):
     threshold: Float[Array, "*d_sae"]
 
     def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
-        return jnp.where(pre > self.threshold, jax.nn.relu(pre), 0)
+        return jnp.where(pre > wide(self.threshold), jax.nn.relu(pre), 0)
 
 
 class TopK(AbstractActivation):
@@ -96,4 +98,5 @@ class Gated(AbstractActivation):
     b_mag: Float[Array, " d_sae"]
 
     def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
-        return jnp.where(pre + self.b_gate > 0, jax.nn.relu(jnp.exp(self.r_mag) * pre + self.b_mag), 0)
+        own = widened(self)
+        return jnp.where(pre + own.b_gate > 0, jax.nn.relu(jnp.exp(own.r_mag) * pre + own.b_mag), 0)

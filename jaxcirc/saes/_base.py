@@ -15,7 +15,8 @@ class AbstractDictionary(eqx.Module):
     The decoder is affine in the latents. Latents and error are then independent coordinates of `x`, and for a scalar `m` of `x` with
     gradient `G`, `dm/d acts = W_dec G` and `dm/d error = G` (Marks et al. 2024, arXiv 2403.19647, §3.1).
 
-    All methods take one activation `[d_in]` or any leading axes. Arrays are leaves and the rest is static, so a dictionary is an
+    All methods take one activation `[d_in]` or any leading axes; arrays of half precision are widened where they are read, so that
+    latents and reconstructions are float32. Arrays are leaves and the rest is static, so a dictionary is an
     ordinary argument of `jax.jit` and `jax.vmap`; `dataclasses.replace` makes one for another site.
 
     **Attributes:**

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._precision import wide, wide_dtype
 from .._sites import Site
 from ._activations import AbstractActivation
 from ._base import AbstractDictionary
@@ -58,27 +59,31 @@ class SAE(AbstractDictionary):
         return self.W_enc.shape[1]
 
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        x = x if self.normalisation is None else self.normalisation.apply(x)
+        x = wide(x) if self.normalisation is None else self.normalisation.apply(x)
         return self.activation(self._pre(x))
 
     def _pre(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        return (x - self.b_dec if self.centred else x) @ self.W_enc + self.b_enc
+        return (x - wide(self.b_dec) if self.centred else x) @ wide(self.W_enc) + wide(self.b_enc)
 
     def slopes(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        x = x if self.normalisation is None else self.normalisation.apply(x)
+        x = wide(x) if self.normalisation is None else self.normalisation.apply(x)
         return _slopes(self.activation, self._pre(x))
 
     def pull_input(self, x: Float[Array, "n d_in"], covectors: Float[Array, "n d_in"]) -> Float[Array, "n d_in"]:
-        return covectors if self.normalisation is None else jax.vjp(self.normalisation.apply, x)[1](covectors)[0]
+        if self.normalisation is None:
+            return covectors
+        return jax.vjp(self.normalisation.apply, wide(x))[1](covectors)[0]
 
     def decode(
         self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None
     ) -> Float[Array, "... d_in"]:
-        recon = acts @ self.W_dec + self.b_dec
+        recon = wide(acts) @ wide(self.W_dec) + wide(self.b_dec)
         return recon if self.normalisation is None else self.normalisation.undo(recon, _needed(x, self))
 
     def decoder_scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
-        return jnp.ones(x.shape[:-1], x.dtype) if self.normalisation is None else self.normalisation.scale(x)
+        return (
+            jnp.ones(x.shape[:-1], wide_dtype(x.dtype)) if self.normalisation is None else self.normalisation.scale(x)
+        )
 
 
 class Transcoder(AbstractDictionary):
@@ -123,7 +128,8 @@ class Transcoder(AbstractDictionary):
         return self.activation(self._pre(x))
 
     def _pre(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        return (x if self.b_in is None else x - self.b_in) @ self.W_enc + self.b_enc
+        x = wide(x)
+        return (x if self.b_in is None else x - wide(self.b_in)) @ wide(self.W_enc) + wide(self.b_enc)
 
     def slopes(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         return _slopes(self.activation, self._pre(x))
@@ -134,11 +140,11 @@ class Transcoder(AbstractDictionary):
     def decode(
         self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None
     ) -> Float[Array, "... d_out"]:
-        recon = acts @ self.W_dec + self.b_dec
-        return recon if self.W_skip is None else recon + _needed(x, self) @ self.W_skip
+        recon = wide(acts) @ wide(self.W_dec) + wide(self.b_dec)
+        return recon if self.W_skip is None else recon + wide(_needed(x, self)) @ wide(self.W_skip)
 
     def decoder_scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
-        return jnp.ones(x.shape[:-1], x.dtype)
+        return jnp.ones(x.shape[:-1], wide_dtype(x.dtype))
 
 
 class Identity(AbstractDictionary):
@@ -180,18 +186,18 @@ class Identity(AbstractDictionary):
         return self.width
 
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        return x
+        return wide(x)
 
     def decode(
         self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None
     ) -> Float[Array, "... d_in"]:
-        return acts
+        return wide(acts)
 
     def decoder_scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
-        return jnp.ones(x.shape[:-1], x.dtype)
+        return jnp.ones(x.shape[:-1], wide_dtype(x.dtype))
 
     def slopes(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        return jnp.ones_like(x)
+        return jnp.ones_like(wide(x))
 
     def pull_input(self, x: Float[Array, "n d_in"], covectors: Float[Array, "n d_in"]) -> Float[Array, "n d_in"]:
         return covectors

@@ -6,6 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._precision import wide, wide_dtype
+
 
 class AbstractNormalisation(eqx.Module):
     """A position's shift and scale: the dictionary reads `(x - shift) / (scale + eps)` and its output is `y scale + shift`.
@@ -24,11 +26,11 @@ class AbstractNormalisation(eqx.Module):
         """What is divided by, shape `x.shape[:-1]`."""
 
     def apply(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_in"]:
-        divisor = self.scale(x) + self.eps
+        divisor, x = self.scale(x) + self.eps, wide(x)
         return (x - self.shift(x)[..., None]) / jnp.where(divisor == 0, 1, divisor)[..., None]
 
     def undo(self, y: Float[Array, "... d_out"], x: Float[Array, "... d_in"]) -> Float[Array, "... d_out"]:
-        return y * self.scale(x)[..., None] + self.shift(x)[..., None]
+        return wide(y) * self.scale(x)[..., None] + self.shift(x)[..., None]
 
 
 class Standardise(AbstractNormalisation):
@@ -37,10 +39,10 @@ class Standardise(AbstractNormalisation):
     eps: float = eqx.field(static=True, default=1e-5)
 
     def shift(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
-        return jnp.mean(x, axis=-1)
+        return jnp.mean(wide(x), axis=-1)
 
     def scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
-        return _sqrt(jnp.var(x, axis=-1, ddof=1))
+        return _sqrt(jnp.var(wide(x), axis=-1, ddof=1))
 
 
 class UnitNorm(AbstractNormalisation):
@@ -49,10 +51,10 @@ class UnitNorm(AbstractNormalisation):
     eps: float = eqx.field(static=True, default=0.0)
 
     def shift(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
-        return jnp.zeros(x.shape[:-1], x.dtype)
+        return jnp.zeros(x.shape[:-1], wide_dtype(x.dtype))
 
     def scale(self, x: Float[Array, "... d_in"]) -> Float[Array, "..."]:
-        return _sqrt(jnp.mean(x**2, axis=-1))
+        return _sqrt(jnp.mean(wide(x) ** 2, axis=-1))
 
 
 def _sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:

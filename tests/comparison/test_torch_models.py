@@ -203,6 +203,23 @@ def test_models_in_memory(theirs):
     assert jc.from_torch(theirs, dtype=jnp.bfloat16).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_half_precision_is_no_further_off_than_theirs(case, dtype):
+    """Logits against the same rounded weights in float64, with a first position as large as that of GPT-2."""
+    theirs = make_torch(*CASES[case])
+    with torch.no_grad():
+        theirs.transformer.wpe.weight[0, 1], theirs.transformer.wpe.weight[0, -1] = 900.0, -700.0
+    theirs = theirs.to(dtype)
+    tokens = tokens_of(theirs.config)
+    ours = np.asarray(jc.run(jc.from_torch(theirs), jnp.asarray(tokens, jnp.int32))[0], np.float64)
+    logits = lambda model: model(torch.tensor(tokens)[None]).logits[0].detach().double().numpy()
+    peer, want = logits(theirs), logits(theirs.double())
+    error = lambda logits: np.abs(logits - want).max()
+    assert error(peer) > 1e-4  # half precision's rounding is there to be seen
+    assert error(ours) < error(peer)
+
+
 def test_other_models_are_refused(theirs):
     with pytest.raises(
         TypeError, match="Expected a transformers PyTorch model, with a config and a state_dict; got Linear"

@@ -16,6 +16,7 @@ from jaxtyping import Array
 from ..._files import read_safetensors, read_torch
 from ..._sites import Site
 from .._read import contents
+from .._tensors import cast
 
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
@@ -85,7 +86,7 @@ class Source:
 
     def leaf(self, array: np.ndarray) -> Array:
         """`array` as a leaf: in the dtype that the caller asked for, else as stored."""
-        return jnp.asarray(array, self.dtype)
+        return jnp.asarray(array if self.dtype is None else cast(self.name, array, self.dtype), self.dtype)
 
     def leaves(self, W_enc: np.ndarray, b_enc: np.ndarray, W_dec: np.ndarray, b_dec: np.ndarray) -> Leaves:
         """The four arrays that every dictionary has, to be passed on by name."""

@@ -1,0 +1,34 @@
+"""Half precision is how weights are stored, never how a number is computed.
+
+float16 overflows at 65504 and keeps 11 bits, bfloat16 keeps 8. A norm's mean of squares, an attention score, a sum over prompts are
+beyond that in ordinary models, and so are derivatives, which become 0 below 6e-8. So weights and dictionaries of half precision are
+widened to float32 where they are read, and every activation, derivative and result of such a model is float32, the values at its sites
+among them. float32 and float64 are left as they are, which costs nothing: no operation is added to a program.
+"""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+
+T = TypeVar("T")
+
+
+def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """In what numbers stored as `dtype` are computed with: float32 for float16 and bfloat16, else as they are."""
+    dtype = jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else dtype
+
+
+def wide(array: Array) -> Array:
+    """`array` in the dtype that is computed in; itself where it is in that already."""
+    dtype = wide_dtype(jnp.result_type(array))
+    return array if jnp.result_type(array) == dtype else jnp.asarray(array, dtype)
+
+
+def widened(tree: T) -> T:
+    """The same pytree with every array `wide`. Arrays that are wide stay the same objects."""
+    return jax.tree.map(wide, tree)
