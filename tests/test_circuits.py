@@ -211,6 +211,29 @@ def test_models_and_dictionaries_are_known_by_what_is_in_them(arguments, circuit
         circuit.merge(other)
 
 
+def test_circuits_whose_fingerprints_are_of_arrays_alone(arguments, circuit):
+    """As they once were recorded: they are known again by these, and other settings are told apart where they were recorded."""
+    model, saes, *rest = arguments
+    site, recorded = next(iter(saes)), circuit.meta["fingerprints"]
+    arrays = lambda text: text.partition("-")[0]
+    old = circuit.annotate(
+        fingerprints={
+            "model": arrays(recorded["model"]),
+            "dictionaries": {site: arrays(text) for site, text in recorded["dictionaries"].items()},
+        }
+    )
+    assert jc.evaluate(old, *arguments).faithfulness == jc.evaluate(circuit, *arguments).faithfulness
+    again = {**saes, site: dataclasses.replace(saes[site], centred=False)}
+    with pytest.raises(ValueError, match=f"at `{site}` .* with the same weights and other settings"):
+        jc.evaluate(circuit, model, again, *rest)
+    with pytest.raises(ValueError, match="the model is random, with the same weights and other settings"):
+        jc.evaluate(circuit, dataclasses.replace(model, causal=False), saes, *rest)
+    retrained = dataclasses.replace(model, W_E=model.W_E * 1.05)
+    for known in (old, circuit):
+        with pytest.raises(ValueError, match="the model is random, with other weights"):
+            jc.evaluate(known, retrained, saes, *rest)
+
+
 def test_nodes_alone(arguments, circuit):
     alone = jc.discover(*arguments, node_threshold=CUTS["node_threshold"], edge_threshold=None)
     assert alone.nodes.equals(circuit.nodes)

@@ -45,6 +45,25 @@ def discover(prompts, out, *more):
     return main(["discover", *options, *more])
 
 
+def test_programs_are_kept_where_something_can_be_written(tmp_path, monkeypatch):
+    """And not where nothing can, without a warning for every program."""
+    import jax
+
+    from jaxcirc.cli._common import keep_compilations
+
+    name = "jax_compilation_cache_dir"
+    before = jax.config.values[name]
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_compilations()
+    assert jax.config.values[name] == str(tmp_path / "jaxcirc" / "compiled")
+    jax.config.update(name, before)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_compilations()
+    assert jax.config.values[name] == before
+
+
 def test_demo_finds_saves_and_draws(tmp_path, capsys):
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--prompts", "4"]) == 0

@@ -13,7 +13,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc._nn import Block
-from jaxcirc.jacobian import _chain, _memory, _operator, _routes
+from jaxcirc.jacobian import _certificate, _chain, _contract, _memory, _operator, _routes
 
 from .dictionaries import make_sae
 from .helpers import as_dtype, assert_close, counting_calls, make_model, needs_x64, tokens_for
@@ -124,6 +124,11 @@ def test_a_whole_decomposition_is_the_matrix(small):
     assert (np.diff(S) <= 0).all()
 
 
+def test_without_a_key_it_is_always_the_same(swept):
+    for one, other in zip(swept.svd(2), swept.svd(2, jax.random.key(0)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("rank", [0, -1, 41])
 def test_a_rank_that_cannot_be(swept, rank):
     with pytest.raises(ValueError, match=rf"45 x 40, so rank is from 1 to 40; got {rank}\."):
@@ -140,7 +145,9 @@ def test_a_certificate_of_what_is_right(request, name):
     single = J.dtype == jnp.float32
     assert 0 < certificate.error < (1e-5 if single else 1e-12)
     assert certificate.limit == (1e-4 if single else 1e-9)
-    assert (certificate.probes, certificate.engine) == (1, jc.select(J))
+    matrix, forms = ("block", "contraction") if name == "operator" else ("columns", "sweep")
+    probed = f"matrix by {matrix}, bilinear forms by {forms}, products by sweep"
+    assert (certificate.probes, certificate.engine) == (1, f"{jc.select(J)} ({probed})")
     assert (certificate.dtype, certificate.precision) == (str(J.dtype), "highest")
     assert certificate.versions == {
         "jaxcirc": jc.__version__,
@@ -175,6 +182,72 @@ def test_no_certificate_of_an_engine_that_is_wrong(operator, swept, monkeypatch)
     monkeypatch.setattr(_operator, "push", lambda *args, **more: 1.05 * push(*args, **more))
     with pytest.raises(ValueError, match="The result is wrong"):
         swept.certificate(jax.random.key(0), probes=1)
+
+
+# Of every route: an edge that takes it, the function that it goes by, and what the certificate calls it.
+ROUTES = {
+    "block": ({}, _operator, "block_matrix", "structured (matrix by block, "),
+    "chain": ({"chain": True, "engine": "structured"}, _operator, "chain_matrix", "structured (matrix by chain, "),
+    "contraction": ({"latents": True}, _operator, "contract_by_plan", "structured (matrix by contraction, "),
+    "columns": ({"engine": "autodiff"}, _operator.EdgeJacobian, "_through", "autodiff (matrix by columns, "),
+    "rows": (
+        {"engine": "autodiff", "target_pos": [4]},
+        _operator.EdgeJacobian,
+        "_through",
+        "autodiff (matrix by rows, ",
+    ),
+    "few forms": ({}, _contract, "_contract_at_once", "bilinear forms by contraction"),
+    "many forms": ({}, _contract, "_contract_sorted", "bilinear forms by contraction"),
+    "forms of a chain": ({"chain": True, "engine": "structured"}, _routes, "contract_spans", "bilinear forms by sweep"),
+    "pushed": ({}, _operator, "push", "products by sweep"),
+    "pulled": ({}, _operator, "pull", "products by sweep"),
+}
+
+
+def edge_by_route(small, dtype, *, chain=False, latents=False, **more):
+    model, tokens = small
+    saes = {PRE: make_sae(jax.random.key(0), WIDTH, PRE)} if latents else {}
+    ends = (Site(0, Kind.RESID_PRE), POST) if chain else (PRE.acts if latents else PRE, ATTN_OUT)
+    return jc.edge(as_dtype(model, dtype), tokens, *ends, saes=as_dtype(saes, dtype), **more)
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=needs_x64)])
+@pytest.mark.parametrize("name", ROUTES)
+def test_a_certificate_probes_the_routes_that_it_names(small, name, dtype, monkeypatch):
+    """An error of a thousandth in the function that a route goes by, and in no other, is refused; the matrix alone is where it is in it."""
+    more, owner, function, called = ROUTES[name]
+    J = edge_by_route(small, jnp.dtype(dtype), **more)
+    assert called in J.certificate(probes=1).engine
+    right = np.asarray(J.as_matrix())
+    by_matrix = f"{jc.select(J, 'matrix')} (matrix by {J._route()})"
+    assert J.certificate(matrix=right).engine == by_matrix
+    unplanted = getattr(owner, function)
+    monkeypatch.setattr(owner, function, lambda *given, **more: unplanted(*given, **more) * (1 + 1e-3))
+    with pytest.raises(ValueError, match=r"The result is wrong: relative error (9\..e-04|1\..e-03)"):
+        J.certificate(probes=1)
+    wrong = np.asarray(J.as_matrix())
+    if np.abs(wrong - right).max() > 1e-4 * np.abs(right).max():
+        with pytest.raises(ValueError, match="The result is wrong"):
+            J.certificate(matrix=wrong)
+    else:
+        assert not called.endswith(", ")
+
+
+@pytest.mark.parametrize("name", ["block", "chain", "columns", "rows"])
+def test_a_part_of_a_large_matrix_is_probed(small, name, monkeypatch):
+    """As many positions as make a small one, by the same route."""
+    monkeypatch.setattr(_certificate, "PROBED", 800)
+    monkeypatch.setattr(_certificate, "SWEPT", 8)
+    made, make = [], _operator.EdgeJacobian._matrix_by
+    monkeypatch.setattr(
+        _operator.EdgeJacobian, "_matrix_by", lambda J, route: made.append((J, route)) or make(J, route)
+    )
+    J = edge_by_route(small, jnp.zeros(()).dtype, **ROUTES[name][0])
+    assert f"matrix by {name}" in J.certificate(probes=1).engine
+    ((part, route),) = made
+    assert (route, part.dtype) == (name, J.dtype)
+    assert part.target_pos is not None or part.source_pos is not None
+    assert np.prod(part.target_shape) * np.prod(part.source_shape) < np.prod(J.target_shape) * np.prod(J.source_shape)
 
 
 # --- Traces

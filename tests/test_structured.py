@@ -13,6 +13,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc.jacobian import _operator, _routes
 from jaxcirc.jacobian._chain import chain_matrix, mlp_matrices, pull_block, split
 from jaxcirc.jacobian._contract import _contract_sorted, sizes_for
 from jaxcirc.jacobian._dense import _matrix, block_matrix, Sizes
@@ -364,6 +365,37 @@ def test_where_closed_forms_are():
 def deep():
     model = make_model(jax.random.key(6), layers=3, d_model=8, d_head=3, d_mlp=10, windows=(None, 3, None))
     return model, tokens_for(model, 7), Site(0, Kind.RESID_PRE), Site(2, Kind.RESID_POST)
+
+
+def test_several_blocks_are_in_closed_form_where_that_is_worth_compiling(deep, monkeypatch):
+    """Of a small model autodiff is done before the chain's programs are compiled; whatever `select` says is what runs, part by part too."""
+    auto, insists, without = (jc.edge(*deep, engine=engine) for engine in ("auto", "structured", "autodiff"))
+    assert [jc.select(J) for J in (auto, insists, without)] == ["autodiff", "structured", "autodiff"]
+    assert {jc.select(J, "contract") for J in (auto, insists, without)} == {"autodiff"}  # bilinear forms are swept
+    monkeypatch.setattr(_routes, "_while_compiling", lambda: 19 * 7 * 7 * 8**3 * 3 - 1)
+    assert (jc.select(auto), jc.select(auto, "matrix"), jc.select(without)) == ("structured", "structured", "autodiff")
+    assert jc.select(auto.restricted(target_pos=[1])) == "autodiff"  # which saves less
+    made = []
+    monkeypatch.setattr(
+        _operator, "chain_matrix", lambda *given, **more: made.append(1) or chain_matrix(*given, **more)
+    )
+    assert_close(auto.as_matrix(), without.as_matrix())
+    assert made == [1]
+    with pytest.raises(ValueError, match=r"select: of must be 'any' or 'matrix' or 'contract', got 'all'"):
+        jc.select(auto, "all")
+
+
+def test_parts_on_disk_go_by_the_route_of_the_whole(deep, monkeypatch, tmp_path):
+    """One position at a time saves less than all of them, and is made by the chain all the same, which the certificate says."""
+    monkeypatch.setattr(_routes, "_while_compiling", lambda: 19 * 7 * 7 * 8**3 * 3 - 1)
+    made = []
+    monkeypatch.setattr(
+        _operator, "chain_matrix", lambda *given, **more: made.append(1) or chain_matrix(*given, **more)
+    )
+    J = jc.edge(*deep)
+    certificate = jc.save_jacobian(J, tmp_path / "j.safetensors", budget=1)
+    assert (len(made), certificate.engine) == (7, "structured (matrix by chain)")
+    assert_close(jc.load_jacobian(tmp_path / "j.safetensors").matrix, J.as_matrix())
 
 
 CHAINS = {

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from .._fingerprint import fingerprint
+from .._fingerprint import difference, fingerprint
 from .._sites import Site
+from .._tap import site_read
 from ..models import Transformer
-from ..saes import AbstractDictionary
+from ..saes import AbstractDictionary, anonymous
 from ..view import METRIC
 from ._circuit import Circuit
 
@@ -32,23 +33,27 @@ def check_same(circuit: Circuit, model: Transformer, saes: Mapping[Site, Abstrac
     """
     of, names = circuit.meta.get("model"), circuit.meta.get("dictionaries")
     given = {str(site): sae.origin for site, sae in saes.items()}
-    recorded = circuit.meta.get("fingerprints") or {"model": of, "dictionaries": names}
-    by_name = "fingerprints" not in circuit.meta
-    mine = (model.name, given) if by_name else fingerprints(model, saes)
-    if recorded["model"] is not None and recorded["model"] != mine[0]:
+    recorded = circuit.meta.get("fingerprints")
+    if recorded is None:
+        model_is = "" if of not in (None, model.name) else None
+        differing = {} if names is None else {s: "" for s in {*names, *given} if names.get(s) != given.get(s)}
+    else:
+        mine, dictionaries = fingerprints(model, saes)
+        model_is, known = difference(recorded["model"], mine), recorded["dictionaries"]
+        differing = dict.fromkeys(known.keys() ^ dictionaries.keys(), "")
+        for site in known.keys() & dictionaries.keys():
+            how = difference(known[site], dictionaries[site])
+            differing |= {} if how is None else {site: how}
+    if model_is is not None:
         raise ValueError(
-            f"The circuit is of {of}, and the model is {model.name}{'' if by_name else ', with other weights'}. Give the model that it "
-            "was found in, processed alike."
+            f"The circuit is of {of}, and the model is {model.name}{model_is}. Give the model that it was found in, processed alike."
         )
-    known = recorded["dictionaries"]
-    if known is not None:
-        differing = sorted(site for site in {*known, *given} if known.get(site) != mine[1].get(site))
-        if differing:
-            site = differing[0]
-            raise ValueError(
-                f"The circuit was found with other dictionaries: at `{site}` with {(names or {}).get(site) or 'none'}, and here is "
-                f"{given.get(site) or 'none'}{'' if by_name else ', with other weights'}. Give those that it was found with."
-            )
+    if differing:
+        site = min(differing)
+        raise ValueError(
+            f"The circuit was found with other dictionaries: at `{site}` with {(names or {}).get(site) or 'none'}, and here is "
+            f"{given.get(site) or 'none'}{differing[site]}. Give those that it was found with."
+        )
     for site, width in _widths(circuit).items():
         if site in saes and saes[site].d_sae != width:
             raise ValueError(
@@ -61,8 +66,13 @@ def check_same(circuit: Circuit, model: Transformer, saes: Mapping[Site, Abstrac
 
 
 def fingerprints(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> tuple[str, dict[str, str]]:
-    """By which a circuit knows its model and its dictionaries again."""
-    return fingerprint(model), {str(site): fingerprint(sae) for site, sae in saes.items()}
+    """By which a circuit knows its model and its dictionaries again: these by what they do at their site, whatever is said of them."""
+
+    def of_dictionary(site: Site, sae: AbstractDictionary) -> str:
+        read = site_read(site, sae)
+        return fingerprint(anonymous(sae, None if read == site else read))
+
+    return fingerprint(model), {str(site): of_dictionary(site, sae) for site, sae in saes.items()}
 
 
 def _widths(circuit: Circuit) -> dict[Site, int]:

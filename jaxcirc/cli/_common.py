@@ -36,10 +36,16 @@ Subparsers = Any  # argparse keeps the class of add_subparsers' result to itself
 
 
 def keep_compilations() -> None:
-    """Keeps compiled programs on disk between commands, unless JAX was told where."""
+    """Keeps compiled programs on disk between commands, unless JAX was told where, or nothing can be written there."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jaxcirc" / "compiled"))
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxcirc" / "compiled"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        if not os.access(folder, os.W_OK):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

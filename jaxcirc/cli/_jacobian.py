@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from .. import jacobian as jac
@@ -47,12 +46,15 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--out", type=Path, help="safetensors file for the matrix; interrupted work goes on where it was"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a Jacobian that --out holds")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=jacobian)
 
 
 def jacobian(arguments: argparse.Namespace) -> int:
     check_count("--rank", "singular values to print", arguments.rank)
+    if arguments.out:
+        jac.check_free(arguments.out)
     tokens = tokens_of(arguments)
     model = load_model(arguments)
     frozen: set[Any] = set()
@@ -84,20 +86,24 @@ def jacobian(arguments: argparse.Namespace) -> int:
     print("norm from position  " + "  ".join(f"{norm:.3g}" for norm in result["norm_by_source"]))
     print(f"certificate: {result['said']}")
     if arguments.out:
-        print(f"saved to {arguments.out}: jc.load_jacobian opens it.")
+        if result["computed"]:
+            print(f"saved to {arguments.out}: jc.load_jacobian opens it.")
+        else:
+            print(f"{arguments.out} held this Jacobian already, so it was not computed again; --overwrite does.")
     return 0
 
 
 def _measure(J: jac.EdgeJacobian, arguments: argparse.Namespace) -> dict[str, Any]:
-    size = min(int(np.prod(J.source_shape)), int(np.prod(J.target_shape)))
-    _, values, _ = J.svd(min(arguments.rank, size), jax.random.key(0))
+    held = arguments.out is not None and jac.saved_already(J, arguments.out, overwrite=arguments.overwrite)
     if arguments.out:
         with progress_bar() as progress:
-            certificate = jac.save_jacobian(J, arguments.out, progress=progress)
+            certificate = jac.save_jacobian(J, arguments.out, overwrite=arguments.overwrite, progress=progress)
         matrix = jac.load_jacobian(arguments.out).matrix
     else:
         matrix = np.asarray(J.as_matrix())
-        certificate = J.certificate(jax.random.key(0), matrix=matrix)
+        certificate = J.certificate(matrix=matrix)
+    size = min(int(np.prod(J.source_shape)), int(np.prod(J.target_shape)))
+    _, values, _ = J.svd(min(arguments.rank, size))
     # One target position at a time, because the matrix may be larger than memory.
     axes = tuple(axis for axis in range(len(J.source_shape)) if axis != 0)
     squares = sum(
@@ -109,11 +115,12 @@ def _measure(J: jac.EdgeJacobian, arguments: argparse.Namespace) -> dict[str, An
         "target": str(J.target),
         "source_shape": list(J.source_shape),
         "target_shape": list(J.target_shape),
-        "engine": jac.select(J),
+        "engine": jac.select(J, "matrix"),
         "frobenius": float(f"{np.sqrt(np.sum(squares)):.6g}"),
         "singular_values": [float(value) for value in values],
         "norm_by_source": [float(norm) for norm in np.sqrt(squares)],
         "certificate": certificate.as_dict(),
         "said": str(certificate),
         "out": str(arguments.out) if arguments.out else None,
+        "computed": not held,
     }

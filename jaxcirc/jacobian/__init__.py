@@ -20,6 +20,12 @@ from ._own import (
 )
 from ._paths import block_paths as block_paths, mediated_edges as mediated_edges, MediatedEdges as MediatedEdges
 from ._routes import contract_batch as contract_batch
-from ._save import load_jacobian as load_jacobian, save_jacobian as save_jacobian, SavedJacobian as SavedJacobian
+from ._save import (
+    check_free as check_free,
+    load_jacobian as load_jacobian,
+    save_jacobian as save_jacobian,
+    saved_already as saved_already,
+    SavedJacobian as SavedJacobian,
+)
 from ._sizes import rounded_up as rounded_up
 from ._span import between_blocks as between_blocks, Span as Span

@@ -1,10 +1,13 @@
 """Certificates: the measured error of a Jacobian, on the machine and at the precision with which it was computed.
 
 Compilers can be wrong, and have been (`jaxcirc._guard`). So what is saved carries the largest relative error of a few random probes
-against forward-mode autodiff that runs operation by operation, without the compiler's fusions, in float64.
+against forward-mode autodiff that runs operation by operation, without the compiler's fusions, in float64. An operator has several
+routes to its numbers, and one that is right says nothing of another: a certificate names those that it has probed, and probes them as
+they run for everyone else.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, TYPE_CHECKING
 
@@ -14,8 +17,11 @@ import jaxlib
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._checks import check_count
 from .._version import __version__
-from ._positions import position_axis, put_positions
+from ._memory import BUDGET
+from ._positions import position_axis
+from ._routes import CLOSED, side_of
 from ._span import Span
 
 
@@ -28,7 +34,8 @@ class Certificate:
     """What was checked, and how far off it was.
 
     **Attributes:** `error`: the largest relative error, of the largest entry; `limit`: what would have passed; `probes`: how many random
-    tangents; `engine`, `device`, `dtype`, `precision` (of matrix products), `versions`.
+    tangents; `engine`: `jc.select`'s word for it, and which routes were probed; `device`, `dtype`, `precision` (of matrix products),
+    `versions`.
     """
 
     error: float
@@ -55,15 +62,60 @@ def certify(
     J: "EdgeJacobian", key: Array, matrix: Array | np.ndarray | None, probes: int, limit: float | None
 ) -> Certificate:
     """`EdgeJacobian.certificate`."""
-    from ._operator import (
-        select,  # the operator's class makes certificates, and a certificate says which engine it took
-    )
-
+    check_count("J.certificate: probes", "random tangents", probes)
+    if matrix is not None and matrix.shape != (*J.target_shape, *J.source_shape):
+        raise ValueError(
+            f"certificate(matrix=…): expected the result of as_matrix, {(*J.target_shape, *J.source_shape)}; got {matrix.shape}."
+        )
     if J.transposed:
-        J, matrix = J.T, None if matrix is None else _transposed(J, matrix)
-    keys = jax.random.split(key, probes)
-    worst = max(_of_matrix(J, key, matrix) if matrix is not None else _of_operator(J, key) for key in keys)
-    return issue_certificate(worst, probes=probes, what=select(J), dtype=J.dtype, limit=limit)
+        J, split = J.T, len(J.target_shape)
+        matrix = None if matrix is None else np.transpose(matrix, (*range(split, matrix.ndim), *range(split)))
+    route, forms = J._route(), J._contract_route()
+    rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
+    if matrix is not None:
+        worst = max(_of_matrix(J, rng, matrix) for _ in range(probes))
+        what = f"{_engine(route)} (matrix by {route})"
+    else:
+        part = probed_part(J, route)
+        made = None if part is None else np.asarray(part._matrix_by(route))
+        errors = [_of_operator(J, rng) for _ in range(probes)]
+        if part is not None and made is not None:
+            errors += [_of_matrix(part, rng, made) for _ in range(probes)]
+        probed = [f"matrix by {route}"] * (made is not None)
+        probed += [f"bilinear forms by {forms}"] * J.has_single_positions
+        worst, what = max(errors), f"{_engine(route, forms)} ({', '.join([*probed, 'products by sweep'])})"
+    return issue_certificate(worst, probes=probes, what=what, dtype=J.dtype, limit=limit)
+
+
+def _engine(*routes: str) -> str:
+    return "structured" if any(route in CLOSED for route in routes) else "autodiff"
+
+
+PROBED, SWEPT = 2**25, 512  # bytes of a matrix that is made to be probed, and the most sweeps that make it
+
+
+def probed_part(J: "EdgeJacobian", route: str) -> "EdgeJacobian | None":
+    """The operator between as many positions as make a small matrix by a route of its own matrix; `None` if even one is too much, or
+    takes many sweeps, which products with unit vectors are.
+    """
+    swept = side_of(route)
+    for side in (swept, "source" if swept == "target" else "target"):
+        shape, place = J._shapes()[side == "target"], J.places[side == "target"]
+        count = shape[position_axis(place.first)]
+        some = PROBED // (_size(J) // count)
+        if route not in CLOSED and side == swept:
+            some = min(some, SWEPT // (math.prod(shape) // count))
+        if some < count:
+            # Evenly spaced from the last on, which everything reaches.
+            chosen = np.linspace(count - 1, 0, max(1, some)).astype(np.int32)
+            positions = chosen if place.positions is None else np.asarray(place.positions)[chosen]
+            J = J.restricted(**{f"{side}_pos": jnp.asarray(positions)})
+    sweeps = 0 if route in CLOSED else math.prod(J._shapes()[swept == "target"])
+    return None if _size(J) > 4 * PROBED or sweeps > SWEPT else J
+
+
+def _size(J: "EdgeJacobian") -> int:
+    return math.prod(J.source_shape) * math.prod(J.target_shape) * J.dtype.itemsize
 
 
 def issue_certificate(error: float, *, probes: int, what: str, dtype, limit: float | None = None) -> Certificate:
@@ -138,42 +190,51 @@ def error_of_edges(
     return _error(np.asarray(edges, np.float64) @ signs, want)
 
 
-def _of_matrix(J: "EdgeJacobian", key: Array, matrix: Float[Array | np.ndarray, "..."]) -> float:
+def _of_matrix(J: "EdgeJacobian", rng: np.random.Generator, matrix: Float[Array | np.ndarray, "..."]) -> float:
     """The error of `matrix v` for one random tangent `v`."""
-    if matrix.shape != (*J.target_shape, *J.source_shape):
-        raise ValueError(
-            f"certificate(matrix=…): expected the result of as_matrix, {(*J.target_shape, *J.source_shape)}; got {matrix.shape}."
-        )
-    tangent = np.asarray(jax.random.normal(key, J.source_shape, J.dtype), np.float64)
+    tangent = _wide(_random(rng, J.source_shape, J.dtype))
     # Row by row, because the matrix may be larger than memory.
-    got = np.stack([np.tensordot(np.asarray(row, np.float64), tangent, axes=tangent.ndim) for row in matrix])
-    return _error(got, _restricted(J, reference(J.spans, _spread(J, tangent))))
+    got = np.stack([np.tensordot(_wide(row), tangent, axes=tangent.ndim) for row in matrix])
+    return _error(got, _image(J, tangent))
 
 
-def _of_operator(J: "EdgeJacobian", key: Array) -> float:
-    """The error of `J v` for a random tangent, of `w^T J v` by way of the batched `J^T w`, and of bilinear forms between random
-    positions."""
-    keys = jax.random.split(key, 5)
-    tangent = jax.random.normal(keys[0], J.source_shape, J.dtype)
-    want = reference(J.spans, _spread(J, np.asarray(tangent, np.float64)))
-    worst = _error(np.asarray(J.mv(tangent), np.float64), _restricted(J, want))
-    cotangents = jax.random.normal(keys[4], (8, *J.target_shape), J.dtype)
-    products = lambda left, right: np.tensordot(
-        np.asarray(left, np.float64), np.asarray(right, np.float64), axes=right.ndim
-    )
-    worst = max(worst, _error(products(J.rows(cotangents), tangent), products(cotangents, _restricted(J, want))))
+def _of_operator(J: "EdgeJacobian", rng: np.random.Generator) -> float:
+    """The error of products with the operator from either side, and of bilinear forms."""
+    tangents, cotangents = (_random(rng, (8, *shape), J.dtype) for shape in (J.source_shape, J.target_shape))
+    tangent = _wide(tangents).sum(0)  # one run of the reference for all of them
+    want = _image(J, tangent)
+    image = _wide(J.mv(tangents[0])) + _wide(J.cols(tangents[1:])).sum(0)
+    pulled, pushed = _products(_wide(J.rows(cotangents)), tangent), _products(_wide(cotangents), want)
+    worst = max(_error(image, want), _error(pulled, pushed))
+    if not J.has_single_positions:
+        return worst
     (start, _), (_, end) = J.spans[0].ends(), J.spans[-1].ends()
     seq = J.spans[0].resid.shape[0]
-    if start.shape[0] != seq or end.shape[0] != seq:  # scores and patterns have no single position
-        return worst
-    # A tangent at every position is the sum of the edges from each of them.
-    everywhere = jax.random.normal(keys[1], start.shape, J.dtype)
-    left = jax.random.normal(keys[2], (8, int(np.prod(end.shape[1:]))), J.dtype)
-    left_pos = jax.random.randint(keys[3], (8,), 0, seq).at[0].set(seq - 1)
-    got = np.asarray(J.contract(left, left_pos, everywhere.reshape(seq, -1), jnp.arange(seq)), np.float64).sum(1)
-    image = reference(J.spans, np.asarray(everywhere, np.float64)).reshape(seq, -1)
-    want = (np.asarray(left, np.float64) * image[np.asarray(left_pos)]).sum(1)
-    return max(worst, _error(got, want))
+    # Every position, or some of many, each several times if they are few.
+    right_pos = np.resize(rng.permutation(seq)[:32], max(8, min(seq, 32)))
+    right = _random(rng, (len(right_pos), math.prod(start.shape[1:])), J.dtype)
+    everywhere = np.zeros((seq, right.shape[1]))
+    np.add.at(everywhere, right_pos, _wide(right))
+    image = reference(J.spans, everywhere.reshape(start.shape)).reshape(seq, -1)
+    # Few rows are met at once; more rows than columns are sorted into blocks, with little memory, or have the columns swept.
+    for rows, budget in ((8, BUDGET), (len(right_pos) + 8, 0 if J._contract_route() in CLOSED else BUDGET)):
+        left = _random(rng, (rows, math.prod(end.shape[1:])), J.dtype)
+        left_pos = np.resize(np.arange(seq)[::-1], rows)
+        got = _wide(J.contract(left, jnp.asarray(left_pos), right, jnp.asarray(right_pos), budget=budget)).sum(1)
+        worst = max(worst, _error(got, (_wide(left) * image[left_pos]).sum(1)))
+    return worst
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype) -> Array:
+    return jnp.asarray(rng.normal(size=shape).astype(dtype))
+
+
+def _wide(array: Array | np.ndarray) -> np.ndarray:
+    return np.asarray(array, np.float64)
+
+
+def _products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return np.tensordot(left, right, axes=right.ndim)
 
 
 def _error(got: np.ndarray, want: np.ndarray) -> float:
@@ -183,21 +244,13 @@ def _error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got - want).max()) / size
 
 
-def _spread(J: "EdgeJacobian", tangent: np.ndarray) -> np.ndarray:
-    """A tangent of the restricted source as one of the whole."""
-    return np.asarray(
-        put_positions(jnp.asarray(tangent)[None], J.spans[0].source, J.source_pos, J.spans[0].ends()[0].shape)[0]
-    )
-
-
-def _restricted(J: "EdgeJacobian", value: np.ndarray) -> np.ndarray:
-    return (
-        value
-        if J.target_pos is None
-        else np.take(value, np.asarray(J.target_pos), axis=position_axis(J.spans[-1].target))
-    )
-
-
-def _transposed(J: "EdgeJacobian", matrix: Array | np.ndarray) -> Array:
-    split = len(J.target_shape)
-    return jnp.transpose(matrix, (*range(split, matrix.ndim), *range(split)))
+def _image(J: "EdgeJacobian", tangent: np.ndarray) -> np.ndarray:
+    """`J v` in float64 for a tangent at the operator's positions."""
+    begin, end = J.places
+    if begin.positions is not None:
+        axis = position_axis(begin.first)
+        whole = np.zeros(J.spans[0].ends()[0].shape)
+        np.add.at(np.moveaxis(whole, axis, 0), np.asarray(begin.positions), np.moveaxis(tangent, axis, 0))
+        tangent = whole
+    value = reference(J.spans, tangent)
+    return value if end.positions is None else np.take(value, np.asarray(end.positions), axis=position_axis(end.first))

@@ -14,8 +14,8 @@ from .._typing import Keys, Tokens
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
 from ._graph import reaches
-from ._operator import EdgeJacobian, select
-from ._positions import check_positions
+from ._operator import EdgeJacobian, make_operator, select
+from ._positions import given_positions
 from ._span import make_span
 
 
@@ -52,7 +52,8 @@ def edge(
     - `saes`: dictionaries, keyed by site, of the ends and frozen sites that are latents or errors.
     - `source_pos`, `target_pos`: restrict the operator to some positions, counted from the end where negative.
     - `mask` `[seq]`: False for padding.
-    - `engine`: `"auto"` takes closed forms where they apply, `"structured"` insists on them, `"autodiff"` does without.
+    - `engine`: `"auto"` takes closed forms where they apply, through several blocks where they save more time than it takes to compile
+      them; `"structured"` insists on them, `"autodiff"` does without.
 
     **Returns:** an `EdgeJacobian`.
 
@@ -74,21 +75,14 @@ def edge(
     check_dictionaries(model, saes)
     check_ends(model, source, target, held, saes)
     tokens, seq = jnp.asarray(tokens), tokens.shape[0]
-    positions = lambda name, pos: None if pos is None else check_positions(name, _integers(name, pos), seq)
-    source_pos, target_pos = positions("source_pos", source_pos), positions("target_pos", target_pos)
+    source_pos, target_pos = (
+        given_positions(f"edge: {name}", pos, seq)
+        for name, pos in (("source_pos", source_pos), ("target_pos", target_pos))
+    )
     start, end, at_places = in_one_block(model, source, target, held, saes)
     resids = clean_resids(model, tokens, mask)
     span, layer = make_span(model, tokens, mask, resids, start, end, held, at_places)
-    number = lambda layer: jnp.asarray(layer or 0, jnp.int32)
-    J = EdgeJacobian(
-        spans=(span,),
-        begins=(number(layer),),
-        layers=(number(source.layer), number(target.layer)),
-        source_pos=source_pos,
-        target_pos=target_pos,
-        ends=(source.shift(-(source.layer or 0)), target.shift(-(target.layer or 0))),
-        engine=engine,
-    )
+    J = make_operator([span], [layer], source, target, source_pos=source_pos, target_pos=target_pos, engine=engine)
     if engine == "structured" and select(J) != "structured":
         raise ValueError(
             f"edge: there is no closed form from `{source}` to `{target}` with these sites frozen. Use engine='auto', which falls back to "
@@ -161,10 +155,3 @@ def in_one_block(
         if old.part != Part.VALUE and old != new:
             placed[new.value] = anonymous(placed[old.value])
     return start, end, placed
-
-
-def _integers(name: str, positions) -> Int[Array, " n"]:
-    array = jnp.asarray(positions)
-    if array.ndim != 1 or not len(array) or not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(f"edge: {name} is a list of positions, such as [0, -1]; got {positions!r}.")
-    return array

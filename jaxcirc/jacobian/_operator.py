@@ -8,6 +8,7 @@ and `vmap`, and which layer it is of is one of them: operators of one kind run o
 import dataclasses
 import functools as ft
 import math
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -16,14 +17,24 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from .._checks import check_choice
 from .._sites import Site
 from ._certificate import Certificate, certify
 from ._chain import chain_matrix
 from ._dense import block_matrix
 from ._finite import check_finite
 from ._memory import BUDGET, check_fits, halving
-from ._positions import check_positions, every_unit, position_axis, put_positions, restricted_shape, take_positions
-from ._routes import chunk_for, contract_by_plan, contract_by_sweeps, Items, matrix_route, plan_of
+from ._place import Place, place_of
+from ._positions import check_positions, every_unit, given_positions, position_axis
+from ._routes import (
+    chunk_for,
+    CLOSED,
+    contract_by_plan,
+    contract_by_sweeps,
+    contract_route,
+    Items,
+    matrix_route,
+)
 from ._span import pull, push, Span
 
 
@@ -43,20 +54,34 @@ class EdgeJacobian(eqx.Module):
     begins: tuple[
         Int[Array, ""], ...
     ]  # the layers at which the spans begin: arrays, so that all layers share their programs
-    layers: tuple[Int[Array, ""], Int[Array, ""]]  # of source and target
-    source_pos: Int[Array, " source_seq"] | None
-    target_pos: Int[Array, " target_seq"] | None
-    ends: tuple[Site, Site] = eqx.field(static=True)  # source and target, in layer 0
+    places: tuple[Place, Place]  # where the spans begin, and where they end, in whichever direction the operator goes
     engine: str = eqx.field(static=True)
     transposed: bool = eqx.field(static=True, default=False)
 
+    # All that has a direction is read off these two, so that nothing else need know of the transpose.
+    @property
+    def _from(self) -> Place:
+        return self.places[self.transposed]
+
+    @property
+    def _to(self) -> Place:
+        return self.places[not self.transposed]
+
     @property
     def source(self) -> Site:
-        return self.ends[self.transposed].shift(int(self.layers[self.transposed]))
+        return self._from.site
 
     @property
     def target(self) -> Site:
-        return self.ends[not self.transposed].shift(int(self.layers[not self.transposed]))
+        return self._to.site
+
+    @property
+    def source_pos(self) -> Int[Array, " source_seq"] | None:
+        return self._from.positions
+
+    @property
+    def target_pos(self) -> Int[Array, " target_seq"] | None:
+        return self._to.positions
 
     @property
     def source_shape(self) -> tuple[int, ...]:
@@ -67,12 +92,21 @@ class EdgeJacobian(eqx.Module):
         return self._shapes()[not self.transposed]
 
     def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        start, end = self._whole_shapes()
-        first = restricted_shape(start, self.spans[0].source, self.source_pos)
-        return first, restricted_shape(end, self.spans[-1].target, self.target_pos)
+        first, last = (place.shape(whole) for place, whole in zip(self.places, self._whole_shapes(), strict=True))
+        return first, last
 
     def _whole_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return self.spans[0].ends()[0].shape, self.spans[-1].ends()[1].shape
+
+    @property
+    def _seq(self) -> int:
+        """How many tokens the prompt has."""
+        return self.spans[0].resid.shape[0]
+
+    @property
+    def has_single_positions(self) -> bool:
+        """Whether each value at its ends has one position; scores and patterns have two."""
+        return not any(position_axis(place.first) for place in self.places)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -80,24 +114,28 @@ class EdgeJacobian(eqx.Module):
 
     @property
     def T(self) -> "EdgeJacobian":
-        """The transpose, from cotangents of the target to cotangents of the source."""
+        """The transpose, from cotangents of the target to cotangents of the source: its source is this one's target."""
         return dataclasses.replace(self, transposed=not self.transposed)
 
     def restricted(
-        self, *, source_pos: Int[Array, " n"] | None = None, target_pos: Int[Array, " n"] | None = None
+        self,
+        *,
+        source_pos: Sequence[int] | Int[Array, " source_seq"] | None = None,
+        target_pos: Sequence[int] | Int[Array, " target_seq"] | None = None,
     ) -> "EdgeJacobian":
         """The same operator between some of the positions only; a side that is not given stays as it is."""
-        seq = self.spans[0].resid.shape[0]
-        given = {"source_pos": source_pos, "target_pos": target_pos}
-        changes = {name: check_positions(name, jnp.asarray(pos), seq) for name, pos in given.items() if pos is not None}
-        return dataclasses.replace(self, **changes)
+        given = [("source_pos", source_pos), ("target_pos", target_pos)]
+        checked = [given_positions(f"J.restricted: {name}", pos, self._seq) for name, pos in given]
+        first, last = (
+            place if pos is None else dataclasses.replace(place, positions=pos)
+            for place, pos in zip(self.places, checked[::-1] if self.transposed else checked, strict=True)
+        )
+        return dataclasses.replace(self, places=(first, last))
 
     def __repr__(self) -> str:
-        if any(
-            isinstance(layer, Tracer) or jnp.ndim(layer) for layer in self.layers
-        ):  # under a transformation, or stacked
-            return f"EdgeJacobian({' -> '.join(str(end) for end in self.ends)}, layers relative)"
-        return f"EdgeJacobian({self.source} {list(self.source_shape)} -> {self.target} {list(self.target_shape)})"
+        if not (self._from.known and self._to.known):  # under a transformation, or stacked
+            return f"EdgeJacobian({self._from} -> {self._to}, layers relative)"
+        return f"EdgeJacobian({self._from} {list(self.source_shape)} -> {self._to} {list(self.target_shape)})"
 
     def mv(self, tangent: Float[Array, "..."]) -> Float[Array, "..."]:
         """`J v`: from a tangent of the source's shape to one of the target's, by one forward pass (`J.T.mv` by one backward pass)."""
@@ -112,13 +150,12 @@ class EdgeJacobian(eqx.Module):
         return self._sweep(cotangents, chunk, forward=self.transposed)
 
     def _sweep(self, vectors: Array, chunk: int | None, *, forward: bool) -> Array:
-        first, last = self._shapes()
-        into = first if forward else last
+        place, into = (self.places[not forward], self._shapes()[not forward])
         vectors = jnp.asarray(vectors)
         if vectors.shape[1:] != into:
-            site, what = (self.source, "tangents") if forward != self.transposed else (self.target, "cotangents")
+            what = "tangents" if forward != self.transposed else "cotangents"
             raise ValueError(
-                f"Expected {what} of shape [n, {', '.join(map(str, into))}] at `{site}`, got {vectors.shape}."
+                f"Expected {what} of shape [n, {', '.join(map(str, into))}] at `{place}`, got {vectors.shape}."
             )
         vectors = vectors.astype(self.dtype)
         compute = lambda chunk: self._through(vectors, chunk, forward)
@@ -128,12 +165,11 @@ class EdgeJacobian(eqx.Module):
 
     def _through(self, vectors: Array, chunk: int, forward: bool) -> Array:
         """Whole batches through all spans, in either direction."""
-        ends = [(self.spans[0].source, self.source_pos), (self.spans[-1].target, self.target_pos)]
-        begin, end = ends if forward else ends[::-1]
-        vectors = put_positions(vectors, *begin, self._whole_shapes()[not forward])
+        begin, end = self.places if forward else self.places[::-1]
+        vectors = begin.put(vectors, self._whole_shapes()[not forward])
         for span in self.spans if forward else self.spans[::-1]:
             vectors = (push if forward else pull)(span, vectors, chunk=chunk)
-        return take_positions(vectors, *end)
+        return end.take(vectors)
 
     def __matmul__(self, other: "EdgeJacobian") -> "EdgeJacobian":
         if not isinstance(other, EdgeJacobian):
@@ -142,24 +178,22 @@ class EdgeJacobian(eqx.Module):
             )
         if self.transposed != other.transposed:
             raise TypeError("J @ K composes two operators of one direction. For J.T J v use J.T.mv(J.mv(v)).")
-        if self.transposed:
-            return (other.T @ self.T).T
-        if other.target != self.source or other._shapes()[1] != self._shapes()[0]:
+        if not self._from.meets(other._to) or other.target_shape != self.source_shape:
             raise ValueError(
-                f"J @ K is J after K, so K ends where J begins: K ends at `{other.target}` {list(other._shapes()[1])}, and J begins at "
-                f"`{self.source}` {list(self._shapes()[0])}."
+                f"J @ K is J after K, so K ends where J begins: K ends at `{other._to}` {list(other.target_shape)}, and J begins at "
+                f"`{self._from}` {list(self.source_shape)}."
             )
         if other.target_pos is not None or self.source_pos is not None:
             raise ValueError(
                 "J @ K: restrict positions at the outer ends only; all of them matter where K ends and J begins."
             )
+        first, last = (self, other) if self.transposed else (other, self)
         return dataclasses.replace(
-            self,
-            spans=(*other.spans, *self.spans),
-            begins=(*other.begins, *self.begins),
-            layers=(other.layers[0], self.layers[1]),
-            ends=(other.ends[0], self.ends[1]),
-            source_pos=other.source_pos,
+            first,
+            spans=(*first.spans, *last.spans),
+            begins=(*first.begins, *last.begins),
+            places=(first.places[0], last.places[1]),
+            engine=_engine_of_both(self.engine, other.engine),
         )
 
     def as_matrix(self, chunk: int | None = None) -> Float[Array, "..."]:
@@ -171,9 +205,18 @@ class EdgeJacobian(eqx.Module):
         **Raises:** `ValueError` if the result does not fit into memory, with its size; `jc.save_jacobian` streams it to disk.
         """
         if self.transposed:
-            matrix = self.T.as_matrix(chunk)
-            split = len(self.T.target_shape)
-            return jnp.transpose(matrix, (*range(split, matrix.ndim), *range(split)))
+            return swapped(self.T.as_matrix(chunk), len(self.source_shape))
+        return self._matrix_by(self._route(), chunk)
+
+    def _route(self) -> str:
+        """How `as_matrix` goes, one of `_routes`' ways."""
+        return matrix_route(self.spans, self.engine, *self._shapes())
+
+    def _contract_route(self) -> str:
+        return contract_route(self.spans, self.engine)
+
+    def _matrix_by(self, route: str, chunk: int | None = None) -> Array:
+        """The matrix, of spans in their own direction, by a route that leads there."""
         first, last = self._shapes()
         check_fits(
             "A Jacobian",
@@ -181,32 +224,27 @@ class EdgeJacobian(eqx.Module):
             self.dtype,
             "Restrict the positions (source_pos, target_pos), ask for some J.rows or J.cols, or stream it to disk with jc.save_jacobian.",
         )
-        out = self._matrix(first, last, chunk)
+        out = self._made(route, first, last, chunk)
         check_finite(self, out)
         return out
 
-    def _route(self) -> str:
-        seq = self.spans[0].resid.shape[0]
-        n_source, n_target = (seq if pos is None else len(pos) for pos in (self.source_pos, self.target_pos))
-        return matrix_route(self.spans, self.engine, n_source, n_target)
-
-    def _matrix(self, first: tuple[int, ...], last: tuple[int, ...], chunk: int | None) -> Array:
-        seq, route = self.spans[0].resid.shape[0], self._route()
-        everywhere = lambda pos: jnp.arange(seq, dtype=jnp.int32) if pos is None else pos
-        if route in ("block", "chain"):
-            span, targets = self.spans[0], everywhere(self.target_pos)
+    def _made(self, route: str, first: tuple[int, ...], last: tuple[int, ...], chunk: int | None) -> Array:
+        begin, end = (place.positions for place in self.places)
+        everywhere = lambda pos: jnp.arange(self._seq, dtype=jnp.int32) if pos is None else pos
+        if route == "contraction":
+            left = every_unit(everywhere(end), math.prod(last))
+            right = every_unit(everywhere(begin), math.prod(first))
+            return contract_by_plan(self.spans, *left, *right, BUDGET).reshape(*last, *first)
+        if route in CLOSED:
+            span, targets = self.spans[0], everywhere(end)
             if route == "block":
-                make = ft.partial(block_matrix, span, targets, everywhere(self.source_pos))
+                make = ft.partial(block_matrix, span, targets, everywhere(begin))
             else:
                 make = ft.partial(chain_matrix, span, np.asarray(targets))
             out = halving(lambda budget: make(budget=budget), BUDGET, "the memory budget")
-            out = out[:, :, self.source_pos] if route == "chain" and self.source_pos is not None else out
+            out = out[:, :, begin] if route == "chain" and begin is not None else out
             return out.reshape(*last, *first)
-        if route == "contraction":
-            left = every_unit(everywhere(self.target_pos), math.prod(last))
-            right = every_unit(everywhere(self.source_pos), math.prod(first))
-            return contract_by_plan(self.spans, *left, *right, BUDGET).reshape(*last, *first)
-        forward = math.prod(first) <= math.prod(last)
+        forward = route == "columns"
         into, out_of = (first, last) if forward else (last, first)
         basis = jnp.eye(math.prod(into), dtype=self.dtype).reshape(-1, *into)
         compute = lambda chunk: self._through(basis, chunk, forward)
@@ -236,25 +274,24 @@ class EdgeJacobian(eqx.Module):
 
         **Raises:** `ValueError` for positions outside the sequence, widths that do not fit, and a result larger than the free memory.
         """
-        if self.transposed:
-            return self.T.contract(right, right_pos, left, left_pos, budget=budget).T
-        start, end = self._whole_shapes()
-        left, left_pos = self._items("left", left, left_pos, end)
-        right, right_pos = self._items("right", right, right_pos, start)
+        ends = self._whole_shapes()
+        left, left_pos = self._items("left", left, left_pos, ends[not self.transposed])
+        right, right_pos = self._items("right", right, right_pos, ends[self.transposed])
         check_fits(
             "A contraction",
             (len(left_pos), len(right_pos)),
             self.dtype,
             "Contract a part of `left` at a time, and keep of each part what you need.",
         )
-        closed = self.engine != "autodiff" and plan_of(self.spans) is not None
-        out = (contract_by_plan if closed else contract_by_sweeps)(self.spans, left, left_pos, right, right_pos, budget)
+        make = contract_by_plan if self._contract_route() in CLOSED else contract_by_sweeps
+        items = (left, left_pos), (right, right_pos)
+        to, of = items[::-1] if self.transposed else items
+        out = make(self.spans, *to, *of, budget)
         check_finite(self, out)
-        return out
+        return out.T if self.transposed else out
 
     def _items(self, name: str, items: Items, positions, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        seq = self.spans[0].resid.shape[0]
-        if any(position_axis(site) for site in self.ends):
+        if not self.has_single_positions:
             raise ValueError(
                 "J.contract is of values with one position; scores and patterns have two. Use J.rows or J.cols."
             )
@@ -273,7 +310,7 @@ class EdgeJacobian(eqx.Module):
             raise ValueError(
                 f"J.contract: {name} has rows of {items.shape[1]} numbers; a position of its site has {width}."
             )
-        positions = check_positions(f"{name}_pos", positions, seq)
+        positions = check_positions(f"J.contract: {name}_pos", positions, self._seq)
         if units and not isinstance(items, Tracer) and not bool(((items >= 0) & (items < width)).all()):
             raise ValueError(
                 f"J.contract: {name} holds coordinates from 0 to {width - 1}, got {int(items.min())} to {int(items.max())}."
@@ -281,11 +318,12 @@ class EdgeJacobian(eqx.Module):
         return items.astype(jnp.int32) if units else items, positions
 
     def svd(
-        self, rank: int, key: Array, *, oversample: int = 8, iterations: int = 4
+        self, rank: int, key: Array | None = None, *, oversample: int = 8, iterations: int = 4
     ) -> tuple[Float[Array, "..."], Float[Array, " rank"], Float[Array, "..."]]:
         """The leading singular triples, from products with the operator alone.
 
-        **Arguments:** - `rank`: how many. - `key`: of the random start. - `oversample`, `iterations`: more of them, more exact.
+        **Arguments:** - `rank`: how many. - `key`: of the random start, by default always the same one. - `oversample`, `iterations`: more
+        of them, more exact.
 
         **Returns:** `U` of shape `target_shape + (rank,)`, `S` `[rank]` in descending order, `Vt` of shape `(rank,) + source_shape`.
 
@@ -297,7 +335,7 @@ class EdgeJacobian(eqx.Module):
                 f"J.svd: the Jacobian is {rows} x {columns}, so rank is from 1 to {min(rows, columns)}; got {rank}."
             )
         width = min(rank + oversample, rows, columns)
-        flat = lambda x: x.reshape(width, -1)
+        key, flat = random_key("J.svd", key), lambda x: x.reshape(width, -1)
         push = lambda Q: flat(self.cols(Q.T.reshape(width, *self.source_shape))).T
         pull = lambda Q: flat(self.rows(Q.T.reshape(width, *self.target_shape))).T
         Q = jnp.linalg.qr(push(jax.random.normal(key, (columns, width), self.dtype)))[0]
@@ -309,7 +347,7 @@ class EdgeJacobian(eqx.Module):
 
     def certificate(
         self,
-        key: Array,
+        key: Array | None = None,
         *,
         matrix: Float[Array | np.ndarray, "..."] | None = None,
         probes: int = 4,
@@ -317,20 +355,66 @@ class EdgeJacobian(eqx.Module):
     ) -> Certificate:
         """The measured error of this operator, or of `matrix`, a result of its `as_matrix`.
 
-        Random probes through the engine that runs are compared with `jax.jvp`, operation by operation and in float64.
+        What is measured is what runs: products from both sides, bilinear forms of few and of many items, and the matrix by the route
+        that `as_matrix` takes (as many positions of it as are made quickly). With `matrix` it is that alone. The images of random
+        tangents are compared with `jax.jvp`, operation by operation and in float64.
 
-        **Arguments:** - `probes`: how many random tangents. - `limit`: the largest relative error that passes; by default what the
-        precision of the dtype and of matrix products allows.
+        **Arguments:** - `key`: of the probes, by default always the same one. - `probes`: how many random tangents. - `limit`: the
+        largest relative error that passes; by default what the precision of the dtype and of matrix products allows.
 
-        **Returns:** a `Certificate`. **Raises:** `ValueError` if the error is beyond the limit.
+        **Returns:** a `Certificate`, whose `engine` names the routes. **Raises:** `ValueError` if the error is beyond the limit.
         """
-        return certify(self, key, matrix, probes, limit)
+        return certify(self, random_key("J.certificate", key), matrix, probes, limit)
 
 
-def select(J: EdgeJacobian) -> str:
+def make_operator(
+    spans: Sequence[Span],
+    layers: Sequence[int],
+    source: Site,
+    target: Site,
+    *,
+    source_pos: Int[Array, " source_seq"] | None = None,
+    target_pos: Int[Array, " target_seq"] | None = None,
+    engine: str = "auto",
+) -> EdgeJacobian:
+    """The operator of spans, one after another, that begin at `layers`, from `source` to `target`, which are at the outer ends."""
+    with jax.ensure_compile_time_eval():
+        begins = tuple(jnp.asarray(layer, jnp.int32) for layer in layers)
+    return EdgeJacobian(tuple(spans), begins, (place_of(source, source_pos), place_of(target, target_pos)), engine)
+
+
+def select(J: EdgeJacobian, of: str = "any") -> str:
     """Which engine makes the matrices and bilinear forms of `J`: `"structured"`, closed forms, or `"autodiff"`.
 
     Closed forms cover one block, between any of the values that have a position, with or without a dictionary at either end; and whole
-    matrices between residual streams, through any number of blocks. `mv`, `rows` and `cols` are always autodiff.
+    matrices between residual streams, through any number of blocks. `"auto"` takes those through several blocks where they save more
+    time than their programs take to compile, which a few positions of a small model do not. `mv`, `rows` and `cols` are always autodiff.
+
+    **Arguments:** - `of`: `"matrix"` for `J.as_matrix` and `jc.save_jacobian`, `"contract"` for `J.contract`; `"any"` is `"structured"`
+    if either of them is.
     """
-    return "autodiff" if J._route() == "sweep" else "structured"
+    check_choice("select: of", of, ("any", "matrix", "contract"))
+    routes = {"matrix": J._route(), "contract": J._contract_route()}
+    chosen = routes.values() if of == "any" else (routes[of],)
+    return "structured" if any(route in CLOSED for route in chosen) else "autodiff"
+
+
+def swapped(matrix: Array, split: int) -> Array:
+    """A matrix of operators with its first `split` axes put last."""
+    return jnp.transpose(matrix, (*range(split, matrix.ndim), *range(split)))
+
+
+def random_key(name: str, key: Array | None) -> Array:
+    """The key that was given, or the one that is always taken."""
+    if key is None:
+        return jax.random.key(0)
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"{name}: key is a random key, such as jax.random.key(0); got {key!r}.")
+    return key
+
+
+def _engine_of_both(one: str, other: str) -> str:
+    """What two factors were asked for, together: what either must not do, the product must not."""
+    if "autodiff" in (one, other):
+        return "autodiff"
+    return one if one == other else "auto"

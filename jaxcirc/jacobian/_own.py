@@ -22,7 +22,7 @@ from ..models import Transformer
 from ._edge import in_one_block
 from ._engine import attends, LOCAL
 from ._links import Heads, linearise, Positions, push, rows
-from ._operator import EdgeJacobian
+from ._operator import EdgeJacobian, make_operator
 from ._span import between_blocks, Span
 
 
@@ -51,16 +51,7 @@ def chain_of_blocks(
         inside = layer == layers[0] and begin.kind != Kind.RESID_PRE  # else what enters is moved already
         block = (model.blocks[layer],), (masks[layer],), resids[layer]
         spans.append(between_blocks(*block, begin, stop, (), shift if inside else None))
-    number = lambda layer: jnp.asarray(layer or 0, jnp.int32)
-    return EdgeJacobian(
-        spans=tuple(spans),
-        begins=tuple(map(number, layers)),
-        layers=(number(source.layer), number(target.layer)),
-        source_pos=None,
-        target_pos=None,
-        ends=(source.shift(-(source.layer or 0)), target.shift(-(target.layer or 0))),
-        engine="auto",
-    )
+    return make_operator(spans, layers, source, target)
 
 
 def stays(J: EdgeJacobian, *, causal: bool) -> bool:

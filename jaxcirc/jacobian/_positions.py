@@ -1,5 +1,7 @@
 """Positions: checked on the host, restricted, and which axis counts them."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -19,28 +21,19 @@ def check_positions(name: str, positions: Int[Array, " n"], seq: int) -> Int[Arr
     return jnp.where(positions < 0, positions + seq, positions).astype(jnp.int32)
 
 
+def given_positions(name: str, positions: Sequence[int] | Int[Array, " n"] | None, seq: int) -> Int[Array, " n"] | None:
+    """What a caller gave as the list of positions `name`, or not: checked, counted from 0. ValueError for what is no such list."""
+    if positions is None:
+        return None
+    array = jnp.asarray(positions)
+    if array.ndim != 1 or not len(array) or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"{name} is a list of positions, such as [0, -1]; got {positions!r}.")
+    return check_positions(name, array, seq)
+
+
 def position_axis(site: Site) -> int:
     """The axis of the value at `site` that counts positions, the queries' where there are two."""
     return 1 if site.kind in (Kind.ATTN_SCORES, Kind.PATTERN) else 0
-
-
-def restricted_shape(shape: tuple[int, ...], site: Site, positions: Int[Array, " n"] | None) -> tuple[int, ...]:
-    """The shape of the value at some positions."""
-    axis = position_axis(site)
-    return shape if positions is None else (*shape[:axis], len(positions), *shape[axis + 1 :])
-
-
-def take_positions(values: Array, site: Site, positions: Int[Array, " n"] | None) -> Array:
-    """`[n *value]` at some positions."""
-    return values if positions is None else jnp.take(values, positions, axis=1 + position_axis(site))
-
-
-def put_positions(values: Array, site: Site, positions: Int[Array, " n"] | None, shape: tuple[int, ...]) -> Array:
-    """`[n *value]` given at some positions, as values of the whole `shape`, 0 elsewhere."""
-    if positions is None:
-        return values
-    index = (slice(None),) * (1 + position_axis(site)) + (positions,)
-    return jnp.zeros((len(values), *shape), values.dtype).at[index].add(values)
 
 
 def every_unit(positions: Int[Array | np.ndarray, " n"], size: int) -> tuple[Int[Array, " size"], Int[Array, " size"]]:

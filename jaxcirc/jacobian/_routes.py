@@ -23,6 +23,7 @@ from ._sweep import contract_spans
 Spans = tuple[Span, ...]
 Items = Float[Array, "_ _"] | Int[Array, " _"]  # left and right differ in both
 Positions = Int[Array, " _"]
+CLOSED = ("block", "contraction", "chain")  # the routes in closed form; the others are autodiff
 
 
 def plan_of(spans: Spans) -> tuple[Spans, Span, Spans] | None:
@@ -36,18 +37,38 @@ def plan_of(spans: Spans) -> tuple[Spans, Span, Spans] | None:
     return spans[:at], spans[at], spans[at + 1 :]
 
 
-def matrix_route(spans: Spans, engine: str, n_source: int, n_target: int) -> str:
-    """How a whole matrix is made, for so many positions of source and target: in closed form, one `"block"`, a `"contraction"` of all
-    units, or a `"chain"` of blocks; or by a `"sweep"` of autodiff.
+def matrix_route(spans: Spans, engine: str, source: tuple[int, ...], target: tuple[int, ...]) -> str:
+    """How a whole matrix is made, between values of these shapes: in closed form, one `"block"`, a `"contraction"` of all units, or a
+    `"chain"` of blocks; or by sweeps of autodiff, its `"columns"` or its `"rows"`, whichever are fewer.
     """
+    sweep = "columns" if math.prod(source) <= math.prod(target) else "rows"
     if engine == "autodiff":
-        return "sweep"
+        return sweep
     if plan_of(spans) is not None:
         return "block" if len(spans) == 1 and spans[0].source.part == Part.VALUE else "contraction"
     if len(spans) != 1 or not is_chain(spans[0]) or isinstance(spans[0].resid, Tracer):
-        return "sweep"
+        return sweep
     # In units of d_model^3 a block: a swept tangent or cotangent costs 24 a position, a row of the chain 10 at half of them.
-    return "chain" if engine == "structured" or 5 * n_target < 24 * min(n_source, n_target) else "sweep"
+    (seq, d_model), (n_source, *_), (n_target, *_) = spans[0].resid.shape, source, target
+    saved = (24 * min(n_source, n_target) - 5 * n_target) * seq * d_model**3 * len(spans[0].blocks)
+    return "chain" if engine == "structured" or saved > _while_compiling() else sweep
+
+
+def _while_compiling() -> float:
+    """How many operations run in the seconds that a chain's programs take to compile longer than a sweep's: as measured, on two cores
+    of a CPU three seconds; an accelerator does about a hundred times as much meanwhile.
+    """
+    return 2e11 if jax.default_backend() == "cpu" else 2e13
+
+
+def side_of(route: str) -> str:
+    """Of which end a route makes the matrix position by position."""
+    return "source" if route == "columns" else "target"
+
+
+def contract_route(spans: Spans, engine: str) -> str:
+    """How bilinear forms are made: in closed form, by `"contraction"`, or by a `"sweep"` of autodiff."""
+    return "contraction" if engine != "autodiff" and plan_of(spans) is not None else "sweep"
 
 
 def contract_by_plan(

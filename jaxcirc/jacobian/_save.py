@@ -1,29 +1,29 @@
 """Jacobians on disk: written as they are computed, part by part, read back as memory maps.
 
 The file is an ordinary safetensors file with one tensor, `jacobian`, of shape `target_shape + source_shape`, so that any tool opens it;
-sites, positions and the certificate are its metadata.
+sites, positions, the certificate and a fingerprint, by which it is known again, are its metadata.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._fingerprint import exact_fingerprint
 from .._sites import Site
 from ._certificate import Certificate
 from ._memory import BUDGET
-from ._operator import EdgeJacobian
-from ._positions import position_axis
+from ._operator import EdgeJacobian, random_key
+from ._routes import side_of
 
 
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -52,39 +52,50 @@ def save_jacobian(
     *,
     key: Array | None = None,
     budget: int = BUDGET,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Certificate:
     """Writes the whole Jacobian to a safetensors file while it is computed, so that it need not fit into memory.
 
-    Work that was stopped goes on where it was: parts lie in `<path>.part` until all are there and the certificate has passed.
+    Work that was stopped, in whatever way, goes on where it was, in another process too: parts lie in `<path>.part` until all are there
+    and the certificate has passed. Parts of another Jacobian there are begun anew, with a warning. If the file holds this very Jacobian
+    already, nothing is computed.
 
-    **Arguments:** - `key`: of the certificate's probes. - `budget`: bytes that a part may take. - `progress`: called with (done, of,
-    stage) in positions.
+    **Arguments:** - `key`: of the certificate's probes. - `budget`: bytes that a part may take. - `overwrite`: whether a Jacobian that
+    `path` holds is replaced. - `progress`: called with (done, of, stage) in positions.
 
     **Returns:** the certificate of what is on disk, which is in the file as well.
 
-    **Raises:** `ValueError` if the disk is too small, if the result is not finite, or if the certificate fails; then no file is left.
+    **Raises:** `ValueError` if `path` holds another Jacobian or another file, if the disk is too small, if the result is not finite, or
+    if the certificate fails; then nothing is put at `path`.
     """
     path = Path(path)
-    if J.transposed or any(position_axis(end) for end in J.ends):
+    if J.transposed or not J.has_single_positions:
         raise ValueError(
             "save_jacobian: expected an edge between values that have one position each, not transposed; use J.as_matrix() for others."
         )
-    shape, report = (*J.target_shape, *J.source_shape), progress or (lambda done, of, stage: None)
-    if path.exists() and not (path.is_file() and _is_ours(path)):
-        raise ValueError(f"{path} exists and is not a saved Jacobian. Choose another path, or remove it.")
+    report = progress or (lambda done, of, stage: None)
+    key, route = random_key("save_jacobian", key), J._route()
     part, state = Path(f"{path}.part"), Path(f"{path}.part.json")
-    fewer = math.prod(J.source_shape) < math.prod(J.target_shape)
-    side = "source" if fewer and J._route() == "sweep" else "target"  # closed forms go by rows
-    plan = {"of": _fingerprint(J), "shape": list(shape), "side": side}
-    done = _resumed(part, state, plan)
-    if not done:
-        _check_disk(path, shape, J.dtype)
-        _allocate(part, J, shape)
-    matrix = _map(part, "r+")
+    if route == "columns" and math.prod(J.source_shape) == math.prod(J.target_shape):
+        route = "rows"  # as many, and they lie on disk as they come
+    side = side_of(route)
     positions = J.source_shape[0] if side == "source" else J.target_shape[0]
+    if saved_already(J, path, overwrite=overwrite):
+        report(positions, positions, "jacobian")
+        return Certificate(**load_jacobian(path).certificate)
+    of = _identity(J)
+    plan = {"of": of, "side": side}
+    done = _resumed(part, state, plan, _bytes(J))
+    if not done:
+        # What was written of another goes first, or a process that is stopped here would leave its count with parts of this one.
+        _remove(state, part)
+        _check_disk(path, J)
+        _allocate(part, J, of)
+    _write_header(part, J, of)
+    matrix = _map(part, "r+")
     report(done, positions, "jacobian")
-    for block in _parts(J, side, done, budget):
+    for block in _parts(J, route, done, budget):
         count = block.shape[len(J.target_shape)] if side == "source" else block.shape[0]
         where = slice(done, done + count)
         if side == "source":
@@ -93,17 +104,59 @@ def save_jacobian(
             matrix[where] = block
         matrix.flush()
         done += count
-        state.write_text(json.dumps({**plan, "done": done}), encoding="utf-8")
+        aside = Path(f"{state}.new")  # a count that is cut short would lose what it counts
+        aside.write_text(json.dumps({**plan, "done": done}), encoding="utf-8")
+        os.replace(aside, state)
         report(done, positions, "jacobian")
     try:
-        certificate = J.certificate(jax.random.key(0) if key is None else key, matrix=matrix)
+        certificate = J.certificate(key, matrix=matrix)
     except ValueError:
         _remove(part, state)
         raise
-    _write_header(part, J, shape, certificate)
+    _write_header(part, J, of, certificate)
     os.replace(part, path)
-    state.unlink(missing_ok=True)
+    _remove(state, Path(f"{state}.new"))
     return certificate
+
+
+def saved_already(J: EdgeJacobian, path: str | Path, *, overwrite: bool = False) -> bool:
+    """Whether `path` holds this Jacobian, and is not to be overwritten.
+
+    **Raises:** `ValueError` if it holds another one that is not to be overwritten, or something else, which never is.
+    """
+    check_free(path)
+    if overwrite or not Path(path).exists():
+        return False
+    header = _header(Path(path))
+    about, tensor = header["__metadata__"], header["jacobian"]
+    of = json.loads(about.get("of", "null"))
+    if of == _identity(J):
+        return True
+    holds = _described(_read(about), tensor["shape"], tensor["dtype"])
+    wanted = _described(_about(J), [*J.target_shape, *J.source_shape], DTYPES[str(J.dtype)])
+    if holds != wanted:
+        but = f"and here is {wanted}"
+    elif of is None:
+        but = "and does not say for which prompt and model, as it was written by an older jaxcirc"
+    else:
+        but = "for another prompt, another model, other held sites or weights of another precision"
+    raise ValueError(
+        f"{path} holds a Jacobian already, {holds}, {but}. Choose another name, remove the file, or have it overwritten (overwrite=True "
+        "in Python, --overwrite for the command)."
+    )
+
+
+def check_free(path: str | Path) -> None:
+    """ValueError if something stands at `path` that is not a saved Jacobian: call it before long work."""
+    path = Path(path)
+    if path.exists() and not (path.is_file() and _is_ours(path)):
+        raise ValueError(f"{path} exists and is not a saved Jacobian. Choose another path, or remove it.")
+
+
+def _described(about: dict[str, Any], shape: list[int], dtype: str) -> str:
+    some = lambda pos: "" if pos is None else f" at positions {pos}"
+    ends = " -> ".join(f"{about[end]}{some(about[f'{end}_pos'])}" for end in ("source", "target"))
+    return f"{ends} {shape} {dtype}"
 
 
 def load_jacobian(path: str | Path) -> SavedJacobian:
@@ -113,7 +166,7 @@ def load_jacobian(path: str | Path) -> SavedJacobian:
     """
     path = Path(path)
     header = _header(path)
-    about = {name: json.loads(value) for name, value in header["__metadata__"].items()}
+    about = _read(header["__metadata__"])
     return SavedJacobian(
         matrix=_map(path, "r"),
         source=Site.parse(about["source"]),
@@ -124,9 +177,9 @@ def load_jacobian(path: str | Path) -> SavedJacobian:
     )
 
 
-def _parts(J: EdgeJacobian, side: str, done: int, budget: int) -> Iterator[np.ndarray]:
-    """The parts that are not done, in order of the side's positions."""
-    seq = J.spans[0].resid.shape[0]
+def _parts(J: EdgeJacobian, route: str, done: int, budget: int) -> Iterator[np.ndarray]:
+    """The parts that are not done, all by the route of the whole, in order of the positions of the end by which it goes."""
+    side, seq = side_of(route), J.spans[0].resid.shape[0]
     everywhere = lambda pos: np.arange(seq) if pos is None else np.asarray(pos)
     pos = everywhere(J.source_pos if side == "source" else J.target_pos)
     each = math.prod(J.source_shape) * math.prod(J.target_shape) // len(pos) * J.dtype.itemsize
@@ -134,63 +187,85 @@ def _parts(J: EdgeJacobian, side: str, done: int, budget: int) -> Iterator[np.nd
     for begin in range(done, len(pos), count):
         group = jnp.asarray(pos[begin : begin + count], jnp.int32)
         restricted = J.restricted(source_pos=group) if side == "source" else J.restricted(target_pos=group)
-        yield np.asarray(restricted.as_matrix())
+        yield np.asarray(restricted._matrix_by(route))
 
 
-def _fingerprint(J: EdgeJacobian) -> str:
-    digest = hashlib.sha256(str(jax.tree.structure(J)).encode())
-    for leaf in jax.tree.leaves(J):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+def _identity(J: EdgeJacobian) -> str:
+    """Which Jacobian it is, to the last bit of its model and prompt, whichever engine makes it."""
+    return exact_fingerprint(dataclasses.replace(J, engine="auto"))
 
 
-def _resumed(part: Path, state: Path, plan: dict[str, Any]) -> int:
-    """How many positions an earlier attempt at the same Jacobian has written."""
+def _resumed(part: Path, state: Path, plan: dict[str, Any], size: int) -> int:
+    """How many positions an earlier attempt at the same Jacobian, of `size` bytes, has written."""
     try:
         before = json.loads(state.read_text(encoding="utf-8"))
-        return before["done"] if part.exists() and all(before.get(name) == value for name, value in plan.items()) else 0
-    except (OSError, ValueError, KeyError):
+        done = int(before["done"])
+    except (OSError, ValueError, KeyError, TypeError):
         return 0
+    if done and part.exists() and any(before.get(name) != value for name, value in plan.items()):
+        warnings.warn(
+            f"{part} holds {done} positions of another Jacobian (another prompt, model, dtype or choice of positions, or made by another "
+            "version of jaxcirc), so this one begins anew.",
+            stacklevel=3,
+        )
+        return 0
+    return done if part.exists() and part.stat().st_size > size else 0
 
 
-def _check_disk(path: Path, shape: tuple[int, ...], dtype) -> None:
+def _check_disk(path: Path, J: EdgeJacobian) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    size, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
+    size, free = _bytes(J), shutil.disk_usage(path.parent).free
     if size > free:
         raise ValueError(
-            f"A Jacobian of shape {shape} takes {size / 2**30:.3g} GiB, and {free / 2**30:.3g} GiB are free beside {path}. Restrict the "
-            "positions (source_pos, target_pos), or choose another disk."
+            f"A Jacobian of shape {(*J.target_shape, *J.source_shape)} takes {size / 2**30:.3g} GiB, and {free / 2**30:.3g} GiB are free "
+            f"beside {path}. Restrict the positions (source_pos, target_pos), or choose another disk."
         )
 
 
 ROOM = 4096  # of the header, for the certificate, which is known last
 
 
-def _allocate(part: Path, J: EdgeJacobian, shape: tuple[int, ...]) -> None:
-    _write_header(part, J, shape, None)
+def _allocate(part: Path, J: EdgeJacobian, of: str) -> None:
+    _write_header(part, J, of)
     with open(part, "r+b") as file:
-        file.truncate(_offset(part) + math.prod(shape) * J.dtype.itemsize)
+        file.truncate(_offset(part) + _bytes(J))
 
 
-def _write_header(part: Path, J: EdgeJacobian, shape: tuple[int, ...], certificate: Certificate | None) -> None:
+def _bytes(J: EdgeJacobian) -> int:
+    return math.prod((*J.target_shape, *J.source_shape)) * J.dtype.itemsize
+
+
+def _write_header(part: Path, J: EdgeJacobian, of: str, certificate: Certificate | None = None) -> None:
+    """The header, as long with the certificate as without, so that writing it again repairs one that was cut short."""
+    tensor = {
+        "dtype": DTYPES[str(J.dtype)],
+        "shape": [*J.target_shape, *J.source_shape],
+        "data_offsets": [0, _bytes(J)],
+    }
+
+    def text(certificate: Certificate | None) -> bytes:
+        about = {**_about(J), "certificate": None if certificate is None else certificate.as_dict(), "of": of}
+        # The format's metadata are strings.
+        return json.dumps({"__metadata__": {k: json.dumps(v) for k, v in about.items()}, "jacobian": tensor}).encode()
+
+    length = len(text(None)) + ROOM
+    length += -length % 8
+    with open(part, "r+b" if part.exists() else "wb") as file:
+        file.write(length.to_bytes(8, "little") + text(certificate).ljust(length))
+
+
+def _about(J: EdgeJacobian) -> dict[str, Any]:
     listed = lambda pos: None if pos is None else [int(p) for p in pos]
-    about = {
+    return {
         "source": str(J.source),
         "target": str(J.target),
         "source_pos": listed(J.source_pos),
         "target_pos": listed(J.target_pos),
-        "certificate": None if certificate is None else certificate.as_dict(),
     }
-    size = math.prod(shape) * J.dtype.itemsize
-    tensor = {"dtype": DTYPES[str(J.dtype)], "shape": list(shape), "data_offsets": [0, size]}
-    # The format's metadata are strings.
-    header = {"__metadata__": {name: json.dumps(value) for name, value in about.items()}, "jacobian": tensor}
-    text = json.dumps(header).encode()
-    length = (
-        _offset(part) - 8 if part.exists() and certificate is not None else len(text) + ROOM + -(len(text) + ROOM) % 8
-    )
-    with open(part, "r+b" if part.exists() else "wb") as file:
-        file.write(length.to_bytes(8, "little") + text.ljust(length))
+
+
+def _read(metadata: dict[str, str]) -> dict[str, Any]:
+    return {name: json.loads(value) for name, value in metadata.items()}
 
 
 def _offset(path: Path) -> int:
@@ -204,7 +279,8 @@ def _header(path: Path) -> dict[str, Any]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length < 2**20 else {}
         end = 8 + length + header["jacobian"]["data_offsets"][1]
-    except (ValueError, KeyError):
+        _ = header["__metadata__"]["source"]
+    except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not a Jacobian that jc.save_jacobian wrote.") from None
     if path.stat().st_size < end:
         raise ValueError(

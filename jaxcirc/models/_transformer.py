@@ -4,6 +4,8 @@ What tells them apart is data: masks (causal or not, local windows), the scale o
 unembedding. There is no branch on an architecture's name.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -31,6 +33,8 @@ class Transformer(eqx.Module):
     Weights in float16 or bfloat16 take half the memory, and are widened where they are read: activations, derivatives and results are
     float32 (`activation_dtype`). On accelerators `jax.default_matmul_precision` trades exactness of the products for speed.
     """
+
+    LABELS: ClassVar = ("architecture", "name", "processing")  # what is said of it, and is no part of what it computes
 
     W_E: Float[Array, "d_vocab d_model"]
     W_pos: Float[Array, "n_ctx d_model"]

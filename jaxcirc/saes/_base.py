@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from typing import ClassVar
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -26,6 +27,8 @@ class AbstractDictionary(eqx.Module):
     - `origin`: what it was loaded from, for messages and results.
     - `W_enc` `[d_in d_sae]`: one latent's reading direction a column; `W_dec` `[d_sae d_out]`: its writing direction a row.
     """
+
+    LABELS: ClassVar = ("origin", "processing")  # what is said of it, and is no part of what it computes
 
     reads: eqx.AbstractVar[Site | None]
     site: eqx.AbstractVar[Site | None]

@@ -1,6 +1,7 @@
 """Laws of the Jacobians between sites, against `jc.run` with edits: `Detach` or `Replace` where a site is held, `Add` at the source."""
 
 import functools as ft
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 
+from ..dictionaries import make_sae
 from ..helpers import assert_close, Chosen, make_model, model_named, MODELS, needs_x64, tokens_for
 from . import test_run_laws as runs
 from .test_run_laws import InTurn
@@ -454,6 +456,213 @@ def test_a_bilinear_form_is_one_of_the_matrix(small, engine):
     assert_close((J @ K).as_matrix(), matrix)
     assert_close((K.T @ J.T).as_matrix(), np.transpose(matrix, (2, 3, 0, 1)))
     assert repr((J @ K).T) == repr(K.T @ J.T)
+
+
+# --- Operators made of others: each is its dense matrix, in every property and method.
+
+SOME = {"source_pos": [2, 0, 1], "target_pos": [3, 2]}
+
+
+class Made(NamedTuple):
+    """An operator, its matrix between all positions, and which of them it is restricted to."""
+
+    J: jc.EdgeJacobian
+    whole: np.ndarray
+    source_pos: list[int] | None = None
+    target_pos: list[int] | None = None
+
+    def matrix(self, **positions) -> np.ndarray:
+        """The matrix between its positions, or others."""
+        found = self.whole
+        axis = lambda site: 1 if site.kind in (Kind.ATTN_SCORES, Kind.PATTERN) else 0
+        for place, site, before in (("source_pos", self.J.source, self.split), ("target_pos", self.J.target, 0)):
+            chosen = positions.get(place, getattr(self, place))
+            found = found if chosen is None else np.take(found, chosen, axis=before + axis(site))
+        return found
+
+    @property
+    def split(self) -> int:
+        return len(self.J.target_shape)
+
+
+def operators_of(small) -> dict[str, Made]:
+    """Operators of every kind, and their matrices: by autodiff, multiplied by NumPy where they are products."""
+    model, tokens = small
+    pre, post, last, mlp_out = (
+        FIRST(Kind.RESID_PRE),
+        FIRST(Kind.RESID_POST),
+        SECOND(Kind.RESID_POST),
+        SECOND(Kind.MLP_OUT),
+    )
+    saes = {site: make_sae(jax.random.key(i), 8, site, d_sae=9) for i, site in enumerate((pre, post))}
+    edge = lambda *ends, **more: jc.edge(model, tokens, *ends, saes=saes, **more)
+    dense = lambda *ends: np.asarray(edge(*ends, engine="autodiff").as_matrix())
+    first, second = (pre, post), (post, last)
+    block, blocks = dense(*first), np.tensordot(dense(*second), dense(*first), 2)
+    product, pattern = edge(*second) @ edge(*first), (FIRST(Kind.Q), FIRST(Kind.PATTERN))
+    return {
+        "one block": Made(edge(*first), block),
+        "one block by autodiff": Made(edge(*first, engine="autodiff"), block),
+        "several blocks": Made(edge(pre, last), blocks),
+        "several blocks in closed form": Made(edge(pre, last, engine="structured"), blocks),
+        "latents": Made(edge(pre.acts, post.acts), dense(pre.acts, post.acts)),
+        "an error": Made(edge(post.error, mlp_out), dense(post.error, mlp_out)),
+        "some positions": Made(edge(*first, **SOME), block, *SOME.values()),
+        "some positions of several blocks": Made(edge(pre, last, **SOME), blocks, *SOME.values()),
+        "a product": Made(product, blocks),
+        "a product at some positions": Made(product.restricted(**SOME), blocks, *SOME.values()),
+        "a product of transposes": Made((edge(*first).T @ edge(*second).T).T, blocks),
+        "patterns": Made(edge(*pattern, target_pos=[3, 1]), dense(*pattern), None, [3, 1]),
+    }
+
+
+@pytest.fixture(scope="module")
+def registry(small):
+    return operators_of(small)
+
+
+KINDS_OF_OPERATORS = (
+    "one block",
+    "one block by autodiff",
+    "several blocks",
+    "several blocks in closed form",
+    "latents",
+    "an error",
+    "some positions",
+    "some positions of several blocks",
+    "a product",
+    "a product at some positions",
+    "a product of transposes",
+    "patterns",
+)
+
+
+def test_the_kinds_of_operators_are_all_of_them(registry):
+    assert tuple(registry) == KINDS_OF_OPERATORS
+
+
+def turned(matrix, split):
+    return np.transpose(matrix, (*range(split, matrix.ndim), *range(split)))
+
+
+def check_operator(J, matrix, source, target):
+    """All that `J` says and does, against its matrix and its ends: sites, and positions."""
+    listed = lambda positions: None if positions is None else np.asarray(positions).tolist()
+    assert ((J.source, listed(J.source_pos)), (J.target, listed(J.target_pos))) == (source, target)
+    assert J.target_shape + J.source_shape == matrix.shape
+    assert repr(J) == f"EdgeJacobian({source[0]} {list(J.source_shape)} -> {target[0]} {list(J.target_shape)})"
+    assert_close(J.as_matrix(), matrix)
+    tangents, cotangents = direction((2, *J.source_shape)), direction((2, *J.target_shape), 1)
+    images = np.stack([np.tensordot(matrix, v, v.ndim) for v in np.asarray(tangents)])
+    assert_close(J.cols(tangents), images)
+    assert_close(J.mv(tangents[1]), images[1])
+    assert_close(J.rows(cotangents), np.stack([np.tensordot(w, matrix, w.ndim) for w in np.asarray(cotangents)]))
+
+
+@pytest.mark.parametrize("name", KINDS_OF_OPERATORS)
+def test_an_operator_and_its_transposes_are_their_matrices(registry, name):
+    """`J`, `J.T`, `J.T.T`, and each of them restricted, before it is transposed or after."""
+    made = registry[name]
+    J, split = made.J, made.split
+    source, target = (J.source, made.source_pos), (J.target, made.target_pos)
+    check_operator(J, made.matrix(), source, target)
+    check_operator(J.T, turned(made.matrix(), split), target, source)
+    assert jax.tree.structure(J.T.T) == jax.tree.structure(J)
+    assert (J.T.dtype, jc.select(J.T), J.T.engine) == (J.dtype, jc.select(J), J.engine)
+    few = [3, 1]  # what the transpose begins at are positions of the target
+    want = made.matrix(target_pos=few)
+    check_operator(J.T.restricted(source_pos=few), turned(want, split), (J.target, few), source)
+    check_operator(J.T.restricted(source_pos=jnp.array(few)).T, want, source, (J.target, few))
+    want = made.matrix(source_pos=few)
+    check_operator(J.restricted(source_pos=few).T, turned(want, split), target, (J.source, few))
+
+
+@pytest.mark.parametrize("name", KINDS_OF_OPERATORS[:-1])
+def test_bilinear_forms_and_singular_values_of_transposes(registry, name):
+    """`contract` counts positions in the whole sequence, whatever the operator is restricted to."""
+    made, rank = registry[name], 2
+    (m, d_target), (k, d_source) = (5, made.whole.shape[1]), (3, made.whole.shape[3])
+    left, right = direction((m, d_target), 2), direction((k, d_source), 3)
+    left_pos, right_pos = jnp.array([3, 0, 2, 3, 1]), jnp.array([1, 0, 2])
+    want = np.einsum("mt,mtks,ks->mk", left, made.whole[np.asarray(left_pos)][:, :, np.asarray(right_pos)], right)
+    assert_close(made.J.contract(left, left_pos, right, right_pos), want)
+    assert_close(made.J.T.contract(right, right_pos, left, left_pos), want.T)
+    matrix = made.matrix().reshape(np.prod(made.J.target_shape), -1)
+    U, S, Vt = made.J.T.svd(rank, iterations=20)
+    assert (U.shape, Vt.shape) == ((*made.J.source_shape, rank), (rank, *made.J.target_shape))
+    # The powers of a random start converge as ratios of singular values do.
+    assert_close(S, np.linalg.svd(matrix, compute_uv=False)[:rank], tolerance=1e-4)
+
+
+@pytest.mark.parametrize("name", KINDS_OF_OPERATORS)
+def test_certificates_of_transposes(registry, name):
+    J = registry[name].J
+    certificate = J.T.certificate(probes=1)
+    assert 0 < certificate.error < (1e-4 if J.dtype == jnp.float32 else 1e-10)
+    assert certificate.engine == J.certificate(probes=1).engine
+    assert J.T.certificate(matrix=J.T.as_matrix(), probes=1).error < certificate.limit
+
+
+def test_what_does_not_fit_is_told_by_the_name_that_was_typed(registry, untyped):
+    """Of a transpose too, where left and right, source and target change places."""
+    J = registry["latents"].J.restricted(source_pos=[0])
+    assert (J.source_shape, J.target_shape) == ((1, 9), (SEQ, 9))
+    good, at_first = jnp.ones((1, 9)), jnp.array([0])
+    for operator in (J, J.T):
+        for arguments, message in (
+            ((jnp.ones((1, 4)), at_first, good, at_first), "J.contract: left has rows of 4 numbers"),
+            ((good, at_first, jnp.ones((1, 4)), at_first), "J.contract: right has rows of 4 numbers"),
+            ((good, at_first + SEQ, good, at_first), "J.contract: left_pos: position 4 is outside"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                operator.contract(*arguments)
+        for positions in ([], [0.5], [[1]], 3):
+            with pytest.raises(
+                ValueError, match=r"J\.restricted: target_pos is a list of positions, such as \[0, -1\]"
+            ):
+                operator.restricted(target_pos=positions)
+        with pytest.raises(ValueError, match=r"J\.restricted: source_pos: position 9 is outside"):
+            operator.restricted(source_pos=[9])
+        with pytest.raises(TypeError, match=r"J\.svd: key is a random key"):
+            operator.svd(1, 0)
+        with pytest.raises(ValueError, match=r"J\.certificate: probes is how many random tangents, at least 1; got 0"):
+            operator.certificate(probes=0)
+    with pytest.raises(
+        ValueError, match=r"tangents of shape \[n, 4, 9\] at `blocks\.0\.hook_resid_post\.hook_sae_acts_post`"
+    ):
+        J.T.mv(jnp.ones((1, 9)))
+    with pytest.raises(ValueError, match=r"expected the result of as_matrix, \(1, 9, 4, 9\); got \(4, 9, 1, 9\)"):
+        J.T.certificate(matrix=J.as_matrix())
+
+
+def test_a_product_does_what_either_factor_insists_on(small):
+    model, tokens = small
+    pre, post, last = FIRST(Kind.RESID_PRE), FIRST(Kind.RESID_POST), SECOND(Kind.RESID_POST)
+    for one, other, both in (
+        ("auto", "autodiff", "autodiff"),
+        ("structured", "auto", "auto"),
+        ("structured", "structured", "structured"),
+    ):
+        for first, second in ((one, other), (other, one)):
+            K = jc.edge(model, tokens, pre, post, engine=first)
+            J = jc.edge(model, tokens, post, last, engine=second)
+            assert ((J @ K).engine, (K.T @ J.T).engine) == (both, both)
+
+
+def test_operators_made_within_a_jit_know_their_layers(small):
+    """Paths of a block are products, which are refused where they do not meet; of an operator that is an argument that is not known."""
+    model, tokens = small
+    paths = lambda model, tokens: {name: J.mv(v) for name, J in jc.block_paths(model, tokens, 1).items()}
+    v = direction((SEQ, 8))
+    for name, got in jax.jit(paths)(model, tokens).items():
+        assert_close(got, paths(model, tokens)[name])
+    J = jc.edge(model, tokens, FIRST(Kind.RESID_POST), SECOND(Kind.RESID_POST))
+    K = jc.edge(model, tokens, FIRST(Kind.RESID_PRE), J.source)
+    with pytest.raises(ValueError, match=r"J @ K is J after K"):
+        jax.jit(lambda model, tokens: (jc.edge(model, tokens, J.source, J.target) @ J).mv(v))(model, tokens)
+    assert_close(jax.jit(lambda J, K: (J @ K).mv(v))(J, K), J.mv(K.mv(v)))
+    with pytest.raises(ValueError, match=r"tangents of shape \[n, 4, 8\] at `blocks\.0\.hook_resid_pre`"):
+        jax.jit(lambda J: J.mv(v[:2]))(K)
 
 
 @needs_x64
