@@ -42,7 +42,8 @@ def run(
 
     - `tokens` `[seq]`: one sequence of token ids; `jax.vmap` for a batch.
     - `saes`: dictionaries to splice in, keyed by site. Splicing alone changes nothing: the reconstruction error is added back. The
-      latents and the error become sites, `site.acts` `[seq d_sae]` and `site.error` (shape of the site).
+      latents and the error become sites, `site.acts` `[seq d_sae]` and `site.error` (shape of the site); and where the decoder reads its
+      input (normalised dictionaries, skip transcoders) so does that, `site.input` (shape of the site that the dictionary reads).
     - `edits`: what happens at which site, for example `{"blocks.0.hook_mlp_out": jc.Add(direction)}`.
     - `record`: the sites to return, or `"all"` for every site that there is, the large `attn.hook_result` too.
     - `mask` `[seq]`: False for padding.

@@ -80,11 +80,14 @@ class Kind(enum.IntEnum):
 
 
 class Part(enum.IntEnum):
-    """Of a site with a dictionary: its latents, its reconstruction error, or the whole value, in the order in which they are tapped."""
+    """Of a site with a dictionary: its latents, what its decoder reads beside them, its reconstruction error, or the whole value, in the
+    order in which they are tapped.
+    """
 
     ACTS = 0
-    ERROR = 1
-    VALUE = 2
+    INPUT = 1
+    ERROR = 2
+    VALUE = 3
 
 
 _NAMES = {
@@ -113,7 +116,12 @@ _NAMES = {
     Kind.LOGITS: "logits",
 }
 _KINDS = {name: kind for kind, name in _NAMES.items()}
-_PARTS = {Part.ACTS: ".hook_sae_acts_post", Part.ERROR: ".hook_sae_error", Part.VALUE: ""}
+_PARTS = {
+    Part.ACTS: ".hook_sae_acts_post",
+    Part.INPUT: ".hook_sae_decoder_input",
+    Part.ERROR: ".hook_sae_error",
+    Part.VALUE: "",
+}
 
 
 @ft.total_ordering
@@ -125,8 +133,8 @@ class Site:
 
     - `layer`: the block, from 0; `None` for what lies outside the blocks (embeddings, final norm, logits).
     - `kind`: what is computed there.
-    - `part`: `Part.ACTS` or `Part.ERROR` of a dictionary spliced in at this site, else `Part.VALUE`. `site.acts` and `site.error`
-      are the short ways to write them.
+    - `part`: `Part.ACTS`, `Part.INPUT` or `Part.ERROR` of a dictionary spliced in at this site, else `Part.VALUE`. `site.acts`,
+      `site.input` and `site.error` are the short ways to write them.
 
     >>> from jaxcirc import Kind, Site
     >>> str(Site(3, Kind.MLP_OUT))
@@ -155,6 +163,16 @@ class Site:
     def acts(self) -> "Site":
         """The latents of the dictionary at this site."""
         return dataclasses.replace(self, part=Part.ACTS)
+
+    @property
+    def input(self) -> "Site":
+        """What the decoder of the dictionary at this site reads beside the latents: the dictionary's input, where the decoder undoes a
+        normalisation of it or passes it on linearly; other dictionaries have no such site.
+
+        Latents and error split the value at the site where the decoder reads this, so moving or holding it moves what is called error,
+        and the value only if latents or error are edited.
+        """
+        return dataclasses.replace(self, part=Part.INPUT)
 
     @property
     def error(self) -> "Site":
@@ -189,9 +207,9 @@ class Site:
         if not isinstance(name, str):
             raise TypeError(f"Expected a site or its name, got {name!r}.")
         base, part = name, Part.VALUE
-        for candidate in (Part.ACTS, Part.ERROR):
-            if name.endswith(_PARTS[candidate]):
-                base, part = name.removesuffix(_PARTS[candidate]), candidate
+        for candidate, suffix in _PARTS.items():
+            if suffix and name.endswith(suffix):
+                base, part = name.removesuffix(suffix), candidate
         layer, kind = None, base
         if base.startswith("blocks."):
             _, number, kind = base.split(".", 2) if base.count(".") >= 2 else ("", "", "")

@@ -63,15 +63,17 @@ class Tap:
         return site in self.edits or site in self.record or site in self.saes or site in self.reads
 
     def _splice(self, site: Site, sae: AbstractDictionary, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        whole = x.reshape(x.shape[0], -1)  # a dictionary on z reads all heads as one vector
+        flat = lambda x: x.reshape(x.shape[0], -1)  # a dictionary on z reads all heads as one vector
         reads = site_read(site, sae)
-        read = whole if reads == site else self._input(site, reads).reshape(x.shape[0], -1)
-        sae.check_width(site, read.shape[-1], whole.shape[-1])
-        acts = sae.encode(read)
-        # The error is that of the unedited latents, so that splicing alone changes nothing.
-        error = (whole - sae.decode(acts, read)).reshape(x.shape)
-        acts, error = self._visit(site.acts, acts), self._visit(site.error, error)
-        return sae.decode(acts, read).reshape(x.shape) + error
+        read = x if reads == site else self._input(site, reads)
+        sae.check_width(site, flat(read).shape[-1], flat(x).shape[-1])
+        unedited = sae.encode(flat(read))
+        acts = self._visit(site.acts, unedited)
+        beside = flat(self._visit(site.input, read)) if sae.decoder_reads_input else None
+        # The error is that of the unedited latents, so that splicing alone changes nothing; and it is measured where the decoder reads, so
+        # that holding what that is changes only what is called error.
+        error = self._visit(site.error, (flat(x) - sae.decode(unedited, beside)).reshape(x.shape))
+        return sae.decode(acts, beside).reshape(x.shape) + error
 
     def _input(self, site: Site, reads: Site) -> Float[Array, "..."]:
         if reads not in self.inputs:
@@ -112,6 +114,8 @@ class Tap:
                     )
 
     def _hint(self, site: Site) -> str:
+        if site.value in self.saes and site.value in self.seen:
+            return f": the decoder of the dictionary at `{site.value}` reads nothing but its latents."
         if site.part != site.value.part and site.value in self.seen:
             return f": there is no dictionary at `{site.value}`. Pass saes={{…}} with one there."
         return f". {did_you_mean(str(site), map(str, self.seen))}"

@@ -1,11 +1,14 @@
 """The registry of dictionaries over which their laws run: `(key, width, site) -> dictionary`, no parameter at its default."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 import jaxcirc as jc
+from jaxcirc._run import site_shapes
+from jaxcirc._sites import layer_of
 from jaxcirc.saes import (
     AbstractDictionary,
     Gated,
@@ -72,4 +75,32 @@ DICTIONARIES: dict[str, Callable[..., AbstractDictionary]] = {
         key, width, site, W_skip=jax.random.normal(jax.random.fold_in(key, 7), (width, width)) / 2
     ),
     "transcoder-jumprelu": lambda key, width, site=None: transcoder(key, width, site, thresholds(key)),
+    "gated-standardised": lambda key, width, site=None: make_sae(
+        key, width, site, gated(key), normalisation=Standardise()
+    ),
+    "jumprelu-unit-norm": lambda key, width, site=None: make_sae(
+        key, width, site, thresholds(key), centred=False, normalisation=UnitNorm()
+    ),
+    "transcoder-skip-topk": lambda key, width, site=None: transcoder(
+        key, width, site, TopK(6), b_in=jnp.linspace(1, -1, width), W_skip=jnp.eye(width)[::-1]
+    ),
 }
+
+
+def spliced_at(
+    name: str, model: jc.Transformer, site: jc.Site, seed: int = 0, reads: jc.Site | None = None
+) -> AbstractDictionary:
+    """The registry's dictionary for a site of `model`, whatever its width; a transcoder that reads what the model has there, or `reads`."""
+    width = lambda site: site_shapes(model, 1)[site].size
+    sae = DICTIONARIES[name](jax.random.key(seed), width(site), site)
+    if not isinstance(sae, Transcoder):
+        return sae
+    if site.kind == jc.Kind.MLP_OUT and model.ln_final is None:
+        sae = dataclasses.replace(sae, reads=jc.Site(site.layer, model.blocks[layer_of(site)].mlp_reads))
+    if reads is None:
+        return sae
+    W_enc, b_enc, W_dec, b_dec = weights(jax.random.key(seed), width(reads), width(site))
+    W_skip = None if sae.W_skip is None else jax.random.normal(jax.random.key(seed + 1), (width(reads), width(site)))
+    b_in = None if sae.b_in is None else jnp.linspace(-1, 1, width(reads))
+    arrays = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "W_skip": W_skip, "b_in": b_in}
+    return dataclasses.replace(sae, reads=reads, **arrays)

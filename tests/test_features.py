@@ -16,7 +16,7 @@ from jaxcirc.features import _same
 from jaxcirc.jacobian import _own
 from jaxcirc.saes import Identity, Standardise, TanhReLU, TopK
 
-from .dictionaries import make_sae, thresholds, transcoder
+from .dictionaries import make_sae, spliced_at, thresholds, transcoder
 from .helpers import assert_close, counting_calls, model_named, needs_x64, tokens_for
 
 
@@ -24,6 +24,7 @@ pytestmark = needs_x64
 
 SEQ, LEAST = 6, 0.3
 POST0, POST1 = Site(0, Kind.MLP_POST), Site(1, Kind.MLP_POST)
+MLP_OUTS = Site(0, Kind.MLP_OUT), Site(1, Kind.MLP_OUT)
 SUBSTITUTES = [(), ("source",), ("target",), ("source", "target")]
 
 
@@ -76,15 +77,34 @@ ENDS = {
     "embedding to the end": ("lnpre", Site(None, Kind.EMBED), Site(1, Kind.RESID_POST)),
     "several blocks": ("gpt2-inverse-layer-scale", POST0, Site(2, Kind.MLP_POST)),
     "parallel blocks": ("parallel", Site(0, Kind.RESID_PRE), Site(1, Kind.MLP_OUT)),
+    "parallel, from one MLP to the next": ("parallel", POST0, POST1),
+    "parallel, out of attention": ("parallel", Site(0, Kind.Z), Site(1, Kind.RESID_POST)),
+    "parallel, in one block": ("parallel", Site(1, Kind.RESID_PRE), Site(1, Kind.RESID_POST)),
     "attention only": ("attention-only", Site(0, Kind.ATTN_OUT), Site(1, Kind.Z)),
+    "attention only, all of it": ("attention-only", Site(None, Kind.EMBED), Site(1, Kind.RESID_POST)),
+    "attention only, from one to the next": ("attention-only", Site(0, Kind.Z), Site(1, Kind.Q)),
     "heads": ("gpt2", Site(0, Kind.Z), Site(1, Kind.V)),
     "the next block's": ("gpt2", Site(0, Kind.MLP_OUT), Site(1, Kind.RESID_PRE)),
     "both directions": ("no-norm-relu-bidirectional", Site(0, Kind.RESID_PRE), Site(1, Kind.RESID_POST)),
     "both directions, one attention": ("no-norm-relu-bidirectional", POST0, POST1),
+    "both directions, from one attention to the next": (
+        "no-norm-relu-bidirectional",
+        Site(0, Kind.V),
+        Site(1, Kind.ATTN_OUT),
+    ),
+    "both directions, no attention": ("no-norm-relu-bidirectional", Site(1, Kind.RESID_MID), Site(1, Kind.MLP_POST)),
+    "separate unembedding": ("gpt2-untied", Site(0, Kind.LN2_NORMALIZED), Site(1, Kind.K)),
 }
 
 
-AT_ALL_POSITIONS = ("GPT-Neo, local attention", "several blocks", "the next block's", "both directions")
+AT_ALL_POSITIONS = (
+    *("GPT-Neo, local attention", "several blocks", "the next block's", "both directions"),
+    *(
+        "parallel, from one MLP to the next",
+        "attention only, all of it",
+        "both directions, from one attention to the next",
+    ),
+)
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -119,6 +139,37 @@ def test_whichever_side_has_fewer(few, many):
     model = model_named("gpt2")
     saes = {POST0: dictionary(model, POST0, 3, d_sae=few), POST1: dictionary(model, POST1, 4, d_sae=many)}
     check(model, saes, tokens_for(model, SEQ), POST0, POST1)
+
+
+@pytest.mark.parametrize("kind", ["parallel", "attention-only", "no-norm-relu-bidirectional"])
+@pytest.mark.parametrize("make", ["transcoder-skip", "topk-standardised"])
+def test_dictionaries_that_decode_their_input_in_other_models(kind, make):
+    """Replaced or not, the source's latents are the variable, and what its decoder reads beside them is before them."""
+    model = model_named(kind)
+    ends = (Site(0, Kind.ATTN_OUT), Site(1, Kind.RESID_POST)) if model.blocks[0].mlp is None else MLP_OUTS
+    saes = {site: spliced_at(make, model, site, seed) for seed, site in enumerate(ends, start=3)}
+    for substitute in ((), ("source",)):
+        check(model, saes, tokens_for(model, SEQ), *ends, positions=("same", "all"), substitute=substitute)
+
+
+def test_what_does_not_lead_there_in_other_models():
+    """Side by side, attention does not feed the MLP of its block; there is no MLP in a model of attention only, and no norm without one."""
+    cases = {
+        "parallel": (Site(1, Kind.ATTN_OUT), Site(1, Kind.MLP_OUT), "do not depend on the source.*Are they swapped"),
+        "attention-only": (Site(0, Kind.ATTN_OUT), Site(1, Kind.MLP_OUT), "no site `blocks.1.hook_mlp_out` in random"),
+        "no-norm-relu-bidirectional": (
+            POST0,
+            Site(1, Kind.LN2_NORMALIZED),
+            "no site `blocks.1.ln2.hook_normalized` in",
+        ),
+    }
+    for kind, (source, target, message) in cases.items():
+        model = model_named(kind)
+        saes = {
+            site: make_sae(jax.random.key(0), 24 if site.kind == Kind.MLP_POST else 16) for site in (source, target)
+        }
+        with pytest.raises(ValueError, match=message):
+            jc.feature_jacobian(model, saes, tokens_for(model, SEQ), source, target, minimum=LEAST)
 
 
 def normalised(key, width, site):

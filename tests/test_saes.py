@@ -147,6 +147,52 @@ def test_it_can_be_moved_to_another_site(name, getkey):
     assert isinstance(sae, Transcoder) or moved.reads == moved.site
 
 
+@every_dictionary
+def test_what_its_decoder_reads_is_a_site(name, model):
+    """Of those whose decoder reads its input, and moving it moves no value: the error is what the latents leave there."""
+    tokens, site = tokens_for(model), Site(1, Kind.MLP_OUT)
+    sae = DICTIONARIES[name](jax.random.key(5), WIDTH, site)
+    read = site if sae.reads is None else sae.reads
+    record = [site.acts, site.error, site, read]
+    if not sae.decoder_reads_input:
+        with pytest.raises(
+            ValueError, match=r"the decoder of the dictionary at `blocks.1.hook_mlp_out` reads nothing but"
+        ):
+            jc.run(model, tokens, saes={site: sae}, record=[site.input])
+        with pytest.raises(ValueError, match=r"blocks.1.hook_mlp_out.hook_sae_decoder_input`: the decoder of the"):
+            jc.edge(model, tokens, site.input, Site(1, Kind.RESID_POST), saes={site: sae})
+        assert_close(sae.decode(jnp.ones(sae.d_sae)), sae.decode(jnp.ones(sae.d_sae), jnp.full(WIDTH, 7.0)))
+        return
+    record += [site.input]
+    _, cache = jc.run(model, tokens, saes={site: sae}, record=record)
+    assert [*cache][-4:] == [site.acts, site.input, site.error, site]
+    assert_close(cache[site.input], sae_input(cache, read, site))
+    other = 2 * cache[site.input][::-1] + 1
+    _, moved = jc.run(model, tokens, saes={site: sae}, edits={site.input: jc.Replace(other)}, record=record)
+    assert_close(moved[site], cache[site])
+    assert_close(moved[site.acts], cache[site.acts])
+    assert_close(moved[site.error], cache[site] - sae.decode(cache[site.acts], other))
+    assert np.abs(moved[site.error] - cache[site.error]).max() > 1e-2
+    # With latents edited it is what their rows are stretched by.
+    pushed = {site.acts: jc.Add(jnp.zeros(20).at[3].set(2.0)), site.input: jc.Replace(other)}
+    _, both = jc.run(model, tokens, saes={site: sae}, edits=pushed, record=record)
+    assert_close(both[site] - cache[site], 2 * sae.decoder_scale(other)[:, None] * sae.W_dec[3])
+
+
+def sae_input(cache, read, site):
+    """What the dictionary at `site` reads: of its own site the value before it was split, which splicing leaves as it is."""
+    return cache[site] if read == site else cache[read]
+
+
+def test_what_a_decoder_reads_of_heads_has_their_shape(model):
+    z = Site(0, Kind.Z)
+    sae = DICTIONARIES["relu-unit-norm"](jax.random.key(5), 12, z)
+    _, cache = jc.run(model, tokens_for(model), saes={z: sae}, record=[z, z.input])
+    assert_close(cache[z.input], cache[z])
+    with pytest.raises(ValueError, match=r"there is no dictionary at `blocks.0.attn.hook_z`. Pass saes"):
+        jc.run(model, tokens_for(model), record=[z.input])
+
+
 # Known answers
 
 

@@ -204,7 +204,9 @@ def _block(
         covectors = {read: pack.at_read, wire.target: pack.at_site}
     ends, values = [], jnp.zeros((*pack.units.shape, vectors.shape[1]), vectors.dtype)
     for end, left in covectors.items():
-        if canonical(wire.source) < canonical(end):
+        if canonical(wire.source) <= canonical(
+            end
+        ):  # a transcoder may read the very value that the source's nodes make up
             span, keys, resid, shift = _span(model, masks, at, wire, end, fraction)
             ends.append((span, left))
             if (pack.units >= 0).any() and (sources.nodes.units >= 0).any():
@@ -218,7 +220,8 @@ def _span(
     """The blocks between the ends of a wire; and for every example their masks, what enters the first, and how far the source is moved,
     if it is inside a block, where what enters does not tell.
     """
-    start, end = canonical(wire.source), as_output(end)
+    start = canonical(wire.source)
+    end = start if canonical(end) == start else as_output(end)
     first, last = layer_of(start), layer_of(end)
     blocks = slice(first, last + 1)
     resid = at.resid[Site(first, Kind.RESID_PRE)]

@@ -110,11 +110,13 @@ def edge_effects(
 
     $$E_{u \to d} = \nabla_{a_d} m \cdot \frac{\partial a_d}{\partial a_u} \cdot \delta_u,$$
 
-    with the derivative along the paths that meet no other node's site. With `edges="clean"` that is at the clean point, and
-    $\nabla_{a_d} m$ the gradient that `nodes` used; if that is the clean gradient too, the edges out of a node sum to its effect, the
-    error nodes and `to_metric` among them. With `edges="integrated"` both factors are the mean over points at which the source's site
-    is on its way to the corrupt value and all that follows is computed from there: then the edges out of a node sum to its integrated
-    gradients, exactly, by the same rule of integration.
+    with the derivative along the paths that meet no other node's site. Where a decoder reads its input (normalised dictionaries, skip
+    transcoders) that is held at its clean value, and the error is what the latents leave there.
+
+    With `edges="clean"` the derivative is at the clean point, and $\nabla_{a_d} m$ the gradient that `nodes` used; if that is the clean
+    gradient too, the edges out of a node sum to its effect, the error nodes and `to_metric` among them. With `edges="integrated"` both
+    factors are the mean over points at which the source's site is on its way to the corrupt value and all that follows is computed from
+    there: then the edges out of a node sum to its integrated gradients, exactly, by the same rule of integration.
 
     **Arguments:**
 

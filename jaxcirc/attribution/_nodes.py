@@ -32,6 +32,9 @@ def node_effects(
     $$\mathrm{IE}_f = (f_{corrupt} - f_{clean}) \odot W_{dec} G, \qquad
       \mathrm{IE}_\varepsilon = \langle \varepsilon_{corrupt} - \varepsilon_{clean}, G \rangle.$$
 
+    Where a decoder reads its input (normalised dictionaries, skip transcoders) that is held at its clean value, and the error is what the
+    latents leave there, on both sides.
+
     **Arguments:**
 
     - `saes`: the dictionaries whose latents are the nodes.

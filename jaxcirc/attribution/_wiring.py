@@ -7,7 +7,7 @@ and block this gives the wiring of Marks et al. 2024 (arXiv 2403.19647, appendix
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from jaxtyping import Array, Float
 
@@ -15,6 +15,7 @@ from .._precision import wide
 from .._sites import Kind, layer_of, Site
 from ..jacobian import next_of
 from ..models import Transformer
+from ..saes import AbstractDictionary
 
 
 RESIDUAL = (Kind.RESID_PRE, Kind.RESID_MID, Kind.RESID_POST)
@@ -30,15 +31,16 @@ class Wire:
     frozen: tuple[Site, ...]
 
 
-def wiring(model: Transformer, nodes: Iterable[Site]) -> list[Wire]:
-    """Every direct connection between `nodes`, in execution order of the target, nearest source first.
+def wiring(model: Transformer, nodes: Iterable[Site] | Mapping[Site, AbstractDictionary]) -> list[Wire]:
+    """Every direct connection between `nodes`, in execution order of the target, nearest source first; given their dictionaries, by way
+    of what transcoders read too.
 
     **Raises:** `ValueError` for a site that cannot hold nodes, or two that hold the same value (`resid_post` of a block and
     `resid_pre` of the next).
     """
-    nodes = sorted(nodes)
+    saes, nodes = nodes if isinstance(nodes, Mapping) else {}, sorted(nodes)
     check_nodes(nodes)
-    reached = {source: next_of(model, source, nodes) for source in nodes}
+    reached = {source: next_of(model, source, nodes, saes) for source in nodes}
     wires = []
     for number, target in enumerate(nodes):
         for first in reversed(range(number)):

@@ -40,8 +40,10 @@ def evaluate(
     `level="edges"`: every node of the circuit reads, along each edge of the circuit, its source as it is in this run, and along all other
     edges what the source is ablated to. So only the edges that were found carry anything. A node that is not in the circuit is ablated; a
     circuit with all edges between its nodes gives what `level="nodes"` gives. For the complement it is the other way round: the edges of
-    the circuit carry what is ablated, and all others what is there. Where a decoder depends on its input (normalised dictionaries, skip
-    transcoders) it is that of the clean run.
+    the circuit carry what is ablated, and all others what is there.
+
+    Where a decoder reads its input (normalised dictionaries, skip transcoders) that is held at its clean value at both levels, and the
+    error of a run is what its latents leave there.
 
     **Arguments:**
 

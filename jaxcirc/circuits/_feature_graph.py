@@ -74,9 +74,35 @@ def clean_run(
     return Clean(tokens, keys, {s: flat[s] for s in cuts}, {s: flat[s] for s in wanted}), nodes
 
 
-def _split(sae: AbstractDictionary, read: Float[Array, "seq d_in"], value: Float[Array, "seq width"]) -> Nodes:
+def _split(
+    sae: AbstractDictionary,
+    read: Float[Array, "seq d_in"],
+    value: Float[Array, "seq width"],
+    beside: Float[Array, "seq d_in"] | None = None,
+) -> Nodes:
+    """Latents, and the error that they leave where the decoder reads `beside`, by default what was encoded."""
     acts = sae.encode(read)
-    return Nodes(acts, value - sae.decode(acts, read))
+    return Nodes(acts, value - sae.decode(acts, read if beside is None else beside))
+
+
+@jax.jit
+def nodes_beside(saes: Mapping[Site, AbstractDictionary], of: Clean, beside: Clean) -> dict[Site, Nodes]:
+    """The nodes of a run as decoders that read what they read in another one leave them."""
+    split = jax.vmap(_split, in_axes=(None, 0, 0, 0))
+    read = {site: site_read(site, sae) for site, sae in saes.items()}
+    return {s: split(sae, of.values[read[s]], of.values[s], beside.values[read[s]]) for s, sae in saes.items()}
+
+
+def held_inputs(
+    model: Transformer,
+    saes: Mapping[Site, AbstractDictionary],
+    tokens: Int[Array, " seq"],
+    keys: Bool[Array, " seq"],
+) -> dict[Site, Replace]:
+    """The edits of one prompt that hold what decoders read beside their latents at its clean value."""
+    reads = {site: site_read(site, sae) for site, sae in saes.items() if sae.decoder_reads_input}
+    clean = run(model, tokens, record=set(reads.values()), mask=keys)[1] if reads else {}
+    return {site.input: Replace(clean[read]) for site, read in reads.items()}
 
 
 def targets_at(
@@ -110,7 +136,11 @@ def everything_at(
 
 
 def _mixtures(model, sae, site: Site, clean: Clean, sources: Mapping[Site, Source], masks: Masks, units, what: str):
-    first, last = min(layer_of(canonical(source)) for source in sources), layer_of(as_output(site))
+    read, last = site_read(site, sae), layer_of(as_output(site))
+    # A transcoder may read what enters the first of the sources' blocks, or something earlier.
+    begins = sources if read == site else (*sources, read)
+    first = min(layer_of(canonical(begin)) for begin in begins)
+    within = lambda end: canonical(end) if layer_of(canonical(end)) <= last else as_output(end)
     blocks = slice(first, last + 1)
     attending = model.batch_masks(clean.keys)[blocks]
     places = {source: canonical(source).shift(-first) for source in sources}
@@ -126,32 +156,34 @@ def _mixtures(model, sae, site: Site, clean: Clean, sources: Mapping[Site, Sourc
         beside,
         {places[source]: jnp.asarray(masks[source]) for source in sources},
         jnp.asarray(units, jnp.int32),
-        ends=tuple(as_output(end).shift(-first) for end in (site_read(site, sae), site)),
+        clean.values[read],
+        ends=tuple(within(end).shift(-first) for end in (read, site)),
         what=what,
     )
 
 
 @ft.partial(jax.jit, static_argnames=("ends", "what"))
-def _targets(blocks, attending, resid, sae, sources, beside, masks, units, *, ends: tuple[Site, Site], what: str):
+def _targets(blocks, attending, resid, sae, sources, beside, masks, units, read, *, ends: tuple[Site, Site], what: str):
     seq = resid.shape[1]
     decoders = {place: source.sae for place, source in sources.items()}
     # As many targets at once as keep a few megabytes of latents in flight.
     together = max(1, 2**22 // (seq * sum(source.sae.d_sae for source in sources.values()) + seq * sae.d_sae))
 
     def one(example):
-        attending, resid, values, beside = example
+        attending, resid, values, beside, read = example
 
         def target(mask, unit):
             tap, x = Tap({}, _replaced(blocks, decoders, values, mask, beside), frozenset(ends)), resid
             for layer, (block, mask_of_block) in enumerate(zip(blocks, attending, strict=True)):
                 x = block(x, mask_of_block, tap.at(layer))
-            nodes = _split(sae, *(tap.cache[end].reshape(seq, -1) for end in ends))
+            here, value = (tap.cache[end].reshape(seq, -1) for end in ends)
+            nodes = _split(sae, here, value, read)
             return nodes if what == "all" else nodes.error if what == "error" else nodes.acts[:, unit]
 
         return jax.lax.map(lambda both: target(*both), (masks, units), batch_size=min(together, len(units)))
 
     values = {place: source[1:] for place, source in sources.items()}
-    return jax.lax.map(one, (attending, resid, values, beside))
+    return jax.lax.map(one, (attending, resid, values, beside, read))
 
 
 @jax.jit

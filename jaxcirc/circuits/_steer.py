@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_numbers
-from .._edits import Add
+from .._edits import AbstractEdit, Add
 from .._metrics import Metric
 from .._run import run_metric, site_shapes
 from .._sites import Site
@@ -18,7 +18,7 @@ from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._batches import ArrayBatches, Progress
 from ._circuit import Circuit
-from ._feature_graph import clean_run
+from ._feature_graph import clean_run, held_inputs, nodes_beside
 from ._trial import check_circuit
 
 
@@ -150,11 +150,12 @@ def _measured(
     dictionaries = {site: batches.problem.saes[site] for site in chosen.sites}
     for i, (part, real) in enumerate(batches):
         report(i, len(batches), "steer")
-        values = clean_run(model, dictionaries, part.clean, part.mask)[1]
+        clean, values = clean_run(model, dictionaries, part.clean, part.mask)
         if part.corrupt is None:
             others = jax.tree.map(jnp.zeros_like, values)
         else:
-            others = clean_run(model, dictionaries, part.corrupt, part.mask)[1]
+            corrupt = clean_run(model, dictionaries, part.corrupt, part.mask)[0]
+            others = nodes_beside(dictionaries, corrupt, clean)
         alpha = jnp.asarray(strengths, model.activation_dtype)
         places = tuple(jnp.asarray(column) for column in chosen[2:])
         changes = _changes(model, dictionaries, part, values, others, places, jnp.asarray(members), alpha)
@@ -172,7 +173,7 @@ def _changes(model, saes, problem: Problem, values, others, places, members, str
 
     def one(member, strength, example):
         tokens, keys, metric, before, after = example
-        edits = {}
+        edits: dict[Site, AbstractEdit] = {**held_inputs(model, saes, tokens, keys)}
         for number, (site, sae) in enumerate(saes.items()):
             here = (member & (site_of == number))[:, None] & everywhere & keys
             mask = jnp.zeros((seq, sae.d_sae + 1), bool).at[:, unit].max(here.T, mode="drop")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_choice, check_count
-from .._edits import Blend
+from .._edits import AbstractEdit, Blend
 from .._metrics import Metric
 from .._run import run_metric, site_shapes
 from .._sites import Site
@@ -22,7 +22,7 @@ from ._ablations import AbstractAblation, Values
 from ._batches import ArrayBatches, Progress
 from ._circuit import Circuit
 from ._edge_run import EdgeRun
-from ._feature_graph import clean_run
+from ._feature_graph import clean_run, held_inputs
 from ._members import check_same, edge_masks, node_masks
 
 
@@ -206,7 +206,7 @@ def _overwritten(model: Transformer, problem: Problem, keep, values: Values) -> 
     shapes = site_shapes(model, problem.clean.shape[1])
 
     def one(tokens, keys, metric, values):
-        edits = {}
+        edits: dict[Site, AbstractEdit] = {**held_inputs(model, problem.saes, tokens, keys)}
         for site, nodes in values.items():
             error = nodes.error.reshape(shapes[site].shape)
             dropped = ~keep[site][:, -1].reshape(-1, *[1] * (error.ndim - 1))

@@ -57,6 +57,10 @@ def _whole(model: Transformer, saes: Mapping[Site, AbstractDictionary], site: Si
         raise ValueError(
             f"`{site}` is of a dictionary, and there is none at `{site.value}`. Pass saes={{…}} with one there."
         )
+    if site.part == SitePart.INPUT:
+        raise ValueError(
+            f"`{site}` is what a decoder reads, and takes no part in the run by itself. Ablate `{site.value.acts}` or `{site.value.error}`."
+        )
     if site.kind in (Kind.ATTN_SCORES, Kind.PATTERN, Kind.LOGITS):
         raise ValueError(
             f"`{site}` is not a component's output. Ablate `{Site(site.layer or 0, Kind.Z)}`, or a head of it as (layer, head)."

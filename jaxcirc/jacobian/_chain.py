@@ -65,7 +65,7 @@ def _entering(span: Span) -> list[Array]:
 def mlp_matrices(span: Span) -> Float[Array, "seq d_model d_model"]:
     """For every position the matrix by which a covector (a row) of the end of the block becomes one of what its MLP reads."""
     seq, d_model = span.resid.shape
-    linear = linearise(span, 0, frozenset(site.kind for site in span.frozen))
+    linear = linearise(span, 0, span.held)
     identity = jnp.tile(jnp.eye(d_model, dtype=span.resid.dtype), (seq, 1))
     end = {Kind.RESID_POST: identity}
     middle = pull(linear.after, end, jnp.repeat(jnp.arange(seq, dtype=jnp.int32), d_model))[span.blocks[0].mlp_reads]
@@ -84,7 +84,7 @@ def pull_block(
     budget: int = BUDGET,
 ) -> Matrix:
     """Pulls the rows of `count` targets from `begin` on, which are 0 from the position `reached` on, back through one block, in place."""
-    linear = linearise(span, 0, frozenset(site.kind for site in span.frozen))
+    linear = linearise(span, 0, span.held)
     positions = jnp.arange(reached, dtype=jnp.int32)
     flat, n = matrix.reshape(-1, *matrix.shape[2:]), count * matrix.shape[1]
     chunk = _chunk(n, reached, matrix.shape[3], linear.heads.q.shape[1], matrix.dtype.itemsize, budget)

@@ -109,7 +109,7 @@ def _contract_sorted(span: Span, left, left_pos, order, right, right_pos, column
 
 
 def _linear(span: Span):
-    return linearise(span, 0, frozenset(site.kind for site in span.frozen))
+    return linearise(span, 0, span.held)
 
 
 def _in_blocks(span: Span, left, left_pos, order, right, right_pos, columns: Tiles, *, sizes: Sizes):

@@ -80,7 +80,7 @@ def _widths(span: Span) -> tuple[int, int]:
 
 def _in_tiles(span: Span, target_pos: Array, source_pos: Array, sizes: Sizes) -> Array:
     (n, width), kind = _widths(span), span.source.kind
-    linear = linearise(span, 0, frozenset(site.kind for site in span.frozen))
+    linear = linearise(span, 0, span.held)
     ask, _, attending = sides(span, linear)
     y = (
         rows(linear.norm.y, source_pos)

@@ -1,5 +1,6 @@
 """`edge`: the Jacobian between two sites, with what is frozen held."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
@@ -46,7 +47,9 @@ def edge(
     **Arguments:**
 
     - `tokens` `[seq]`: one prompt; `jax.vmap` for a batch.
-    - `source`, `target`: any two sites, the source upstream; `site.acts` and `site.error` of a dictionary too.
+    - `source`, `target`: any two sites, the source upstream; `site.acts` and `site.error` of a dictionary too. To and from them it is
+      the derivative of a run, as of any sites: where a decoder reads its input, the error moves with that input. Decompositions
+      (`jc.block_paths`, `jc.mediated_edges`, `jc.edge_effects`) hold it at its clean value, which `frozen=[site.input]` does here.
     - `frozen`: sites held at their clean value, without tangent: `jc.frozen.layer_norms(model)`, `jc.frozen.patterns(model)`,
       `jc.frozen.between(model, source, target)`, or any others. Those not between the two sites have no part in it.
     - `saes`: dictionaries, keyed by site, of the ends and frozen sites that are latents or errors.
@@ -79,9 +82,11 @@ def edge(
         given_positions(f"edge: {name}", pos, seq)
         for name, pos in (("source_pos", source_pos), ("target_pos", target_pos))
     )
-    start, end, at_places = in_one_block(model, source, target, held, saes)
+    # Parts of dictionaries that are not on the way need no dictionary in the run.
+    on_the_way = frozenset(s for s in held if s.part == Part.VALUE or source < s < target)
+    start, end, on_the_way, placed = in_one_block(model, source, target, on_the_way, saes)
     resids = clean_resids(model, tokens, mask)
-    span, layer = make_span(model, tokens, mask, resids, start, end, held, at_places)
+    span, layer = make_span(model, tokens, mask, resids, start, end, on_the_way, placed)
     J = make_operator([span], [layer], source, target, source_pos=source_pos, target_pos=target_pos, engine=engine)
     if engine == "structured" and select(J) != "structured":
         raise ValueError(
@@ -112,6 +117,10 @@ def check_ends(
             raise ValueError(
                 f"edge: `{site}` is of a dictionary at `{site.value}`, and there is none. Pass saes={{…}} with one there."
             )
+        if site.part == Part.INPUT and not saes[site.value].decoder_reads_input:
+            raise ValueError(
+                f"edge: there is no `{site}`: the decoder of the dictionary at `{site.value}` reads nothing but its latents."
+            )
     ends = {source, target} & held
     if ends:
         raise ValueError(
@@ -135,23 +144,22 @@ def in_one_block(
     target: Site,
     held: frozenset[Site],
     saes: Mapping[Site, AbstractDictionary],
-) -> tuple[Site, Site, dict[Site, AbstractDictionary]]:
+) -> tuple[Site, Site, frozenset[Site], dict[Site, AbstractDictionary]]:
     """The same edge between the sites that need the fewest blocks: the end of one block is the beginning of the next, and what is
-    embedded is where the first begins. Dictionaries at the ends move along.
+    embedded is where the first begins. Dictionaries at the ends move along, with what is held of them.
     """
     start, end, placed = source, target, dict(saes)
-    movable = lambda site: site.part == Part.VALUE or site_read(site.value, saes[site.value]) == site.value
+    in_parts = lambda end: any(s.part != Part.VALUE and s.value == end.value for s in (end, *held))
+    movable = lambda end: not in_parts(end) or site_read(end.value, saes[end.value]) == end.value
     if source.kind in (Kind.EMBED, Kind.POS_EMBED) and source.part == Part.VALUE and model.blocks:
         start = Site(0, Kind.RESID_PRE)
     elif source.kind == Kind.RESID_POST and movable(source) and target.value != source.value:
         after = layer_of(source) + 1
         start = Site(after, Kind.RESID_PRE, source.part) if after < model.n_layers else source
-    # A part of the target's own dictionary that is held lies before the target, and must stay there.
-    split = any(site.value == target.value and site.part != Part.VALUE for site in held)
-    if target.kind == Kind.RESID_PRE and movable(target) and not split and start.layer is not None:
+    if target.kind == Kind.RESID_PRE and movable(target) and start.layer is not None:
         before = layer_of(target) - 1
         end = Site(before, Kind.RESID_POST, target.part) if start.layer <= before else target
-    for old, new in ((source, start), (target, end)):
-        if old.part != Part.VALUE and old != new:
-            placed[new.value] = anonymous(placed[old.value])
-    return start, end, placed
+    moved = {old.value: new.value for old, new in ((source, start), (target, end)) if old != new and in_parts(old)}
+    placed |= {new: anonymous(saes[old]) for old, new in moved.items()}
+    to = lambda site: dataclasses.replace(moved[site.value] if site.value in moved else site, part=site.part)
+    return start, end, frozenset(to(s) if s.part != Part.VALUE else s for s in held), placed

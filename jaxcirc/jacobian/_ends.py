@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from .._precision import wide
 from .._sites import Part
 from .._tap import site_read
+from ..saes import AbstractDictionary
 from ._links import Items, Positions, rows
 from ._span import Span
 
@@ -24,23 +25,38 @@ Fold = Callable[[Array, Positions], Items]
 def source_vectors(span: Span) -> Fold:
     """From items in the source's coordinates to vectors at its site, flat."""
     source = span.source
-    if source.part == Part.ACTS:
-        sae = span.saes[source.value]
-        read = site_read(source.value, sae)
-        scale = sae.decoder_scale(_flat(span.record({read})[read]))
+    if source.part not in (Part.ACTS, Part.INPUT):
+        return _raw(span, source.value)
+    sae = span.saes[source.value]
+    read = site_read(source.value, sae)
+    x = _flat(span.record({read})[read])
+    if source.part == Part.INPUT:
+        return _decoded_input(span, sae, x)
+    scale = sae.decoder_scale(x)
 
-        def decode(items, positions):
-            directions = wide(rows(sae.W_dec, items)) if _are_units(items) else items @ wide(sae.W_dec)
-            return directions * rows(scale, positions)[:, None]
+    def decode(items, positions):
+        directions = wide(rows(sae.W_dec, items)) if _are_units(items) else items @ wide(sae.W_dec)
+        return directions * rows(scale, positions)[:, None]
 
-        return decode
-    return _raw(span, span.source.value)
+    return decode
+
+
+def _decoded_input(span: Span, sae: AbstractDictionary, x: Float[Array, "seq d_in"]) -> Fold:
+    """What the decoder makes of changes of its input at the clean latents. Where the error is not held it takes back as much."""
+    unfold, acts, live = _raw(span, span.source), sae.encode(x), span.source.value.error not in span.frozen
+
+    def decode(items, positions):
+        here, latents = rows(x, positions), rows(acts, positions)
+        written = jax.jvp(lambda x: sae.decode(latents, x), (here,), (unfold(items, positions),))[1]
+        return jnp.zeros_like(written) if live else written
+
+    return decode
 
 
 def target_covectors(span: Span) -> Fold:
-    """From items in the target's coordinates to covectors at its site, flat; for a transcoder's latents, at the site it reads."""
+    """From items in the target's coordinates to covectors at its site, flat; for what a transcoder makes of its input, where it reads."""
     target = span.target
-    if target.part == Part.VALUE:
+    if target.part in (Part.VALUE, Part.INPUT):
         return _raw(span, target)
     sae = span.saes[target.value]
     read = site_read(target.value, sae)
@@ -57,10 +73,11 @@ def target_covectors(span: Span) -> Fold:
             return sae.pull_input(rows(x, positions), covectors)
 
         return encode
-    unfold = _raw(span, target.value)
+    unfold, held = _raw(span, target.value), target.value.input in span.frozen
 
     def error(items, positions):
-        left = lambda x, covector: jax.vjp(lambda x: x - sae.decode(sae.encode(x), x), x)[1](covector)[0]
+        missed = lambda x, clean: x - sae.decode(sae.encode(x), clean if held else x)
+        left = lambda clean, covector: jax.vjp(lambda x: missed(x, clean), clean)[1](covector)[0]
         # One item at a time needs d_sae numbers; a few at a time keep the matrix products busy.
         pairs = (rows(x, positions), unfold(items, positions))
         return jax.lax.map(lambda pair: left(*pair), pairs, batch_size=min(64, len(positions)))

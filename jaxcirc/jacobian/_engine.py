@@ -37,19 +37,23 @@ def is_closed(span: Span) -> bool:
 
 
 def is_folded(span: Span) -> bool:
-    """Whether dictionaries are at the span's ends only, so that they can be folded into vectors and covectors at its sites."""
-    if any(site.part != Part.VALUE for site in span.frozen):
+    """Whether dictionaries are at the span's ends only, so that they can be folded into vectors and covectors at its sites; with what
+    is held of them: the error, where a decoder's input is the source, and a decoder's input, where the error is the target.
+    """
+    source, target = span.source, span.target
+    at_ends = {source.value.error, target.value.input}
+    if any(site.part != Part.VALUE and site not in at_ends for site in span.frozen):
         return False
-    return (
-        span.target.part != Part.ERROR
-        or site_read(span.target.value, span.saes[span.target.value]) == span.target.value
-    )
+    if source.part == Part.INPUT and source.value == target.value and target.part != Part.VALUE:
+        return False
+    return target.part != Part.ERROR or site_read(target.value, span.saes[target.value]) == target.value
 
 
 def read_site(span: Span) -> Site:
-    """The site whose value the target is a function of: for a transcoder's latents the site that it reads."""
+    """The site whose value the target is a function of: for what a dictionary makes of its input itself, the site that it reads."""
     target = span.target
-    return site_read(target.value, span.saes[target.value]) if target.part == Part.ACTS else target.value
+    own = target.part in (Part.ACTS, Part.INPUT)
+    return site_read(target.value, span.saes[target.value]) if own else target.value
 
 
 def is_local(span: Span) -> bool:
@@ -59,7 +63,7 @@ def is_local(span: Span) -> bool:
 
 def attends(span: Span) -> bool:
     """Whether a one-block span goes through attention."""
-    target, held = read_site(span).kind, {site.kind for site in span.frozen}
+    target, held = read_site(span).kind, span.held
     stopped = Kind.Z in held or (target > Kind.Z and {Kind.RESULT, Kind.ATTN_OUT} & held)
     beside = span.blocks[0].parallel and Kind.ATTN_OUT < target < Kind.RESID_POST
     return span.source.kind < Kind.ATTN_SCORES and target >= Kind.Z and not stopped and not beside

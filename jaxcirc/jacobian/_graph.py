@@ -6,7 +6,7 @@ alone, before anything is computed.
 
 from collections.abc import Collection, Iterator, Mapping
 
-from .._sites import Kind, Site
+from .._sites import Kind, Part, Site
 from .._tap import site_read
 from ..models import Transformer
 from ..saes import AbstractDictionary
@@ -33,9 +33,13 @@ def next_of(model: Transformer, source: Site, sites: Collection[Site], saes: Dic
 
 
 def children(model: Transformer, site: Site, saes: Dictionaries) -> Iterator[Site]:
-    """The sites that read the value at `site` first. One with a dictionary is read through its latents and its error."""
-    if site.part != site.value.part:  # latents and error make up the value
+    """The sites that read the value at `site` first. One with a dictionary is read through its latents and its error, which make up the
+    value, and by its decoder where that reads its input.
+    """
+    if site.part != Part.VALUE:
         yield site.value
+        if site.part == Part.INPUT:
+            yield site.error
         return
     for child in _readers(model, site):
         if child not in saes:
@@ -43,11 +47,18 @@ def children(model: Transformer, site: Site, saes: Dictionaries) -> Iterator[Sit
         else:
             yield child.error
             if site_read(child, saes[child]) == child:
-                yield child.acts
+                yield from _read_by(child, saes[child])
     for place, sae in saes.items():
         if place != site and site_read(place, sae) == site:  # a transcoder
-            yield place.acts
+            yield from _read_by(place, sae)
             yield place.error
+
+
+def _read_by(place: Site, sae: AbstractDictionary) -> Iterator[Site]:
+    """What the dictionary at `place` makes of its input itself."""
+    yield place.acts
+    if sae.decoder_reads_input:
+        yield place.input
 
 
 def _readers(model: Transformer, site: Site) -> Iterator[Site]:

@@ -42,7 +42,7 @@ def chain_of_blocks(
     **Arguments:** - `resids`: what enters each block at the point of linearisation. - `shift`: by how much the source's value was moved
     there.
     """
-    start, end, _ = in_one_block(model, source, target, frozenset(), {})
+    start, end, *_ = in_one_block(model, source, target, frozenset(), {})
     layers = range(layer_of(start), layer_of(end) + 1)
     spans = []
     for layer in layers:

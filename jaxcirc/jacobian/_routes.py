@@ -170,22 +170,22 @@ def fold_covectors(span: Span, items: Array, positions: Array) -> Array:
 @jax.jit
 def fold_left(span: Span, items: Array, positions: Array) -> Array:
     """Covectors of the target of a local span as covectors of its source."""
-    linear, source = linearise(span, 0, frozenset(site.kind for site in span.frozen)), span.source
+    linear, source = linearise(span, 0, span.held), span.source
     covectors = {read_site(span).kind: target_covectors(span)(items, positions)}
     pulled = pull_links(linear.links, covectors, positions)[source.kind]
-    if source.part != Part.ACTS:
+    if source.part not in (Part.ACTS, Part.INPUT):
         return pulled
-    like = jax.ShapeDtypeStruct((len(positions), span.saes[source.value].d_sae), pulled.dtype)
+    like = jax.ShapeDtypeStruct((len(positions), math.prod(span.ends()[0].shape[1:])), pulled.dtype)
     return jax.linear_transpose(lambda items: source_vectors(span)(items, positions), like)(pulled)[0]
 
 
 @jax.jit
 def fold_right(span: Span, items: Array, positions: Array) -> Array:
     """Vectors of the source of a local span as vectors of its target."""
-    linear, target = linearise(span, 0, frozenset(site.kind for site in span.frozen)), span.target
+    linear, target = linearise(span, 0, span.held), span.target
     pushed = push_links(linear.links, {span.source.kind: source_vectors(span)(items, positions)}, positions)
     value = pushed[read_site(span).kind]
-    if target.part == Part.VALUE:
+    if target.part in (Part.VALUE, Part.INPUT):
         return value
     unfold = target_covectors(span)
     like = jax.ShapeDtypeStruct((len(positions), math.prod(span.ends()[1].shape[1:])), value.dtype)

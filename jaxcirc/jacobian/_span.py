@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from .._edits import AbstractEdit, Add, Detach
 from .._nn import Block
 from .._run import NOTHING
-from .._sites import Part, Site
+from .._sites import Kind, Part, Site
 from .._tap import site_read, Tap
 from .._typing import Keys, Mask, Resid, Tokens
 from ..models import Transformer
@@ -45,6 +45,11 @@ class Span(eqx.Module):
     target: Site = eqx.field(static=True)
     frozen: tuple[Site, ...] = eqx.field(static=True)
     shift: Float[Array, "..."] | None = None
+
+    @property
+    def held(self) -> frozenset[Kind]:
+        """The kinds of the values that are held; parts of dictionaries that are, are not among them."""
+        return frozenset(site.kind for site in self.frozen if site.part == Part.VALUE)
 
     def __call__(self, step: Float[Array, "..."]) -> Float[Array, "..."]:
         """The value at the target when `step` is added at the source."""

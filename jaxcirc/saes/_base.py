@@ -52,6 +52,13 @@ class AbstractDictionary(eqx.Module):
     def d_sae(self) -> int:
         """How many latents it has."""
 
+    @property
+    @abc.abstractmethod
+    def decoder_reads_input(self) -> bool:
+        """Whether `decode` needs what was encoded: to undo its normalisation, or to pass it on linearly. Then what the decoder reads is
+        a site of a run, `site.input`, and decompositions hold it at its clean value.
+        """
+
     @abc.abstractmethod
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         """The latents of `x`."""

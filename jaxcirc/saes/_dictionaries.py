@@ -58,6 +58,10 @@ class SAE(AbstractDictionary):
     def d_sae(self) -> int:
         return self.W_enc.shape[1]
 
+    @property
+    def decoder_reads_input(self) -> bool:
+        return self.normalisation is not None
+
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         x = wide(x) if self.normalisation is None else self.normalisation.apply(x)
         return self.activation(self._pre(x))
@@ -124,6 +128,10 @@ class Transcoder(AbstractDictionary):
     def d_sae(self) -> int:
         return self.W_enc.shape[1]
 
+    @property
+    def decoder_reads_input(self) -> bool:
+        return self.W_skip is not None
+
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         return self.activation(self._pre(x))
 
@@ -184,6 +192,10 @@ class Identity(AbstractDictionary):
     @property
     def d_sae(self) -> int:
         return self.width
+
+    @property
+    def decoder_reads_input(self) -> bool:
+        return False
 
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         return wide(x)

@@ -1,0 +1,150 @@
+"""Every verb gives the same for a model from TransformerLens' state dict as for the same weights from a Hugging Face folder."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import jaxcirc as jc
+from jaxcirc import Kind, Site
+from jaxcirc.interop import save_pretrained
+
+from ..dictionaries import make_sae
+from ..helpers import needs_x64, tokens_for
+from ..stored_models import load, stored_model
+from ..test_public_api import public_names
+from ..test_transformer_lens import LENS, lens_state
+
+
+pytestmark = needs_x64
+SEQ, BATCH = 5, 4
+ATTN, FIRST, LAST = Site(0, Kind.ATTN_OUT), Site(0, Kind.MLP_OUT), Site(1, Kind.MLP_OUT)
+PRE, POST = Site(0, Kind.RESID_PRE), Site(1, Kind.RESID_POST)
+
+
+@pytest.fixture(scope="module", params=["gpt-neo"])
+def models(request, tmp_path_factory):
+    """The same weights, read from a folder and from a state dict."""
+    model, folder = stored_model(request.param), tmp_path_factory.mktemp(request.param)
+    save_pretrained(model, folder)
+    of_lens = jc.from_transformer_lens(lens_state(model), LENS[request.param] | {"d_head": 8})
+    assert of_lens.architecture == "transformer_lens" != model.architecture
+    return load(folder), of_lens
+
+
+def prompts(model):
+    clean = jnp.stack([tokens_for(model, SEQ, seed) for seed in range(BATCH)])
+    return clean, clean.at[:, 1].set((clean[:, 1] + 1) % model.d_vocab)
+
+
+def problem(model):
+    saes = {site: make_sae(jax.random.key(i), 16, site) for i, site in enumerate((ATTN, FIRST, LAST))}
+    return model, saes, *prompts(model), jc.LogitDiff(jnp.arange(BATCH), jnp.arange(BATCH) + 2)
+
+
+def in_a_batch(model):
+    answers = jnp.arange(BATCH)
+    return jc.data.Prompts(*prompts(model), answers, answers + 2, {"end": jnp.full(BATCH, SEQ - 1)})
+
+
+def circuit_of(model):
+    circuit = jc.discover(*problem(model), node_threshold=0.02, edge_threshold=0.001, method=jc.Gradient())
+    return circuit, *problem(model)
+
+
+def features(model):
+    return jc.feature_jacobian(*problem(model)[:2], prompts(model)[0][0], FIRST, LAST, minimum=0.1)
+
+
+def edges(model):
+    arguments = problem(model)
+    nodes = jc.node_effects(*arguments, method=jc.Gradient())
+    found = jc.edge_effects(*arguments, nodes, threshold=0.0)
+    return found.to_metric, {str(pair): found.dense(pair) for pair in found.coo}
+
+
+def steered(model):
+    circuit, *arguments = circuit_of(model)
+    return jc.steer(circuit, *arguments, [circuit.node_rows()[0].node], strengths=[0.5])
+
+
+def operators(model):
+    _, saes, clean, *_ = problem(model)
+    return {
+        "edge": jc.edge(model, clean[0], PRE, POST),
+        "block_paths": jc.block_paths(model, clean[0], 1, saes=saes),
+        "mediated_edges": jc.mediated_edges(model, saes, clean[0], PRE, FIRST, POST).__dict__,
+    }
+
+
+VERBS = {
+    "run": lambda model: jax.vmap(lambda tokens: jc.run(model, tokens, record=jc.sites(model)))(prompts(model)[0]),
+    "process_weights": lambda model: jc.run(jc.process_weights(model), prompts(model)[0][0], record=[POST]),
+    "edge": lambda model: operators(model)["edge"].as_matrix(),
+    "block_paths": lambda model: {name: J.as_matrix() for name, J in operators(model)["block_paths"].items()},
+    "mediated_edges": lambda model: {
+        name: J.as_matrix() for name, J in operators(model)["mediated_edges"].items() if J is not None
+    },
+    "node_effects": lambda model: jc.node_effects(*problem(model)).acts,
+    "edge_effects": edges,
+    "discover": lambda model: circuit_of(model)[0],
+    "discover_batches": lambda model: jc.discover_batches(
+        *problem(model)[:2], [in_a_batch(model)], node_threshold=0.02, edge_threshold=0.001
+    ),
+    "evaluate": lambda model: [jc.evaluate(*circuit_of(model), level=level).per_prompt for level in ("nodes", "edges")],
+    "minimality": lambda model: jc.minimality(*circuit_of(model), most=2),
+    "recovery_curve": lambda model: jc.recovery_curve(*circuit_of(model), thresholds=[0.0, 0.1]),
+    "steer": steered,
+    "head_effects": lambda model: jc.head_effects(model, *prompts(model), jc.LogitDiff(1, 2)).z,
+    "direct_effects": lambda model: jc.direct_effects(model, prompts(model)[0]),
+    "logit_lens": lambda model: [
+        f(jc.logit_lens(model, prompts(model)[0])) for f in (lambda x: x.logits(1), jc.LogitLens.answers)
+    ],
+    "ablate": lambda model: jc.ablate(model, prompts(model)[0], [(0, 1)], jc.Mean(prompts(model)[1])),
+    "ablate_each": lambda model: jc.ablate_each(
+        model, prompts(model)[0], [(0, 1), FIRST], jc.Zero(), jc.LogitDiff(1, 2)
+    ),
+    "self_repair": lambda model: vars(jc.self_repair(model, *prompts(model))),
+    "feature_jacobian": features,
+    "steer_features": lambda model: jc.steer_features(
+        features(model), *problem(model)[:2], prompts(model)[0][0], rows=[0, 1], steps=[0.1]
+    ),
+    "sites": lambda model: [(site.layer or 0, int(site.kind)) for site in jc.sites(model)],
+}
+OF_FILES = {"to_torch_state_dict"}  # gives the names of an architecture, of which this one has none on disk
+
+
+def test_every_verb_of_a_model_is_here():
+    takes_a_model = lambda f: callable(f) and not inspect.isclass(f) and "model" in inspect.signature(f).parameters
+    assert {name for name in public_names() if takes_a_model(getattr(jc, name))} == {*VERBS} | OF_FILES
+
+
+def leaves(found):
+    """All numbers of a result, tables included, in one order."""
+    if isinstance(found, jc.Circuit):
+        return [*leaves(found.nodes), *leaves(found.edges)]
+    if isinstance(found, jc.FeatureJacobian):
+        found = found.to_pandas()
+    if isinstance(found, pd.DataFrame):
+        numbers = found.select_dtypes("number")
+        return [column.to_numpy(float) for _, column in numbers.items() if column.notna().all()]
+    return [
+        np.asarray(leaf) for leaf in jax.tree.leaves(found) if isinstance(leaf, jax.Array | np.ndarray | int | float)
+    ]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_gives_the_same(models, verb):
+    of_folder, of_lens = (leaves(VERBS[verb](model)) for model in models)
+    assert len(of_folder) == len(of_lens) > 0
+    mass = 0.0
+    for got, want in zip(of_lens, of_folder, strict=True):
+        there = np.isfinite(want.astype(float))
+        assert (np.isfinite(got.astype(float)) == there).all()
+        size = np.abs(want[there]).max(initial=0.0)
+        mass = max(mass, size)
+        np.testing.assert_allclose(got[there], want[there], atol=1e-9 * max(size, 1e-3), rtol=0)
+    assert mass > 1e-3, "nothing to compare"
