@@ -1,5 +1,10 @@
 """Jacobians, edges and circuits of transformers in JAX."""
 
+# First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
+from . import _stop as _stop
+
+
+# isort: split
 from . import data as data, saes as saes
 from ._edits import (
     AbstractEdit as AbstractEdit,

@@ -6,7 +6,9 @@ both, and its message speaks the language of whoever reads it.
 
 import math
 import numbers
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -66,6 +68,31 @@ def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
     """ValueError unless `value` is one of the words that there are."""
     if value not in known:
         raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}.")
+
+
+def check_kind(name: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
+    """TypeError unless `value` is of this kind; `expected` says what makes one."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {expected}, got {_shown(value)}.")
+
+
+def check_path(name: str, value: Any) -> Path:
+    """`value` as a path. **Raises:** `TypeError` for what is no name of a file or a folder."""
+    check_kind(name, value, (str, os.PathLike), "a path")
+    return Path(value)
+
+
+def check_list(name: str, what: str, values: Any) -> list[Any]:
+    """`values` as a list. **Raises:** `TypeError` for a text, which is a list of letters too, and for what is no list at all."""
+    if isinstance(values, str):
+        raise TypeError(f"{name}: expected a list of {what}, got one. Write [{values!r}].")
+    check_kind(name, values, Iterable, f"a list of {what}")
+    return list(values)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
 
 
 def _listed(name: str, values: Any) -> list[Any]:

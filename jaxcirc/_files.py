@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 import warnings
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import safetensors
+
+from ._checks import check_path
 
 
 # How files begin that are taken for others, and what to do about it.
@@ -141,22 +144,76 @@ def read_torch(path: Path) -> object:
         raise ValueError(f"{path} is not a whole PyTorch file ({why}). Download it again.") from None
 
 
+# What is being written: the folder that it is written in, and what its temporary names there begin with. And what was moved aside for it,
+# `{where it is: where it belongs}`.
+_unfinished: set[tuple[Path, str]] = set()
+_moved: dict[Path, Path] = {}
+
+
+def abandon() -> None:
+    """Removes what is being written and puts back what was moved aside for it: for a process that leaves at this very moment."""
+    for old, path in list(_moved.items()):
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+    for folder, begin in list(_unfinished):
+        for aside in [entry for entry in folder.iterdir() if entry.name.startswith(begin)] if folder.is_dir() else []:
+            if aside.is_dir():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[str]:
+    """Makes the folder of `path`, and yields what temporary names in it begin with. Errors that name such a file name `path` instead."""
+    # Noted before there is anything of this name: never is something there and not known.
+    noted = path.parent, f".{path.name}.{secrets.token_hex(4)}."
+    _unfinished.add(noted)
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        yield noted[1]
+    except OSError as error:
+        if noted[1] in str(error.filename):
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        _unfinished.discard(noted)
+
+
+def check_writable(path: str | Path) -> None:
+    """Tries whether something can be written at `path`, and leaves nothing: call it before long work.
+
+    **Raises:** `OSError` that names `path`, if its folder is not there and cannot be made, is no folder, or may not be written to.
+    """
+    path = Path(path)
+    try:
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        # A trial says more than permission bits, which bind neither root nor every file system.
+        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}."[:200], dir=folder))
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+
+
 @contextlib.contextmanager
 def writing_file(path: str | Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to, and renames it into place at the end; after an error nothing is left."""
-    path = Path(path)
+    path = check_path("path", path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Expected the name of a file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(aside)
-        os.chmod(aside, 0o644)  # mkstemp makes it private
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    with _beside(path) as prefix:
+        handle, aside = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        try:
+            yield Path(aside)
+            os.chmod(aside, 0o644)  # mkstemp makes it private
+            os.replace(aside, path)
+        except BaseException:
+            Path(aside).unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -168,22 +225,22 @@ def writing_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path
 
     **Raises:** `ValueError` if `path` exists and is not one of ours.
     """
-    path = Path(path)
     check_replaceable(path, marker=marker, what=what)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield aside
-        os.chmod(aside, 0o755)
-        for file in aside.rglob("*"):  # safetensors makes its files private
-            if file.is_file():
-                os.chmod(file, 0o644)
-        if path.exists():
-            _carry_over(path, aside)
-        _swap(aside, path)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    path = Path(path)
+    with _beside(path) as prefix:
+        aside = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+        try:
+            yield aside
+            os.chmod(aside, 0o755)
+            for file in aside.rglob("*"):  # safetensors makes its files private
+                if file.is_file():
+                    os.chmod(file, 0o644)
+            if path.exists():
+                _carry_over(path, aside)
+            _swap(aside, path, prefix)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
 
 def _carry_over(old: Path, new: Path) -> None:
@@ -192,26 +249,30 @@ def _carry_over(old: Path, new: Path) -> None:
             shutil.copytree(kept, new / kept.name) if kept.is_dir() else shutil.copy2(kept, new / kept.name)
 
 
-def _swap(new: Path, path: Path) -> None:
+def _swap(new: Path, path: Path, prefix: str) -> None:
     """Renames `new` to `path`. What stood there is moved aside first, and moved back if the renaming fails."""
     if not path.exists():
         os.replace(new, path)
         return
-    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    holder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+    old = holder / "old"
+    _moved[old] = path
     try:
-        os.replace(path, holder / "old")
+        os.replace(path, old)
         try:
             os.replace(new, path)
         except BaseException:
-            os.replace(holder / "old", path)
+            os.replace(old, path)
             raise
     finally:
-        shutil.rmtree(holder, ignore_errors=True)
+        del _moved[old]
+        if path.exists():  # or else what stood here is in the holder, and that stays
+            shutil.rmtree(holder, ignore_errors=True)
 
 
 def check_replaceable(path: str | Path, *, marker: str, what: str) -> None:
     """ValueError if something that is not a `what` stands at `path`: call it before long work."""
-    path = Path(path)
+    path = check_path("folder", path)
     if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(
             f"{path} exists and is not a {what} (it holds no {marker}). Choose another path, or remove it."

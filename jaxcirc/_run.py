@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from ._checks import check_kind, check_list
 from ._edits import AbstractEdit
 from ._metrics import AbstractMetric, AbstractPositionMetric, Metric, position_read
 from ._sites import by_site, BySite, Kind, Site
@@ -71,7 +72,8 @@ def run(
     _check_values("edits", edits, AbstractEdit, "an edit such as jc.Replace(value)")
     _check_values("saes", saes, AbstractDictionary, "a dictionary such as jc.load_sae(…) gives")
     check_dictionaries(model, saes)
-    wanted = Everything() if everything else frozenset(map(Site.parse, record))
+    named = () if everything else check_list("run: record", "sites", record)
+    wanted = Everything() if everything else frozenset(map(Site.parse, named))
     tap = Tap(saes, edits, wanted)
     logits = model(jnp.asarray(tokens), tap, mask)
     tap.check_all_used(model.name, model.n_layers, wanted)
@@ -133,8 +135,16 @@ def sites(model: Transformer) -> tuple[Site, ...]:
     return tuple(site_shapes(model, 1))
 
 
+def check_model(model: object) -> None:
+    """TypeError unless it is a model."""
+    if not isinstance(model, Transformer):
+        instead = f" Load it: jc.from_pretrained({model!r})." if isinstance(model, str) else ""
+        raise TypeError(f"Expected a model, as jc.from_pretrained gives one, got a {type(model).__name__}.{instead}")
+
+
 def site_shapes(model: Transformer, seq: int) -> dict[Site, jax.ShapeDtypeStruct]:
     """The shape and dtype of every site's value for a sequence of length `seq`."""
+    check_model(model)
     shapes = _record_all.eval_shape(model, jax.ShapeDtypeStruct((seq,), jnp.int32))
     return {site: shapes[site] for site in sorted(shapes)}
 
@@ -148,6 +158,7 @@ def _record_all(model: Transformer, tokens: Tokens) -> dict[Site, Float[Array, "
 
 def check_tokens(model: Transformer, tokens: Int[Array, "..."], *, batched: bool = False) -> None:
     """ValueError unless `tokens` can be run: indexing would clamp an id outside the vocabulary and say nothing."""
+    check_model(model)
     if not isinstance(tokens, jax.Array | np.ndarray):
         raise TypeError(f"Expected an array of token ids, got a {type(tokens).__name__}. Use jnp.asarray(tokens).")
     shape, dtype = tokens.shape, tokens.dtype
@@ -232,6 +243,7 @@ def check_scalar(metric: Metric, logits: jax.ShapeDtypeStruct) -> None:
 def check_dictionaries(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> None:
     """ValueError for a dictionary at a site it was not trained for; a warning if the model's weights were processed otherwise."""
     for site, sae in saes.items():
+        check_kind(f"saes: at `{site}`", sae, AbstractDictionary, "a dictionary, as jc.load_sae gives one")
         if sae.site is not None and sae.site != site:
             raise ValueError(
                 f"The dictionary given for `{site}` was trained for `{sae.site}`. Key it by its own site, `sae.site`."

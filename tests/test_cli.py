@@ -1,12 +1,23 @@
 """The command line: every command, its help, and its one line on bad input."""
 
+import argparse
+import ast
 import json
+import os
+import re
+import subprocess
+import sys
+import time
+import warnings
 
 import numpy as np
 import pytest
 
 import jaxcirc as jc
 from jaxcirc.cli import main
+from jaxcirc.cli._language import in_options, PYTHON
+
+from .helpers import REPOSITORY
 
 
 PAIRS = [
@@ -307,12 +318,19 @@ def test_self_repair_of_the_shipped_model(tmp_path, capsys):
     assert len(slopes) == 16
     assert slopes["1.2"] == pytest.approx(want.slope[1, 2])
     assert abs(slopes["1.2"]) > 0.01
-    assert slopes["3.0"] == 0
+    assert all(slopes[f"3.{head}"] is None for head in range(4))  # nothing comes after the last layer
     assert (found["tokens"], found["prompts"], found["intercept"]) == (96, 16, False)
     svg = drawn.read_text()
     assert "slope of backup on direct effect" in svg
     assert svg.count("direct effect of the head") == 2
     assert "head 2.3: slope" in svg
+    assert svg.count(">–<") == 4  # one for each head of the last layer
+    code, said = repair(capsys, "--only", "1.2", "3.0", "--head", "3.0", "--plot", str(drawn))
+    assert code == 0, said.err
+    assert said.out.startswith("2 heads of tiny-gpt2, each ablated alone")
+    assert re.search(r"\n3\.0 +–  +[+-]0\.", said.out)
+    assert "no slopes of layer 3: no head comes after it" in said.out
+    assert "head 3.0: no head comes after it" in drawn.read_text()
 
 
 def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
@@ -334,7 +352,7 @@ def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
         (["--head", "nine"], "A head is written LAYER.HEAD, such as 9.6; got 'nine'"),
         (["--only", "9.6"], "There is no layer 9 in tiny-gpt2: it has 4 layers, 0 to 3"),
         (["--minimum", "99"], "has 0 tokens with a direct effect above 99"),
-        (["--prompts", "1"], "--prompts is at least 2"),
+        (["--prompts", "1"], "--prompts is how many prompts, each with another's values, at least 2; got 1"),
         (["--share", "0"], "share is a part of the tokens"),
         (["--plot", "picture.png"], "does not end in .svg"),
         (["--head", "9.6", "--plot", "unused.svg"], "There is no layer 9 in tiny-gpt2"),
@@ -355,3 +373,276 @@ def test_self_repair_refuses_in_one_line(options, message, tmp_path, capsys, mon
     assert message in said.err.strip().splitlines()[-1]
     assert said.out == ""
     assert not (tmp_path / "unused.svg").exists()
+
+
+SHIPPED = ["--model", "tiny-gpt2", "--saes", "tiny-gpt2"]
+PAIRED = [*SHIPPED, "--prompts", "PROMPTS"]
+SITES = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_mlp_out"]
+TEXT = [*SHIPPED, "--prompt", "The teacher", *SITES]
+STEER = ["steer", "--circuit", "CIRCUIT", *PAIRED]
+COUNTS = {  # every option that is a count, of every command
+    "--prompts": [["demo"], ["self-repair"]],
+    "--steps": [["demo"], ["discover", *PAIRED]],
+    "--limit": [
+        ["discover", *PAIRED],
+        ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
+        ["heads", *PAIRED[:2], *PAIRED[4:]],
+    ],
+    "--batch-size": [
+        ["discover", *PAIRED],
+        ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
+        ["heads", *PAIRED[:2], *PAIRED[4:]],
+    ],
+    "--minimality": [["evaluate", "--circuit", "CIRCUIT", *PAIRED]],
+    "--strongest": [STEER],
+    "--most": [["features", *TEXT], ["heads", *PAIRED[:2], *PAIRED[4:]]],
+    "--rank": [["jacobian", *TEXT]],
+    "--length": [["self-repair"]],
+    "--repeats": [["bench"]],
+}
+SIZES = {"--node-threshold": ["discover", *PAIRED], "--edge-threshold": ["demo"], "--minimum": ["features", *TEXT]}
+PLACES = {
+    "--out": [["demo"], ["discover", *PAIRED], ["convert", "PROMPTS"], ["jacobian", *TEXT], ["bench"]],
+    "--plot": [
+        ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
+        ["features", *TEXT],
+        ["heads", *PAIRED[:2], *PAIRED[4:]],
+        ["self-repair"],
+    ],
+}
+BAD_OPTIONS = [
+    *(
+        ([*command, option, value], f"{option} is how many .*; got '?{value}")
+        for option, commands in COUNTS.items()
+        for command in commands
+        for value in ("0", "-3", "nan", "2.5", "many")
+    ),
+    (
+        ["evaluate", "--circuit", "CIRCUIT", *PAIRED, "--start-layer", "-1"],
+        "--start-layer is how many layers .*; got -1",
+    ),
+    *(
+        ([*command, option, value], f"{option} is a size .* 0 or more; got '?{value}")
+        for option, command in SIZES.items()
+        for value in ("nan", "-1", "much")
+    ),
+    *(
+        ([*STEER, "--strongest", "1", "--strengths", value], "--strengths: expected a finite number")
+        for value in ("nan", "x")
+    ),
+    ([*STEER, "--strongest", "1", "--strengths"], "--strengths: expected at least one argument"),
+    ([*STEER, "--nodes"], "--nodes: expected at least one argument"),
+    (STEER, "one of the arguments --nodes --strongest is required"),
+    (["features", *TEXT, "--step", "inf"], "--step: expected a finite number, got inf"),
+    (["self-repair", "--minimum", "nan"], "--minimum: expected a finite number, got nan"),
+    (["self-repair", "--share", "1.5"], "--share is a part of the tokens, above 0 and up to 1; got 1.5"),
+    (["self-repair", "--only", "9"], "--only: A head is written LAYER.HEAD, such as 9.6; got '9'"),
+    (["jacobian", *TEXT, "--source-pos", "x"], "--source-pos takes whole numbers; got 'x'"),
+    (["jacobian", *TEXT[:-1], "blocks.x"], "--target: No site is called `blocks.x`"),
+    (["features", *TEXT, "--positions", "last"], "--positions is one of 'same', 'all'; got 'last'"),
+    (["features", *TEXT, "--substitute", "error"], "--substitute names 'source', 'target', both or none; got 'error'"),
+    (["discover", *PAIRED, "--method", "magic"], "--method: invalid choice: 'magic'"),
+    (["discover", *SHIPPED], "the following arguments are required: --prompts"),
+    (["discover", *SHIPPED, "--prompts", "nowhere.jsonl"], "--prompts nowhere.jsonl: there is no such file"),
+    (["discover", *SHIPPED, "--prompts", "."], "--prompts . is a folder. Expected the name of a file"),
+    (
+        ["discover", "--model", "tiny-gpt2", "--saes", "no where", "--prompts", "PROMPTS"],
+        "There are no dictionaries at 'no where'",
+    ),
+    (
+        ["discover", "--model", "./nowhere", "--saes", "tiny-gpt2", "--prompts", "PROMPTS"],
+        "There is nothing at './nowhere'",
+    ),
+    (["steer", "--circuit", "nowhere", *PAIRED, "--strongest", "1"], "--circuit nowhere: there is no such folder"),
+    (["jacobian", "--model", "tiny-gpt2", "--tokens", "none.npy", *SITES], "--tokens none.npy: there is no such file"),
+    (["convert", "none.pt"], "none.pt: there is no such file"),
+    ([], "the following arguments are required: COMMAND"),
+    (["divine"], "invalid choice: 'divine'"),
+    *(
+        (
+            [*command, option, place],
+            f"{option}: .*{re.escape(place)}.* cannot be written: .* Choose another place|There is no folder",
+        )
+        for option, commands in PLACES.items()
+        for command in commands
+        for place in ("PROMPTS/under-a-file.svg", "/proc/nothing/here.svg")
+    ),
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a file and a circuit, in which nothing is to be read that takes time."""
+
+    def read(*_args, **_kwargs):
+        raise AssertionError("read before the options were checked")
+
+    for name in ("from_pretrained", "load_tokenizer", "load_saes"):
+        for module in ("_common", "_demo", "_features", "_jacobian"):
+            monkeypatch.setattr(f"jaxcirc.cli.{module}.{name}", read, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "PROMPTS").write_text(json.dumps(PAIRS[0]))
+    (tmp_path / "CIRCUIT").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), BAD_OPTIONS, ids=lambda x: " ".join(x)[:90] if isinstance(x, list) else ""
+)
+def test_options_are_checked_before_anything_is_read(options, message, here, capsys):
+    before = sorted(here.rglob("*"))
+    assert main(options) == 2
+    said = capsys.readouterr()
+    assert re.search(message, said.err), said.err
+    assert len(said.err.splitlines()) == 1
+    assert said.err.startswith("jaxcirc: ")
+    assert not PYTHON.search(said.err)
+    assert said.out == ""
+    assert sorted(here.rglob("*")) == before
+
+
+def test_defaults_are_checked_too(here, capsys):
+    (here / "jaxcirc-demo").write_text("a file")
+    assert main(["demo"]) == 2
+    assert "--out: jaxcirc-demo exists and is not a circuit" in capsys.readouterr().err
+
+
+OPTIONS = ("edges", "method", "node_threshold", "positions", "skip_unusable", "errors", "level", "saes", "only")
+GIVEN = argparse.Namespace(**dict.fromkeys(OPTIONS))
+SAID = {
+    "discover: aggregate='none' keeps positions apart, and padded prompts do not align. Use aggregate='sum'.": (
+        "--positions keeps positions apart, and padded prompts do not align. Leave --positions out."
+    ),
+    "discover: edges='integrated' takes the path of the nodes' method, and Gradient() has none. Use "
+    "method=jc.IntegratedGradients(steps).": (
+        "--edges integrated takes the path of the nodes' method, and this method has none. Use --method integrated."
+    ),
+    "No node has an effect above node_threshold=0.1; the largest is 0.01. Lower it.": (
+        "No node has an effect above --node-threshold 0.1; the largest is 0.01. Lower it."
+    ),
+    "evaluate: errors='keep' is of level='nodes'; an error node has no single input.": (
+        "--errors keep is of --level nodes; an error node has no single input."
+    ),
+    "x holds two dictionaries for `y`, a and b. Choose with include=…, a pattern of paths.": (
+        "x holds two dictionaries for `y`, a and b. Name a folder by --saes that holds one for each site."
+    ),
+    "The file is broken (a = 3). Call jc.repair(it) first.": "The file is broken (a = 3).",
+    "p.jsonl, line 2: a prompt is empty. Correct the line, or leave such lines out (skip_unusable=True).": (
+        "p.jsonl, line 2: a prompt is empty. Correct the line, or leave such lines out (--skip-unusable)."
+    ),
+    "self_repair: head (1, 0) has 0 tokens with a next token, and a line takes at least 3; its largest direct effect is 1. Lower "
+    "minimum, give more prompts, or leave the head out by heads=[(layer, head), …].": (
+        "head (1, 0) has 0 tokens with a next token, and a line takes at least 3; its largest direct effect is 1. Lower minimum, give "
+        "more prompts, or name other heads by --only."
+    ),
+}
+
+
+@pytest.mark.parametrize("message", SAID)
+def test_python_is_translated(message):
+    assert in_options(message, GIVEN) == SAID[message]
+
+
+def raised() -> list[str]:
+    """The text of every error and warning of the library, `…` where a value stands."""
+    found = []
+    for path in sorted((REPOSITORY / "jaxcirc").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Raise) or (
+                isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"
+            ):
+                texts = [child for child in ast.walk(node) if isinstance(child, ast.JoinedStr | ast.Constant)]
+                inside = {
+                    id(part)
+                    for text in texts
+                    if isinstance(text, ast.JoinedStr)
+                    for part in ast.walk(text)
+                    if part is not text
+                }
+                for text in texts:
+                    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+                    if id(text) not in inside:
+                        found.append(
+                            "".join(
+                                p.value if isinstance(p, ast.Constant) and isinstance(p.value, str) else "7"
+                                for p in parts
+                            )
+                        )
+    return [text for text in found if " " in text]
+
+
+def test_no_message_of_the_library_brings_python_to_a_terminal():
+    messages = raised()
+    assert len(messages) > 300
+    assert sum(bool(PYTHON.search(message)) for message in messages) > 40
+    left = [message for message in messages if PYTHON.search(in_options(message, GIVEN))]
+    # What is one sentence alone, and is raised of what no command can ask for.
+    assert len(left) < 45, left
+
+
+def test_the_library_speaks_of_no_options():
+    for path in sorted((REPOSITORY / "jaxcirc").rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        if "cli" in path.parts:
+            continue
+        documents = {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
+                assert not re.search(r"(^|[\s(`])--[a-z]", node.value) or node.value.startswith("--xla"), (
+                    path,
+                    node.value,
+                )
+
+
+@pytest.mark.parametrize("command", [["heads"], ["discover", "--saes", "tiny-gpt2", "--out", "found"]])
+def test_patching_warns_of_nothing_and_need_not_sum(command, prompts, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = ["--model", "tiny-gpt2", "--prompts", str(prompts), "--limit", "1", "--method", "patching"]
+        assert main([*command, *given]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert re.search(r"\b1 prompt\b", printed) if command == ["heads"] else "by this method they need not" in printed
+    assert "check: node effects" not in printed
+
+
+def test_numbers_that_round_to_zero_have_no_sign():
+    """By the source: every number that a command prints is formatted so."""
+    formats = []
+    for folder in ("cli", "view"):
+        for path in sorted((REPOSITORY / "jaxcirc" / folder).glob("*.py")):
+            text = path.read_text("utf-8")
+            sign = r"\+?" if folder == "cli" else r"\+"
+            formats += re.findall(rf":({sign}z?\d*\.\d+[feg])[}}\"]", text)
+    assert len(formats) > 20
+    assert all("z" in each for each in formats), formats
+    assert f"{-0.0001:+z.3f}" == "+0.000"
+
+
+def test_a_model_that_is_not_there_without_network(tmp_path):
+    """In a process of its own, with a Hub that cannot be reached: told soon, and about the model."""
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(PAIRS[0]))
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    took = []
+    for model, hub in (
+        ("./nope", {}),  # which is not asked of the Hub: so long it takes to begin
+        ("nope", {"HF_ENDPOINT": "http://127.0.0.1:9"}),
+        ("nope", {"HF_HUB_OFFLINE": "1"}),
+    ):
+        begun = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxcirc", "heads", "--model", model, "--prompts", "prompts.jsonl"],
+            cwd=tmp_path, env={**env, **hub}, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        took.append(time.monotonic() - begun)
+        assert done.returncode == 2
+        assert model == "./nope" or re.fullmatch(
+            r"jaxcirc: 'nope' is no shipped model \(tiny-gpt2, tiny-gpt-neo\) and no folder here; nope is not in the cache of Hub files, "
+            r"and the Hub cannot be reached \(.*\)\.\n",
+            done.stderr,
+        ), done.stderr
+    assert max(took[1:]) < took[0] + 15  # on a busy machine; the client by itself waits 23 s for each of several files

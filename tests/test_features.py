@@ -382,7 +382,7 @@ def test_what_steering_refuses(found):
     ):
         with pytest.raises(ValueError, match=said):
             jc.steer_features(J, model, saes, tokens, rows=rows)
-    with pytest.raises(ValueError, match="there are no steps"):
+    with pytest.raises(ValueError, match="steer_features: steps: expected at least one number"):
         jc.steer_features(J, model, saes, tokens, steps=[])
     with pytest.raises(ValueError, match="Give the model, dictionaries and tokens that it is of"):
         jc.steer_features(J, model, saes, tokens[::-1])

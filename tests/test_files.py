@@ -1,6 +1,7 @@
 """Files: read whole or refused, written whole or not at all."""
 
 import ast
+import contextlib
 import doctest
 import errno
 import json
@@ -454,3 +455,55 @@ def test_everything_is_written_and_printed_where_the_locale_is_ascii(tmp_path):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert len(text) > 200
         assert name not in ("x.html", "x.json") or "é" in text
+
+
+# Where nothing can be written, for root neither: under a file, and where the kernel keeps its own.
+NOWHERE = ["FILE/result", "FILE/deeper/result", "/proc/result", "/proc/deeper/result"]
+
+
+@pytest.mark.parametrize("place", NOWHERE)
+def test_errors_name_the_path_that_was_asked_for(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("a file")
+    for write in (save_file, save):
+        with pytest.raises(OSError, match=r"Errno") as caught:
+            write(Path(place), "text")
+        assert caught.value.filename == place
+    with pytest.raises(OSError, match=r"Errno") as caught:
+        _files.check_writable(place)
+    assert caught.value.filename == place
+    assert names(tmp_path) == ["FILE"]
+
+
+def test_an_error_inside_what_is_written_names_what_was_asked_for(tmp_path):
+    def write():
+        with writing_folder(tmp_path / "circuit", **a_circuit) as aside:
+            (aside / "no" / "where").write_text("")
+
+    with pytest.raises(FileNotFoundError) as caught:
+        write()
+    assert caught.value.filename == str(tmp_path / "circuit")
+    with pytest.raises(FileNotFoundError) as caught, writing_file(tmp_path / "table.json"):
+        Path("/no/where/else").read_text()
+    assert caught.value.filename == "/no/where/else"
+    assert names(tmp_path) == []
+
+
+def test_a_place_is_tried_and_left_as_it_was(tmp_path):
+    for place in ("result", "deeper/and/deeper/result"):
+        _files.check_writable(tmp_path / place)
+    assert names(tmp_path) == []
+
+
+def test_what_is_being_written_can_be_abandoned(tmp_path):
+    """At any moment, for a process that leaves: nothing of it stays, and what stood there before does."""
+    save(tmp_path / "circuit", "first")
+    with contextlib.suppress(FileNotFoundError), writing_folder(tmp_path / "circuit", **a_circuit) as aside:
+        (aside / "circuit.json").write_text("half")
+        with contextlib.suppress(FileNotFoundError), writing_file(tmp_path / "table.json") as other:
+            other.write_text("half")
+            assert len(names(tmp_path)) == 6
+            _files.abandon()
+            assert names(tmp_path) == ["circuit", "circuit/circuit.json", "circuit/first.txt"]
+    assert not _files._unfinished
+    assert (tmp_path / "circuit" / "circuit.json").read_text() == "first"

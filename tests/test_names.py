@@ -1,14 +1,18 @@
 """Where models and tokenizers are found by name: the Hub (by a stand-in for its client), the shipped ones, folders."""
 
 import json
+import re
 import shutil
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import jaxcirc as jc
-from jaxcirc.interop import _hub, _shipped, save_pretrained, shipped_folder
+from jaxcirc.interop import _hub, _shipped, check_pretrained, save_pretrained, shipped_folder
 
 from .stored_models import FLOAT, same_arrays, shard, stored_model
 
@@ -219,3 +223,100 @@ def test_tokenizers_of_the_hub(monkeypatch):
         jc.load_tokenizer("nobody/nothing")
     with pytest.raises(ValueError, match=r"There is nothing at './nowhere'"):
         jc.load_tokenizer("./nowhere")
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """A Hub that counts what it is asked, and has nothing."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    from huggingface_hub import constants
+
+    asked = []
+
+    class Empty(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(self.path)
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Empty)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(_hub, "_answers", {})
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_that_answers_is_asked_once_whether_it_does(endpoint):
+    from huggingface_hub import constants
+
+    for _ in range(3):
+        with _hub.patient():
+            assert constants.HF_HUB_OFFLINE is False
+    assert len(endpoint) == 1
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_once(endpoint, monkeypatch):
+    """It takes the call and says nothing, as behind some firewalls; the client is then offline, and only inside."""
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(_hub, "PATIENCE", 0.3)
+        begun = time.monotonic()
+        for _ in range(3):
+            with _hub.patient():
+                assert constants.HF_HUB_OFFLINE is True
+            assert constants.HF_HUB_OFFLINE is False
+        assert 0.25 < time.monotonic() - begun < 5
+    assert not endpoint
+
+
+def test_who_is_offline_does_not_ask(endpoint, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with _hub.patient():
+        assert constants.HF_HUB_OFFLINE is True
+    assert constants.HF_HUB_OFFLINE is True
+    assert not endpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tiny-gpt2", None),
+        ("FOLDER", None),
+        ("EMPTY", r"There is no .*config.json"),
+        ("UNWEIGHTED", "holds no weights|expected one of"),
+        ("nobody/nothing", "nor a repository of the Hub"),
+    ],
+)
+def test_whether_there_is_a_model_is_known_before_it_is_read(name, message, hub, folder, tmp_path, monkeypatch):
+    _, asked = hub
+    monkeypatch.setattr("jaxcirc.interop._read.FORMATS", {name: ("torch", None) for name in ("model.safetensors",)})
+    monkeypatch.chdir(tmp_path)
+    folder.rename("FOLDER")
+    Path("EMPTY").mkdir()
+    Path("UNWEIGHTED").mkdir()
+    shutil.copy("FOLDER/config.json", "UNWEIGHTED")
+    if message is None:
+        check_pretrained(name)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_pretrained(name)
+    assert [file for _, file, _ in asked] == ([] if name != "nobody/nothing" else ["config.json"])
+
+
+@pytest.mark.parametrize("name", [None, 3, ["tiny-gpt2"], b"tiny-gpt2"])
+@pytest.mark.parametrize("verb", [jc.from_pretrained, jc.load_tokenizer, jc.load_sae, jc.load_saes])
+@pytest.mark.usefixtures("untyped")
+def test_what_is_no_name(verb, name):
+    with pytest.raises(TypeError, match=rf"{verb.__name__}.*: expected .*got {re.escape(repr(name))}"):
+        verb(name)

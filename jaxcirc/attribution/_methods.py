@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._checks import check_count
 from .._edits import Add
 from .._run import run_metric, site_shapes
 from .._sites import Kind, Site
@@ -106,8 +107,7 @@ class IntegratedGradients(AbstractGradientMethod):
     start: str = eqx.field(static=True, default="clean")
 
     def __check_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"IntegratedGradients: steps must be at least 1, got {self.steps}.")
+        check_count("IntegratedGradients: steps", "gradients are integrated", self.steps)
         if self.rule not in _RULES:
             raise ValueError(
                 f"IntegratedGradients: rule must be one of {', '.join(map(repr, _RULES))}, got {self.rule!r}."

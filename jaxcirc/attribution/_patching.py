@@ -72,7 +72,7 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         count = -(-max(len(rows), 1) // 256) * 256  # few sizes, so few programs
         pad = lambda x: jnp.pad(jnp.asarray(x), [(0, count - len(x))] + [(0, 0)] * (x.ndim - 1))
         together = min(count, max(1, self.tokens_at_once // at.mask.shape[1]))
-        patches = (pad(rows), pad(positions), pad(changes))
+        patches = tuple(pad(jnp.asarray(x)) for x in (rows, positions, changes))
         out = _patched(model, metric, at.resid[start], at.mask, halves_after(model, start), *patches, together=together)
         return np.asarray(out)[: len(rows)]
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from .._checks import check_kind
 from .._edits import as_pytree
 from .._guard import check_backend
 from .._metrics import AbstractMetric, Metric, position_read
@@ -100,6 +101,7 @@ def check_saes(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> N
         )
     shapes = site_shapes(model, 1)
     for site, sae in saes.items():
+        check_kind(f"saes: at `{site}`", sae, AbstractDictionary, "a dictionary, as jc.load_sae gives one")
         for wanted in (site, site_read(site, sae)):
             if wanted not in shapes:
                 hint = did_you_mean(str(wanted), map(str, shapes))

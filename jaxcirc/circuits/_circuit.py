@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from .._checks import check_count, check_threshold
+from .._checks import check_count, check_path, check_threshold
 from .._files import check_replaceable, write_text, writing_file, writing_folder
 from .._sites import did_you_mean
 from ..view import (
@@ -194,7 +194,7 @@ class Circuit:
         """
         import pandas as pd
 
-        folder = Path(folder)
+        folder = check_path("Circuit.load: folder", folder)
         if not (folder / MARKER).is_file():
             raise ValueError(f"{folder} is not a saved circuit: it holds no {MARKER}. Circuit.save(folder) writes one.")
         try:
@@ -239,7 +239,7 @@ class Circuit:
         check_threshold("Circuit.from_feature_circuits: edge_threshold", edge_threshold)
         from ._feature_circuits import imported  # which makes circuits
 
-        return imported(Path(path), node_threshold, edge_threshold, model)
+        return imported(check_path("Circuit.from_feature_circuits: path", path), node_threshold, edge_threshold, model)
 
     def to_html(self, path: str | Path, *, most_edges: int = 150) -> None:
         """Draws the circuit as one self-contained page: no network, no other file. The strongest `most_edges` edges are drawn."""

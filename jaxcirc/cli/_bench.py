@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ._common import Subparsers
+from ._options import count, new_folder
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -34,12 +35,18 @@ def add_options(parser: argparse.ArgumentParser, out: Path) -> None:
         "--quick", action="store_true", help="tiny sizes: that everything runs and is equal; times mean nothing"
     )
     parser.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="rounds in which each side has its turn (%(default)s)"
+        "--repeats",
+        type=count("--repeats", "rounds to time"),
+        default=5,
+        metavar="N",
+        help="rounds in which each side has its turn (%(default)s)",
     )
     parser.add_argument(
         "--precision", choices=("highest", "tf32"), default="highest", help="of float32 products on GPUs (%(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=out, help="folder for JSON, table and plot (%(default)s)")
+    parser.add_argument(
+        "--out", type=new_folder("--out"), default=str(out), help="folder for JSON, table and plot (%(default)s)"
+    )
     parser.add_argument("--name", default="jacobians", help="what these files are called (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
 

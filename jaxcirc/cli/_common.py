@@ -1,14 +1,11 @@
-"""What the commands share: the model and prompts they are given, progress, the compilation cache, results on the screen."""
+"""What the commands share: the model and prompts they are given, progress, results on the screen."""
 
 import argparse
 import json
 import os
-import re
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,14 +14,16 @@ import numpy as np
 
 from .._files import read_text
 from .._sites import Site
+from .._words import counted
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
 from ..circuits import annotate_latents, Circuit, discover
 from ..data import load_prompts, Prompts
 from ..data._encode import beginning, begun
-from ..interop import from_pretrained, load_saes, load_tokenizer
+from ..interop import check_pretrained, check_saes, from_pretrained, load_saes, load_tokenizer
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ..view import note_of
+from ._options import count, existing_file, threshold
 
 
 METHODS = {
@@ -33,53 +32,6 @@ METHODS = {
     "patching": lambda steps: ExactPatching(),
 }
 Subparsers = Any  # argparse keeps the class of add_subparsers' result to itself
-
-
-def keep_compilations() -> None:
-    """Keeps compiled programs on disk between commands, unless JAX was told where, or nothing can be written there."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxcirc" / "compiled"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return
-        if not os.access(folder, os.W_OK):
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-@contextmanager
-def quiet_cache() -> Iterator[None]:
-    """Keeps one message of XLA's off standard error, and lets all else through.
-
-    On some CPUs XLA logs two long lines, as errors, for every program that it loads from the compilation cache: that the program was
-    compiled for `prefer-no-gather`, a preference which it set itself and which the CPU does not list as a feature.
-    """
-    sys.stderr.flush()
-    screen, (out, into) = os.dup(2), os.pipe()
-    os.dup2(into, 2)
-    os.close(into)
-    copying = threading.Thread(target=_copy, args=(out, screen), daemon=True)
-    copying.start()
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(screen, 2)  # closes the pipe's last end, and so ends the copying
-        copying.join()
-        os.close(out)
-        os.close(screen)
-
-
-def _copy(out: int, screen: int) -> None:
-    begun = b""
-    while chunk := os.read(out, 65536):
-        *lines, begun = re.split(rb"(?<=[\r\n])", begun + chunk)  # a bar ends its lines by a carriage return
-        if not begun.startswith(b"E"):  # not the beginning of a logged error, so it need not wait for the line's end
-            lines, begun = [*lines, begun], b""
-        os.write(screen, b"".join(line for line in lines if b"cpu_aot_loader.cc" not in line))
-    os.write(screen, begun)
 
 
 @contextmanager
@@ -114,10 +66,17 @@ def add_prompt_options(
     parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
     if dictionaries:
         parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
-    parser.add_argument("--prompts", required=True, type=Path, help=f"{prompts}: JSON lines, JSON, CSV, TSV or parquet")
+    parser.add_argument(
+        "--prompts",
+        required=True,
+        type=existing_file("--prompts"),
+        help=f"{prompts}: JSON lines, JSON, CSV, TSV or parquet",
+    )
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N prompt pairs")
+    parser.add_argument(
+        "--limit", type=count("--limit", "prompt pairs to use"), metavar="N", help="use the first N prompt pairs"
+    )
     parser.add_argument(
         "--skip-unusable", action="store_true", help="leave out pairs that do not align or whose answers are split"
     )
@@ -125,28 +84,28 @@ def add_prompt_options(
     add_bos_option(
         parser, "before each prompt (prompts of a file are taken as they stand, as what is published was measured)"
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="prompt pairs in memory at once (all)")
+    parser.add_argument(
+        "--batch-size",
+        type=count("--batch-size", "prompt pairs are in memory at once"),
+        metavar="N",
+        help="prompt pairs in memory at once (all)",
+    )
 
 
 def load_given(
     arguments: argparse.Namespace,
 ) -> tuple[Transformer, dict[Site, AbstractDictionary], Prompts, Any]:
     """Model, dictionaries, prompts and tokenizer, as the options of `add_prompt_options` name them."""
-    # The prompts first: what is wrong with them shows before a large model is read.
+    # The prompts first, and a model last: what is wrong with the others shows before a large one is read.
+    check_saes(arguments.saes)
     tokenizer = tokenizer_of(arguments)
     prompts = load_prompt_file(arguments, tokenizer)
-    return load_model(arguments), load_saes(arguments.saes), prompts, tokenizer
-
-
-def check_count(option: str, what: str, value: int | None) -> None:
-    """ValueError for an option that is given, and is below 1, where it says how many there are of something."""
-    if value is not None and value < 1:
-        raise ValueError(f"{option} is how many {what}, at least 1; got {value}.")
+    saes = load_saes(arguments.saes)
+    return load_model(arguments), saes, prompts, tokenizer
 
 
 def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
     """The prompts that are asked for."""
-    check_count("--batch-size", "prompt pairs are in memory at once", arguments.batch_size)
     bos = bool(arguments.bos)
     prompts = load_prompts(
         arguments.prompts,
@@ -159,7 +118,7 @@ def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
     lengths = np.unique(np.asarray(prompts.positions["end"]) + 1)
     size = f"{lengths[0]} tokens" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} tokens"
     put = f"{tokenizer.bos_token} put before each prompt that lacks it" if bos else "prompts as they stand in the file"
-    note(f"{arguments.prompts.name}: {len(prompts)} pair{'s' * (len(prompts) != 1)} of {size}, {put}")
+    note(f"{arguments.prompts.name}: {counted(len(prompts), 'pair')} of {size}, {put}")
     return prompts
 
 
@@ -187,7 +146,12 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--prompt", help="the text")
-    text.add_argument("--tokens", type=Path, metavar="FILE", help="token ids, taken as they are: JSON list, or .npy")
+    text.add_argument(
+        "--tokens",
+        type=existing_file("--tokens"),
+        metavar="FILE",
+        help="token ids, taken as they are: JSON list, or .npy",
+    )
     add_bos_option(
         parser, "before the text, unless it begins with it (it is put, as models of this family were trained)"
     )
@@ -198,6 +162,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 def tokens_of(arguments: argparse.Namespace) -> jax.Array:
     """The text's tokens, as the options of `add_text_options` name it; says how many, and whether a token was put before the text."""
     if arguments.prompt is None:
+        check_pretrained(arguments.model, arguments.revision)
         return jnp.asarray(ids_of(arguments, rank=1), jnp.int32)
     tokenizer = tokenizer_of(arguments)
     text = _typed(arguments.prompt)
@@ -206,9 +171,7 @@ def tokens_of(arguments: argparse.Namespace) -> jax.Array:
         raise ValueError("--prompt is empty. Expected a text.")
     begins = plain[0] == tokenizer.bos_token_id
     put = f"{tokenizer.bos_token} put before the text" if len(ids) > len(plain) else "the text as it stands"
-    note(
-        f"{len(ids)} token{'s' * (len(ids) != 1)}, {put}{f', which begins with {tokenizer.bos_token}' if begins else ''}"
-    )
+    note(f"{counted(len(ids), 'token')}, {put}{f', which begins with {tokenizer.bos_token}' if begins else ''}")
     return jnp.asarray(ids, jnp.int32)
 
 
@@ -255,7 +218,10 @@ def ids_of(arguments: argparse.Namespace, *, rank: int) -> np.ndarray:
 
 
 def tokenizer_of(arguments: argparse.Namespace) -> Any:
-    """The tokenizer that was named, or the model's own at its revision."""
+    """The tokenizer that was named, or the model's own at its revision. That there is such a model is looked at first: without one there
+    is no tokenizer either, and what is missing is the model.
+    """
+    check_pretrained(arguments.model, arguments.revision)
     if arguments.tokenizer:
         return load_tokenizer(arguments.tokenizer)
     return load_tokenizer(arguments.model, revision=arguments.revision)
@@ -263,13 +229,11 @@ def tokenizer_of(arguments: argparse.Namespace) -> Any:
 
 def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: float, edge_threshold: float) -> None:
     """The options of every command that finds a circuit."""
-    keep = "keep %s above this (%%(default)s)"
-    parser.add_argument(
-        "--node-threshold", type=float, metavar="X", default=node_threshold, help=keep % "nodes with |effect|"
-    )
-    parser.add_argument(
-        "--edge-threshold", type=float, metavar="X", default=edge_threshold, help=keep % "edges with |weight|"
-    )
+    kept = {"node": ("|effect|", node_threshold), "edge": ("|weight|", edge_threshold)}
+    for what, (strength, default) in kept.items():
+        option = f"--{what}-threshold"
+        about = f"keep {what}s with {strength} above this ({default:g})"
+        parser.add_argument(option, type=threshold(option), metavar="X", default=default, help=about)
     parser.add_argument(
         "--method",
         choices=METHODS,
@@ -277,7 +241,11 @@ def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: floa
         help="gradients that node effects take (%(default)s), or a run for each",
     )
     parser.add_argument(
-        "--steps", type=int, default=10, metavar="N", help="how many gradients are integrated (%(default)s)"
+        "--steps",
+        type=count("--steps", "gradients to integrate"),
+        default=10,
+        metavar="N",
+        help="how many gradients are integrated (%(default)s)",
     )
     parser.add_argument(
         "--edges", choices=("clean", "integrated"), default="clean", help="where edges are taken (%(default)s)"
@@ -289,27 +257,33 @@ def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
     """Prints the strongest nodes and edges."""
     meta, notes = circuit.meta, circuit.meta.get("annotations", {})
     print(
-        f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges; metric {meta['clean_metric']:.3f}, effect {meta['total_effect']:+.3f}"
+        f"{counted(len(circuit.nodes), 'node')}, {counted(len(circuit.edges), 'edge')}; "
+        f"metric {meta['clean_metric']:z.3f}, effect {meta['total_effect']:+z.3f}"
     )
     shares = meta["completeness"]
     if shares:
         ends = dict.fromkeys(f"{share:.1%}" for share in (min(shares.values()), max(shares.values())))
-        print(f"check: node effects sum to {' to '.join(ends)} of the total effect at the {len(shares)} residual sites")
+        sums = f"node effects sum to {' to '.join(ends)} of the total effect at the {counted(len(shares), 'residual site')}"
+        print(
+            f"check: {sums}"
+            if meta["method"]["name"] == "IntegratedGradients"
+            else f"note: {sums}; by this method they need not"
+        )
     if certificate := meta["certificate"]:
         print(
-            f"check: relative error of edges {certificate['error']:.1e} in {certificate['probes']} probes against float64 "
-            f"(limit {certificate['limit']:.0e})"
+            f"check: relative error of edges {certificate['error']:z.1e} in {counted(certificate['probes'], 'probe')} against float64 "
+            f"(limit {certificate['limit']:z.0e})"
         )
     if not len(circuit.edges):
-        print(f"no edge has |weight| above {meta['edge_threshold']:g}; the largest is {meta['largest_edge']:.3g}")
+        print(f"no edge has |weight| above {meta['edge_threshold']:g}; the largest is {meta['largest_edge']:z.3g}")
     if set(circuit.nodes["kind"]) == {"error"}:
         print("all nodes are errors: these dictionaries say little of what matters here")
     print("\nstrongest nodes")
     for node in circuit.node_rows()[:most]:
-        print(f"  {node.effect:+8.3f}  {node.node:<38} {note_of(notes, node)}")
+        print(f"  {node.effect:+z8.3f}  {node.node:<38} {note_of(notes, node)}")
     print("\nstrongest edges")
     for edge in circuit.edge_rows()[:most]:
-        print(f"  {edge.weight:+8.3f}  {edge.source:<38} -> {edge.target}")
+        print(f"  {edge.weight:+z8.3f}  {edge.source:<38} -> {edge.target}")
 
 
 def find_circuit(

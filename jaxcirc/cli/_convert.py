@@ -2,11 +2,12 @@
 
 import argparse
 import json
-from pathlib import Path
 
-from ..circuits import check_output, Circuit, load_annotations
+from .._words import counted
+from ..circuits import Circuit, load_annotations
 from ..view import note_of
 from ._common import Subparsers
+from ._options import existing_file, new_circuit, threshold
 
 
 def add(subparsers: Subparsers) -> None:
@@ -16,16 +17,21 @@ def add(subparsers: Subparsers) -> None:
         description="Reads a circuit file (.pt) of the feature-circuits project, and saves and draws the circuit. Takes PyTorch.",
         epilog="example: jaxcirc convert rc_train_n100_aggsum.pt --out circuit --annotations annotations.jsonl",
     )
-    parser.add_argument("file", type=Path, help="the .pt file")
-    parser.add_argument("--out", type=Path, default=Path("circuit"), help="folder for the circuit (%(default)s)")
+    parser.add_argument("file", type=existing_file("file"), help="the .pt file")
     parser.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="what latents mean: JSON lines, JSON, CSV or TSV"
+        "--out", type=new_circuit("--out"), default="circuit", help="folder for the circuit (%(default)s)"
+    )
+    parser.add_argument(
+        "--annotations",
+        type=existing_file("--annotations"),
+        metavar="FILE",
+        help="what latents mean: JSON lines, JSON, CSV or TSV",
     )
     parser.add_argument("--model", metavar="NAME", help="the model that it was found in, for `evaluate` to check")
     for what, strength in (("node", "|effect|"), ("edge", "|weight|")):
         parser.add_argument(
             f"--{what}-threshold",
-            type=float,
+            type=threshold(f"--{what}-threshold"),
             metavar="X",
             default=0.0,
             help=f"keep {what}s with {strength} above this (%(default)s)",
@@ -35,7 +41,6 @@ def add(subparsers: Subparsers) -> None:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    check_output(arguments.out)
     notes = load_annotations(arguments.annotations) if arguments.annotations else {}
     thresholds = {"node_threshold": arguments.node_threshold, "edge_threshold": arguments.edge_threshold}
     circuit = Circuit.from_feature_circuits(arguments.file, **thresholds, model=arguments.model)
@@ -51,7 +56,8 @@ def convert(arguments: argparse.Namespace) -> int:
         print(json.dumps({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)}))
         return 0
     print(
-        f"{len(circuit.nodes)} nodes ({noted} annotated), {len(circuit.edges)} edges, {circuit.meta['prompts']} prompts"
+        f"{counted(len(circuit.nodes), 'node')} ({noted} annotated), {counted(len(circuit.edges), 'edge')}, "
+        f"{counted(circuit.meta['prompts'], 'prompt')}"
     )
     for note in circuit.meta["notes"]:
         print(f"note: {note}")

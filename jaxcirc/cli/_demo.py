@@ -2,12 +2,12 @@
 
 import argparse
 import time
-from pathlib import Path
 
 from .. import data
-from ..circuits import check_output
+from .._words import counted
 from ..interop import from_pretrained, load_saes, load_tokenizer
 from ._common import add_circuit_options, deliver, find_circuit, Subparsers
+from ._options import count, new_circuit
 
 
 MODEL = "tiny-gpt2"
@@ -20,24 +20,31 @@ def add(subparsers: Subparsers) -> None:
         description="Finds the circuit by which tiny-gpt2 agrees a verb with its subject across a relative clause, and draws it.",
         epilog="example: jaxcirc demo --out my-circuit",
     )
-    parser.add_argument("--out", type=Path, default=Path("jaxcirc-demo"), help="folder for the circuit (%(default)s)")
-    parser.add_argument("--prompts", type=int, default=32, metavar="N", help="how many prompt pairs (%(default)s)")
+    parser.add_argument(
+        "--out", type=new_circuit("--out"), default="jaxcirc-demo", help="folder for the circuit (%(default)s)"
+    )
+    parser.add_argument(
+        "--prompts",
+        type=count("--prompts", "prompt pairs"),
+        default=32,
+        metavar="N",
+        help="how many prompt pairs (%(default)s)",
+    )
     add_circuit_options(parser, node_threshold=0.1, edge_threshold=0.02)
     parser.set_defaults(command=demo)
 
 
 def demo(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
-    check_output(arguments.out)
     model, saes, tokenizer = from_pretrained(MODEL), load_saes(MODEL), load_tokenizer(MODEL)
     prompts = data.subject_verb(tokenizer, arguments.prompts, kind="rc", seed=0)
     if not arguments.json:
         clean, corrupt = (tokenizer.decode(tokens[0]) for tokens in (prompts.clean, prompts.corrupt))
         answer, foil = (tokenizer.decode([int(token[0])]) for token in (prompts.answer, prompts.foil))
-        print(f"{MODEL} and its {len(saes)} dictionaries; {len(prompts)} prompt pairs such as\n")
+        print(f"{MODEL} and its {counted(len(saes), 'dictionary')}; {counted(len(prompts), 'prompt pair')} such as\n")
         print(f"  clean    {clean!r}  expects {answer!r} and not {foil!r}\n  corrupt  {corrupt!r}\n")
     circuit = find_circuit(arguments, model, saes, prompts, tokenizer, positions=True)
     deliver(circuit.annotate(title=f"{MODEL}: the verb agrees with its subject across a relative clause"), arguments)
     if not arguments.json:
-        print(f"{time.monotonic() - began:.0f} s in all.")
+        print(f"{time.monotonic() - began:z.0f} s in all.")
     return 0

@@ -1,10 +1,8 @@
 """`jaxcirc discover`: a circuit of your model, your dictionaries and your prompts."""
 
 import argparse
-from pathlib import Path
 
-from .._checks import check_share
-from ..circuits import check_output, Circuit, prune
+from ..circuits import Circuit, prune
 from ._common import (
     add_circuit_options,
     add_prompt_options,
@@ -14,6 +12,7 @@ from ._common import (
     progress_bar,
     Subparsers,
 )
+from ._options import new_circuit
 
 
 LOOKING = {"node_threshold": 0.1, "edge_threshold": 0.02}  # shows the strongest parts
@@ -31,7 +30,9 @@ def add(subparsers: Subparsers) -> None:
         ),
     )
     add_prompt_options(parser)
-    parser.add_argument("--out", type=Path, default=Path("circuit"), help="folder for the circuit (%(default)s)")
+    parser.add_argument(
+        "--out", type=new_circuit("--out"), default="circuit", help="folder for the circuit (%(default)s)"
+    )
     parser.add_argument("--positions", action="store_true", help="keep positions apart, for prompts that align")
     parser.add_argument(
         "--thresholds",
@@ -42,7 +43,7 @@ def add(subparsers: Subparsers) -> None:
     add_circuit_options(parser, **LOOKING)
     parser.add_argument(
         "--faithfulness",
-        type=float,
+        type=share("--faithfulness", "change of the metric"),
         metavar="X",
         help=(
             "raise a threshold until the circuit alone just recovers this share of the metric, such as 0.8; it begins at --node-threshold "
@@ -50,18 +51,15 @@ def add(subparsers: Subparsers) -> None:
         ),
     )
     parser.add_argument("--level", choices=("edges", "nodes"), help="what is to recover it, of --faithfulness (edges)")
-    parser.set_defaults(command=discover_file)
+    parser.set_defaults(command=discover_file, **dict.fromkeys(LOOKING))  # thresholds go by what is asked for
 
 
 def discover_file(arguments: argparse.Namespace) -> int:
-    check_output(arguments.out)
     if arguments.faithfulness is None and arguments.level is not None:
         raise ValueError(f"--level {arguments.level} says what --faithfulness is of. Give both, or neither.")
-    if arguments.faithfulness is not None:
-        check_share("--faithfulness", "change of the metric", arguments.faithfulness)
-        for name, wide in WIDE.items():
-            if getattr(arguments, name) is LOOKING[name]:  # not typed: a number that was is another object
-                setattr(arguments, name, wide)
+    for name, default in (LOOKING if arguments.faithfulness is None else WIDE).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
     model, saes, prompts, tokenizer = load_given(arguments)
     options = {name: getattr(arguments, name) for name in ("positions", "thresholds", "batch_size")}
     circuit = find_circuit(arguments, model, saes, prompts, tokenizer, **options)

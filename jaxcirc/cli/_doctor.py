@@ -84,7 +84,7 @@ def _jacobian(seq: int = 64, d_model: int = 768, heads: int = 12) -> str:
         J = edge(model, jnp.arange(seq), Site(0, Kind.RESID_PRE), Site(0, Kind.ATTN_OUT), engine=engine)
         certificate = J.certificate(jax.random.key(0), probes=1)
         worst = max(worst, certificate.error)
-    return f"relative error {worst:.1e} against float64, operation by operation"
+    return f"relative error {worst:z.1e} against float64, operation by operation"
 
 
 def _one_block(seq: int, d_model: int, heads: int) -> Transformer:
@@ -136,8 +136,8 @@ def _conservation() -> str:
 def _compare(got: np.ndarray, want: np.ndarray, limit: float) -> str:
     size = np.abs(want).max()
     if not size > 1e-3:
-        raise ValueError(f"there is nothing to compare: the largest number is {size:.2g}")
+        raise ValueError(f"there is nothing to compare: the largest number is {size:z.2g}")
     error = np.abs(got - want).max() / size
     if not error <= limit:
-        raise ValueError(f"the relative error is {error:.2g}, more than {limit:g}")
-    return f"relative error {error:.1e}"
+        raise ValueError(f"the relative error is {error:z.2g}, more than {limit:g}")
+    return f"relative error {error:z.1e}"

@@ -2,12 +2,13 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+from .._words import counted
 from ..circuits import Circuit, evaluate, MeanAblation, minimality, recovery_curve, ResampleAblation, ZeroAblation
-from ..view import check_svg, draw_curves
-from ._common import add_prompt_options, check_count, load_given, progress_bar, Subparsers
+from ..view import draw_curves
+from ._common import add_prompt_options, load_given, progress_bar, Subparsers
+from ._options import count, existing_folder, picture
 
 
 if TYPE_CHECKING:
@@ -25,14 +26,20 @@ def add(subparsers: Subparsers) -> None:
             "example: jaxcirc evaluate --circuit circuit --model tiny-gpt2 --saes tiny-gpt2 --prompts held-out.jsonl --level edges"
         ),
     )
-    parser.add_argument("--circuit", required=True, type=Path, help="folder that `jaxcirc discover` wrote")
+    parser.add_argument(
+        "--circuit", required=True, type=existing_folder("--circuit"), help="folder that `jaxcirc discover` wrote"
+    )
     add_prompt_options(parser, prompts="file of prompt pairs, best not the circuit's own")
     parser.add_argument("--level", choices=("nodes", "edges"), default="nodes", help="what is ablated (%(default)s)")
     parser.add_argument(
         "--ablation", choices=ABLATIONS, default="mean", help="to what (%(default)s, of the corrupt prompts)"
     )
     parser.add_argument(
-        "--start-layer", type=int, default=0, metavar="N", help="leave earlier layers alone (%(default)s)"
+        "--start-layer",
+        type=count("--start-layer", "layers to leave alone", least=0),
+        default=0,
+        metavar="N",
+        help="leave earlier layers alone (%(default)s)",
     )
     parser.add_argument(
         "--errors",
@@ -41,18 +48,18 @@ def add(subparsers: Subparsers) -> None:
         help="what happens to error nodes (%(default)s)",
     )
     parser.add_argument("--curve", action="store_true", help="at ever higher thresholds, next to random circuits")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw that curve as an SVG file")
+    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw that curve as an SVG file")
     parser.add_argument(
-        "--minimality", type=int, metavar="N", help="without each of the N strongest nodes or edges, one by one"
+        "--minimality",
+        type=count("--minimality", "parts to try"),
+        metavar="N",
+        help="without each of the N strongest nodes or edges, one by one",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=evaluate_file)
 
 
 def evaluate_file(arguments: argparse.Namespace) -> int:
-    if arguments.plot:
-        check_svg(arguments.plot)
-    check_count("--minimality", "parts to try", arguments.minimality)
     circuit = Circuit.load(arguments.circuit)
     model, saes, prompts, _ = load_given(arguments)
     given = (circuit, model, saes, prompts.clean, prompts.corrupt, prompts.metric())
@@ -76,11 +83,12 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({**found.as_dict(), **{name: _records(table) for name, table in tables.items()}}))
         return 0
-    print(f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, {len(prompts.clean)} prompts, by {arguments.level}")
+    sizes = (len(circuit.nodes), "node"), (len(circuit.edges), "edge"), (len(prompts), "prompt")
+    print(f"{', '.join(counted(*size) for size in sizes)}, by {arguments.level}")
     for name in ("faithfulness", "completeness"):
         low, high = found.interval(name)
-        interval = "(one prompt tells nothing of others)" if low != low else f"(95 %: {low:.3f} to {high:.3f})"
-        print(f"{name:<13} {getattr(found, name):7.3f}   {interval}")
+        interval = "(one prompt tells nothing of others)" if low != low else f"(95 %: {low:z.3f} to {high:z.3f})"
+        print(f"{name:<13} {getattr(found, name):z7.3f}   {interval}")
     moved = found.per_prompt["full"] - found.per_prompt["empty"]
     if abs(moved.mean()) < 2 * moved.std() / len(moved) ** 0.5:
         print(
@@ -92,9 +100,9 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
             "parts; jaxcirc discover --faithfulness 0.8 finds those that carry as much"
         )
     for name in ("full", "circuit", "empty", "complement"):
-        print(f"metric, {name:<11} {found.per_prompt[name].mean():+7.3f}")
+        print(f"metric, {name:<11} {found.per_prompt[name].mean():+z7.3f}")
     for table in tables.values():
-        print("\n" + table.to_string(index=False, float_format="{:.3g}".format))
+        print("\n" + table.to_string(index=False, float_format="{:z.3g}".format))
     if arguments.plot:
         print(f"\ndrawn in {arguments.plot}.")
     return 0

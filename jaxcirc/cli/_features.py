@@ -2,12 +2,12 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from ..features import feature_jacobian, FeatureJacobian, SIDES, steer_features
-from ..interop import load_saes
-from ..view import check_svg, draw_features
-from ._common import add_text_options, check_count, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
+from ..interop import check_saes, load_saes
+from ..view import draw_features
+from ._common import add_text_options, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
+from ._options import count, number, one_of, picture, site, threshold
 
 
 def add(subparsers: Subparsers) -> None:
@@ -21,36 +21,61 @@ def add(subparsers: Subparsers) -> None:
     )
     add_text_options(parser)
     parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
-    parser.add_argument("--source", required=True, metavar="SITE", help="such as blocks.0.mlp.hook_post")
-    parser.add_argument("--target", required=True, metavar="SITE", help="such as blocks.1.mlp.hook_post")
     parser.add_argument(
-        "--minimum", type=float, default=1.0, metavar="X", help="latents above this are on (%(default)s)"
+        "--source", required=True, type=site("--source"), metavar="SITE", help="such as blocks.0.mlp.hook_post"
     )
-    parser.add_argument("--positions", default="same", help="pairs at the same position, or all (%(default)s)")
+    parser.add_argument(
+        "--target", required=True, type=site("--target"), metavar="SITE", help="such as blocks.1.mlp.hook_post"
+    )
+    parser.add_argument(
+        "--minimum",
+        type=threshold("--minimum"),
+        default=1.0,
+        metavar="X",
+        help="latents above this are on (%(default)s)",
+    )
+    parser.add_argument(
+        "--positions",
+        type=one_of("--positions", ("same", "all")),
+        default="same",
+        help="pairs at the same position, or all (%(default)s)",
+    )
     parser.add_argument(
         "--substitute",
         nargs="*",
+        type=one_of("--substitute", SIDES, says="names {}, both or none"),
         default=list(SIDES),
         metavar="SIDE",
         help="whose reconstruction is put in place of its site: source, target, or with nothing behind it none (both)",
     )
-    parser.add_argument("--most", type=int, default=12, metavar="N", help="how many pairs to print (%(default)s)")
     parser.add_argument(
-        "--step", type=float, default=0.1, metavar="X", help="how far their sources are moved (%(default)s)"
+        "--most",
+        type=count("--most", "pairs to print"),
+        default=12,
+        metavar="N",
+        help="how many pairs to print (%(default)s)",
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="SVG file for the distribution of gradients, and cosines"
+        "--step",
+        type=number("--step"),
+        default=0.1,
+        metavar="X",
+        help="how far their sources are moved (%(default)s)",
+    )
+    parser.add_argument(
+        "--plot",
+        type=picture("--plot"),
+        metavar="FILE",
+        help="SVG file for the distribution of gradients, and cosines",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=features)
 
 
 def features(arguments: argparse.Namespace) -> int:
-    if arguments.plot:
-        check_svg(arguments.plot)
-    check_count("--most", "pairs to print", arguments.most)
-    tokens = tokens_of(arguments)
-    model, saes = load_model(arguments), load_saes(arguments.saes)
+    check_saes(arguments.saes)
+    tokens, saes = tokens_of(arguments), load_saes(arguments.saes)
+    model = load_model(arguments)
     with progress_bar() as progress:
         J = feature_jacobian(
             model,
@@ -101,7 +126,7 @@ def _show(J: FeatureJacobian, table) -> None:
     print(repr(J))
     if len(J) > 1 and J.has_cosine:
         found = J.correlation()
-        print(f"|gradient| with |cosine|: Pearson {found.pearson:.3f}, Spearman {found.spearman:.3f}")
+        print(f"|gradient| with |cosine|: Pearson {found.pearson:z.3f}, Spearman {found.spearman:z.3f}")
     print(f"\nstrongest pairs, and what the target does when its source is moved by {table['step'][0]:g}")
     beside = ["step", *(["source_position"] if J.positions == "same" else [])]
-    print(table.drop(columns=beside).to_string(index=False, float_format="{:+.4f}".format))
+    print(table.drop(columns=beside).to_string(index=False, float_format="{:+z.4f}".format))

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_count
+from .._words import counted
 from ..attribution import (
     AbstractHeadMethod,
     affordable_method,
@@ -22,7 +21,7 @@ from ..attribution import (
 )
 from ..data import Prompts
 from ..models import Transformer
-from ..view import check_svg, draw_head_effects
+from ..view import draw_head_effects
 from ._common import (
     add_prompt_options,
     load_model,
@@ -31,6 +30,7 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
+from ._options import count, picture
 
 
 METHODS: dict[str, AbstractHeadMethod] = {
@@ -60,16 +60,19 @@ def add(subparsers: Subparsers) -> None:
         "where layers are few. gradient: to first order. auto: patching where that takes about as long as atp-star, otherwise atp-star; "
         "what it took is printed (%(default)s)",
     )
-    parser.add_argument("--most", type=int, default=12, metavar="N", help="how many heads to print (%(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw all heads as an SVG file")
+    parser.add_argument(
+        "--most",
+        type=count("--most", "heads to print"),
+        default=12,
+        metavar="N",
+        help="how many heads to print (%(default)s)",
+    )
+    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw all heads as an SVG file")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=heads)
 
 
 def heads(arguments: argparse.Namespace) -> int:
-    if arguments.plot:
-        check_svg(arguments.plot)
-    check_count("--most", "heads to print", arguments.most)
     prompts = load_prompt_file(arguments, tokenizer_of(arguments))
     model = load_model(arguments)
     method = _method(arguments, model, prompts)
@@ -84,7 +87,10 @@ def heads(arguments: argparse.Namespace) -> int:
         about = {"model": model.name, "method": name, "prompts": len(prompts)}
         print(json.dumps({**about, "clean_metric": clean, "total_effect": total, "rows": rows, "plot": plot}))
         return 0
-    print(f"{len(rows)} heads of {model.name}, {len(prompts)} prompts; metric {clean:.3f}, effect {total:+.3f}")
+    print(
+        f"{counted(len(rows), 'head')} of {model.name}, {counted(len(prompts), 'prompt')}; "
+        f"metric {clean:z.3f}, effect {total:+z.3f}"
+    )
     runs = patching_runs(model, *prompts.clean.shape)
     rather = (
         f"; --method patching would take {runs:,} runs" if arguments.method == "auto" and method == AtPStar() else ""
@@ -93,8 +99,7 @@ def heads(arguments: argparse.Namespace) -> int:
     print("head    output    query      key    value")
     sign = "" if method == METHODS["atp-star-graddrop"] else "+"
     for row in rows[: arguments.most]:
-        # Nothing is no more negative than positive.
-        print(f"{row['head']:<6}" + " ".join(f"{round(row[part], 3) + 0.0:{sign}8.3f}" for part in PARTS))
+        print(f"{row['head']:<6}" + " ".join(f"{row[part]:{sign}z8.3f}" for part in PARTS))
     if arguments.plot:
         print(f"\ndrawn in {arguments.plot}.")
     return 0

@@ -2,14 +2,14 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import jacobian as jac
-from ..interop import load_saes
-from ._common import add_text_options, check_count, load_model, progress_bar, Subparsers, tokens_of
+from ..interop import check_saes, load_saes
+from ._common import add_text_options, load_model, progress_bar, Subparsers, tokens_of
+from ._options import count, new_file, site, whole_number
 
 
 HELD = {"layer_norms": jac.frozen.layer_norms, "patterns": jac.frozen.patterns}
@@ -25,10 +25,18 @@ def add(subparsers: Subparsers) -> None:
         "--source blocks.0.hook_resid_pre --target blocks.3.hook_resid_post --target-pos -1 --out jacobian.safetensors",
     )
     add_text_options(parser)
-    parser.add_argument("--source", required=True, metavar="SITE", help="such as blocks.0.hook_resid_pre")
-    parser.add_argument("--target", required=True, metavar="SITE", help="such as blocks.3.hook_resid_post")
-    parser.add_argument("--source-pos", type=int, nargs="+", metavar="P", help="only these positions (all)")
-    parser.add_argument("--target-pos", type=int, nargs="+", metavar="P", help="only these positions (all)")
+    parser.add_argument(
+        "--source", required=True, type=site("--source"), metavar="SITE", help="such as blocks.0.hook_resid_pre"
+    )
+    parser.add_argument(
+        "--target", required=True, type=site("--target"), metavar="SITE", help="such as blocks.3.hook_resid_post"
+    )
+    parser.add_argument(
+        "--source-pos", type=whole_number("--source-pos"), nargs="+", metavar="P", help="only these positions (all)"
+    )
+    parser.add_argument(
+        "--target-pos", type=whole_number("--target-pos"), nargs="+", metavar="P", help="only these positions (all)"
+    )
     parser.add_argument(
         "--freeze",
         nargs="+",
@@ -41,10 +49,14 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--engine", choices=("auto", "autodiff", "structured"), default="auto", help="(%(default)s)")
     parser.add_argument(
-        "--rank", type=int, default=8, metavar="N", help="leading singular values to print (%(default)s)"
+        "--rank",
+        type=count("--rank", "singular values to print"),
+        default=8,
+        metavar="N",
+        help="leading singular values to print (%(default)s)",
     )
     parser.add_argument(
-        "--out", type=Path, help="safetensors file for the matrix; interrupted work goes on where it was"
+        "--out", type=new_file("--out"), help="safetensors file for the matrix; interrupted work goes on where it was"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a Jacobian that --out holds")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -52,9 +64,10 @@ def add(subparsers: Subparsers) -> None:
 
 
 def jacobian(arguments: argparse.Namespace) -> int:
-    check_count("--rank", "singular values to print", arguments.rank)
     if arguments.out:
         jac.check_free(arguments.out)
+    if arguments.saes:
+        check_saes(arguments.saes)
     tokens = tokens_of(arguments)
     model = load_model(arguments)
     frozen: set[Any] = set()
@@ -81,9 +94,9 @@ def jacobian(arguments: argparse.Namespace) -> int:
     print(
         f"{result['target']} {result['target_shape']} by {result['source']} {result['source_shape']}, {result['engine']}"
     )
-    print(f"Frobenius norm {result['frobenius']}, spectral norm {result['singular_values'][0]:.6g}")
-    print("singular values  " + "  ".join(f"{value:.4g}" for value in result["singular_values"]))
-    print("norm from position  " + "  ".join(f"{norm:.3g}" for norm in result["norm_by_source"]))
+    print(f"Frobenius norm {result['frobenius']}, spectral norm {result['singular_values'][0]:z.6g}")
+    print("singular values  " + "  ".join(f"{value:z.4g}" for value in result["singular_values"]))
+    print("norm from position  " + "  ".join(f"{norm:z.3g}" for norm in result["norm_by_source"]))
     print(f"certificate: {result['said']}")
     if arguments.out:
         if result["computed"]:
@@ -116,7 +129,7 @@ def _measure(J: jac.EdgeJacobian, arguments: argparse.Namespace) -> dict[str, An
         "source_shape": list(J.source_shape),
         "target_shape": list(J.target_shape),
         "engine": jac.select(J, "matrix"),
-        "frobenius": float(f"{np.sqrt(np.sum(squares)):.6g}"),
+        "frobenius": float(f"{np.sqrt(np.sum(squares)):z.6g}"),
         "singular_values": [float(value) for value in values],
         "norm_by_source": [float(norm) for norm in np.sqrt(squares)],
         "certificate": certificate.as_dict(),

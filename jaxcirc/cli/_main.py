@@ -3,17 +3,50 @@
 import argparse
 import io
 import os
+import re
 import sys
 import traceback
+from typing import NoReturn
 
+from .. import _stop
 from .._version import __version__
 from . import _bench, _convert, _demo, _discover, _doctor, _evaluate, _features, _heads, _jacobian, _self_repair, _steer
-from ._common import keep_compilations, quiet_cache
+from ._language import in_options
+from ._screen import keep_compilations, leave_cleanly, notes, quiet_cache
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. Exit code 0; 1 if a check of `doctor` fails; 2, with one line that says what to do, for bad input."""
-    parser = argparse.ArgumentParser(
+    """Runs one command. Exit code 0; 1 if a check of `doctor` fails; 2, with one line that says what to do, for bad input; 130 if it was
+    stopped.
+
+    Without `argv` the process is the command, and Ctrl-C ends it at once, with nothing half-written left. With `argv` signals are the
+    caller's.
+    """
+    if argv is not None:
+        return _run(argv)
+    _stop.hold()
+    leave_cleanly()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal or pipe has no letters for is written as an escape
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _run(sys.argv[1:])
+    finally:
+        _stop.settle()
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong with the command line in one line, as all else is told."""
+
+    def error(self, message: str) -> NoReturn:
+        own = re.sub(r"^argument ([^:]*): (?=\1\b)", "", message)  # a check of ours names the option itself
+        if own != message:
+            raise ValueError(own)
+        raise ValueError(f"{message.removeprefix('argument ')}. `{self.prog} --help` lists what there is.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
         prog="jaxcirc",
         description="Jacobians, edges and circuits of transformers in JAX.",
         epilog="example: jaxcirc demo",
@@ -35,14 +68,18 @@ def main(argv: list[str] | None = None) -> int:
         _bench,
     ):
         command.add(subparsers)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal or pipe has no letters for is written as an escape
-        sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _run(argv: list[str]) -> int:
     keep_compilations()
     # transformers' advice that PyTorch is missing looks like an error, and tokenizers need none.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    arguments = argparse.Namespace()
+    say = lambda text: in_options(text, arguments)
     try:
-        with quiet_cache():
+        _parser().parse_args(argv, arguments)
+        with notes(say), quiet_cache():
             return arguments.command(arguments)
     except BrokenPipeError:  # whoever read the output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,9 +88,10 @@ def main(argv: list[str] | None = None) -> int:
         print("jaxcirc: stopped.", file=sys.stderr)
         return 130
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
-        if arguments.traceback:
+        _stop.halt_if_leaving()
+        if getattr(arguments, "traceback", False):
             traceback.print_exc()
-        print(f"jaxcirc: {_one_line(error)}", file=sys.stderr)
+        print(f"jaxcirc: {say(_one_line(error))}", file=sys.stderr)
         return 2
 
 

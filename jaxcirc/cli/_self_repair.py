@@ -2,16 +2,18 @@
 
 import argparse
 import json
-from pathlib import Path
+import math
 from typing import Any
 
 import jax.numpy as jnp
 
 from .. import data
 from .._files import read_text
+from .._words import counted
 from ..components import check_head, OLS, Resample, self_repair, SelfRepair
+from ..interop import check_pretrained
 from ..models import process_weights, Transformer
-from ..view import check_svg, draw_self_repair
+from ..view import draw_self_repair
 from ._common import (
     add_bos_option,
     encode_text,
@@ -23,9 +25,11 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
+from ._options import count, existing_file, head, number, picture, share
 
 
 SHOWN = 10
+LINE = ("slope", "low", "high", "intercept")
 
 
 def add(subparsers: Subparsers) -> None:
@@ -40,12 +44,28 @@ def add(subparsers: Subparsers) -> None:
         "--model", default="tiny-gpt2", help="a shipped model, a Hugging Face folder, or a Hub id (%(default)s)"
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--text", type=Path, metavar="FILE", help="a prompt a line (sentences on subject-verb agreement)")
-    what.add_argument("--tokens", type=Path, metavar="FILE", help="token ids of prompts of one length: .npy, or JSON")
-    parser.add_argument("--prompts", type=int, default=64, metavar="N", help="how many prompts at most (%(default)s)")
+    what.add_argument(
+        "--text",
+        type=existing_file("--text"),
+        metavar="FILE",
+        help="a prompt a line (sentences on subject-verb agreement)",
+    )
+    what.add_argument(
+        "--tokens",
+        type=existing_file("--tokens"),
+        metavar="FILE",
+        help="token ids of prompts of one length: .npy, or JSON",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=count("--prompts", "prompts, each with another's values", least=2),
+        default=64,
+        metavar="N",
+        help="how many prompts at most (%(default)s)",
+    )
     parser.add_argument(
         "--length",
-        type=int,
+        type=count("--length", "tokens of each prompt", least=2),
         metavar="N",
         help="tokens a prompt, with what is put before it; shorter lines are left out (the shortest line's)",
     )
@@ -53,36 +73,45 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")
     parser.add_argument("--raw", action="store_true", help="weights as they are, not processed as in publications")
-    parser.add_argument("--only", nargs="+", metavar="L.H", help="ablate only these heads, such as 9.6 (all)")
     parser.add_argument(
-        "--minimum", type=float, metavar="X", help="only tokens on which the head's direct effect is above X"
+        "--only", nargs="+", type=head("--only"), metavar="L.H", help="ablate only these heads, such as 9.6 (all)"
+    )
+    parser.add_argument(
+        "--minimum",
+        type=number("--minimum"),
+        metavar="X",
+        help="only tokens on which the head's direct effect is above X",
     )
     parser.add_argument("--no-intercept", action="store_true", help="lines through the origin")
     parser.add_argument(
-        "--share", type=float, default=0.02, metavar="X", help="of tokens that each head helps most (%(default)s)"
+        "--share",
+        type=share("--share", "tokens"),
+        default=0.02,
+        metavar="X",
+        help="of tokens that each head helps most (%(default)s)",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw slopes and tokens as an SVG file")
+    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw slopes and tokens as an SVG file")
     parser.add_argument(
-        "--head", nargs="+", default=[], metavar="L.H", help="whose tokens are drawn (those of the largest slope)"
+        "--head",
+        nargs="+",
+        type=head("--head"),
+        default=[],
+        metavar="L.H",
+        help="whose tokens are drawn (those of the largest slope)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=repair)
 
 
 def repair(arguments: argparse.Namespace) -> int:
-    if arguments.plot:
-        check_svg(arguments.plot)
-    drawn = [_head(name) for name in arguments.head]
-    only = None if arguments.only is None else [_head(name) for name in arguments.only]
-    if not 0 < arguments.share <= 1:
-        raise ValueError(f"--share is a part of the tokens, above 0 and up to 1; got {arguments.share}.")
-    for head in drawn:
-        if only is not None and head not in only:
-            raise ValueError("--head draws heads of those that --only names; {}.{} is not one.".format(*head))
+    drawn, only = arguments.head, arguments.only
+    for at in drawn:
+        if only is not None and at not in only:
+            raise ValueError("--head draws heads of those that --only names; {}.{} is not one.".format(*at))
     tokens = _tokens(arguments)
     model = load_model(arguments)
-    for head in drawn:
-        check_head(model, *head)
+    for at in drawn:
+        check_head(model, *at)
     model = model if arguments.raw else process_weights(model)
     with progress_bar() as progress:
         found = self_repair(
@@ -105,14 +134,15 @@ def repair(arguments: argparse.Namespace) -> int:
 
 
 def _rows(found: SelfRepair, share: float) -> list[dict[str, Any]]:
-    """A row a head, the largest slope first."""
-    (low, high), top = found.interval(), found.top(share)
+    """A row a head, the largest slope first; those of the last layer have none, because no head comes after them."""
+    (low, high), top, last = found.interval(), found.top(share), len(found.slope) - 1
     rows = []
     for at in found.heads:
         numbers = {"slope": found.slope, "low": low, "high": high, "intercept": found.intercept}
         numbers |= {name: getattr(top, name) for name in ("direct", "ablated", "change", "heads", "mlps", "norm")}
-        rows.append({"head": "{}.{}".format(*at), **{name: float(values[at]) for name, values in numbers.items()}})
-    return sorted(rows, key=lambda row: -row["slope"])
+        row = {"head": "{}.{}".format(*at), **{name: float(values[at]) for name, values in numbers.items()}}
+        rows.append(row | dict.fromkeys(LINE) if at[0] == last else row)
+    return sorted(rows, key=lambda row: math.inf if row["slope"] is None else -row["slope"])
 
 
 def _summary(
@@ -133,35 +163,36 @@ def _summary(
 
 def _show(model: Transformer, found: SelfRepair, rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     tokens, prompts = int(found.used.sum()), len(found.used)
-    print(f"{len(rows)} heads of {model.name}, each ablated alone, on {tokens} tokens of {prompts} prompts\n")
     print(
-        f"slope of the later heads' change on the head's direct effect, and on the {arguments.share:.2g} of tokens with the"
+        f"{counted(len(rows), 'head')} of {model.name}, {'each ' if len(rows) > 1 else ''}ablated alone, on "
+        f"{counted(tokens, 'token')} of {counted(prompts, 'prompt')}\n"
+    )
+    print(
+        f"slope of the later heads' change on the head's direct effect, and on the {arguments.share:z.2g} of tokens with the"
     )
     print("largest direct effect the means of it, of it after ablation, of the logit's change, and of the repair by")
     print("later heads, MLPs and the final norm\n")
     print("head    slope  (95 %)              direct ablated  logit    heads   mlps   norm")
-    last = f"{model.n_layers - 1}."  # with nothing after it to repair
-    for row in [row for row in rows if not row["head"].startswith(last)][:SHOWN]:
-        line = f"{row['head']:<6}{row['slope']:+7.3f}  ({row['low']:+.3f} to {row['high']:+.3f})  "
+    for row in rows[:SHOWN]:
+        line = f"{row['head']:<6}" + (
+            f"{'–':>7}{'':22}"
+            if row["slope"] is None
+            else f"{row['slope']:+z7.3f}  ({row['low']:+z.3f} to {row['high']:+z.3f})  "
+        )
         names = ("direct", "ablated", "change", "heads", "mlps", "norm")
-        print(line + "".join(f"{row[name]:+7.3f}" + ("  " if name == "change" else " ") for name in names))
-    if len(rows) > SHOWN:
-        print(f"…     {rows[-1]['slope']:+7.3f}, of {rows[-1]['head']}, is the smallest of {len(rows)}")
+        print(line + "".join(f"{row[name]:+z7.3f}" + ("  " if name == "change" else " ") for name in names))
+    fitted = [row for row in rows if row["slope"] is not None]
+    if len(fitted) > SHOWN:
+        print(f"…     {fitted[-1]['slope']:+z7.3f}, of {fitted[-1]['head']}, is the smallest of {len(fitted)}")
+    if len(fitted) < len(rows):
+        print(f"no slopes of layer {model.n_layers - 1}: no head comes after it")
     if arguments.plot:
         print(f"\ndrawn in {arguments.plot}.")
 
 
-def _head(name: str) -> tuple[int, int]:
-    layer, dot, head = name.partition(".")
-    if not (dot and layer.isdecimal() and head.isdecimal()):
-        raise ValueError(f"A head is written LAYER.HEAD, such as 9.6; got {name!r}.")
-    return int(layer), int(head)
-
-
 def _tokens(arguments: argparse.Namespace):
-    if arguments.prompts < 2:
-        raise ValueError(f"--prompts is at least 2, because each takes another's values; got {arguments.prompts}.")
     if arguments.tokens is not None:
+        check_pretrained(arguments.model, arguments.revision)
         ids = ids_of(arguments, rank=2)
         return jnp.asarray(ids[: arguments.prompts, : arguments.length], jnp.int32)
     tokenizer = tokenizer_of(arguments)
@@ -179,7 +210,7 @@ def _tokens(arguments: argparse.Namespace):
     long_enough = [row[:length] for row in rows if len(row) >= length]
     if len(long_enough) < 2:
         raise ValueError(
-            f"{arguments.text} has {len(long_enough)} prompts of {length} tokens or more, and each takes another's values. Give more "
-            "lines, or a smaller --length."
+            f"{arguments.text} has {counted(len(long_enough), 'prompt')} of {length} tokens or more, and each takes another's values. "
+            "Give more lines, or a smaller --length."
         )
     return jnp.asarray(long_enough[: arguments.prompts], jnp.int32)

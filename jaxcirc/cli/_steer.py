@@ -2,10 +2,10 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from ..circuits import Circuit, steer
-from ._common import add_prompt_options, check_count, load_given, progress_bar, Subparsers
+from ._common import add_prompt_options, load_given, progress_bar, Subparsers
+from ._options import count, existing_folder, number
 
 
 def add(subparsers: Subparsers) -> None:
@@ -21,20 +21,31 @@ def add(subparsers: Subparsers) -> None:
             "--strengths 0.5 1 2"
         ),
     )
-    parser.add_argument("--circuit", required=True, type=Path, help="folder that `jaxcirc discover` wrote")
+    parser.add_argument(
+        "--circuit", required=True, type=existing_folder("--circuit"), help="folder that `jaxcirc discover` wrote"
+    )
     add_prompt_options(parser)
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--nodes", nargs="+", metavar="NODE", help="names of nodes")
-    chosen.add_argument("--strongest", type=int, metavar="N", help="the N nodes with the largest effects")
+    chosen.add_argument(
+        "--strongest",
+        type=count("--strongest", "nodes to move"),
+        metavar="N",
+        help="the N nodes with the largest effects",
+    )
     parser.add_argument(
-        "--strengths", nargs="+", type=float, default=[1.0], metavar="X", help="how far: 1 is to the corrupt value (1)"
+        "--strengths",
+        nargs="+",
+        type=number("--strengths"),
+        default=[1.0],
+        metavar="X",
+        help="how far: 1 is to the corrupt value (1)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=steer_file)
 
 
 def steer_file(arguments: argparse.Namespace) -> int:
-    check_count("--strongest", "nodes to move", arguments.strongest)
     circuit = Circuit.load(arguments.circuit)
     circuit.subgraph(arguments.nodes or [])  # names that it does not have show before a large model is read
     names = arguments.nodes or [row.node for row in circuit.node_rows()[: arguments.strongest]]
@@ -51,5 +62,5 @@ def steer_file(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"prompts": len(prompts), "rows": table.to_dict("records")}))
     else:
-        print(table.to_string(index=False, float_format="{:+.3f}".format))
+        print(table.to_string(index=False, float_format="{:+z.3f}".format))
     return 0

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_count
+from .._checks import check_count, check_list
 from .._edits import Blend
 from .._metrics import Metric
 from .._run import NOTHING, run_metric
@@ -96,6 +96,7 @@ def ablate_each(
 def _prepared(model, tokens, parts, values, metric, saes, mask):
     if isinstance(parts, str | Site) or (isinstance(parts, tuple) and any(isinstance(part, int) for part in parts)):
         raise TypeError(f"ablate: expected a list of parts, got one. Write [{parts!r}].")
+    parts = check_list("ablate: parts", "parts", parts)
     if not parts:
         raise ValueError("ablate: no part was given. Give heads as (layer, head), sites, or latents as (site, unit).")
     if not isinstance(values, AbstractValues):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_count, check_number
 from .._run import check_mask, check_tokens
 from .._tap import bare_tap
 from ..models import Transformer
@@ -40,14 +41,21 @@ class LogitLens(eqx.Module):
     def logits(self, depth: int) -> Float[Array, "batch seq d_vocab"]:
         """All logits at one depth."""
         n = self.resid.shape[1]
-        if not -n <= depth < n:
+        check_number("LogitLens.logits: depth", depth)
+        if depth != int(depth) or not -n <= depth < n:
             raise ValueError(
                 f"There is no depth {depth}: they are 0, before the first block, to {n - 1}, after the last."
             )
-        return _unembedded(self.ends, self.resid[:, depth])
+        return _unembedded(self.ends, self.resid[:, int(depth)])
 
     def top(self, k: int = 10) -> tuple[Int[Array, "batch depth seq k"], Float[Array, "batch depth seq k"]]:
-        """The `k` tokens with the largest logits at each depth, and their logits."""
+        """The `k` tokens with the largest logits at each depth, and their logits.
+
+        **Raises:** `ValueError` for fewer than one token, or more than there are.
+        """
+        check_count("LogitLens.top: k", "tokens", k)
+        if k > len(self.ends.b_U):
+            raise ValueError(f"LogitLens.top: k is {k}, and there are logits of {len(self.ends.b_U)} tokens.")
         best = lambda depth: jax.lax.top_k(self.logits(depth), k)
         values, ids = zip(*map(best, range(self.resid.shape[1])), strict=True)
         return jnp.stack(ids, axis=1), jnp.stack(values, axis=1)

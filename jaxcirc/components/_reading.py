@@ -52,6 +52,8 @@ def asked(
     if jnp.issubdtype(values.dtype, jnp.integer):
         ids = _ids(model, "answers", values, tokens.shape)
         return Asked(ids, None if foils is None else _ids(model, "foils", np.asarray(foils), tokens.shape), read)
+    if not jnp.issubdtype(values.dtype, jnp.number):
+        raise TypeError(f"answers: expected tokens, which are integers, or directions, got {answers!r}.")
     if foils is not None:
         raise ValueError("foils are tokens, and the answers are directions. Give the difference as the direction.")
     return Asked(

@@ -39,7 +39,7 @@ def beginning(tokenizer: Any, *, required: bool = False) -> list[int]:
     **Raises:** `ValueError` if it is required.
     """
     if required and tokenizer.bos_token_id is None:
-        raise ValueError("This tokenizer has no beginning-of-text token to put before text (bos=True, --bos).")
+        raise ValueError("This tokenizer has no beginning-of-text token to put before text (bos=True).")
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 

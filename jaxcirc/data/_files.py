@@ -46,7 +46,7 @@ class _Reading(NamedTuple):
         if problems.count:
             remedies = [f"Expected one {ROWS}."] if malformed else []
             if left_out and not self.skip_unusable:
-                remedies.append("Correct what is wrong, or leave such pairs out (skip_unusable=True, --skip-unusable).")
+                remedies.append("Correct what is wrong, or leave such pairs out (skip_unusable=True).")
             raise problems.error(self.path, " ".join(remedies))
         if not count:
             raise ValueError(_nothing(self.path, left_out, first))

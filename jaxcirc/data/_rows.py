@@ -78,7 +78,7 @@ def _answer(name: str, value: Any, where: str, first_answer: bool) -> str:
         some = ", ".join(map(repr, value[:3])) + (", …" if len(value) > 3 else "")
         raise Unusable(
             f"{where}: {name} lists {len(value)} ({some}), and the metric compares one answer with one foil. Give one, or take the first "
-            "of each list (first_answer=True, --first-answer)."
+            "of each list (first_answer=True)."
         )
     return _text(name, value[0], where)
 

@@ -1,12 +1,12 @@
 """`feature_jacobian`: the Jacobian between the latents of two dictionaries, those that are on."""
 
-import math
 from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._checks import check_number
 from .._guard import check_backend
 from .._run import check_tokens
 from .._sites import by_site, Site
@@ -123,7 +123,8 @@ def feature_jacobian(
 
 
 def _check_options(minimum: float, positions: str) -> None:
-    if not (math.isfinite(minimum) and minimum >= 0):
+    check_number("feature_jacobian: minimum", minimum)
+    if minimum < 0:
         raise ValueError(
             f"feature_jacobian: minimum is the value above which a latent is on, 0 or more; got {minimum}."
         )

@@ -6,6 +6,7 @@ from typing import NamedTuple, TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from .._checks import check_count
 from .._sites import Site
 
 
@@ -66,12 +67,21 @@ class FeatureJacobian:
         return not bool(np.isnan(self.cosine).any())
 
     def strongest(self, n: int) -> Int[np.ndarray, " n"]:
-        """The numbers of the rows with the `n` largest |gradient|, the largest first."""
+        """The numbers of the rows with the `n` largest |gradient|, the largest first; all, if there are no more."""
+        check_count("FeatureJacobian.strongest: n", "rows", n)
         return np.argsort(-np.abs(self.gradient), kind="stable")[:n]
 
     def rows(self, which: Bool[np.ndarray, " pair"] | Int[np.ndarray, " n"]) -> "FeatureJacobian":
         """Some of the rows, by a mask or by their numbers."""
-        return dataclasses.replace(self, **{name: getattr(self, name)[which] for name in COLUMNS})
+        chosen = np.asarray(which)
+        if chosen.ndim != 1 or (chosen.dtype != bool and not np.issubdtype(chosen.dtype, np.integer)):
+            raise TypeError(
+                f"FeatureJacobian.rows: expected a mask of the rows, or a list of their numbers, got {which!r}."
+            )
+        within = len(chosen) == len(self) if chosen.dtype == bool else (np.abs(chosen + 0.5) < len(self)).all()
+        if not within:
+            raise ValueError(f"FeatureJacobian.rows: there are {len(self)} rows, and {which!r} is of others.")
+        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in COLUMNS})
 
     def to_pandas(self) -> "pd.DataFrame":
         """All rows as a data frame, with the arrays' names as columns."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._checks import check_kind, check_numbers
 from .._edits import Replace
 from .._run import check_tokens, run
 from .._sites import by_site
@@ -59,10 +60,9 @@ def steer_features(
     import pandas as pd
 
     check_tokens(model, tokens)
+    check_kind("steer_features: jacobian", jacobian, FeatureJacobian, "what jc.feature_jacobian gives")
     chosen = _chosen(jacobian, rows)
-    steps = [float(step) for step in steps]
-    if not steps:
-        raise ValueError("steer_features: there are no steps. Give at least one, such as [0.1].")
+    steps = check_numbers("steer_features: steps", steps)
     given = by_site(saes)
     ends, pair = find_ends(model, given, jacobian.source_site, jacobian.target_site, jacobian.substitute)
     columns = [getattr(jacobian, name)[chosen] for name in ("position", "source_position", "source", "target")]

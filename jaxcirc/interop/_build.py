@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
+from .._checks import check_kind
 from .._nn import ACTIVATIONS, Attention, Block, LayerNorm, MLP
 from .._sites import Kind
 from ..models import Transformer
@@ -113,6 +114,7 @@ def _norm_arrays(path: str, norm: LayerNorm | None) -> dict[str, jax.Array]:
 
 def spec_of(model: Transformer) -> Spec:
     """What `model` is, apart from its arrays: the inverse of `build`."""
+    check_kind("model", model, Transformer, "a model, as jc.from_pretrained gives one")
     first = model.blocks[0]
     norm = model.ln_final
     return Spec(

@@ -1,6 +1,10 @@
 """Checkpoints of the Hugging Face Hub: only the configuration and one format of weights are downloaded."""
 
+import contextlib
 import re
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ._read import FORMATS, shard_files
@@ -15,16 +19,17 @@ _ALIASES = {
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+PATIENCE = 4.0  # seconds in which the Hub has to answer anything at all
+_answers: dict[str, tuple[bool, float]] = {}  # whether an endpoint answered, and until when that is taken for granted
+
+
 class Unreachable(ValueError):
     """The Hub cannot be asked, and the file is not in the cache: there may or may not be such a file."""
 
 
 def download(name: str, revision: str | None) -> Path:
     """The cached folder of a Hub checkpoint: its configuration and its weights, safetensors before PyTorch before Flax."""
-    repo = repo_id(name)
-    config = fetch(repo, "config.json", revision)
-    if config is None:
-        raise ValueError(f"{repo} has no config.json, so it is not a transformers model.")
+    repo, config = repo_id(name), configuration(name, revision)
     unreachable = None
     for file in [name + suffix for name in FORMATS for suffix in ("", ".index.json")]:
         try:
@@ -40,6 +45,14 @@ def download(name: str, revision: str | None) -> Path:
     raise unreachable or ValueError(
         f"{repo} holds no weights that can be read; expected one of {', '.join(FORMATS)}, or an index of shards."
     )
+
+
+def configuration(name: str, revision: str | None) -> Path:
+    """The cached configuration of a Hub checkpoint. **Raises:** `ValueError` if there is none, or no such checkpoint."""
+    config = fetch(repo_id(name), "config.json", revision)
+    if config is None:
+        raise ValueError(f"{repo_id(name)} has no config.json, so it is not a transformers model.")
+    return config
 
 
 def repo_id(name: str) -> str:
@@ -58,10 +71,12 @@ def fetch(repo: str, file: str, revision: str | None) -> Path | None:
     from huggingface_hub import errors
 
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
+        with patient():
+            return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
     except errors.LocalEntryNotFoundError as error:  # it is an EntryNotFoundError too
         raise Unreachable(
-            f"{repo} is not in the cache of Hub files, and the Hub cannot be reached ({_first_line(error)})."
+            f"{repo!r} is no shipped model ({', '.join(SHIPPED)}) and no folder here; {repo} is not in the cache of Hub files, and the Hub "
+            f"cannot be reached ({_first_line(error).partition('. ')[0]})."
         ) from None
     except errors.EntryNotFoundError:
         return None
@@ -73,6 +88,44 @@ def fetch(repo: str, file: str, revision: str | None) -> Path | None:
         ) from None
     except (errors.HfHubHTTPError, OSError) as error:
         raise ValueError(f"{repo} could not be downloaded from the Hub ({_first_line(error)}).") from None
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """Where the Hub is asked. If it cannot be reached its client works offline, from its cache, as `HF_HUB_OFFLINE=1` makes it do: by
+    itself it would ask for every file again and again, for half a minute each.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or _answering(constants.ENDPOINT):
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _answering(endpoint: str) -> bool:
+    """Whether anything is heard of the Hub in time."""
+    answer, until = _answers.get(endpoint, (False, 0.0))
+    if time.monotonic() > until:
+        heard: list[object] = []
+        # In a thread, because a name that is looked up has no time limit.
+        asking = threading.Thread(target=_ask, args=(endpoint, heard), daemon=True)
+        asking.start()
+        asking.join(PATIENCE)
+        answer = bool(heard)
+        _answers[endpoint] = answer, time.monotonic() + 60
+    return answer
+
+
+def _ask(endpoint: str, heard: list[object]) -> None:
+    from huggingface_hub.utils import get_session
+
+    with contextlib.suppress(Exception):  # of what kind, depends on the library that the client uses
+        heard.append(get_session().head(endpoint, timeout=PATIENCE))
 
 
 def _first_line(error: Exception) -> str:

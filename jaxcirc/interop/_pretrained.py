@@ -10,7 +10,7 @@ from ..models import Transformer
 from . import _hub
 from ._build import build
 from ._config import read_config
-from ._read import FORMATS, read_folder
+from ._read import FORMATS, read_configuration, read_folder, weights_file
 from ._shipped import SHIPPED, shipped_folder
 from ._tensors import read, to_numpy
 
@@ -65,12 +65,30 @@ def from_torch(hf_model: Any, *, dtype: DTypeLike | None = None) -> Transformer:
     return build(spec, arrays, name=config.get("_name_or_path") or source, dtype=dtype or arrays["W_E"].dtype)
 
 
+def check_pretrained(name_or_dir: str | Path, revision: str | None = None) -> None:
+    """ValueError if `from_pretrained` would find no model under this name, or one that is not supported: for before other work. Of the Hub
+    only the configuration is downloaded.
+    """
+    if _is_local(name_or_dir):
+        folder, file = locate(name_or_dir, revision)
+        config = read_configuration(folder)
+        if file is None:
+            weights_file(folder)
+    else:
+        config = read_configuration(_hub.configuration(str(name_or_dir), revision).parent)
+    read_config(config, str(name_or_dir))
+
+
 def locate(name_or_dir: str | Path, revision: str | None) -> tuple[Path, str | None]:
     """The folder of a checkpoint, and the weights file in it if one was named."""
+    if not isinstance(name_or_dir, str | Path):
+        raise TypeError(
+            f"from_pretrained: expected the name of a model, or its folder, got {name_or_dir!r}. Shipped are {', '.join(SHIPPED)}."
+        )
     name, path = str(name_or_dir), Path(name_or_dir).expanduser()
     if name in SHIPPED:
         path = shipped_folder(name)
-    elif not name or not path.exists():
+    elif not _is_local(name_or_dir):
         return _hub.download(name, revision), None
     if revision is not None:
         raise ValueError(
@@ -84,6 +102,11 @@ def locate(name_or_dir: str | Path, revision: str | None) -> tuple[Path, str | N
             )
         return path.parent, path.name
     return path, None
+
+
+def _is_local(name_or_dir: str | Path) -> bool:
+    name = str(name_or_dir)
+    return name in SHIPPED or bool(name and Path(name).expanduser().exists())
 
 
 def _short(name_or_dir: str | Path) -> str:

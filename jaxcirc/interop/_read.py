@@ -46,7 +46,7 @@ def read_folder(folder: Path, file: str | None = None) -> tuple[dict[str, object
     **Arguments:** - `file`: the weights file of the folder; `None` takes the first there is of safetensors, PyTorch, Flax, each whole or
     in shards.
     """
-    config = read_json(folder / "config.json", "A checkpoint folder has its configuration there.")
+    config = read_configuration(folder)
     name = weights_file(folder) if file is None else file
     kind, reader = FORMATS[name.removesuffix(".index.json")]
     if not name.endswith(".index.json"):
@@ -73,6 +73,11 @@ def contents(folder: Path, most: int = 8) -> str:
     if not names:
         return "It is empty."
     return f"It holds {', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}."
+
+
+def read_configuration(folder: Path) -> dict[str, Any]:
+    """The configuration of a checkpoint folder."""
+    return read_json(folder / "config.json", "A checkpoint folder has its configuration there.")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -18,13 +18,16 @@ def load_tokenizer(name_or_dir: str | Path, *, revision: str | None = None) -> A
     """
     import transformers
 
+    if not isinstance(name_or_dir, str | Path):
+        raise TypeError(f"load_tokenizer: expected the name of a model, or its folder, got {name_or_dir!r}.")
     name, path = str(name_or_dir), Path(name_or_dir).expanduser()
     if name in SHIPPED:
         path = shipped_folder(name)
     if not path.exists():
         repo = _hub.repo_id(name)
         try:
-            return transformers.AutoTokenizer.from_pretrained(repo, revision=revision or "main")
+            with _hub.patient():
+                return transformers.AutoTokenizer.from_pretrained(repo, revision=revision or "main")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"No tokenizer could be loaded for {repo} ({str(error).splitlines()[0]}). Shipped are {', '.join(SHIPPED)}; any other "
@@ -37,5 +40,5 @@ def load_tokenizer(name_or_dir: str | Path, *, revision: str | None = None) -> A
         return transformers.GPT2TokenizerFast.from_pretrained(path)  # pyright: ignore[reportAttributeAccessIssue]  # exported lazily
     raise ValueError(
         f"{path} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt. If the model was "
-        "saved without one, name the tokenizer apart (on the command line by --tokenizer)."
+        "saved without one, name the tokenizer apart."
     )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._checks import check_list
 from .._guard import check_backend
 from .._run import check_dictionaries, check_mask, check_tokens, NOTHING, run, sites
 from .._sites import by_site, did_you_mean, Kind, layer_of, Part, Site
@@ -74,7 +75,7 @@ def edge(
     if engine not in ENGINES:
         raise ValueError(f"edge: engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}.")
     saes, source, target = by_site(saes), Site.parse(source), Site.parse(target)
-    held = frozenset(map(Site.parse, frozen))
+    held = frozenset(map(Site.parse, check_list("edge: frozen", "sites", frozen)))
     check_dictionaries(model, saes)
     check_ends(model, source, target, held, saes)
     tokens, seq = jnp.asarray(tokens), tokens.shape[0]

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping
 
 import equinox as eqx
 
-from .._run import NOTHING
+from .._checks import check_number
+from .._run import check_model, NOTHING
 from .._sites import by_site, Kind, Part, Site
 from .._typing import Keys, Tokens
 from ..models import Transformer
@@ -60,6 +61,8 @@ def block_paths(
     **Reference:** Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", path expansion; mediation as in Marks et al.
     2024, arXiv 2403.19647, appendix A.1.
     """
+    check_model(model)
+    check_number("block_paths: layer", layer)
     if not 0 <= layer < model.n_layers:
         raise ValueError(f"block_paths: {model.name} has layers 0 to {model.n_layers - 1}, got {layer}.")
     saes, frozen = by_site(saes), frozenset(map(Site.parse, frozen))

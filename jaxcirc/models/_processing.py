@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._checks import check_kind
 from .._nn import Attention, Block, LayerNorm, MLP
 from .._precision import wide
 from ._transformer import Transformer
@@ -37,6 +38,7 @@ def process_weights(
     >>> jc.process_weights(model, center_unembed=False).processing
     ('fold_layer_norm', 'center_writing', 'fold_value_biases')
     """
+    check_kind("process_weights: model", model, Transformer, "a model, as jc.from_pretrained gives one")
     if center_writing and model.ln_final is None:
         raise ValueError(
             f"{model.name} has no layer norms, so the mean of its residual stream matters. Pass center_writing=False."

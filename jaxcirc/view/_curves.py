@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._checks import check_kind, check_path
 from .._files import write_text, writing_file
 from .plot import across, band, COLOURS, curve, document, frame, GREY, legend, line, upwards
 
@@ -22,6 +23,7 @@ def draw_curves(curves: "Mapping[str, pd.DataFrame]", path: str | Path) -> None:
     **Raises:** `ValueError` if there is none, or one is empty.
     """
     check_svg(path)
+    check_kind("draw_curves: curves", curves, Mapping, "tables by name, {'by nodes': jc.recovery_curve(…)}")
     if not curves or any(len(table) == 0 for table in curves.values()):
         raise ValueError("draw_curves: expected at least one table of jc.recovery_curve, none of them empty.")
     panels = [_panel(name, table) for name, table in curves.items()]
@@ -31,10 +33,11 @@ def draw_curves(curves: "Mapping[str, pd.DataFrame]", path: str | Path) -> None:
 
 def check_svg(path: str | Path) -> None:
     """ValueError unless the file is named as what it will be, and its folder is there."""
-    if Path(path).suffix != ".svg":
+    path = check_path("path", path)
+    if path.suffix != ".svg":
         raise ValueError(f"Pictures are written as SVG, and {path} does not end in .svg. Name it so.")
-    if not Path(path).parent.is_dir():
-        raise ValueError(f"There is no folder {Path(path).parent} for {Path(path).name}. Make it first.")
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} for {path.name}. Make it first.")
 
 
 def _panel(name: str, table: "pd.DataFrame") -> str:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .._checks import check_kind
 from .._files import write_text, writing_file
+from .._words import counted
 from ..features import FeatureJacobian
 from ._curves import check_svg
 from .plot import document, histogram, scatter
@@ -29,6 +31,7 @@ def draw_features(jacobian: FeatureJacobian, path: str | Path, *, mark: int | No
     >>> jc.draw_features(J, "features.svg")
     """
     check_svg(path)
+    check_kind("draw_features: jacobian", jacobian, FeatureJacobian, "what jc.feature_jacobian gives")
     row = int(jacobian.strongest(1)[0]) if mark is None else mark
     if not 0 <= row < len(jacobian):
         raise ValueError(f"draw_features: the Jacobian has rows 0 to {len(jacobian) - 1}, and mark is {mark}.")
@@ -44,7 +47,7 @@ def _gradients(jacobian: FeatureJacobian, row: int) -> str:
         jacobian.gradient.tolist(),
         label="gradient",
         side="pairs",
-        title=f"{len(jacobian)} pairs",
+        title=counted(len(jacobian), "pair"),
         note=f"{jacobian.target_site} by {jacobian.source_site}",
         marked=(float(jacobian.gradient[row]), _name(jacobian, row)),
     )
@@ -59,8 +62,8 @@ def _against_cosine(jacobian: FeatureJacobian, row: int) -> str:
         [(a, b) for a, b in sizes[drawn].tolist()],
         label="|gradient|",
         side="|cosine|",
-        title=f"Pearson {found.pearson:.3f}, Spearman {found.spearman:.3f}",
-        note=f"{len(drawn)} of {len(jacobian)} pairs" if step > 1 else "",
+        title=f"Pearson {found.pearson:z.3f}, Spearman {found.spearman:z.3f}",
+        note=f"{len(drawn)} of {counted(len(jacobian), 'pair')}" if step > 1 else "",
         fit=True,
         marked=((float(sizes[row, 0]), float(sizes[row, 1])), _name(jacobian, row)),
     )

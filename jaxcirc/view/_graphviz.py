@@ -31,7 +31,7 @@ def graphviz_of(nodes: list[NodeRow], edges: list[EdgeRow], *, most_edges: int) 
         for node in nodes:
             if node.site == site and node.node in touched:
                 shape = "box" if node.kind == "error" else "ellipse"
-                rank.node(number[node.node], f"{short(site)} / {node.label}\n{node.effect:+.3f}", shape=shape)
+                rank.node(number[node.node], f"{short(site)} / {node.label}\n{node.effect:+z.3f}", shape=shape)
         graph.subgraph(rank)
     if METRIC in touched:
         graph.node(METRIC)
@@ -39,6 +39,6 @@ def graphviz_of(nodes: list[NodeRow], edges: list[EdgeRow], *, most_edges: int) 
         colour = POSITIVE if edge.weight > 0 else NEGATIVE
         width = f"{0.5 + 4 * abs(edge.weight) / strongest:.2f}"
         graph.edge(
-            number[edge.source], number[edge.target], color=colour, penwidth=width, tooltip=f"{edge.weight:+.4f}"
+            number[edge.source], number[edge.target], color=colour, penwidth=width, tooltip=f"{edge.weight:+z.4f}"
         )
     return graph

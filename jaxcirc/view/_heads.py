@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .._checks import check_kind
 from .._files import write_text, writing_file
+from .._words import counted
 from ..attribution import HeadEffects
 from ._curves import check_svg
 from .plot import document, heat_map
@@ -20,7 +22,8 @@ def draw_head_effects(found: HeadEffects, path: str | Path) -> None:
     **Raises:** `ValueError` for a file that is not named as SVG.
     """
     check_svg(path)
-    means = f"mean of {len(found.total)} prompts; total effect {float(np.mean(found.total)):+.3g}"
+    check_kind("draw_head_effects: found", found, HeadEffects, "what jc.head_effects gives")
+    means = f"mean of {counted(len(found.total), 'prompt')}; total effect {float(np.mean(found.total)):+z.3g}"
     words = found.method.words
     panels = [
         heat_map(

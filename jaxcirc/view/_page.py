@@ -4,6 +4,7 @@ import html
 import json
 from typing import Any
 
+from .._words import counted
 from ._layout import choose, Layout, layout
 from ._rows import EdgeRow, METRIC, NEGATIVE, NodeRow, note_of, POSITIVE
 
@@ -51,8 +52,9 @@ def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, mo
     shown_meta = {key: value for key, value in meta.items() if key != "annotations"}
     settings = json.dumps(shown_meta, indent=1, ensure_ascii=False)
     about = (
-        f"{len(nodes)} nodes and {len(edges)} edges; drawn: {len(shown)} nodes and the {len(drawn)} strongest edges. "
-        f"Effects are corrupt less clean, mean over {meta.get('prompts', '?')} prompts, of {_metric(meta)}. "
+        f"{counted(len(nodes), 'node')} and {counted(len(edges), 'edge')}; drawn: {counted(len(shown), 'node')} and the "
+        f"{counted(len(drawn), 'strongest edge')}. "
+        f"Effects are corrupt less clean, mean over {_prompts(meta)}, of {_metric(meta)}. "
         "Circles are latents, squares what a dictionary does not reconstruct. Point at a node to see its edges."
     )
     return "\n".join(
@@ -75,10 +77,14 @@ def _title(meta: dict[str, Any]) -> str:
     return meta.get("title") or f"A circuit of {meta.get('model', 'a model')}"
 
 
+def _prompts(meta: dict[str, Any]) -> str:
+    return counted(meta["prompts"], "prompt") if "prompts" in meta else "prompts"
+
+
 def _metric(meta: dict[str, Any]) -> str:
     if "clean_metric" not in meta:  # a circuit from elsewhere
         return f"the metric {meta.get('metric', 'that they were found with')}"
-    return f"the metric {meta.get('metric', '?')}: clean {meta['clean_metric']:.3f}, total effect {meta['total_effect']:+.3f}"
+    return f"the metric {meta.get('metric', '?')}: clean {meta['clean_metric']:z.3f}, total effect {meta['total_effect']:+z.3f}"
 
 
 def _legend() -> str:
@@ -127,7 +133,7 @@ def _edge(edge: EdgeRow, place: Layout, strongest: float) -> str:
         f'<path class="edge" data-s="{html.escape(edge.source)}" data-t="{html.escape(edge.target)}" fill="none" '
         f'stroke="{_colour(edge.weight)}" stroke-width="{0.6 + 4.4 * share:.2f}" opacity="{0.15 + 0.6 * share**0.5:.2f}" '
         f'd="M{x1:.1f} {y1:.1f} C{x1:.1f} {y1 - bend:.1f} {x2:.1f} {y2 + bend:.1f} {x2:.1f} {y2:.1f}">'
-        f"<title>{html.escape(edge.source)} → {html.escape(edge.target)}: {edge.weight:+.4f}</title></path>"
+        f"<title>{html.escape(edge.source)} → {html.escape(edge.target)}: {edge.weight:+z.4f}</title></path>"
     )
 
 
@@ -141,7 +147,7 @@ def _node(node: NodeRow, place: Layout, largest: float, note: str) -> str:
         else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="12" {fill}/>'
     )
     pale = " pale" if share < 0.4 else ""
-    title = f"{node.node}: {node.effect:+.4f}" + (f"\n{note}" if note else "")
+    title = f"{node.node}: {node.effect:+z.4f}" + (f"\n{note}" if note else "")
     return (
         f'<g class="node" data-n="{html.escape(node.node)}"><circle cx="{x:.1f}" cy="{y:.1f}" r="12" fill="#fff"/>{shape}'
         f'<text class="unit{pale}" x="{x:.1f}" y="{y + 3:.1f}" text-anchor="middle">{node.label}</text>'
@@ -154,11 +160,11 @@ def _colour(value: float) -> str:
 
 
 def _node_cells(nodes: list[NodeRow], notes: dict[str, str]) -> list[list[str]]:
-    return [[node.node, f"{node.effect:+.4f}", note_of(notes, node)] for node in nodes[:25]]
+    return [[node.node, f"{node.effect:+z.4f}", note_of(notes, node)] for node in nodes[:25]]
 
 
 def _edge_cells(edges: list[EdgeRow]) -> list[list[str]]:
-    return [[edge.source, edge.target, f"{edge.weight:+.4f}"] for edge in edges[:25]]
+    return [[edge.source, edge.target, f"{edge.weight:+z.4f}"] for edge in edges[:25]]
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]], number: int) -> str:

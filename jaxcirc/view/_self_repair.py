@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .._checks import check_kind, check_list
 from .._files import write_text, writing_file
+from .._words import counted
 from ..components import SelfRepair
 from ._curves import check_svg
 from .plot import document, heat_map, scatter
@@ -22,13 +24,15 @@ def draw_self_repair(found: SelfRepair, path: str | Path, *, heads: Sequence[tup
     **Raises:** `ValueError` for a head that there are no numbers of, or a file that is not named as SVG.
     """
     check_svg(path)
-    for head in heads:
+    check_kind("draw_self_repair: found", found, SelfRepair, "what jc.self_repair gives")
+    for head in check_list("draw_self_repair: heads", "heads, as (layer, head),", heads):
+        check_kind("draw_self_repair: heads", head, Sequence, "a list of heads as (layer, head)")
         if tuple(head) not in found.heads:
             raise ValueError(
                 f"draw_self_repair: there is no head {tuple(head)} in the result, which has {len(found.heads)} heads."
             )
-    largest = np.unravel_index(np.nanargmax(found.slope), found.slope.shape)
-    chosen = heads or [(int(largest[0]), int(largest[1]))]
+    last = len(found.slope) - 1
+    chosen = heads or [max(found.heads, key=lambda at: -np.inf if at[0] == last else found.slope[at])]
     low, high = found.interval()
     panels = [
         _slopes(found),
@@ -39,19 +43,22 @@ def draw_self_repair(found: SelfRepair, path: str | Path, *, heads: Sequence[tup
 
 
 def _slopes(found: SelfRepair) -> str:
+    slope = found.slope.copy()
+    slope[-1] = np.nan  # nothing comes after the last layer, so there is nothing that could repair
     above = "" if found.minimum is None else f", of which those with a direct effect above {found.minimum:g}"
     return heat_map(
-        found.slope.tolist(),
+        slope.tolist(),
         label="head",
         side="layer",
         title="slope of backup on direct effect",
-        note=f"{int(found.used.sum())} tokens of {len(found.used)} prompts{above}",
+        note=f"{counted(int(found.used.sum()), 'token')} of {counted(len(found.used), 'prompt')}{above}",
         unit="slope",
     )
 
 
 def _tokens(found: SelfRepair, layer: int, head: int, interval: tuple[float, float]) -> str:
     direct, backup = found.points(layer, head)
+    last = layer == len(found.slope) - 1
     step = -(-len(direct) // MOST)
     note = "a dot a token" if step == 1 else f"a dot every {step} tokens"
     slope, intercept = (float(x[layer, head]) for x in (found.slope, found.intercept))
@@ -59,7 +66,9 @@ def _tokens(found: SelfRepair, layer: int, head: int, interval: tuple[float, flo
         list(zip(direct[::step].tolist(), backup[::step].tolist(), strict=True)),
         label="direct effect of the head (logits)",
         side="backup: change of later heads' (logits)",
-        title=f"head {layer}.{head}: slope {slope:.2f} (95 %: {interval[0]:.2f} to {interval[1]:.2f})",
-        note=f"{note}; line: {slope:.3g} x {'+' if intercept >= 0 else '-'} {abs(intercept):.2g}",
-        fit=(slope, intercept),
+        title=f"head {layer}.{head}: no head comes after it"
+        if last
+        else f"head {layer}.{head}: slope {slope:z.2f} (95 %: {interval[0]:z.2f} to {interval[1]:z.2f})",
+        note=note if last else f"{note}; line: {slope:z.3g} x {'+' if intercept >= 0 else '-'} {abs(intercept):.2g}",
+        fit=False if last else (slope, intercept),
     )

@@ -148,7 +148,7 @@ def heat_map(
     values: Sequence[Sequence[float]], *, label: str, side: str, title: str = "", note: str = "", unit: str = ""
 ) -> str:
     """A panel of coloured cells, the first row on top; colours are symmetric around 0, and a bar beside says what they mean in `unit`.
-    Numbers stand in cells that have room for them; what is not a number is left grey.
+    Numbers stand in cells that have room for them; what is not a number is grey, with a dash.
     """
     rows, columns = len(values), len(values[0])
     x, y = Axis(0, columns, LEFT, WIDTH - RIGHT - 58), Axis(0, rows, TOP, HEIGHT - BOTTOM)
@@ -160,10 +160,11 @@ def heat_map(
         for j, value in enumerate(row):
             at = (x.at(j), y.at(i), wide, high)
             parts += [_cell(*at, GREY if math.isnan(value) else diverging(value / most))]
-            if size >= 6.5 and not math.isnan(value):
+            if size >= 6.5:
+                said = "–" if math.isnan(value) else f"{value:z.2f}"
                 ink = "#ffffff" if abs(value) > 0.6 * most else "#222222"
                 middle = (x.at(j + 0.5), y.at(i + 0.5) + size / 3)
-                parts += [f'<g font-size="{size:.1f}">{text(*middle, f"{value:.2f}", anchor="middle", fill=ink)}</g>']
+                parts += [f'<g font-size="{size:.1f}">{text(*middle, said, anchor="middle", fill=ink)}</g>']
     for j in range(0, columns, _every(wide, 16.0)):
         parts += [text(x.at(j + 0.5), y.end + 14, str(j), anchor="middle")]
     for i in range(0, rows, _every(high, 11.0)):

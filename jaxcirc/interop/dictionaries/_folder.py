@@ -6,13 +6,14 @@ from pathlib import Path
 
 from jax.typing import DTypeLike
 
+from ..._checks import check_path
 from ..._sites import BySite, Site
 from ...saes import AbstractDictionary
 from .._read import contents
 from .._shipped import SHIPPED, shipped_folder
 from ._load import check_format, read_source, READERS
 from ._plain import e2e_prefixes, e2e_site
-from ._source import find, NAMED, Source, SUFFIXES, tensor_files
+from ._source import find, is_hub_id, NAMED, Source, SUFFIXES, tensor_files
 from ._sparsify import FILE as SPARSIFY
 
 
@@ -67,14 +68,29 @@ def load_saes(
     return BySite((site, found[site][1]) for site in sorted(found))
 
 
+def check_saes(folder_or_name: str | Path) -> None:
+    """ValueError if `load_saes` could find nothing under this name: for before other work. The Hub is not asked."""
+    path = check_path("load_saes: folder_or_name", folder_or_name).expanduser()
+    if str(folder_or_name) in SHIPPED or path.is_dir():
+        return
+    if path.exists():
+        raise ValueError(f"{path} is a file, and load_saes reads a folder. Use jc.load_sae.")
+    if not is_hub_id(folder_or_name):
+        raise ValueError(
+            f"There are no dictionaries at {str(folder_or_name)!r}. Expected a folder of them, a Hub id written repo/name or "
+            f"repo/name:folder, or a shipped model: {', '.join(SHIPPED)}."
+        )
+
+
 def _root(folder_or_name: str | Path, revision: str | None) -> tuple[Path, str]:
     if str(folder_or_name) in SHIPPED:
         folder = shipped_folder(str(folder_or_name)) / "saes"
         if not folder.is_dir():
             raise ValueError(f"The shipped model {folder_or_name} has no dictionaries: {folder} is missing.")
         return folder, ""
+    check_saes(folder_or_name)
     path, repository = find(folder_or_name, revision, whole=True)
-    if not path.is_dir():
+    if not path.is_dir():  # a file of the Hub
         raise ValueError(f"{path} is a file, and load_saes reads a folder. Use jc.load_sae.")
     return path, repository
 

@@ -13,8 +13,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from ..._checks import check_path
 from ..._files import read_safetensors, read_torch
 from ..._sites import Site
+from .._hub import patient
 from .._read import contents
 from .._tensors import cast
 
@@ -102,7 +104,7 @@ def find(path_or_id: str | Path, revision: str | None, *, whole: bool = False) -
     """The local file or folder, downloaded if it is a Hub id `repo/name` or `repo/name:inside`; and the Hub id, or "". `whole`: the
     whole tree below it, not one dictionary.
     """
-    path = Path(path_or_id).expanduser()
+    path = check_path("load_sae: path_or_id", path_or_id).expanduser()
     if path.exists():
         if revision is not None:
             raise ValueError(
@@ -115,6 +117,11 @@ def find(path_or_id: str | Path, revision: str | None, *, whole: bool = False) -
             f"{path} does not exist, and is not a Hub id: those are written repo/name or repo/name:folder."
         )
     return _download(match["repo"], match["inside"], revision, whole), match["repo"]
+
+
+def is_hub_id(path_or_id: str | Path) -> bool:
+    """Whether it is written like one: `repo/name` or `repo/name:inside`."""
+    return _HUB.fullmatch(str(path_or_id)) is not None
 
 
 def _download(repository: str, inside: str | None, revision: str | None, whole: bool) -> Path:
@@ -130,7 +137,8 @@ def _download(repository: str, inside: str | None, revision: str | None, whole: 
         beside = [f"{folder}/{name}".lstrip("/") for name in ("config.json", "cfg.json", "activation_scaler.json")]
         wanted = [inside, f"{inside.rstrip('/')}/*", f"{stem}_cfg.json", *beside]
     try:
-        root = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        with patient():
+            root = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:  # no network, no such repository, no such revision
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(

@@ -1,0 +1,168 @@
+"""What options take: each text is read and checked while the command line is parsed, before anything else is done.
+
+A function here makes what argparse calls a type. It is given the option's name, so that its message names what was typed.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .._checks import check_count, check_number, check_share, check_threshold
+from .._files import check_writable
+from .._sites import Site
+from ..circuits import check_output
+from ..view import check_svg
+
+
+def count(option: str, what: str, *, least: int = 1) -> Callable[[str], int]:
+    """How many `what`, at least `least`."""
+    return _reader(int, lambda value: check_count(option, what, value, least=least))
+
+
+def whole_number(option: str) -> Callable[[str], int]:
+    """A position: any whole number."""
+    return _reader(int, lambda value: _refuse_text(f"{option} takes whole numbers", value))
+
+
+def number(option: str) -> Callable[[str], float]:
+    """A finite number."""
+    return _reader(float, lambda value: check_number(option, value))
+
+
+def threshold(option: str) -> Callable[[str], float]:
+    """A size that others are compared with, 0 or more."""
+    return _reader(float, lambda value: check_threshold(option, value))
+
+
+def share(option: str, what: str) -> Callable[[str], float]:
+    """A part of `what`, above 0 and up to 1."""
+    return _reader(float, lambda value: check_share(option, what, value))
+
+
+def one_of(option: str, known: Sequence[str], says: str = "is one of {}") -> Callable[[str], str]:
+    """One of a few words; `says` what the option does with them."""
+
+    def check(value: str) -> None:
+        if value not in known:
+            raise ValueError(f"{option} {says.format(', '.join(map(repr, known)))}; got {value!r}.")
+
+    return _reader(str, check)
+
+
+def site(option: str) -> Callable[[str], str]:
+    """The name of a site, such as `blocks.0.hook_mlp_out`; whether a model has it shows when the model is there."""
+
+    def check(value: str) -> None:
+        try:
+            Site.parse(value)
+        except ValueError as error:
+            raise ValueError(f"{option}: {error}") from None
+
+    return _reader(str, check)
+
+
+def head(option: str) -> Callable[[str], tuple[int, int]]:
+    """A head, LAYER.HEAD."""
+
+    def read(text: str) -> tuple[int, int]:
+        layer, dot, number = text.partition(".")
+        if not (dot and layer.isdecimal() and number.isdecimal()):
+            raise ValueError(f"{option}: A head is written LAYER.HEAD, such as 9.6; got {text!r}.")
+        return int(layer), int(number)
+
+    return _reader(read, None)
+
+
+def existing_file(option: str) -> Callable[[str], Path]:
+    """A file that is read."""
+
+    def check(path: Path) -> None:
+        if path.is_dir():
+            raise ValueError(f"{option} {path} is a folder. Expected the name of a file.")
+        if not path.exists():
+            raise ValueError(f"{option} {path}: there is no such file.")
+
+    return _reader(Path, check)
+
+
+def existing_folder(option: str) -> Callable[[str], Path]:
+    """A folder that is read."""
+
+    def check(path: Path) -> None:
+        if not path.is_dir():
+            raise ValueError(f"{option} {path}: there is no such folder.")
+
+    return _reader(Path, check)
+
+
+def new_circuit(option: str) -> Callable[[str], Path]:
+    """A folder that a circuit is written to."""
+    return _writable(option, check_output)
+
+
+def picture(option: str) -> Callable[[str], Path]:
+    """An SVG file that is written."""
+    return _writable(option, check_svg)
+
+
+def new_file(option: str) -> Callable[[str], Path]:
+    """A file that is written."""
+
+    def check(path: Path) -> None:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder. Expected the name of a file.")
+
+    return _writable(option, check)
+
+
+def new_folder(option: str) -> Callable[[str], Path]:
+    """A folder that files are written to, beside what it holds."""
+
+    def check(path: Path) -> None:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file. Expected the name of a folder.")
+        if path.is_dir():
+            check_writable(path / "file")
+
+    return _writable(option, check)
+
+
+def _writable(option: str, check: Callable[[Path], None]) -> Callable[[str], Path]:
+    def both(path: Path) -> None:
+        try:
+            check(path)
+            check_writable(path)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written: {error.strerror}. Choose another place.") from None
+
+    def named(path: Path) -> None:
+        try:
+            both(path)
+        except ValueError as error:
+            raise ValueError(f"{option}: {error}") from None
+
+    return _reader(Path, named)
+
+
+def _reader(read: Callable[[str], Any], check: Callable[[Any], None] | None) -> Callable[[str], Any]:
+    def value_of(text: str) -> Any:
+        try:
+            try:
+                value = read(text)
+            except ValueError:
+                if check is None:
+                    raise
+                value = text  # which the check then refuses in its own words
+            if check is not None:
+                check(value)
+        except (ValueError, TypeError, OSError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    return value_of
+
+
+def _refuse_text(expected: str, value: Any) -> None:
+    if isinstance(value, str):
+        raise ValueError(f"{expected}; got {value!r}.")
