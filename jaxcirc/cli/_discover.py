@@ -12,7 +12,7 @@ from ._common import (
     progress_bar,
     Subparsers,
 )
-from ._options import new_circuit
+from ._options import new_circuit, share
 
 
 LOOKING = {"node_threshold": 0.1, "edge_threshold": 0.02}  # shows the strongest parts
