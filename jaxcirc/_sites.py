@@ -261,7 +261,7 @@ class BySite(dict[Site, T]):
         return super().__contains__(_site_or_key(key))
 
     def get(self, key: Site | str, default: Any = None) -> Any:
-        return super().get(_site_or_key(key), default)  # pyright: ignore[reportArgumentType]  # what is no site is not there
+        return self[key] if key in self else default
 
     def __repr__(self) -> str:
         return "{" + ", ".join(f"{str(site)!r}: {value!r}" for site, value in self.items()) + "}"
