@@ -443,7 +443,7 @@ BAD_OPTIONS = [
     (["features", *TEXT, "--substitute", "error"], "--substitute names 'source', 'target', both or none; got 'error'"),
     (["discover", *PAIRED, "--method", "magic"], "--method: invalid choice: 'magic'"),
     (["discover", *SHIPPED], "the following arguments are required: --prompts"),
-    (["discover", *SHIPPED, "--prompts", "nowhere.jsonl"], "--prompts nowhere.jsonl: there is no such file"),
+    (["discover", *SHIPPED, "--prompts", "nowhere.jsonl"], "--prompts nowhere.jsonl: No such file"),
     (["discover", *SHIPPED, "--prompts", "."], "--prompts . is a folder. Expected the name of a file"),
     (
         ["discover", "--model", "tiny-gpt2", "--saes", "no where", "--prompts", "PROMPTS"],
@@ -453,9 +453,9 @@ BAD_OPTIONS = [
         ["discover", "--model", "./nowhere", "--saes", "tiny-gpt2", "--prompts", "PROMPTS"],
         "There is nothing at './nowhere'",
     ),
-    (["steer", "--circuit", "nowhere", *PAIRED, "--strongest", "1"], "--circuit nowhere: there is no such folder"),
-    (["jacobian", "--model", "tiny-gpt2", "--tokens", "none.npy", *SITES], "--tokens none.npy: there is no such file"),
-    (["convert", "none.pt"], "none.pt: there is no such file"),
+    (["steer", "--circuit", "nowhere", *PAIRED, "--strongest", "1"], "--circuit nowhere: No such folder"),
+    (["jacobian", "--model", "tiny-gpt2", "--tokens", "none.npy", *SITES], "--tokens none.npy: No such file"),
+    (["convert", "none.pt"], "none.pt: No such file"),
     ([], "the following arguments are required: COMMAND"),
     (["divine"], "invalid choice: 'divine'"),
     *(

@@ -26,9 +26,6 @@ def main(argv: list[str] | None = None) -> int:
         return _run(argv)
     _stop.hold()
     leave_cleanly()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal or pipe has no letters for is written as an escape
-            stream.reconfigure(errors="backslashreplace")
     try:
         return _run(sys.argv[1:])
     finally:
@@ -72,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(argv: list[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal or pipe has no letters for is written as an escape
+            stream.reconfigure(errors="backslashreplace")
     keep_compilations()
     # transformers' advice that PyTorch is missing looks like an error, and tokenizers need none.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

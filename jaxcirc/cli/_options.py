@@ -81,7 +81,7 @@ def existing_file(option: str) -> Callable[[str], Path]:
         if path.is_dir():
             raise ValueError(f"{option} {path} is a folder. Expected the name of a file.")
         if not path.exists():
-            raise ValueError(f"{option} {path}: there is no such file.")
+            raise ValueError(f"{option} {path}: No such file.")
 
     return _reader(Path, check)
 
@@ -91,7 +91,7 @@ def existing_folder(option: str) -> Callable[[str], Path]:
 
     def check(path: Path) -> None:
         if not path.is_dir():
-            raise ValueError(f"{option} {path}: there is no such folder.")
+            raise ValueError(f"{option} {path}: No such folder.")
 
     return _reader(Path, check)
 
