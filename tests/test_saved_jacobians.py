@@ -445,7 +445,7 @@ def test_the_command_keeps_what_is_there(tmp_path, capsys):
         "j.safetensors holds a Jacobian already, blocks.2.hook_resid_pre -> blocks.2.hook_resid_post [3, 128, 3, 128] F32"
         in said
     )
-    assert "--overwrite for the command" in said
+    assert "(--overwrite)" in said
     assert main([*COMMAND, "--prompt", "The doctor", *out, "--overwrite", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["computed"]
 

@@ -93,10 +93,10 @@ def _about_thresholds(circuit: Circuit) -> str:
         )
     name = "node_threshold" if pruned["level"] == "nodes" else "edge_threshold"
     ends = [end for end in pruned["interval"] if end is not None]
-    interval = " (95 %: {:.3f} to {:.3f})".format(*ends) if ends else ""
+    interval = " (95 %: {:z.3f} to {:z.3f})".format(*ends) if ends else ""
     return (
-        f"With {name.replace('_', ' ')} {circuit.meta[name]:.3g} it keeps {len(circuit.nodes)} of {pruned['from']['nodes']} nodes and "
-        f"{len(circuit.edges)} of {pruned['from']['edges']} edges, and by its {pruned['level']} alone {pruned['reached']:.3f}{interval} of "
+        f"With {name.replace('_', ' ')} {circuit.meta[name]:z.3g} it keeps {len(circuit.nodes)} of {pruned['from']['nodes']} nodes and "
+        f"{len(circuit.edges)} of {pruned['from']['edges']} edges, and by its {pruned['level']} alone {pruned['reached']:z.3f}{interval} of "
         f"the behaviour ({pruned['faithfulness']:g} was asked for). That is of the {pruned['prompts']} prompt pairs that it was found on; "
         "an honest number is that of others."
     )

@@ -100,7 +100,7 @@ def jacobian(arguments: argparse.Namespace) -> int:
     print(f"certificate: {result['said']}")
     if arguments.out:
         if result["computed"]:
-            print(f"saved to {arguments.out}: jc.load_jacobian opens it.")
+            print(f"saved to {arguments.out}: any reader of safetensors opens it.")
         else:
             print(f"{arguments.out} held this Jacobian already, so it was not computed again; --overwrite does.")
     return 0

@@ -141,8 +141,7 @@ def saved_already(J: EdgeJacobian, path: str | Path, *, overwrite: bool = False)
     else:
         but = "for another prompt, another model, other held sites or weights of another precision"
     raise ValueError(
-        f"{path} holds a Jacobian already, {holds}, {but}. Choose another name, remove the file, or have it overwritten (overwrite=True "
-        "in Python, --overwrite for the command)."
+        f"{path} holds a Jacobian already, {holds}, {but}. Choose another name, remove the file, or have it overwritten (overwrite=True)."
     )
 
 
