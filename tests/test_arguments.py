@@ -22,6 +22,17 @@ OTHERS = TOKENS.at[:, 1].set(9)
 GIVEN = (TOKENS, OTHERS, jc.LogitDiff([2, 3], 0))
 
 
+def _tokenizer(text):
+    raise AssertionError("no text is encoded before what else is wrong is told")
+
+
+_tokenizer.encode = _tokenizer
+
+
+def _edge():
+    return jc.edge(MODEL, TOKENS[0], SITE, LATER)
+
+
 @pytest.fixture(scope="module")
 def results():
     """What verbs that take results are given where something else is wrong."""
@@ -126,6 +137,53 @@ CASES = {
         )
     },
     **{f"steps of IG {n!r}": (lambda _, n=n: jc.IntegratedGradients(n), "steps is how many") for n in (0, -1, 2.5, "2", None)},
+    **{
+        f"{verb} of no circuit": (lambda _, call=call: call(None), f"{verb}: circuit: expected a circuit, as jc.discover gives .*None")
+        for verb, call in {
+            "evaluate": lambda c: jc.evaluate(c, MODEL, SAES, *GIVEN),
+            "recovery_curve": lambda c: jc.recovery_curve(c, MODEL, SAES, *GIVEN),
+            "minimality": lambda c: jc.minimality(c, MODEL, SAES, *GIVEN),
+            "prune": lambda c: jc.prune(c, MODEL, SAES, *GIVEN),
+            "steer": lambda c: jc.steer(c, MODEL, SAES, *GIVEN, ["a"]),
+        }.items()
+    },
+    **{
+        f"{verb} of no file": (lambda _, call=call: call(None), f"{verb}: path: expected a path, got None")
+        for verb, call in {
+            "load_prompts": lambda path: jc.data.load_prompts(path, _tokenizer),
+            "PromptFile": lambda path: jc.data.PromptFile(path, _tokenizer, batch_size=1),
+            "load_annotations": jc.load_annotations,
+            "load_jacobian": jc.load_jacobian,
+            "save_jacobian": lambda path: jc.save_jacobian(_edge(), path),
+        }.items()
+    },
+    **{
+        f"{verb} without a tokenizer": (lambda _, call=call: call(None), f"{verb}: expected a tokenizer, such as .* got a NoneType")
+        for verb, call in {
+            "load_prompts": lambda tokenizer: jc.data.load_prompts("a", tokenizer),
+            "PromptFile": lambda tokenizer: jc.data.PromptFile("a", tokenizer, batch_size=1),
+            "subject_verb": lambda tokenizer: jc.data.subject_verb(tokenizer, 2, seed=0),
+            "ioi": lambda tokenizer: jc.data.ioi(tokenizer, 2, seed=0),
+        }.items()
+    },
+    **{
+        f"{n!r} prompts": (lambda _, n=n: jc.data.subject_verb(_tokenizer, n, seed=0), "n is how many prompts to make, at least 1")
+        for n in (2.5, None, "3", 0)
+    },
+    **{
+        f"seed {seed!r}": (lambda _, seed=seed: jc.data.ioi(_tokenizer, 2, seed=seed), "seed: expected a whole number from 0 on")
+        for seed in (-1, 0.5, None, "x")
+    },
+    "batches of nothing": (
+        lambda _: jc.discover_batches(MODEL, SAES, None, node_threshold=0.1, edge_threshold=0.1),
+        "discover_batches: batches: expected a list of jc.data.Prompts",
+    ),
+    "select of nothing": (lambda _: jc.select(None), "select: J: expected an operator, as jc.edge gives one, got None"),
+    "save_jacobian of nothing": (lambda _: jc.save_jacobian(None, "x"), "save_jacobian: J: expected an operator"),
+    **{f"mv of {x!r}": (lambda _, x=x: _edge().mv(x), "J.mv: tangent: expected an array, got") for x in (None, 3, "x", [1.0])},
+    **{f"rows of {x!r}": (lambda _, x=x: _edge().rows(x), "J: cotangents: expected an array, got") for x in (None, 3, "x")},
+    **{f"svd {n!r}": (lambda _, n=n: _edge().svd(n), "J.svd: rank is how many singular triples") for n in (0, 2.5, None, "3")},
+    "svd of more than there is": (lambda _: _edge().svd(10**6), r"J\.svd: the Jacobian is 64 x 64, so rank is from 1 to 64"),
     "patched at once": (lambda _: jc.ExactPatching(tokens_at_once="many"), "ExactPatching: tokens_at_once is how many"),
 }  # fmt: skip
 

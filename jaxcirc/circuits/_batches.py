@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
-from .._checks import check_optional_count
+from .._checks import check_kind, check_optional_count
 from .._metrics import Metric
 from .._sites import Site
 from ..attribution import prepare, Problem
@@ -71,6 +71,7 @@ class PromptBatches:
         source: Source[Prompts],
         metric: Callable[[Prompts], Metric],
     ):
+        check_kind("discover_batches: batches", source, Source, "a list of jc.data.Prompts, or a jc.data.PromptFile")
         if not len(source):
             raise ValueError(
                 "There are no batches of prompts. Give a list of jc.data.Prompts, or jc.data.PromptFile(path, tokenizer, batch_size=…)."

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from .._checks import check_count, check_path, check_threshold
+from .._checks import check_count, check_list, check_path, check_threshold
 from .._files import check_replaceable, write_text, writing_file, writing_folder
 from .._sites import did_you_mean
 from ..view import (
@@ -88,11 +88,9 @@ class Circuit:
 
         **Raises:** `ValueError` for a name that the circuit does not have.
         """
-        if isinstance(names, str):
-            raise TypeError(f"Circuit.subgraph: expected a list of names of nodes, got one. Write [{names!r}].")
-        chosen = set(names)
+        chosen = set(check_list("Circuit.subgraph: names", "names of nodes", names))
         if unknown := chosen - set(self.nodes["node"]):
-            raise self._no_node(min(unknown))
+            raise self._no_node(min(map(str, unknown)))
         inside = self.edges["source"].isin(list(chosen)) & self.edges["target"].isin([*chosen, METRIC])
         nodes = self.nodes[self.nodes["node"].isin(list(chosen))].reset_index(drop=True)
         return dataclasses.replace(self, nodes=nodes, edges=self.edges[inside].reset_index(drop=True))

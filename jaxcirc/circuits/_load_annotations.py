@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .._checks import check_path
 from .._records import Problems, read_records, Record
 from .._sites import Site
 from ._circuit_file import NAMES, site_of
@@ -46,7 +47,7 @@ def load_annotations(path: str | Path) -> dict[str, str]:
     {'blocks.0.hook_mlp_out/16150': 'doctors'}
     """
     texts: dict[str, list[str]] = {}
-    path, problems = Path(path), Problems()
+    path, problems = check_path("load_annotations: path", path), Problems()
     for record in read_records(path, _FIELDS, f"one {_ROWS}"):
         if record.problem:
             problems.add(f"{record.where} {record.problem}")

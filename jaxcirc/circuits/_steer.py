@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_numbers
+from .._checks import check_kind, check_numbers
 from .._edits import AbstractEdit, Add
 from .._metrics import Metric
 from .._run import run_metric, site_shapes
@@ -84,6 +84,7 @@ def steer(
     """
     import pandas as pd
 
+    check_kind("steer: circuit", circuit, Circuit, "a circuit, as jc.discover gives one")
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     factors = check_numbers("steer: strengths", strengths)
     check_circuit(circuit, model, problem)

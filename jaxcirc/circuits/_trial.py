@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_choice, check_count
+from .._checks import check_choice, check_count, check_kind
 from .._edits import AbstractEdit, Blend
 from .._metrics import Metric
 from .._run import run_metric, site_shapes
@@ -104,6 +104,7 @@ def trial_of(
     """The trial of these arguments of `verb`, for the circuit and its parts, of which there are some if it is `of_parts`. **Raises:**
     `ValueError` for one that is not right.
     """
+    check_kind(f"{verb}: circuit", circuit, Circuit, "a circuit, as jc.discover gives one")
     if not isinstance(ablation, AbstractAblation):
         raise TypeError(
             f"{verb}: expected jc.MeanAblation(), jc.ZeroAblation() or jc.ResampleAblation() as the ablation, got a "

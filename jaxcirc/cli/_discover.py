@@ -97,6 +97,6 @@ def _about_thresholds(circuit: Circuit) -> str:
     return (
         f"With {name.replace('_', ' ')} {circuit.meta[name]:z.3g} it keeps {len(circuit.nodes)} of {pruned['from']['nodes']} nodes and "
         f"{len(circuit.edges)} of {pruned['from']['edges']} edges, and by its {pruned['level']} alone {pruned['reached']:z.3f}{interval} "
-        f"of the behaviour ({pruned['faithfulness']:g} was asked for). That is of the {pruned['prompts']} prompt pairs that it was found on; "
+        f"of the behaviour ({pruned['faithfulness']:g} was asked for). That is of the {pruned['prompts']} pairs that it was found on; "
         "an honest number is that of others."
     )

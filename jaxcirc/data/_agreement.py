@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import check_choice
+from .._checks import check_choice, check_seed
 from ._draw import check_number, distinct, SPLITS
-from ._encode import encode_pairs, fill, Pair
+from ._encode import check_tokenizer, encode_pairs, fill, Pair
 from ._prompts import Prompts
 from ._words import AGREEMENT, CLAUSE_VERBS, held_out, MAIN_VERBS, NOUNS, PREPOSITIONS, THINGS
 
@@ -48,6 +48,8 @@ def subject_verb(
     """
     check_choice(f"{_VERB}: kind", kind, tuple(AGREEMENT))
     check_choice(f"{_VERB}: split", split, SPLITS)
+    check_seed(f"{_VERB}: seed", seed)
+    check_tokenizer(_VERB, tokenizer)
     check_number(_VERB, n, how_many(kind, split), f"kind={kind!r}, split={split!r}")
     rng = np.random.default_rng(seed)
     pairs = distinct(lambda: _pair(rng, kind, split), n, key=lambda pair: (pair.clean.text, pair.answer))

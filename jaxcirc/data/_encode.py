@@ -83,6 +83,14 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], *, bos: bool, what: str)
     )
 
 
+def check_tokenizer(verb: str, tokenizer: Any) -> None:
+    """TypeError for what is no tokenizer."""
+    if not callable(tokenizer) or not callable(getattr(tokenizer, "encode", None)):
+        raise TypeError(
+            f"{verb}: expected a tokenizer, such as jc.load_tokenizer gives, got a {type(tokenizer).__name__}."
+        )
+
+
 def single_token(tokenizer: Any, word: str, what: str) -> int:
     """The id of `word`, which has to be one token."""
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import check_count, check_optional_count
+from .._checks import check_count, check_optional_count, check_path
 from .._records import Problems, read_records
-from ._encode import beginning
+from ._encode import beginning, check_tokenizer
 from ._prompts import as_ids, Prompts
 from ._rows import Malformed, NAMES, pair_of, PromptRow, ROWS, Unusable
 
@@ -98,8 +98,10 @@ def load_prompts(
     **Reference:** the data of Marks et al. 2024, arXiv 2403.19647, and of auto-circuit (Miller, Chughtai and Saunders 2024, arXiv
     2407.08734).
     """
+    path = check_path("load_prompts: path", path)
+    check_tokenizer("load_prompts", tokenizer)
     check_optional_count("load_prompts: limit", "pairs to read at most", limit)
-    rows = list(_Reading(Path(path), tokenizer, bos, first_answer, skip_unusable).rows(limit=limit))
+    rows = list(_Reading(path, tokenizer, bos, first_answer, skip_unusable).rows(limit=limit))
     return _padded(rows, max(len(row.clean) for row in rows), tokenizer)
 
 
@@ -124,8 +126,9 @@ class PromptFile:
         bos: bool = False,
         first_answer: bool = False,
     ):
+        check_tokenizer("PromptFile", tokenizer)
         check_count("PromptFile: batch_size", "pairs at a time", batch_size)
-        self.path, self.tokenizer, self.batch_size = Path(path), tokenizer, batch_size
+        self.path, self.tokenizer, self.batch_size = check_path("PromptFile: path", path), tokenizer, batch_size
         self._reading = _Reading(self.path, tokenizer, bos, first_answer, skip_unusable)
         self._count = self._longest = 0
         for row in self._reading.rows():

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import check_choice
+from .._checks import check_choice, check_seed
 from ._draw import check_number, distinct, SPLITS
-from ._encode import encode_pairs, fill, Pair
+from ._encode import check_tokenizer, encode_pairs, fill, Pair
 from ._prompts import Prompts
 from ._words import ARRIVALS, GIVING, held_out, IOI, NAMES, OBJECTS, OPENERS, PLACES
 
@@ -54,6 +54,8 @@ def ioi(
     """
     check_choice(f"{_VERB}: template", template, (*IOI, "mixed"))
     check_choice(f"{_VERB}: split", split, SPLITS)
+    check_seed(f"{_VERB}: seed", seed)
+    check_tokenizer(_VERB, tokenizer)
     check_number(_VERB, n, how_many(template, split), f"template={template!r}, split={split!r}")
     _check_flip(flip)
     # One stream a role: what one flip draws does not depend on which others are asked for.

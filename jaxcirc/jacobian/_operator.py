@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_choice
+from .._checks import check_choice, check_count, check_kind
 from .._sites import Site
 from ._certificate import Certificate, certify
 from ._chain import chain_matrix
@@ -139,7 +139,8 @@ class EdgeJacobian(eqx.Module):
 
     def mv(self, tangent: Float[Array, "..."]) -> Float[Array, "..."]:
         """`J v`: from a tangent of the source's shape to one of the target's, by one forward pass (`J.T.mv` by one backward pass)."""
-        return self.cols(jnp.asarray(tangent)[None])[0]
+        check_kind("J.mv: tangent", tangent, (jax.Array, np.ndarray), "an array")
+        return self.cols(tangent[None])[0]
 
     def cols(self, tangents: Float[Array, "n ..."], *, chunk: int | None = None) -> Float[Array, "n ..."]:
         """`J v` for `n` tangents of the source's shape at once, `chunk` of them at a time: one linearisation serves them all."""
@@ -151,9 +152,10 @@ class EdgeJacobian(eqx.Module):
 
     def _sweep(self, vectors: Array, chunk: int | None, *, forward: bool) -> Array:
         place, into = (self.places[not forward], self._shapes()[not forward])
+        what = "tangents" if forward != self.transposed else "cotangents"
+        check_kind(f"J: {what}", vectors, (jax.Array, np.ndarray), "an array")
         vectors = jnp.asarray(vectors)
         if vectors.shape[1:] != into:
-            what = "tangents" if forward != self.transposed else "cotangents"
             raise ValueError(
                 f"Expected {what} of shape [n, {', '.join(map(str, into))}] at `{place}`, got {vectors.shape}."
             )
@@ -330,7 +332,10 @@ class EdgeJacobian(eqx.Module):
         **Reference:** Halko, Martinsson and Tropp 2011, "Finding structure with randomness", arXiv 0909.4061, algorithms 4.4 and 5.1.
         """
         rows, columns = math.prod(self.target_shape), math.prod(self.source_shape)
-        if not 1 <= rank <= min(rows, columns):
+        check_count("J.svd: rank", "singular triples to find", rank)
+        check_count("J.svd: oversample", "more are looked for", oversample, least=0)
+        check_count("J.svd: iterations", "times it is iterated", iterations, least=0)
+        if rank > min(rows, columns):
             raise ValueError(
                 f"J.svd: the Jacobian is {rows} x {columns}, so rank is from 1 to {min(rows, columns)}; got {rank}."
             )
@@ -393,6 +398,7 @@ def select(J: EdgeJacobian, of: str = "any") -> str:
     **Arguments:** - `of`: `"matrix"` for `J.as_matrix` and `jc.save_jacobian`, `"contract"` for `J.contract`; `"any"` is `"structured"`
     if either of them is.
     """
+    check_kind("select: J", J, EdgeJacobian, "an operator, as jc.edge gives one")
     check_choice("select: of", of, ("any", "matrix", "contract"))
     routes = {"matrix": J._route(), "contract": J._contract_route()}
     chosen = routes.values() if of == "any" else (routes[of],)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._checks import check_kind, check_path
 from .._fingerprint import exact_fingerprint
 from .._sites import Site
 from ._certificate import Certificate
@@ -69,7 +70,8 @@ def save_jacobian(
     **Raises:** `ValueError` if `path` holds another Jacobian or another file, if the disk is too small, if the result is not finite, or
     if the certificate fails; then nothing is put at `path`.
     """
-    path = Path(path)
+    check_kind("save_jacobian: J", J, EdgeJacobian, "an operator, as jc.edge gives one")
+    path = check_path("save_jacobian: path", path)
     if J.transposed or not J.has_single_positions:
         raise ValueError(
             "save_jacobian: expected an edge between values that have one position each, not transposed; use J.as_matrix() for others."
@@ -163,7 +165,7 @@ def load_jacobian(path: str | Path) -> SavedJacobian:
 
     **Raises:** `ValueError` if the file is not one, or is truncated.
     """
-    path = Path(path)
+    path = check_path("load_jacobian: path", path)
     header = _header(path)
     about = _read(header["__metadata__"])
     return SavedJacobian(
