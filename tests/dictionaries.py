@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import jaxcirc as jc
 from jaxcirc._run import site_shapes
@@ -24,6 +25,8 @@ from jaxcirc.saes import (
     Transcoder,
     UnitNorm,
 )
+
+from .helpers import MODELS
 
 
 def weights(key, d_in: int, d_out: int | None = None, d_sae: int = 20):
@@ -104,3 +107,16 @@ def spliced_at(
     b_in = None if sae.b_in is None else jnp.linspace(-1, 1, width(reads))
     arrays = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "W_skip": W_skip, "b_in": b_in}
     return dataclasses.replace(sae, reads=reads, **arrays)
+
+
+READING = [name for name, make in DICTIONARIES.items() if make(jax.random.key(0), 4).decoder_reads_input]
+# `(name, kind, number)`: every dictionary with one of the models in turn, and those whose decoder reads its input with two, so that all
+# models meet dictionaries of all families.
+_WITH_MODELS = [
+    (name, list(MODELS)[(i + 4 * turn) % len(MODELS)], i + turn)
+    for i, name in enumerate(DICTIONARIES)
+    for turn in range(1 + (name in READING))
+]
+in_models = pytest.mark.parametrize(
+    ("name", "kind", "number"), _WITH_MODELS, ids=[f"{a}, {b}" for a, b, _ in _WITH_MODELS]
+)

@@ -5,14 +5,13 @@ import functools as ft
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Part, Site
 from jaxcirc.jacobian import reaches
 
-from ..dictionaries import DICTIONARIES, spliced_at
-from ..helpers import assert_close, model_named, MODELS, needs_x64, tokens_for
+from ..dictionaries import in_models, spliced_at
+from ..helpers import assert_close, model_named, needs_x64, tokens_for
 from .test_run_laws import direction
 
 
@@ -39,18 +38,6 @@ def ends_in(model, number):
     raise AssertionError("no ends")
 
 
-CASES = [
-    pytest.param(
-        name,
-        list(MODELS)[(i + 3 * turn) % len(MODELS)],
-        i + turn,
-        id=f"{name}, {list(MODELS)[(i + 3 * turn) % len(MODELS)]}",
-    )
-    for i, name in enumerate(DICTIONARIES)
-    for turn in range(2)
-]
-
-
 def parts_between(model, saes, source, target):
     """Pairs of parts with a path, each part of either end once: latents to error, error to latents, the value and a decoder's input."""
     parts = (Part.ACTS, Part.ERROR, Part.VALUE, Part.INPUT)
@@ -64,14 +51,14 @@ def parts_between(model, saes, source, target):
 
 
 @needs_x64
-@pytest.mark.parametrize(("name", "kind", "number"), CASES)
+@in_models
 def test_every_part_is_an_end(name, kind, number):
     """Products from either side and bilinear forms; held in turn are nothing, and what a decoder reads."""
     model = model_named(kind)
     tokens, (source, target) = tokens_for(model, SEQ), ends_in(model, number)
     saes = {site: spliced_at(name, model, site, number + i) for i, site in enumerate((source, target))}
     compared = 0
-    # Half of the parts in each of a dictionary's models.
+    # Half of the parts for every other dictionary, and in each of two models.
     for turn, ends in list(enumerate(parts_between(model, saes, source, target)))[number % 2 :: 2]:
         held = {end.value.input if end.part == Part.ERROR else end.value.error for end in ends if end.part in HELD_WITH}
         held = {site for site in held if site.part != Part.INPUT or saes[site.value].decoder_reads_input}

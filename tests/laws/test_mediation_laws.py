@@ -11,7 +11,7 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.jacobian import reaches
 
-from ..dictionaries import DICTIONARIES, spliced_at
+from ..dictionaries import in_models, READING, spliced_at
 from ..helpers import assert_close, model_named, MODELS, needs_x64, tokens_for
 from ..test_evaluation import all_edges, circuit_of, some_nodes
 from .test_run_laws import direction
@@ -21,19 +21,6 @@ SEQ, LAYER = 5, 1
 at = ft.partial(Site, LAYER)
 PRE, POST, LOGITS = at(Kind.RESID_PRE), at(Kind.RESID_POST), Site(None, Kind.LOGITS)
 SUBLAYERS = (Kind.ATTN_OUT, Kind.MLP_OUT)
-
-
-def each_with(models: int):
-    """Every dictionary with some of the models, in turn, so that every model meets dictionaries of all families."""
-    names = list(MODELS)
-    step = max(1, len(names) // models)
-    return [
-        pytest.param(
-            name, names[(i + step * turn) % len(names)], i, id=f"{name}, {names[(i + step * turn) % len(names)]}"
-        )
-        for i, name in enumerate(DICTIONARIES)
-        for turn in range(models)
-    ]
 
 
 def images(operators, tangent):
@@ -54,7 +41,7 @@ def pushed(model, tokens, saes, source, target, tangent, held):
 
 
 @needs_x64
-@pytest.mark.parametrize(("name", "kind", "number"), each_with(2))
+@in_models
 def test_paths_sum_to_the_block(name, kind, number):
     """One dictionary, at attention's output or the MLP's, and in between both; whatever its decoder reads."""
     model = model_named(kind)
@@ -80,7 +67,7 @@ MEDIATORS = (Kind.Z, Kind.ATTN_OUT, Kind.MLP_POST, Kind.MLP_OUT, Kind.RESID_MID,
 
 
 @needs_x64
-@pytest.mark.parametrize(("name", "kind", "number"), each_with(2))
+@in_models
 def test_parts_of_a_mediated_edge_are_derivatives_of_runs(name, kind, number):
     """What passes latents, error and the decoder's input, each against a run with the others detached; and the sums."""
     model = model_named(kind)
@@ -177,7 +164,6 @@ def test_a_transcoder_may_read_anywhere_before(kind, read):
 # --- Edges of circuits: the same convention
 
 
-READING = [name for name in DICTIONARIES if spliced_at(name, model_named("gpt2"), at(Kind.MLP_OUT)).decoder_reads_input]
 WIRED = {
     name: kind
     for name, kind in zip(
