@@ -578,3 +578,31 @@ def test_a_certificate_in_single_precision(small):
     certificate = jc.edge(as_dtype(model, jnp.float32), tokens, PRE, ATTN_OUT).certificate(jax.random.key(0), probes=1)
     assert 1e-9 < certificate.error < certificate.limit == 1e-4
     assert certificate.dtype == "float32"
+
+
+@pytest.mark.parametrize("engine", ["structured", "autodiff"])
+@pytest.mark.parametrize("units", [False, True])
+def test_what_is_not_there_is_not_a_number_under_jit(small, engine, units):
+    """On the host it is an error; where positions and coordinates are traced, their rows and columns are NaN, and no others."""
+    model, tokens = small
+    J = jc.edge(model, tokens, "blocks.0.hook_resid_pre", "blocks.0.hook_attn_out", engine=engine)
+    seq = len(tokens)
+    items = jnp.arange(4) if units else direction((4, WIDTH))
+    where = jnp.asarray([seq - 1, 0, 2, 3])
+    for operator in (J, J.T):
+        contract = jax.jit(lambda items, to, of, J=operator: J.contract(items, to, items, of))
+        want = operator.contract(items, where, items, where)
+        assert_close(contract(items, where, where), want)
+        assert_close(contract(items, where.at[0].set(-1), where), want)  # counted from the end
+        for bad in (seq, -seq - 1, 10**6):
+            got = np.asarray(contract(items, where.at[1].set(bad), where))
+            assert np.isnan(got[1]).all()
+            assert_close(np.delete(got, 1, 0), np.delete(np.asarray(want), 1, 0))
+            got = np.asarray(contract(items, where, where.at[2].set(bad)))
+            assert np.isnan(got[:, 2]).all()
+            assert_close(np.delete(got, 2, 1), np.delete(np.asarray(want), 2, 1))
+        if units:
+            got = np.asarray(contract(items.at[3].set(WIDTH), where, where))
+            assert np.isnan(got[3]).all()
+            assert np.isnan(got[:, 3]).all()
+            assert_close(got[:3, :3], np.asarray(want)[:3, :3])

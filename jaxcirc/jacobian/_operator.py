@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_choice, check_count, check_kind
 from .._sites import Site
@@ -274,11 +274,13 @@ class EdgeJacobian(eqx.Module):
 
         **Returns:** `[m k]`, in units of the target per unit of the source.
 
-        **Raises:** `ValueError` for positions outside the sequence, widths that do not fit, and a result larger than the free memory.
+        **Raises:** `ValueError` for positions outside the sequence, coordinates that are not there, widths that do not fit, and a result
+        larger than the free memory. Under `jit` and `vmap`, where positions and coordinates are not known yet, those that are not there
+        make their row or column NaN.
         """
         ends = self._whole_shapes()
-        left, left_pos = self._items("left", left, left_pos, ends[not self.transposed])
-        right, right_pos = self._items("right", right, right_pos, ends[self.transposed])
+        left, left_pos, left_there = self._items("left", left, left_pos, ends[not self.transposed])
+        right, right_pos, right_there = self._items("right", right, right_pos, ends[self.transposed])
         check_fits(
             "A contraction",
             (len(left_pos), len(right_pos)),
@@ -290,9 +292,14 @@ class EdgeJacobian(eqx.Module):
         to, of = items[::-1] if self.transposed else items
         out = make(self.spans, *to, *of, budget)
         check_finite(self, out)
-        return out.T if self.transposed else out
+        out = out.T if self.transposed else out
+        out = out if left_there is None else jnp.where(left_there[:, None], out, jnp.nan)
+        return out if right_there is None else jnp.where(right_there, out, jnp.nan)
 
-    def _items(self, name: str, items: Items, positions, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    def _items(
+        self, name: str, items: Items, positions, shape: tuple[int, ...]
+    ) -> tuple[Array, Array, Bool[Array, " n"] | None]:
+        """The items and their positions, and which of them are there at all; `None` where all are, as the host knows."""
         if not self.has_single_positions:
             raise ValueError(
                 "J.contract is of values with one position; scores and patterns have two. Use J.rows or J.cols."
@@ -317,7 +324,13 @@ class EdgeJacobian(eqx.Module):
             raise ValueError(
                 f"J.contract: {name} holds coordinates from 0 to {width - 1}, got {int(items.min())} to {int(items.max())}."
             )
-        return items.astype(jnp.int32) if units else items, positions
+        items = items.astype(jnp.int32) if units else items
+        if not isinstance(positions, Tracer) and not (units and isinstance(items, Tracer)):
+            return items, positions, None
+        there = (positions >= 0) & (positions < self._seq)
+        if units:
+            there, items = there & (items >= 0) & (items < width), jnp.clip(items, 0, width - 1)
+        return items, jnp.clip(positions, 0, self._seq - 1), there
 
     def svd(
         self, rank: int, key: Array | None = None, *, oversample: int = 8, iterations: int = 4
