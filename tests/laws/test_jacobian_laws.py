@@ -38,7 +38,7 @@ def record(steps, model, tokens, choices, cache):
     """The values at some sites with `steps` added there, and every site as `choices` says: 0 left, 1 replaced, 2 detached."""
     held = {s: Chosen(choices[i], (jc.Replace(cache[s]), jc.Detach())) for i, s in enumerate(cache)}
     edits = {s: InTurn((held[s], jc.Add(steps[s]))) for s in steps}
-    return jc.run(model, tokens, edits=held | edits, record=list(steps))[1]
+    return dict(jc.run(model, tokens, edits=held | edits, record=list(steps))[1])  # the same tree as `steps`
 
 
 def frozen_sets(model):
