@@ -60,7 +60,7 @@ def test_programs_are_kept_where_something_can_be_written(tmp_path, monkeypatch)
     """And not where nothing can, without a warning for every program."""
     import jax
 
-    from jaxcirc.cli._common import keep_compilations
+    from jaxcirc.cli._screen import keep_compilations
 
     name = "jax_compilation_cache_dir"
     before = jax.config.values[name]

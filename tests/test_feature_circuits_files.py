@@ -202,7 +202,7 @@ def test_thresholds_are_strict_and_zeros_never_stay(aggregate, tmp_path):
     at = 0.25
     nodes["embed"].flat[1], edges["embed", "resid_0"].flat[5] = at, -at
     path = write(tmp_path / "c.pt", nodes, edges)
-    for cuts in ({"node_threshold": at, "edge_threshold": at}, {"node_threshold": -1.0, "edge_threshold": -1.0}):
+    for cuts in ({"node_threshold": at, "edge_threshold": at}, {"node_threshold": 0.0, "edge_threshold": 0.0}):
         circuit = jc.Circuit.from_feature_circuits(path, **cuts)
         assert tables(circuit) == wanted(nodes, edges, **cuts)
         assert circuit.nodes["effect"].abs().min() > max(cuts["node_threshold"], 0)

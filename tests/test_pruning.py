@@ -119,7 +119,7 @@ def test_discover_by_faithfulness(tmp_path, capsys):
     for typed, error in (
         (
             ["--node-threshold", "0.1", "--edge-threshold", "0.02"],
-            "lower thresholds than node_threshold=0.1 and edge_threshold=0.02",
+            "lower thresholds than --node-threshold 0.1 and --edge-threshold 0.02",
         ),
         (
             ["--faithfulness", "nan"],

@@ -96,6 +96,7 @@ VERBS = {
     ),
     "evaluate": lambda model: [jc.evaluate(*circuit_of(model), level=level).per_prompt for level in ("nodes", "edges")],
     "minimality": lambda model: jc.minimality(*circuit_of(model), most=2),
+    "prune": lambda model: jc.prune(*circuit_of(model), faithfulness=0.05, level="nodes").nodes["effect"].to_numpy(),
     "recovery_curve": lambda model: jc.recovery_curve(*circuit_of(model), thresholds=[0.0, 0.1]),
     "steer": steered,
     "head_effects": lambda model: jc.head_effects(model, *prompts(model), jc.LogitDiff(1, 2)).z,
