@@ -66,7 +66,7 @@ class AtPStar(AbstractHeadMethod):
             effects = {name: each[:, 0] for name, each in effects.items()}
         before, after = at.metrics
         found = np.max([np.abs(each).max((1, 2, 3)) for each in effects.values()], axis=0)
-        check_gradient(model, problem.clean, problem.metric, problem.mask, found=found, total=after - before)
+        check_gradient(model, problem, found=found, total=after - before)
         return as_effects(effects, at, self)
 
 

@@ -64,7 +64,7 @@ def check_gradients(
     """ValueError if the gradients are next to nothing because the metric has none at the clean prompts."""
     size = lambda x: np.sqrt(np.square(np.asarray(x, np.float64)).sum((1, 2)))
     found = np.max([size(at.differences[site]) * size(gradient) for site, gradient in gradients.items()], axis=0)
-    check_gradient(model, problem.clean, problem.metric, problem.mask, found=found, total=at.total)
+    check_gradient(model, problem, found=found, total=at.total)
 
 
 class Gradient(AbstractGradientMethod, AbstractHeadMethod):

@@ -3,35 +3,34 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from .._metrics import Metric
 from .._run import metric_of_last, run
 from .._sites import Kind, Site
 from ..models import Transformer
+from ._prepare import Problem
 
 
-VANISHING = 1e-4  # of the metric's change; in float32 rounding alone leaves about a hundredth of that
+VANISHING = 1e-4  # of the gradient at the corrupt prompts; rounding leaves a thousandth of that in float32
+LITTLE = 0.1  # of the metric's change: a gradient that accounts for more of it need not be looked at
 
 
 def check_gradient(
-    model: Transformer,
-    tokens: Int[Array, "batch seq"],
-    metric: Metric,
-    mask: Bool[Array, "batch seq"],
-    *,
-    found: Float[np.ndarray, " batch"],
-    total: Float[Array, " batch"],
+    model: Transformer, problem: Problem, *, found: Float[np.ndarray, " batch"], total: Float[Array, " batch"]
 ) -> None:
-    """ValueError if the metric moves by `total`, and to first order around these prompts nothing would move it.
+    """ValueError if the metric moves by `total`, and to first order around the clean prompts nothing would move it.
 
-    `found` is the most of it that a method has accounted for. Nodes of little effect are no reason: where it is next to nothing, the
-    metric's gradient with respect to the last residual stream decides.
+    `found` is the most of it that a method has accounted for. Nodes of little effect are no reason: where it is little, the metric's
+    gradient with respect to the last residual stream decides, beside that at the corrupt prompts, or with the zero baseline beside the
+    change itself.
     """
     change = np.abs(np.asarray(total, np.float64))
-    if not change.any() or (np.abs(found) > VANISHING * change).any():
+    if not change.any() or (np.abs(found) > LITTLE * change).any():
         return
-    if (np.asarray(_reach(model, tokens, metric, mask), np.float64) <= VANISHING * change).all():
+    reach = lambda tokens: np.asarray(_reach(model, tokens, problem.metric, problem.mask), np.float64)
+    usual = change if problem.corrupt is None else reach(problem.corrupt)
+    if (reach(problem.clean) <= VANISHING * usual).all():
         raise ValueError(
             "The metric's gradient vanishes where it is taken, so it says nothing of what moves the metric: jc.KL has none at its own "
             "reference. Use method=jc.ExactPatching(), which takes none, or of nodes method=jc.IntegratedGradients(steps), whose gradients "
@@ -40,7 +39,7 @@ def check_gradient(
 
 
 @jax.jit
-def _reach(model, tokens, metric, mask) -> Float[Array, " batch"]:
+def _reach(model: Transformer, tokens, metric: Metric, mask) -> Float[Array, " batch"]:
     """How far the metric would move, to first order, with the last residual stream moved by its own length."""
     last = Site(model.n_layers - 1, Kind.RESID_POST)
     size = lambda x: jnp.sqrt(jnp.sum(jnp.square(x)))
