@@ -10,6 +10,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 420.0, 300.0, 64.0, 34.0, 14.0, 64.0
 COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#6d28d9")
 GREY = "#777777"
+EMPTY = "#dddddd"  # a cell of a heat map without a number: light, so that the dash in it is read
 
 Point = tuple[int | float, int | float]  # an axis may count
 Points = Sequence[Point]
@@ -159,7 +160,7 @@ def heat_map(
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             at = (x.at(j), y.at(i), wide, high)
-            parts += [_cell(*at, GREY if math.isnan(value) else diverging(value / most))]
+            parts += [_cell(*at, EMPTY if math.isnan(value) else diverging(value / most))]
             if size >= 6.5:
                 said = "–" if math.isnan(value) else f"{value:z.2f}"
                 ink = "#ffffff" if abs(value) > 0.6 * most else "#222222"
