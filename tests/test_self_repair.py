@@ -292,7 +292,7 @@ def test_colours_are_symmetric_around_zero():
     colours = [cell.split('"')[0] for cell in drawn.split('fill="')[1:]]
     assert plot.diverging(0.0) == "#ffffff"
     assert plot.diverging(1.0) != plot.diverging(-1.0)
-    for colour in (plot.diverging(1.0), plot.diverging(-1.0), "#ffffff", plot.GREY):
+    for colour in (plot.diverging(1.0), plot.diverging(-1.0), "#ffffff", plot.EMPTY):
         assert colour in colours
     assert ">0.50<" in drawn
     assert ">-0.50<" in drawn
