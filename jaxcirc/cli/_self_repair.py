@@ -117,7 +117,7 @@ def repair(arguments: argparse.Namespace) -> int:
         found = self_repair(
             model,
             tokens,
-            Resample.rolled(tokens).tokens,
+            Resample.rolled(tokens),
             heads="all" if only is None else only,
             fit=OLS(intercept=not arguments.no_intercept),
             minimum=arguments.minimum,

@@ -21,7 +21,7 @@ from .._checks import check_count
 from .._version import __version__
 from ._memory import BUDGET
 from ._positions import position_axis
-from ._routes import CLOSED, side_of
+from ._routes import CLOSED, engine_of, side_of
 from ._span import Span
 
 
@@ -74,7 +74,7 @@ def certify(
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
     if matrix is not None:
         worst = max(_of_matrix(J, rng, matrix) for _ in range(probes))
-        what = f"{_engine(route)} (matrix by {route})"
+        what = f"{engine_of(route)} (matrix by {route})"
     else:
         part = probed_part(J, route)
         made = None if part is None else np.asarray(part._matrix_by(route))
@@ -83,12 +83,8 @@ def certify(
             errors += [_of_matrix(part, rng, made) for _ in range(probes)]
         probed = [f"matrix by {route}"] * (made is not None)
         probed += [f"bilinear forms by {forms}"] * J.has_single_positions
-        worst, what = max(errors), f"{_engine(route, forms)} ({', '.join([*probed, 'products by sweep'])})"
+        worst, what = max(errors), f"{engine_of(route, forms)} ({', '.join([*probed, 'products by sweep'])})"
     return issue_certificate(worst, probes=probes, what=what, dtype=J.dtype, limit=limit)
-
-
-def _engine(*routes: str) -> str:
-    return "structured" if any(route in CLOSED for route in routes) else "autodiff"
 
 
 PROBED, SWEPT = 2**25, 512  # bytes of a matrix that is made to be probed, and the most sweeps that make it

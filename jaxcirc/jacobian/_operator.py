@@ -32,6 +32,7 @@ from ._routes import (
     contract_by_plan,
     contract_by_sweeps,
     contract_route,
+    engine_of,
     Items,
     matrix_route,
 )
@@ -415,7 +416,7 @@ def select(J: EdgeJacobian, of: str = "any") -> str:
     check_choice("select: of", of, ("any", "matrix", "contract"))
     routes = {"matrix": J._route(), "contract": J._contract_route()}
     chosen = routes.values() if of == "any" else (routes[of],)
-    return "structured" if any(route in CLOSED for route in chosen) else "autodiff"
+    return engine_of(*chosen)
 
 
 def swapped(matrix: Array, split: int) -> Array:

@@ -26,6 +26,11 @@ Positions = Int[Array, " _"]
 CLOSED = ("block", "contraction", "chain")  # the routes in closed form; the others are autodiff
 
 
+def engine_of(*routes: str) -> str:
+    """`"structured"` if any of the routes is in closed form, else `"autodiff"`."""
+    return "structured" if any(route in CLOSED for route in routes) else "autodiff"
+
+
 def plan_of(spans: Spans) -> tuple[Spans, Span, Spans] | None:
     """Local spans, one span that may go through attention, local spans; `None` if the product of spans is not of that form."""
     if not all(map(is_closed, spans)):
