@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxcirc as jc
-from jaxcirc._nn import Attention, Block, gelu_new, LayerNorm, MLP
+from jaxcirc.parts import Attention, Block, gelu_new, LayerNorm, MLP
 
 from ._problems import Blocks, Dictionary, EPS, Items, Weights
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxcirc as jc
-from jaxcirc._nn import LayerNorm
+from jaxcirc.parts import LayerNorm
 
 from ._ours import make_model
 from ._problems import EPS

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import jaxcirc as jc
-from jaxcirc._nn import Attention, Block, gelu, gelu_new, LayerNorm, MLP, relu
 from jaxcirc._sites import Kind
+from jaxcirc.parts import Attention, Block, gelu, gelu_new, LayerNorm, MLP, relu
 
 
 REPOSITORY = Path(__file__).parents[1]

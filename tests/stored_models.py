@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 import jaxcirc as jc
-from jaxcirc._nn import gelu, relu
+from jaxcirc.parts import gelu, relu
 
 from .helpers import make_model
 

@@ -10,8 +10,8 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc._nn import Attention, Block, MLP, relu
 from jaxcirc.attribution import wiring
+from jaxcirc.parts import Attention, Block, MLP, relu
 from tests import oracle
 from tests.helpers import assert_close, make_model, MODELS, needs_x64, tokens_for
 
@@ -425,7 +425,7 @@ def test_wiring_is_that_of_the_paper():
 
 def test_layers_share_their_programs():
     """One trace a kind of edge, in whatever layer; none for new prompts of the same shape."""
-    from jaxcirc.jacobian._routes import _batch
+    from jaxcirc.jacobian._engine import _batch
 
     model = make_model(jax.random.key(3), layers=3)
     sites = [

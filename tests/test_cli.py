@@ -223,7 +223,7 @@ def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
     assert all(check["ok"] for check in checks.values())
 
     monkeypatch.setattr("jaxlib.version.__version__", "0.10.2")
-    monkeypatch.setattr("jaxcirc._nn.gelu_new.__code__", jc._nn.relu.__code__)
+    monkeypatch.setattr("jaxcirc.parts.gelu_new.__code__", jc.parts.relu.__code__)
     assert main(["doctor"]) == 1
     printed = capsys.readouterr().out
     assert (

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcirc._nn import gelu, gelu_new, relu
 from jaxcirc.interop import _attributes, _config, save_pretrained
+from jaxcirc.parts import gelu, gelu_new, relu
 
 from .helpers import assert_close
 from .stored_models import edit_config, load, logits_of, same_arrays, stored_model

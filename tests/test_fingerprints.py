@@ -15,7 +15,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc._fingerprint import exact_fingerprint, fingerprint
-from jaxcirc._nn import gelu, gelu_new, relu
+from jaxcirc.parts import gelu, gelu_new, relu
 from jaxcirc.saes import Standardise, TopK
 
 from .dictionaries import DICTIONARIES, make_sae

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import jaxcirc as jc
-from jaxcirc._nn import MLP
 from jaxcirc.attribution import affordable_method
 from jaxcirc.attribution._head_effects import OPERATIONS_A_LAYER, patching_operations
 from jaxcirc.cli import main
 from jaxcirc.cli._heads import METHODS
+from jaxcirc.parts import MLP
 
 from .helpers import assert_close, counting_calls, make_model, model_named, tokens_for
 

@@ -12,8 +12,9 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc._nn import Block
-from jaxcirc.jacobian import _certificate, _chain, _contract, _memory, _operator, _routes
+from jaxcirc.jacobian import _certificate, _engine, _operator
+from jaxcirc.linear import _chain, _contract, _memory
+from jaxcirc.parts import Block
 
 from .dictionaries import make_sae
 from .helpers import as_dtype, assert_close, counting_calls, make_model, needs_x64, tokens_for
@@ -182,8 +183,8 @@ def test_a_certificate_of_a_matrix(operator):
 
 def test_no_certificate_of_an_engine_that_is_wrong(operator, swept, monkeypatch):
     """Off by 5 %, in either engine."""
-    contract, push = _routes.contract_block, _operator.push
-    monkeypatch.setattr(_routes, "contract_block", lambda *args, **sizes: 1.05 * contract(*args, **sizes))
+    contract, push = _engine.contract_block, _operator.push
+    monkeypatch.setattr(_engine, "contract_block", lambda *args, **sizes: 1.05 * contract(*args, **sizes))
     with pytest.raises(ValueError, match="The result is wrong"):
         operator.certificate(jax.random.key(0), probes=1)
     monkeypatch.setattr(_operator, "push", lambda *args, **more: 1.05 * push(*args, **more))
@@ -205,7 +206,7 @@ ROUTES = {
     ),
     "few forms": ({}, _contract, "_contract_at_once", "bilinear forms by contraction"),
     "many forms": ({}, _contract, "_contract_sorted", "bilinear forms by contraction"),
-    "forms of a chain": ({"chain": True, "engine": "structured"}, _routes, "contract_spans", "bilinear forms by sweep"),
+    "forms of a chain": ({"chain": True, "engine": "structured"}, _engine, "contract_spans", "bilinear forms by sweep"),
     "pushed": ({}, _operator, "push", "products by sweep"),
     "pulled": ({}, _operator, "pull", "products by sweep"),
 }
@@ -220,7 +221,7 @@ def edge_by_route(small, dtype, *, chain=False, latents=False, **more):
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=needs_x64)])
 @pytest.mark.parametrize("name", ROUTES)
-def test_a_certificate_probes_the_routes_that_it_names(small, name, dtype, monkeypatch):
+def test_a_certificate_probes_the_engine_that_it_names(small, name, dtype, monkeypatch):
     """An error of a thousandth in the function that a route goes by, and in no other, is refused; the matrix alone is where it is in it."""
     more, owner, function, called = ROUTES[name]
     J = edge_by_route(small, jnp.dtype(dtype), **more)
@@ -495,7 +496,7 @@ def test_out_of_memory_halves_the_chunk(small, operator, swept, contraction, mon
     monkeypatch.setattr(_operator, "push", exhausted(_operator.push, 1))
     with pytest.warns(UserWarning, match=r"the chunk of rows halved to 20\."):
         assert_close(swept.as_matrix(), matrix)
-    monkeypatch.setattr(_routes, "contract_block", exhausted(_routes.contract_block, 1))
+    monkeypatch.setattr(_engine, "contract_block", exhausted(_engine.contract_block, 1))
     with pytest.warns(UserWarning, match=r"the memory budget halved to 268435456\."):
         assert_close(operator.contract(*contraction), edges)
     monkeypatch.setattr(_chain, "pull_block", exhausted(_chain.pull_block, 1))

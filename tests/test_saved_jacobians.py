@@ -17,9 +17,9 @@ import safetensors.numpy
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc._nn import gelu, gelu_new
 from jaxcirc.cli import main
 from jaxcirc.jacobian import _save
+from jaxcirc.parts import gelu, gelu_new
 
 from .helpers import as_dtype, assert_close, make_model, needs_x64, REPOSITORY, tokens_for
 

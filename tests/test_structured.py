@@ -13,13 +13,13 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc.graph import reaches
 from jaxcirc.jacobian import _operator, _routes
-from jaxcirc.jacobian._chain import chain_matrix, mlp_matrices, pull_block, split
-from jaxcirc.jacobian._contract import _contract_sorted, sizes_for
-from jaxcirc.jacobian._dense import _matrix, block_matrix, Sizes
-from jaxcirc.jacobian._engine import HELD, LOCAL
-from jaxcirc.jacobian._graph import reaches
-from jaxcirc.jacobian._tiles import tile
+from jaxcirc.linear._chain import chain_matrix, mlp_matrices, pull_block, split
+from jaxcirc.linear._contract import _contract_sorted, sizes_for
+from jaxcirc.linear._dense import _matrix, block_matrix, Sizes
+from jaxcirc.linear._forms import HELD, LOCAL
+from jaxcirc.linear._tiles import tile
 
 from .dictionaries import DICTIONARIES, make_sae
 from .helpers import assert_close, make_model, model_named, MODELS, needs_x64, tokens_for

@@ -25,11 +25,3 @@ from ._prepare import (
     Problem as Problem,
 )
 from ._states import States as States, states as states
-from ._wiring import (
-    as_output as as_output,
-    canonical as canonical,
-    is_cut as is_cut,
-    reaches_output as reaches_output,
-    Wire as Wire,
-    wiring as wiring,
-)

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._metrics import Metric
-from .._nn import Block
 from .._precision import widened
 from .._run import metric_of_last, only_position
 from .._sites import Site
 from .._tap import bare_tap
 from ..models import Transformer
+from ..parts import Block
 from ._after import halves_after
 from ._batches import largest_batch
 from ._states import States

@@ -14,7 +14,9 @@ from .._edits import Add, Detach
 from .._run import run_metric, site_shapes
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read
-from ..jacobian import between_blocks, contract_batch, error_of_edges, Span
+from ..graph import as_output, canonical, reaches_output, Wire, wiring
+from ..jacobian import contract_batch, error_of_edges
+from ..linear import between_blocks, Span
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._effects import node_products
@@ -24,7 +26,6 @@ from ._moved import states_moved
 from ._packs import NodeMask, pack_columns, pack_rows, pack_targets, Sources, TargetChunk
 from ._prepare import Problem
 from ._states import States
-from ._wiring import as_output, canonical, reaches_output, Wire, wiring
 
 
 Gradients = Mapping[Site, Float[Array, "batch seq width"]]

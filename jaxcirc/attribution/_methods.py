@@ -15,6 +15,7 @@ from .._checks import check_count
 from .._edits import Add
 from .._run import run_metric, site_shapes
 from .._sites import Kind, Site
+from ..graph import entry, written
 from ..models import Transformer
 from ._at_cut import mean_gradient
 from ._atp_star import AtPStar
@@ -23,7 +24,6 @@ from ._heads import AbstractHeadMethod, HeadEffects
 from ._prepare import Problem
 from ._states import States
 from ._vanishing import check_gradient
-from ._wiring import entry, written
 
 
 class AbstractMethod(eqx.Module):

@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import Metric
-from .._nn import Block
 from .._precision import widened
 from .._run import metric_of_last
 from .._tap import bare_tap
-from ..jacobian import rounded_up
+from ..linear import rounded_up
 from ..models import Transformer
+from ..parts import Block
 from ._heads import HeadStates, PARTS
 
 

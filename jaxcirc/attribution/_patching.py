@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from .._checks import check_count
 from .._metrics import Metric
 from .._sites import BySite, Site
+from ..graph import entry, written
 from ..models import Transformer
 from ._after import halves_after, metric_after
 from ._effects import effects_of, NodeEffects
@@ -21,7 +22,6 @@ from ._packs import pack_columns
 from ._patched_heads import patched_heads
 from ._prepare import Problem
 from ._states import States
-from ._wiring import entry, written
 
 
 class ExactPatching(AbstractMethod, AbstractHeadMethod):

@@ -18,9 +18,9 @@ from .._run import check_dictionaries, check_mask, check_metric, check_scalar, c
 from .._sites import by_site, did_you_mean, Site
 from .._tap import site_read
 from .._typing import Logits
+from ..graph import check_nodes
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._wiring import check_nodes
 
 
 class Problem(eqx.Module):

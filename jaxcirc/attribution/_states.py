@@ -11,11 +11,11 @@ from jaxtyping import Array, Bool, Float, Int
 from .._run import run_metric
 from .._sites import Kind, Site
 from .._tap import site_read
+from ..graph import entry
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
 from ._latents import Latents, listed, write
 from ._prepare import Problem
-from ._wiring import entry
 
 
 class States(eqx.Module):

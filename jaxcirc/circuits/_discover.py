@@ -13,8 +13,9 @@ from .._checks import check_choice, check_threshold
 from .._metrics import Metric
 from .._sites import Site
 from .._version import __version__
-from ..attribution import AbstractMethod, check_method, IntegratedGradients, is_cut, prepare
+from ..attribution import AbstractMethod, check_method, IntegratedGradients, prepare
 from ..data import Prompts
+from ..graph import is_cut
 from ..jacobian import issue_certificate
 from ..models import Transformer
 from ..saes import AbstractDictionary

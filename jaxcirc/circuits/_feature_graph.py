@@ -19,8 +19,8 @@ from .._metrics import Metric
 from .._run import run, run_metric
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read, Tap
-from ..attribution import as_output, canonical
-from ..jacobian import rounded_up
+from ..graph import as_output, canonical
+from ..linear import rounded_up
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
 from ._ablations import Nodes

@@ -19,11 +19,10 @@ from ..attribution import (
     iterate_edges,
     NodeEffects,
     Problem,
-    reaches_output,
     States,
     states,
-    wiring,
 )
+from ..graph import reaches_output, wiring
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._batches import Batch, Progress, Source

@@ -13,7 +13,6 @@ import numpy as np
 from .. import data
 from .._files import read_safetensors
 from .._guard import check_backend
-from .._nn import Attention, Block, LayerNorm
 from .._run import run
 from .._sites import Kind, Site
 from .._version import __version__
@@ -21,6 +20,7 @@ from ..attribution import edge_effects, Gradient, node_effects
 from ..interop import from_pretrained, load_saes, load_tokenizer, shipped_folder
 from ..jacobian import edge
 from ..models import Transformer
+from ..parts import Attention, Block, LayerNorm
 from ._common import Subparsers
 
 

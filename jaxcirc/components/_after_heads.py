@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._nn import Block, LayerNorm
 from .._precision import wide
 from .._sites import Kind
 from ..models import Transformer
+from ..parts import Block, LayerNorm
 from ._direct_effects import along_direction, of_heads
 from ._groups import in_groups
 from ._reading import Asked, at_scale, reading

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._nn import Attention, Block
 from .._precision import wide
 from .._run import check_mask, check_tokens
 from .._sites import Kind
 from ..models import Transformer
+from ..parts import Attention, Block
 from ._groups import in_groups, TOKENS_AT_ONCE
 from ._parts import check_head, check_layer
 from ._reading import Asked, asked, at_scale, reading

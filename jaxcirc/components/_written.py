@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._nn import Block, LayerNorm
 from .._sites import Kind, Site
 from .._tap import bare_tap, Tap
 from ..models import Transformer
+from ..parts import Block, LayerNorm
 
 
 class Written(eqx.Module):

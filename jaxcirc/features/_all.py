@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
-from ..jacobian import EdgeJacobian, rounded_up
+from ..jacobian import EdgeJacobian
+from ..linear import rounded_up
 from ._ends import Dictionaries
 from ._latents import Latents, Pairs, read, written
 from ._point import Point

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._nn import Block, LayerNorm
 from .._precision import wide, wide_dtype, widened
 from .._sites import Kind
-from ..jacobian import rounded_up
+from ..linear import rounded_up
 from ..models import Transformer
+from ..parts import Block, LayerNorm
 from ._ends import Dictionaries, Ends
 from ._latents import Latents, Pairs
 from ._same import products_at_same

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from .._run import check_dictionaries, site_shapes, sites
 from .._sites import did_you_mean, Kind, Site
 from .._tap import site_read
-from ..jacobian import LOCAL, reaches
+from ..graph import reaches
+from ..linear import LOCAL
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..jacobian import BUDGET, contract_own, EdgeJacobian, halving, rounded_up, Span, TILE
+from ..jacobian import EdgeJacobian
+from ..linear import BUDGET, contract_own, halving, rounded_up, Span, TILE
 from ._ends import Dictionaries
 from ._latents import Latents, Pairs, read, written
 from ._point import Point

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from .._checks import check_kind
-from .._nn import ACTIVATIONS, Attention, Block, LayerNorm, MLP
 from .._sites import Kind
 from ..models import Transformer
+from ..parts import ACTIVATIONS, Attention, Block, LayerNorm, MLP
 from ._spec import Spec
 from ._tensors import cast
 

@@ -1,25 +1,17 @@
 """Jacobians between sites, as operators."""
 
 from . import frozen as frozen
+from ._blocks import chain_of_blocks as chain_of_blocks, stays as stays
 from ._certificate import (
     Certificate as Certificate,
     error_of_edges as error_of_edges,
     issue_certificate as issue_certificate,
 )
 from ._edge import edge as edge
-from ._engine import LOCAL as LOCAL
+from ._engine import contract_batch as contract_batch
 from ._finite import check_finite as check_finite
-from ._graph import next_of as next_of, reaches as reaches
-from ._memory import BUDGET as BUDGET, halving as halving
 from ._operator import EdgeJacobian as EdgeJacobian, select as select
-from ._own import (
-    chain_of_blocks as chain_of_blocks,
-    contract_own as contract_own,
-    stays as stays,
-    TILE as TILE,
-)
 from ._paths import block_paths as block_paths, mediated_edges as mediated_edges, MediatedEdges as MediatedEdges
-from ._routes import contract_batch as contract_batch
 from ._save import (
     check_free as check_free,
     load_jacobian as load_jacobian,
@@ -27,5 +19,3 @@ from ._save import (
     saved_already as saved_already,
     SavedJacobian as SavedJacobian,
 )
-from ._sizes import rounded_up as rounded_up
-from ._span import between_blocks as between_blocks, Span as Span

@@ -19,10 +19,9 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import check_count
 from .._version import __version__
-from ._memory import BUDGET
+from ..linear import BUDGET, Span
+from ._engine import CLOSED, engine_of, side_of
 from ._positions import position_axis
-from ._routes import CLOSED, engine_of, side_of
-from ._span import Span
 
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from .._run import check_dictionaries, check_mask, check_tokens, NOTHING, run, s
 from .._sites import by_site, did_you_mean, Kind, layer_of, Part, Site
 from .._tap import site_read
 from .._typing import Keys, Tokens
+from ..graph import reaches
+from ..linear import make_span
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
-from ._graph import reaches
 from ._operator import EdgeJacobian, make_operator, select
 from ._positions import given_positions
-from ._span import make_span
 
 
 ENGINES = ("auto", "autodiff", "structured")

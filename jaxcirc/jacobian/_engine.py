@@ -1,82 +1,216 @@
-"""Which engine computes what: closed forms where the span is one that they cover, autodiff for every other."""
+"""Which way a matrix or a bilinear form is made, and the making."""
 
-from .._sites import Kind, Part, Site
-from .._tap import site_read
-from ._span import Span
+import dataclasses
+import functools as ft
+import math
+from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
 
-LOCAL = frozenset(
-    {
-        Kind.RESID_PRE,
-        Kind.LN1_NORMALIZED,
-        Kind.Q,
-        Kind.K,
-        Kind.V,
-        Kind.Z,
-        Kind.ATTN_OUT,
-        Kind.RESID_MID,
-        Kind.LN2_NORMALIZED,
-        Kind.MLP_PRE,
-        Kind.MLP_POST,
-        Kind.MLP_OUT,
-        Kind.RESID_POST,
-    }
+from .._sites import Part, Site
+from ..linear import (
+    BUDGET,
+    contract_block,
+    contract_spans,
+    halving,
+    is_chain,
+    is_closed,
+    is_folded,
+    is_local,
+    linearise,
+    pull as pull_links,
+    push as push_links,
+    read_site,
+    sizes_for,
+    source_vectors,
+    Span,
+    target_covectors,
 )
-HELD = LOCAL | {Kind.LN1_SCALE, Kind.LN2_SCALE, Kind.ATTN_SCORES, Kind.PATTERN, Kind.RESULT}
 
 
-def is_closed(span: Span) -> bool:
-    """Whether closed forms give the bilinear forms of a span: one block, ends and held sites among those they know."""
-    return (
-        len(span.blocks) == 1
-        and span.outside is None
-        and is_folded(span)
-        and all(site.kind in LOCAL for site in (span.source, read_site(span)))
-        and all(site.kind in HELD for site in span.frozen)
-    )
+Spans = tuple[Span, ...]
+Items = Float[Array, "_ _"] | Int[Array, " _"]  # left and right differ in both
+Positions = Int[Array, " _"]
+CLOSED = ("block", "contraction", "chain")  # the routes in closed form; the others are autodiff
 
 
-def is_folded(span: Span) -> bool:
-    """Whether dictionaries are at the span's ends only, so that they can be folded into vectors and covectors at its sites; with what
-    is held of them: the error, where a decoder's input is the source, and a decoder's input, where the error is the target.
+def engine_of(*routes: str) -> str:
+    """`"structured"` if any of the routes is in closed form, else `"autodiff"`."""
+    return "structured" if any(route in CLOSED for route in routes) else "autodiff"
+
+
+def plan_of(spans: Spans) -> tuple[Spans, Span, Spans] | None:
+    """Local spans, one span that may go through attention, local spans; `None` if the product of spans is not of that form."""
+    if not all(map(is_closed, spans)):
+        return None
+    mixing = [i for i, span in enumerate(spans) if not is_local(span)]
+    if len(mixing) > 1:
+        return None
+    at = mixing[0] if mixing else len(spans) - 1
+    return spans[:at], spans[at], spans[at + 1 :]
+
+
+def matrix_route(spans: Spans, engine: str, source: tuple[int, ...], target: tuple[int, ...]) -> str:
+    """How a whole matrix is made, between values of these shapes: in closed form, one `"block"`, a `"contraction"` of all units, or a
+    `"chain"` of blocks; or by sweeps of autodiff, its `"columns"` or its `"rows"`, whichever are fewer.
     """
-    source, target = span.source, span.target
-    at_ends = {source.value.error, target.value.input}
-    if any(site.part != Part.VALUE and site not in at_ends for site in span.frozen):
-        return False
-    if source.part == Part.INPUT and source.value == target.value and target.part != Part.VALUE:
-        return False
-    return target.part != Part.ERROR or site_read(target.value, span.saes[target.value]) == target.value
+    sweep = "columns" if math.prod(source) <= math.prod(target) else "rows"
+    if engine == "autodiff":
+        return sweep
+    if plan_of(spans) is not None:
+        return "block" if len(spans) == 1 and spans[0].source.part == Part.VALUE else "contraction"
+    if len(spans) != 1 or not is_chain(spans[0]) or isinstance(spans[0].resid, Tracer):
+        return sweep
+    # In units of d_model^3 a block: a swept tangent or cotangent costs 24 a position, a row of the chain 10 at half of them.
+    (seq, d_model), (n_source, *_), (n_target, *_) = spans[0].resid.shape, source, target
+    saved = (24 * min(n_source, n_target) - 5 * n_target) * seq * d_model**3 * len(spans[0].blocks)
+    return "chain" if engine == "structured" or saved > _while_compiling() else sweep
 
 
-def read_site(span: Span) -> Site:
-    """The site whose value the target is a function of: for what a dictionary makes of its input itself, the site that it reads."""
-    target = span.target
-    own = target.part in (Part.ACTS, Part.INPUT)
-    return site_read(target.value, span.saes[target.value]) if own else target.value
+def _while_compiling() -> float:
+    """How many operations run in the seconds that a chain's programs take to compile longer than a sweep's: as measured, on two cores
+    of a CPU three seconds; an accelerator does about a hundred times as much meanwhile.
+    """
+    return 2e11 if jax.default_backend() == "cpu" else 2e13
 
 
-def is_local(span: Span) -> bool:
-    """Whether nothing moves between positions on the way: no path through attention."""
-    return is_closed(span) and not attends(span)
+def side_of(route: str) -> str:
+    """Of which end a route makes the matrix position by position."""
+    return "source" if route == "columns" else "target"
 
 
-def attends(span: Span) -> bool:
-    """Whether a one-block span goes through attention."""
-    target, held = read_site(span).kind, span.held
-    stopped = Kind.Z in held or (target > Kind.Z and {Kind.RESULT, Kind.ATTN_OUT} & held)
-    beside = span.blocks[0].parallel and Kind.ATTN_OUT < target < Kind.RESID_POST
-    return span.source.kind < Kind.ATTN_SCORES and target >= Kind.Z and not stopped and not beside
+def contract_route(spans: Spans, engine: str) -> str:
+    """How bilinear forms are made: in closed form, by `"contraction"`, or by a `"sweep"` of autodiff."""
+    return "contraction" if engine != "autodiff" and plan_of(spans) is not None else "sweep"
 
 
-def is_chain(span: Span) -> bool:
-    """Whether the full Jacobian of a span can be had block by block in closed form: from residual stream to residual stream."""
-    residual = (Kind.RESID_PRE, Kind.RESID_POST)
-    return (
-        span.outside is None
-        and not span.saes
-        and span.source.kind == Kind.RESID_PRE
-        and span.target.kind in residual
-        and all(site.kind in HELD for site in span.frozen)
-        and all(block.mlp is not None for block in span.blocks)
+def contract_by_plan(
+    spans: Spans, left: Items, left_pos: Positions, right: Items, right_pos: Positions, budget: int
+) -> Float[Array, "m k"]:
+    """Bilinear forms in closed form: items are carried through what is local, and meet at what is not."""
+    plan = plan_of(spans)
+    assert plan is not None
+    before, middle, after = plan
+    for span in reversed(after):
+        left = fold_left(span, left, left_pos)
+    for span in before:
+        right = fold_right(span, right, right_pos)
+    (seq, d_model), heads = middle.resid.shape, middle.blocks[0].attn.W_Q.shape[0]
+    size = ft.partial(sizes_for, len(left_pos), len(right_pos), seq, heads, d_model, middle.resid.dtype.itemsize)
+    compute = lambda budget: contract_block(middle, left, left_pos, right, right_pos, sizes=size(budget))
+    return halving(compute, budget, "the memory budget")
+
+
+def contract_by_sweeps(
+    spans: Spans, left: Items, left_pos: Positions, right: Items, right_pos: Positions, budget: int
+) -> Float[Array, "m k"]:
+    """Bilinear forms by autodiff, of any spans. Dictionaries at the ends are folded into the items all the same."""
+    first, last = spans[0], spans[-1]
+    if is_folded(last):
+        left, last = fold_covectors(last, left, left_pos), with_ends(last, target=read_site(last))
+    if is_folded(first):
+        right = fold_vectors(first, right, right_pos)
+        first = with_ends(last if len(spans) == 1 else first, source=first.source.value)
+    spans = (first,) if len(spans) == 1 else (first, *spans[1:-1], last)
+    dense = lambda items, end: (
+        items if items.ndim > 1 else jax.nn.one_hot(items, math.prod(end.shape[1:]), dtype=end.dtype)
     )
+    left, right = dense(left, spans[-1].ends()[1]), dense(right, spans[0].ends()[0])
+    forward = len(right_pos) < len(left_pos)
+    chunk = min(chunk_for(spans, budget), len(right_pos if forward else left_pos))
+    compute = lambda chunk: contract_spans(spans, left, left_pos, right, right_pos, chunk=chunk, forward=forward)
+    return halving(compute, chunk, "the chunk of sweeps")
+
+
+def contract_batch(
+    span: Span,
+    masks: tuple[Array, ...],
+    resid: Float[Array, "batch seq d_model"],
+    shift: Float[Array, "batch ..."] | None,
+    left: Float[Array, "batch m d_target"],
+    left_pos: Int[Array, "batch m"],
+    right: Float[Array, "batch k d_source"],
+    right_pos: Int[Array, "batch k"],
+    *,
+    budget: int = BUDGET,
+) -> Float[Array, "batch m k"]:
+    """`left_m^T J right_k` for every example of a batch: `masks`, `resid` and `shift` are theirs, the rest of the span is shared."""
+    (seq, d_model), (m, k) = span.resid.shape, (left.shape[1], right.shape[1])
+    if is_closed(span):
+        heads = span.blocks[0].attn.W_Q.shape[0]
+        sizes = sizes_for(m, k, seq, heads, d_model, span.resid.dtype.itemsize, budget)
+        return _batch(span, masks, resid, shift, left, left_pos, right, right_pos, sizes=sizes, sweep=None)
+    forward = k < m
+    sweep = (min(max(1, chunk_for([span], budget) // len(resid)), k if forward else m), forward)
+    return _batch(span, masks, resid, shift, left, left_pos, right, right_pos, sizes=None, sweep=sweep)
+
+
+@ft.partial(jax.jit, static_argnames=("sizes", "sweep"))
+def _batch(span: Span, masks, resid, shift, left, left_pos, right, right_pos, *, sizes, sweep):
+    def one(masks, resid, shift, *items):
+        example = dataclasses.replace(span, masks=masks, resid=resid, shift=shift)
+        if sizes is not None:
+            return contract_block(example, *items, sizes=sizes)
+        chunk, forward = sweep
+        return contract_spans((example,), *items, chunk=chunk, forward=forward)
+
+    return jax.vmap(one)(masks, resid, shift, left, left_pos, right, right_pos)
+
+
+def chunk_for(spans: Sequence[Span], budget: int) -> int:
+    """How many tangents at once keep what autodiff holds for them within the budget."""
+    held = 0
+    for span in spans:
+        block, seq = span.blocks[0], span.resid.shape[0]
+        heads, d_model, d_head = block.attn.W_Q.shape
+        d_mlp = 0 if block.mlp is None else block.mlp.W_in.shape[1]
+        inside = seq * (6 * d_model + 4 * heads * d_head + 2 * d_mlp + 3 * heads * seq)
+        held = max(held, inside + 2 * sum(math.prod(end.shape) for end in span.ends()))
+    return max(1, budget // (held * spans[0].resid.dtype.itemsize))
+
+
+@jax.jit
+def fold_vectors(span: Span, items: Array, positions: Array) -> Array:
+    """Vectors at the source's site, from items in the source's coordinates."""
+    return source_vectors(span)(items, positions)
+
+
+@jax.jit
+def fold_covectors(span: Span, items: Array, positions: Array) -> Array:
+    return target_covectors(span)(items, positions)
+
+
+@jax.jit
+def fold_left(span: Span, items: Array, positions: Array) -> Array:
+    """Covectors of the target of a local span as covectors of its source."""
+    linear, source = linearise(span, 0, span.held), span.source
+    covectors = {read_site(span).kind: target_covectors(span)(items, positions)}
+    pulled = pull_links(linear.links, covectors, positions)[source.kind]
+    if source.part not in (Part.ACTS, Part.INPUT):
+        return pulled
+    like = jax.ShapeDtypeStruct((len(positions), math.prod(span.ends()[0].shape[1:])), pulled.dtype)
+    return jax.linear_transpose(lambda items: source_vectors(span)(items, positions), like)(pulled)[0]
+
+
+@jax.jit
+def fold_right(span: Span, items: Array, positions: Array) -> Array:
+    """Vectors of the source of a local span as vectors of its target."""
+    linear, target = linearise(span, 0, span.held), span.target
+    pushed = push_links(linear.links, {span.source.kind: source_vectors(span)(items, positions)}, positions)
+    value = pushed[read_site(span).kind]
+    if target.part in (Part.VALUE, Part.INPUT):
+        return value
+    unfold = target_covectors(span)
+    like = jax.ShapeDtypeStruct((len(positions), math.prod(span.ends()[1].shape[1:])), value.dtype)
+    return jax.vjp(lambda items: unfold(items, positions), jnp.zeros(like.shape, like.dtype))[1](value)[0]
+
+
+def with_ends(span: Span, *, source: Site | None = None, target: Site | None = None) -> Span:
+    """The span between other sites of the same blocks."""
+    source, target = source or span.source, target or span.target
+    needed = {site.value for site in (source, target, *span.frozen) if site.part != Part.VALUE}
+    saes = {site: sae for site, sae in span.saes.items() if site in needed}
+    return dataclasses.replace(span, source=source, target=target, saes=saes)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from .._edits import Add
 from .._sites import Kind, Site
 from .._tap import Everything, Tap
-from ._span import Span
+from ..linear import Span
 
 
 if TYPE_CHECKING:

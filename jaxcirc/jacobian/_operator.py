@@ -19,14 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_choice, check_count, check_kind
 from .._sites import Site
+from ..linear import block_matrix, BUDGET, chain_matrix, check_fits, halving, jvp, Span, vjp
 from ._certificate import Certificate, certify
-from ._chain import chain_matrix
-from ._dense import block_matrix
-from ._finite import check_finite
-from ._memory import BUDGET, check_fits, halving
-from ._place import Place, place_of
-from ._positions import check_positions, every_unit, given_positions, position_axis
-from ._routes import (
+from ._engine import (
     chunk_for,
     CLOSED,
     contract_by_plan,
@@ -36,7 +31,9 @@ from ._routes import (
     Items,
     matrix_route,
 )
-from ._span import pull, push, Span
+from ._finite import check_finite
+from ._place import Place, place_of
+from ._positions import check_positions, every_unit, given_positions, position_axis
 
 
 class EdgeJacobian(eqx.Module):
@@ -171,7 +168,7 @@ class EdgeJacobian(eqx.Module):
         begin, end = self.places if forward else self.places[::-1]
         vectors = begin.put(vectors, self._whole_shapes()[not forward])
         for span in self.spans if forward else self.spans[::-1]:
-            vectors = (push if forward else pull)(span, vectors, chunk=chunk)
+            vectors = (jvp if forward else vjp)(span, vectors, chunk=chunk)
         return end.take(vectors)
 
     def __matmul__(self, other: "EdgeJacobian") -> "EdgeJacobian":

@@ -23,10 +23,10 @@ from .._checks import check_number
 from .._run import check_model, NOTHING
 from .._sites import by_site, Kind, Part, Site
 from .._typing import Keys, Tokens
+from ..graph import reaches
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._edge import edge, Saes
-from ._graph import reaches
 from ._operator import EdgeJacobian
 
 

@@ -21,10 +21,10 @@ from jaxtyping import Array
 from .._checks import check_kind, check_path
 from .._fingerprint import exact_fingerprint
 from .._sites import Site
+from ..linear import BUDGET
 from ._certificate import Certificate
-from ._memory import BUDGET
+from ._engine import side_of
 from ._operator import EdgeJacobian, random_key
-from ._routes import side_of
 
 
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._checks import check_kind
-from .._nn import Attention, Block, LayerNorm, MLP
 from .._precision import wide
+from ..parts import Attention, Block, LayerNorm, MLP
 from ._transformer import Transformer
 
 

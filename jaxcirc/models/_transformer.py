@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._indexing import entries
-from .._nn import Block, LayerNorm
 from .._precision import wide, wide_dtype
 from .._sites import Kind
 from .._tap import Tap
 from .._typing import Keys, Logits, Mask, Resid, Tokens
+from ..parts import Block, LayerNorm
 from ._masks import attention_mask, batch_masks
 
 

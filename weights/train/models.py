@@ -7,8 +7,8 @@ import numpy as np
 from weights.train.text import SEQ
 
 import jaxcirc as jc
-from jaxcirc._nn import Attention, Block, gelu_new, LayerNorm, MLP
 from jaxcirc._sites import Kind
+from jaxcirc.parts import Attention, Block, gelu_new, LayerNorm, MLP
 
 
 SHAPES = {

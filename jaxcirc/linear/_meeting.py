@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind
+from ._block import Heads, LinearBlock, pull, push, rows
 from ._ends import source_vectors, target_covectors
-from ._engine import attends, read_site
-from ._links import Heads, LinearBlock, pull, push, rows
-from ._span import Span
+from ._forms import attends, read_site
+from ._segment import Span
 
 
 class Rows(NamedTuple):

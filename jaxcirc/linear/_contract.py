@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._engine import attends
-from ._links import linearise, rows
+from ._block import linearise, rows
+from ._forms import attends
 from ._meeting import meet, sides
+from ._segment import Span
 from ._sizes import rounded_up
-from ._span import Span
 from ._tiles import sort, tile, Tiles
 
 

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind
-from ._links import LinearBlock, linearise, rows
+from ._block import LinearBlock, linearise, rows
 from ._meeting import Rows, sides
-from ._span import Span
+from ._segment import Span
 
 
 BEFORE_HEADS = (Kind.RESID_PRE, Kind.LN1_NORMALIZED)

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from .._nn import LayerNorm
 from .._precision import widened
 from .._sites import Kind, Site
-from ._span import Span
+from ..parts import LayerNorm
+from ._segment import Span
 
 
 Items = Float[Array, "n width"]

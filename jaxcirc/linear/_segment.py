@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._edits import AbstractEdit, Add, Detach
-from .._nn import Block
 from .._run import NOTHING
 from .._sites import Kind, Part, Site
 from .._tap import site_read, Tap
 from .._typing import Keys, Mask, Resid, Tokens
 from ..models import Transformer
+from ..parts import Block
 from ..saes import AbstractDictionary, anonymous
 
 
@@ -93,14 +93,14 @@ def _ends(span: Span) -> tuple[Array, Array]:
 
 
 @ft.partial(jax.jit, static_argnames="chunk")
-def push(span: Span, tangents: Float[Array, "tangent ..."], *, chunk: int | None = None) -> Float[Array, "tangent ..."]:
+def jvp(span: Span, tangents: Float[Array, "tangent ..."], *, chunk: int | None = None) -> Float[Array, "tangent ..."]:
     """`J v` for each tangent at the source: one linearisation, `chunk` tangents at a time."""
     _, linear = jax.linearize(span, span.zero())
     return batched(linear, tangents, chunk)
 
 
 @ft.partial(jax.jit, static_argnames="chunk")
-def pull(
+def vjp(
     span: Span, cotangents: Float[Array, "tangent ..."], *, chunk: int | None = None
 ) -> Float[Array, "tangent ..."]:
     """`J^T w` for each cotangent at the target."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ._links import rows
+from ._block import rows
 
 
 class Tiles(NamedTuple):

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 
 from .._precision import wide
 from .._sites import Kind, layer_of, Site
-from ..jacobian import next_of
 from ..models import Transformer
 from ..saes import AbstractDictionary
+from ._sites import next_of
 
 
 RESIDUAL = (Kind.RESID_PRE, Kind.RESID_MID, Kind.RESID_POST)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._links import rows
-from ._span import Span
+from ._block import rows
+from ._segment import Span
 from ._tiles import tile, Tiles
 
 

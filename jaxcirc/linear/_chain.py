@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind, Site
+from ._block import Heads, LinearBlock, linearise, pull, rows
 from ._dense import block_matrix
-from ._links import Heads, LinearBlock, linearise, pull, rows
 from ._memory import BUDGET
-from ._span import between_blocks, Span
+from ._segment import between_blocks, Span
 
 
 Rows = Float[Array, "seq n d_model"]

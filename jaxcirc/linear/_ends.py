@@ -15,8 +15,8 @@ from .._precision import wide
 from .._sites import Part
 from .._tap import site_read
 from ..saes import AbstractDictionary
-from ._links import Items, Positions, rows
-from ._span import Span
+from ._block import Items, Positions, rows
+from ._segment import Span
 
 
 Fold = Callable[[Array, Positions], Items]

@@ -1,0 +1,14 @@
+"""Which sites feed which, and which nodes feed which directly."""
+
+from ._sites import next_of as next_of, reaches as reaches
+from ._wiring import (
+    as_output as as_output,
+    canonical as canonical,
+    check_nodes as check_nodes,
+    entry as entry,
+    is_cut as is_cut,
+    reaches_output as reaches_output,
+    Wire as Wire,
+    wiring as wiring,
+    written as written,
+)

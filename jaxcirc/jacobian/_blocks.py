@@ -1,0 +1,43 @@
+"""The Jacobian through several blocks as a product of theirs, so that each is in closed form where it has one."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Array, Float
+
+from .._sites import Kind, layer_of, Site
+from .._typing import Mask, Resid
+from ..linear import attends, between_blocks, LOCAL
+from ..models import Transformer
+from ._edge import in_one_block
+from ._operator import EdgeJacobian, make_operator
+
+
+def chain_of_blocks(
+    model: Transformer,
+    masks: Sequence[Mask],
+    resids: Sequence[Resid],
+    source: Site,
+    target: Site,
+    shift: Float[Array, "..."] | None = None,
+) -> EdgeJacobian:
+    """The Jacobian from `source` to `target` cut where blocks meet, so that each block is in closed form where it has one.
+
+    **Arguments:** - `resids`: what enters each block at the point of linearisation. - `shift`: by how much the source's value was moved
+    there.
+    """
+    start, end, *_ = in_one_block(model, source, target, frozenset(), {})
+    layers = range(layer_of(start), layer_of(end) + 1)
+    spans = []
+    for layer in layers:
+        begin = Site(0, start.kind if layer == layers[0] else Kind.RESID_PRE)
+        stop = Site(0, end.kind if layer == layers[-1] else Kind.RESID_POST)
+        inside = layer == layers[0] and begin.kind != Kind.RESID_PRE  # else what enters is moved already
+        block = (model.blocks[layer],), (masks[layer],), resids[layer]
+        spans.append(between_blocks(*block, begin, stop, (), shift if inside else None))
+    return make_operator(spans, layers, source, target)
+
+
+def stays(J: EdgeJacobian, *, causal: bool) -> bool:
+    """Whether all that comes from a position to itself has been there all the time, so that `contract_own` is the whole of it."""
+    local = all(span.source.kind in LOCAL and span.target.kind in LOCAL and not span.frozen for span in J.spans)
+    return local and (causal or sum(map(attends, J.spans)) <= 1)

@@ -1,0 +1,46 @@
+"""What works on each position by itself: the MLP, and its activation functions."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float
+
+from .._precision import widened
+from .._sites import Kind
+from .._tap import Tap
+from .._typing import Resid
+
+
+def gelu_new(x: Array) -> Array:
+    """GELU by its tanh approximation (Hendrycks and Gimpel 2016, arXiv 1606.08415), as in GPT-2."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def gelu(x: Array) -> Array:
+    """GELU, exact, by the error function."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def relu(x: Array) -> Array:
+    """The rectifier, with derivative 0 at 0."""
+    return jax.nn.relu(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu_new": gelu_new, "gelu": gelu, "relu": relu}
+
+
+class MLP(eqx.Module):
+    """`act(x W_in + b_in) W_out + b_out`."""
+
+    W_in: Float[Array, "d_model d_mlp"]
+    b_in: Float[Array, " d_mlp"]
+    W_out: Float[Array, "d_mlp d_model"]
+    b_out: Float[Array, " d_model"]
+    act: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __call__(self, x: Resid, tap: Tap) -> Resid:
+        weights = widened(self)
+        pre = tap(Kind.MLP_PRE, x @ weights.W_in + weights.b_in)
+        post = tap(Kind.MLP_POST, self.act(pre))
+        return post @ weights.W_out + weights.b_out
