@@ -12,8 +12,9 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc.jacobian import _certificate, _engine, _operator
-from jaxcirc.linear import _chain, _contract, _memory
+from jaxcirc.jacobian import _certificate, _matrix, _product
+from jaxcirc.jacobian._engine import matrix_route
+from jaxcirc.linear import _chain, _contract, _memory, _segments
 from jaxcirc.parts import Block
 
 from .dictionaries import make_sae
@@ -183,32 +184,37 @@ def test_a_certificate_of_a_matrix(operator):
 
 def test_no_certificate_of_an_engine_that_is_wrong(operator, swept, monkeypatch):
     """Off by 5 %, in either engine."""
-    contract, push = _engine.contract_block, _operator.push
-    monkeypatch.setattr(_engine, "contract_block", lambda *args, **sizes: 1.05 * contract(*args, **sizes))
+    contract, push = _segments.contract_block, _product.jvp
+    monkeypatch.setattr(_segments, "contract_block", lambda *args, **sizes: 1.05 * contract(*args, **sizes))
     with pytest.raises(ValueError, match="The result is wrong"):
         operator.certificate(jax.random.key(0), probes=1)
-    monkeypatch.setattr(_operator, "push", lambda *args, **more: 1.05 * push(*args, **more))
+    monkeypatch.setattr(_product, "jvp", lambda *args, **more: 1.05 * push(*args, **more))
     with pytest.raises(ValueError, match="The result is wrong"):
         swept.certificate(jax.random.key(0), probes=1)
 
 
 # Of every route: an edge that takes it, the function that it goes by, and what the certificate calls it.
 ROUTES = {
-    "block": ({}, _operator, "block_matrix", "structured (matrix by block, "),
-    "chain": ({"chain": True, "engine": "structured"}, _operator, "chain_matrix", "structured (matrix by chain, "),
-    "contraction": ({"latents": True}, _operator, "contract_by_plan", "structured (matrix by contraction, "),
-    "columns": ({"engine": "autodiff"}, _operator.EdgeJacobian, "_through", "autodiff (matrix by columns, "),
+    "block": ({}, _matrix, "block_matrix", "structured (matrix by block, "),
+    "chain": ({"chain": True, "engine": "structured"}, _matrix, "chain_matrix", "structured (matrix by chain, "),
+    "contraction": ({"latents": True}, _matrix, "contract_by_plan", "structured (matrix by contraction, "),
+    "columns": ({"engine": "autodiff"}, _product.Product, "through", "autodiff (matrix by columns, "),
     "rows": (
         {"engine": "autodiff", "target_pos": [4]},
-        _operator.EdgeJacobian,
-        "_through",
+        _product.Product,
+        "through",
         "autodiff (matrix by rows, ",
     ),
     "few forms": ({}, _contract, "_contract_at_once", "bilinear forms by contraction"),
     "many forms": ({}, _contract, "_contract_sorted", "bilinear forms by contraction"),
-    "forms of a chain": ({"chain": True, "engine": "structured"}, _engine, "contract_spans", "bilinear forms by sweep"),
-    "pushed": ({}, _operator, "push", "products by sweep"),
-    "pulled": ({}, _operator, "pull", "products by sweep"),
+    "forms of a chain": (
+        {"chain": True, "engine": "structured"},
+        _segments,
+        "contract_spans",
+        "bilinear forms by sweep",
+    ),
+    "pushed": ({}, _product, "jvp", "products by sweep"),
+    "pulled": ({}, _product, "vjp", "products by sweep"),
 }
 
 
@@ -227,7 +233,7 @@ def test_a_certificate_probes_the_engine_that_it_names(small, name, dtype, monke
     J = edge_by_route(small, jnp.dtype(dtype), **more)
     assert called in J.certificate(probes=1).engine
     right = np.asarray(J.as_matrix())
-    by_matrix = f"{jc.select(J, 'matrix')} (matrix by {J._route()})"
+    by_matrix = f"{jc.select(J, 'matrix')} (matrix by {matrix_route(J.product)})"
     assert J.certificate(matrix=right).engine == by_matrix
     unplanted = getattr(owner, function)
     monkeypatch.setattr(owner, function, lambda *given, **more: unplanted(*given, **more) * (1 + 1e-3))
@@ -246,15 +252,13 @@ def test_a_part_of_a_large_matrix_is_probed(small, name, monkeypatch):
     """As many positions as make a small one, by the same route."""
     monkeypatch.setattr(_certificate, "PROBED", 800)
     monkeypatch.setattr(_certificate, "SWEPT", 8)
-    made, make = [], _operator.EdgeJacobian._matrix_by
-    monkeypatch.setattr(
-        _operator.EdgeJacobian, "_matrix_by", lambda J, route: made.append((J, route)) or make(J, route)
-    )
+    made, make = [], _certificate.matrix_by
+    monkeypatch.setattr(_certificate, "matrix_by", lambda part, route: made.append((part, route)) or make(part, route))
     J = edge_by_route(small, jnp.zeros(()).dtype, **ROUTES[name][0])
     assert f"matrix by {name}" in J.certificate(probes=1).engine
     ((part, route),) = made
     assert (route, part.dtype) == (name, J.dtype)
-    assert part.target_pos is not None or part.source_pos is not None
+    assert any(place.positions is not None for place in part.places)
     assert np.prod(part.target_shape) * np.prod(part.source_shape) < np.prod(J.target_shape) * np.prod(J.source_shape)
 
 
@@ -490,19 +494,19 @@ def test_out_of_memory_halves_the_chunk(small, operator, swept, contraction, mon
     want, matrix, edges = swept.cols(v), swept.as_matrix(), operator.contract(*contraction)
     chain = jc.edge(*small, Site(0, Kind.RESID_PRE), POST, engine="structured", source_pos=[0, 2])
     blocks = chain.as_matrix()
-    monkeypatch.setattr(_operator, "push", exhausted(_operator.push, 1))
+    monkeypatch.setattr(_product, "jvp", exhausted(_product.jvp, 1))
     with pytest.warns(UserWarning, match=r"out of memory; going on with the chunk of vectors halved to 2\."):
         assert_close(swept.cols(v), want)
-    monkeypatch.setattr(_operator, "push", exhausted(_operator.push, 1))
+    monkeypatch.setattr(_product, "jvp", exhausted(_product.jvp, 1))
     with pytest.warns(UserWarning, match=r"the chunk of rows halved to 20\."):
         assert_close(swept.as_matrix(), matrix)
-    monkeypatch.setattr(_engine, "contract_block", exhausted(_engine.contract_block, 1))
+    monkeypatch.setattr(_segments, "contract_block", exhausted(_segments.contract_block, 1))
     with pytest.warns(UserWarning, match=r"the memory budget halved to 268435456\."):
         assert_close(operator.contract(*contraction), edges)
     monkeypatch.setattr(_chain, "pull_block", exhausted(_chain.pull_block, 1))
     with pytest.warns(UserWarning, match=r"the memory budget halved to 268435456\."):
         assert_close(chain.as_matrix(), blocks)
-    monkeypatch.setattr(_operator, "push", exhausted(_operator.push, -1))
+    monkeypatch.setattr(_product, "jvp", exhausted(_product.jvp, -1))
     with (
         pytest.warns(UserWarning, match="halved to 1"),
         pytest.raises(ValueError, match="out of memory even with the chunk of vectors at its smallest"),
@@ -514,7 +518,7 @@ def test_other_errors_of_the_device_are_not_hidden(swept, monkeypatch):
     def broken(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("INTERNAL: a wire is loose")
 
-    monkeypatch.setattr(_operator, "push", broken)
+    monkeypatch.setattr(_product, "jvp", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="a wire is loose"):
         swept.mv(direction((SEQ, WIDTH)))
 

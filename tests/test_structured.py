@@ -434,14 +434,14 @@ def test_a_chain_of_blocks_at_some_positions_and_in_little_memory(deep):
     few = jc.edge(*deep, source_pos=[5, 2], target_pos=[-1, 3, 0], engine="structured")
     assert_close(few.as_matrix(), want[[6, 3, 0]][:, :, [5, 2]])
     # No matrices of the MLPs are kept, and few rows are pulled back at a time.
-    assert_close(chain_matrix(J.spans[0], np.array([4, 1, 5]), budget=2000), want[[4, 1, 5]])
-    assert_close(chain_matrix(J.spans[0], np.arange(7), groups=3), want)
+    assert_close(chain_matrix(J.product.segments[0], np.array([4, 1, 5]), budget=2000), want[[4, 1, 5]])
+    assert_close(chain_matrix(J.product.segments[0], np.arange(7), groups=3), want)
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_rows_that_end_early_are_cut(deep, kept):
     """What is 0 from a position on is pulled back through a block without the positions after it, and other rows are left alone."""
-    span = split(jc.edge(*deep, frozen=[Site(1, Kind.LN1_SCALE)]).spans[0])[1]
+    span = split(jc.edge(*deep, frozen=[Site(1, Kind.LN1_SCALE)]).product.segments[0])[1]
     mlps, rows, reached = mlp_matrices(span) if kept else None, direction((3, 8, 7, 8)), 4
     rows = rows.at[:, :, reached:].set(0)
     whole = np.asarray(pull_block(span, rows + 0, mlps, 0, count=3, reached=7))
@@ -467,7 +467,7 @@ def test_the_matrix_of_a_block_at_some_positions(deep, target):
     J = jc.edge(model, tokens, *ends, source_pos=[6, 0, 4, 2], target_pos=[1, 6, 4])
     assert_close(J.as_matrix(), want[[1, 6, 4]][:, :, [6, 0, 4, 2]])
     tiles = Sizes(rows=5, coordinates=3, keys=3)
-    span, positions = jc.edge(model, tokens, *ends).spans[0], jnp.arange(7, dtype=jnp.int32)
+    span, positions = jc.edge(model, tokens, *ends).product.segments[0], jnp.arange(7, dtype=jnp.int32)
     assert_close(_matrix(span, positions, positions, sizes=tiles), want)
 
 
@@ -477,7 +477,7 @@ def test_a_parallel_chain():
     want = np.asarray(jc.edge(*ends, engine="autodiff").as_matrix())
     J = jc.edge(*ends, engine="structured")
     assert_close(J.as_matrix(), want)
-    assert_close(chain_matrix(J.spans[0], np.arange(5), budget=2000), want)
+    assert_close(chain_matrix(J.product.segments[0], np.arange(5), budget=2000), want)
 
 
 def test_a_chain_without_causality():
@@ -493,7 +493,7 @@ def test_memory_is_the_result_and_the_budget(budget):
     """What the compiled programs hold beside arguments and results, by XLA's own account."""
     model = make_model(jax.random.key(0), d_model=32, heads=4, d_head=8, d_mlp=64, n_ctx=48)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
-    span = jc.edge(single, tokens_for(model, 48), at(Kind.RESID_PRE), at(Kind.RESID_POST)).spans[0]
+    span = jc.edge(single, tokens_for(model, 48), at(Kind.RESID_PRE), at(Kind.RESID_POST)).product.segments[0]
     items = lambda n: jax.ShapeDtypeStruct((n, 32), jnp.float32)
     positions = lambda n: jax.ShapeDtypeStruct((n,), jnp.int32)
     held = lambda lowered: lowered.compile().memory_analysis().temp_size_in_bytes

@@ -15,8 +15,8 @@ from .._run import run_metric, site_shapes
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read
 from ..graph import as_output, canonical, reaches_output, Wire, wiring
-from ..jacobian import contract_batch, error_of_edges
-from ..linear import between_blocks, Span
+from ..jacobian import error_of_edges
+from ..linear import between_blocks, contract_batch, Span
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._effects import node_products

@@ -11,7 +11,7 @@ from .._guard import check_backend
 from .._run import check_tokens
 from .._sites import by_site, Site
 from .._typing import Tokens
-from ..jacobian import chain_of_blocks, check_finite, stays
+from ..jacobian import chain_of_blocks, check_finite, is_position_local
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._all import all_pairs, gradients_at_all, gradients_one_by_one
@@ -100,10 +100,10 @@ def feature_jacobian(
     else:
         targets, sources = at_shared_positions(targets, sources)
         pairs = _some(same_pairs(targets, sources), minimum, "on at the same position")
-        at_same = gradients_at_same if stays(J, causal=model.causal) else gradients_one_by_one
+        at_same = gradients_at_same if is_position_local(J.product, causal=model.causal) else gradients_one_by_one
         gradient = at_same(J, pair, point, targets, sources, pairs, report)
     if not np.isfinite(gradient).all():
-        check_finite(J, jnp.asarray(gradient))
+        check_finite(J.product, jnp.asarray(gradient))
     to, of = targets.at(pairs.target), sources.at(pairs.source)
     return FeatureJacobian(
         position=to.position,

@@ -58,7 +58,7 @@ def gradients_at_same(
     """The derivative of each pair's target by its source."""
     left = lambda position, unit: read(saes.target, point, position, unit)
     right = lambda position, unit: written(saes.source, point, position, unit)
-    return products_at_same(J.spans, left, right, targets, sources, pairs, held=_held(J), progress=progress)
+    return products_at_same(J.product.segments, left, right, targets, sources, pairs, held=_held(J), progress=progress)
 
 
 def products_at_same(
@@ -136,7 +136,7 @@ def _cuts(layout: _Layout, most: int) -> list[int]:
 
 def _held(J: EdgeJacobian) -> int:
     """The bytes that one vector on its way through a block holds, with its images and what becomes of them."""
-    block, seq = J.spans[0].blocks[0], J.spans[0].resid.shape[0]
+    block, seq = J.product.segments[0].blocks[0], J.product.segments[0].resid.shape[0]
     heads, d_model, d_head = block.attn.W_Q.shape
     d_mlp = 0 if block.mlp is None else block.mlp.W_in.shape[1]
     return J.dtype.itemsize * (6 * d_model + 4 * heads * d_head + 4 * d_mlp + 3 * heads * seq)

@@ -1,18 +1,28 @@
-"""Which sites feed which: the graph of the model, by site.
+"""Which sites feed which, read off the model's own forward pass.
 
-The Jacobian from one site to another is empty when every path between them meets a site that is held, and that is known from the graph
-alone, before anything is computed.
+The Jacobian from one site to another is empty when every path between them meets a site that is held, and that is known before anything
+is computed: in a forward pass in which every site's value is an argument and what is computed there a result, a site feeds those whose
+results depend on its argument.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+import functools as ft
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
-from .._sites import Kind, Part, Site
-from .._tap import site_read
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._edits import Apply
+from .._sites import Site
+from .._tap import Tap
 from ..models import Transformer
 from ..saes import AbstractDictionary
+from ._dependence import dependence
 
 
 Dictionaries = Mapping[Site, AbstractDictionary]
+Graph = dict[Site, frozenset[Site]]
 
 
 def reaches(
@@ -24,88 +34,71 @@ def reaches(
 
 def next_of(model: Transformer, source: Site, sites: Collection[Site], saes: Dictionaries | None = None) -> set[Site]:
     """Those of `sites` to which a path leads from `source` that meets no other of them on its way."""
+    graph = site_graph(model, saes or {})
     frontier, seen = [source], {source}
     while frontier:
-        new = set(children(model, frontier.pop(), saes or {})) - seen
+        new = graph.get(frontier.pop(), frozenset()) - seen
         seen |= new
         frontier += new.difference(sites)
     return seen.intersection(sites) - {source}
 
 
-def children(model: Transformer, site: Site, saes: Dictionaries) -> Iterator[Site]:
-    """The sites that read the value at `site` first. One with a dictionary is read through its latents and its error, which make up the
-    value, and by its decoder where that reads its input.
+def site_graph(model: Transformer, saes: Dictionaries) -> Graph:
+    """For each site the sites that read its value first. One with a dictionary is read through its latents and its error, which make up
+    the value, and by its decoder where that reads its input.
     """
-    if site.part != Part.VALUE:
-        yield site.value
-        if site.part == Part.INPUT:
-            yield site.error
-        return
-    for child in _readers(model, site):
-        if child not in saes:
-            yield child
-        else:
-            yield child.error
-            if site_read(child, saes[child]) == child:
-                yield from _read_by(child, saes[child])
-    for place, sae in saes.items():
-        if place != site and site_read(place, sae) == site:  # a transcoder
-            yield from _read_by(place, sae)
-            yield place.error
+    leaves, tree = jax.tree.flatten((model, dict(saes)))
+    return _site_graph(tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
 
 
-def _read_by(place: Site, sae: AbstractDictionary) -> Iterator[Site]:
-    """What the dictionary at `place` makes of its input itself."""
-    yield place.acts
-    if sae.decoder_reads_input:
-        yield place.input
+@ft.lru_cache(maxsize=64)
+def _site_graph(tree: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> Graph:
+    model, saes = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    forward = lambda edits, model, saes, token: model(token, Tap(saes, edits, frozenset()))
+    return graph_of(forward, model, saes, jax.ShapeDtypeStruct((1,), jnp.int32))
 
 
-def _readers(model: Transformer, site: Site) -> Iterator[Site]:
-    layer, kind = site.layer, site.kind
-    if layer is None:
-        yield from _outside(model, kind)
-        return
-    block = model.blocks[layer]
-    after_attention = Kind.RESID_MID if block.has_middle else Kind.RESID_POST
-    first_of_attention = (Kind.Q, Kind.K, Kind.V) if block.ln1 is None else (Kind.LN1_SCALE, Kind.LN1_NORMALIZED)
-    first_of_mlp = (Kind.MLP_PRE,) if block.ln2 is None else (Kind.LN2_SCALE, Kind.LN2_NORMALIZED)
-    readers: dict[Kind, tuple[Kind, ...]] = {
-        Kind.RESID_PRE: (*first_of_attention, *(first_of_mlp if block.parallel else ()), after_attention),
-        Kind.LN1_SCALE: (Kind.LN1_NORMALIZED,),
-        Kind.LN1_NORMALIZED: (Kind.Q, Kind.K, Kind.V),
-        Kind.Q: (Kind.ATTN_SCORES,),
-        Kind.K: (Kind.ATTN_SCORES,),
-        Kind.ATTN_SCORES: (Kind.PATTERN,),
-        Kind.PATTERN: (Kind.Z,),
-        Kind.V: (Kind.Z,),
-        Kind.Z: (Kind.RESULT,),
-        Kind.RESULT: (Kind.ATTN_OUT,),
-        Kind.ATTN_OUT: (after_attention,),
-        Kind.RESID_MID: (*first_of_mlp, Kind.RESID_POST),
-        Kind.LN2_SCALE: (Kind.LN2_NORMALIZED,),
-        Kind.LN2_NORMALIZED: (Kind.MLP_PRE,),
-        Kind.MLP_PRE: (Kind.MLP_POST,),
-        Kind.MLP_POST: (Kind.MLP_OUT,),
-        Kind.MLP_OUT: (Kind.RESID_POST,),
-        Kind.RESID_POST: (),
-    }
-    yield from (Site(layer, reader) for reader in readers[kind])
-    if kind == Kind.RESID_POST:
-        if layer + 1 < model.n_layers:
-            yield Site(layer + 1, Kind.RESID_PRE)
-        else:
-            yield from (Site(None, kind) for kind in _first_of_unembedding(model))
+def graph_of(forward: Callable[..., Any], *arguments: Any) -> Graph:
+    """For each site that `forward(edits, *arguments)` comes by, given these shapes, the sites that read its value first."""
+
+    def computed(arguments, given: dict[Site, Array]) -> dict[Site, Array]:
+        """What is computed at each site where those before it have the values `given`."""
+        found: dict[Site, Array] = {}
+
+        def exchange(site: Site, x: Array) -> Array:
+            found[site] = x
+            return given.get(site, x)
+
+        forward(_AtEverySite(exchange), *arguments)
+        return found
+
+    values = jax.eval_shape(lambda arguments: computed(arguments, {}), arguments)
+    order = sorted(values)
+
+    def apart(arguments, *values):
+        found = computed(arguments, dict(zip(order, values, strict=True)))
+        return [found[site] for site in order]
+
+    jaxpr = jax.make_jaxpr(apart)(arguments, *(values[site] for site in order))
+    given = len(jaxpr.in_avals) - len(order)  # the values come last
+    reads = [{order[number - given] for number in numbers if number >= given} for numbers in dependence(jaxpr)]
+    return {site: frozenset(s for s, read in zip(order, reads, strict=True) if site in read) for site in order}
 
 
-def _outside(model: Transformer, kind: Kind) -> Iterator[Site]:
-    if kind in (Kind.EMBED, Kind.POS_EMBED):
-        yield Site(0, Kind.RESID_PRE) if model.blocks else Site(None, _first_of_unembedding(model)[-1])
-    elif kind == Kind.FINAL_SCALE:
-        yield Site(None, Kind.FINAL_NORMALIZED)
-    elif kind == Kind.FINAL_NORMALIZED:
-        yield Site(None, Kind.LOGITS)
+class _AtEverySite(Mapping[Site, Apply]):
+    """An edit at every site, that knows where it is."""
 
+    def __init__(self, exchange: Callable[[Site, Array], Array]):
+        self.exchange = exchange
 
-def _first_of_unembedding(model: Transformer) -> tuple[Kind, ...]:
-    return (Kind.LOGITS,) if model.ln_final is None else (Kind.FINAL_SCALE, Kind.FINAL_NORMALIZED)
+    def __contains__(self, site: object) -> bool:
+        return True
+
+    def __getitem__(self, site: Site) -> Apply:
+        return Apply(ft.partial(self.exchange, site))
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0

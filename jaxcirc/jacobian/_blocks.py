@@ -6,10 +6,11 @@ from jaxtyping import Array, Float
 
 from .._sites import Kind, layer_of, Site
 from .._typing import Mask, Resid
-from ..linear import attends, between_blocks, LOCAL
+from ..linear import attends, between_blocks
 from ..models import Transformer
 from ._edge import in_one_block
-from ._operator import EdgeJacobian, make_operator
+from ._operator import EdgeJacobian
+from ._product import Product, product_of
 
 
 def chain_of_blocks(
@@ -27,17 +28,17 @@ def chain_of_blocks(
     """
     start, end, *_ = in_one_block(model, source, target, frozenset(), {})
     layers = range(layer_of(start), layer_of(end) + 1)
-    spans = []
+    segments = []
     for layer in layers:
         begin = Site(0, start.kind if layer == layers[0] else Kind.RESID_PRE)
         stop = Site(0, end.kind if layer == layers[-1] else Kind.RESID_POST)
         inside = layer == layers[0] and begin.kind != Kind.RESID_PRE  # else what enters is moved already
         block = (model.blocks[layer],), (masks[layer],), resids[layer]
-        spans.append(between_blocks(*block, begin, stop, (), shift if inside else None))
-    return make_operator(spans, layers, source, target)
+        segments.append(between_blocks(*block, begin, stop, (), shift if inside else None))
+    return EdgeJacobian(product_of(segments, layers, source, target))
 
 
-def stays(J: EdgeJacobian, *, causal: bool) -> bool:
+def is_position_local(product: Product, *, causal: bool) -> bool:
     """Whether all that comes from a position to itself has been there all the time, so that `contract_own` is the whole of it."""
-    local = all(span.source.kind in LOCAL and span.target.kind in LOCAL and not span.frozen for span in J.spans)
-    return local and (causal or sum(map(attends, J.spans)) <= 1)
+    local = all(is_closed(segment) and not segment.frozen for segment in product.segments)
+    return local and (causal or sum(map(attends, product.segments)) <= 1)

@@ -9,7 +9,7 @@ they run for everyone else.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,11 @@ from jaxtyping import Array, Float, Int
 from .._checks import check_count
 from .._version import __version__
 from ..linear import BUDGET, Span
-from ._engine import CLOSED, engine_of, side_of
+from ._contract import contract
+from ._engine import CLOSED, contract_route, engine_of, matrix_route, side_of
+from ._matrix import matrix_by
 from ._positions import position_axis
-
-
-if TYPE_CHECKING:
-    from ._operator import EdgeJacobian
+from ._product import Product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,59 +57,60 @@ class Certificate:
 
 
 def certify(
-    J: "EdgeJacobian", key: Array, matrix: Array | np.ndarray | None, probes: int, limit: float | None
+    product: Product, key: Array, matrix: Array | np.ndarray | None, probes: int, limit: float | None
 ) -> Certificate:
     """`EdgeJacobian.certificate`."""
-    check_count("J.certificate: probes", "random tangents", probes)
-    if matrix is not None and matrix.shape != (*J.target_shape, *J.source_shape):
+    check_count("product.certificate: probes", "random tangents", probes)
+    if matrix is not None and matrix.shape != (*product.target_shape, *product.source_shape):
         raise ValueError(
-            f"certificate(matrix=…): expected the result of as_matrix, {(*J.target_shape, *J.source_shape)}; got {matrix.shape}."
+            f"certificate(matrix=…): expected the result of as_matrix, {(*product.target_shape, *product.source_shape)}; "
+            f"got {matrix.shape}."
         )
-    if J.transposed:
-        J, split = J.T, len(J.target_shape)
+    if product.transposed:
+        product, split = product.T, len(product.target_shape)
         matrix = None if matrix is None else np.transpose(matrix, (*range(split, matrix.ndim), *range(split)))
-    route, forms = J._route(), J._contract_route()
+    route, forms = matrix_route(product), contract_route(product)
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
     if matrix is not None:
-        worst = max(_of_matrix(J, rng, matrix) for _ in range(probes))
+        worst = max(_of_matrix(product, rng, matrix) for _ in range(probes))
         what = f"{engine_of(route)} (matrix by {route})"
     else:
-        part = probed_part(J, route)
-        made = None if part is None else np.asarray(part._matrix_by(route))
-        errors = [_of_operator(J, rng) for _ in range(probes)]
+        part = probed_part(product, route)
+        made = None if part is None else np.asarray(matrix_by(part, route))
+        errors = [_of_operator(product, rng) for _ in range(probes)]
         if part is not None and made is not None:
             errors += [_of_matrix(part, rng, made) for _ in range(probes)]
         probed = [f"matrix by {route}"] * (made is not None)
-        probed += [f"bilinear forms by {forms}"] * J.has_single_positions
+        probed += [f"bilinear forms by {forms}"] * product.has_single_positions
         worst, what = max(errors), f"{engine_of(route, forms)} ({', '.join([*probed, 'products by sweep'])})"
-    return issue_certificate(worst, probes=probes, what=what, dtype=J.dtype, limit=limit)
+    return issue_certificate(worst, probes=probes, what=what, dtype=product.dtype, limit=limit)
 
 
 PROBED, SWEPT = 2**25, 512  # bytes of a matrix that is made to be probed, and the most sweeps that make it
 
 
-def probed_part(J: "EdgeJacobian", route: str) -> "EdgeJacobian | None":
-    """The operator between as many positions as make a small matrix by a route of its own matrix; `None` if even one is too much, or
+def probed_part(product: Product, route: str) -> Product | None:
+    """Restricts the product to as many positions as make a small matrix by a route of its own matrix; `None` if even one is too much, or
     takes many sweeps, which products with unit vectors are.
     """
     swept = side_of(route)
     for side in (swept, "source" if swept == "target" else "target"):
-        shape, place = J._shapes()[side == "target"], J.places[side == "target"]
+        shape, place = product.shapes[side == "target"], product.places[side == "target"]
         count = shape[position_axis(place.first)]
-        some = PROBED // (_size(J) // count)
+        some = PROBED // (_size(product) // count)
         if route not in CLOSED and side == swept:
             some = min(some, SWEPT // (math.prod(shape) // count))
         if some < count:
             # Evenly spaced from the last on, which everything reaches.
             chosen = np.linspace(count - 1, 0, max(1, some)).astype(np.int32)
             positions = chosen if place.positions is None else np.asarray(place.positions)[chosen]
-            J = J.restricted(**{f"{side}_pos": jnp.asarray(positions)})
-    sweeps = 0 if route in CLOSED else math.prod(J._shapes()[swept == "target"])
-    return None if _size(J) > 4 * PROBED or sweeps > SWEPT else J
+            product = product.restricted(**{f"{side}_pos": jnp.asarray(positions, jnp.int32)})
+    sweeps = 0 if route in CLOSED else math.prod(product.shapes[swept == "target"])
+    return None if _size(product) > 4 * PROBED or sweeps > SWEPT else product
 
 
-def _size(J: "EdgeJacobian") -> int:
-    return math.prod(J.source_shape) * math.prod(J.target_shape) * J.dtype.itemsize
+def _size(product: Product) -> int:
+    return math.prod(product.source_shape) * math.prod(product.target_shape) * product.dtype.itemsize
 
 
 def issue_certificate(error: float, *, probes: int, what: str, dtype, limit: float | None = None) -> Certificate:
@@ -152,7 +152,7 @@ def default_limit(dtype) -> float:
 
 
 def reference(spans: tuple[Span, ...], tangent: np.ndarray) -> np.ndarray:
-    """`J v` in float64, operation by operation."""
+    """`product v` in float64, operation by operation."""
     with jax.enable_x64(True), jax.disable_jit(), jax.default_matmul_precision("highest"):
         value = jnp.asarray(tangent, jnp.float64)
         for span in jax.tree.map(_widened, spans):
@@ -180,42 +180,49 @@ def error_of_edges(
     np.add.at(tangent, right_pos, signs[:, None] * np.asarray(right, np.float64))
     want = np.zeros(len(left_pos))
     for span, left in ends:
-        image = reference((span,), tangent.reshape(span.ends()[0].shape)).reshape(seq, -1)
+        image = reference((span,), tangent.reshape(span.shapes()[0].shape)).reshape(seq, -1)
         want += (np.asarray(left, np.float64) * image[left_pos]).sum(1)
     return _error(np.asarray(edges, np.float64) @ signs, want)
 
 
-def _of_matrix(J: "EdgeJacobian", rng: np.random.Generator, matrix: Float[Array | np.ndarray, "..."]) -> float:
+def _of_matrix(product: Product, rng: np.random.Generator, matrix: Float[Array | np.ndarray, "..."]) -> float:
     """The error of `matrix v` for one random tangent `v`."""
-    tangent = _wide(_random(rng, J.source_shape, J.dtype))
+    tangent = _wide(_random(rng, product.source_shape, product.dtype))
     # Row by row, because the matrix may be larger than memory.
     got = np.stack([np.tensordot(_wide(row), tangent, axes=tangent.ndim) for row in matrix])
-    return _error(got, _image(J, tangent))
+    return _error(got, _image(product, tangent))
 
 
-def _of_operator(J: "EdgeJacobian", rng: np.random.Generator) -> float:
+def _of_operator(product: Product, rng: np.random.Generator) -> float:
     """The error of products with the operator from either side, and of bilinear forms."""
-    tangents, cotangents = (_random(rng, (8, *shape), J.dtype) for shape in (J.source_shape, J.target_shape))
+    tangents, cotangents = (
+        _random(rng, (8, *shape), product.dtype) for shape in (product.source_shape, product.target_shape)
+    )
     tangent = _wide(tangents).sum(0)  # one run of the reference for all of them
-    want = _image(J, tangent)
-    image = _wide(J.mv(tangents[0])) + _wide(J.cols(tangents[1:])).sum(0)
-    pulled, pushed = _products(_wide(J.rows(cotangents)), tangent), _products(_wide(cotangents), want)
+    want = _image(product, tangent)
+    image = _wide(product.sweep(tangents[:1], None, forward=True))[0] + _wide(
+        product.sweep(tangents[1:], None, forward=True)
+    ).sum(0)
+    pulled, pushed = (
+        _products(_wide(product.sweep(cotangents, None, forward=False)), tangent),
+        _products(_wide(cotangents), want),
+    )
     worst = max(_error(image, want), _error(pulled, pushed))
-    if not J.has_single_positions:
+    if not product.has_single_positions:
         return worst
-    (start, _), (_, end) = J.spans[0].ends(), J.spans[-1].ends()
-    seq = J.spans[0].resid.shape[0]
+    (start, _), (_, end) = product.segments[0].shapes(), product.segments[-1].shapes()
+    seq = product.segments[0].resid.shape[0]
     # Every position, or some of many, each several times if they are few.
     right_pos = np.resize(rng.permutation(seq)[:32], max(8, min(seq, 32)))
-    right = _random(rng, (len(right_pos), math.prod(start.shape[1:])), J.dtype)
+    right = _random(rng, (len(right_pos), math.prod(start.shape[1:])), product.dtype)
     everywhere = np.zeros((seq, right.shape[1]))
     np.add.at(everywhere, right_pos, _wide(right))
-    image = reference(J.spans, everywhere.reshape(start.shape)).reshape(seq, -1)
+    image = reference(product.segments, everywhere.reshape(start.shape)).reshape(seq, -1)
     # Few rows are met at once; more rows than columns are sorted into blocks, with little memory, or have the columns swept.
-    for rows, budget in ((8, BUDGET), (len(right_pos) + 8, 0 if J._contract_route() in CLOSED else BUDGET)):
-        left = _random(rng, (rows, math.prod(end.shape[1:])), J.dtype)
+    for rows, budget in ((8, BUDGET), (len(right_pos) + 8, 0 if contract_route(product) in CLOSED else BUDGET)):
+        left = _random(rng, (rows, math.prod(end.shape[1:])), product.dtype)
         left_pos = np.resize(np.arange(seq)[::-1], rows)
-        got = _wide(J.contract(left, jnp.asarray(left_pos), right, jnp.asarray(right_pos), budget=budget)).sum(1)
+        got = _wide(contract(product, left, jnp.asarray(left_pos), right, jnp.asarray(right_pos), budget)).sum(1)
         worst = max(worst, _error(got, (_wide(left) * image[left_pos]).sum(1)))
     return worst
 
@@ -239,13 +246,13 @@ def _error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got - want).max()) / size
 
 
-def _image(J: "EdgeJacobian", tangent: np.ndarray) -> np.ndarray:
-    """`J v` in float64 for a tangent at the operator's positions."""
-    begin, end = J.places
+def _image(product: Product, tangent: np.ndarray) -> np.ndarray:
+    """`product v` in float64 for a tangent at the operator's positions."""
+    begin, end = product.places
     if begin.positions is not None:
         axis = position_axis(begin.first)
-        whole = np.zeros(J.spans[0].ends()[0].shape)
+        whole = np.zeros(product.segments[0].shapes()[0].shape)
         np.add.at(np.moveaxis(whole, axis, 0), np.asarray(begin.positions), np.moveaxis(tangent, axis, 0))
         tangent = whole
-    value = reference(J.spans, tangent)
+    value = reference(product.segments, tangent)
     return value if end.positions is None else np.take(value, np.asarray(end.positions), axis=position_axis(end.first))

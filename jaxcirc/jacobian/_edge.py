@@ -17,8 +17,9 @@ from ..graph import reaches
 from ..linear import make_span
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
-from ._operator import EdgeJacobian, make_operator, select
+from ._operator import EdgeJacobian, select
 from ._positions import given_positions
+from ._product import product_of
 
 
 ENGINES = ("auto", "autodiff", "structured")
@@ -87,8 +88,9 @@ def edge(
     on_the_way = frozenset(s for s in held if s.part == Part.VALUE or source < s < target)
     start, end, on_the_way, placed = in_one_block(model, source, target, on_the_way, saes)
     resids = clean_resids(model, tokens, mask)
-    span, layer = make_span(model, tokens, mask, resids, start, end, on_the_way, placed)
-    J = make_operator([span], [layer], source, target, source_pos=source_pos, target_pos=target_pos, engine=engine)
+    segment, layer = make_span(model, tokens, mask, resids, start, end, on_the_way, placed)
+    positions = {"source_pos": source_pos, "target_pos": target_pos}
+    J = EdgeJacobian(product_of([segment], [layer], source, target, **positions, engine=engine))
     if engine == "structured" and select(J) != "structured":
         raise ValueError(
             f"edge: there is no closed form from `{source}` to `{target}` with these sites frozen. Use engine='auto', which falls back to "

