@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from .._sites import Kind, layer_of, Site
 from .._typing import Mask, Resid
-from ..linear import attends, between_blocks
+from ..linear import attends, between_blocks, is_closed
 from ..models import Transformer
 from ._edge import in_one_block
 from ._operator import EdgeJacobian

@@ -1,44 +1,17 @@
-r"""The position-local links of a linearised block, in closed form.
+"""A block, linearised: the maps of its parts, and attention, which alone moves anything between positions."""
 
-A block is a chain of maps, of which attention alone moves anything between positions. The others take a vector at a position to a vector
-at the same position: linear maps, the derivative of a layer norm, that of an activation function. An item `[n width]` at positions
-`[n]` is pushed forward, or pulled back, link by link.
-
-- Layer norm with value $\hat y$ (before weight and bias) and scale $s$: $dy = (dx - \overline{dx} - \hat y\,\overline{\hat y\,dx}) / s$;
-  with the scale held the last term is missing.
-- MLP: $d\,\mathrm{pre} = W_{in}^T dx$, $d\,\mathrm{post} = act'(\mathrm{pre}) \odot d\,\mathrm{pre}$,
-  $d\,\mathrm{out} = W_{out}^T d\,\mathrm{post}$.
-"""
-
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float
 
 from .._precision import widened
 from .._sites import Kind, Site
-from ..parts import LayerNorm
+from ..parts import Attention, LayerNorm
+from ._forms import passed
+from ._local import local_maps, Norm, norm_at, Values
+from ._maps import dense, LocalMap, same
 from ._segment import Span
-
-
-Items = Float[Array, "n width"]
-Positions = Int[Array, " n"]
-Push = Callable[[Items, Positions], Items]
-
-
-class Link(NamedTuple):
-    """A local map from the value at one kind of site to that at the next."""
-
-    source: Kind
-    target: Kind
-    push: Push
-    width: int  # of the source
-
-    def pull(self, covectors: Float[Array, "n width_target"], positions: Positions) -> Float[Array, "n width_source"]:
-        like = jax.ShapeDtypeStruct((covectors.shape[0], self.width), covectors.dtype)
-        return jax.linear_transpose(lambda x: self.push(x, positions), like)(covectors)[0]
 
 
 class Heads(NamedTuple):
@@ -58,144 +31,90 @@ class Heads(NamedTuple):
     paths: frozenset[Kind]
 
 
-class Norm(NamedTuple):
-    """A layer norm at its clean point: its value `y` `[seq d_model]` before weight and bias, its `scale` `[seq 1]`, which is `live` or
-    held, and its `weight`.
-    """
-
-    y: Float[Array, "seq d_model"]
-    scale: Float[Array, "seq 1"]
-    weight: Float[Array, " d_model"] | None
-    live: bool
-
-    def push(self, x: Items, positions: Positions) -> Items:
-        out = x - jnp.mean(x, axis=-1, keepdims=True)
-        if self.live:
-            here = rows(self.y, positions)
-            out = out - here * jnp.mean(here * x, axis=-1, keepdims=True)
-        out = out / rows(self.scale, positions)
-        return out if self.weight is None else out * self.weight
-
-
 class LinearBlock(NamedTuple):
-    """One block at its clean point: the norm at its entrance, links up to attention, attention, and links from there on, in execution
-    order.
+    """One block at its clean point, in execution order: the maps of the norm at its entrance, and that norm itself, if it is a layer norm;
+    those to queries, keys and values; attention; and the maps from there on. What is not on the way may be missing.
     """
 
     norm: Norm | None
-    before: list[Link]
-    heads: Heads
-    after: list[Link]
+    entrance: list[LocalMap]
+    projections: list[LocalMap]
+    heads: Heads | None
+    after: list[LocalMap]
 
     @property
-    def links(self) -> list[Link]:
+    def before(self) -> list[LocalMap]:
+        return [*self.entrance, *self.projections]
+
+    @property
+    def maps(self) -> list[LocalMap]:
         return [*self.before, *self.after]
 
 
 def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
-    """Linearises block `layer` of the span, with the sites of kinds `frozen` held."""
-    block = widened(span.blocks[layer])
-    value, attn = _values(span, layer), block.attn
-    flat = lambda W: W.transpose(1, 0, 2).reshape(W.shape[1], -1)  # [head d_model d_head] -> [d_model (head d_head)]
-    d_model, d_z = attn.W_O.shape[-1], attn.W_O.shape[0] * attn.W_O.shape[1]
-    middle = Kind.RESID_MID if block.has_middle else Kind.RESID_POST
-    norm = _norm(block.ln1, value[Kind.RESID_PRE], value.get(Kind.LN1_SCALE), frozen)
-    before = [
-        Link(Kind.RESID_PRE, Kind.LN1_NORMALIZED, norm.push if norm else _same, d_model),
-        Link(Kind.LN1_NORMALIZED, Kind.Q, _dense(flat(attn.W_Q)), d_model),
-        Link(Kind.LN1_NORMALIZED, Kind.K, _dense(flat(attn.W_K)), d_model),
-        Link(Kind.LN1_NORMALIZED, Kind.V, _dense(flat(attn.W_V)), d_model),
-    ]
-    after = [
-        Link(Kind.RESID_PRE, middle, _same, d_model),
-        Link(Kind.Z, Kind.ATTN_OUT, _dense(attn.W_O.reshape(d_z, d_model)), d_z),
-        Link(Kind.ATTN_OUT, middle, _same, d_model),
-    ]
-    if block.mlp is not None:
-        pre, d_mlp = value[Kind.MLP_PRE], block.mlp.W_in.shape[1]
-        slope = jax.jvp(block.mlp.act, (pre,), (jnp.ones_like(pre),))[1]  # the activation is elementwise
-        norm2 = _norm(block.ln2, value[block.mlp_reads], value.get(Kind.LN2_SCALE), frozen)
-        after += [
-            Link(block.mlp_reads, Kind.LN2_NORMALIZED, norm2.push if norm2 else _same, d_model),
-            Link(Kind.LN2_NORMALIZED, Kind.MLP_PRE, _dense(block.mlp.W_in), d_model),
-            Link(Kind.MLP_PRE, Kind.MLP_POST, lambda x, t: x * rows(slope, t), d_mlp),
-            Link(Kind.MLP_POST, Kind.MLP_OUT, _dense(block.mlp.W_out), d_mlp),
-            Link(Kind.MLP_OUT, Kind.RESID_POST, _same, d_model),
-        ]
-        after += [Link(Kind.RESID_MID, Kind.RESID_POST, _same, d_model)] if block.has_middle else []
+    """Linearises block `layer` of the segment between its ends, with the sites of kinds `frozen` held."""
+    block, values = span.blocks[layer], _values(span, layer)
     stopped = {*frozen, *([Kind.ATTN_OUT] if Kind.RESULT in frozen else [])}
-    held = lambda link: link.target in stopped
-    mask = span.masks[layer]
-    heads = Heads(
-        value[Kind.Q],
-        value[Kind.K],
-        value[Kind.V],
-        value[Kind.PATTERN],
-        attn.scale,
-        attn.W_Q,
-        attn.W_K,
-        attn.W_V,
-        mask,
-        _paths(frozen),
+    of = {slot.name: local_maps(slot, slot.part(block), values, frozen) for slot in passed(span) if slot.name != "attn"}
+    attn = widened(block.attn) if any(slot.name == "attn" for slot in passed(span)) else None
+    d_model, middle = values[Kind.RESID_PRE].shape[1], Kind.RESID_MID if block.has_middle else Kind.RESID_POST
+    passes_on = lambda source, target: LocalMap(source, target, same, d_model)
+    entrance = of.get("ln1", []) if block.ln1 is not None else [passes_on(Kind.RESID_PRE, Kind.LN1_NORMALIZED)]
+    after = [passes_on(Kind.RESID_PRE, middle), *_output(attn), passes_on(Kind.ATTN_OUT, middle)]
+    if block.mlp is not None:
+        after += of.get("ln2", []) if block.ln2 is not None else [passes_on(block.mlp_reads, Kind.LN2_NORMALIZED)]
+        after += [*of.get("mlp", []), passes_on(Kind.MLP_OUT, Kind.RESID_POST)]
+        after += [passes_on(Kind.RESID_MID, Kind.RESID_POST)] if block.has_middle else []
+    free = lambda maps: [each for each in maps if each.target not in stopped]
+    return LinearBlock(
+        norm=_norm(block.ln1, values, frozen) if "ln1" in of else None,
+        entrance=free(entrance),
+        projections=free(_projections(attn)),
+        heads=None if attn is None else _heads(attn, values, span.masks[layer], frozen),
+        after=free(after),
     )
-    return LinearBlock(norm, [x for x in before if not held(x)], heads, [x for x in after if not held(x)])
+
+
+def _projections(attn: Attention | None) -> list[LocalMap]:
+    """From what attention reads to queries, keys and values."""
+    if attn is None:
+        return []
+    flat = lambda W: W.transpose(1, 0, 2).reshape(W.shape[1], -1)  # [head d_model d_head] -> [d_model (head d_head)]
+    weights = {Kind.Q: attn.W_Q, Kind.K: attn.W_K, Kind.V: attn.W_V}
+    return [LocalMap(Kind.LN1_NORMALIZED, kind, dense(flat(W)), W.shape[1]) for kind, W in weights.items()]
+
+
+def _output(attn: Attention | None) -> list[LocalMap]:
+    """From the heads' averages of values to what attention writes."""
+    if attn is None:
+        return []
+    W = attn.W_O.reshape(-1, attn.W_O.shape[-1])
+    return [LocalMap(Kind.Z, Kind.ATTN_OUT, dense(W), W.shape[0])]
+
+
+def _heads(attn: Attention, values: Values, mask: Array, frozen: Collection[Kind]) -> Heads:
+    at = (values[kind] for kind in (Kind.Q, Kind.K, Kind.V, Kind.PATTERN))
+    return Heads(*at, attn.scale, attn.W_Q, attn.W_K, attn.W_V, mask, _paths(frozen))
 
 
 def _paths(frozen: Collection[Kind]) -> frozenset[Kind]:
+    """Which of attention's three inputs carry a tangent."""
     if Kind.Z in frozen:
         return frozenset()
     moving = {Kind.V} if {Kind.PATTERN, Kind.ATTN_SCORES} & set(frozen) else {Kind.Q, Kind.K, Kind.V}
     return frozenset(moving - set(frozen))
 
 
-def push(links: list[Link], items: dict[Kind, Items], positions: Positions) -> dict[Kind, Items]:
-    """The images of items at every kind that the links reach from where the items are."""
-    items = dict(items)
-    for link in links:
-        if link.source in items:
-            image = link.push(items[link.source], positions)
-            items[link.target] = items[link.target] + image if link.target in items else image
-    return items
-
-
-def pull(links: list[Link], covectors: dict[Kind, Items], positions: Positions) -> dict[Kind, Items]:
-    """Covectors at every kind from which the links lead to where the covectors are."""
-    covectors = dict(covectors)
-    for link in reversed(links):
-        if link.target in covectors:
-            image = link.pull(covectors[link.target], positions)
-            covectors[link.source] = covectors[link.source] + image if link.source in covectors else image
-    return covectors
-
-
-def rows(array: Shaped[Array, "seq ..."], positions: Int[Array, "..."]) -> Shaped[Array, "..."]:
-    """`array[positions]`. Positions are checked where they come in; without the clamp XLA's gather on CPUs is ten times as fast."""
-    return array.at[positions].get(mode="promise_in_bounds")
-
-
-def _same(x: Items, positions: Positions) -> Items:
-    return x
-
-
-def _dense(W: Float[Array, "d_in d_out"]) -> Push:
-    return lambda x, positions: x @ W
-
-
-def _norm(norm: LayerNorm | None, resid: Array | None, scale: Array | None, frozen: Collection[Kind]) -> "Norm | None":
-    if norm is None:
+def _norm(norm: object, values: Values, frozen: Collection[Kind]) -> Norm | None:
+    if type(norm) is not LayerNorm:
         return None
-    assert resid is not None
-    assert scale is not None
-    y = (resid - jnp.mean(resid, axis=-1, keepdims=True)) / scale
-    return Norm(y, scale, norm.weight, norm.sites[0] not in frozen)
+    live = Kind.LN1_SCALE not in frozen
+    return norm_at(widened(norm), values[Kind.RESID_PRE], values[Kind.LN1_SCALE], live=live)
 
 
-def _values(span: Span, layer: int) -> dict[Kind, Array]:
+def _values(span: Span, layer: int) -> Values:
     """The clean run inside the block, by kind of site; what the block does not have is not there."""
-    block = span.blocks[layer]
-    kinds = [Kind.RESID_PRE, Kind.Q, Kind.K, Kind.V, Kind.PATTERN]
-    kinds += [] if block.mlp is None else [Kind.MLP_PRE]
-    kinds += [Kind.RESID_MID] if block.has_middle else []
-    kinds += [norm.sites[0] for norm in (block.ln1, block.ln2) if norm is not None]
+    # Each head's result is large, and made only where it is asked for.
+    kinds = [kind for kind in Kind if kind.in_block and kind != Kind.RESULT]
     cache = span.record({Site(layer, kind) for kind in kinds})
     return {site.kind: value for site, value in cache.items()}

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind, Site
-from ._block import Heads, LinearBlock, linearise, pull, rows
+from ._block import Heads, LinearBlock, linearise
 from ._dense import block_matrix
+from ._maps import pull, take as rows
 from ._memory import BUDGET
 from ._segment import between_blocks, Span
 
@@ -120,7 +121,7 @@ def _pull(linear: LinearBlock, covectors: Rows, mlps: Array | None, positions: I
     if Kind.Z in items and linear.heads.paths:
         items[Kind.LN1_NORMALIZED] = _attend(linear.heads, items[Kind.Z], positions)
     kept = {kind: items[kind] for kind in (Kind.RESID_PRE, Kind.LN1_NORMALIZED) if kind in items}
-    return pull_each(linear.before[:1], kept).get(Kind.RESID_PRE, jnp.zeros_like(covectors))
+    return pull_each(linear.entrance, kept).get(Kind.RESID_PRE, jnp.zeros_like(covectors))
 
 
 def _attend(heads: Heads, g: Float[Array, "seq n d_z"], positions: Int[Array, " seq"]) -> Rows:

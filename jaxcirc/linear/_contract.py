@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._block import linearise, rows
+from ._block import linearise
 from ._forms import attends
+from ._maps import take as rows
 from ._meeting import meet, sides
 from ._segment import Span
 from ._sizes import rounded_up

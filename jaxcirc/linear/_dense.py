@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind
-from ._block import LinearBlock, linearise, rows
+from ._block import LinearBlock, linearise
+from ._maps import take as rows
 from ._meeting import Rows, sides
 from ._segment import Span
 

@@ -15,7 +15,7 @@ from .._precision import wide
 from .._sites import Part
 from .._tap import site_read
 from ..saes import AbstractDictionary
-from ._block import Items, Positions, rows
+from ._maps import Items, Positions, take as rows
 from ._segment import Span
 
 

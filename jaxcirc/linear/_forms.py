@@ -1,8 +1,13 @@
 """Which engine computes what: closed forms where the span is one that they cover, autodiff for every other."""
 
+from collections.abc import Iterable
+
 from .._sites import Kind, Part, Site
 from .._tap import site_read
+from ..parts import Attention, Block, LayerNorm
+from ._local import has_local_maps
 from ._segment import Span
+from ._slots import Slot, slots, slots_between
 
 
 LOCAL = frozenset(
@@ -33,7 +38,19 @@ def is_closed(span: Span) -> bool:
         and is_folded(span)
         and all(site.kind in LOCAL for site in (span.source, read_site(span)))
         and all(site.kind in HELD for site in span.frozen)
+        and _has_maps(span.blocks[0], passed(span), span.resid.shape[-1])
     )
+
+
+def passed(span: Span) -> tuple[Slot, ...]:
+    """The parts that may lie between the ends of a one-block segment."""
+    return slots_between(span.blocks[0], span.source.kind, read_site(span).kind, span.held)
+
+
+def _has_maps(block: Block, some: Iterable[Slot], d_model: int) -> bool:
+    """Whether there are maps of these parts of a block: of attention in closed form, of others at least by autodiff of their own code."""
+    known = lambda slot, part: type(part) is Attention if slot.name == "attn" else has_local_maps(part, d_model)
+    return type(block) is Block and all(known(slot, slot.part(block)) for slot in some)
 
 
 def is_folded(span: Span) -> bool:
@@ -78,10 +95,15 @@ def is_chain(span: Span) -> bool:
         and span.source.kind == Kind.RESID_PRE
         and span.target.kind in residual
         and all(site.kind in HELD for site in span.frozen)
-        and all(block.mlp is not None for block in span.blocks)
+        and all(block.mlp is not None and _has_maps(block, slots(block), span.resid.shape[-1]) for block in span.blocks)
+        and _is_plain_norm(span.blocks[-1])
     )
 
 
 def is_dense(span: Span) -> bool:
-    """Whether the whole matrix of a one-block span in closed form is made at once: where no other norm than `LayerNorm` is on its way."""
-    return True
+    """Whether the whole matrix of a one-block segment is made at once, which takes the norm at its entrance apart: a layer norm or none."""
+    return _is_plain_norm(span.blocks[0]) or span.source.kind != Kind.RESID_PRE
+
+
+def _is_plain_norm(block: Block) -> bool:
+    return block.ln1 is None or type(block.ln1) is LayerNorm

@@ -10,7 +10,6 @@ class derived from it may compute anything.
   $d\,\mathrm{out} = W_{out}^T d\,\mathrm{post}$.
 """
 
-import dataclasses
 import functools as ft
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -24,53 +23,12 @@ from .._precision import widened
 from .._sites import Kind, Site
 from .._tap import Everything, Tap
 from ..graph import graph_of, is_elementwise, keeps_positions
-from ..parts import Block, LayerNorm, MLP
+from ..parts import LayerNorm, MLP
 from ._maps import dense, Items, LocalMap, Positions, Push, take
+from ._slots import Slot
 
 
 Values = dict[Kind, Array]  # of the clean run, by kind of site, each `[seq width]`
-
-
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """A place in a block for a part: what it reads and what it makes, and between them the kinds of its own sites."""
-
-    name: str
-    reads: Kind
-    writes: Kind
-
-    def part(self, block: Block) -> Any:
-        return getattr(block, self.name)
-
-    def holds(self, kind: Kind) -> bool:
-        """Whether a kind of site is of this part: inside it, or what it makes."""
-        return FIRST[self.name] <= kind <= self.writes
-
-
-FIRST = {"ln1": Kind.LN1_SCALE, "attn": Kind.Q, "ln2": Kind.LN2_SCALE, "mlp": Kind.MLP_PRE}
-
-
-def slots(block: Block) -> tuple[Slot, ...]:
-    """The parts that a block has, in execution order."""
-    every = (
-        Slot("ln1", Kind.RESID_PRE, Kind.LN1_NORMALIZED),
-        Slot("attn", Kind.LN1_NORMALIZED, Kind.ATTN_OUT),
-        Slot("ln2", block.mlp_reads, Kind.LN2_NORMALIZED),
-        Slot("mlp", Kind.LN2_NORMALIZED, Kind.MLP_OUT),
-    )
-    return tuple(slot for slot in every if slot.part(block) is not None)
-
-
-def passed(block: Block, source: Kind, target: Kind, frozen: Collection[Kind]) -> tuple[Slot, ...]:
-    """The parts that lie on a way from `source` to `target` on which nothing is frozen."""
-    beside = lambda slot: Kind.ATTN_OUT if slot.name in ("ln1", "attn") else Kind.MLP_OUT
-    branch = lambda kind: next((beside(slot) for slot in slots(block) if slot.holds(kind)), None)
-
-    def on_the_way(slot: Slot) -> bool:
-        elsewhere = block.parallel and {branch(source), branch(target)} - {None, beside(slot)}
-        return source < slot.writes and target > slot.reads and slot.writes not in frozen and not elsewhere
-
-    return tuple(filter(on_the_way, slots(block)))
 
 
 class Norm(NamedTuple):

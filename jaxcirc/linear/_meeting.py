@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind
-from ._block import Heads, LinearBlock, pull, push, rows
+from ._block import Heads, LinearBlock
 from ._ends import source_vectors, target_covectors
 from ._forms import attends, read_site
+from ._maps import pull, push, take as rows
 from ._segment import Span
 
 
@@ -91,10 +92,10 @@ def sides(
     def bring(items: Array, positions: Array) -> Columns:
         vectors = {source: right_at(items, positions)}
         if forward:
-            return Columns(push(linear.links, vectors, positions)[target])
+            return Columns(push(linear.maps, vectors, positions)[target])
         if not attending:
             return Columns(vectors[source])
-        images = push(linear.before[:1], vectors, positions)  # up to the normalised residual stream
+        images = push(linear.entrance, vectors, positions)  # up to the normalised residual stream
         if carried:
             return Columns(vectors[source], normalized=images.get(Kind.LN1_NORMALIZED))
         v, k = (_image(heads, images, kind) for kind in (Kind.V, Kind.K))

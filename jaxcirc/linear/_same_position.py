@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind
-from ._block import Heads, linearise, Positions, push, rows
+from ._block import Heads, linearise
+from ._maps import Positions, push, take as rows
 from ._segment import Span
 
 

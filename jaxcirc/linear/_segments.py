@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Part, Site
-from ._block import linearise, pull as pull_links, push as push_links
+from ._block import linearise
 from ._contract import contract_block, sizes_for
 from ._cost import chunk_for
 from ._ends import source_vectors, target_covectors
 from ._forms import is_closed, is_folded, is_local, read_site
+from ._maps import pull as pull_links, push as push_links
 from ._memory import BUDGET, halving
 from ._segment import Span
 from ._sweep import contract_spans
@@ -124,7 +125,7 @@ def fold_left(span: Span, items: Array, positions: Array) -> Array:
     """Covectors of the target of a local span as covectors of its source."""
     linear, source = linearise(span, 0, span.held), span.source
     covectors = {read_site(span).kind: target_covectors(span)(items, positions)}
-    pulled = pull_links(linear.links, covectors, positions)[source.kind]
+    pulled = pull_links(linear.maps, covectors, positions)[source.kind]
     if source.part not in (Part.ACTS, Part.INPUT):
         return pulled
     like = jax.ShapeDtypeStruct((len(positions), math.prod(span.ends()[0].shape[1:])), pulled.dtype)
@@ -135,7 +136,7 @@ def fold_left(span: Span, items: Array, positions: Array) -> Array:
 def fold_right(span: Span, items: Array, positions: Array) -> Array:
     """Vectors of the source of a local span as vectors of its target."""
     linear, target = linearise(span, 0, span.held), span.target
-    pushed = push_links(linear.links, {span.source.kind: source_vectors(span)(items, positions)}, positions)
+    pushed = push_links(linear.maps, {span.source.kind: source_vectors(span)(items, positions)}, positions)
     value = pushed[read_site(span).kind]
     if target.part in (Part.VALUE, Part.INPUT):
         return value

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._block import rows
+from ._maps import take as rows
 from ._segment import Span
 from ._tiles import tile, Tiles
 

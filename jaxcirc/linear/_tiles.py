@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ._block import rows
+from ._maps import take as rows
 
 
 class Tiles(NamedTuple):
