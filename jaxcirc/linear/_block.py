@@ -15,12 +15,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from .._precision import widened
 from .._sites import Kind, Site
 from ..parts import LayerNorm
+from ._attention import AttentionMap
 from ._segment import Span
+from ._tiles import take
 
 
 Items = Float[Array, "n width"]
@@ -41,23 +43,6 @@ class Link(NamedTuple):
         return jax.linear_transpose(lambda x: self.push(x, positions), like)(covectors)[0]
 
 
-class Heads(NamedTuple):
-    """Attention at the clean point: `q`, `k`, `v` `[seq head d_head]`, `pattern` `[head q_seq k_seq]`, the `scale` of the scores; its
-    weights; who attends to whom, `mask` `[q_seq k_seq]`; and which of its three inputs carry a tangent, `paths`.
-    """
-
-    q: Float[Array, "seq head d_head"]
-    k: Float[Array, "seq head d_head"]
-    v: Float[Array, "seq head d_head"]
-    pattern: Float[Array, "head q_seq k_seq"]
-    scale: Float[Array, ""]
-    W_Q: Float[Array, "head d_model d_head"]
-    W_K: Float[Array, "head d_model d_head"]
-    W_V: Float[Array, "head d_model d_head"]
-    mask: Array
-    paths: frozenset[Kind]
-
-
 class Norm(NamedTuple):
     """A layer norm at its clean point: its value `y` `[seq d_model]` before weight and bias, its `scale` `[seq 1]`, which is `live` or
     held, and its `weight`.
@@ -71,9 +56,9 @@ class Norm(NamedTuple):
     def push(self, x: Items, positions: Positions) -> Items:
         out = x - jnp.mean(x, axis=-1, keepdims=True)
         if self.live:
-            here = rows(self.y, positions)
+            here = take(self.y, positions)
             out = out - here * jnp.mean(here * x, axis=-1, keepdims=True)
-        out = out / rows(self.scale, positions)
+        out = out / take(self.scale, positions)
         return out if self.weight is None else out * self.weight
 
 
@@ -84,7 +69,7 @@ class LinearBlock(NamedTuple):
 
     norm: Norm | None
     before: list[Link]
-    heads: Heads
+    heads: AttentionMap
     after: list[Link]
 
     @property
@@ -118,26 +103,18 @@ def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
         after += [
             Link(block.mlp_reads, Kind.LN2_NORMALIZED, norm2.push if norm2 else _same, d_model),
             Link(Kind.LN2_NORMALIZED, Kind.MLP_PRE, _dense(block.mlp.W_in), d_model),
-            Link(Kind.MLP_PRE, Kind.MLP_POST, lambda x, t: x * rows(slope, t), d_mlp),
+            Link(Kind.MLP_PRE, Kind.MLP_POST, lambda x, t: x * take(slope, t), d_mlp),
             Link(Kind.MLP_POST, Kind.MLP_OUT, _dense(block.mlp.W_out), d_mlp),
             Link(Kind.MLP_OUT, Kind.RESID_POST, _same, d_model),
         ]
         after += [Link(Kind.RESID_MID, Kind.RESID_POST, _same, d_model)] if block.has_middle else []
     stopped = {*frozen, *([Kind.ATTN_OUT] if Kind.RESULT in frozen else [])}
     held = lambda link: link.target in stopped
-    mask = span.masks[layer]
-    heads = Heads(
-        value[Kind.Q],
-        value[Kind.K],
-        value[Kind.V],
-        value[Kind.PATTERN],
-        attn.scale,
-        attn.W_Q,
-        attn.W_K,
-        attn.W_V,
-        mask,
-        _paths(frozen),
-    )
+    # Laid out as products with many vectors read them, once and not in every part of a loop.
+    out_first = lambda W: jax.lax.optimization_barrier(W.transpose(0, 2, 1))
+    weights = map(out_first, (attn.W_Q, attn.W_K, attn.W_V))
+    values = (value[kind] for kind in (Kind.Q, Kind.K, Kind.V, Kind.Z, Kind.PATTERN))
+    heads = AttentionMap(*values, attn.scale, *weights, span.masks[layer], _paths(frozen))
     return LinearBlock(norm, [x for x in before if not held(x)], heads, [x for x in after if not held(x)])
 
 
@@ -168,11 +145,6 @@ def pull(links: list[Link], covectors: dict[Kind, Items], positions: Positions) 
     return covectors
 
 
-def rows(array: Shaped[Array, "seq ..."], positions: Int[Array, "..."]) -> Shaped[Array, "..."]:
-    """`array[positions]`. Positions are checked where they come in; without the clamp XLA's gather on CPUs is ten times as fast."""
-    return array.at[positions].get(mode="promise_in_bounds")
-
-
 def _same(x: Items, positions: Positions) -> Items:
     return x
 
@@ -193,7 +165,7 @@ def _norm(norm: LayerNorm | None, resid: Array | None, scale: Array | None, froz
 def _values(span: Span, layer: int) -> dict[Kind, Array]:
     """The clean run inside the block, by kind of site; what the block does not have is not there."""
     block = span.blocks[layer]
-    kinds = [Kind.RESID_PRE, Kind.Q, Kind.K, Kind.V, Kind.PATTERN]
+    kinds = [Kind.RESID_PRE, Kind.Q, Kind.K, Kind.V, Kind.Z, Kind.PATTERN]
     kinds += [] if block.mlp is None else [Kind.MLP_PRE]
     kinds += [Kind.RESID_MID] if block.has_middle else []
     kinds += [norm.sites[0] for norm in (block.ln1, block.ln2) if norm is not None]

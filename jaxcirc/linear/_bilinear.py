@@ -1,0 +1,101 @@
+"""The bilinear form of a one-block segment: how items become rows and columns, and how these are contracted in matrix products."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._sites import Kind
+from ._attention import AttentionColumns, AttentionMap, AttentionRows, contract_spread, SpreadRows
+from ._block import LinearBlock, Positions, pull, push
+from ._ends import source_vectors, target_covectors
+from ._forms import attends, read_site
+from ._segment import Span
+
+
+Attended = AttentionColumns | Float[Array, "k d_model"] | None
+
+
+class Rows(NamedTuple):
+    """Covectors at `positions`: at the source, `local`, by what stays at a position; and where attention is passed, at attention's output,
+    or spread over the keys.
+    """
+
+    positions: Positions
+    local: Float[Array, "n width"] | None
+    attended: AttentionRows | SpreadRows | None
+
+
+class Columns(NamedTuple):
+    """Vectors: at the source, `local`; and where attention is passed, as values and keys, or for rows that are spread what makes these."""
+
+    local: Float[Array, "k width"]
+    attended: Attended
+
+
+class Bilinear(NamedTuple):
+    """How items at positions become rows and columns, and attention, if it is on the way."""
+
+    prepare_rows: Callable[[Array, Positions], Rows]
+    prepare_columns: Callable[[Array, Positions], Columns]
+    attention: AttentionMap | None
+
+    def contract_tiles(
+        self, rows: Rows, columns: Attended, place: Int[Array, " tile"]
+    ) -> Float[Array, "n tile slot"] | None:
+        """Contracts, through attention, rows with columns in tiles at the positions `place`; `None` if nothing leads there."""
+        if self.attention is None or rows.attended is None or columns is None:
+            return None
+        if isinstance(rows.attended, SpreadRows):
+            return contract_spread(rows.attended, columns, place)
+        return self.attention.contract_tiles(rows.attended, rows.positions, columns, place)
+
+
+def contract_same(
+    rows: Rows, local: Float[Array, "k width"], place: Int[Array, " tile"]
+) -> Float[Array, "n tile slot"]:
+    """Contracts rows with columns in tiles at the positions `place`, where they are at one position."""
+    edges = (rows.local @ local.T).reshape(len(rows.positions), len(place), -1)  # [n width] · [k width] -> [n k]
+    return jnp.where((rows.positions[:, None] == place)[..., None], edges, 0)
+
+
+def bilinear(
+    span: Span, linear: LinearBlock, *, forward: bool = False, spread: bool = False, asked: bool = False
+) -> Bilinear:
+    """Makes the bilinear form of a one-block span. `forward`: where nothing passes attention, push the columns and do not pull the rows.
+    `spread`: spread rows over the keys. `asked`: columns come with what every query asks of them, and not with their keys.
+    """
+    left_at, right_at = target_covectors(span), source_vectors(span)
+    source, target, heads = span.source.kind, read_site(span).kind, linear.heads
+    attending = bool(heads.paths) and attends(span)
+    forward = forward and not attending
+    spread = spread and attending and source <= Kind.LN1_NORMALIZED and bool(heads.paths & {Kind.V, Kind.K})
+
+    def prepare_rows(items: Array, positions: Positions) -> Rows:
+        covectors = {target: left_at(items, positions)}
+        if forward:
+            return Rows(positions, covectors[target], None)
+        covectors = pull(linear.after, covectors, positions)
+        attended = None
+        if attending and Kind.Z in covectors:
+            attended = heads.prepare_rows(covectors[Kind.Z], positions)
+            if Kind.Q in heads.paths:
+                covectors[Kind.Q] = covectors.get(Kind.Q, 0) + heads.pull_queries(attended)
+        local = pull(linear.before, covectors, positions).get(source)
+        if attended is not None and spread:
+            attended = heads.spread_to_keys(attended, positions)
+        return Rows(positions, local, attended)
+
+    def prepare_columns(items: Array, positions: Positions) -> Columns:
+        vectors = {source: right_at(items, positions)}
+        if forward:
+            return Columns(push(linear.links, vectors, positions)[target], None)
+        if not attending:
+            return Columns(vectors[source], None)
+        images = push(linear.before[:1], vectors, positions)  # up to the normalised residual stream
+        if spread:
+            return Columns(vectors[source], images.get(Kind.LN1_NORMALIZED))
+        return Columns(vectors[source], heads.prepare_columns(images, asked=asked))
+
+    return Bilinear(prepare_rows, prepare_columns, heads if attending else None)
