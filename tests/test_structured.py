@@ -14,7 +14,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.graph import reaches
-from jaxcirc.jacobian import _operator, _routes
+from jaxcirc.jacobian import _engine, _operator
 from jaxcirc.linear._chain import chain_matrix, mlp_matrices, pull_block, split
 from jaxcirc.linear._contract import _contract_sorted, sizes_for
 from jaxcirc.linear._dense import _matrix, block_matrix, Sizes
@@ -204,7 +204,7 @@ def test_units_by_number_are_unit_vectors(engine):
 
 
 def test_a_product_of_edges():
-    """Local spans, one that may attend, local spans: items are carried to it from either side; others are swept."""
+    """Local spans, one that may attend, local spans: items are spread to it from either side; others are swept."""
     model = model_named("gpt2")
     tokens = tokens_for(model, SEQ)
     edge = lambda *ends, **more: jc.edge(model, tokens, *map(at, ends), **more)
@@ -293,7 +293,7 @@ def test_any_budget_gives_the_same(block, budget):
         (Kind.LN1_NORMALIZED, Kind.K),
     ],
 )
-def test_few_rows_are_carried_to_many_columns(source, frozen):
+def test_few_rows_are_spread_to_many_columns(source, frozen):
     """Where rows are few they go through attention and not the columns; the budget is too small for all columns at once."""
     model = make_model(jax.random.key(5), windows=(None, 3), architecture="gpt_neo")
     held = () if frozen is None else {at(frozen)}
@@ -306,7 +306,7 @@ def test_few_rows_are_carried_to_many_columns(source, frozen):
     want = bilinear(matrix, left, left_pos, right, right_pos)
     for budget in (20_000, 2**29):
         sizes = sizes_for(4, 900, 9, 4, 16, left.dtype.itemsize, budget)
-        assert sizes.carried
+        assert sizes.spread
         assert sizes.tiles * sizes.width < 900
         assert_close(J.contract(left, left_pos, right, right_pos, budget=budget), want)
     got = J.contract(left, jnp.full(4, 2), right, right_pos, budget=20_000)
@@ -372,7 +372,7 @@ def test_several_blocks_are_in_closed_form_where_that_is_worth_compiling(deep, m
     auto, insists, without = (jc.edge(*deep, engine=engine) for engine in ("auto", "structured", "autodiff"))
     assert [jc.select(J) for J in (auto, insists, without)] == ["autodiff", "structured", "autodiff"]
     assert {jc.select(J, "contract") for J in (auto, insists, without)} == {"autodiff"}  # bilinear forms are swept
-    monkeypatch.setattr(_routes, "_while_compiling", lambda: 19 * 7 * 7 * 8**3 * 3 - 1)
+    monkeypatch.setattr(_engine, "_while_compiling", lambda: 19 * 7 * 7 * 8**3 * 3 - 1)
     assert (jc.select(auto), jc.select(auto, "matrix"), jc.select(without)) == ("structured", "structured", "autodiff")
     assert jc.select(auto.restricted(target_pos=[1])) == "autodiff"  # which saves less
     made = []
@@ -387,7 +387,7 @@ def test_several_blocks_are_in_closed_form_where_that_is_worth_compiling(deep, m
 
 def test_parts_on_disk_go_by_the_route_of_the_whole(deep, monkeypatch, tmp_path):
     """One position at a time saves less than all of them, and is made by the chain all the same, which the certificate says."""
-    monkeypatch.setattr(_routes, "_while_compiling", lambda: 19 * 7 * 7 * 8**3 * 3 - 1)
+    monkeypatch.setattr(_engine, "_while_compiling", lambda: 19 * 7 * 7 * 8**3 * 3 - 1)
     made = []
     monkeypatch.setattr(
         _operator, "chain_matrix", lambda *given, **more: made.append(1) or chain_matrix(*given, **more)

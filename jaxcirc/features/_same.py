@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..jacobian import EdgeJacobian
-from ..linear import BUDGET, contract_own, halving, rounded_up, Span, TILE
+from ..linear import BUDGET, contract_own, halving, numbers_held, rounded_up, Span, TILE
 from ._ends import Dictionaries
 from ._latents import Latents, Pairs, read, written
 from ._point import Point
@@ -136,7 +136,5 @@ def _cuts(layout: _Layout, most: int) -> list[int]:
 
 def _held(J: EdgeJacobian) -> int:
     """The bytes that one vector on its way through a block holds, with its images and what becomes of them."""
-    block, seq = J.product.segments[0].blocks[0], J.product.segments[0].resid.shape[0]
-    heads, d_model, d_head = block.attn.W_Q.shape
-    d_mlp = 0 if block.mlp is None else block.mlp.W_in.shape[1]
-    return J.dtype.itemsize * (6 * d_model + 4 * heads * d_head + 4 * d_mlp + 3 * heads * seq)
+    segment = J.product.segments[0]
+    return J.dtype.itemsize * numbers_held(segment) // segment.resid.shape[0]

@@ -1,7 +1,7 @@
 """The linearised model: segments of it, and the maps of their parts in closed form."""
 
 from ._chain import chain_matrix as chain_matrix
-from ._cost import chunk_for as chunk_for
+from ._cost import chunk_for as chunk_for, numbers_held as numbers_held
 from ._dense import block_matrix as block_matrix
 from ._forms import (
     attends as attends,

@@ -3,32 +3,17 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-from jaxtyping import Array, Float
+import jax
+from jaxtyping import Array
 
 from .._precision import widened
 from .._sites import Kind, Site
 from ..parts import Attention, LayerNorm
+from ._attention import AttentionMap
 from ._forms import passed
 from ._local import local_maps, Norm, norm_at, Values
 from ._maps import dense, LocalMap, same
 from ._segment import Span
-
-
-class Heads(NamedTuple):
-    """Attention at the clean point: `q`, `k`, `v` `[seq head d_head]`, `pattern` `[head q_seq k_seq]`, the `scale` of the scores; its
-    weights; who attends to whom, `mask` `[q_seq k_seq]`; and which of its three inputs carry a tangent, `paths`.
-    """
-
-    q: Float[Array, "seq head d_head"]
-    k: Float[Array, "seq head d_head"]
-    v: Float[Array, "seq head d_head"]
-    pattern: Float[Array, "head q_seq k_seq"]
-    scale: Float[Array, ""]
-    W_Q: Float[Array, "head d_model d_head"]
-    W_K: Float[Array, "head d_model d_head"]
-    W_V: Float[Array, "head d_model d_head"]
-    mask: Array
-    paths: frozenset[Kind]
 
 
 class LinearBlock(NamedTuple):
@@ -39,7 +24,7 @@ class LinearBlock(NamedTuple):
     norm: Norm | None
     entrance: list[LocalMap]
     projections: list[LocalMap]
-    heads: Heads | None
+    heads: AttentionMap | None
     after: list[LocalMap]
 
     @property
@@ -92,9 +77,22 @@ def _output(attn: Attention | None) -> list[LocalMap]:
     return [LocalMap(Kind.Z, Kind.ATTN_OUT, dense(W), W.shape[0])]
 
 
-def _heads(attn: Attention, values: Values, mask: Array, frozen: Collection[Kind]) -> Heads:
-    at = (values[kind] for kind in (Kind.Q, Kind.K, Kind.V, Kind.PATTERN))
-    return Heads(*at, attn.scale, attn.W_Q, attn.W_K, attn.W_V, mask, _paths(frozen))
+def _heads(attn: Attention, values: Values, mask: Array, frozen: Collection[Kind]) -> AttentionMap:
+    # Laid out as products with many vectors read them, once and not in every part of a loop.
+    out_first = lambda W: jax.lax.optimization_barrier(W.transpose(0, 2, 1))
+    return AttentionMap(
+        q=values[Kind.Q],
+        k=values[Kind.K],
+        v=values[Kind.V],
+        z=values[Kind.Z],
+        pattern=values[Kind.PATTERN],
+        scale=attn.scale,
+        W_Q=out_first(attn.W_Q),
+        W_K=out_first(attn.W_K),
+        W_V=out_first(attn.W_V),
+        mask=mask,
+        paths=_paths(frozen),
+    )
 
 
 def _paths(frozen: Collection[Kind]) -> frozenset[Kind]:

@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind, Site
-from ._block import Heads, LinearBlock, linearise
+from ._block import LinearBlock, linearise
 from ._dense import block_matrix
-from ._maps import pull, take as rows
+from ._maps import pull
 from ._memory import BUDGET
 from ._segment import between_blocks, Span
+from ._tiles import take
 
 
 Rows = Float[Array, "seq n d_model"]
@@ -88,7 +89,14 @@ def pull_block(
     linear = linearise(span, 0, span.held)
     positions = jnp.arange(reached, dtype=jnp.int32)
     flat, n = matrix.reshape(-1, *matrix.shape[2:]), count * matrix.shape[1]
-    chunk = _chunk(n, reached, matrix.shape[3], linear.heads.q.shape[1], matrix.dtype.itemsize, budget)
+    chunk = _chunk(
+        n,
+        reached,
+        matrix.shape[3],
+        0 if linear.heads is None else linear.heads.q.shape[1],
+        matrix.dtype.itemsize,
+        budget,
+    )
 
     def some(i, flat):
         place = (begin * matrix.shape[1] + i * chunk, 0, 0)
@@ -115,33 +123,10 @@ def _pull(linear: LinearBlock, covectors: Rows, mlps: Array | None, positions: I
     if mlps is None:
         items = pull_each(linear.after, items)
     else:  # [seq n d_model] · [seq d_model d_model] -> [seq n d_model]
-        items[read] = jnp.einsum("snd,sde->sne", covectors, rows(mlps, positions))
+        items[read] = jnp.einsum("snd,sde->sne", covectors, take(mlps, positions))
         others = {Kind.Z, Kind.ATTN_OUT, Kind.RESID_PRE} - {read}  # what the matrices do not have
         items = pull_each([link for link in linear.after if link.source in others], items)
-    if Kind.Z in items and linear.heads.paths:
-        items[Kind.LN1_NORMALIZED] = _attend(linear.heads, items[Kind.Z], positions)
+    if Kind.Z in items and linear.heads is not None and linear.heads.paths:
+        items[Kind.LN1_NORMALIZED] = linear.heads.pull(items[Kind.Z], positions)
     kept = {kind: items[kind] for kind in (Kind.RESID_PRE, Kind.LN1_NORMALIZED) if kind in items}
     return pull_each(linear.entrance, kept).get(Kind.RESID_PRE, jnp.zeros_like(covectors))
-
-
-def _attend(heads: Heads, g: Float[Array, "seq n d_z"], positions: Int[Array, " seq"]) -> Rows:
-    """Covectors of attention's output `z` as covectors of its input: those of the values, keys and queries that `paths` has, together."""
-    here = lambda array: rows(array, positions).transpose(1, 0, 2)  # [head seq d_head]
-    q, k, v = here(heads.q), here(heads.k), here(heads.v)
-    pattern = heads.pattern.at[:, positions].get(mode="promise_in_bounds")[:, :, : len(positions)]
-    g = g.reshape(*g.shape[:2], *q.shape[::2]).transpose(2, 0, 1, 3)  # [head q_seq n d_head]
-    inputs, weights = [], []
-    if Kind.V in heads.paths:
-        inputs.append(jnp.einsum("hqk,hqne->hkne", pattern, g))
-        weights.append(heads.W_V)
-    if {Kind.Q, Kind.K} & heads.paths:
-        values = jnp.einsum("hqne,hke->hqnk", g, v)
-        near = pattern[:, :, None]
-        scores = near * (values - jnp.sum(near * values, axis=-1, keepdims=True)) * heads.scale
-        if Kind.K in heads.paths:
-            inputs.append(jnp.einsum("hqnk,hqe->hkne", scores, q))
-            weights.append(heads.W_K)
-        if Kind.Q in heads.paths:
-            inputs.append(jnp.einsum("hqnk,hke->hqne", scores, k))
-            weights.append(heads.W_Q)
-    return jnp.einsum("phsne,phde->snd", jnp.stack(inputs), jnp.stack(weights))

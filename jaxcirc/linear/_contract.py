@@ -1,46 +1,40 @@
 r"""Bilinear forms of one block's Jacobian, `E[m, k] = left_m^T J right_k`, in closed form.
 
-A covector at a position is pulled back to attention's output, `g` for each head, and past it; a vector at a position is pushed to its
-value and key images `v`, `k`. With the pattern `A`, the queries `q_t` and keys and values `k_s`, `v_s` of the clean run, what attention
-adds for a covector at query `t` and a vector at key `s` is (Vaswani et al. 2017, arXiv 1706.03762, eq. 1, differentiated)
-
-$$\sum_h A_{hts} \langle g_h, v_h \rangle + dS_{hs} \langle q_{th}, k_h \rangle
-  + [s = t] \Big\langle \sum_{s'} dS_{hs'} k_{s'h}, q_h \Big\rangle, \qquad
-  dS_{hs} = A_{hts} \Big( \langle g_h, v_{sh} \rangle - \sum_{s'} A_{hts'} \langle g_h, v_{s'h} \rangle \Big) \cdot \mathrm{scale}.$$
-
-The last term and everything that does not pass attention are one inner product at equal positions. Where a key may not be attended
-nothing is computed: items are sorted by position, and blocks that no query reaches are not visited. The vectors are laid out in tiles of
-one position each, so that a pattern's entry multiplies a whole tile, and a block of M x K edges costs about two matrix products of
-M x D x K beside the pushing of the vectors. Where rows are few, that would be most of it: then vectors are pushed no further than the
-layer norm, and rows are carried to their positions, as sums of two covectors a head, $W_V g_h$ and $W_K q_{th}$, with entries of the
-pattern and of the scores as weights. Memory is the output and a budget, whatever M and K are.
+A covector at a position is pulled back to attention's output and past it, a vector at a position is pushed to what attention reads; there
+they meet in attention's three terms (`_attention`), of which the last, with everything that does not pass attention, is one inner product
+at equal positions. Where a key may not be attended nothing is computed: items are sorted by position, and blocks that no query reaches
+are not visited. A block of M x K edges costs, beside the pushing of the vectors, about as much as one matrix product of M x D x K, for a
+causal model. Where rows are few the pushing would be most of it: then vectors are pushed no further than the layer norm, and rows are
+spread over the keys. Memory is the output and a budget, whatever M and K are.
 """
 
 import functools as ft
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ._bilinear import bilinear, contract_same
 from ._block import linearise
 from ._forms import attends
-from ._maps import take as rows
-from ._meeting import meet, sides
 from ._segment import Span
 from ._sizes import rounded_up
-from ._tiles import sort, tile, Tiles
+from ._tiles import sort, take, tile, Tiles
 
 
 class Sizes(NamedTuple):
-    """How a contraction is cut: `block` rows meet `tiles` tiles of `width` columns at once; rows are `carried` to the columns' positions,
-    or not; what columns bring is `kept` for all rows, if the budget allows it, and else made anew for each block of rows.
+    """How a contraction is cut: `block` rows meet `tiles` tiles of `width` columns at once, through attention, and `near` tiles where they
+    are at equal positions; rows are `spread` over the keys, or not; columns are `kept` for all rows, if the budget allows it, and else
+    made anew for each block of rows.
     """
 
     block: int
     tiles: int
+    near: int
     width: int
-    carried: bool
+    spread: bool
     kept: bool
 
 
@@ -50,17 +44,19 @@ def sizes_for(m: int, k: int, seq: int, heads: int, d_model: int, itemsize: int,
     # A block's numbers stay in a core's cache on a CPU, and fill an accelerator.
     few, many = (128, 512) if jax.default_backend() == "cpu" else (512, 4096)
     positions = min(seq, k)
-    carried = 16 * m <= k  # measured on CPUs: carrying a row takes as long as pushing about sixteen columns
-    width = min(64, -(-k // (8 * positions)) * 8) if carried else min(8, _power_below(max(1, k // (2 * positions))))
+    spread = 16 * m <= k  # measured on CPUs: spreading a row takes as long as pushing about sixteen columns
+    width = min(64, -(-k // (8 * positions)) * 8) if spread else min(8, _power_below(max(1, k // (2 * positions))))
     columns = min(many, rounded_up(k + width * positions)) // width * width
     everything = k + width * positions + columns
-    each = d_model if carried else 4 * d_model + heads * seq
+    each = d_model if spread else 4 * d_model + heads * seq
     kept = everything * each <= numbers // 2
     row = 3 * heads * columns + 3 * heads * seq + 4 * d_model + 2 * everything
-    row += (columns // width + 4 * heads) * d_model if carried else 0
+    row += (columns // width + 4 * heads) * d_model if spread else 0
     most = few if kept else 1024  # the more rows, the fewer times
     block = max(8, min(most, rounded_up(m), _power_below(numbers // (2 * row))))
-    return Sizes(block, max(1, columns // width), width, carried, kept)
+    tiles = max(1, columns // width)
+    near = max(n for n in range(1, max(1, columns // 8 // width) + 1) if tiles % n == 0)
+    return Sizes(block, tiles, near, width, spread, kept)
 
 
 def _power_below(n: int) -> int:
@@ -77,7 +73,7 @@ def contract_block(
     sizes: Sizes,
 ) -> Float[Array, "m k"]:
     """`left_m^T J right_k` for a span of one block. Under `vmap` one after another, so that memory stays what it is."""
-    one_block = len(right_pos) <= sizes.tiles * sizes.width or (sizes.carried and not attends(span))
+    one_block = len(right_pos) <= sizes.tiles * sizes.width or (sizes.spread and not attends(span))
     if len(left_pos) <= sizes.block and one_block:
         return _contract_at_once(span, left, left_pos, right, right_pos)
     # Apart, because sorting takes as long to compile as the rest, and is the same for all kinds of edges.
@@ -93,9 +89,12 @@ def _contract_at_once(span: Span, left, left_pos, right, right_pos):
 
     @jax.custom_batching.sequential_vmap
     def contract(span, left, left_pos, right, right_pos):
-        linear = _linear(span)
-        ask, bring, _ = sides(span, linear, forward=len(right_pos) < len(left_pos))
-        return meet(ask(left, left_pos), bring(right, right_pos), right_pos, linear.heads, ordered=False)
+        form = bilinear(span, _linear(span), forward=len(right_pos) < len(left_pos))
+        rows, columns = form.prepare_rows(left, left_pos), form.prepare_columns(right, right_pos)
+        through = form.contract_tiles(rows, columns.attended, right_pos)
+        same = None if rows.local is None else contract_same(rows, columns.local, right_pos)
+        found = [edges.reshape(len(left_pos), -1) for edges in (through, same) if edges is not None]
+        return sum(found, jnp.zeros((len(left_pos), len(right_pos)), span.resid.dtype))
 
     return contract(span, left, left_pos, right, right_pos)
 
@@ -113,46 +112,73 @@ def _linear(span: Span):
     return linearise(span, 0, span.held)
 
 
-def _in_blocks(span: Span, left, left_pos, order, right, right_pos, columns: Tiles, *, sizes: Sizes):
-    (m, k), seq, (block, tiles, width, carried, kept) = (
-        (len(left_pos), len(right_pos)),
-        span.resid.shape[0],
-        sizes,
-    )
-    linear = _linear(span)
-    ask, bring, attending = sides(span, linear, forward=k < m, carried=carried, kept=kept)
-    each, n_columns = tiles * width, columns.item.size
-    blocks = columns.item.reshape(-1, each)
-    bring_some = lambda indices: bring(rows(right, indices), rows(right_pos, indices))
-    everything = jax.lax.map(bring_some, blocks) if kept else None
-    columns_at = lambda j: bring_some(blocks[j]) if everything is None else jax.tree.map(lambda x: x[j], everything)
+def _in_blocks(span: Span, left, left_pos, order, right, right_pos, tiles: Tiles, *, sizes: Sizes):
+    m, k, block = len(left_pos), len(right_pos), sizes.block
+    form = bilinear(span, _linear(span), forward=k < m, spread=sizes.spread, asked=sizes.kept)
+    prepare = lambda item: form.prepare_columns(take(right, item), take(right_pos, item))
+    # What is at the source is kept where it was pushed there; else it is had for the taking.
+    part = (lambda item: prepare(item).local) if form.attention is None else (lambda item: prepare(item).attended)
+    kept = _prepare_all(part, tiles, sizes.tiles) if sizes.kept else None
     padded = jnp.concatenate([order, jnp.broadcast_to(order[-1], (-m % block,))])
-    first, last = _reach(linear.heads.mask) if attending else (jnp.arange(seq, dtype=jnp.int32),) * 2
 
-    def block_of_rows(i, out):
-        indices = jax.lax.dynamic_slice_in_dim(padded, i * block, block)
-        asked = ask(rows(left, indices), rows(left_pos, indices))
+    def attended(j):
+        """Takes what attention has of the columns in `sizes.tiles` tiles, the `j`th so many."""
+        return part(_cut(tiles.item, j, sizes.tiles)) if kept is None else jax.tree.map(lambda x: x[j], kept)
 
-        def block_of_columns(j, found):
-            place = jax.lax.dynamic_slice_in_dim(columns.position, j * tiles, tiles)
-            edges = meet(asked, columns_at(j), place, linear.heads, ordered=True)
-            return jax.lax.dynamic_update_slice_in_dim(found, edges, j * each, 1)
+    def local(j):
+        """Takes what the columns in `sizes.near` tiles, the `j`th so many, are at one end of the span."""
+        if kept is None or form.attention is not None:
+            return prepare(_cut(tiles.item, j, sizes.near)).local
+        return _cut(kept.reshape(-1, sizes.width, kept.shape[-1]), j, sizes.near)
 
-        nearest, furthest = rows(first, asked.positions).min(), rows(last, asked.positions).max()
-        begin = jnp.sum(columns.position < nearest, dtype=jnp.int32) // tiles
-        end = jnp.sum(columns.position <= furthest, dtype=jnp.int32)
-        end = -(-jnp.minimum(end, columns.used) // tiles)
-        found = jax.lax.fori_loop(begin, end, block_of_columns, jnp.zeros((block, n_columns), out.dtype))
-        found = found.at[:, columns.slot].get(mode="promise_in_bounds")
+    def some_rows(i, out):
+        item = jax.lax.dynamic_slice_in_dim(padded, i * block, block)
+        rows = form.prepare_rows(take(left, item), take(left_pos, item))
+
+        def through_attention(j, found):
+            edges = form.contract_tiles(rows, attended(j), _cut(tiles.position, j, sizes.tiles))
+            return found if edges is None else _put(found, edges, j * sizes.tiles * sizes.width)
+
+        def at_same_position(j, found):
+            edges, begin = (
+                contract_same(rows, local(j), _cut(tiles.position, j, sizes.near)),
+                j * sizes.near * sizes.width,
+            )
+            there = jax.lax.dynamic_slice_in_dim(found, begin, edges[0].size, 1)
+            return _put(found, there + edges.reshape(there.shape), begin)
+
+        found = jnp.zeros((block, tiles.item.size), out.dtype)
+        if form.attention is not None:
+            first, last = form.attention.reach()
+            between = take(first, rows.positions).min(), take(last, rows.positions).max()
+            found = jax.lax.fori_loop(*tiles.range(*between, sizes.tiles), through_attention, found)
+        if rows.local is not None:
+            between = rows.positions[0], rows.positions[-1]
+            found = jax.lax.fori_loop(*tiles.range(*between, sizes.near), at_same_position, found)
         # Row by row: the rows at the end repeat the last one, with the same values.
-        put = lambda r, out: jax.lax.dynamic_update_slice(out, found[r][None], (indices[r], jnp.int32(0)))
+        put = lambda r, out: jax.lax.dynamic_update_slice(
+            out, take(found[r], tiles.slot)[None], (item[r], jnp.int32(0))
+        )
         return jax.lax.fori_loop(0, block, put, out, unroll=8)
 
     out = jnp.zeros((m, k), span.resid.dtype)
-    return jax.lax.fori_loop(0, len(padded) // block, block_of_rows, out)
+    return jax.lax.fori_loop(0, len(padded) // block, some_rows, out)
 
 
-def _reach(mask: Array) -> tuple[Array, Array]:
-    """For each query the first and the last key that it may attend to."""
-    first = lambda mask: jnp.argmax(mask, axis=1).astype(jnp.int32)
-    return first(mask), mask.shape[1] - 1 - first(mask[:, ::-1])
+def _prepare_all(prepare: Callable[[Array], Any], tiles: Tiles, count: int) -> Any:
+    """Prepares the columns of all tiles in use, `count` tiles at a time, which are the leading axis of what comes."""
+    items = tiles.item.reshape(-1, count * tiles.item.shape[1])
+    put = lambda j, all, x: jax.lax.dynamic_update_index_in_dim(all, x, j, 0)
+    some = lambda j, all: jax.tree.map(ft.partial(put, j), all, prepare(items[j]))
+    empty = jax.tree.map(lambda x: jnp.zeros((len(items), *x.shape), x.dtype), jax.eval_shape(prepare, items[0]))
+    return jax.lax.fori_loop(0, -(-tiles.used // count), some, empty)
+
+
+def _cut(x: Array, j: Int[Array, ""], count: int) -> Array:
+    """Takes the `j`th `count` entries."""
+    x = jax.lax.dynamic_slice_in_dim(x, j * count, count)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _put(found: Float[Array, "row slot"], edges: Array, begin: Int[Array, ""]) -> Float[Array, "row slot"]:
+    return jax.lax.dynamic_update_slice_in_dim(found, edges.reshape(len(found), -1), begin, 1)

@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from .._sites import Kind, Site
 from .._tap import Everything
+from ..parts import Attention
 from ._segment import Span
 
 
@@ -16,15 +17,15 @@ def chunk_for(segments: Sequence[Span], budget: int) -> int:
     held = 0
     for segment in segments:
         ends = 2 * sum(math.prod(end.shape) for end in segment.shapes())
-        held = max(held, ends + max(_numbers_held(segment, layer) for layer in range(len(segment.blocks))))
+        held = max(held, ends + max(numbers_held(segment, layer) for layer in range(len(segment.blocks))))
     return max(1, budget // (held * segments[0].resid.dtype.itemsize))
 
 
-def _numbers_held(segment: Span, layer: int) -> int:
-    """Counts the numbers that a block holds for one tangent: one at each of its sites, and another for each entry of the scores."""
+def numbers_held(segment: Span, layer: int = 0) -> int:
+    """Counts the numbers that a block holds for one tangent, at all positions: one at each of its sites, and another for each score."""
     values = _values_of.eval_shape(segment)
     sizes = {site.kind: math.prod(value.shape) for site, value in values.items() if site.layer == layer}
-    return sum(sizes.values()) + sizes[Kind.ATTN_SCORES]
+    return sum(sizes.values()) + sizes.get(Kind.ATTN_SCORES, 0)
 
 
 @jax.jit  # never run: its shapes are asked for
@@ -37,3 +38,9 @@ class _ButResults(Everything):
 
     def __contains__(self, site: object) -> bool:
         return isinstance(site, Site) and site.kind != Kind.RESULT
+
+
+def heads_of(segment: Span) -> int:
+    """Counts the heads of the attention that closed forms may pass, at least 1."""
+    attn = segment.blocks[0].attn
+    return attn.W_Q.shape[0] if type(attn) is Attention else 1

@@ -1,7 +1,7 @@
 r"""The whole Jacobian of one block, `J[t, :, s, :]`, in closed form.
 
 For a target at position `t`, each of its coordinates is pulled back to attention's output once, `g` `[head n d_head]`. What the source at
-`s` has of it through its keys and values is, up to the norm at the block's entrance and with the notation of `_contract`,
+`s` has of it through its keys and values is, up to the norm at the block's entrance and with the notation of `_attention`,
 
 $$\sum_h A_{hts}\; g_h W_{V,h}^T + dS_{hs}\; q_{th} W_{K,h}^T.$$
 
@@ -19,13 +19,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind
+from ._attention import AttentionMap, AttentionRows
+from ._bilinear import bilinear, Rows
 from ._block import LinearBlock, linearise
-from ._maps import take as rows
-from ._meeting import Rows, sides
+from ._cost import numbers_held
 from ._segment import Span
-
-
-BEFORE_HEADS = (Kind.RESID_PRE, Kind.LN1_NORMALIZED)
+from ._tiles import take
 
 
 class Sizes(NamedTuple):
@@ -52,15 +51,13 @@ def block_matrix(
     span: Span, target_pos: Int[Array, " t"], source_pos: Int[Array, " s"], *, budget: int
 ) -> Float[Array, "t n_target s n_source"]:
     """The Jacobian of a one-block span between some positions. Its source is not in a dictionary's coordinates."""
-    seq, block, (n, width) = span.resid.shape[0], span.blocks[0], _widths(span)
-    heads, d_model, d_head = block.attn.W_Q.shape
-    d_mlp = 0 if block.mlp is None else block.mlp.W_in.shape[1]
+    n, width = _widths(span)
     numbers, cpu = budget // span.resid.dtype.itemsize, jax.default_backend() == "cpu"
     most = min(2**18 if cpu else numbers, numbers // 8)
     # On a CPU a tile stays in a core's cache until it is written.
     keys = min(len(source_pos), 16 if cpu else 256)
     coordinates = max(1, min(n, most // (keys * width)))
-    row = 6 * d_model + 2 * d_mlp + heads * (2 * d_head + 3 * seq)
+    row = numbers_held(span) // span.resid.shape[0]
     together = max(coordinates, min(n, numbers // (2 * row)))
     return _matrix(span, target_pos, source_pos, sizes=Sizes(together, coordinates, keys))
 
@@ -82,36 +79,37 @@ def _widths(span: Span) -> tuple[int, int]:
 def _in_tiles(span: Span, target_pos: Array, source_pos: Array, sizes: Sizes) -> Array:
     (n, width), kind = _widths(span), span.source.kind
     linear = linearise(span, 0, span.held)
-    ask, _, attending = sides(span, linear)
+    form = bilinear(span, linear)
     y = (
-        rows(linear.norm.y, source_pos)
+        take(linear.norm.y, source_pos)
         if linear.norm is not None and linear.norm.live and kind == Kind.RESID_PRE
         else None
     )
     begins = jnp.minimum(jnp.arange(0, len(source_pos), sizes.keys), len(source_pos) - sizes.keys)
-    groups = rows(source_pos, begins[:, None] + jnp.arange(sizes.keys))
+    groups = take(source_pos, begins[:, None] + jnp.arange(sizes.keys))
 
     def at_target(i, out):
         t = target_pos[i]
         # The groups of keys that matter come first: those that the query may attend to, and its own position.
-        matters = (groups == t) | (rows(linear.heads.mask[t], groups) if attending else False)
+        matters = (groups == t) | (take(form.attention.mask[t], groups) if form.attention is not None else False)
         order, count = begins[jnp.argsort(~matters.any(1))], matters.any(1).sum()
 
         def some_rows(j, out):
             first = jnp.minimum(j * sizes.rows, n - sizes.rows)
-            asked = ask(first + jnp.arange(sizes.rows, dtype=jnp.int32), jnp.full(sizes.rows, t))
+            rows = form.prepare_rows(first + jnp.arange(sizes.rows, dtype=jnp.int32), jnp.full(sizes.rows, t))
 
             def some_coordinates(j, out):
                 begin = jnp.minimum(j * sizes.coordinates, sizes.rows - sizes.coordinates)
-                few = _few(asked, begin, sizes.coordinates)
-                factors = _factors(linear, kind, few, t, source_pos) if attending else None
+                local, attended = _some(rows, begin, sizes.coordinates)
+                factors = _factors(linear, form.attention, kind, attended, t, source_pos)
 
                 def some_keys(j, out):
                     at = lambda x, axis=0: jax.lax.dynamic_slice_in_dim(x, order[j], sizes.keys, axis)
                     found = jnp.zeros((sizes.coordinates, sizes.keys, width), out.dtype)
-                    if few.local is not None:
-                        found += jnp.where((at(source_pos) == t)[:, None], few.local[:, None], 0)
+                    if local is not None:
+                        found += jnp.where((at(source_pos) == t)[:, None], local[:, None], 0)
                     if factors is not None:
+                        # [n s rank] · [n rank width] -> [n s width]
                         found += jnp.einsum("nsr,nrw->nsw", at(factors.weights, 1), factors.directions)
                         if y is not None and factors.along is not None:
                             found += at(factors.along, 1)[..., None] * at(y)
@@ -127,49 +125,39 @@ def _in_tiles(span: Span, target_pos: Array, source_pos: Array, sizes: Sizes) ->
     return jax.lax.fori_loop(0, len(target_pos), at_target, out)
 
 
-def _few(asked: Rows, begin: Int[Array, ""], count: int) -> Rows:
-    """Some of the rows."""
-    cut = lambda x, axis: None if x is None else jax.lax.dynamic_slice_in_dim(x, begin, count, axis)
-    positions = jax.lax.dynamic_slice_in_dim(asked.positions, begin, count)
-    g, pattern, scores = (cut(x, 1) for x in (asked.g, asked.pattern, asked.scores))
-    return Rows(positions, cut(asked.local, 0), g, pattern, scores)
+def _some(rows: Rows, begin: Int[Array, ""], count: int) -> tuple[Array | None, AttentionRows | None]:
+    """Cuts `count` of the rows: what they are at the source, and at attention's output."""
+    cut = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, begin, count, axis)
+    local = None if rows.local is None else cut(rows.local, 0)
+    return local, jax.tree.map(lambda x: cut(x, 1), rows.attended)
 
 
 def _factors(
-    linear: LinearBlock, source: Kind, few: Rows, t: Int[Array, ""], source_pos: Int[Array, " s"]
+    linear: LinearBlock,
+    attention: AttentionMap | None,
+    source: Kind,
+    rows: AttentionRows | None,
+    t: Int[Array, ""],
+    source_pos: Int[Array, " s"],
 ) -> Factors | None:
     """What comes from the keys: of rank `head` by values, of rank `head` by keys. `None` where neither is on the way."""
-    heads = linear.heads
-    if few.g is None:
-        return None
-    g = few.g.transpose(1, 0, 2)
-    at_keys = lambda x: x.at[:, :, source_pos].get(mode="promise_in_bounds").transpose(1, 2, 0)
-    weights, directions = [], []
-    if Kind.V in heads.paths and source in (*BEFORE_HEADS, Kind.V):
-        weights.append(at_keys(few.pattern))
-        directions.append(_through(g, heads.W_V, source))
-    if Kind.K in heads.paths and source in (*BEFORE_HEADS, Kind.K):
-        weights.append(at_keys(few.scores))
-        directions.append(_through(jnp.broadcast_to(rows(heads.q, t), g.shape), heads.W_K, source))
+    spread = None if rows is None or attention is None else attention.spread_to_keys(rows, t[None], source)
     passes = source != Kind.RESID_PRE or any(link.target == Kind.LN1_NORMALIZED for link in linear.before)
-    if not weights or not passes:
+    if spread is None or not passes:
         return None
-    weights, directions, norm = jnp.concatenate(weights, axis=2), jnp.concatenate(directions, axis=1), linear.norm
+    weights, directions, norm = (
+        take(spread.weights, source_pos, axis=2).transpose(1, 2, 0),
+        spread.directions,
+        linear.norm,
+    )
     if norm is None or source != Kind.RESID_PRE:
         return Factors(weights, directions, None)
     directions = directions if norm.weight is None else directions * norm.weight
     directions -= jnp.mean(directions, axis=-1, keepdims=True)
-    weights /= rows(norm.scale, source_pos)
+    weights /= take(norm.scale, source_pos)
     if not norm.live:
         return Factors(weights, directions, None)
-    y = rows(norm.y, source_pos)
+    y = take(norm.y, source_pos)
+    # [n rank width] · [s width] -> [n s rank]
     shares = jnp.einsum("nrw,sw->nsr", directions, y) / y.shape[1]
     return Factors(weights, directions, -jnp.sum(weights * shares, axis=2))
-
-
-def _through(covectors: Float[Array, "n head d_head"], W: Float[Array, "head d_model d_head"], source: Kind) -> Array:
-    """Covectors of each head's keys or values as covectors of what they are made from, or of all heads' of them: `[n head width]`."""
-    if source in BEFORE_HEADS:
-        return jnp.einsum("nhe,hde->nhd", covectors, W)
-    one_head = jnp.eye(covectors.shape[1], dtype=covectors.dtype)
-    return jnp.einsum("nhe,hg->nhge", covectors, one_head).reshape(*covectors.shape[:2], -1)

@@ -15,8 +15,9 @@ from .._precision import wide
 from .._sites import Part
 from .._tap import site_read
 from ..saes import AbstractDictionary
-from ._maps import Items, Positions, take as rows
+from ._maps import Items, Positions
 from ._segment import Span
+from ._tiles import take
 
 
 Fold = Callable[[Array, Positions], Items]
@@ -35,8 +36,8 @@ def source_vectors(span: Span) -> Fold:
     scale = sae.decoder_scale(x)
 
     def decode(items, positions):
-        directions = wide(rows(sae.W_dec, items)) if _are_units(items) else items @ wide(sae.W_dec)
-        return directions * rows(scale, positions)[:, None]
+        directions = wide(take(sae.W_dec, items)) if _are_units(items) else items @ wide(sae.W_dec)
+        return directions * take(scale, positions)[:, None]
 
     return decode
 
@@ -46,7 +47,7 @@ def _decoded_input(span: Span, sae: AbstractDictionary, x: Float[Array, "seq d_i
     unfold, acts, live = _raw(span, span.source), sae.encode(x), span.source.value.error not in span.frozen
 
     def decode(items, positions):
-        here, latents = rows(x, positions), rows(acts, positions)
+        here, latents = take(x, positions), take(acts, positions)
         written = jax.jvp(lambda x: sae.decode(latents, x), (here,), (unfold(items, positions),))[1]
         return jnp.zeros_like(written) if live else written
 
@@ -69,8 +70,8 @@ def target_covectors(span: Span) -> Fold:
                 on = slopes.at[positions, items].get(mode="promise_in_bounds")
                 covectors = wide(sae.W_enc.at[:, items].get(mode="promise_in_bounds")).T * on[:, None]
             else:
-                covectors = (items * rows(slopes, positions)) @ wide(sae.W_enc).T
-            return sae.pull_input(rows(x, positions), covectors)
+                covectors = (items * take(slopes, positions)) @ wide(sae.W_enc).T
+            return sae.pull_input(take(x, positions), covectors)
 
         return encode
     unfold, held = _raw(span, target.value), target.value.input in span.frozen
@@ -79,7 +80,7 @@ def target_covectors(span: Span) -> Fold:
         missed = lambda x, clean: x - sae.decode(sae.encode(x), clean if held else x)
         left = lambda clean, covector: jax.vjp(lambda x: missed(x, clean), clean)[1](covector)[0]
         # One item at a time needs d_sae numbers; a few at a time keep the matrix products busy.
-        pairs = (rows(x, positions), unfold(items, positions))
+        pairs = (take(x, positions), unfold(items, positions))
         return jax.lax.map(lambda pair: left(*pair), pairs, batch_size=min(64, len(positions)))
 
     return error

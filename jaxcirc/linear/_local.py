@@ -24,8 +24,9 @@ from .._sites import Kind, Site
 from .._tap import Everything, Tap
 from ..graph import graph_of, is_elementwise, keeps_positions
 from ..parts import LayerNorm, MLP
-from ._maps import dense, Items, LocalMap, Positions, Push, take
+from ._maps import dense, Items, LocalMap, Positions, Push
 from ._slots import Slot
+from ._tiles import take
 
 
 Values = dict[Kind, Array]  # of the clean run, by kind of site, each `[seq width]`

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from .._sites import Part, Site
 from ._block import linearise
 from ._contract import contract_block, sizes_for
-from ._cost import chunk_for
+from ._cost import chunk_for, heads_of
 from ._ends import source_vectors, target_covectors
 from ._forms import is_closed, is_folded, is_local, read_site
 from ._maps import pull as pull_links, push as push_links
@@ -47,7 +47,7 @@ def contract_by_plan(
         left = fold_left(span, left, left_pos)
     for span in before:
         right = fold_right(span, right, right_pos)
-    (seq, d_model), heads = middle.resid.shape, middle.blocks[0].attn.W_Q.shape[0]
+    (seq, d_model), heads = middle.resid.shape, heads_of(middle)
     size = ft.partial(sizes_for, len(left_pos), len(right_pos), seq, heads, d_model, middle.resid.dtype.itemsize)
     compute = lambda budget: contract_block(middle, left, left_pos, right, right_pos, sizes=size(budget))
     return halving(compute, budget, "the memory budget")
@@ -89,7 +89,7 @@ def contract_batch(
     """`left_m^T J right_k` for every example of a batch: `masks`, `resid` and `shift` are theirs, the rest of the span is shared."""
     (seq, d_model), (m, k) = span.resid.shape, (left.shape[1], right.shape[1])
     if is_closed(span):
-        heads = span.blocks[0].attn.W_Q.shape[0]
+        heads = heads_of(span)
         sizes = sizes_for(m, k, seq, heads, d_model, span.resid.dtype.itemsize, budget)
         return _batch(span, masks, resid, shift, left, left_pos, right, right_pos, sizes=sizes, sweep=None)
     forward = k < m

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._maps import take as rows
 from ._segment import Span
-from ._tiles import tile, Tiles
+from ._tiles import take, tile, Tiles
 
 
 def contract_spans(
@@ -36,7 +35,7 @@ def _sweep(spans, left, left_pos, right, right_pos, tiles: Tiles, *, chunk: int,
     swept, swept_pos, waiting = (right, right_pos, left) if forward else (left, left_pos, right)
     shape = start.shape if forward else end.shape
     maps = _linear_maps(spans, forward)
-    waiting = rows(waiting, tiles.item.reshape(-1)).reshape(*tiles.item.shape, -1)
+    waiting = take(waiting, tiles.item.reshape(-1)).reshape(*tiles.item.shape, -1)
 
     def sweep(item):
         vector, position = item

@@ -5,9 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
-from ._maps import take as rows
+
+def take(array: Shaped[Array, "..."], positions: Int[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:
+    """Takes `array[positions]` along an axis. Positions are checked where they come in; without the clamp XLA's gather on CPUs is ten
+    times as fast.
+    """
+    return array.at[(slice(None),) * axis + (positions,)].get(mode="promise_in_bounds")
 
 
 class Tiles(NamedTuple):
@@ -20,6 +25,11 @@ class Tiles(NamedTuple):
     used: Int[Array, ""]
     slot: Int[Array, " item"]
 
+    def range(self, first: Int[Array, ""], last: Int[Array, ""], count: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
+        """Finds which groups of `count` tiles have all tiles at positions from `first` to `last`: the first, and the one after them."""
+        begin, end = (jnp.sum(there, dtype=jnp.int32) for there in (self.position < first, self.position <= last))
+        return begin // count, -(-jnp.minimum(end, self.used) // count)
+
 
 @ft.partial(jax.jit, static_argnames=("seq", "width", "multiple"))
 def tile(positions: Int[Array, " item"], seq: int, width: int, multiple: int) -> Tiles:
@@ -29,7 +39,7 @@ def tile(positions: Int[Array, " item"], seq: int, width: int, multiple: int) ->
     most += -most % multiple
     # Sorting and searching throughout: a scatter is a loop, number by number, on CPUs.
     order = jnp.argsort(positions, stable=True).astype(jnp.int32)
-    there = rows(positions, order)
+    there = take(positions, order)
     begin, end = (
         jnp.searchsorted(there, jnp.arange(seq, dtype=jnp.int32), side=side).astype(jnp.int32)
         for side in ("left", "right")
@@ -38,10 +48,10 @@ def tile(positions: Int[Array, " item"], seq: int, width: int, multiple: int) ->
     first_tile = last_tile + (begin - end) // width
     tiles = jnp.arange(most, dtype=jnp.int32)
     position = jnp.minimum(jnp.searchsorted(last_tile, tiles, side="right"), seq - 1).astype(jnp.int32)
-    nth = (tiles - rows(first_tile, position))[:, None] * width + jnp.arange(width, dtype=jnp.int32)
-    nth = jnp.clip(rows(begin, position)[:, None] + nth, 0, items - 1)
-    slots = rows(first_tile, there) * width + jnp.arange(items, dtype=jnp.int32) - rows(begin, there)
-    return Tiles(rows(order, nth), position, last_tile[-1], rows(slots, jnp.argsort(order)))
+    nth = (tiles - take(first_tile, position))[:, None] * width + jnp.arange(width, dtype=jnp.int32)
+    nth = jnp.clip(take(begin, position)[:, None] + nth, 0, items - 1)
+    slots = take(first_tile, there) * width + jnp.arange(items, dtype=jnp.int32) - take(begin, there)
+    return Tiles(take(order, nth), position, last_tile[-1], take(slots, jnp.argsort(order)))
 
 
 @jax.jit

@@ -1,0 +1,103 @@
+"""The bilinear form of a one-block segment: how items become rows and columns, and how these are contracted in matrix products."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._sites import Kind
+from ._attention import AttentionColumns, AttentionMap, AttentionRows, contract_spread, SpreadRows
+from ._block import LinearBlock
+from ._ends import source_vectors, target_covectors
+from ._forms import attends, read_site
+from ._maps import Positions, pull, push
+from ._segment import Span
+
+
+Attended = AttentionColumns | Float[Array, "k d_model"] | None
+
+
+class Rows(NamedTuple):
+    """Covectors at `positions`: at the source, `local`, by what stays at a position; and where attention is passed, at attention's output,
+    or spread over the keys.
+    """
+
+    positions: Positions
+    local: Float[Array, "n width"] | None
+    attended: AttentionRows | SpreadRows | None
+
+
+class Columns(NamedTuple):
+    """Vectors: at the source, `local`; and where attention is passed, as values and keys, or for rows that are spread what makes these."""
+
+    local: Float[Array, "k width"]
+    attended: Attended
+
+
+class Bilinear(NamedTuple):
+    """How items at positions become rows and columns, and attention, if it is on the way."""
+
+    prepare_rows: Callable[[Array, Positions], Rows]
+    prepare_columns: Callable[[Array, Positions], Columns]
+    attention: AttentionMap | None
+
+    def contract_tiles(
+        self, rows: Rows, columns: Attended, place: Int[Array, " tile"]
+    ) -> Float[Array, "n tile slot"] | None:
+        """Contracts, through attention, rows with columns in tiles at the positions `place`; `None` if nothing leads there."""
+        if self.attention is None or rows.attended is None or columns is None:
+            return None
+        if isinstance(rows.attended, SpreadRows):
+            return contract_spread(rows.attended, columns, place)
+        return self.attention.contract_tiles(rows.attended, rows.positions, columns, place)
+
+
+def contract_same(
+    rows: Rows, local: Float[Array, "k width"], place: Int[Array, " tile"]
+) -> Float[Array, "n tile slot"]:
+    """Contracts rows with columns in tiles at the positions `place`, where they are at one position."""
+    edges = (rows.local @ local.T).reshape(len(rows.positions), len(place), -1)  # [n width] · [k width] -> [n k]
+    return jnp.where((rows.positions[:, None] == place)[..., None], edges, 0)
+
+
+def bilinear(
+    span: Span, linear: LinearBlock, *, forward: bool = False, spread: bool = False, asked: bool = False
+) -> Bilinear:
+    """Makes the bilinear form of a one-block span. `forward`: where nothing passes attention, push the columns and do not pull the rows.
+    `spread`: spread rows over the keys. `asked`: columns come with what every query asks of them, and not with their keys.
+    """
+    left_at, right_at = target_covectors(span), source_vectors(span)
+    source, target, heads = span.source.kind, read_site(span).kind, linear.heads
+    attention = heads if heads is not None and heads.paths and attends(span) else None
+    forward = forward and attention is None
+    spread = spread and source <= Kind.LN1_NORMALIZED
+    spread = spread and attention is not None and bool(attention.paths & {Kind.V, Kind.K})
+
+    def prepare_rows(items: Array, positions: Positions) -> Rows:
+        covectors = {target: left_at(items, positions)}
+        if forward:
+            return Rows(positions, covectors[target], None)
+        covectors = pull(linear.after, covectors, positions)
+        attended = None
+        if attention is not None and Kind.Z in covectors:
+            attended = attention.prepare_rows(covectors[Kind.Z], positions)
+            if Kind.Q in attention.paths:
+                covectors[Kind.Q] = covectors.get(Kind.Q, 0) + attention.pull_queries(attended)
+        local = pull(linear.before, covectors, positions).get(source)
+        if attention is not None and attended is not None and spread:
+            attended = attention.spread_to_keys(attended, positions)
+        return Rows(positions, local, attended)
+
+    def prepare_columns(items: Array, positions: Positions) -> Columns:
+        vectors = {source: right_at(items, positions)}
+        if forward:
+            return Columns(push(linear.maps, vectors, positions)[target], None)
+        if attention is None:
+            return Columns(vectors[source], None)
+        images = push(linear.entrance, vectors, positions)  # up to the normalised residual stream
+        if spread:
+            return Columns(vectors[source], images.get(Kind.LN1_NORMALIZED))
+        return Columns(vectors[source], attention.prepare_columns(images, asked=asked))
+
+    return Bilinear(prepare_rows, prepare_columns, attention)
