@@ -3,6 +3,7 @@
 A new kind of part is tested by adding a class and a line to `ODD`.
 """
 
+import dataclasses
 import functools as ft
 from collections.abc import Callable
 
@@ -110,18 +111,23 @@ def softmax(x: jax.Array) -> jax.Array:
 
 
 def _derived(part: eqx.Module, kind: type) -> eqx.Module:
-    return kind(**{name: getattr(part, name) for name in part.__dataclass_fields__})
+    """The same fields as another class."""
+    new = object.__new__(kind)
+    for field in dataclasses.fields(part):
+        object.__setattr__(new, field.name, getattr(part, field.name))
+    return new
 
 
-def _with(model: jc.Transformer, *, ln1=None, attn=None, ln2=None, mlp=None, whole=None) -> jc.Transformer:
+def _with(
+    model: jc.Transformer, whole: type | None = None, **parts: Callable[[eqx.Module], eqx.Module]
+) -> jc.Transformer:
     """Every block with some of its parts exchanged."""
     blocks = []
     for block in model.blocks:
-        parts = {"ln1": ln1, "attn": attn, "ln2": ln2, "mlp": mlp}
-        new = [make(getattr(block, name)) if make else getattr(block, name) for name, make in parts.items()]
-        block = Block(*new, block.parallel)
-        blocks.append(whole(block) if whole else block)
-    return eqx.tree_at(lambda model: model.blocks, model, tuple(blocks), is_leaf=lambda x: isinstance(x, tuple))
+        for name, make in parts.items():
+            block = eqx.tree_at(lambda block, name=name: getattr(block, name), block, make(getattr(block, name)))
+        blocks.append(_derived(block, whole) if whole else block)
+    return eqx.tree_at(lambda model: model.blocks, model, tuple(blocks))
 
 
 def _random(*shape: int, seed: int = 0) -> jax.Array:
@@ -152,12 +158,12 @@ ODD: dict[str, tuple[Callable[[jc.Transformer], jc.Transformer], bool, bool]] = 
         True,
     ),
     "activation that is not elementwise": (
-        lambda model: _with(model, mlp=lambda mlp: eqx.tree_at(lambda m: m.act, mlp, softmax, is_leaf=callable)),
+        lambda model: _with(model, mlp=lambda mlp: dataclasses.replace(mlp, act=softmax)),
         True,
         True,
     ),
     "class derived from Block": (
-        lambda model: _with(model, whole=ft.partial(_derived, kind=ScaledBlock)),
+        lambda model: _with(model, whole=ScaledBlock),
         False,
         False,
     ),

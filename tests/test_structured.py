@@ -14,7 +14,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.graph import reaches
-from jaxcirc.jacobian import _engine, _operator
+from jaxcirc.jacobian import _engine, _matrix as _whole
 from jaxcirc.linear._chain import chain_matrix, mlp_matrices, pull_block, split
 from jaxcirc.linear._contract import _contract_sorted, sizes_for
 from jaxcirc.linear._dense import _matrix, block_matrix, Sizes
@@ -376,9 +376,7 @@ def test_several_blocks_are_in_closed_form_where_that_is_worth_compiling(deep, m
     assert (jc.select(auto), jc.select(auto, "matrix"), jc.select(without)) == ("structured", "structured", "autodiff")
     assert jc.select(auto.restricted(target_pos=[1])) == "autodiff"  # which saves less
     made = []
-    monkeypatch.setattr(
-        _operator, "chain_matrix", lambda *given, **more: made.append(1) or chain_matrix(*given, **more)
-    )
+    monkeypatch.setattr(_whole, "chain_matrix", lambda *given, **more: made.append(1) or chain_matrix(*given, **more))
     assert_close(auto.as_matrix(), without.as_matrix())
     assert made == [1]
     with pytest.raises(ValueError, match=r"select: of must be 'any' or 'matrix' or 'contract', got 'all'"):
@@ -389,9 +387,7 @@ def test_parts_on_disk_go_by_the_route_of_the_whole(deep, monkeypatch, tmp_path)
     """One position at a time saves less than all of them, and is made by the chain all the same, which the certificate says."""
     monkeypatch.setattr(_engine, "_while_compiling", lambda: 19 * 7 * 7 * 8**3 * 3 - 1)
     made = []
-    monkeypatch.setattr(
-        _operator, "chain_matrix", lambda *given, **more: made.append(1) or chain_matrix(*given, **more)
-    )
+    monkeypatch.setattr(_whole, "chain_matrix", lambda *given, **more: made.append(1) or chain_matrix(*given, **more))
     J = jc.edge(*deep)
     certificate = jc.save_jacobian(J, tmp_path / "j.safetensors", budget=1)
     assert (len(made), certificate.engine) == (7, "structured (matrix by chain)")

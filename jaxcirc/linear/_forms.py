@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from .._sites import Kind, Part, Site
 from .._tap import site_read
+from .._typing import Resid
 from ..parts import Attention, Block, LayerNorm
 from ._local import has_local_maps
 from ._segment import Span
@@ -38,7 +39,7 @@ def is_closed(span: Span) -> bool:
         and is_folded(span)
         and all(site.kind in LOCAL for site in (span.source, read_site(span)))
         and all(site.kind in HELD for site in span.frozen)
-        and _has_maps(span.blocks[0], passed(span), span.resid.shape[-1])
+        and _has_maps(span.blocks[0], passed(span), span.resid)
     )
 
 
@@ -47,9 +48,9 @@ def passed(span: Span) -> tuple[Slot, ...]:
     return slots_between(span.blocks[0], span.source.kind, read_site(span).kind, span.held)
 
 
-def _has_maps(block: Block, some: Iterable[Slot], d_model: int) -> bool:
+def _has_maps(block: Block, some: Iterable[Slot], resid: Resid) -> bool:
     """Whether there are maps of these parts of a block: of attention in closed form, of others at least by autodiff of their own code."""
-    known = lambda slot, part: type(part) is Attention if slot.name == "attn" else has_local_maps(part, d_model)
+    known = lambda slot, part: type(part) is Attention if slot.name == "attn" else has_local_maps(part, resid)
     return type(block) is Block and all(known(slot, slot.part(block)) for slot in some)
 
 
@@ -95,7 +96,7 @@ def is_chain(span: Span) -> bool:
         and span.source.kind == Kind.RESID_PRE
         and span.target.kind in residual
         and all(site.kind in HELD for site in span.frozen)
-        and all(block.mlp is not None and _has_maps(block, slots(block), span.resid.shape[-1]) for block in span.blocks)
+        and all(block.mlp is not None and _has_maps(block, slots(block), span.resid) for block in span.blocks)
         and _is_plain_norm(span.blocks[-1])
     )
 

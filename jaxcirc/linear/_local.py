@@ -68,9 +68,9 @@ def has_closed_form(part: Any) -> bool:
     return type(part) in CLOSED and (type(part) is not MLP or _acts_on_each(part.act))
 
 
-def has_local_maps(part: Any, d_model: int) -> bool:
-    """Whether a part works on each position by itself, as its closed form or its code says."""
-    return has_closed_form(part) or _is_local(*_structure(part), d_model)
+def has_local_maps(part: Any, resid: Float[Array, "seq d_model"]) -> bool:
+    """Whether a part works on each position by itself, as its closed form or its code says, where the residual stream is as `resid`."""
+    return has_closed_form(part) or _is_local(*_structure(part), resid.shape[1], resid.dtype)
 
 
 def _structure(part: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -79,14 +79,14 @@ def _structure(part: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 @ft.lru_cache(maxsize=256)
-def _is_local(tree: Any, leaves: tuple[Any, ...], d_model: int) -> bool:
+def _is_local(tree: Any, leaves: tuple[Any, ...], d_model: int, dtype: Any) -> bool:
     shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in leaves]
 
     def everything(x, *leaves):
         tap = Tap({}, {}, Everything(), layer=0)
         return [jax.tree.unflatten(tree, leaves)(x, tap), *tap.cache.values()]
 
-    x = jax.ShapeDtypeStruct((3, d_model), jnp.float32)  # three positions stand for any number
+    x = jax.ShapeDtypeStruct((3, d_model), dtype)  # three positions stand for any number
     return keeps_positions(everything, x, *shapes, axes=[0, *(None for _ in shapes)])
 
 
@@ -118,7 +118,7 @@ CLOSED: dict[type, Callable[..., list[LocalMap]]] = {LayerNorm: _layer_norm, MLP
 def _by_autodiff(slot: Slot, part: Any, values: Values) -> list[LocalMap]:
     """A map between every two kinds of the part's sites, what it reads and what it makes among them, of which one feeds the other first."""
     x = values[slot.reads]
-    feeds = _graph_of(*_structure(part), slot, x.shape[1])
+    feeds = _graph_of(*_structure(part), slot, x.shape[1], x.dtype)
     width = lambda kind: x.shape[1] if kind == slot.reads else values[kind].shape[1]
     pairs = sorted(((source, target) for source in feeds for target in feeds[source]), key=lambda pair: pair[::-1])
     return [LocalMap(*pair, _derivative(slot, part, x, *pair), width(pair[0])) for pair in pairs]
@@ -133,7 +133,7 @@ def _derivative(slot: Slot, part: Any, x: Float[Array, "seq d_model"], source: K
         _run(slot, part, rows, tap)
         return tap.cache[Site(0, target)]
 
-    def push(items: Items, positions: Positions) -> Items:
+    def push(items: Items, positions: Positions) -> Float[Array, "n width_target"]:
         rows = take(x, positions)
         return jax.jvp(lambda step: value(rows, step), (jnp.zeros_like(items),), (items,))[1]
 
@@ -167,9 +167,9 @@ def _run(slot: Slot, part: Any, x: Float[Array, "n d_model"], tap: Tap) -> None:
 
 
 @ft.lru_cache(maxsize=256)
-def _graph_of(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int) -> dict[Kind, list[Kind]]:
+def _graph_of(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int, dtype: Any) -> dict[Kind, list[Kind]]:
     """For each kind of a part's sites the kinds that read it first."""
     forward = lambda edits, part, x: _run(slot, part, x, Tap({}, edits, frozenset(), layer=0))
     part = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    graph = graph_of(forward, part, jax.ShapeDtypeStruct((1, d_model), jnp.float32))
+    graph = graph_of(forward, part, jax.ShapeDtypeStruct((1, d_model), dtype))
     return {site.kind: [s.kind for s in sorted(read)] for site, read in graph.items()}

@@ -16,6 +16,7 @@ from ..oracle import edges as edges_by_definition, random_saes
 
 
 pytestmark = needs_x64
+SEQ = 4
 at = ft.partial(Site, 1)
 PRE, MID, POST, ATTN, MLP = map(at, (Kind.RESID_PRE, Kind.RESID_MID, Kind.RESID_POST, Kind.ATTN_OUT, Kind.MLP_OUT))
 SCALES = (at(Kind.LN1_SCALE), at(Kind.LN2_SCALE))
@@ -25,19 +26,22 @@ EDGES = {
     "attention": (PRE, ATTN, (), "a"),
     "attention, pattern held": (PRE, ATTN, (at(Kind.PATTERN),), "a"),
     "MLP": (MID, MLP, (), "m"),
-    "MLP, scale held": (MID, MLP, SCALES[1:], "m"),
-    "past the MLP": (MID, POST, (), "m"),
+    "past the MLP, scale held": (MID, POST, SCALES[1:], "m"),
     "block": (PRE, POST, (), "am"),
     "block, scales held": (PRE, POST, SCALES, "am"),
-    "neurons": (at(Kind.MLP_POST), POST, (), "m"),
+    "out of neurons": (at(Kind.MLP_POST), POST, (), "m"),
     "into neurons": (PRE, at(Kind.MLP_PRE), (), "am"),
     "two blocks": (Site(0, Kind.RESID_PRE), POST, (), None),
-    "from the heads": (at(Kind.Z), POST, (), "am"),
+}
+PARALLEL = {
+    "block": (PRE, POST, ()),
+    "MLP": (PRE, MLP, ()),
+    "attention": (PRE, ATTN, ()),
+    "heads": (at(Kind.Z), POST, ()),
 }
 
 
-@ft.partial(jax.jit, static_argnames=("source", "target", "held"))
-def derivative(model, tokens, *, source, target, held):
+def derivative(model, tokens, source, target, held):
     """By forward mode of a run with the source moved."""
 
     def value(step):
@@ -47,81 +51,103 @@ def derivative(model, tokens, *, source, target, held):
     return jax.jacfwd(value)(jnp.zeros_like(jc.run(model, tokens, record=[source])[1][source]))
 
 
-def wanted(model, tokens, source, target, held):
-    return np.asarray(derivative(model, tokens, source=source, target=target, held=held))
+@jax.jit
+def derivatives(model, tokens):
+    return {name: derivative(model, tokens, *edge[:3]) for name, edge in EDGES.items()}
 
 
-@pytest.mark.parametrize("edge", EDGES)
-@pytest.mark.parametrize("name", ODD)
-def test_every_form_is_the_derivative_of_a_run(name, edge):
-    model, (source, target, held, passes) = odd_model(name), EDGES[edge]
-    tokens = tokens_for(model, 5)
-    want = wanted(model, tokens, source, target, held)
-    J = jc.edge(model, tokens, source, target, frozen=held)
-    assert_close(J.as_matrix(), want)
-    seq, n, _, width = want.reshape(want.shape[0], -1, want.shape[0], np.prod(J.source_shape[1:])).shape
-    flat, rng = want.reshape(seq, n, seq, width), np.random.default_rng(0)
-    for m, k in ((3, 7), (40, 9)):  # few rows, and more than columns
-        left, right = (rng.normal(size=shape) for shape in ((m, n), (k, width)))
-        left_pos, right_pos = rng.integers(0, seq, m), rng.integers(0, seq, k)
-        forms = np.einsum("mt,mtks,ks->mk", left, flat[left_pos][:, :, right_pos], right)
+@jax.jit
+def matrices(operators):
+    return {name: J.as_matrix() for name, J in operators.items()}
+
+
+@jax.jit
+def products(operators, given):
+    """Of every operator the bilinear forms of few rows and of more rows than columns, and products from both sides."""
+    found = {}
+    for name, J in operators.items():
+        few, many, v, w = given[name]
+        found[name] = J.contract(*few), J.contract(*many), J.cols(v), J.rows(w)
+    return found
+
+
+def items(J, seed=0):
+    """Random covectors and vectors at random positions, few rows and many, and tangents and cotangents."""
+    rng, n, width = np.random.default_rng(seed), int(np.prod(J.target_shape[1:])), int(np.prod(J.source_shape[1:]))
+    at_random = lambda count, size: (rng.normal(size=(count, size)), rng.integers(0, SEQ, count))
+    forms = [(*at_random(m, n), *at_random(k, width)) for m, k in ((3, 7), (40, 9))]
+    return *forms, rng.normal(size=(2, *J.source_shape)), rng.normal(size=(2, *J.target_shape))
+
+
+@pytest.fixture(scope="module", params=ODD)
+def case(request):
+    model = odd_model(request.param)
+    tokens = tokens_for(model, SEQ)
+    operators = {name: jc.edge(model, tokens, *ends, frozen=held) for name, (*ends, held, _) in EDGES.items()}
+    return request.param, model, tokens, operators, jax.tree.map(np.asarray, derivatives(model, tokens))
+
+
+def test_every_form_is_the_derivative_of_a_run(case):
+    _, _, _, operators, want = case
+    given = {name: items(J) for name, J in operators.items()}
+    made, found = matrices(operators), products(operators, given)
+    for name, J in operators.items():
+        assert_close(made[name], want[name])
+        flat = want[name].reshape(SEQ, -1, SEQ, int(np.prod(J.source_shape[1:])))
+        *forms, v, w = given[name]
+        for (left, left_pos, right, right_pos), got in zip(forms, found[name], strict=False):
+            assert_close(got, np.einsum("mt,mtks,ks->mk", left, flat[left_pos][:, :, right_pos], right))
         assert_close(
-            J.contract(jnp.asarray(left), jnp.asarray(left_pos), jnp.asarray(right), jnp.asarray(right_pos)), forms
+            found[name][2], np.tensordot(v, want[name], (range(1, v.ndim), range(w.ndim - 1, want[name].ndim)))
         )
-    v, w = rng.normal(size=(2, *J.source_shape)), rng.normal(size=(2, *J.target_shape))
-    assert_close(J.cols(jnp.asarray(v)), (want.reshape(seq * n, -1) @ v.reshape(2, -1).T).T.reshape(w.shape))
-    assert_close(J.rows(jnp.asarray(w)), (w.reshape(2, -1) @ want.reshape(seq * n, -1)).reshape(v.shape))
-    if passes is not None:
-        _, mlp, attention = ODD[name]
-        closed = (mlp or "m" not in passes) and (attention or "a" not in passes)
-        assert jc.select(J, "contract") == ("structured" if closed else "autodiff") or edge == "from the heads"
-    assert J.certificate(probes=1).error < 1e-10
+        assert_close(found[name][3], np.tensordot(w, want[name], (range(1, w.ndim), range(w.ndim - 1))))
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_paths_sum_to_the_block(name):
-    model = odd_model(name)
+def test_what_is_selected(case):
+    """Closed forms, or maps by autodiff of the part's own code, where all parts on the way have them."""
+    name, _, _, operators, _ = case
+    _, mlp, attention = ODD[name]
+    for edge, (*_, passes) in EDGES.items():
+        closed = passes is not None and (mlp or "m" not in passes) and (attention or "a" not in passes)
+        assert jc.select(operators[edge], "contract") == ("structured" if closed else "autodiff"), edge
+
+
+def test_a_certificate_is_issued(case):
+    _, _, _, operators, _ = case
+    assert operators["block"].certificate(probes=1).error < 1e-10
+
+
+def test_paths_sum_to_the_block(case):
+    name, model, tokens, _, want = case
     if name == "class derived from Block":  # it does not add what its sublayers write, so there is nothing that sums
         return
-    tokens = tokens_for(model, 5)
     paths = jc.block_paths(model, tokens, 1)
     assert set(paths) == {"skip", "attn", "mlp", "attn_mlp"}
-    assert_close(sum(np.asarray(J.as_matrix()) for J in paths.values()), wanted(model, tokens, PRE, POST, ()))
-    parts = {"attn": (PRE, ATTN), "mlp": (MID, MLP)}
-    for path, ends in parts.items():
-        assert_close(paths[path].as_matrix(), wanted(model, tokens, *ends, ()))
+    made = matrices(paths)
+    assert_close(sum(made.values()), want["block"])
+    assert_close(made["attn"], want["attention"])
+    assert_close(made["mlp"], want["MLP"])
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_a_parallel_block_with_odd_parts(name):
-    if name == "class derived from Block":
-        return
+@pytest.mark.parametrize("name", ["RMS norm and gated MLP", "norm behind attention", "MLP that mixes positions"])
+def test_a_parallel_block(name):
     model = odd_model(name, parallel=True)
-    tokens = tokens_for(model, 5)
-    for source, target in ((PRE, POST), (PRE, MLP), (PRE, ATTN), (at(Kind.Z), POST)):
-        J = jc.edge(model, tokens, source, target)
-        assert_close(J.as_matrix(), wanted(model, tokens, source, target, ()))
+    tokens = tokens_for(model, SEQ)
+    found = matrices({name: jc.edge(model, tokens, *ends) for name, (*ends, _) in PARALLEL.items()})
+    want = jax.jit(lambda *given: {name: derivative(*given, *edge) for name, edge in PARALLEL.items()})(model, tokens)
+    for edge in PARALLEL:
+        assert_close(found[edge], want[edge])
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", ["RMS norm and gated MLP", "norm behind attention", "MLP that mixes positions"])
 def test_edges_are_their_definition(name):
     model = odd_model(name)
-    saes = random_saes(jax.random.key(1), model, alike=True)
-    saes = {site: sae for site, sae in saes.items() if site.layer == 1 or site.kind == Kind.RESID_POST}
-    clean, corrupt = tokens_for(model, 4), tokens_for(model, 4, seed=1)
-    metric = jc.LogitDiff(2, 0)
-    effects = jc.edge_effects(
-        model,
-        saes,
-        clean[None],
-        corrupt[None],
-        metric,
-        jc.node_effects(model, saes, clean[None], corrupt[None], metric, method=jc.Gradient()),
-        threshold=0.0,
-    )
-    for pair in ((PRE_OF, ATTN), (ATTN, MLP), (MLP, POST), (PRE_OF, MLP)):
-        want = edges_by_definition(model, saes, clean, corrupt, metric, *pair)
-        assert_close(effects.dense(pair)[0], want, mass=1e-8)
-
-
-PRE_OF = Site(0, Kind.RESID_POST)
+    first = Site(0, Kind.RESID_POST)
+    saes = {
+        s: sae for s, sae in random_saes(jax.random.key(1), model, alike=True).items() if s.layer == 1 or s == first
+    }
+    clean, corrupt, metric = tokens_for(model, SEQ), tokens_for(model, SEQ, seed=1), jc.LogitDiff(2, 0)
+    given = model, saes, clean[None], corrupt[None], metric
+    effects = jc.edge_effects(*given, jc.node_effects(*given, method=jc.Gradient()), threshold=0.0)
+    for pair in ((first, ATTN), (ATTN, MLP), (MLP, POST), (first, MLP)):
+        assert_close(effects.dense(pair)[0], edges_by_definition(model, saes, clean, corrupt, metric, *pair), mass=1e-8)
