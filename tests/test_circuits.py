@@ -267,7 +267,7 @@ def test_the_completeness_of_the_nodes_is_reported(arguments, circuit):
 
 
 def test_what_was_done_is_recorded(circuit):
-    meta = json.loads(json.dumps(circuit.meta))
+    meta = json.loads(json.dumps(circuit.meta.as_dict()))
     assert meta["method"] == {"name": "IntegratedGradients", "steps": 10, "rule": "midpoint", "start": "clean"}
     assert meta["node_threshold"] == CUTS["node_threshold"]
     assert meta["prompts"] == 3

@@ -119,7 +119,7 @@ def test_evaluate_a_saved_circuit(prompts, tmp_path, capsys):
     want = jc.evaluate(circuit, *given, ablation=jc.ZeroAblation(), errors="keep", mask=loaded.mask)
     assert said["faithfulness"] == pytest.approx(want.faithfulness)
     assert said["m_full"] == pytest.approx(want.m_full)
-    assert (said["level"], said["ablation"]["name"], said["prompts"]) == ("nodes", "ZeroAblation", 3)
+    assert (said["level"], said["ablation"]["name"], said["prompts"]) == ("nodes", "Zero", 3)
     drawn = tmp_path / "curve.svg"
     assert main(["evaluate", *common, "--curve", "--plot", str(drawn), "--minimality", "2"]) == 0
     printed = capsys.readouterr().out

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from .._sites import Site
-from ..view import METRIC
+from ._rows import METRIC
 
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ Names = Mapping[Site, tuple[Int[np.ndarray, " n"], np.ndarray]]
 
 
 def node_table(effects: Mapping[Site, np.ndarray], kept: Mapping[Site, np.ndarray]) -> "tuple[pd.DataFrame, Names]":
-    """The table of kept nodes, `[node]` or `[seq node]` at each site, the last of a site the error; and their names by number."""
+    """Makes the table of kept nodes, `[node]` or `[seq node]` at each site, the last of a site the error; and their names by number."""
     import pandas as pd
 
     parts, names = [], {}
@@ -43,7 +43,7 @@ def node_table(effects: Mapping[Site, np.ndarray], kept: Mapping[Site, np.ndarra
 
 
 def edge_table(weights: Mapping[tuple[Site, Site | None], Any], names: Names, threshold: float) -> "pd.DataFrame":
-    """The table of edges with `|weight| > threshold`, the strongest first; `weights` `[target source]`, target `None` the metric."""
+    """Makes the table of edges with `|weight| > threshold`, the strongest first; `weights` `[target source]`, target `None` the metric."""
     import pandas as pd
 
     parts = [

@@ -16,13 +16,12 @@ from .._files import read_text
 from .._sites import Site
 from .._words import counted
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
-from ..circuits import annotate_latents, Circuit, discover
+from ..circuits import annotate_latents, Circuit, discover, note_of
 from ..data import load_prompts, Prompts
 from ..data._encode import beginning, begun
 from ..interop import check_pretrained, check_saes, from_pretrained, load_saes, load_tokenizer
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ..view import note_of
 from ._options import count, existing_file, threshold
 
 
@@ -255,27 +254,23 @@ def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: floa
 
 def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
     """Prints the strongest nodes and edges."""
-    meta, notes = circuit.meta, circuit.meta.get("annotations", {})
+    meta, notes = circuit.meta, circuit.meta.annotations or {}
     print(
         f"{counted(len(circuit.nodes), 'node')}, {counted(len(circuit.edges), 'edge')}; "
-        f"metric {meta['clean_metric']:z.3f}, effect {meta['total_effect']:+z.3f}"
+        f"metric {meta.clean_metric:z.3f}, effect {meta.total_effect:+z.3f}"
     )
-    shares = meta["completeness"]
-    if shares:
+    if shares := meta.completeness:
         ends = dict.fromkeys(f"{share:.1%}" for share in (min(shares.values()), max(shares.values())))
         sums = f"node effects sum to {' to '.join(ends)} of the total effect at the {counted(len(shares), 'residual site')}"
-        print(
-            f"check: {sums}"
-            if meta["method"]["name"] == "IntegratedGradients"
-            else f"note: {sums}; by this method they need not"
-        )
-    if certificate := meta["certificate"]:
+        integrated = meta.method is not None and meta.method["name"] == "IntegratedGradients"
+        print(f"check: {sums}" if integrated else f"note: {sums}; by this method they need not")
+    if certificate := meta.certificate:
         print(
             f"check: relative error of edges {certificate['error']:z.1e} in {counted(certificate['probes'], 'probe')} against float64 "
             f"(limit {certificate['limit']:z.0e})"
         )
     if not len(circuit.edges):
-        print(f"no edge has |weight| above {meta['edge_threshold']:g}; the largest is {meta['largest_edge']:z.3g}")
+        print(f"no edge has |weight| above {meta.edge_threshold:g}; the largest is {meta.largest_edge:z.3g}")
     if set(circuit.nodes["kind"]) == {"error"}:
         print("all nodes are errors: these dictionaries say little of what matters here")
     print("\nstrongest nodes")
@@ -318,7 +313,9 @@ def find_circuit(
     if positions:
         circuit = circuit.annotate(tokens=[tokenizer.decode([int(token)]) for token in prompts.clean[0]])
     sides = [prompts.clean, prompts.corrupt]
-    return circuit.annotate(annotations=annotate_latents(circuit, model, saes, sides, tokenizer, mask=prompts.mask))
+    notes = annotate_latents(circuit, model, saes, sides, tokenizer, mask=prompts.mask)
+    begin = {side[0] for tokens in sides for side in np.asarray(tokens).tolist()}
+    return circuit.annotate(annotations=notes, bos=begin == {tokenizer.bos_token_id})
 
 
 def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:

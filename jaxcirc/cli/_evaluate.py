@@ -5,7 +5,7 @@ import json
 from typing import Any, TYPE_CHECKING
 
 from .._words import counted
-from ..circuits import Circuit, evaluate, MeanAblation, minimality, recovery_curve, ResampleAblation, ZeroAblation
+from ..circuits import Circuit, MeanAblation, ResampleAblation, Trial, ZeroAblation
 from ..view import draw_curves
 from ._common import add_prompt_options, load_given, progress_bar, Subparsers
 from ._options import count, existing_folder, picture
@@ -62,22 +62,28 @@ def add(subparsers: Subparsers) -> None:
 def evaluate_file(arguments: argparse.Namespace) -> int:
     circuit = Circuit.load(arguments.circuit)
     model, saes, prompts, _ = load_given(arguments)
-    given = (circuit, model, saes, prompts.clean, prompts.corrupt, prompts.metric())
-    options = {
-        "level": arguments.level,
-        "ablation": ABLATIONS[arguments.ablation](),
-        "start_layer": arguments.start_layer,
-        "errors": arguments.errors,
-        "batch_size": arguments.batch_size,
-        "mask": prompts.mask,
-    }
+    trial = Trial(
+        circuit,
+        model,
+        saes,
+        prompts.clean,
+        prompts.corrupt,
+        prompts.metric(),
+        level=arguments.level,
+        ablation=ABLATIONS[arguments.ablation](),
+        start_layer=arguments.start_layer,
+        errors=arguments.errors,
+        batch_size=arguments.batch_size,
+        mask=prompts.mask,
+        verb="evaluate",
+    )
     with progress_bar() as progress:
-        found = evaluate(*given, **options, progress=progress)
+        found = trial.evaluate(progress=progress)
         tables = {}
         if arguments.curve or arguments.plot:
-            tables["curve"] = recovery_curve(*given, **options, progress=progress)
+            tables["curve"] = trial.curve(progress=progress)
         if arguments.minimality is not None:
-            tables["minimality"] = minimality(*given, **options, most=arguments.minimality, progress=progress)
+            tables["minimality"] = trial.minimality(most=arguments.minimality, progress=progress)
     if arguments.plot:
         draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot)
     if arguments.json:
@@ -94,7 +100,7 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
         print(
             "note: ablating every node changes the metric by no more than prompts differ, so these shares of it say little"
         )
-    if found.faithfulness < 0.5 and "pruned" not in circuit.meta:
+    if found.faithfulness < 0.5 and circuit.meta.pruned is None:
         print(
             "note: the circuit alone carries little. Default thresholds of jaxcirc discover are for looking at the strongest "
             "parts; jaxcirc discover --faithfulness 0.8 finds those that carry as much"

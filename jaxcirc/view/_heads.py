@@ -37,4 +37,4 @@ def draw_head_effects(found: HeadEffects, path: str | Path) -> None:
         for part, name in PARTS.items()
     ]
     with writing_file(path) as aside:
-        write_text(aside, document(panels, title=f"Effects of heads, corrupt less clean, by {words}"))
+        write_text(aside, document(panels, title=f"Effects of heads, corrupt − clean, by {words}"))

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ._layout import short
-from ._rows import EdgeRow, METRIC, NEGATIVE, NodeRow, POSITIVE
+from .._rows import EdgeRow, METRIC, NodeRow
+from ._layout import NEGATIVE, POSITIVE, short
 
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
-POSITIVE, NEGATIVE = "#1f6fb4", "#c8432b"  # colours of what raises the metric and what lowers it
 METRIC = "metric"  # the name of the node at the end of every path
 
 
