@@ -1,11 +1,25 @@
-"""Jacobians, edges and circuits of transformers in JAX."""
+"""Jacobians, edges and circuits of transformers in JAX.
+
+What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
+`jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
+"""
 
 # First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
 from . import _stop as _stop
 
 
 # isort: split
-from . import data as data, saes as saes
+from . import (
+    attribution as attribution,
+    circuits as circuits,
+    components as components,
+    data as data,
+    features as features,
+    interop as interop,
+    jacobian as jacobian,
+    saes as saes,
+    view as view,
+)
 from ._edits import (
     AbstractEdit as AbstractEdit,
     Add as Add,

@@ -7,16 +7,12 @@ from ..components import (
     ZeroAblation as ZeroAblation,
 )
 from ._annotate import annotate_latents as annotate_latents
-from ._circuit import (
-    check_output as check_output,
-    Circuit as Circuit,
-    load_feature_circuit as load_feature_circuit,
-)
+from ._circuit import Circuit as Circuit, load_feature_circuit as load_feature_circuit
 from ._discover import discover as discover, discover_batches as discover_batches
 from ._evaluation import Evaluation as Evaluation
 from ._load_annotations import load_annotations as load_annotations
 from ._meta import CircuitMeta as CircuitMeta
-from ._rows import EdgeRow as EdgeRow, METRIC as METRIC, NodeRow as NodeRow, note_of as note_of
+from ._rows import EdgeRow as EdgeRow, METRIC as METRIC, NodeRow as NodeRow
 from ._trial import Trial as Trial
 from ._verbs import (
     evaluate as evaluate,

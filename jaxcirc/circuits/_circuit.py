@@ -9,7 +9,7 @@ from typing import Any, TYPE_CHECKING
 from .._checks import check_count, check_list, check_path, check_threshold
 from .._files import check_replaceable, write_text, writing_file, writing_folder
 from .._sites import did_you_mean
-from ..view import check_svg
+from ..view._svg import check_svg
 from ._drawing import attribution_graph, drawing, graphviz_of, page
 from ._feature_circuits import feature_circuit
 from ._meta import CircuitMeta

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .._checks import check_choice
-from ..components import jackknife_interval
+from ..components._intervals import jackknife_interval
 from ._batches import Progress
 from ._circuit import Circuit
 from ._runs import RUNS, Runs

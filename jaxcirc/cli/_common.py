@@ -16,7 +16,8 @@ from .._files import read_text
 from .._sites import Site
 from .._words import counted
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
-from ..circuits import annotate_latents, Circuit, discover, note_of
+from ..circuits import annotate_latents, Circuit, discover
+from ..circuits._rows import note_of
 from ..data import load_prompts, Prompts
 from ..data._encode import beginning, begun
 from ..interop import check_pretrained, check_saes, from_pretrained, load_saes, load_tokenizer

@@ -4,7 +4,8 @@ import argparse
 import json
 
 from .._words import counted
-from ..circuits import load_annotations, load_feature_circuit, note_of
+from ..circuits import load_annotations, load_feature_circuit
+from ..circuits._rows import note_of
 from ._common import Subparsers
 from ._options import existing_file, new_circuit, threshold
 

@@ -3,7 +3,8 @@
 import argparse
 import json
 
-from ..features import feature_jacobian, FeatureJacobian, SIDES, steer_features
+from ..features import feature_jacobian, FeatureJacobian, steer_features
+from ..features._ends import SIDES
 from ..interop import check_saes, load_saes
 from ..view import draw_features
 from ._common import add_text_options, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of

@@ -11,8 +11,8 @@ from typing import Any
 from .._checks import check_count, check_number, check_share, check_threshold
 from .._files import check_writable
 from .._sites import Site
-from ..circuits import check_output
-from ..view import check_svg
+from ..circuits._circuit import check_output
+from ..view._svg import check_svg
 
 
 def count(option: str, what: str, *, least: int = 1) -> Callable[[str], int]:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from .. import data
 from .._files import read_text
 from .._words import counted
-from ..components import check_head, OLS, Resample, self_repair, SelfRepair
+from ..components import OLS, Resample, self_repair, SelfRepair
+from ..components._parts import check_head
 from ..interop import check_pretrained
 from ..models import process_weights, Transformer
 from ..view import draw_self_repair

@@ -13,10 +13,8 @@ from ._ablations import (
 )
 from ._breakdown import Breakdown as Breakdown
 from ._direct_effects import direct_effects as direct_effects, DirectEffects as DirectEffects
-from ._intervals import jackknife_interval as jackknife_interval
 from ._lines import AbstractFit as AbstractFit, OLS as OLS
 from ._logit_lens import logit_lens as logit_lens, LogitLens as LogitLens
-from ._parts import check_head as check_head
 from ._reference import Receivers as Receivers
 from ._repair import SelfRepair as SelfRepair
 from ._self_repair import self_repair as self_repair

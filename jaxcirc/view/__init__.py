@@ -1,7 +1,7 @@
 """Results, drawn as SVG files; `plot` has what they are drawn with."""
 
 from . import plot as plot
-from ._curves import check_svg as check_svg, draw_curves as draw_curves
+from ._curves import draw_curves as draw_curves
 from ._features import draw_features as draw_features
 from ._heads import draw_head_effects as draw_head_effects
 from ._self_repair import draw_self_repair as draw_self_repair

@@ -8,7 +8,7 @@ from .._checks import check_kind
 from .._files import write_text, writing_file
 from .._words import counted
 from ..attribution import HeadEffects
-from ._curves import check_svg
+from ._svg import check_svg
 from .plot import document, heat_map
 
 

@@ -9,7 +9,7 @@ from .._checks import check_kind, check_list
 from .._files import write_text, writing_file
 from .._words import counted
 from ..components import SelfRepair
-from ._curves import check_svg
+from ._svg import check_svg
 from .plot import document, heat_map, scatter
 
 
