@@ -111,7 +111,7 @@ class Circuit:
         return dataclasses.replace(self, nodes=self.nodes[kept].reset_index(drop=True), edges=edges)
 
     def _no_node(self, name: str) -> ValueError:
-        """The error that names those that there are at the same site: a latent of a near number is no near name."""
+        """Makes the error that names the nodes that there are at the same site: a latent of a near number is no near name."""
         site = name.rpartition("/")[0]
         there = [row.node for row in self.node_rows() if str(row.site) == site]
         if not there:

@@ -82,7 +82,7 @@ class Evaluation:
         }
 
     def listed_interval(self, of: str) -> list[float | None]:
-        """The interval in plain JSON, which has no NaN."""
+        """Gives the interval in plain JSON, which has no NaN."""
         return [None if np.isnan(end) else end for end in self.interval(of)]
 
     def __repr__(self) -> str:

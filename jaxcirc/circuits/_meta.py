@@ -69,8 +69,8 @@ class CircuitMeta(Mapping[str, Any]):
         """What is known, as plain JSON that `CircuitMeta.of` reads."""
         known = {name: getattr(self, name) for name in _NAMES}
         # Of a circuit that was found here without edges, None is what their threshold and certificate are.
-        found = {"edge_threshold", "certificate"} if self.clean_metric is not None else set()
-        return {**{name: value for name, value in known.items() if value is not None or name in found}, **self.extra}
+        none_too = {"edge_threshold", "certificate"} if self.clean_metric is not None else set()
+        return {**{name: value for name, value in known.items() if value is not None or name in none_too}, **self.extra}
 
     def __getitem__(self, name: str) -> Any:
         return self.as_dict()[name]

@@ -33,12 +33,12 @@ def download(name: str, revision: str | None) -> Path:
     unreachable = None
     for file in [name + suffix for name in FORMATS for suffix in ("", ".index.json")]:
         try:
-            found = fetch(repo, file, revision)
+            path = fetch(repo, file, revision)
         except Unreachable as error:  # without network a cached checkpoint is in one format only
             unreachable = error
             continue
-        if found is not None:
-            shards = set(shard_files(found).values()) if file.endswith(".index.json") else set()
+        if path is not None:
+            shards = set(shard_files(path).values()) if file.endswith(".index.json") else set()
             for shard in sorted(shards):
                 fetch(repo, shard, revision)
             return config.parent

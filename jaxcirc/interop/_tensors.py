@@ -117,9 +117,9 @@ def _check_names(stored: Mapping[str, object], table: tuple[Key, ...], kind: str
     missing = [key.name(kind) for key in table if key.name(kind) not in stored and not key.optional]
     extra = [name for name in stored if name not in known]
     if missing or extra:
-        found = [f"missing: {_listed(missing)}" if missing else "", f"unexpected: {_listed(extra)}" if extra else ""]
+        wrong = [f"missing: {_listed(missing)}" if missing else "", f"unexpected: {_listed(extra)}" if extra else ""]
         raise ValueError(
-            f"{source} does not hold the tensors that its configuration asks for; {'; '.join(filter(None, found))}. "
+            f"{source} does not hold the tensors that its configuration asks for; {'; '.join(filter(None, wrong))}. "
             "Do the weights and the configuration belong together?"
         )
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def graphviz_of(nodes: list[NodeRow], edges: list[EdgeRow], *, most_edges: int) -> "graphviz.Digraph":
-    """A `graphviz.Digraph` of the strongest edges and the nodes that they touch, with one rank a site.
+    """Makes a `graphviz.Digraph` of the strongest edges and the nodes that they touch, with one rank a site.
 
     **Raises:** `ImportError` without the `graphviz` package.
     """

@@ -46,7 +46,7 @@ for (const node of svg.querySelectorAll(".node")) {
 
 
 def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: CircuitMeta, *, most_edges: int) -> str:
-    """The page's HTML. What is drawn is said on it, and what is left out."""
+    """Makes the page's HTML. What is drawn is said on it, and what is left out."""
     shown, drawn = choose(nodes, edges, most_edges)
     notes = meta.annotations or {}
     settings = {name: value for name, value in meta.items() if name != "annotations"}
@@ -94,7 +94,7 @@ def _legend() -> str:
 
 
 def drawing(nodes: list[NodeRow], edges: list[EdgeRow], meta: CircuitMeta, *, most_edges: int) -> str:
-    """The picture alone, as SVG."""
+    """Draws the picture alone, as SVG."""
     nodes, edges = choose(nodes, edges, most_edges)
     place, notes = layout(nodes, edges, meta.tokens), meta.annotations or {}
     size = f'width="{place.width:.0f}" height="{place.height:.0f}"'

@@ -174,9 +174,11 @@ def _parts(tensors: Parts) -> dict[str, np.ndarray]:
 def _k(tensors: Parts, config: dict, source: Source) -> int | None:
     if "k" not in tensors:
         return None
-    k, said = int(tensors["k"]), config.get("k")
-    if said is not None and int(said) != k:
-        raise ValueError(f"{source.name}: k is {k} in the file and {said} in config.json. Do the two belong together?")
+    k, configured = int(tensors["k"]), config.get("k")
+    if configured is not None and int(configured) != k:
+        raise ValueError(
+            f"{source.name}: k is {k} in the file and {configured} in config.json. Do the two belong together?"
+        )
     return k
 
 

@@ -189,9 +189,9 @@ def read_transcoder_pt(source: Source, *, reads: Site | str | None = None) -> Tr
     tensors, _ = checked(inner, TRANSCODER_PT, source.name, sizes=sizes)
     named = re.search(r"blocks\.\d+\.(?:ln2\.hook_normalized|hook_resid_mid)", source.path.name)
     layer = config.get("hook_point_layer")
-    said = config.get("hook_point") or config.get("hook_point_template") or (named[0] if named else None)
+    named_site = config.get("hook_point") or config.get("hook_point_template") or (named[0] if named else None)
     out_said = config.get("out_hook_point") or config.get("out_hook_point_template")
-    read_at = Site.parse(reads) if reads is not None else parsed(in_layer(said, layer), source.name, "hook_point")
+    read_at = Site.parse(reads) if reads is not None else parsed(in_layer(named_site, layer), source.name, "hook_point")
     out = parsed(in_layer(out_said, config.get("out_hook_point_layer", layer)), source.name, "out_hook_point")
     if out is None and read_at is not None and read_at.kind in (Kind.LN2_NORMALIZED, Kind.RESID_MID):
         out = Site(read_at.layer, Kind.MLP_OUT)

@@ -178,15 +178,15 @@ def _learned_threshold(parts: Parts, source: Source) -> Parts:
 
 def _finetuned(parts: Parts, config: SaeLensConfig, source: Source) -> Parts:
     """The fine-tuned scale of each latent in the decoder. Older versions wrote one of ones everywhere."""
-    found = [parts[name] for name in _SCALES if name in parts and not np.allclose(parts[name], 1)]
+    scales = [parts[name] for name in _SCALES if name in parts and not np.allclose(parts[name], 1)]
     rest = {name: array for name, array in parts.items() if name not in _SCALES}
-    if not found:
+    if not scales:
         return rest
     if not config.finetuning_scaling_factor:
         raise ValueError(
             f"{source.name} holds a `scaling_factor` other than one, and cfg.json says finetuning_scaling_factor is false. Which is it?"
         )
-    return {**rest, "W_dec": rest["W_dec"] * found[0][:, None]}
+    return {**rest, "W_dec": rest["W_dec"] * scales[0][:, None]}
 
 
 def _average_norm(parts: Parts, config: SaeLensConfig, site: Site | None, source: Source, given: float | None) -> Parts:

@@ -63,19 +63,19 @@ def of_folder(path: Path) -> Site | None:
     return next((site for folder in path.parents if (site := of_submodule(folder.name)) is not None), None)
 
 
-def agreed(found: Iterable[tuple[str, Site | None]], given: Site | None, source: str) -> Site | None:
+def agreed(claims: Iterable[tuple[str, Site | None]], given: Site | None, source: str) -> Site | None:
     """The one site that `found`, pairs of (who says so, site), names; what the caller gave goes before.
 
     **Raises:** `ValueError` if two disagree.
     """
     if given is not None:
         return given
-    said = [(who, site) for who, site in found if site is not None]
-    if len({site for _, site in said}) > 1:
+    known = [(who, site) for who, site in claims if site is not None]
+    if len({site for _, site in known}) > 1:
         raise ValueError(
-            f"{source}: its site is ambiguous, {' and '.join(f'{who} says `{site}`' for who, site in said)}. Say it: site=…."
+            f"{source}: its site is ambiguous, {' and '.join(f'{who} says `{site}`' for who, site in known)}. Say it: site=…."
         )
-    return said[0][1] if said else None
+    return known[0][1] if known else None
 
 
 def in_layer(name: object, layer: object) -> object:

@@ -145,10 +145,10 @@ def _download(repository: str, inside: str | None, revision: str | None, whole: 
             f"{repository} is no file or folder here, and could not be had from the Hugging Face Hub: {first} Check the name, the "
             "revision and the network; a local path works without any."
         ) from None
-    found = root if inside is None else root / inside
-    if not found.exists():
+    place = root if inside is None else root / inside
+    if not place.exists():
         raise ValueError(f"The Hub repository {repository} holds no {inside!r}.")
-    return found
+    return place
 
 
 def dictionary_file(path: Path, formats: Collection[str]) -> Path:
