@@ -106,8 +106,8 @@ class Circuit:
         of_other = set(zip(other.edges["source"], other.edges["target"], strict=True))
         new = [pair not in of_other for pair in zip(self.edges["source"], self.edges["target"], strict=True)]
         edges = self.edges[new].reset_index(drop=True)
-        ends = {*edges["source"], *edges["target"]}
-        kept = ~self.nodes["node"].isin(other.nodes["node"]) | self.nodes["node"].isin(list(ends))
+        touched = {*edges["source"], *edges["target"]}
+        kept = ~self.nodes["node"].isin(other.nodes["node"]) | self.nodes["node"].isin(list(touched))
         return dataclasses.replace(self, nodes=self.nodes[kept].reset_index(drop=True), edges=edges)
 
     def _no_node(self, name: str) -> ValueError:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._checks import check_seed, check_thresholds
-from ._batches import Progress
+from .._typing import Progress
 from ._circuit import Circuit
 from ._evaluation import Evaluation, evaluation
 from ._runs import Runs

@@ -1,7 +1,7 @@
 """From prompts to a circuit."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,15 +11,15 @@ from jaxtyping import Array, Bool, Int
 
 from .._checks import check_choice, check_threshold
 from .._metrics import Metric
-from .._sites import Site
+from .._typing import Progress
 from .._version import __version__
 from ..attribution import AbstractMethod, check_method, IntegratedGradients, prepare
 from ..data import Prompts
 from ..graph import is_cut
 from ..jacobian import issue_certificate
 from ..models import Transformer
-from ..saes import AbstractDictionary
-from ._batches import ArrayBatches, Batch, Progress, PromptBatches, Source
+from ..saes import Saes
+from ._batches import ArrayBatches, Batch, PromptBatches, Source
 from ._circuit import Circuit
 from ._means import Averaging, mean_edges, mean_effects, NodeMeans
 from ._members import fingerprints
@@ -29,7 +29,7 @@ from ._tables import edge_table, node_table
 
 def discover(
     model: Transformer,
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    saes: Saes,
     clean: Int[Array, "batch seq"],
     corrupt: Int[Array, "batch seq"] | None,
     metric: Metric,
@@ -88,7 +88,7 @@ def discover(
 
 def discover_batches(
     model: Transformer,
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    saes: Saes,
     batches: Source[Prompts],
     *,
     node_threshold: float,

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from .._checks import check_choice
+from .._typing import Progress
 from ..components._intervals import jackknife_interval
-from ._batches import Progress
 from ._circuit import Circuit
 from ._runs import RUNS, Runs
 

@@ -44,7 +44,7 @@ def feature_circuit(
         for (source, target), tensor in file.edges.items()
     }
     nodes, names = node_table(file.effects, kept)
-    weights = {ends: _out_of(matrix, kept[ends[0]].reshape(-1)) for ends, matrix in matrices.items()}
+    weights = {pair: _out_of(matrix, kept[pair[0]].reshape(-1)) for pair, matrix in matrices.items()}
     meta = CircuitMeta(
         model=model,
         aggregate="sum" if summed else "none",
@@ -100,12 +100,12 @@ def _out_of(matrix: coo_array, keep: np.ndarray) -> coo_array:
 
 def _about_edges(file: CircuitFile, matrices: dict[tuple[Site, Site | None], coo_array]) -> dict[str, Any]:
     """Says what a reader should know of the edges: `notes`, and whether those between residual streams are total."""
-    inside = [ends for ends in matrices if ends[1] is not None]
-    sources = [matrices[ends].coords[1] % file.effects[ends[0]].shape[-1] for ends in inside]
+    inside = [pair for pair in matrices if pair[1] is not None]
+    sources = [matrices[pair].coords[1] % file.effects[pair[0]].shape[-1] for pair in inside]
     last = [file.effects[source].shape[-1] - 1 for source, _ in inside]
     out_of_errors = any(np.any(units == error) for units, error in zip(sources, last, strict=True))
     errors_matter = any(np.any(values[..., -1]) for values in file.effects.values())
-    residual = [file.edges[ends] for ends in inside if all(map(_is_residual, ends)) and file.edges[ends].is_sparse]
+    residual = [file.edges[pair] for pair in inside if all(map(_is_residual, pair)) and file.edges[pair].is_sparse]
     old = any(tensor.dense_dim() == 0 for tensor in residual)
     notes = [
         *([_OLD] if old else []),

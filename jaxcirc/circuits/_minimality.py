@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .._checks import check_count
-from ._batches import Progress
+from .._typing import Progress
 from ._circuit import Circuit
 from ._evaluation import Evaluation, evaluation
 from ._runs import RUNS, Runs

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .._checks import check_share
-from ._batches import Progress
+from .._typing import Progress
 from ._circuit import Circuit
 from ._evaluation import check_explained, Evaluation
 from ._rows import METRIC

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float
 from .._edits import AbstractEdit, Blend
 from .._run import run_metric, site_shapes
 from .._sites import Site
+from .._typing import Progress
 from ..attribution import Problem
 from ..models import Transformer
 from ._ablations import Values
-from ._batches import ArrayBatches, Progress
+from ._batches import ArrayBatches
 from ._circuit import Circuit
 from ._edge_run import EdgeRun
 from ._feature_graph import clean_run, held_inputs

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools as ft
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TYPE_CHECKING
 
 import jax
@@ -12,12 +12,12 @@ from jaxtyping import Array, Bool, Int
 
 from .._checks import check_choice, check_count, check_kind
 from .._metrics import Metric
-from .._sites import Site
+from .._typing import Progress
 from ..attribution import prepare, Problem
 from ..components import AbstractAblation, Mean, Receivers
 from ..models import Transformer
-from ..saes import AbstractDictionary
-from ._batches import ArrayBatches, Progress
+from ..saes import Saes
+from ._batches import ArrayBatches
 from ._circuit import Circuit
 from ._curve import recovered
 from ._evaluation import evaluated, Evaluation
@@ -81,7 +81,7 @@ class Trial:
 
     circuit: Circuit
     model: Transformer
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary]
+    saes: Saes
     clean: Int[Array, "batch seq"]
     corrupt: Int[Array, "batch seq"] | None
     metric: Metric

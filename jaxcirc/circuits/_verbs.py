@@ -1,16 +1,15 @@
 """The short ways: what is asked of a circuit once. Who asks several things of the same prompts makes a `Trial`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from jaxtyping import Array, Bool, Int
 
 from .._metrics import Metric
-from .._sites import Site
+from .._typing import Progress
 from ..components import AbstractAblation, Mean
 from ..models import Transformer
-from ..saes import AbstractDictionary
-from ._batches import Progress
+from ..saes import Saes
 from ._circuit import Circuit
 from ._evaluation import Evaluation
 from ._trial import Trial
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 def evaluate(
     circuit: Circuit,
     model: Transformer,
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    saes: Saes,
     clean: Int[Array, "batch seq"],
     corrupt: Int[Array, "batch seq"] | None,
     metric: Metric,
@@ -77,7 +76,7 @@ def evaluate(
 def recovery_curve(
     circuit: Circuit,
     model: Transformer,
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    saes: Saes,
     clean: Int[Array, "batch seq"],
     corrupt: Int[Array, "batch seq"] | None,
     metric: Metric,
@@ -128,7 +127,7 @@ def recovery_curve(
 def minimality(
     circuit: Circuit,
     model: Transformer,
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    saes: Saes,
     clean: Int[Array, "batch seq"],
     corrupt: Int[Array, "batch seq"] | None,
     metric: Metric,
@@ -183,7 +182,7 @@ def minimality(
 def prune(
     circuit: Circuit,
     model: Transformer,
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    saes: Saes,
     clean: Int[Array, "batch seq"],
     corrupt: Int[Array, "batch seq"] | None,
     metric: Metric,
@@ -247,7 +246,7 @@ def prune(
 def steer(
     circuit: Circuit,
     model: Transformer,
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    saes: Saes,
     clean: Int[Array, "batch seq"],
     corrupt: Int[Array, "batch seq"] | None,
     metric: Metric,

@@ -1,7 +1,7 @@
 """Ablation: a run in which components of the model have other values."""
 
 import functools as ft
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,11 @@ from .._run import NOTHING, run, run_metric
 from .._sites import by_site, Site
 from ..attribution import ALL_LOGITS, prepare_prompts, Problem
 from ..models import Transformer
-from ..saes import AbstractDictionary
+from ..saes import Saes
 from ._ablations import AbstractAblation
 from ._groups import in_groups, TOKENS_AT_ONCE
 from ._parts import Component, membership, place_of
 from ._reference import Receivers
-
-
-Saes = Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary]
 
 
 def ablate(
