@@ -27,7 +27,7 @@ def check_number(verb: str, n: int, there_are: int, of: str) -> None:
 
 
 def distinct(draw: Callable[[], T], n: int, *, key: Callable[[T], Hashable]) -> list[T]:
-    """The first `n` draws of which no two have one `key`; there have to be as many."""
+    """Collects the first `n` draws of which no two have one `key`; there have to be as many."""
     drawn_by_key: dict[Hashable, T] = {}
     while len(drawn_by_key) < n:
         drawn = draw()

@@ -64,7 +64,7 @@ def _state_dict(model: Transformer, spec: Spec, *, with_tied_head: bool) -> dict
 
 
 def hugging_face_spec(model: Transformer) -> Spec:
-    """The spec under which `model` can be written; `ValueError` that names what no Hugging Face layout holds."""
+    """Finds the spec under which `model` can be written; `ValueError` that names what no Hugging Face layout holds."""
     spec = spec_of(model)
     if spec.architecture == "transformer_lens":
         local = any(window is not None for window in spec.windows)

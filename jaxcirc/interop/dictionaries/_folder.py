@@ -103,8 +103,8 @@ def _files(root: Path, include: str) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file. sparsify's finished ones lie in
-    `checkpoints/` too.
+    """Says whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file. sparsify's finished ones lie
+    in `checkpoints/` too.
     """
     return ("checkpoints" in path.parts[:-1] and path.name != SPARSIFY) or any(
         part.startswith(".") for part in path.parts
