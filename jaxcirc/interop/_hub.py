@@ -48,7 +48,7 @@ def download(name: str, revision: str | None) -> Path:
 
 
 def configuration(name: str, revision: str | None) -> Path:
-    """Downloads the configuration of a Hub checkpoint, or finds it in the cache. **Raises:** `ValueError` if there is none, or no such checkpoint."""
+    """Downloads the configuration of a Hub checkpoint, or finds it in the cache. **Raises:** `ValueError` if there is none."""
     config = fetch(repo_id(name), "config.json", revision)
     if config is None:
         raise ValueError(f"{repo_id(name)} has no config.json, so it is not a transformers model.")
