@@ -11,8 +11,8 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc.attribution import reaches_output, wiring
 from jaxcirc.cli._bench import load
+from jaxcirc.graph import reaches_output, wiring
 from tests.helpers import assert_close, needs_x64
 from tests.test_attribution import one, problem
 
