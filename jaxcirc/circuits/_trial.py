@@ -152,15 +152,12 @@ class Trial:
         )
 
     def _settings(self) -> dict[str, Any]:
-        own = bool(jax.tree.leaves(self.ablation))
+        """All that the numbers depend on beside the circuit, in plain JSON."""
+        beside = "clean prompts" if self.corrupt is None else "corrupt prompts"
         return {
             "level": self.level,
             "ablation": {"name": type(self.ablation).__name__, **_plain(self.ablation)},
-            "reference": "the ablation's own"
-            if own
-            else "clean prompts"
-            if self.corrupt is None
-            else "corrupt prompts",
+            "reference": "the ablation's own" if jax.tree.leaves(self.ablation) else beside,
             "start_layer": self.start_layer,
             "errors": self.errors,
             "prompts": self.batches.n,
