@@ -84,6 +84,7 @@ def test_demo_finds_saves_and_draws(tmp_path, capsys):
     assert "check: relative error of edges" in printed
     circuit = jc.Circuit.load(out)
     assert len(circuit.edges) > 10
+    assert circuit.meta.bos
     assert circuit.edge_rows()[0].source in printed
     assert "<svg" in (out / "circuit.html").read_text()
 
@@ -96,6 +97,7 @@ def test_discover_from_a_file(prompts, tmp_path, capsys):
     assert said["method"]["name"] == "Gradient"
     assert said["prompts"] == 3
     assert circuit.meta["prompts_file"] == "prompts.jsonl"
+    assert said["bos"] is circuit.meta.bos is False  # prompts of a file are taken as they stand
 
 
 def test_evaluate_a_saved_circuit(prompts, tmp_path, capsys):
