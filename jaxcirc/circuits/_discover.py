@@ -16,7 +16,7 @@ from .._version import __version__
 from ..attribution import AbstractMethod, check_method, IntegratedGradients, prepare
 from ..data import Prompts
 from ..graph import is_cut
-from ..jacobian import issue_certificate
+from ..jacobian._certificate import issue_certificate
 from ..models import Transformer
 from ..saes import Saes
 from ._batches import ArrayBatches, Batch, PromptBatches, Source
