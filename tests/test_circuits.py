@@ -140,7 +140,7 @@ def test_a_stream_of_batches_gives_what_all_together_give(arguments, circuit):
     same_circuit(found, circuit)
     assert stream.given == 4  # two passes
     assert found.meta["prompts"] == 3
-    numbers = ("clean_metric", "total_effect", "completeness")
+    numbers = ("clean_metric", "total_effect", "completeness", "largest_edge")
     assert all(found.meta[name] == pytest.approx(circuit.meta[name]) for name in numbers)
     differing = {name for name in circuit.meta if found.meta[name] != circuit.meta[name]}
     assert differing <= {*numbers, "metric", "certificate"}
