@@ -1,11 +1,25 @@
-"""Jacobians, edges and circuits of transformers in JAX."""
+"""Jacobians, edges and circuits of transformers in JAX.
+
+What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
+`jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
+"""
 
 # First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
 from . import _stop as _stop
 
 
 # isort: split
-from . import data as data, saes as saes
+from . import (
+    attribution as attribution,
+    circuits as circuits,
+    components as components,
+    data as data,
+    features as features,
+    interop as interop,
+    jacobian as jacobian,
+    saes as saes,
+    view as view,
+)
 from ._edits import (
     AbstractEdit as AbstractEdit,
     Add as Add,
@@ -37,24 +51,21 @@ from .attribution import (
     NodeEffects as NodeEffects,
 )
 from .circuits import (
-    AbstractAblation as AbstractAblation,
     Circuit as Circuit,
     discover as discover,
     discover_batches as discover_batches,
     evaluate as evaluate,
     Evaluation as Evaluation,
     load_annotations as load_annotations,
-    MeanAblation as MeanAblation,
     minimality as minimality,
     prune as prune,
     recovery_curve as recovery_curve,
-    ResampleAblation as ResampleAblation,
     steer as steer,
-    ZeroAblation as ZeroAblation,
 )
 from .components import (
     ablate as ablate,
     ablate_each as ablate_each,
+    AbstractAblation as AbstractAblation,
     AbstractFit as AbstractFit,
     AbstractValues as AbstractValues,
     Breakdown as Breakdown,
@@ -63,11 +74,14 @@ from .components import (
     logit_lens as logit_lens,
     LogitLens as LogitLens,
     Mean as Mean,
+    MeanAblation as MeanAblation,
     OLS as OLS,
     Resample as Resample,
+    ResampleAblation as ResampleAblation,
     self_repair as self_repair,
     SelfRepair as SelfRepair,
     Zero as Zero,
+    ZeroAblation as ZeroAblation,
 )
 from .features import (
     feature_jacobian as feature_jacobian,

@@ -5,6 +5,7 @@
 One sequence is `[seq]`; a batch of them is `jax.vmap` or, for the verbs over data, `[batch seq]`.
 """
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 from jaxtyping import Array, Bool, Float, Int
@@ -15,3 +16,4 @@ Keys: TypeAlias = Bool[Array, " seq"]  # which positions are real, False for pad
 Mask: TypeAlias = Bool[Array, "q_seq k_seq"]
 Resid: TypeAlias = Float[Array, "seq d_model"]
 Logits: TypeAlias = Float[Array, "seq d_vocab"]
+Progress: TypeAlias = Callable[[int, int, str], None]  # called as progress(done, of, stage) on the way

@@ -10,7 +10,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc.attribution import wiring
+from jaxcirc.graph import wiring
 from jaxcirc.parts import Attention, Block, MLP, relu
 from tests import oracle
 from tests.helpers import assert_close, make_model, MODELS, needs_x64, tokens_for

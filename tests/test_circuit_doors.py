@@ -36,7 +36,13 @@ def asleep(monkeypatch):
     def run(*_, **__):
         raise AssertionError("a prompt was run")
 
-    for name in ("_batches.ArrayBatches.__iter__", "_means.states", "_steer.clean_run", "_trial.clean_run"):
+    for name in (
+        "_batches.ArrayBatches.__iter__",
+        "_means.states",
+        "_steer.clean_run",
+        "_trial.clean_run",
+        "_runs.clean_run",
+    ):
         monkeypatch.setattr(f"jaxcirc.circuits.{name}", run)
 
 
@@ -108,7 +114,7 @@ def test_one_name_for_a_list_of_names(arguments, circuit, asleep):
     name = circuit.node_rows()[0].node
     with pytest.raises(TypeError, match="steer: expected a list of names of nodes, got one"):
         jc.steer(circuit, *arguments, name)
-    with pytest.raises(TypeError, match=r"Circuit\.subgraph: expected a list of names of nodes, got one"):
+    with pytest.raises(TypeError, match=r"Circuit\.subgraph: names: expected a list of names of nodes, got one"):
         circuit.subgraph(name)
     with pytest.raises(TypeError, match=r"steer: strengths: expected a list of numbers, got 1\.0"):
         jc.steer(circuit, *arguments, [name], strengths=1.0)

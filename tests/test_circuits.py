@@ -140,7 +140,7 @@ def test_a_stream_of_batches_gives_what_all_together_give(arguments, circuit):
     same_circuit(found, circuit)
     assert stream.given == 4  # two passes
     assert found.meta["prompts"] == 3
-    numbers = ("clean_metric", "total_effect", "completeness")
+    numbers = ("clean_metric", "total_effect", "completeness", "largest_edge")
     assert all(found.meta[name] == pytest.approx(circuit.meta[name]) for name in numbers)
     differing = {name for name in circuit.meta if found.meta[name] != circuit.meta[name]}
     assert differing <= {*numbers, "metric", "certificate"}
@@ -267,7 +267,7 @@ def test_the_completeness_of_the_nodes_is_reported(arguments, circuit):
 
 
 def test_what_was_done_is_recorded(circuit):
-    meta = json.loads(json.dumps(circuit.meta))
+    meta = json.loads(json.dumps(circuit.meta.as_dict()))
     assert meta["method"] == {"name": "IntegratedGradients", "steps": 10, "rule": "midpoint", "start": "clean"}
     assert meta["node_threshold"] == CUTS["node_threshold"]
     assert meta["prompts"] == 3

@@ -84,6 +84,7 @@ def test_demo_finds_saves_and_draws(tmp_path, capsys):
     assert "check: relative error of edges" in printed
     circuit = jc.Circuit.load(out)
     assert len(circuit.edges) > 10
+    assert circuit.meta.bos
     assert circuit.edge_rows()[0].source in printed
     assert "<svg" in (out / "circuit.html").read_text()
 
@@ -96,6 +97,7 @@ def test_discover_from_a_file(prompts, tmp_path, capsys):
     assert said["method"]["name"] == "Gradient"
     assert said["prompts"] == 3
     assert circuit.meta["prompts_file"] == "prompts.jsonl"
+    assert said["bos"] is circuit.meta.bos is False  # prompts of a file are taken as they stand
 
 
 def test_evaluate_a_saved_circuit(prompts, tmp_path, capsys):
@@ -119,7 +121,7 @@ def test_evaluate_a_saved_circuit(prompts, tmp_path, capsys):
     want = jc.evaluate(circuit, *given, ablation=jc.ZeroAblation(), errors="keep", mask=loaded.mask)
     assert said["faithfulness"] == pytest.approx(want.faithfulness)
     assert said["m_full"] == pytest.approx(want.m_full)
-    assert (said["level"], said["ablation"]["name"], said["prompts"]) == ("nodes", "ZeroAblation", 3)
+    assert (said["level"], said["ablation"]["name"], said["prompts"]) == ("nodes", "Zero", 3)
     drawn = tmp_path / "curve.svg"
     assert main(["evaluate", *common, "--curve", "--plot", str(drawn), "--minimality", "2"]) == 0
     printed = capsys.readouterr().out

@@ -11,8 +11,8 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc.attribution import reaches_output, wiring
 from jaxcirc.cli._bench import load
+from jaxcirc.graph import reaches_output, wiring
 from tests.helpers import assert_close, needs_x64
 from tests.test_attribution import one, problem
 
@@ -286,8 +286,8 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(kind, n):
 @pytest.mark.usefixtures("untyped")
 def test_an_ablation_of_another_kind(arguments):
     circuit = circuit_of(arguments, some_nodes(arguments, 0.3))
-    with pytest.raises(TypeError, match=r"expected jc.MeanAblation\(\), .* got a Zero"):
-        jc.evaluate(circuit, *arguments, ablation=jc.Zero())
+    with pytest.raises(TypeError, match=r"expected jc.MeanAblation\(\), .* got a OLS"):
+        jc.evaluate(circuit, *arguments, ablation=jc.OLS())
 
 
 def test_bad_input(arguments):

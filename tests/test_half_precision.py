@@ -18,6 +18,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc._precision import wide, wide_dtype, widened
+from jaxcirc.components import Receivers
 from jaxcirc.interop import save_pretrained
 from jaxcirc.jacobian import frozen
 from tests.dictionaries import DICTIONARIES, make_sae, transcoder
@@ -330,7 +331,10 @@ def test_a_mean_over_many_prompts_does_not_stagnate(dtype):
     model = make_model(jax.random.key(0), n_ctx=3)
     model = as_dtype(dataclasses.replace(model, W_E=1 + model.W_E / 100), HALF[dtype])
     site, prompts = Site(None, Kind.EMBED), jnp.arange(15000).reshape(5000, 3) % model.d_vocab
-    got = jc.Mean(prompts).at(model, {}, [site], prompts[:1], jnp.ones((1, 3), bool))[site]
+    embedded = jax.vmap(lambda tokens, keys: jc.run(model, tokens, record=[site], mask=keys)[1])
+    in_two = lambda count: np.array_split(np.arange(count), 2)
+    receivers = Receivers(model, prompts[:1], jnp.ones((1, 3), bool), prompts[:1], embedded, dict, in_two)
+    got = jc.Mean(prompts).values(receivers)(np.arange(1))[site]
     assert_same(got[0], np.asarray(model.W_E, np.float64)[prompts].mean(0), tolerance=1e-4)  # float32 sums of thousands
 
 

@@ -151,7 +151,7 @@ def test_every_output_of_the_command_says_the_method(name, file, tmp_path, capsy
     words = METHODS[name].words
     assert f"effects by {words}\n" in printed
     svg = drawn.read_text("utf-8")
-    assert f"<title>Effects of heads, corrupt less clean, by {words}</title>" in svg
+    assert f"<title>Effects of heads, corrupt − clean, by {words}</title>" in svg
     assert svg.count(f"{words}; mean of 3 prompts") == 4
     table = printed.split("value\n")[1].split("\n\n")[0]
     assert ("+" in table) == (name != "atp-star-graddrop")

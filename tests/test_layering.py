@@ -1,4 +1,4 @@
-"""The floors hold, and importing the library is light."""
+"""The floors hold, nothing imports in a circle, and importing the library is light."""
 
 import os
 import subprocess
@@ -47,3 +47,13 @@ def test_floors(monkeypatch):
 
     monkeypatch.chdir(REPOSITORY)
     assert lint_imports(config_filename="pyproject.toml", no_cache=True) == 0
+
+
+def test_no_import_circle():
+    """Not even one that only type checkers see, or that an import inside a function hides."""
+    grimp = pytest.importorskip("grimp", reason="imports are looked at where import-linter is installed")
+    networkx = pytest.importorskip("networkx")
+    graph = grimp.build_graph("jaxcirc", exclude_type_checking_imports=False, cache_dir=None)
+    imports = networkx.DiGraph((m, n) for m in graph.modules for n in graph.find_modules_directly_imported_by(m))
+    assert len(imports) > 100
+    assert [sorted(circle) for circle in networkx.strongly_connected_components(imports) if len(circle) > 1] == []

@@ -247,7 +247,7 @@ def test_what_does_not_align_is_refused():
         jc.self_repair(model, clean, corrupt, mask=jnp.asarray(mask))
     both = np.stack([mask[0], mask[1], left[2]])
     last = SEQ - 1 - both[:, ::-1].argmax(1)
-    with pytest.raises(ValueError, match="MeanAblation: some prompts are padded on the left and others on the right"):
+    with pytest.raises(ValueError, match="Mean: some prompts are padded on the left and others on the right"):
         jc.evaluate(
             circuit_of((model, saes), []),
             model,

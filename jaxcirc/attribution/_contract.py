@@ -15,7 +15,7 @@ from .._run import run_metric, site_shapes
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read
 from ..graph import as_output, canonical, reaches_output, Wire, wiring
-from ..jacobian import error_of_edges
+from ..jacobian._certificate import error_of_edges
 from ..linear import between_blocks, contract_batch, Span
 from ..models import Transformer
 from ..saes import AbstractDictionary

@@ -1,29 +1,20 @@
 """A circuit: nodes, edges, and how they were found; saved, loaded, drawn."""
 
 import dataclasses
-import heapq
-import itertools
 import json
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from .._checks import check_count, check_list, check_path, check_threshold
 from .._files import check_replaceable, write_text, writing_file, writing_folder
 from .._sites import did_you_mean
-from ..view import (
-    attribution_graph,
-    check_svg,
-    drawing,
-    edge_rows,
-    EdgeRow,
-    graphviz_of,
-    METRIC,
-    node_rows,
-    NodeRow,
-    page,
-)
+from ..view._svg import check_svg
+from ._drawing import attribution_graph, drawing, graphviz_of, page
+from ._feature_circuits import feature_circuit
+from ._meta import CircuitMeta
+from ._paths import strongest_paths
+from ._rows import edge_rows, EdgeRow, METRIC, node_rows, NodeRow
 
 
 if TYPE_CHECKING:
@@ -35,17 +26,17 @@ MARKER = "circuit.json"
 _FORMAT = {"format": "jaxcirc circuit", "version": 1}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Circuit:
     """The nodes and edges that matter to a metric, with every setting that they were found with.
 
     **Attributes:**
 
     - `nodes`: a table, one row a node: `node` (its name), `site`, `unit` (the latent; `d_sae` for the error), `kind` (`"latent"` or
-      `"error"`), `pos` (the position, missing if positions were summed), `effect` (corrupt less clean, mean over prompts).
+      `"error"`), `pos` (the position, missing if positions were summed), `effect` (corrupt − clean, mean over prompts).
     - `edges`: a table, one row an edge: `source`, `target` (names of nodes, or `"metric"`), `weight` (its effect on the metric, mean
       over prompts).
-    - `meta`: settings, sizes, versions and checks; plain JSON.
+    - `meta`: settings, sizes, versions and checks: a `jc.circuits.CircuitMeta`; a mapping becomes one.
 
     What is strongest in it need not carry the behaviour: `jc.evaluate` runs the circuit without the rest of the model, and `jc.prune` finds
     the thresholds at which it carries what is asked for.
@@ -55,10 +46,15 @@ class Circuit:
 
     nodes: "pd.DataFrame"
     edges: "pd.DataFrame"
-    meta: dict[str, Any]
+    meta: CircuitMeta
+
+    def __init__(self, nodes: "pd.DataFrame", edges: "pd.DataFrame", meta: CircuitMeta | Mapping[str, Any]):
+        object.__setattr__(self, "nodes", nodes)
+        object.__setattr__(self, "edges", edges)
+        object.__setattr__(self, "meta", meta if isinstance(meta, CircuitMeta) else CircuitMeta.of(meta))
 
     def __repr__(self) -> str:
-        return f"Circuit({len(self.nodes)} nodes, {len(self.edges)} edges, of {self.meta.get('model', 'a model')})"
+        return f"Circuit({len(self.nodes)} nodes, {len(self.edges)} edges, of {self.meta.model or 'a model'})"
 
     def node_rows(self) -> list[NodeRow]:
         """The nodes as named tuples, the strongest first."""
@@ -69,7 +65,7 @@ class Circuit:
         return edge_rows(self.edges)
 
     def annotate(self, **meta: Any) -> "Circuit":
-        """The same circuit with more in its `meta`."""
+        """The same circuit with more in its `meta`: fields of `jc.circuits.CircuitMeta`, or anything else in plain JSON."""
         return dataclasses.replace(self, meta={**self.meta, **meta})
 
     def above(self, *, node_threshold: float = 0.0, edge_threshold: float = 0.0) -> "Circuit":
@@ -108,14 +104,14 @@ class Circuit:
         """The nodes that the other circuit does not have, and the edges that it does not have, whose nodes stay too."""
         self._check_alike(other)
         of_other = set(zip(other.edges["source"], other.edges["target"], strict=True))
-        new = [ends not in of_other for ends in zip(self.edges["source"], self.edges["target"], strict=True)]
+        new = [pair not in of_other for pair in zip(self.edges["source"], self.edges["target"], strict=True)]
         edges = self.edges[new].reset_index(drop=True)
-        ends = {*edges["source"], *edges["target"]}
-        mine = ~self.nodes["node"].isin(other.nodes["node"]) | self.nodes["node"].isin(list(ends))
-        return dataclasses.replace(self, nodes=self.nodes[mine].reset_index(drop=True), edges=edges)
+        touched = {*edges["source"], *edges["target"]}
+        kept = ~self.nodes["node"].isin(other.nodes["node"]) | self.nodes["node"].isin(list(touched))
+        return dataclasses.replace(self, nodes=self.nodes[kept].reset_index(drop=True), edges=edges)
 
     def _no_node(self, name: str) -> ValueError:
-        """The error that names those that there are at the same site: a latent of a near number is no near name."""
+        """Makes the error that names the nodes that there are at the same site: a latent of a near number is no near name."""
         site = name.rpartition("/")[0]
         there = [row.node for row in self.node_rows() if str(row.site) == site]
         if not there:
@@ -149,26 +145,13 @@ class Circuit:
         check_count("Circuit.paths: most", "paths to find", most)
         for name in {source, target} - {METRIC, *self.nodes["node"]}:
             raise self._no_node(name)
-        out: dict[str, list[EdgeRow]] = {}
-        for edge in self.edge_rows():
-            out.setdefault(edge.source, []).append(edge)
-        # Best first: a path only becomes weaker as it grows, so that the first to arrive is the strongest.
-        found, number, heap = [], itertools.count(), [(-math.inf, 0, [source], math.inf)]
-        while heap and len(found) < most:
-            _, _, path, weakest = heapq.heappop(heap)
-            if path[-1] == target:
-                found.append((path, weakest))
-                continue
-            for edge in out.get(path[-1], ()):
-                weight = edge.weight if abs(edge.weight) < abs(weakest) else weakest
-                heapq.heappush(heap, (-abs(weight), next(number), [*path, edge.target], weight))
-        return found
+        return strongest_paths(self.edge_rows(), source, target, most)
 
     def to_networkx(self) -> Any:
         """The circuit as a `networkx.DiGraph` (extra `networkx`), with the columns of the tables as attributes."""
         import networkx
 
-        graph = networkx.DiGraph(**{name: value for name, value in self.meta.items() if name in ("model", "metric")})
+        graph = networkx.DiGraph(**{name: self.meta[name] for name in ("model", "metric") if name in self.meta})
         graph.add_node(METRIC)
         graph.add_nodes_from((row.node, row._asdict()) for row in self.node_rows())
         graph.add_weighted_edges_from(self.edge_rows())
@@ -182,7 +165,7 @@ class Circuit:
         with writing_folder(folder, marker=MARKER, what="circuit") as aside:
             self.nodes.to_parquet(aside / "nodes.parquet", index=False)
             self.edges.to_parquet(aside / "edges.parquet", index=False)
-            write_text(aside / MARKER, json.dumps({**_FORMAT, **self.meta}, indent=1, ensure_ascii=False))
+            write_text(aside / MARKER, json.dumps({**_FORMAT, **self.meta.as_dict()}, indent=1, ensure_ascii=False))
 
     @staticmethod
     def load(folder: str | Path) -> "Circuit":
@@ -208,36 +191,8 @@ class Circuit:
     def from_feature_circuits(
         path: str | Path, *, node_threshold: float = 0.0, edge_threshold: float = 0.0, model: str | None = None
     ) -> "Circuit":
-        """Reads a circuit that feature-circuits saved, a `.pt` file. Takes the `torch` extra.
-
-        `embed`, `attn_3`, `mlp_3` and `resid_3` become `hook_embed`, `blocks.3.hook_attn_out`, `blocks.3.hook_mlp_out` and
-        `blocks.3.hook_resid_post`, and `y` the metric. Numbers are the file's: an effect is that of the metric which was used there, by
-        default the patch answer's logit less the clean one's, where `Prompts.metric()` is the other way round. Nothing in the file is
-        run: of a pickle, only tensors, plain values and the project's class of effects are made.
-
-        **Arguments:**
-
-        - `node_threshold`, `edge_threshold`: as in `above`; what is exactly zero is never kept.
-        - `model`: its name, which the file does not hold. If given, `jc.evaluate` takes no other model.
-
-        **Returns:** a circuit, with `meta["aggregate"]`, `meta["prompts"]`, `meta["d_sae"]` (how many latents each site has, which
-        `jc.evaluate` checks), and in `meta["notes"]` what is to be known of the edges; `meta["residual_edges"]` is `"total"` if they are
-        stored as in files from before September 2024, whose edges between residual streams were total effects.
-
-        **Raises:** `ImportError` without PyTorch; `ValueError` if the file is damaged, holds something else, or wants to run code; if no
-        node is above the threshold.
-
-        **Reference:** the code of Marks et al. 2024, arXiv 2403.19647. For Gemma-2 its `attn_3` are what goes into the attention's
-        output projection, which the file does not tell.
-
-        >>> circuit = jc.Circuit.from_feature_circuits("rc_n100_aggsum.pt", edge_threshold=0.02)  # doctest: +SKIP
-        >>> circuit.annotate(annotations=jc.load_annotations("annotations.jsonl")).to_html("rc.html")  # doctest: +SKIP
-        """
-        check_threshold("Circuit.from_feature_circuits: node_threshold", node_threshold)
-        check_threshold("Circuit.from_feature_circuits: edge_threshold", edge_threshold)
-        from ._feature_circuits import imported  # which makes circuits
-
-        return imported(check_path("Circuit.from_feature_circuits: path", path), node_threshold, edge_threshold, model)
+        """The same as `jc.circuits.load_feature_circuit`."""
+        return _read("Circuit.from_feature_circuits", path, node_threshold, edge_threshold, model)
 
     def to_html(self, path: str | Path, *, most_edges: int = 150) -> None:
         """Draws the circuit as one self-contained page: no network, no other file. The strongest `most_edges` edges are drawn."""
@@ -270,7 +225,7 @@ class Circuit:
             raise ValueError(
                 "An attribution graph shows positions, and in this circuit they were summed. Find it with aggregate='none'."
             )
-        if "tokens" not in self.meta:
+        if self.meta.tokens is None:
             raise ValueError(
                 "An attribution graph shows tokens. Give them: circuit.annotate(tokens=['The', ' keys', …])."
             )
@@ -282,6 +237,43 @@ class Circuit:
         """The circuit as a `graphviz.Digraph` (extra `graphviz`); its `.source` is DOT."""
         check_count("Circuit.to_graphviz: most_edges", "edges to draw", most_edges, least=0)
         return graphviz_of(self.node_rows(), self.edge_rows(), most_edges=most_edges)
+
+
+def load_feature_circuit(
+    path: str | Path, *, node_threshold: float = 0.0, edge_threshold: float = 0.0, model: str | None = None
+) -> Circuit:
+    """Reads a circuit that feature-circuits saved, a `.pt` file. Takes the `torch` extra.
+
+    `embed`, `attn_3`, `mlp_3` and `resid_3` become `hook_embed`, `blocks.3.hook_attn_out`, `blocks.3.hook_mlp_out` and
+    `blocks.3.hook_resid_post`, and `y` the metric. Numbers are the file's: an effect is that of the metric which was used there, by
+    default the patch answer's logit less the clean one's, where `Prompts.metric()` is the other way round. Nothing in the file is
+    run: of a pickle, only tensors, plain values and the project's class of effects are made.
+
+    **Arguments:**
+
+    - `node_threshold`, `edge_threshold`: as in `Circuit.above`; what is exactly zero is never kept.
+    - `model`: its name, which the file does not hold. If given, `jc.evaluate` takes no other model.
+
+    **Returns:** a circuit. Of its `meta`, `aggregate`, `prompts` and `d_sae` (how many latents each site has, which `jc.evaluate` checks)
+    are known, and `notes` has what is to be known of the edges; `residual_edges` is `"total"` if they are stored as in files from before
+    September 2024, whose edges between residual streams were total effects.
+
+    **Raises:** `ImportError` without PyTorch; `ValueError` if the file is damaged, holds something else, or wants to run code; if no
+    node is above the threshold.
+
+    **Reference:** the code of Marks et al. 2024, arXiv 2403.19647. For Gemma-2 its `attn_3` are what goes into the attention's
+    output projection, which the file does not tell.
+
+    >>> circuit = jc.circuits.load_feature_circuit("rc_n100_aggsum.pt", edge_threshold=0.02)  # doctest: +SKIP
+    >>> circuit.annotate(annotations=jc.load_annotations("annotations.jsonl")).to_html("rc.html")  # doctest: +SKIP
+    """
+    return _read("load_feature_circuit", path, node_threshold, edge_threshold, model)
+
+
+def _read(verb: str, path: str | Path, node_threshold: float, edge_threshold: float, model: str | None) -> Circuit:
+    check_threshold(f"{verb}: node_threshold", node_threshold)
+    check_threshold(f"{verb}: edge_threshold", edge_threshold)
+    return Circuit(*feature_circuit(check_path(f"{verb}: path", path), node_threshold, edge_threshold, model))
 
 
 def check_output(folder: str | Path) -> None:

@@ -33,7 +33,7 @@ class CircuitFile(NamedTuple):
 
 
 def site_of(name: str) -> Site | None:
-    """The site of a node's name, `embed` or `resid_3`; `None` for another name."""
+    """Finds the site of a node's name, `embed` or `resid_3`; `None` for another name."""
     if name == "embed":
         return Site(None, Kind.EMBED)
     match = re.fullmatch(r"(attn|mlp|resid)_(\d+)", name)
@@ -41,7 +41,10 @@ def site_of(name: str) -> Site | None:
 
 
 def read_circuit_file(path: Path) -> CircuitFile:
-    """**Raises:** `ImportError` without PyTorch; `ValueError` if the file is damaged, is no circuit, or wants more than to be data."""
+    """Reads a file without running anything in it.
+
+    **Raises:** `ImportError` without PyTorch; `ValueError` if the file is damaged, is no circuit, or wants more than to be data.
+    """
     held = _unpickled(path)
     fields: dict[str, Any] = held if isinstance(held, dict) else {}
     if lacking := [repr(key) for key in _KEYS if key not in fields]:
@@ -99,7 +102,7 @@ def _effects(nodes: object, path: Path) -> dict[Site, np.ndarray]:
 
 
 def _effect(name: str, value: object, path: Path) -> np.ndarray:
-    """`[node]` or `[seq node]`, in float32 at least."""
+    """Joins the effects of a node's latents and of its error, `[node]` or `[seq node]`, in float32 at least."""
     fields = vars(value) if isinstance(value, SparseAct) else {}
     acts, error = (_dense(fields.get(field)) for field in ("act", "resc"))
     if acts is None or error is None or error.shape != (*acts.shape[:-1], 1) or acts.ndim not in (1, 2):
@@ -121,7 +124,7 @@ def _dense(tensor: Any) -> np.ndarray | None:
 
 
 def as_numpy(tensor: Any) -> np.ndarray:
-    """A tensor's values, half precision as float32."""
+    """Copies a tensor's values, half precision as float32."""
     import torch
 
     tensor = tensor.detach()
@@ -151,7 +154,7 @@ def _edges(
 
 
 def _is_empty(tensor: Any, shape: tuple[int, ...], where: str) -> bool:
-    """Whether nothing was above the threshold. ValueError unless it is a tensor of this shape, which an empty one need not have."""
+    """Says whether nothing was above the threshold. ValueError unless it is a tensor of this shape, which an empty one need not have."""
     import torch
 
     if not isinstance(tensor, torch.Tensor) or tensor.layout not in (torch.strided, torch.sparse_coo):

@@ -1,7 +1,7 @@
 """From prompts to a circuit."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,24 +11,25 @@ from jaxtyping import Array, Bool, Int
 
 from .._checks import check_choice, check_threshold
 from .._metrics import Metric
-from .._sites import Site
+from .._typing import Progress
 from .._version import __version__
 from ..attribution import AbstractMethod, check_method, IntegratedGradients, prepare
 from ..data import Prompts
 from ..graph import is_cut
-from ..jacobian import issue_certificate
+from ..jacobian._certificate import issue_certificate
 from ..models import Transformer
-from ..saes import AbstractDictionary
-from ._batches import ArrayBatches, Batch, Progress, PromptBatches, Source
+from ..saes import Saes
+from ._batches import ArrayBatches, Batch, PromptBatches, Source
 from ._circuit import Circuit
 from ._means import Averaging, mean_edges, mean_effects, NodeMeans
 from ._members import fingerprints
+from ._meta import CircuitMeta
 from ._tables import edge_table, node_table
 
 
 def discover(
     model: Transformer,
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    saes: Saes,
     clean: Int[Array, "batch seq"],
     corrupt: Int[Array, "batch seq"] | None,
     metric: Metric,
@@ -64,8 +65,8 @@ def discover(
     - `progress`: called as `progress(done, of, stage)`.
     - the rest as in `jc.node_effects`.
 
-    **Returns:** a `Circuit`. Its `meta["completeness"]` holds, for each residual site, the sum of the node effects there over the
-    total effect: integrated gradients are complete, so it tells how good the nodes' estimate is. `meta["certificate"]` holds the relative
+    **Returns:** a `Circuit`. Its `meta.completeness` holds, for each residual site, the sum of the node effects there over the
+    total effect: integrated gradients are complete, so it tells how good the nodes' estimate is. `meta.certificate` holds the relative
     error of edges into each kind of site, measured against float64 autodiff that runs operation by operation.
 
     **Raises:** `ValueError` as `jc.node_effects` does; for a threshold that is negative or NaN; if the metric does not change; if no node
@@ -87,7 +88,7 @@ def discover(
 
 def discover_batches(
     model: Transformer,
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
+    saes: Saes,
     batches: Source[Prompts],
     *,
     node_threshold: float,
@@ -112,7 +113,7 @@ def discover_batches(
 
     >>> batches = [jc.data.subject_verb(tokenizer, 4, kind="rc", seed=seed) for seed in range(2)]
     >>> circuit = jc.discover_batches(model, saes, batches, node_threshold=0.2, edge_threshold=0.05)
-    >>> circuit.meta["prompts"]
+    >>> circuit.meta.prompts
     8
     """
     settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds, "discover_batches")
@@ -178,20 +179,20 @@ def _discover(
         if errors
         else None
     )
-    meta = {
+    meta = CircuitMeta(
         **_described(model, means, metric),
         **settings.as_dict(),
-        "clean_metric": means.clean,
-        "total_effect": means.total,
-        "largest_edge": largest_edge,
-        "completeness": _completeness(means),
-        "certificate": None if certificate is None else certificate.as_dict(),
-    }
+        clean_metric=means.clean,
+        total_effect=means.total,
+        largest_edge=largest_edge,
+        completeness=_completeness(means),
+        certificate=None if certificate is None else certificate.as_dict(),
+    )
     return Circuit(nodes, edge_table(weights, names, settings.edge_threshold or 0.0), meta)
 
 
 def _completeness(means: NodeMeans) -> dict[str, float]:
-    """The summed effects over the total effect, at each site that the whole residual stream passes."""
+    """Divides the summed effects by the total effect, at each site that the whole residual stream passes."""
     if (
         not means.paired or means.total == 0
     ):  # every site has a baseline of its own, or prompts cancel and there is nothing to sum to
@@ -200,6 +201,7 @@ def _completeness(means: NodeMeans) -> dict[str, float]:
 
 
 def _described(model: Transformer, means: NodeMeans, metric: str) -> dict[str, Any]:
+    """Says what the circuit is of, and where it was computed."""
     of_model, of_dictionaries = fingerprints(model, means.saes)
     return {
         "model": model.name,

@@ -1,4 +1,4 @@
-"""The result of `jc.evaluate`."""
+"""How much of a behaviour a circuit carries: the four runs of it."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from .._checks import check_choice
-from ..components import jackknife_interval
+from .._typing import Progress
+from ..components._intervals import jackknife_interval
+from ._circuit import Circuit
+from ._runs import RUNS, Runs
 
 
 _PART = {"faithfulness": "circuit", "completeness": "complement"}  # the run whose share it is
@@ -79,11 +82,32 @@ class Evaluation:
         }
 
     def listed_interval(self, of: str) -> list[float | None]:
-        """The interval in plain JSON, which has no NaN."""
+        """Gives the interval in plain JSON, which has no NaN."""
         return [None if np.isnan(end) else end for end in self.interval(of)]
 
     def __repr__(self) -> str:
         return (
             f"Evaluation(faithfulness={self.faithfulness:.3f}, completeness={self.completeness:.3f}, m_full={self.m_full:.3f}, "
             f"m_circuit={self.m_circuit:.3f}, m_empty={self.m_empty:.3f}, m_complement={self.m_complement:.3f})"
+        )
+
+
+def evaluated(circuit: Circuit, runs: Runs, progress: Progress | None) -> Evaluation:
+    """Runs a circuit in all four ways."""
+    return evaluation(circuit, runs, runs.metrics(circuit, RUNS, progress))
+
+
+def evaluation(circuit: Circuit, runs: Runs, per_prompt: dict[str, Float[np.ndarray, " prompt"]]) -> Evaluation:
+    """Makes the result of the four runs. **Raises:** `ValueError` if ablating everything changes nothing."""
+    check_explained(runs.verb, per_prompt)
+    return Evaluation(per_prompt, {**runs.settings, "nodes": len(circuit.nodes), "edges": len(circuit.edges)})
+
+
+def check_explained(verb: str, per_prompt: dict[str, Float[np.ndarray, " prompt"]]) -> None:
+    """ValueError if ablating everything changes nothing."""
+    full, empty = per_prompt["full"].mean(), per_prompt["empty"].mean()
+    if abs(full - empty) <= 1e-6 * max(abs(full), abs(empty)):
+        raise ValueError(
+            f"{verb}: ablating every node leaves the metric at {empty:.4g}, as it is in the whole model, so there is nothing to "
+            "explain. Use prompts on which clean and corrupt differ, or another ablation."
         )

@@ -1,15 +1,19 @@
-"""Circuits of the feature-circuits project, as circuits of ours."""
+"""Circuits of the feature-circuits project: their tables, and what is to be known of them."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import coo_array
 
 from .._sites import Kind, Site
-from ._circuit import Circuit
 from ._circuit_file import as_numpy, CircuitFile, read_circuit_file
+from ._meta import CircuitMeta
 from ._tables import edge_table, node_table
+
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 _OLD = (
@@ -23,8 +27,10 @@ _UNSEEN = (
 )
 
 
-def imported(path: Path, node_threshold: float, edge_threshold: float, model: str | None) -> Circuit:
-    """What `Circuit.from_feature_circuits` returns."""
+def feature_circuit(
+    path: Path, node_threshold: float, edge_threshold: float, model: str | None
+) -> "tuple[pd.DataFrame, pd.DataFrame, CircuitMeta]":
+    """Reads a file: the nodes above the threshold, the edges between them above theirs, and how the circuit was found."""
     file = read_circuit_file(path)
     kept = {site: (np.abs(values) > node_threshold) & (values != 0) for site, values in file.effects.items()}
     if not any(mask.any() for mask in kept.values()):
@@ -38,23 +44,23 @@ def imported(path: Path, node_threshold: float, edge_threshold: float, model: st
         for (source, target), tensor in file.edges.items()
     }
     nodes, names = node_table(file.effects, kept)
-    weights = {ends: _out_of(matrix, kept[ends[0]].reshape(-1)) for ends, matrix in matrices.items()}
-    meta: dict[str, Any] = {
-        **({} if model is None else {"model": model}),
-        "aggregate": "sum" if summed else "none",
-        "prompts": file.prompts,
-        **({} if summed else {"length": next(iter(kept.values())).shape[0]}),
-        "node_threshold": node_threshold,
-        "edge_threshold": edge_threshold,
-        "imported": {"format": "feature-circuits", "file": path.name},
-        "d_sae": {str(site): values.shape[-1] - 1 for site, values in file.effects.items()},
-        **_told(file, matrices),
-    }
-    return Circuit(nodes, edge_table(weights, names, edge_threshold), meta)
+    weights = {pair: _out_of(matrix, kept[pair[0]].reshape(-1)) for pair, matrix in matrices.items()}
+    meta = CircuitMeta(
+        model=model,
+        aggregate="sum" if summed else "none",
+        prompts=file.prompts,
+        length=None if summed else next(iter(kept.values())).shape[0],
+        node_threshold=node_threshold,
+        edge_threshold=edge_threshold,
+        imported={"format": "feature-circuits", "file": path.name},
+        d_sae={str(site): values.shape[-1] - 1 for site, values in file.effects.items()},
+        **_about_edges(file, matrices),
+    )
+    return nodes, edge_table(weights, names, edge_threshold), meta
 
 
 def _matrix(tensor: Any, into: np.ndarray | None, sources: tuple[int, ...], path: Path) -> coo_array:
-    """`[target source]`, both flat, of the entries into targets that are kept; one row for the metric.
+    """Flattens the edges into targets that are kept, `[target source]`; one row for the metric.
 
     Only what is stored is touched: the sparse axes of a tensor come first, and each of its entries holds the dense ones.
     """
@@ -78,7 +84,7 @@ def _matrix(tensor: Any, into: np.ndarray | None, sources: tuple[int, ...], path
 
 
 def _flat(index: list[np.ndarray], shape: tuple[int, ...], entries: int) -> np.ndarray:
-    """The number of each entry in row-major order; 0 if there are no axes."""
+    """Numbers the entries in row-major order, `[entry]`; 0 if there are no axes."""
     flat = np.zeros(entries, np.int64)
     for along, size in zip(index, shape, strict=True):
         flat = flat * size + along
@@ -86,20 +92,20 @@ def _flat(index: list[np.ndarray], shape: tuple[int, ...], entries: int) -> np.n
 
 
 def _out_of(matrix: coo_array, keep: np.ndarray) -> coo_array:
-    """The entries of the sources that are kept."""
+    """Keeps the entries of the sources that are kept, `[target source]`."""
     row, column = matrix.coords
     chosen = keep[column]
     return coo_array((matrix.data[chosen], (row[chosen], column[chosen])), shape=matrix.shape)
 
 
-def _told(file: CircuitFile, matrices: dict[tuple[Site, Site | None], coo_array]) -> dict[str, Any]:
-    """What a reader should know of the edges."""
-    inside = [ends for ends in matrices if ends[1] is not None]
-    sources = [matrices[ends].coords[1] % file.effects[ends[0]].shape[-1] for ends in inside]
+def _about_edges(file: CircuitFile, matrices: dict[tuple[Site, Site | None], coo_array]) -> dict[str, Any]:
+    """Says what a reader should know of the edges: `notes`, and whether those between residual streams are total."""
+    inside = [pair for pair in matrices if pair[1] is not None]
+    sources = [matrices[pair].coords[1] % file.effects[pair[0]].shape[-1] for pair in inside]
     last = [file.effects[source].shape[-1] - 1 for source, _ in inside]
     out_of_errors = any(np.any(units == error) for units, error in zip(sources, last, strict=True))
     errors_matter = any(np.any(values[..., -1]) for values in file.effects.values())
-    residual = [file.edges[ends] for ends in inside if all(map(_is_residual, ends)) and file.edges[ends].is_sparse]
+    residual = [file.edges[pair] for pair in inside if all(map(_is_residual, pair)) and file.edges[pair].is_sparse]
     old = any(tensor.dense_dim() == 0 for tensor in residual)
     notes = [
         *([_OLD] if old else []),

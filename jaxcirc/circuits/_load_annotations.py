@@ -64,26 +64,26 @@ def load_annotations(path: str | Path) -> dict[str, str]:
         raise problems.error(path, f"Expected one {_ROWS}. {_LATENT}")
     if not texts:
         raise ValueError(f"{path} holds no annotations. Expected one JSON {_ROWS}.")
-    return {node: "; ".join(said) for node, said in texts.items()}
+    return {node: "; ".join(notes) for node, notes in texts.items()}
 
 
 def _annotations(record: Record) -> Iterator[dict[str, str]]:
-    """The annotations in a row, their fields as text under names in small letters: both `Notes` and `notes` are in use."""
+    """Yields the annotations in a row, their fields as text under names in small letters: both `Notes` and `notes` are in use."""
     given = _lowered(record.fields)
     if given.keys() & set(_FIELDS):
         entries = [given]
     else:  # from names to texts, or to objects with texts
-        about = lambda said: _lowered(said) if isinstance(said, dict) else {"annotation": said}
-        entries = [{**about(said), "name": name} for name, said in record.fields.items()]
+        about = lambda notes: _lowered(notes) if isinstance(notes, dict) else {"annotation": notes}
+        entries = [{**about(notes), "name": name} for name, notes in record.fields.items()]
     for entry in entries:
-        fields = {key: _said(entry.get(key)) for key in _FIELDS}
+        fields = {key: _as_text(entry.get(key)) for key in _FIELDS}
         if (fields["name"], fields["annotation"]) != ("Name", "Annotation"):  # the head
             yield fields
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, list):
-        return "; ".join(map(_said, value))
+        return "; ".join(map(_as_text, value))
     return "" if value is None else str(value).strip()
 
 

@@ -11,8 +11,8 @@ from .._sites import Site
 from .._tap import site_read
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
-from ..view import METRIC
 from ._circuit import Circuit
+from ._rows import METRIC
 
 
 class Into(NamedTuple):
@@ -31,15 +31,14 @@ def check_same(circuit: Circuit, model: Transformer, saes: Mapping[Site, Abstrac
 
     They are told apart by what is in them where the circuit has recorded that, else by their names.
     """
-    of, names = circuit.meta.get("model"), circuit.meta.get("dictionaries")
+    of, names, recorded = circuit.meta.model, circuit.meta.dictionaries, circuit.meta.fingerprints
     given = {str(site): sae.origin for site, sae in saes.items()}
-    recorded = circuit.meta.get("fingerprints")
     if recorded is None:
         model_is = "" if of not in (None, model.name) else None
         differing = {} if names is None else {s: "" for s in {*names, *given} if names.get(s) != given.get(s)}
     else:
-        mine, dictionaries = fingerprints(model, saes)
-        model_is, known = difference(recorded["model"], mine), recorded["dictionaries"]
+        of_model, dictionaries = fingerprints(model, saes)
+        model_is, known = difference(recorded["model"], of_model), recorded["dictionaries"]
         differing = dict.fromkeys(known.keys() ^ dictionaries.keys(), "")
         for site in known.keys() & dictionaries.keys():
             how = difference(known[site], dictionaries[site])
@@ -66,7 +65,7 @@ def check_same(circuit: Circuit, model: Transformer, saes: Mapping[Site, Abstrac
 
 
 def fingerprints(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> tuple[str, dict[str, str]]:
-    """By which a circuit knows its model and its dictionaries again: these by what they do at their site, whatever is said of them."""
+    """Fingerprints a model, and dictionaries by what they do at their site, whatever is said of them, so that they are known again."""
 
     def of_dictionary(site: Site, sae: AbstractDictionary) -> str:
         read = site_read(site, sae)
@@ -76,16 +75,16 @@ def fingerprints(model: Transformer, saes: Mapping[Site, AbstractDictionary]) ->
 
 
 def _widths(circuit: Circuit) -> dict[Site, int]:
-    """How many latents sites have, as far as the circuit tells: by its record, or by an error node, which comes after them."""
+    """Says how many latents sites have, as far as is known: by the circuit's record, or by an error node, which comes after them."""
     errors = circuit.nodes[circuit.nodes["kind"] == "error"]
-    told = {**dict(zip(errors["site"], errors["unit"], strict=True)), **circuit.meta.get("d_sae", {})}
-    return {Site.parse(site): int(width) for site, width in told.items()}
+    widths = {**dict(zip(errors["site"], errors["unit"], strict=True)), **(circuit.meta.d_sae or {})}
+    return {Site.parse(site): int(width) for site, width in widths.items()}
 
 
 def node_masks(
     circuit: Circuit, saes: Mapping[Site, AbstractDictionary], seq: int
 ) -> dict[Site, Bool[np.ndarray, "seq node"]]:
-    """Which node instances are in the circuit; the last node of a site is its error."""
+    """Marks the node instances in the circuit, `[seq node]` at each site, whose last node is its error."""
     masks = {site: np.zeros((seq, sae.d_sae + 1), bool) for site, sae in saes.items()}
     for node in circuit.node_rows():
         masks[Site.parse(node.site)][slice(None) if node.pos is None else node.pos, node.unit] = True
@@ -93,7 +92,7 @@ def node_masks(
 
 
 def edge_masks(circuit: Circuit, saes: Mapping[Site, AbstractDictionary], seq: int) -> dict[Site | None, Into]:
-    """The edges of the circuit by site of their target; `None` is the metric."""
+    """Sorts the edges of the circuit by site of their target; `None` is the metric."""
     nodes = {
         node.node: (Site.parse(node.site), node.unit, -1 if node.pos is None else node.pos)
         for node in circuit.node_rows()

@@ -1,25 +1,23 @@
 """Moving chosen nodes, and what the metric does: as the circuit's edges say, and as the model says."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
 
-from .._checks import check_kind, check_numbers
+from .._checks import check_numbers
 from .._edits import AbstractEdit, Add
-from .._metrics import Metric
 from .._run import run_metric, site_shapes
 from .._sites import Site
-from ..attribution import prepare, Problem
+from .._typing import Progress
+from ..attribution import Problem
 from ..models import Transformer
-from ..saes import AbstractDictionary
-from ._batches import ArrayBatches, Progress
+from ._batches import ArrayBatches
 from ._circuit import Circuit
 from ._feature_graph import clean_run, held_inputs, nodes_beside
-from ._trial import check_circuit
 
 
 if TYPE_CHECKING:
@@ -38,59 +36,23 @@ class _Chosen(NamedTuple):
     pos: Int[np.ndarray, " node"]
 
 
-def steer(
+def moved(
+    verb: str,
     circuit: Circuit,
     model: Transformer,
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
-    clean: Int[Array, "batch seq"],
-    corrupt: Int[Array, "batch seq"] | None,
-    metric: Metric,
+    batches: ArrayBatches,
     nodes: Iterable[str],
-    *,
-    strengths: Sequence[float] = (1.0,),
-    batch_size: int | None = None,
-    mask: Bool[Array, "batch seq"] | None = None,
-    progress: Progress | None = None,
+    strengths: Sequence[float],
+    progress: Progress | None,
 ) -> "pd.DataFrame":
-    r"""Moves nodes, each by itself and then all together, and compares the change of the metric with what the circuit's edges predict.
-
-    At strength $\alpha$ a node moves by $\alpha (a_{corrupt} - a_{clean})$ on every prompt: 1 is activation patching, or with the zero
-    baseline ablation, 2 goes as far again, -1 the other way. Everything downstream is computed from there. The prediction is $\alpha$ times
-    the sum of the circuit's edges out of the node, to the metric and to its nodes; together, of the edges out of all of them.
-
-    **Arguments:**
-
-    - `circuit`: found with the same baseline: with corrupt prompts, or without.
-    - `clean`, `corrupt`, `metric`, `mask`, `batch_size`: as in `jc.discover`. On the prompts of the circuit the prediction is of these
-      prompts; on others it is a harder test.
-    - `nodes`: names of nodes of the circuit.
-    - `strengths`: one run for each of them and each node.
-
-    **Returns:** a data frame, one row for each node and strength, and for `"all"`: `node`, `strength`, `effect` (the node's own times
-    strength), `predicted` by the edges, `measured`; all three are changes of the metric, mean over prompts.
-
-    **Raises:** `ValueError` as `jc.evaluate`; for a node that the circuit does not have; for another baseline than the circuit's; for no
-    strength at all, or one that is not finite.
-
-    **Reference:** patching and ablation of single features as the check of their effects, Marks et al. 2024, arXiv 2403.19647, §3.
-
-    >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
-    >>> arguments = (prompts.clean, prompts.corrupt, prompts.metric())
-    >>> circuit = jc.discover(model, saes, *arguments, node_threshold=0.1, edge_threshold=0.001)
-    >>> strongest = [node.node for node in circuit.node_rows()[:2]]
-    >>> table = jc.steer(circuit, model, saes, *arguments, strongest, strengths=[0.5, 1.0])
-    >>> list(table.columns), len(table)
-    (['node', 'strength', 'effect', 'predicted', 'measured'], 6)
+    """Moves nodes, each by itself and then all together, and sets the change of the metric beside what the edges predict: a row for each
+    node and strength.
     """
     import pandas as pd
 
-    check_kind("steer: circuit", circuit, Circuit, "a circuit, as jc.discover gives one")
-    problem = prepare(model, saes, clean, corrupt, metric, mask)
-    factors = check_numbers("steer: strengths", strengths)
-    check_circuit(circuit, model, problem)
-    _check_baseline(circuit, problem)
-    chosen = _chosen(circuit, nodes)
-    batches = ArrayBatches(problem, batch_size, "steer")
+    factors = check_numbers(f"{verb}: strengths", strengths)
+    _check_baseline(verb, circuit, batches.problem)
+    chosen = _chosen(verb, circuit, nodes)
     measured = _measured(model, batches, chosen, factors, progress or (lambda done, of, stage: None))
     effect = {row.node: row.effect for row in circuit.node_rows()}
     effects = [effect[name] for name in chosen.names]
@@ -104,13 +66,14 @@ def steer(
     return pd.DataFrame(rows, columns=["node", "strength", "effect", "predicted", "measured"])
 
 
-def _chosen(circuit: Circuit, nodes: Iterable[str]) -> _Chosen:
+def _chosen(verb: str, circuit: Circuit, nodes: Iterable[str]) -> _Chosen:
+    """Looks the names up. **Raises:** `ValueError` for none, and for one that the circuit does not have."""
     if isinstance(nodes, str):
-        raise TypeError(f"steer: expected a list of names of nodes, got one. Write [{nodes!r}].")
+        raise TypeError(f"{verb}: expected a list of names of nodes, got one. Write [{nodes!r}].")
     names = list(nodes)
     if not names:
         raise ValueError(
-            "steer: no node was named. Give names of the circuit's nodes, such as circuit.node_rows()[0].node."
+            f"{verb}: no node was named. Give names of the circuit's nodes, such as circuit.node_rows()[0].node."
         )
     part = {row.node: row for row in circuit.subgraph(names).node_rows()}
     names = list(dict.fromkeys(names))
@@ -122,17 +85,18 @@ def _chosen(circuit: Circuit, nodes: Iterable[str]) -> _Chosen:
     return _Chosen(names, sites, *(np.array(column, np.int32) for column in columns))
 
 
-def _check_baseline(circuit: Circuit, problem: Problem) -> None:
+def _check_baseline(verb: str, circuit: Circuit, problem: Problem) -> None:
+    """ValueError if the circuit's effects are of going elsewhere than these prompts go."""
     got = "zero" if problem.corrupt is None else "corrupt prompts"
-    if (want := circuit.meta.get("baseline", got)) != got:
+    if (want := circuit.meta.baseline or got) != got:
         raise ValueError(
-            f"steer: the circuit's effects are those of going to {want}, and these prompts go to {got}. Give corrupt prompts as it was "
+            f"{verb}: the circuit's effects are those of going to {want}, and these prompts go to {got}. Give corrupt prompts as it was "
             "found, or find it with the same baseline."
         )
 
 
 def _predicted(circuit: Circuit, names: list[str]) -> list[float]:
-    """The sum of the edges out of each node, and of all of them."""
+    """Sums the edges out of each node, and out of all of them, `[node + 1]`."""
     total = dict.fromkeys(names, 0.0)
     for edge in circuit.edge_rows():
         if edge.source in total:
@@ -144,7 +108,7 @@ def _predicted(circuit: Circuit, names: list[str]) -> list[float]:
 def _measured(
     model: Transformer, batches: ArrayBatches, chosen: _Chosen, strengths: list[float], report: Progress
 ) -> Float[np.ndarray, "run strength"]:
-    """The mean change of the metric when each node is moved, and when all are."""
+    """Measures the mean change of the metric when each node is moved, and when all are, `[node + 1 strength]`."""
     n = len(chosen.names)
     members = np.concatenate([np.eye(n, dtype=bool), np.ones((1, n), bool)])
     total = np.zeros((n + 1, len(strengths)))
@@ -167,7 +131,7 @@ def _measured(
 
 @jax.jit
 def _changes(model, saes, problem: Problem, values, others, places, members, strengths):
-    """`[run strength batch]`: the metric with the nodes of a run moved, less the clean one."""
+    """Runs the prompts with the nodes of each run moved; the metric less the clean one, `[run strength batch]`."""
     seq = problem.clean.shape[1]
     shapes, (site_of, unit, pos) = site_shapes(model, seq), places
     everywhere = (pos[:, None] == -1) | (pos[:, None] == jnp.arange(seq, dtype=pos.dtype))  # [node seq]

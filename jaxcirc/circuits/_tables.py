@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from .._sites import Site
-from ..view import METRIC
+from ._rows import METRIC
 
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ Names = Mapping[Site, tuple[Int[np.ndarray, " n"], np.ndarray]]
 
 
 def node_table(effects: Mapping[Site, np.ndarray], kept: Mapping[Site, np.ndarray]) -> "tuple[pd.DataFrame, Names]":
-    """The table of kept nodes, `[node]` or `[seq node]` at each site, the last of a site the error; and their names by number."""
+    """Makes the table of kept nodes, `[node]` or `[seq node]` at each site, the last of a site the error; and their names by number."""
     import pandas as pd
 
     parts, names = [], {}
@@ -26,9 +26,9 @@ def node_table(effects: Mapping[Site, np.ndarray], kept: Mapping[Site, np.ndarra
         numbers, d_sae, summed = np.flatnonzero(mask), mask.shape[-1] - 1, mask.ndim == 1
         pos, unit = np.divmod(numbers, d_sae + 1)
         error = unit == d_sae
-        ends = zip(unit.tolist(), error.tolist(), pos.tolist(), strict=True)
+        labels = zip(unit.tolist(), error.tolist(), pos.tolist(), strict=True)
         prefix = f"{site}/"
-        named = [prefix + ("error" if e else str(u)) + ("" if summed else f"@{p}") for u, e, p in ends]
+        named = [prefix + ("error" if e else str(u)) + ("" if summed else f"@{p}") for u, e, p in labels]
         names[site] = (numbers, np.array(named, object))
         columns = {
             "node": named,
@@ -43,7 +43,7 @@ def node_table(effects: Mapping[Site, np.ndarray], kept: Mapping[Site, np.ndarra
 
 
 def edge_table(weights: Mapping[tuple[Site, Site | None], Any], names: Names, threshold: float) -> "pd.DataFrame":
-    """The table of edges with `|weight| > threshold`, the strongest first; `weights` `[target source]`, target `None` the metric."""
+    """Makes the table of edges with `|weight| > threshold`, the strongest first; `weights` `[target source]`, target `None` the metric."""
     import pandas as pd
 
     parts = [
@@ -53,8 +53,8 @@ def edge_table(weights: Mapping[tuple[Site, Site | None], Any], names: Names, th
         entries = matrix.tocoo()
         strong = np.abs(entries.data) > threshold
         row, column = (index[strong] for index in entries.coords)
-        ends = np.full(len(row), METRIC, object) if target is None else _named(names[target], row)
-        columns = {"source": _named(names[source], column), "target": ends, "weight": entries.data[strong]}
+        targets = np.full(len(row), METRIC, object) if target is None else _named(names[target], row)
+        columns = {"source": _named(names[source], column), "target": targets, "weight": entries.data[strong]}
         parts += [pd.DataFrame(columns)] if len(row) else []
     table = pd.concat(parts[1:] or parts, ignore_index=True)
     return table.sort_values("weight", key=abs, ascending=False, ignore_index=True)

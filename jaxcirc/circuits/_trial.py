@@ -1,162 +1,190 @@
-"""Prompts on which circuits are run: each run leaves some nodes or edges as they are, and ablates the others."""
+"""A circuit on prompts that it is tried on: with everything that its evaluations take, checked once."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import functools as ft
+from collections.abc import Iterable, Sequence
+from typing import Any, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from .._checks import check_choice, check_count, check_kind
-from .._edits import AbstractEdit, Blend
 from .._metrics import Metric
-from .._run import run_metric, site_shapes
-from .._sites import Site
+from .._typing import Progress
 from ..attribution import prepare, Problem
-from ..components import Reference
+from ..components import AbstractAblation, Mean, Receivers
 from ..models import Transformer
-from ..saes import AbstractDictionary
-from ._ablations import AbstractAblation, Values
-from ._batches import ArrayBatches, Progress
+from ..saes import Saes
+from ._batches import ArrayBatches
 from ._circuit import Circuit
-from ._edge_run import EdgeRun
-from ._feature_graph import clean_run, held_inputs
-from ._members import check_same, edge_masks, node_masks
+from ._curve import recovered
+from ._evaluation import evaluated, Evaluation
+from ._feature_graph import clean_run
+from ._members import check_same
+from ._minimality import lost
+from ._prune import pruned
+from ._runs import Runs
+from ._steer import moved
 
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ERRORS = ("default", "keep", "remove")
 LEVELS = ("nodes", "edges")
-RUNS = ("full", "circuit", "empty", "complement")
 
 
-class Trial(NamedTuple):
-    """Prompts in batches, and what takes the place of what is ablated.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Trial:
+    r"""A circuit, a model with its dictionaries, and prompts: what is asked of a circuit is asked of these.
 
-    **Attributes:** - `verb`: asks for it, for messages. - `ablated(rows)`: what the nodes of some prompts, by number, are ablated to. -
-    `level`: `"nodes"` or `"edges"`. - `intact`: the sites that are left alone. - `errors`: what happens to error nodes. - `settings`: all
-    this in plain JSON.
+    `level="nodes"`: at each dictionary's site in turn, latents and error are computed from what has been ablated before; those that are
+    not in the circuit are overwritten. Every edge between nodes of the circuit counts, found or not.
+
+    `level="edges"`: every node of the circuit reads, along each edge of the circuit, its source as it is in this run, and along all other
+    edges what the source is ablated to. So only the edges that were found carry anything. A node that is not in the circuit is ablated; a
+    circuit with all edges between its nodes gives what `level="nodes"` gives. For the complement it is the other way round: the edges of
+    the circuit carry what is ablated, and all others what is there.
+
+    Where a decoder reads its input (normalised dictionaries, skip transcoders) that is held at its clean value at both levels, and the
+    error of a run is what its latents leave there.
+
+    **Arguments:**
+
+    - `clean`, `corrupt`, `metric`, `mask`: as in `jc.discover`; prompts that the circuit was not found on, for an honest number.
+    - `level`: what carries, `"nodes"` or `"edges"`.
+    - `ablation`: what takes the place of the rest: `jc.MeanAblation()`, `jc.ZeroAblation()` or `jc.ResampleAblation(seed)`, of the corrupt
+      prompts, or of the clean ones if there are none; `jc.Mean(tokens)` and `jc.Resample(tokens)` of others. Corrupt prompts have the
+      padding of the clean ones, as `mask` is of both.
+    - `start_layer`: dictionaries of earlier layers are left alone in every run.
+    - `errors`: `"default"`, error nodes are in the circuit or not like others; `"keep"`, no error is ever ablated (`level="nodes"` only);
+      `"remove"`, they are ablated in circuit and complement alike.
+    - `batch_size`: how many prompts are run at once.
+    - `verb`: who asks, for messages.
+
+    **Raises:** `ValueError` as `jc.discover`; for a circuit of another model or other dictionaries, naming both; for nodes at positions
+    that the prompts do not have. Nothing is run before it is asked for; means over prompts are taken once.
+
+    `dataclasses.replace(trial, level="edges")` is the same with another setting.
+
+    >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
+    >>> arguments = (prompts.clean, prompts.corrupt, prompts.metric())
+    >>> circuit = jc.discover(model, saes, *arguments, node_threshold=0.1, edge_threshold=0.02)
+    >>> trial = jc.circuits.Trial(circuit, model, saes, *arguments)
+    >>> 0.5 < trial.evaluate().faithfulness < 1.5
+    True
+    >>> trial.curve(thresholds=[0.1, 0.5])["nodes"].is_monotonic_decreasing
+    True
     """
 
-    verb: str
+    circuit: Circuit
     model: Transformer
-    batches: ArrayBatches
-    ablated: Callable[[np.ndarray], Values]
-    level: str
-    intact: frozenset[Site]
-    errors: str
-    settings: dict[str, Any]
+    saes: Saes
+    clean: Int[Array, "batch seq"]
+    corrupt: Int[Array, "batch seq"] | None
+    metric: Metric
+    _: dataclasses.KW_ONLY
+    level: str = "nodes"
+    ablation: AbstractAblation = Mean()
+    start_layer: int = 0
+    errors: str = "default"
+    batch_size: int | None = None
+    mask: Bool[Array, "batch seq"] | None = None
+    verb: str = "Trial"
 
-    def runs(
-        self, circuit: Circuit, names: Sequence[str], progress: Progress | None = None
-    ) -> dict[str, Float[np.ndarray, " prompt"]]:
-        """The metric of each prompt in each of the runs asked for, of `RUNS`: the whole model, all but the circuit ablated, everything
-        ablated, and the circuit ablated.
-        """
-        problem, report = self.batches.problem, progress or (lambda done, of, stage: None)
-        saes, seq = problem.saes, problem.clean.shape[1]
-        keeps = keeps_of(node_masks(circuit, saes, seq), self.intact, self.errors)
-        by_edges = [name for name in names if self.level == "edges" and name in ("circuit", "complement")]
-        into = edge_masks(circuit, saes, seq) if by_edges else {}
-        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        for i, (part, real) in enumerate(self.batches):
-            report(i, len(self.batches), self.level)
-            values = self.ablated(self.batches.rows(i))
-            for name in names:
-                if name not in by_edges:
-                    found[name].append(by_nodes(self.model, part, keeps[name], values)[real])
-            if by_edges:
-                start, nodes = clean_run(self.model, saes, part.clean, part.mask)
-                given = (self.model, part, start, nodes, values, self.intact, self.errors == "remove")
-                for name in by_edges:
-                    edges = EdgeRun(*given, complement=name == "complement")
-                    found[name].append(edges.metric(into, keeps["circuit"])[real])
-        report(len(self.batches), len(self.batches), self.level)
-        return {name: self._finite(np.concatenate(parts), name) for name, parts in found.items()}
-
-    def _finite(self, metrics: np.ndarray, name: str) -> np.ndarray:
-        bad = np.flatnonzero(~np.isfinite(metrics))
-        if len(bad):
-            raise ValueError(
-                f"{self.verb}: the metric is not finite on prompt {int(bad[0])} in the {name} run: {metrics[bad[0]]}."
+    def __post_init__(self):
+        check_kind(f"{self.verb}: circuit", self.circuit, Circuit, "a circuit, as jc.discover gives one")
+        if not isinstance(self.ablation, AbstractAblation):
+            raise TypeError(
+                f"{self.verb}: expected jc.MeanAblation(), jc.ZeroAblation() or jc.ResampleAblation() as the ablation, got a "
+                f"{type(self.ablation).__name__}."
             )
-        return metrics
+        self._check_settings()
+        _check_circuit(self.circuit, self.model, self.batches.problem)
 
+    def evaluate(self, *, progress: Progress | None = None) -> Evaluation:
+        """Runs the circuit without the rest of the model, and the rest without the circuit: see `jc.evaluate`."""
+        return evaluated(self.circuit, self._runs, progress)
 
-def trial_of(
-    verb: str,
-    circuit: Circuit,
-    model: Transformer,
-    saes: Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary],
-    clean: Int[Array, "batch seq"],
-    corrupt: Int[Array, "batch seq"] | None,
-    metric: Metric,
-    mask: Bool[Array, "batch seq"] | None,
-    ablation: AbstractAblation,
-    level: str,
-    start_layer: int,
-    errors: str,
-    batch_size: int | None,
-    *,
-    of_parts: bool,
-) -> Trial:
-    """The trial of these arguments of `verb`, for the circuit and its parts, of which there are some if it is `of_parts`. **Raises:**
-    `ValueError` for one that is not right.
-    """
-    check_kind(f"{verb}: circuit", circuit, Circuit, "a circuit, as jc.discover gives one")
-    if not isinstance(ablation, AbstractAblation):
-        raise TypeError(
-            f"{verb}: expected jc.MeanAblation(), jc.ZeroAblation() or jc.ResampleAblation() as the ablation, got a "
-            f"{type(ablation).__name__}."
-        )
-    _check(verb, model, level, errors, start_layer)
-    problem = prepare(model, saes, clean, corrupt, metric, mask)
-    batches = ArrayBatches(problem, batch_size, verb)
-    check_circuit(circuit, model, problem)
-    if of_parts:
-        _check_any(verb, circuit, level)
-    return Trial(
-        verb=verb,
-        model=model,
-        batches=batches,
-        ablated=ablation.values(_reference(model, batches, type(ablation).__name__)),
-        level=level,
-        intact=frozenset(site for site in problem.saes if (site.layer or 0) < start_layer),
-        errors=errors,
-        settings={
-            "level": level,
-            "ablation": {"name": type(ablation).__name__, **dataclasses.asdict(ablation)},
-            "reference": "clean prompts" if corrupt is None else "corrupt prompts",
-            "start_layer": start_layer,
-            "errors": errors,
-            "prompts": batches.n,
-            "model": model.name,
-        },
-    )
+    def curve(
+        self, *, thresholds: Sequence[float] | None = None, seed: int = 0, progress: Progress | None = None
+    ) -> "pd.DataFrame":
+        """Evaluates the circuit at one threshold after another: see `jc.recovery_curve`."""
+        return recovered(self._some(), self._runs, thresholds, seed, progress)
 
+    def minimality(self, *, most: int = 50, progress: Progress | None = None) -> "pd.DataFrame":
+        """Takes the strongest nodes, or edges, out of the circuit one by one: see `jc.minimality`."""
+        return lost(self._some(), self._runs, most, progress)
 
-def _check(verb: str, model: Transformer, level: str, errors: str, start_layer: int) -> None:
-    check_choice(f"{verb}: level", level, LEVELS)
-    check_choice(f"{verb}: errors", errors, ERRORS)
-    if level == "edges" and errors == "keep":
-        raise ValueError(
-            f"{verb}: errors='keep' is of level='nodes'; an error node has no single input when every edge has its own value."
-        )
-    check_count(f"{verb}: start_layer", "layers are left alone", start_layer, least=0)
-    if start_layer > model.n_layers:
-        raise ValueError(f"{verb}: start_layer is from 0 to {model.n_layers}, got {start_layer}.")
+    def prune(self, *, faithfulness: float = 0.8, progress: Progress | None = None) -> Circuit:
+        """Raises a threshold until what is left of the circuit carries just as much as is asked for: see `jc.prune`."""
+        return pruned(self._some(), self._runs, faithfulness, progress)
 
+    def steer(
+        self, nodes: Iterable[str], *, strengths: Sequence[float] = (1.0,), progress: Progress | None = None
+    ) -> "pd.DataFrame":
+        """Moves nodes and compares the change of the metric with what the circuit's edges predict: see `jc.steer`."""
+        return moved(self.verb, self.circuit, self.model, self.batches, nodes, strengths, progress)
 
-def _check_any(verb: str, circuit: Circuit, level: str) -> None:
-    """ValueError for a circuit without parts."""
-    if not len(circuit.nodes if level == "nodes" else circuit.edges):
-        raise ValueError(
-            f"{verb}: the circuit has no {level}. Find it with lower thresholds, and for edges with an edge_threshold."
+    def __repr__(self) -> str:
+        return f"Trial({self.circuit}, {self.batches.n} prompts, by {self.level})"
+
+    @ft.cached_property
+    def batches(self) -> ArrayBatches:
+        """The prompts, checked."""
+        problem = prepare(self.model, self.saes, self.clean, self.corrupt, self.metric, self.mask)
+        return ArrayBatches(problem, self.batch_size, self.verb)
+
+    @ft.cached_property
+    def _runs(self) -> Runs:
+        """**Raises:** `ValueError` where there are no values to ablate to."""
+        return Runs(
+            verb=self.verb,
+            model=self.model,
+            batches=self.batches,
+            ablated=self.ablation.values(_receivers(self.model, self.batches)),
+            level=self.level,
+            intact=frozenset(site for site in self.batches.problem.saes if (site.layer or 0) < self.start_layer),
+            errors=self.errors,
+            settings=self._settings(),
         )
 
+    def _settings(self) -> dict[str, Any]:
+        """All that the numbers depend on beside the circuit, in plain JSON."""
+        beside = "clean prompts" if self.corrupt is None else "corrupt prompts"
+        return {
+            "level": self.level,
+            "ablation": {"name": type(self.ablation).__name__, **_plain(self.ablation)},
+            "reference": "the ablation's own" if jax.tree.leaves(self.ablation) else beside,
+            "start_layer": self.start_layer,
+            "errors": self.errors,
+            "prompts": self.batches.n,
+            "model": self.model.name,
+        }
 
-def check_circuit(circuit: Circuit, model: Transformer, problem: Problem) -> None:
+    def _check_settings(self) -> None:
+        check_choice(f"{self.verb}: level", self.level, LEVELS)
+        check_choice(f"{self.verb}: errors", self.errors, ERRORS)
+        if self.level == "edges" and self.errors == "keep":
+            raise ValueError(
+                f"{self.verb}: errors='keep' is of level='nodes'; an error node has no single input when every edge has its own value."
+            )
+        check_count(f"{self.verb}: start_layer", "layers are left alone", self.start_layer, least=0)
+        if self.start_layer > self.model.n_layers:
+            raise ValueError(f"{self.verb}: start_layer is from 0 to {self.model.n_layers}, got {self.start_layer}.")
+
+    def _some(self) -> Circuit:
+        """Returns the circuit. **Raises:** `ValueError` if there is nothing in it that could be taken away."""
+        if not len(self.circuit.nodes if self.level == "nodes" else self.circuit.edges):
+            raise ValueError(
+                f"{self.verb}: the circuit has no {self.level}. Find it with lower thresholds, and for edges with an edge_threshold."
+            )
+        return self.circuit
+
+
+def _check_circuit(circuit: Circuit, model: Transformer, problem: Problem) -> None:
     """ValueError if the circuit is of another model, other dictionaries or other prompts."""
     check_same(circuit, model, problem.saes)
     positions = [row.pos for row in circuit.node_rows() if row.pos is not None]
@@ -169,49 +197,28 @@ def check_circuit(circuit: Circuit, model: Transformer, problem: Problem) -> Non
         )
 
 
-def _reference(model: Transformer, batches: ArrayBatches, who: str) -> Reference:
-    """The corrupt prompts, or the clean ones if there are none."""
+def _receivers(model: Transformer, batches: ArrayBatches) -> Receivers:
+    """Says what ablations need to know of the prompts: values are nodes, of the corrupt prompts where there are any."""
     problem = batches.problem
-    tokens = problem.clean if problem.corrupt is None else problem.corrupt
-    of = lambda rows: clean_run(model, problem.saes, tokens[rows], problem.mask[rows])[1]
-    return Reference(who, of, np.asarray(problem.mask), [batches.rows(i) for i in range(len(batches))])
+    of = lambda tokens, keys: clean_run(model, problem.saes, tokens, keys)[1]
+    shapes = lambda: jax.eval_shape(of, problem.clean[:1], problem.mask[:1])
+    return Receivers(
+        model=model,
+        tokens=problem.clean,
+        mask=problem.mask,
+        others=problem.clean if problem.corrupt is None else problem.corrupt,
+        of=of,
+        zeros=lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes()),
+        groups=lambda count: [
+            np.minimum(np.arange(start, start + batches.size), count - 1) for start in range(0, count, batches.size)
+        ],
+    )
 
 
-def keeps_of(
-    members: Mapping[Site, np.ndarray], intact: Iterable[Site], errors: str
-) -> dict[str, dict[Site, np.ndarray]]:
-    """For each run which nodes are left as they are."""
-    keeps = {}
-    for name in RUNS:
-        keeps[name] = {}
-        for site, member in members.items():
-            keep = {
-                "full": np.ones_like(member),
-                "circuit": member.copy(),
-                "empty": np.zeros_like(member),
-                "complement": ~member,
-            }[name]
-            if errors == "keep" or (errors == "remove" and name in ("circuit", "complement")):
-                keep[:, -1] = errors == "keep"
-            keeps[name][site] = np.ones_like(member) if site in intact else keep
-    return keeps
-
-
-def by_nodes(model: Transformer, problem: Problem, keep: Mapping[Site, np.ndarray], values: Values) -> np.ndarray:
-    arrays = {site: jnp.asarray(mask) for site, mask in keep.items()}
-    return np.asarray(_overwritten(model, problem, arrays, values), np.float64)
-
-
-@jax.jit
-def _overwritten(model: Transformer, problem: Problem, keep, values: Values) -> Float[Array, " batch"]:
-    shapes = site_shapes(model, problem.clean.shape[1])
-
-    def one(tokens, keys, metric, values):
-        edits: dict[Site, AbstractEdit] = {**held_inputs(model, problem.saes, tokens, keys)}
-        for site, nodes in values.items():
-            error = nodes.error.reshape(shapes[site].shape)
-            dropped = ~keep[site][:, -1].reshape(-1, *[1] * (error.ndim - 1))
-            edits |= {site.acts: Blend(~keep[site][:, :-1], nodes.acts), site.error: Blend(dropped, error)}
-        return run_metric(model, metric, tokens, saes=problem.saes, edits=edits, mask=keys)[0]
-
-    return jax.vmap(one)(problem.clean, problem.mask, problem.metric, values)
+def _plain(ablation: AbstractAblation) -> dict[str, Any]:
+    """Lists the settings of an ablation that are not arrays."""
+    return {
+        field.name: getattr(ablation, field.name)
+        for field in dataclasses.fields(ablation)
+        if field.metadata.get("static")
+    }

@@ -26,7 +26,7 @@ def add(subparsers: Subparsers) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser, out: Path) -> None:
-    """The options of the benchmarks, which `python -m benchmarks` has too."""
+    """Adds the options of the benchmarks, which `python -m benchmarks` has too."""
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these, without plots (a wrong name lists all)")
     parser.add_argument(
         "--size", choices=("small", "xl"), default="small", help="GPT-2's sizes, or GPT-2 XL's for a GPU"
@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser, out: Path) -> None:
 
 
 def load(module: str) -> ModuleType:
-    """A module of the benchmarks: of the installed package, or of `benchmarks/` in a checkout.
+    """Imports a module of the benchmarks: of the installed package, or of `benchmarks/` in a checkout.
 
     **Raises:** `ValueError` if the benchmarks are in neither place.
     """

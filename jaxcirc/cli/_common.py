@@ -17,12 +17,12 @@ from .._sites import Site
 from .._words import counted
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
 from ..circuits import annotate_latents, Circuit, discover
+from ..circuits._rows import note_of
 from ..data import load_prompts, Prompts
 from ..data._encode import beginning, begun
 from ..interop import check_pretrained, check_saes, from_pretrained, load_saes, load_tokenizer
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ..view import note_of
 from ._options import count, existing_file, threshold
 
 
@@ -36,7 +36,7 @@ Subparsers = Any  # argparse keeps the class of add_subparsers' result to itself
 
 @contextmanager
 def progress_bar() -> Iterator[Any]:
-    """A `progress(done, of, stage)` that draws a bar on standard error; a new stage begins a new bar."""
+    """Makes a `progress(done, of, stage)` that draws a bar on standard error; a new stage begins a new bar."""
     from tqdm import tqdm
 
     bars: dict[str, Any] = {}
@@ -60,8 +60,8 @@ def progress_bar() -> Iterator[Any]:
 def add_prompt_options(
     parser: argparse.ArgumentParser, *, prompts: str = "file of prompt pairs", dictionaries: bool = True
 ) -> None:
-    """The options of every command that runs a given model, with `dictionaries` or without, on the prompts of a file; `prompts` explains
-    the file.
+    """Adds the options of every command that runs a given model, with `dictionaries` or without, on the prompts of a file; `prompts`
+    explains the file.
     """
     parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
     if dictionaries:
@@ -95,7 +95,7 @@ def add_prompt_options(
 def load_given(
     arguments: argparse.Namespace,
 ) -> tuple[Transformer, dict[Site, AbstractDictionary], Prompts, Any]:
-    """Model, dictionaries, prompts and tokenizer, as the options of `add_prompt_options` name them."""
+    """Loads model, dictionaries, prompts and tokenizer, as the options of `add_prompt_options` name them."""
     # The prompts first, and a model last: what is wrong with the others shows before a large one is read.
     check_saes(arguments.saes)
     tokenizer = tokenizer_of(arguments)
@@ -105,7 +105,7 @@ def load_given(
 
 
 def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
-    """The prompts that are asked for."""
+    """Loads the prompts that are asked for."""
     bos = bool(arguments.bos)
     prompts = load_prompts(
         arguments.prompts,
@@ -123,7 +123,7 @@ def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
 
 
 def load_model(arguments: argparse.Namespace) -> Transformer:
-    """The model that is asked for."""
+    """Loads the model that is asked for."""
     return from_pretrained(arguments.model, revision=arguments.revision)
 
 
@@ -133,7 +133,7 @@ def note(text: str) -> None:
 
 
 def add_bos_option(parser: argparse.ArgumentParser, where: str) -> None:
-    """`--bos` and `--no-bos`; neither is the default that `where` states.
+    """Adds `--bos` and `--no-bos`; neither is the default that `where` states.
 
     One rule for all commands: the beginning-of-text token is put before a text of one's own, because models of this family were trained on
     texts that begin with it; what a file of prompt pairs or of token ids holds is data, and is taken as it stands.
@@ -142,7 +142,7 @@ def add_bos_option(parser: argparse.ArgumentParser, where: str) -> None:
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that runs a given model on one text."""
+    """Adds the options of every command that runs a given model on one text."""
     parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--prompt", help="the text")
@@ -160,7 +160,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 
 
 def tokens_of(arguments: argparse.Namespace) -> jax.Array:
-    """The text's tokens, as the options of `add_text_options` name it; says how many, and whether a token was put before the text."""
+    """Encodes the text, as the options of `add_text_options` name it; says how many, and whether a token was put before the text."""
     if arguments.prompt is None:
         check_pretrained(arguments.model, arguments.revision)
         return jnp.asarray(ids_of(arguments, rank=1), jnp.int32)
@@ -176,7 +176,7 @@ def tokens_of(arguments: argparse.Namespace) -> jax.Array:
 
 
 def put_before(tokenizer: Any, bos: bool | None) -> list[int]:
-    """The beginning-of-text token, or nothing: as `--bos` says, and for `None` if there is one.
+    """Gives the beginning-of-text token, or nothing: as `--bos` says, and for `None` if there is one.
 
     **Raises:** `ValueError` if it is asked for and the tokenizer has none.
     """
@@ -184,12 +184,12 @@ def put_before(tokenizer: Any, bos: bool | None) -> list[int]:
 
 
 def encode_text(tokenizer: Any, text: str, *, bos: bool | None = None) -> list[int]:
-    """Its token ids behind what `put_before` says, which is not put before a text that begins with it."""
+    """Encodes a text: its token ids behind what `put_before` says, which is not put before a text that begins with it."""
     return begun(tokenizer.encode(text, add_special_tokens=False), put_before(tokenizer, bos))
 
 
 def _typed(text: str) -> str:
-    """Text as it was typed, in UTF-8, where the locale knows no such letters and Python has escaped its bytes."""
+    """Decodes text as it was typed, in UTF-8, where the locale knows no such letters and Python has escaped its bytes."""
     if not any("\udc80" <= letter <= "\udcff" for letter in text):
         return text
     try:
@@ -199,7 +199,7 @@ def _typed(text: str) -> str:
 
 
 def ids_of(arguments: argparse.Namespace, *, rank: int) -> np.ndarray:
-    """Token ids out of the `.npy` file or JSON list of `--tokens`: of one prompt (`rank=1`), or of several of one length (`rank=2`)."""
+    """Reads token ids out of the `.npy` file or JSON list of `--tokens`: of one prompt (`rank=1`), or of several alike (`rank=2`)."""
     if arguments.bos is not None:
         raise ValueError("--bos and --no-bos are about text; token ids are taken as they are. Leave the option out.")
     path = arguments.tokens
@@ -218,8 +218,8 @@ def ids_of(arguments: argparse.Namespace, *, rank: int) -> np.ndarray:
 
 
 def tokenizer_of(arguments: argparse.Namespace) -> Any:
-    """The tokenizer that was named, or the model's own at its revision. That there is such a model is looked at first: without one there
-    is no tokenizer either, and what is missing is the model.
+    """Loads the tokenizer that was named, or the model's own at its revision. That there is such a model is looked at first: without one
+    there is no tokenizer either, and what is missing is the model.
     """
     check_pretrained(arguments.model, arguments.revision)
     if arguments.tokenizer:
@@ -228,7 +228,7 @@ def tokenizer_of(arguments: argparse.Namespace) -> Any:
 
 
 def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: float, edge_threshold: float) -> None:
-    """The options of every command that finds a circuit."""
+    """Adds the options of every command that finds a circuit."""
     kept = {"node": ("|effect|", node_threshold), "edge": ("|weight|", edge_threshold)}
     for what, (strength, default) in kept.items():
         option = f"--{what}-threshold"
@@ -255,27 +255,23 @@ def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: floa
 
 def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
     """Prints the strongest nodes and edges."""
-    meta, notes = circuit.meta, circuit.meta.get("annotations", {})
+    meta, notes = circuit.meta, circuit.meta.annotations or {}
     print(
         f"{counted(len(circuit.nodes), 'node')}, {counted(len(circuit.edges), 'edge')}; "
-        f"metric {meta['clean_metric']:z.3f}, effect {meta['total_effect']:+z.3f}"
+        f"metric {meta.clean_metric:z.3f}, effect {meta.total_effect:+z.3f}"
     )
-    shares = meta["completeness"]
-    if shares:
+    if shares := meta.completeness:
         ends = dict.fromkeys(f"{share:.1%}" for share in (min(shares.values()), max(shares.values())))
         sums = f"node effects sum to {' to '.join(ends)} of the total effect at the {counted(len(shares), 'residual site')}"
-        print(
-            f"check: {sums}"
-            if meta["method"]["name"] == "IntegratedGradients"
-            else f"note: {sums}; by this method they need not"
-        )
-    if certificate := meta["certificate"]:
+        integrated = meta.method is not None and meta.method["name"] == "IntegratedGradients"
+        print(f"check: {sums}" if integrated else f"note: {sums}; by this method they need not")
+    if certificate := meta.certificate:
         print(
             f"check: relative error of edges {certificate['error']:z.1e} in {counted(certificate['probes'], 'probe')} against float64 "
             f"(limit {certificate['limit']:z.0e})"
         )
     if not len(circuit.edges):
-        print(f"no edge has |weight| above {meta['edge_threshold']:g}; the largest is {meta['largest_edge']:z.3g}")
+        print(f"no edge has |weight| above {meta.edge_threshold:g}; the largest is {meta.largest_edge:z.3g}")
     if set(circuit.nodes["kind"]) == {"error"}:
         print("all nodes are errors: these dictionaries say little of what matters here")
     print("\nstrongest nodes")
@@ -318,7 +314,9 @@ def find_circuit(
     if positions:
         circuit = circuit.annotate(tokens=[tokenizer.decode([int(token)]) for token in prompts.clean[0]])
     sides = [prompts.clean, prompts.corrupt]
-    return circuit.annotate(annotations=annotate_latents(circuit, model, saes, sides, tokenizer, mask=prompts.mask))
+    notes = annotate_latents(circuit, model, saes, sides, tokenizer, mask=prompts.mask)
+    begin = {side[0] for tokens in sides for side in np.asarray(tokens).tolist()}
+    return circuit.annotate(annotations=notes, bos=begin == {tokenizer.bos_token_id})
 
 
 def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:

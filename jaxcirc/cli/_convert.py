@@ -4,8 +4,8 @@ import argparse
 import json
 
 from .._words import counted
-from ..circuits import Circuit, load_annotations
-from ..view import note_of
+from ..circuits import load_annotations, load_feature_circuit
+from ..circuits._rows import note_of
 from ._common import Subparsers
 from ._options import existing_file, new_circuit, threshold
 
@@ -43,7 +43,7 @@ def add(subparsers: Subparsers) -> None:
 def convert(arguments: argparse.Namespace) -> int:
     notes = load_annotations(arguments.annotations) if arguments.annotations else {}
     thresholds = {"node_threshold": arguments.node_threshold, "edge_threshold": arguments.edge_threshold}
-    circuit = Circuit.from_feature_circuits(arguments.file, **thresholds, model=arguments.model)
+    circuit = load_feature_circuit(arguments.file, **thresholds, model=arguments.model)
     if notes:
         circuit = circuit.annotate(annotations=notes)
     circuit.save(arguments.out)
@@ -57,9 +57,9 @@ def convert(arguments: argparse.Namespace) -> int:
         return 0
     print(
         f"{counted(len(circuit.nodes), 'node')} ({noted} annotated), {counted(len(circuit.edges), 'edge')}, "
-        f"{counted(circuit.meta['prompts'], 'prompt')}"
+        f"{counted(circuit.meta.prompts or 0, 'prompt')}"
     )
-    for note in circuit.meta["notes"]:
+    for note in circuit.meta.notes or ():
         print(f"note: {note}")
     print(f"saved to {arguments.out}, drawn in {picture}: open it in a browser.")
     return 0

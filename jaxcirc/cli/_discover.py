@@ -85,10 +85,10 @@ def discover_file(arguments: argparse.Namespace) -> int:
 
 
 def _about_thresholds(circuit: Circuit) -> str:
-    pruned = circuit.meta.get("pruned")
+    pruned = circuit.meta.pruned
     if pruned is None:
         return (
-            f"Thresholds of {circuit.meta['node_threshold']:g} and {circuit.meta['edge_threshold']:g} are for looking at the strongest "
+            f"Thresholds of {circuit.meta.node_threshold:g} and {circuit.meta.edge_threshold:g} are for looking at the strongest "
             "parts, which alone carry little. For a circuit that carries 0.8 of the behaviour by its edges, add --faithfulness 0.8."
         )
     name = "node_threshold" if pruned["level"] == "nodes" else "edge_threshold"

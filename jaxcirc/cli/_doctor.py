@@ -60,12 +60,12 @@ def doctor(arguments: argparse.Namespace) -> int:
         print(", ".join(f"{name} {value}" for name, value in about.items()))
     for what, check in checks.items():
         try:
-            ok, said = True, check()
+            ok, result = True, check()
         except Exception as error:  # a doctor reports every failure, whatever it is, and goes on
-            ok, said = False, f"{type(error).__name__}: {error}"
-        results[what] = {"ok": ok, "said": said}
+            ok, result = False, f"{type(error).__name__}: {error}"
+        results[what] = {"ok": ok, "said": result}
         if not arguments.json:
-            print(f"{'ok  ' if ok else 'FAIL'}  {what}: {said}")
+            print(f"{'ok  ' if ok else 'FAIL'}  {what}: {result}")
     if arguments.json:
         print(json.dumps({**about, "checks": results}))
     return 0 if all(result["ok"] for result in results.values()) else 1
@@ -88,7 +88,7 @@ def _jacobian(seq: int = 64, d_model: int = 768, heads: int = 12) -> str:
 
 
 def _one_block(seq: int, d_model: int, heads: int) -> Transformer:
-    """A random model of one attention layer."""
+    """Makes a random model of one attention layer."""
     rng = np.random.default_rng(0)
     random = lambda *shape: jnp.asarray(rng.standard_normal(shape) / shape[-1] ** 0.5, jnp.float32)
     d_head = d_model // heads

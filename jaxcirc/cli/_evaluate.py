@@ -5,7 +5,7 @@ import json
 from typing import Any, TYPE_CHECKING
 
 from .._words import counted
-from ..circuits import Circuit, evaluate, MeanAblation, minimality, recovery_curve, ResampleAblation, ZeroAblation
+from ..circuits import Circuit, MeanAblation, ResampleAblation, Trial, ZeroAblation
 from ..view import draw_curves
 from ._common import add_prompt_options, load_given, progress_bar, Subparsers
 from ._options import count, existing_folder, picture
@@ -62,45 +62,51 @@ def add(subparsers: Subparsers) -> None:
 def evaluate_file(arguments: argparse.Namespace) -> int:
     circuit = Circuit.load(arguments.circuit)
     model, saes, prompts, _ = load_given(arguments)
-    given = (circuit, model, saes, prompts.clean, prompts.corrupt, prompts.metric())
-    options = {
-        "level": arguments.level,
-        "ablation": ABLATIONS[arguments.ablation](),
-        "start_layer": arguments.start_layer,
-        "errors": arguments.errors,
-        "batch_size": arguments.batch_size,
-        "mask": prompts.mask,
-    }
+    trial = Trial(
+        circuit,
+        model,
+        saes,
+        prompts.clean,
+        prompts.corrupt,
+        prompts.metric(),
+        level=arguments.level,
+        ablation=ABLATIONS[arguments.ablation](),
+        start_layer=arguments.start_layer,
+        errors=arguments.errors,
+        batch_size=arguments.batch_size,
+        mask=prompts.mask,
+        verb="evaluate",
+    )
     with progress_bar() as progress:
-        found = evaluate(*given, **options, progress=progress)
+        evaluation = trial.evaluate(progress=progress)
         tables = {}
         if arguments.curve or arguments.plot:
-            tables["curve"] = recovery_curve(*given, **options, progress=progress)
+            tables["curve"] = trial.curve(progress=progress)
         if arguments.minimality is not None:
-            tables["minimality"] = minimality(*given, **options, most=arguments.minimality, progress=progress)
+            tables["minimality"] = trial.minimality(most=arguments.minimality, progress=progress)
     if arguments.plot:
         draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot)
     if arguments.json:
-        print(json.dumps({**found.as_dict(), **{name: _records(table) for name, table in tables.items()}}))
+        print(json.dumps({**evaluation.as_dict(), **{name: _records(table) for name, table in tables.items()}}))
         return 0
     sizes = (len(circuit.nodes), "node"), (len(circuit.edges), "edge"), (len(prompts), "prompt")
     print(f"{', '.join(counted(*size) for size in sizes)}, by {arguments.level}")
     for name in ("faithfulness", "completeness"):
-        low, high = found.interval(name)
+        low, high = evaluation.interval(name)
         interval = "(one prompt tells nothing of others)" if low != low else f"(95 %: {low:z.3f} to {high:z.3f})"
-        print(f"{name:<13} {getattr(found, name):z7.3f}   {interval}")
-    moved = found.per_prompt["full"] - found.per_prompt["empty"]
+        print(f"{name:<13} {getattr(evaluation, name):z7.3f}   {interval}")
+    moved = evaluation.per_prompt["full"] - evaluation.per_prompt["empty"]
     if abs(moved.mean()) < 2 * moved.std() / len(moved) ** 0.5:
         print(
             "note: ablating every node changes the metric by no more than prompts differ, so these shares of it say little"
         )
-    if found.faithfulness < 0.5 and "pruned" not in circuit.meta:
+    if evaluation.faithfulness < 0.5 and circuit.meta.pruned is None:
         print(
             "note: the circuit alone carries little. Default thresholds of jaxcirc discover are for looking at the strongest "
             "parts; jaxcirc discover --faithfulness 0.8 finds those that carry as much"
         )
     for name in ("full", "circuit", "empty", "complement"):
-        print(f"metric, {name:<11} {found.per_prompt[name].mean():+z7.3f}")
+        print(f"metric, {name:<11} {evaluation.per_prompt[name].mean():+z7.3f}")
     for table in tables.values():
         print("\n" + table.to_string(index=False, float_format="{:z.3g}".format))
     if arguments.plot:
@@ -109,7 +115,7 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
 
 
 def _records(table: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Plain JSON, which has no NaN: the intervals of one prompt are null."""
+    """Makes plain JSON of a table, which has no NaN: the intervals of one prompt are null."""
     return [
         {name: None if value != value else value for name, value in row.items()} for row in table.to_dict("records")
     ]

@@ -3,7 +3,8 @@
 import argparse
 import json
 
-from ..features import feature_jacobian, FeatureJacobian, SIDES, steer_features
+from ..features import feature_jacobian, FeatureJacobian, steer_features
+from ..features._ends import SIDES
 from ..interop import check_saes, load_saes
 from ..view import draw_features
 from ._common import add_text_options, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
@@ -110,7 +111,7 @@ def features(arguments: argparse.Namespace) -> int:
 
 
 def _summary(J: FeatureJacobian) -> dict:
-    found = J.correlation()._asdict() if len(J) > 1 and J.has_cosine else None
+    correlation = J.correlation()._asdict() if len(J) > 1 and J.has_cosine else None
     return {
         "source": str(J.source_site),
         "target": str(J.target_site),
@@ -118,15 +119,15 @@ def _summary(J: FeatureJacobian) -> dict:
         "minimum": J.minimum,
         "substitute": list(J.substitute),
         "pairs": len(J),
-        "correlation": found,
+        "correlation": correlation,
     }
 
 
 def _show(J: FeatureJacobian, table) -> None:
     print(repr(J))
     if len(J) > 1 and J.has_cosine:
-        found = J.correlation()
-        print(f"|gradient| with |cosine|: Pearson {found.pearson:z.3f}, Spearman {found.spearman:z.3f}")
+        correlation = J.correlation()
+        print(f"|gradient| with |cosine|: Pearson {correlation.pearson:z.3f}, Spearman {correlation.spearman:z.3f}")
     print(f"\nstrongest pairs, and what the target does when its source is moved by {table['step'][0]:g}")
     beside = ["step", *(["source_position"] if J.positions == "same" else [])]
     print(table.drop(columns=beside).to_string(index=False, float_format="{:+z.4f}".format))

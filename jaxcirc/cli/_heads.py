@@ -76,14 +76,14 @@ def heads(arguments: argparse.Namespace) -> int:
     prompts = load_prompt_file(arguments, tokenizer_of(arguments))
     model = load_model(arguments)
     method = _method(arguments, model, prompts)
-    found = _effects(arguments, model, prompts, method)
+    effects = _effects(arguments, model, prompts, method)
     if arguments.plot:
-        draw_head_effects(found, arguments.plot)
-    rows = _rows(found)
-    total, clean = (float(np.mean(x)) for x in (found.total, found.clean))
+        draw_head_effects(effects, arguments.plot)
+    rows = _rows(effects)
+    total, clean = (float(np.mean(x)) for x in (effects.total, effects.clean))
     if arguments.json:
         plot = str(arguments.plot) if arguments.plot else None
-        name = next(name for name, known in METHODS.items() if known == found.method)
+        name = next(name for name, known in METHODS.items() if known == effects.method)
         about = {"model": model.name, "method": name, "prompts": len(prompts)}
         print(json.dumps({**about, "clean_metric": clean, "total_effect": total, "rows": rows, "plot": plot}))
         return 0
@@ -95,7 +95,7 @@ def heads(arguments: argparse.Namespace) -> int:
     rather = (
         f"; --method patching would take {runs:,} runs" if arguments.method == "auto" and method == AtPStar() else ""
     )
-    print(f"effects by {found.method.words}{rather}\n")
+    print(f"effects by {effects.method.words}{rather}\n")
     print("head    output    query      key    value")
     sign = "" if method == METHODS["atp-star-graddrop"] else "+"
     for row in rows[: arguments.most]:
@@ -106,7 +106,7 @@ def heads(arguments: argparse.Namespace) -> int:
 
 
 def _method(arguments: argparse.Namespace, model: Transformer, prompts: Prompts) -> AbstractHeadMethod:
-    """What was asked for. All prompts decide on what they can afford, not those that are in memory at once."""
+    """Chooses the method that was asked for. All prompts decide on what they can afford, not those that are in memory at once."""
     if arguments.method == "auto":
         return affordable_method(model, *prompts.clean.shape)
     if arguments.method == "atp-star-graddrop" and model.n_layers == 1:
@@ -131,9 +131,9 @@ def _effects(
     return jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
 
 
-def _rows(found: HeadEffects) -> list[dict[str, Any]]:
-    """A row a head, the largest output's effect first."""
-    mean = {part: np.asarray(getattr(found, part)).sum(-1).mean(0) for part in PARTS}
+def _rows(effects: HeadEffects) -> list[dict[str, Any]]:
+    """Makes a row a head, the largest output's effect first."""
+    mean = {part: np.asarray(getattr(effects, part)).sum(-1).mean(0) for part in PARTS}
     rows = [
         {"head": "{}.{}".format(*at), **{part: float(mean[part][at]) for part in PARTS}}
         for at in np.ndindex(mean["z"].shape)

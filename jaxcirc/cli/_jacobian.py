@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import jacobian as jac
 from ..interop import check_saes, load_saes
+from ..jacobian._save import check_free, saved_already
 from ._common import add_text_options, load_model, progress_bar, Subparsers, tokens_of
 from ._options import count, new_file, site, whole_number
 
@@ -65,7 +66,7 @@ def add(subparsers: Subparsers) -> None:
 
 def jacobian(arguments: argparse.Namespace) -> int:
     if arguments.out:
-        jac.check_free(arguments.out)
+        check_free(arguments.out)
     if arguments.saes:
         check_saes(arguments.saes)
     tokens = tokens_of(arguments)
@@ -107,7 +108,7 @@ def jacobian(arguments: argparse.Namespace) -> int:
 
 
 def _measure(J: jac.EdgeJacobian, arguments: argparse.Namespace) -> dict[str, Any]:
-    held = arguments.out is not None and jac.saved_already(J, arguments.out, overwrite=arguments.overwrite)
+    held = arguments.out is not None and saved_already(J, arguments.out, overwrite=arguments.overwrite)
     if arguments.out:
         with progress_bar() as progress:
             certificate = jac.save_jacobian(J, arguments.out, overwrite=arguments.overwrite, progress=progress)

@@ -50,9 +50,9 @@ _OTHERS = {"heads": "only", "strength": "strengths", "most_edges": "most"}
 
 
 def in_options(message: str, arguments: argparse.Namespace) -> str:
-    """`message` as the command that has these arguments says it: options in place of keywords, and no Python."""
-    for phrase, said in _PHRASES.items():
-        message = re.sub(phrase, said, message)
+    """Rewords `message` as the command that has these arguments says it: options in place of keywords, and no Python."""
+    for phrase, wording in _PHRASES.items():
+        message = re.sub(phrase, wording, message)
     message = _VERBS.sub("", message, count=1)
     known = vars(arguments)
     for name in sorted({*known, *(name for name, ours in _OTHERS.items() if ours in known)}, key=len, reverse=True):
@@ -63,7 +63,7 @@ def in_options(message: str, arguments: argparse.Namespace) -> str:
 
 
 def _named(message: str, name: str, ours: str) -> str:
-    """An argument `name` as the option that it is: `name='x'`, `name=3`, and where it is not also a word of English, `name` alone."""
+    """Rewords an argument `name` as the option that it is: `name='x'`, `name=3`, and where it is no word of English, `name` alone."""
     option, begins = "--" + ours.replace("_", "-"), rf"(?<![\w./-]){name}"
     message = re.sub(rf"{begins}=True\b", option, message)
     message = re.sub(rf"{begins}='([^']*)'", rf"{option} \1", message)

@@ -11,37 +11,37 @@ from typing import Any
 from .._checks import check_count, check_number, check_share, check_threshold
 from .._files import check_writable
 from .._sites import Site
-from ..circuits import check_output
-from ..view import check_svg
+from ..circuits._circuit import check_output
+from ..view._svg import check_svg
 
 
 def count(option: str, what: str, *, least: int = 1) -> Callable[[str], int]:
-    """How many `what`, at least `least`."""
+    """Takes how many `what`, at least `least`."""
     return _reader(int, lambda value: check_count(option, what, value, least=least))
 
 
 def whole_number(option: str) -> Callable[[str], int]:
-    """A position: any whole number."""
+    """Takes a position: any whole number."""
     return _reader(int, lambda value: _refuse_text(f"{option} takes whole numbers", value))
 
 
 def number(option: str) -> Callable[[str], float]:
-    """A finite number."""
+    """Takes a finite number."""
     return _reader(float, lambda value: check_number(option, value))
 
 
 def threshold(option: str) -> Callable[[str], float]:
-    """A size that others are compared with, 0 or more."""
+    """Takes a size that others are compared with, 0 or more."""
     return _reader(float, lambda value: check_threshold(option, value))
 
 
 def share(option: str, what: str) -> Callable[[str], float]:
-    """A part of `what`, above 0 and up to 1."""
+    """Takes a part of `what`, above 0 and up to 1."""
     return _reader(float, lambda value: check_share(option, what, value))
 
 
 def one_of(option: str, known: Sequence[str], says: str = "is one of {}") -> Callable[[str], str]:
-    """One of a few words; `says` what the option does with them."""
+    """Takes one of a few words; `says` what the option does with them."""
 
     def check(value: str) -> None:
         if value not in known:
@@ -51,7 +51,7 @@ def one_of(option: str, known: Sequence[str], says: str = "is one of {}") -> Cal
 
 
 def site(option: str) -> Callable[[str], str]:
-    """The name of a site, such as `blocks.0.hook_mlp_out`; whether a model has it shows when the model is there."""
+    """Takes the name of a site, such as `blocks.0.hook_mlp_out`; whether a model has it shows when the model is there."""
 
     def check(value: str) -> None:
         try:
@@ -63,7 +63,7 @@ def site(option: str) -> Callable[[str], str]:
 
 
 def head(option: str) -> Callable[[str], tuple[int, int]]:
-    """A head, LAYER.HEAD."""
+    """Takes a head, LAYER.HEAD."""
 
     def read(text: str) -> tuple[int, int]:
         layer, dot, number = text.partition(".")
@@ -75,7 +75,7 @@ def head(option: str) -> Callable[[str], tuple[int, int]]:
 
 
 def existing_file(option: str) -> Callable[[str], Path]:
-    """A file that is read."""
+    """Takes a file that is read."""
 
     def check(path: Path) -> None:
         if path.is_dir():
@@ -87,7 +87,7 @@ def existing_file(option: str) -> Callable[[str], Path]:
 
 
 def existing_folder(option: str) -> Callable[[str], Path]:
-    """A folder that is read."""
+    """Takes a folder that is read."""
 
     def check(path: Path) -> None:
         if not path.is_dir():
@@ -97,17 +97,17 @@ def existing_folder(option: str) -> Callable[[str], Path]:
 
 
 def new_circuit(option: str) -> Callable[[str], Path]:
-    """A folder that a circuit is written to."""
+    """Takes a folder that a circuit is written to."""
     return _writable(option, check_output)
 
 
 def picture(option: str) -> Callable[[str], Path]:
-    """An SVG file that is written."""
+    """Takes an SVG file that is written."""
     return _writable(option, check_svg)
 
 
 def new_file(option: str) -> Callable[[str], Path]:
-    """A file that is written."""
+    """Takes a file that is written."""
 
     def check(path: Path) -> None:
         if path.is_dir():
@@ -117,7 +117,7 @@ def new_file(option: str) -> Callable[[str], Path]:
 
 
 def new_folder(option: str) -> Callable[[str], Path]:
-    """A folder that files are written to, beside what it holds."""
+    """Takes a folder that files are written to, beside what it holds."""
 
     def check(path: Path) -> None:
         if path.exists() and not path.is_dir():

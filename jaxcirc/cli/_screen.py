@@ -75,7 +75,7 @@ class _Copied:
         self._write(begun)
 
     def say(self, text: bytes) -> None:
-        """For a process that leaves at once: past the pipe, of which nobody may read the end, and on a line of its own."""
+        """Speaks for a process that leaves at once: past the pipe, of which nobody may read the end, and on a line of its own."""
         self._write(text if self.ended else b"\n" + text)
 
     def _write(self, text: bytes) -> None:
@@ -100,7 +100,7 @@ def notes(say: Callable[[str], str]) -> Iterator[None]:
 
 
 def leave_cleanly() -> None:
-    """What is done if the process is stopped."""
+    """Says what is done if the process is stopped."""
     _stop.last_things[:] = [abandon, _forget_begun_programs, sys.stdout.flush]
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from .. import data
 from .._files import read_text
 from .._words import counted
-from ..components import check_head, OLS, Resample, self_repair, SelfRepair
+from ..components import OLS, Resample, self_repair, SelfRepair
+from ..components._parts import check_head
 from ..interop import check_pretrained
 from ..models import process_weights, Transformer
 from ..view import draw_self_repair
@@ -114,7 +115,7 @@ def repair(arguments: argparse.Namespace) -> int:
         check_head(model, *at)
     model = model if arguments.raw else process_weights(model)
     with progress_bar() as progress:
-        found = self_repair(
+        result = self_repair(
             model,
             tokens,
             Resample.rolled(tokens),
@@ -124,21 +125,21 @@ def repair(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     if arguments.plot:
-        draw_self_repair(found, arguments.plot, heads=drawn)
-    rows = _rows(found, arguments.share)
+        draw_self_repair(result, arguments.plot, heads=drawn)
+    rows = _rows(result, arguments.share)
     if arguments.json:
-        print(json.dumps(_summary(model, found, rows, arguments)))
+        print(json.dumps(_summary(model, result, rows, arguments)))
     else:
-        _show(model, found, rows, arguments)
+        _show(model, result, rows, arguments)
     return 0
 
 
-def _rows(found: SelfRepair, share: float) -> list[dict[str, Any]]:
-    """A row a head, the largest slope first; those of the last layer have none, because no head comes after them."""
-    (low, high), top, last = found.interval(), found.top(share), len(found.slope) - 1
+def _rows(result: SelfRepair, share: float) -> list[dict[str, Any]]:
+    """Makes a row a head, the largest slope first; those of the last layer have none, because no head comes after them."""
+    (low, high), top, last = result.interval(), result.top(share), len(result.slope) - 1
     rows = []
-    for at in found.heads:
-        numbers = {"slope": found.slope, "low": low, "high": high, "intercept": found.intercept}
+    for at in result.heads:
+        numbers = {"slope": result.slope, "low": low, "high": high, "intercept": result.intercept}
         numbers |= {name: getattr(top, name) for name in ("direct", "ablated", "change", "heads", "mlps", "norm")}
         row = {"head": "{}.{}".format(*at), **{name: float(values[at]) for name, values in numbers.items()}}
         rows.append(row | dict.fromkeys(LINE) if at[0] == last else row)
@@ -146,23 +147,23 @@ def _rows(found: SelfRepair, share: float) -> list[dict[str, Any]]:
 
 
 def _summary(
-    model: Transformer, found: SelfRepair, rows: list[dict[str, Any]], arguments: argparse.Namespace
+    model: Transformer, result: SelfRepair, rows: list[dict[str, Any]], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     return {
         "model": model.name,
         "processing": list(model.processing),
-        "prompts": len(found.used),
-        "tokens": int(found.used.sum()),
+        "prompts": len(result.used),
+        "tokens": int(result.used.sum()),
         "intercept": not arguments.no_intercept,
-        "minimum": found.minimum,
+        "minimum": result.minimum,
         "share": arguments.share,
         "rows": rows,
         "plot": str(arguments.plot) if arguments.plot else None,
     }
 
 
-def _show(model: Transformer, found: SelfRepair, rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    tokens, prompts = int(found.used.sum()), len(found.used)
+def _show(model: Transformer, result: SelfRepair, rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    tokens, prompts = int(result.used.sum()), len(result.used)
     print(
         f"{counted(len(rows), 'head')} of {model.name}, {'each ' if len(rows) > 1 else ''}ablated alone, on "
         f"{counted(tokens, 'token')} of {counted(prompts, 'prompt')}\n"

@@ -1,32 +1,32 @@
-"""Ablation: a run in which parts of the model have other values."""
+"""Ablation: a run in which components of the model have other values."""
 
-from collections.abc import Mapping, Sequence
+import functools as ft
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_count, check_list
 from .._edits import Blend
 from .._metrics import Metric
-from .._run import NOTHING, run_metric
+from .._run import NOTHING, run, run_metric
 from .._sites import by_site, Site
 from ..attribution import ALL_LOGITS, prepare_prompts, Problem
 from ..models import Transformer
-from ..saes import AbstractDictionary
+from ..saes import Saes
+from ._ablations import AbstractAblation
 from ._groups import in_groups, TOKENS_AT_ONCE
-from ._parts import membership, Part, place_of
-from ._values import AbstractValues
-
-
-Saes = Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary]
+from ._parts import Component, membership, place_of
+from ._reference import Receivers
 
 
 def ablate(
     model: Transformer,
     tokens: Int[Array, "batch seq"],
-    parts: Sequence[Part],
-    values: AbstractValues,
+    parts: Sequence[Component],
+    values: AbstractAblation,
     *,
     saes: Saes = NOTHING,
     mask: Bool[Array, "batch seq"] | None = None,
@@ -37,7 +37,8 @@ def ablate(
 
     - `parts`: heads as `(layer, head)`, whose `z` is ablated; whole sites or their names, such as an MLP's `"blocks.3.hook_mlp_out"`;
       latents as `(site, unit)` of a dictionary in `saes`.
-    - `values`: `jc.Zero()`, `jc.Mean(tokens, mask)` or `jc.Resample(tokens, mask)`; of other prompts, under their own mask.
+    - `values`: `jc.Zero()`, `jc.Mean(tokens, mask)` or `jc.Resample(tokens, mask)`; of other prompts, under their own mask. One that
+      names no prompts, `jc.Mean()` or `jc.ResampleAblation(seed)`, takes those that are run.
     - `saes`: dictionaries by site. Splicing them in changes nothing by itself: the reconstruction error is added back.
     - `mask` `[batch seq]`: False for padding of `tokens`.
 
@@ -50,15 +51,15 @@ def ablate(
     True
     """
     problem, used, member, at = _prepared(model, tokens, parts, values, ALL_LOGITS, saes, mask)
-    together = {site: mine.any(axis=0, keepdims=True) for site, mine in member.items()}
+    together = {site: which.any(axis=0, keepdims=True) for site, which in member.items()}
     return _runs(model, used, problem, together, at)[0]
 
 
 def ablate_each(
     model: Transformer,
     tokens: Int[Array, "batch seq"],
-    parts: Sequence[Part],
-    values: AbstractValues,
+    parts: Sequence[Component],
+    values: AbstractAblation,
     metric: Metric | None = None,
     *,
     saes: Saes = NOTHING,
@@ -86,11 +87,11 @@ def ablate_each(
     problem, used, member, at = _prepared(
         model, tokens, parts, values, ALL_LOGITS if metric is None else metric, saes, mask
     )
-    found = []
+    outputs = []
     for rows in in_groups(len(parts), problem.clean.size, tokens_at_once):
-        mine = {site: which[rows] for site, which in member.items()}
-        found.append(_runs(model, used, problem, mine, at))
-    return jnp.concatenate(found)[: len(parts)]
+        some = {site: which[rows] for site, which in member.items()}
+        outputs.append(_runs(model, used, problem, some, at))
+    return jnp.concatenate(outputs)[: len(parts)]
 
 
 def _prepared(model, tokens, parts, values, metric, saes, mask):
@@ -99,7 +100,7 @@ def _prepared(model, tokens, parts, values, metric, saes, mask):
     parts = check_list("ablate: parts", "parts", parts)
     if not parts:
         raise ValueError("ablate: no part was given. Give heads as (layer, head), sites, or latents as (site, unit).")
-    if not isinstance(values, AbstractValues):
+    if not isinstance(values, AbstractAblation):
         raise TypeError(
             f"ablate: expected jc.Zero(), jc.Mean(tokens) or jc.Resample(tokens) as the values, got a {type(values).__name__}."
         )
@@ -108,9 +109,25 @@ def _prepared(model, tokens, parts, values, metric, saes, mask):
     places = [place_of(model, given, part) for part in parts]
     used = {site: sae for site, sae in given.items() if site in {place.site.value for place in places}}
     member = membership(model, used, places)
-    at = values.at(model, used, tuple(member), problem.clean, problem.mask)
-    wide = {site: jnp.broadcast_to(value, (len(tokens), *value.shape[1:])) for site, value in at.items()}
-    return problem, used, member, wide
+    receivers = Receivers(
+        model=model,
+        tokens=problem.clean,
+        mask=problem.mask,
+        others=problem.clean,
+        of=lambda tokens, keys: _values(model, used, tokens, keys, sites=tuple(member)),
+        zeros=lambda: {site: jnp.zeros(1, model.activation_dtype) for site in member},  # it broadcasts to any value
+        groups=lambda count: in_groups(count, tokens.shape[1], TOKENS_AT_ONCE),
+    )
+    return problem, used, member, values.values(receivers)(np.arange(len(tokens)))
+
+
+@ft.partial(jax.jit, static_argnames="sites")
+def _values(
+    model: Transformer, saes, tokens, mask, *, sites: tuple[Site, ...]
+) -> dict[Site, Float[Array, "batch ..."]]:
+    """Runs prompts and returns what the sites are."""
+    one = lambda tokens, keys: run(model, tokens, saes=saes, record=sites, mask=keys)[1]
+    return jax.vmap(one)(tokens, mask)
 
 
 @jax.jit

@@ -1,16 +1,12 @@
 """Self-repair where it matters: on the tokens that a head helps most."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from .._checks import check_share
-
-
-if TYPE_CHECKING:
-    from ._repair import SelfRepair
+from ._after_heads import Changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,24 +33,24 @@ class Breakdown:
     tokens: Int[np.ndarray, "layer head"]
 
 
-def breakdown(found: "SelfRepair", share: float) -> Breakdown:
-    """Of the `share` of tokens on which each head's direct effect is largest."""
+def breakdown(changes: Changes, used: Bool[np.ndarray, "batch seq"], share: float) -> Breakdown:
+    """Breaks the changes down on the `share` of the used tokens on which each head's direct effect is largest."""
     check_share("SelfRepair.top: share", "tokens", share)
-    points = lambda x: np.moveaxis(x, -1, 1)[found.used].astype(np.float64)  # [token layer head]
-    direct = points(found.direct)
+    points = lambda x: np.moveaxis(x, -1, 1)[used].astype(np.float64)  # [token layer head]
+    direct = points(changes.direct)
     count = max(1, int(share * len(direct)))
     top = np.argsort(-direct, axis=0, kind="stable")[:count]
     of = lambda x: np.take_along_axis(points(x), top, axis=0)
-    parts = {"heads": of(found.backup), "mlps": of(found.mlps), "norm": of(found.norm)}
+    parts = {"heads": of(changes.backup), "mlps": of(changes.mlps), "norm": of(changes.norm)}
     parts["repair"] = parts["heads"] + parts["mlps"] + parts["norm"]
-    before = of(found.direct)
+    before = of(changes.direct)
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = {name: np.clip(part / before, 0, 1) for name, part in parts.items()}
     means = {name: part.mean(0) for name, part in parts.items()}
     return Breakdown(
         direct=before.mean(0),
-        ablated=(before + of(found.own)).mean(0),
-        change=of(found.change).mean(0),
+        ablated=(before + of(changes.own)).mean(0),
+        change=of(changes.change).mean(0),
         **means,
         shares={name: _mean_of_numbers(part) for name, part in shares.items()},
         tokens=np.full(before.shape[1:], count),
@@ -62,7 +58,7 @@ def breakdown(found: "SelfRepair", share: float) -> Breakdown:
 
 
 def _mean_of_numbers(x: Float[np.ndarray, "token layer head"]) -> Float[np.ndarray, "layer head"]:
-    """The mean without those that are not numbers: the share of an effect of 0."""
+    """Takes the mean over tokens without those that are not numbers: the share of an effect of 0."""
     real = ~np.isnan(x)
     with np.errstate(invalid="ignore"):
         return np.where(real, x, 0).sum(0) / real.sum(0)

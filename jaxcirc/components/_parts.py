@@ -1,4 +1,4 @@
-"""Parts of a model: heads, whole sites, latents."""
+"""Components of a model: heads, whole sites, latents."""
 
 import numbers
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from ..models import Transformer
 from ..saes import AbstractDictionary
 
 
-Part: TypeAlias = tuple[int, int] | tuple[Site | str, int] | Site | str
+Component: TypeAlias = tuple[int, int] | tuple[Site | str, int] | Site | str
 
 
 class Place(NamedTuple):
@@ -24,15 +24,15 @@ class Place(NamedTuple):
     unit: int | None
 
 
-def place_of(model: Transformer, saes: Mapping[Site, AbstractDictionary], part: Part) -> Place:
-    """Where a part is. **Raises:** `ValueError` if it is nowhere."""
-    if isinstance(part, Site | str):
-        return Place(_whole(model, saes, Site.parse(part)), None)
-    if not (isinstance(part, Sequence) and len(part) == 2 and isinstance(part[1], numbers.Integral)):
+def place_of(model: Transformer, saes: Mapping[Site, AbstractDictionary], component: Component) -> Place:
+    """Finds where a component is. **Raises:** `ValueError` if it is nowhere."""
+    if isinstance(component, Site | str):
+        return Place(_whole(model, saes, Site.parse(component)), None)
+    if not (isinstance(component, Sequence) and len(component) == 2 and isinstance(component[1], numbers.Integral)):
         raise TypeError(
-            f"A part is (layer, head), a site or its name, or (site, unit) of a dictionary's latent; got {part!r}."
+            f"A part is (layer, head), a site or its name, or (site, unit) of a dictionary's latent; got {component!r}."
         )
-    where, index = part
+    where, index = component
     if isinstance(where, numbers.Integral):
         check_head(model, int(where), int(index))
         return Place(Site(int(where), Kind.Z), int(index))

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._run import check_mask
+from ..models import Transformer
 
 
 Values = Any  # a pytree of arrays with a leading axis over prompts
@@ -31,13 +32,8 @@ class Reference(NamedTuple):
     mask: Bool[np.ndarray, "prompt seq"]
     groups: Iterable[Int[np.ndarray, " some"]]
 
-    def mean(self, receivers: Bool[np.ndarray, "batch seq"]) -> Values:
-        """The mean over the prompts that are real at a position, for each position apart, `[1 seq …]`.
-
-        **Raises:** `ValueError` for a position at which a receiver is real and none of the prompts, and for padding on both sides.
-        """
-        _check_sides(self.who, self.mask, receivers)
-        _check_means(self.who, self.mask, receivers)
+    def mean(self) -> Values:
+        """The mean over the prompts that are real at a position, for each position apart, `[1 seq …]`."""
         weights = self.mask / np.maximum(self.mask.sum(0), 1)
         total = None
         for rows in self.groups:
@@ -45,6 +41,11 @@ class Reference(NamedTuple):
             part = _weighted(self.of(rows), jnp.asarray(np.where(once[:, None], weights[rows], 0)))
             total = part if total is None else jax.tree.map(jnp.add, total, part)
         return total
+
+    def check_mean(self, receivers: Bool[np.ndarray, "batch seq"]) -> None:
+        """ValueError for a position at which a receiver is real and none of the prompts, and for padding on both sides."""
+        _check_sides(self.who, self.mask, receivers)
+        _check_means(self.who, self.mask, receivers)
 
     def another(
         self, receivers: Bool[np.ndarray, "batch seq"], other: Int[np.ndarray, " batch"]
@@ -55,6 +56,32 @@ class Reference(NamedTuple):
         """
         check_aligned(self.who, self.mask[other], receivers)
         return lambda rows: self.of(other[rows])
+
+
+class Receivers(NamedTuple):
+    """The prompts that are run and get values of others, and how such values are got.
+
+    **Attributes:** - `model`. - `tokens`, `mask` `[batch seq]`: the prompts, and which of their tokens are real. - `others`
+    `[batch seq]`: the prompts that the verb has beside them, under the same mask, or the same ones. - `of(tokens, mask)`: the values on any
+    prompts of this length. - `zeros()`: their zeros, `[1 …]`. - `groups(count)`: so many prompts, by number, in groups run together.
+    """
+
+    model: Transformer
+    tokens: Int[Array, "batch seq"]
+    mask: Bool[Array, "batch seq"]
+    others: Int[Array, "batch seq"]
+    of: Callable[[Int[Array, "some seq"], Bool[Array, "some seq"]], Values]
+    zeros: Callable[[], Values]
+    groups: Callable[[int], Iterable[Int[np.ndarray, " some"]]]
+
+    def reference(self, who: str, tokens: Int[Array, "prompt seq"], mask: Bool[np.ndarray, "prompt seq"]) -> Reference:
+        """Takes values from these prompts."""
+        tokens, real = jnp.asarray(tokens), jnp.asarray(mask)
+        return Reference(who, lambda rows: self.of(tokens[rows], real[rows]), mask, self.groups(len(tokens)))
+
+    def beside(self, who: str) -> Reference:
+        """Takes values from the verb's other prompts."""
+        return self.reference(who, self.others, np.asarray(self.mask))
 
 
 def mask_of_source(

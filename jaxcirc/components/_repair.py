@@ -52,7 +52,7 @@ class SelfRepair:
         """The same effects with other lines. **Raises:** `ValueError` for a head with fewer than three tokens above `minimum`."""
         if minimum is not None:
             check_number("SelfRepair.refit: minimum", minimum)
-        return fitted(Changes(*(getattr(self, name) for name in Changes._fields)), self.used, fit, minimum)
+        return fitted(self._changes(), self.used, fit, minimum)
 
     def interval(
         self, *, level: float = 0.95
@@ -76,7 +76,10 @@ class SelfRepair:
         """What ablating each head does on the `share` of all tokens where its direct effect is largest, and who repairs it (Rushing and
         Nanda 2024, arXiv 2402.15390).
         """
-        return breakdown(self, share)
+        return breakdown(self._changes(), self.used, share)
+
+    def _changes(self) -> Changes:
+        return Changes(self.direct, self.own, self.backup, self.mlps, self.norm, self.change)
 
     def __repr__(self) -> str:
         layer, head = np.unravel_index(np.nanargmax(self.slope), self.slope.shape)
@@ -86,15 +89,17 @@ class SelfRepair:
         )
 
 
-def fitted(found: Changes, used: Bool[np.ndarray, "batch seq"], fit: AbstractFit, minimum: float | None) -> SelfRepair:
-    """The changes with lines through them."""
-    heads = heads_of(found.direct)
-    check_enough(found.direct, used, heads, minimum)
-    lines = fit.line(_moments(found.direct, found.backup, used, minimum).sum(1))
-    asked = np.zeros(found.direct.shape[1:3], bool)
+def fitted(
+    changes: Changes, used: Bool[np.ndarray, "batch seq"], fit: AbstractFit, minimum: float | None
+) -> SelfRepair:
+    """Puts lines through the changes."""
+    heads = heads_of(changes.direct)
+    check_enough(changes.direct, used, heads, minimum)
+    lines = fit.line(_moments(changes.direct, changes.backup, used, minimum).sum(1))
+    asked = np.zeros(changes.direct.shape[1:3], bool)
     asked[tuple(np.transpose(heads))] = True
     slope, intercept = (np.where(asked, x, np.nan) for x in lines)
-    return SelfRepair(slope, intercept, **found._asdict(), used=used, fit=fit, minimum=minimum)
+    return SelfRepair(slope, intercept, **changes._asdict(), used=used, fit=fit, minimum=minimum)
 
 
 def heads_of(direct: Float[np.ndarray, "batch layer head seq"]) -> list[tuple[int, int]]:
@@ -111,11 +116,11 @@ def _moments(direct, backup, used, minimum: float | None) -> Float[np.ndarray, "
 def check_enough(direct: Float[np.ndarray, "batch layer head seq"], used, heads, minimum: float | None) -> None:
     """ValueError for a head with too few tokens above the minimum."""
     for layer, head in heads:
-        mine = direct[:, layer, head][used]
-        above = int(mine.size if minimum is None else (mine > minimum).sum())
+        effects = direct[:, layer, head][used]
+        above = int(effects.size if minimum is None else (effects > minimum).sum())
         if above < FEWEST:
             what = "with a next token" if minimum is None else f"with a direct effect above {minimum:g}"
             raise ValueError(
                 f"self_repair: head ({layer}, {head}) has {above} tokens {what}, and a line takes at least {FEWEST}; its largest direct "
-                f"effect is {mine.max():.3g}. Lower minimum, give more prompts, or leave the head out by heads=[(layer, head), …]."
+                f"effect is {effects.max():.3g}. Lower minimum, give more prompts, or leave the head out by heads=[(layer, head), …]."
             )

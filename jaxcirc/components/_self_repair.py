@@ -1,7 +1,7 @@
 """Self-repair: what later heads do about a head that is ablated."""
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Int
 from .._checks import check_count, check_number
 from .._guard import check_backend
 from .._run import check_mask, check_tokens
+from .._typing import Progress
 from ..models import Transformer
+from ._ablations import check_resample, Resample
 from ._after_heads import Changes, iterate_changes, Pairs
 from ._direct_effects import direct_effects
 from ._groups import in_groups, TOKENS_AT_ONCE
@@ -17,10 +19,6 @@ from ._lines import AbstractFit, OLS
 from ._parts import check_head
 from ._reading import asked, followed
 from ._repair import check_enough, fitted, SelfRepair
-from ._values import check_resample, Resample
-
-
-Progress = Callable[[int, int, str], None]
 
 
 def self_repair(

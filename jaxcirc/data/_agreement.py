@@ -57,7 +57,7 @@ def subject_verb(
 
 
 def how_many(kind: str, split: str) -> int:
-    """How many different prompts there are, each a clean prompt with the verb that comes after it."""
+    """Says how many different prompts there are, each a clean prompt with the verb that comes after it."""
     words = [NOUNS, _verbs(kind), *([] if kind == "simple" else [_distractors(kind)])]
     chosen = sum(_in_split(kind, split, *(word[0] for word in some)) for some in itertools.product(*words))
     numbers = 2 if kind == "simple" else 4

@@ -27,9 +27,9 @@ def check_number(verb: str, n: int, there_are: int, of: str) -> None:
 
 
 def distinct(draw: Callable[[], T], n: int, *, key: Callable[[T], Hashable]) -> list[T]:
-    """The first `n` draws of which no two have one `key`; there have to be as many."""
-    found: dict[Hashable, T] = {}
-    while len(found) < n:
+    """Collects the first `n` draws of which no two have one `key`; there have to be as many."""
+    drawn_by_key: dict[Hashable, T] = {}
+    while len(drawn_by_key) < n:
         drawn = draw()
-        found.setdefault(key(drawn), drawn)
-    return list(found.values())
+        drawn_by_key.setdefault(key(drawn), drawn)
+    return list(drawn_by_key.values())

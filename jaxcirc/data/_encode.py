@@ -34,7 +34,7 @@ def fill(template: str, words: Mapping[str, str], roles: Sequence[str]) -> Sente
 
 
 def beginning(tokenizer: Any, *, required: bool = False) -> list[int]:
-    """The beginning-of-text token, or nothing for a tokenizer without one.
+    """Finds the beginning-of-text token, or nothing for a tokenizer without one.
 
     **Raises:** `ValueError` if it is required.
     """
@@ -92,7 +92,7 @@ def check_tokenizer(verb: str, tokenizer: Any) -> None:
 
 
 def single_token(tokenizer: Any, word: str, what: str) -> int:
-    """The id of `word`, which has to be one token."""
+    """Finds the id of `word`, which has to be one token."""
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise ValueError(

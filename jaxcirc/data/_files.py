@@ -25,7 +25,7 @@ class _Reading(NamedTuple):
     skip_unusable: bool
 
     def rows(self, *, limit: int | None = None, warn: bool = True) -> Iterator[PromptRow]:
-        """The usable pairs; at the end one error for all that are not, or a warning of those that were left out."""
+        """Yields the usable pairs; at the end one error for all that are not, or a warning of those that were left out."""
         start = beginning(self.tokenizer, required=True) if self.bos else []
         problems, left_out, first, malformed, count = Problems(), 0, "", False, 0
         for record in read_records(self.path, NAMES, f"one {ROWS}"):

@@ -68,14 +68,14 @@ def ioi(
 
 
 def how_many(template: str, split: str) -> int:
-    """How many different clean prompts there are."""
+    """Says how many different clean prompts there are."""
     names = sum(_in_split(split, *pair) for pair in itertools.permutations(NAMES, 2))
     frames = len(OPENERS) * len(ARRIVALS) * len(PLACES) * len(GIVING) * len(OBJECTS)
     return names * frames * (len(IOI) if template == "mixed" else 1)
 
 
 def _sentence(rng: np.random.Generator, template: str, split: str) -> dict[str, str]:
-    """The order of the names and the words of a clean prompt."""
+    """Draws the order of the names and the words of a clean prompt."""
     order = _pick(rng, tuple(IOI)) if template == "mixed" else template
     IO, S = _names(rng, split)
     blanks = {"opener": OPENERS, "arrival": ARRIVALS, "place": PLACES, "giving": GIVING, "object": OBJECTS}

@@ -55,5 +55,5 @@ class Prompts(eqx.Module):
 
 
 def as_ids(values) -> Int[Array, "..."]:
-    """Token ids or positions as an array; int32 whatever JAX's default is."""
+    """Makes token ids or positions as an array; int32 whatever JAX's default is."""
     return jnp.asarray(np.asarray(values, np.int32))

@@ -36,12 +36,12 @@ class Malformed(ValueError):
 
 
 def pair_of(record: Record, tokenizer: Any, start: list[int], *, first_answer: bool) -> PromptRow:
-    """The pair in a row, `start` put before its prompts. **Raises:** `Malformed`; `Unusable`."""
+    """Makes the pair in a row, with `start` put before its prompts. **Raises:** `Malformed`; `Unusable`."""
     return _encode(_fields(record, first_answer), tokenizer, start, record.where)
 
 
 def _fields(record: Record, first_answer: bool) -> dict[str, str]:
-    """The row's clean and corrupt prompt, answer and foil, in this order, by the names that they have there."""
+    """Finds the row's clean and corrupt prompt, answer and foil, in this order, by the names that they have there."""
     if record.problem:
         raise Malformed(f"{record.where} {record.problem}")
     fields, where = {name.lower(): value for name, value in record.fields.items()}, record.where

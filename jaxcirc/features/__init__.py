@@ -1,6 +1,5 @@
 """Latents of one dictionary by latents of another: their Jacobian, at one prompt, of those that are on."""
 
-from ._ends import SIDES as SIDES
 from ._feature_jacobian import feature_jacobian as feature_jacobian
 from ._result import Correlation as Correlation, FeatureJacobian as FeatureJacobian
 from ._steer import steer_features as steer_features

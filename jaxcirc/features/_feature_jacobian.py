@@ -11,7 +11,8 @@ from .._guard import check_backend
 from .._run import check_tokens
 from .._sites import by_site, Site
 from .._typing import Tokens
-from ..jacobian import chain_of_blocks, check_finite, is_position_local
+from ..jacobian._blocks import chain_of_blocks, is_position_local
+from ..jacobian._finite import check_finite
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._all import all_pairs, gradients_at_all, gradients_one_by_one

@@ -22,7 +22,7 @@ class Inert:
     also: Callable[[Any, Mapping[str, Any]], bool] | None = None
 
     def holds(self, value: Any, config: Mapping[str, Any]) -> bool:
-        """Whether `value` changes nothing."""
+        """Says whether `value` changes nothing."""
         return value in self.values or (self.also is not None and self.also(value, config))
 
 
@@ -38,7 +38,7 @@ def used_values(
     source: str,
     aliases: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The values of the attributes that are `used`, their defaults where `config` does not say.
+    """Finds the values of the attributes that are `used`, their defaults where `config` does not say.
 
     **Raises:** `ValueError` for one of `only` that is at another value, and for two names of one attribute that disagree.
     """

@@ -51,12 +51,12 @@ _BLOCK: dict[str, _Row] = {
 
 
 def is_bridge(names: Mapping[str, object]) -> bool:
-    """Whether these are the names of a bridge's tensors."""
+    """Says whether these are the names of a bridge's tensors."""
     return "embed.weight" in names
 
 
 def as_hooked(stored: Mapping[str, np.ndarray], spec: Spec, *, gpt2: bool, source: str) -> dict[str, np.ndarray]:
-    """A bridge's tensors under the names and in the layouts of a hooked model; `gpt2`: it is Hugging Face's GPT-2 inside.
+    """Puts a bridge's tensors under the names and in the layouts of a hooked model; `gpt2`: it is Hugging Face's GPT-2 inside.
 
     **Raises:** `ValueError` for a tensor of another shape than the configuration asks for. Names that are not known stay.
     """

@@ -18,7 +18,7 @@ from ._tensors import cast
 def build(
     spec: Spec, arrays: Mapping[str, np.ndarray], *, name: str, dtype: DTypeLike, processing: tuple[str, ...] = ()
 ) -> Transformer:
-    """The model of `spec` with these arrays, as `dtype`."""
+    """Builds the model of `spec` with these arrays, as `dtype`."""
     dtype = checked_dtype(dtype)
     get = lambda path: jnp.asarray(cast(path, arrays[path], dtype))
 
@@ -57,7 +57,7 @@ def build(
 
 
 def checked_dtype(dtype: DTypeLike) -> np.dtype:
-    """`dtype` as NumPy's, after a check that JAX would keep it."""
+    """Gives `dtype` as NumPy's, after a check that JAX would keep it."""
     try:
         dtype = np.dtype(dtype)
     except TypeError:
@@ -72,7 +72,7 @@ def checked_dtype(dtype: DTypeLike) -> np.dtype:
 
 
 def arrays_of(model: Transformer) -> dict[str, np.ndarray]:
-    """The arrays of `model` under the paths by which its key table calls them."""
+    """Lists the arrays of `model` under the paths by which its key table calls them."""
     out = {
         "W_E": model.W_E,
         "W_pos": model.W_pos,
@@ -113,7 +113,7 @@ def _norm_arrays(path: str, norm: LayerNorm | None) -> dict[str, jax.Array]:
 
 
 def spec_of(model: Transformer) -> Spec:
-    """What `model` is, apart from its arrays: the inverse of `build`."""
+    """Says what `model` is, apart from its arrays: the inverse of `build`."""
     check_kind("model", model, Transformer, "a model, as jc.from_pretrained gives one")
     first = model.blocks[0]
     norm = model.ln_final

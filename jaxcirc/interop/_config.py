@@ -13,7 +13,7 @@ from ._spec import Spec
 
 
 def read_config(config: Mapping[str, Any], source: str) -> Spec:
-    """The spec of a Hugging Face configuration.
+    """Reads the spec of a Hugging Face configuration.
 
     **Raises:** `ValueError` for an architecture that is not supported, an attribute that is not known, or one that asks for another
     computation, each by name.
@@ -61,7 +61,7 @@ def write_config(spec: Spec) -> dict[str, Any]:
 
 
 def gpt2_scaling(spec: Spec) -> tuple[bool, bool]:
-    """(`scale_attn_weights`, `scale_attn_by_inverse_layer_idx`) that give these score scales; `ValueError` if none do."""
+    """Finds (`scale_attn_weights`, `scale_attn_by_inverse_layer_idx`) that give these score scales; `ValueError` if none do."""
     for scaled in (True, False):
         for by_layer in (False, True):
             wanted = _scales(spec.n_layers, spec.d_head, scaled, by_layer)

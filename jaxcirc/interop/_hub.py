@@ -28,17 +28,17 @@ class Unreachable(ValueError):
 
 
 def download(name: str, revision: str | None) -> Path:
-    """The cached folder of a Hub checkpoint: its configuration and its weights, safetensors before PyTorch before Flax."""
+    """Downloads a Hub checkpoint into its cached folder: its configuration and its weights, safetensors before PyTorch before Flax."""
     repo, config = repo_id(name), configuration(name, revision)
     unreachable = None
     for file in [name + suffix for name in FORMATS for suffix in ("", ".index.json")]:
         try:
-            found = fetch(repo, file, revision)
+            path = fetch(repo, file, revision)
         except Unreachable as error:  # without network a cached checkpoint is in one format only
             unreachable = error
             continue
-        if found is not None:
-            shards = set(shard_files(found).values()) if file.endswith(".index.json") else set()
+        if path is not None:
+            shards = set(shard_files(path).values()) if file.endswith(".index.json") else set()
             for shard in sorted(shards):
                 fetch(repo, shard, revision)
             return config.parent
@@ -48,7 +48,7 @@ def download(name: str, revision: str | None) -> Path:
 
 
 def configuration(name: str, revision: str | None) -> Path:
-    """The cached configuration of a Hub checkpoint. **Raises:** `ValueError` if there is none, or no such checkpoint."""
+    """Downloads the configuration of a Hub checkpoint, or finds it in the cache. **Raises:** `ValueError` if there is none."""
     config = fetch(repo_id(name), "config.json", revision)
     if config is None:
         raise ValueError(f"{repo_id(name)} has no config.json, so it is not a transformers model.")
@@ -56,7 +56,7 @@ def configuration(name: str, revision: str | None) -> Path:
 
 
 def repo_id(name: str) -> str:
-    """The Hub's id for `name`; `ValueError` if it cannot be one, so that a mistyped path is not asked of the Hub."""
+    """Finds the Hub's id for `name`; `ValueError` if it cannot be one, so that a mistyped path is not asked of the Hub."""
     if not _ID.fullmatch(name) or name[0] in "./":
         raise ValueError(
             f"There is nothing at {name!r}. Expected a folder with config.json and weights, a Hub id such as 'gpt2', or a shipped model: "
@@ -66,7 +66,7 @@ def repo_id(name: str) -> str:
 
 
 def fetch(repo: str, file: str, revision: str | None) -> Path | None:
-    """The cached path of one file of a repository, `None` if the repository has no such file."""
+    """Downloads one file of a repository, or finds it in the cache; `None` if the repository has no such file."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -108,7 +108,7 @@ def patient() -> Iterator[None]:
 
 
 def _answering(endpoint: str) -> bool:
-    """Whether anything is heard of the Hub in time."""
+    """Says whether anything is heard of the Hub in time."""
     answer, until = _answers.get(endpoint, (False, 0.0))
     if time.monotonic() > until:
         heard: list[object] = []

@@ -32,7 +32,7 @@ class Key:
         return self.flax_axes if kind == "flax" else self.torch_axes
 
     def in_block(self, layer: int) -> "Key":
-        """The row for block `layer`."""
+        """Makes the row for block `layer`."""
         replace = lambda name: name.replace("{layer}", str(layer))
         ours = tuple(f"blocks.{layer}.{name}" for name in self.ours)
         return dataclasses.replace(self, ours=ours, torch=replace(self.torch), flax=replace(self.flax))
@@ -118,7 +118,7 @@ _BUFFERS = re.compile(r"(h\.\d+\.attn(\.attention)?\.(bias|masked_bias)|blocks\.
 
 
 def keys(spec: Spec) -> tuple[Key, ...]:
-    """Every tensor that a checkpoint of this model holds, in order."""
+    """Lists every tensor that a checkpoint of this model holds, in order."""
     if spec.architecture == "transformer_lens":
         return _lens_keys(spec)
     block = (*_HUGGING_FACE[spec.architecture], *_NORMS, *_BIASES)
@@ -127,7 +127,7 @@ def keys(spec: Spec) -> tuple[Key, ...]:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a stored tensor is a mask that was kept beside the weights, and no parameter."""
+    """Says whether a stored tensor is a mask that was kept beside the weights, and no parameter."""
     return _BUFFERS.fullmatch(name) is not None
 
 

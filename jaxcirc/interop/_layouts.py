@@ -13,7 +13,7 @@ import numpy as np
 
 
 def shape(layout: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of an array stored in `layout`, given the length of each axis.
+    """Finds the shape of an array stored in `layout`, given the length of each axis.
 
     >>> from jaxcirc.interop._layouts import shape
     >>> shape("d_model (part head d_head)", {"d_model": 6, "part": 3, "head": 2, "d_head": 3})

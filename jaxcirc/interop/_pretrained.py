@@ -80,7 +80,7 @@ def check_pretrained(name_or_dir: str | Path, revision: str | None = None) -> No
 
 
 def locate(name_or_dir: str | Path, revision: str | None) -> tuple[Path, str | None]:
-    """The folder of a checkpoint, and the weights file in it if one was named."""
+    """Finds the folder of a checkpoint, and the weights file in it if one was named."""
     if not isinstance(name_or_dir, str | Path):
         raise TypeError(
             f"from_pretrained: expected the name of a model, or its folder, got {name_or_dir!r}. Shipped are {', '.join(SHIPPED)}."

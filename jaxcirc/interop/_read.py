@@ -9,7 +9,7 @@ from .._files import read_safetensors, read_torch
 
 
 def read_flax(path: Path) -> dict[str, object]:
-    """The tensors of a `flax_model.msgpack`, by dotted name."""
+    """Reads the tensors of a `flax_model.msgpack`, by dotted name."""
     try:
         from flax import serialization, traverse_util
     except ImportError:
@@ -41,7 +41,7 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Mapping[str, object]]]] = {
 
 
 def read_folder(folder: Path, file: str | None = None) -> tuple[dict[str, object], str, dict[str, Any]]:
-    """The stored tensors, the kind of names they have (`"torch"` or `"flax"`), and the configuration.
+    """Reads the stored tensors, the kind of names they have (`"torch"` or `"flax"`), and the configuration.
 
     **Arguments:** - `file`: the weights file of the folder; `None` takes the first there is of safetensors, PyTorch, Flax, each whole or
     in shards.
@@ -55,7 +55,7 @@ def read_folder(folder: Path, file: str | None = None) -> tuple[dict[str, object
 
 
 def weights_file(folder: Path) -> str:
-    """The first weights file of `folder`, or the index of its shards."""
+    """Finds the first weights file of `folder`, or the index of its shards."""
     candidates = [name + suffix for name in FORMATS for suffix in ("", ".index.json")]
     for name in candidates:
         if (folder / name).is_file():
@@ -66,7 +66,7 @@ def weights_file(folder: Path) -> str:
 
 
 def contents(folder: Path, most: int = 8) -> str:
-    """What is in `folder`, as a sentence for a message."""
+    """Says what is in `folder`, as a sentence for a message."""
     if not folder.is_dir():
         return "There is no such folder."
     names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
@@ -76,12 +76,12 @@ def contents(folder: Path, most: int = 8) -> str:
 
 
 def read_configuration(folder: Path) -> dict[str, Any]:
-    """The configuration of a checkpoint folder."""
+    """Reads the configuration of a checkpoint folder."""
     return read_json(folder / "config.json", "A checkpoint folder has its configuration there.")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file; `what` says in messages what it is for."""
+    """Reads a JSON object from a file; `what` says in messages what it is for."""
     if not path.is_file():
         raise ValueError(f"There is no {path}. {what} About {path.parent}: {contents(path.parent)}")
     try:
@@ -94,7 +94,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def shard_files(index: Path) -> dict[str, str]:
-    """Which shard holds which tensor, from an index file."""
+    """Says which shard holds which tensor, from an index file."""
     weight_map = read_json(index, "It lists the shards of the weights.").get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index} has no `weight_map`, the object that says which file holds which tensor.")

@@ -64,7 +64,7 @@ def _state_dict(model: Transformer, spec: Spec, *, with_tied_head: bool) -> dict
 
 
 def hugging_face_spec(model: Transformer) -> Spec:
-    """The spec under which `model` can be written; `ValueError` that names what no Hugging Face layout holds."""
+    """Finds the spec under which `model` can be written; `ValueError` that names what no Hugging Face layout holds."""
     spec = spec_of(model)
     if spec.architecture == "transformer_lens":
         local = any(window is not None for window in spec.windows)
@@ -76,7 +76,7 @@ def hugging_face_spec(model: Transformer) -> Spec:
 
 
 def _problems(model: Transformer, spec: Spec) -> list[str]:
-    found = {
+    features = {
         "its norms have no weights (fold_layer_norm)": spec.norm == "LNPre",
         "it has no norms": spec.norm is None,
         "it has attention only": spec.act is None,
@@ -87,7 +87,7 @@ def _problems(model: Transformer, spec: Spec) -> list[str]:
         != spec.d_model,
         f"it reads {spec.d_vocab} tokens and writes {spec.d_vocab_out}": spec.d_vocab != spec.d_vocab_out,
     }
-    problems = [what for what, there in found.items() if there]
+    problems = [what for what, there in features.items() if there]
     if spec.architecture == "gpt2":
         return problems + _gpt2_problems(spec)
     return problems + _gpt_neo_problems(model, spec)

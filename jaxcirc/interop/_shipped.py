@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder of a shipped model: in the installed package, or under `weights/` in a checkout.
+    """Finds the folder of a shipped model: in the installed package, or under `weights/` in a checkout.
 
     **Raises:** `ValueError` if no shipped model has this name.
     """

@@ -32,7 +32,7 @@ class Spec:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The length of each axis word in the key tables; `part` is the three of query, key and value."""
+        """Gives the length of each axis word in the key tables; `part` is the three of query, key and value."""
         return {
             "part": 3,
             "head": self.n_heads,

@@ -14,7 +14,7 @@ from ._spec import Spec
 
 
 def to_numpy(name: str, value: Any) -> np.ndarray:
-    """A NumPy, JAX or PyTorch array as NumPy."""
+    """Copies a NumPy, JAX or PyTorch array as NumPy."""
     torch = sys.modules.get("torch")  # no PyTorch tensor can be here unless it is imported already
     if torch is not None and isinstance(value, torch.Tensor):
         value = value.detach().cpu()
@@ -27,7 +27,7 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
 
 
 def cast(name: str, array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
-    """`array` as `dtype`. **Raises:** `ValueError` for a number that the dtype cannot hold, which would become infinite."""
+    """Copies `array` as `dtype`. **Raises:** `ValueError` for a number that the dtype cannot hold, which would become infinite."""
     with np.errstate(over="ignore"):
         out = np.asarray(array).astype(dtype)
     lost = np.isinf(out) & np.isfinite(array)
@@ -40,7 +40,7 @@ def cast(name: str, array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
 
 
 def read(stored: Mapping[str, object], spec: Spec, *, kind: str, source: str) -> dict[str, np.ndarray]:
-    """Our named arrays from stored tensors of a `kind` of file, `"torch"` or `"flax"`.
+    """Reads our named arrays from stored tensors of a `kind` of file, `"torch"` or `"flax"`.
 
     Of an embedding and an unembedding that are tied a file may hold either one, or both if they are equal.
 
@@ -72,7 +72,7 @@ def write(arrays: Mapping[str, np.ndarray], spec: Spec, *, kind: str) -> dict[st
 
 
 def _zero_biases(spec: Spec) -> dict[str, np.ndarray]:
-    """The biases that not every architecture has; where a file holds them, they are replaced."""
+    """Makes zeros for the biases that not every architecture has; where a file holds them, they are replaced."""
     biases = {
         f"blocks.{layer}.attn.b_{part}": (spec.n_heads, spec.d_head) for layer in range(spec.n_layers) for part in "QKV"
     }
@@ -117,9 +117,9 @@ def _check_names(stored: Mapping[str, object], table: tuple[Key, ...], kind: str
     missing = [key.name(kind) for key in table if key.name(kind) not in stored and not key.optional]
     extra = [name for name in stored if name not in known]
     if missing or extra:
-        found = [f"missing: {_listed(missing)}" if missing else "", f"unexpected: {_listed(extra)}" if extra else ""]
+        wrong = [f"missing: {_listed(missing)}" if missing else "", f"unexpected: {_listed(extra)}" if extra else ""]
         raise ValueError(
-            f"{source} does not hold the tensors that its configuration asks for; {'; '.join(filter(None, found))}. "
+            f"{source} does not hold the tensors that its configuration asks for; {'; '.join(filter(None, wrong))}. "
             "Do the weights and the configuration belong together?"
         )
 

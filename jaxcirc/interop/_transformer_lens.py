@@ -180,7 +180,7 @@ def from_transformer_lens(
 
 
 def _ungrouped(name: str) -> str:
-    """The name of keys and values in a model where each head has its own: with one group a head, grouped attention is the same."""
+    """Finds the name of keys and values in a model where each head has its own: with one group a head, grouped attention is the same."""
     return re.sub(r"\.attn\._([Wb]_[KV])$", r".attn.\1", name)
 
 
@@ -246,7 +246,7 @@ def _spec(values: Mapping[str, Any]) -> Spec:
 
 
 def _scales(values: Mapping[str, Any]) -> tuple[float, ...]:
-    """What multiplies the attention scores of each layer."""
+    """Says what multiplies the attention scores of each layer."""
     scale, root = values["attn_scale"], values["d_head"] ** 0.5
     if isinstance(scale, str):
         if not re.fullmatch(r"1\s*/\s*sqrt\(d_head\)", scale):

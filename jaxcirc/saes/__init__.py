@@ -10,7 +10,7 @@ from ._activations import (
     TanhReLU as TanhReLU,
     TopK as TopK,
 )
-from ._base import AbstractDictionary as AbstractDictionary, anonymous as anonymous
+from ._base import AbstractDictionary as AbstractDictionary, anonymous as anonymous, Saes as Saes
 from ._dictionaries import Identity as Identity, SAE as SAE, Transcoder as Transcoder
 from ._normalisations import (
     AbstractNormalisation as AbstractNormalisation,

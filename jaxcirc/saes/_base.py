@@ -2,7 +2,8 @@
 
 import abc
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, TypeAlias
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -102,3 +103,8 @@ def anonymous(sae: AbstractDictionary, reads: Site | None = None) -> AbstractDic
     for field in dataclasses.fields(sae):
         object.__setattr__(bare, field.name, kept.get(field.name, getattr(sae, field.name)))
     return bare
+
+
+Saes: TypeAlias = (
+    Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary]
+)  # dictionaries by site, or by its name

@@ -58,5 +58,5 @@ class UnitNorm(AbstractNormalisation):
 
 
 def _sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The square root, with derivative 0 at 0, where that of `jnp.sqrt` is infinite and would turn a gradient into NaN."""
+    """Takes the square root, with derivative 0 at 0, where that of `jnp.sqrt` is infinite and would turn a gradient into NaN."""
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)

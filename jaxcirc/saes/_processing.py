@@ -56,7 +56,7 @@ def mismatch(site: Site, trained: Iterable[str] | None, model: Iterable[str]) ->
 
 
 def check_steps(steps: Iterable[str]) -> tuple[str, ...]:
-    """`steps` in the order in which they are applied; ValueError for a name that is none of them."""
+    """Puts `steps` in the order in which they are applied; ValueError for a name that is none of them."""
     given = (steps,) if isinstance(steps, str) else tuple(steps)
     if unknown := [step for step in given if step not in STEPS]:
         raise ValueError(f"processing: no step is called {unknown[0]!r}. The steps are {', '.join(STEPS)}.")

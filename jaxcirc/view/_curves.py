@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._checks import check_kind, check_path
+from .._checks import check_kind
 from .._files import write_text, writing_file
+from ._svg import check_svg
 from .plot import across, band, COLOURS, curve, document, frame, GREY, legend, line, upwards
 
 
@@ -29,15 +30,6 @@ def draw_curves(curves: "Mapping[str, pd.DataFrame]", path: str | Path) -> None:
     panels = [_panel(name, table) for name, table in curves.items()]
     with writing_file(path) as aside:
         write_text(aside, document(panels, title="Recovery of the metric against the size of the circuit"))
-
-
-def check_svg(path: str | Path) -> None:
-    """ValueError unless the file is named as what it will be, and its folder is there."""
-    path = check_path("path", path)
-    if path.suffix != ".svg":
-        raise ValueError(f"Pictures are written as SVG, and {path} does not end in .svg. Name it so.")
-    if not path.parent.is_dir():
-        raise ValueError(f"There is no folder {path.parent} for {path.name}. Make it first.")
 
 
 def _panel(name: str, table: "pd.DataFrame") -> str:

@@ -8,7 +8,7 @@ from .._checks import check_kind
 from .._files import write_text, writing_file
 from .._words import counted
 from ..features import FeatureJacobian
-from ._curves import check_svg
+from ._svg import check_svg
 from .plot import document, histogram, scatter
 
 
@@ -57,12 +57,12 @@ def _against_cosine(jacobian: FeatureJacobian, row: int) -> str:
     sizes = np.abs(np.stack([jacobian.gradient, jacobian.cosine], axis=1)).astype(float)
     step = -(-len(jacobian) // MOST_DOTS)
     drawn = np.arange(0, len(jacobian), step)
-    found = jacobian.correlation()
+    correlation = jacobian.correlation()
     return scatter(
         [(a, b) for a, b in sizes[drawn].tolist()],
         label="|gradient|",
         side="|cosine|",
-        title=f"Pearson {found.pearson:z.3f}, Spearman {found.spearman:z.3f}",
+        title=f"Pearson {correlation.pearson:z.3f}, Spearman {correlation.spearman:z.3f}",
         note=f"{len(drawn)} of {counted(len(jacobian), 'pair')}" if step > 1 else "",
         fit=True,
         marked=((float(sizes[row, 0]), float(sizes[row, 1])), _name(jacobian, row)),

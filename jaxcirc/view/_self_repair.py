@@ -9,14 +9,14 @@ from .._checks import check_kind, check_list
 from .._files import write_text, writing_file
 from .._words import counted
 from ..components import SelfRepair
-from ._curves import check_svg
+from ._svg import check_svg
 from .plot import document, heat_map, scatter
 
 
 MOST = 4000  # dots in a panel
 
 
-def draw_self_repair(found: SelfRepair, path: str | Path, *, heads: Sequence[tuple[int, int]] = ()) -> None:
+def draw_self_repair(repair: SelfRepair, path: str | Path, *, heads: Sequence[tuple[int, int]] = ()) -> None:
     """Draws the slopes of all heads as an SVG file, and beside them the tokens of some heads with the line through them.
 
     **Arguments:** - `heads`: `(layer, head)`s; without any, the head with the largest slope.
@@ -24,44 +24,44 @@ def draw_self_repair(found: SelfRepair, path: str | Path, *, heads: Sequence[tup
     **Raises:** `ValueError` for a head that there are no numbers of, or a file that is not named as SVG.
     """
     check_svg(path)
-    check_kind("draw_self_repair: found", found, SelfRepair, "what jc.self_repair gives")
+    check_kind("draw_self_repair: repair", repair, SelfRepair, "what jc.self_repair gives")
     for head in check_list("draw_self_repair: heads", "heads, as (layer, head),", heads):
         check_kind("draw_self_repair: heads", head, Sequence, "a list of heads as (layer, head)")
-        if tuple(head) not in found.heads:
+        if tuple(head) not in repair.heads:
             raise ValueError(
-                f"draw_self_repair: there is no head {tuple(head)} in the result, which has {len(found.heads)} heads."
+                f"draw_self_repair: there is no head {tuple(head)} in the result, which has {len(repair.heads)} heads."
             )
-    last = len(found.slope) - 1
-    chosen = heads or [max(found.heads, key=lambda at: -np.inf if at[0] == last else found.slope[at])]
-    low, high = found.interval()
+    last = len(repair.slope) - 1
+    chosen = heads or [max(repair.heads, key=lambda at: -np.inf if at[0] == last else repair.slope[at])]
+    low, high = repair.interval()
     panels = [
-        _slopes(found),
-        *(_tokens(found, layer, head, (low[layer, head], high[layer, head])) for layer, head in chosen),
+        _slopes(repair),
+        *(_tokens(repair, layer, head, (low[layer, head], high[layer, head])) for layer, head in chosen),
     ]
     with writing_file(path) as aside:
         write_text(aside, document(panels, title="Self-repair: what later heads do about a head that is ablated"))
 
 
-def _slopes(found: SelfRepair) -> str:
-    slope = found.slope.copy()
+def _slopes(repair: SelfRepair) -> str:
+    slope = repair.slope.copy()
     slope[-1] = np.nan  # nothing comes after the last layer, so there is nothing that could repair
-    above = "" if found.minimum is None else f", of which those with a direct effect above {found.minimum:g}"
+    above = "" if repair.minimum is None else f", of which those with a direct effect above {repair.minimum:g}"
     return heat_map(
         slope.tolist(),
         label="head",
         side="layer",
         title="slope of backup on direct effect",
-        note=f"{counted(int(found.used.sum()), 'token')} of {counted(len(found.used), 'prompt')}{above}",
+        note=f"{counted(int(repair.used.sum()), 'token')} of {counted(len(repair.used), 'prompt')}{above}",
         unit="slope",
     )
 
 
-def _tokens(found: SelfRepair, layer: int, head: int, interval: tuple[float, float]) -> str:
-    direct, backup = found.points(layer, head)
-    last = layer == len(found.slope) - 1
+def _tokens(repair: SelfRepair, layer: int, head: int, interval: tuple[float, float]) -> str:
+    direct, backup = repair.points(layer, head)
+    last = layer == len(repair.slope) - 1
     step = -(-len(direct) // MOST)
     note = "a dot a token" if step == 1 else f"a dot every {step} tokens"
-    slope, intercept = (float(x[layer, head]) for x in (found.slope, found.intercept))
+    slope, intercept = (float(x[layer, head]) for x in (repair.slope, repair.intercept))
     return scatter(
         list(zip(direct[::step].tolist(), backup[::step].tolist(), strict=True)),
         label="direct effect of the head (logits)",

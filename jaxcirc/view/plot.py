@@ -31,22 +31,22 @@ class Axis(NamedTuple):
         return self.begin + part * (self.end - self.begin)
 
     def ticks(self) -> list[float]:
-        """Round numbers on the axis."""
+        """Chooses round numbers on the axis."""
         return log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high)
 
 
 def across(low: float, high: float, *, log: bool = False) -> Axis:
-    """The horizontal axis of a panel."""
+    """Makes the horizontal axis of a panel."""
     return Axis(low, high, LEFT, WIDTH - RIGHT, log)
 
 
 def upwards(low: float, high: float, *, log: bool = False) -> Axis:
-    """The vertical axis of a panel."""
+    """Makes the vertical axis of a panel."""
     return Axis(low, high, HEIGHT - BOTTOM, TOP, log)
 
 
 def around(values: Sequence[int | float]) -> tuple[float, float]:
-    """The ends of an axis that shows all of `values`, with room at both sides."""
+    """Finds the ends of an axis that shows all of `values`, with room at both sides."""
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
     return low - room, high + room
@@ -55,17 +55,17 @@ def around(values: Sequence[int | float]) -> tuple[float, float]:
 def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten between the ends; 1, 2 and 5 times those where there are fewer than three."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found: list[float] = []
+    ticks: list[float] = []
     for steps in ((1,), (1, 2, 5)):
-        found = [float(f"{step}e{decade}") for decade in decades for step in steps]
-        found = [tick for tick in found if low <= tick <= high]
-        if len(found) >= 3:
+        ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
             break
-    return found
+    return ticks
 
 
 def linear_ticks(low: float, high: float) -> list[float]:
-    """Four to ten multiples of a power of ten, or of 2 or 5 times one."""
+    """Chooses four to ten multiples of a power of ten, or of 2 or 5 times one."""
     size = 10.0 ** math.floor(math.log10((high - low) / 4))
     step = next(size * factor for factor in (1, 2, 5, 10) if (high - low) / (size * factor) <= 8)
     first = math.ceil(low / step - 1e-9)
@@ -97,7 +97,7 @@ def frame(
     x_ticks: Sequence[float] | None = None,
     unit: str = "",
 ) -> str:
-    """The box of a panel with its ticks; below it what the horizontal axis is, beside it what the vertical one is."""
+    """Draws the box of a panel with its ticks; below it what the horizontal axis is, beside it what the vertical one is."""
     parts = [
         f'<rect x="{x.begin}" y="{y.end}" width="{x.end - x.begin}" height="{y.begin - y.end}" fill="none" stroke="#444444"/>'
     ]
@@ -125,8 +125,8 @@ def scatter(
     fit: bool | tuple[float, float] = False,
     marked: tuple[Point, str] | None = None,
 ) -> str:
-    """A panel of dots, `label` saying what is across and `side` what is upwards; with `fit` the line of least squares through them, or
-    one of given slope and intercept; and with `marked` one point that stands out, and its name.
+    """Draws a panel of dots, `label` saying what is across and `side` what is upwards; with `fit` the line of least squares through them,
+    or one of given slope and intercept; and with `marked` one point that stands out, and its name.
     """
     shown = [*points, marked[0]] if marked else points
     x, y = across(*around([a for a, _ in shown])), upwards(*around([b for _, b in shown]))
@@ -148,8 +148,8 @@ def scatter(
 def heat_map(
     values: Sequence[Sequence[float]], *, label: str, side: str, title: str = "", note: str = "", unit: str = ""
 ) -> str:
-    """A panel of coloured cells, the first row on top; colours are symmetric around 0, and a bar beside says what they mean in `unit`.
-    Numbers stand in cells that have room for them; what is not a number is grey, with a dash.
+    """Draws a panel of coloured cells, the first row on top; colours are symmetric around 0, and a bar beside says what they mean in
+    `unit`. Numbers stand in cells that have room for them; what is not a number is grey, with a dash.
     """
     rows, columns = len(values), len(values[0])
     x, y = Axis(0, columns, LEFT, WIDTH - RIGHT - 58), Axis(0, rows, TOP, HEIGHT - BOTTOM)
@@ -162,10 +162,10 @@ def heat_map(
             at = (x.at(j), y.at(i), wide, high)
             parts += [_cell(*at, EMPTY if math.isnan(value) else diverging(value / most))]
             if size >= 6.5:
-                said = "–" if math.isnan(value) else f"{value:z.2f}"
+                shown = "–" if math.isnan(value) else f"{value:z.2f}"
                 ink = "#ffffff" if abs(value) > 0.6 * most else "#222222"
                 middle = (x.at(j + 0.5), y.at(i + 0.5) + size / 3)
-                parts += [f'<g font-size="{size:.1f}">{text(*middle, said, anchor="middle", fill=ink)}</g>']
+                parts += [f'<g font-size="{size:.1f}">{text(*middle, shown, anchor="middle", fill=ink)}</g>']
     for j in range(0, columns, _every(wide, 16.0)):
         parts += [text(x.at(j + 0.5), y.end + 14, str(j), anchor="middle")]
     for i in range(0, rows, _every(high, 11.0)):
@@ -182,7 +182,7 @@ def heat_map(
 
 
 def diverging(part: float) -> str:
-    """A colour for a number from -1 to 1: white at 0, blue below, red above."""
+    """Mixes a colour for a number from -1 to 1: white at 0, blue below, red above."""
     end = (11, 95, 165) if part < 0 else (194, 65, 12)
     mixed = (round(255 + min(abs(part), 1) * (channel - 255)) for channel in end)
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
@@ -198,7 +198,7 @@ def histogram(
     bins: int = 30,
     marked: tuple[int | float, str] | None = None,
 ) -> str:
-    """A panel of how many of `values` lie in each of `bins` intervals of equal width, and with `marked` one value that stands out."""
+    """Draws a panel of how many of `values` lie in each of `bins` intervals of equal width, and with `marked` one value that stands out."""
     low, high = around([*values, marked[0]] if marked else values)
     x, counts = across(low, high), [0] * bins
     for value in values:
@@ -222,13 +222,13 @@ def histogram(
 
 
 def dot(x: float, y: float, colour: str, *, radius: float = 3.0, opacity: float = 1.0) -> str:
-    """A dot at a pixel."""
+    """Draws a dot at a pixel."""
     thin = f' opacity="{opacity:g}"' if opacity < 1 else ""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}"{thin}/>'
 
 
 def _colour_bar(most: float, unit: str, steps: int = 40) -> str:
-    """What the colours of a heat map mean, from `-most` to `most`."""
+    """Draws what the colours of a heat map mean, from `-most` to `most`."""
     x, y = WIDTH - RIGHT - 44, Axis(-most, most, HEIGHT - BOTTOM, TOP)
     high = (y.begin - y.end) / steps
     shades = (diverging(2 * (i + 0.5) / steps - 1) for i in range(steps))
@@ -242,23 +242,23 @@ def _cell(x: float, y: float, wide: float, high: float, colour: str) -> str:
 
 
 def _every(pixels: float, needed: float) -> int:
-    """Which labels have room: 1 for all, 2 for every second one."""
+    """Says which labels have room: 1 for all, 2 for every second one."""
     return next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * pixels >= needed)
 
 
-def _turned(x: float, y: float, said: str) -> str:
-    """Text upwards."""
-    return f'<g transform="translate({x:g},{y:.1f}) rotate(-90)">{text(0.0, 0.0, said, anchor="middle")}</g>'
+def _turned(x: float, y: float, label: str) -> str:
+    """Writes text upwards."""
+    return f'<g transform="translate({x:g},{y:.1f}) rotate(-90)">{text(0.0, 0.0, label, anchor="middle")}</g>'
 
 
 def _beside(x: float, y: float, name: str) -> str:
-    """A name beside a pixel, on the side where there is more room."""
+    """Writes a name beside a pixel, on the side where there is more room."""
     right = x < (LEFT + WIDTH - RIGHT) / 2
     return text(x + (7 if right else -7), y, name, anchor="start" if right else "end", fill=COLOURS[1])
 
 
 def _within(x: Axis, y: Axis, slope: float, start: float) -> Points:
-    """The pixels of both ends of a straight line where it leaves the panel."""
+    """Finds the pixels of both ends of a straight line where it leaves the panel."""
     ends = [x.low, x.high]
     if slope:
         meets = sorted(((y.low - start) / slope, (y.high - start) / slope))
@@ -272,27 +272,27 @@ def legend(names: Sequence[tuple[str, str]], *, step: int = 116) -> str:
 
 
 def curve(x: Axis, y: Axis, points: Points, colour: str, *, dashes: str = "") -> str:
-    """A line with a dot at every point."""
+    """Draws a line with a dot at every point."""
     pixels = [(x.at(a), y.at(b)) for a, b in points]
     dots = "".join(dot(a, b, colour) for a, b in pixels)
     return line(pixels, stroke=colour, dashes=dashes, width=2) + dots
 
 
 def band(x: Axis, y: Axis, low: Points, high: Points, colour: str) -> str:
-    """What lies between two lines."""
+    """Fills what lies between two lines."""
     corners = [(x.at(a), y.at(b)) for a, b in [*low, *reversed(high)]]
     return f'<polygon points="{_pixels(corners)}" fill="{colour}" opacity="0.18"/>'
 
 
 def line(pixels: Points, *, stroke: str = "#444444", dashes: str = "", width: int = 1) -> str:
-    """A line through pixels."""
+    """Draws a line through pixels."""
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     return f'<polyline points="{_pixels(pixels)}" fill="none" stroke="{stroke}" stroke-width="{width}"{dashed}/>'
 
 
-def text(x: float, y: float, said: str, *, anchor: str = "start", fill: str = "#222222") -> str:
-    """Text at a pixel."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}">{escape(said)}</text>'
+def text(x: float, y: float, label: str, *, anchor: str = "start", fill: str = "#222222") -> str:
+    """Writes text at a pixel."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}">{escape(label)}</text>'
 
 
 def _pixels(points: Points) -> str:

@@ -60,7 +60,7 @@ def read(
     apply_b_dec_to_input: bool = False,
     use_threshold: bool = False,
 ) -> SAE:
-    """A dictionary from `ae.pt`.
+    """Reads a dictionary from `ae.pt`.
 
     **Arguments:**
 
@@ -101,7 +101,7 @@ def read(
 
 
 def _unwrapped(source: Source) -> tuple[Mapping[str, object], dict, float]:
-    """The state dict, the trainer's configuration, and the factor that the biases still need.
+    """Takes apart the state dict, the trainer's configuration, and the factor that the biases still need.
 
     A backup from the middle of training holds the state dict inside, with biases for activations divided by the norm factor; a
     finished file has them multiplied already.
@@ -119,7 +119,7 @@ def _unwrapped(source: Source) -> tuple[Mapping[str, object], dict, float]:
 
 
 def trainer_config(source: Source) -> dict:
-    """What `config.json` says of the trainer; empty without one, or where it is some other configuration."""
+    """Reads what `config.json` says of the trainer; empty without one, or where it is some other configuration."""
     config = source.json("config.json") or {}
     trainer = config.get("trainer")
     if not isinstance(trainer, dict):
@@ -129,12 +129,12 @@ def trainer_config(source: Source) -> dict:
 
 
 def is_here(source: Source) -> bool:
-    """Whether the file is one of dictionary_learning for certain, by its configuration or as a backup of its training."""
+    """Says whether the file is one of dictionary_learning for certain, by its configuration or as a backup of its training."""
     return bool(trainer_config(source)) or {"ae", "step"} <= set(source.state)
 
 
 def classes_of(names: set[str]) -> list[str]:
-    """The classes that have exactly these tensors."""
+    """Finds the classes that have exactly these tensors."""
     return [kind for kind, table in CLASSES.items() if set(table) - set(_OLD.get(kind, ())) <= names <= set(table)]
 
 
@@ -174,9 +174,11 @@ def _parts(tensors: Parts) -> dict[str, np.ndarray]:
 def _k(tensors: Parts, config: dict, source: Source) -> int | None:
     if "k" not in tensors:
         return None
-    k, said = int(tensors["k"]), config.get("k")
-    if said is not None and int(said) != k:
-        raise ValueError(f"{source.name}: k is {k} in the file and {said} in config.json. Do the two belong together?")
+    k, configured = int(tensors["k"]), config.get("k")
+    if configured is not None and int(configured) != k:
+        raise ValueError(
+            f"{source.name}: k is {k} in the file and {configured} in config.json. Do the two belong together?"
+        )
     return k
 
 

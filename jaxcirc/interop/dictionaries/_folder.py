@@ -46,7 +46,7 @@ def load_saes(
     """
     check_format(format)
     root, repository = _root(folder_or_name, revision)
-    found: dict[Site, tuple[Path, AbstractDictionary]] = {}
+    by_site: dict[Site, tuple[Path, AbstractDictionary]] = {}
     for path in _files(root, include):
         for source in _sources(path, repository, dtype):
             sae = read_source(source, format, processing, options)
@@ -54,18 +54,18 @@ def load_saes(
                 raise ValueError(
                     f"{path}: nothing says the site of this dictionary. Load it alone: jc.load_sae(path, site=…)."
                 )
-            if sae.site in found:
-                both = f"{found[sae.site][0].relative_to(root)} and {path.relative_to(root)}"
+            if sae.site in by_site:
+                both = f"{by_site[sae.site][0].relative_to(root)} and {path.relative_to(root)}"
                 raise ValueError(
                     f"{root} holds two dictionaries for `{sae.site}`, {both}. Choose with include=…, a pattern of paths."
                 )
-            found[sae.site] = (path, sae)
-    if not found:
+            by_site[sae.site] = (path, sae)
+    if not by_site:
         raise ValueError(
             f"{root} holds no dictionary whose path matches {include!r}. {contents(root)} Dictionaries are {', '.join(NAMED)} or other "
             f"files of tensors ({', '.join(SUFFIXES)}); the formats are {', '.join(READERS)}."
         )
-    return BySite((site, found[site][1]) for site in sorted(found))
+    return BySite((site, by_site[site][1]) for site in sorted(by_site))
 
 
 def check_saes(folder_or_name: str | Path) -> None:
@@ -103,8 +103,8 @@ def _files(root: Path, include: str) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file. sparsify's finished ones lie in
-    `checkpoints/` too.
+    """Says whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file. sparsify's finished ones lie
+    in `checkpoints/` too.
     """
     return ("checkpoints" in path.parts[:-1] and path.name != SPARSIFY) or any(
         part.startswith(".") for part in path.parts

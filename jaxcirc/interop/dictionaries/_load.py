@@ -106,7 +106,7 @@ def check_format(format: str) -> None:
 def read_source(
     source: Source, format: str, processing: Iterable[str] | None, options: Mapping[str, object]
 ) -> AbstractDictionary:
-    """The dictionary that a file holds."""
+    """Reads the dictionary that a file holds."""
     name = detect(source) if format == "auto" else format
     _check_options(name, options)
     dictionary = READERS[name](source, **options)
@@ -122,7 +122,7 @@ def _check_options(name: str, options: Mapping[str, object]) -> None:
 
 
 def detect(source: Source) -> str:
-    """The format of a file, by what lies beside it and the names of its tensors.
+    """Tells the format of a file, by what lies beside it and the names of its tensors.
 
     **Raises:** `ValueError` if it is none, or could be more than one.
     """

@@ -40,7 +40,7 @@ _DEAD = 1e-8  # a latent that is on more rarely is dead
 
 
 def read(source: Source, *, omit_dead: bool = False, activation: str | None = None, k: int | None = None) -> SAE:
-    """An autoencoder from `{layer}.pt`.
+    """Reads an autoencoder from `{layer}.pt`.
 
     **Arguments:** - `omit_dead`: leave out the latents that were on less than once in 1e8 tokens; the others' numbers change.
     - `activation` (`"ReLU"`, `"Identity"`, `"TopK"`), `k`: for a file of tensors only, which cannot say them.
@@ -63,7 +63,7 @@ def read(source: Source, *, omit_dead: bool = False, activation: str | None = No
 
 
 def site_of(path: Path) -> Site | None:
-    """The site that a published path names, `gpt2-small/resid_post_mlp_v5_32k/autoencoders/6.pt`; `None` for another path."""
+    """Finds the site that a published path names, `gpt2-small/resid_post_mlp_v5_32k/autoencoders/6.pt`; `None` for another path."""
     match = _PATH.search(path.as_posix())
     return None if match is None else Site(int(match[3]), _KINDS[match[1]])
 

@@ -14,7 +14,7 @@ _LATENT_UNITS = ("b_enc", "b_gate", "b_mag", "threshold")  # in the units of the
 
 
 def decoder_norms(parts: Parts) -> np.ndarray:
-    """The norm of each latent's direction, `[d_sae]`."""
+    """Takes the norm of each latent's direction, `[d_sae]`."""
     return np.linalg.norm(parts["W_dec"].astype(np.float64), axis=1)
 
 

@@ -63,17 +63,17 @@ def read_hook_z_kk(source: Source) -> SAE:
 
 
 def e2e_prefixes(names: Mapping[str, object]) -> list[str]:
-    """The names, with their last dot, under which a file holds end-to-end SAEs: one for each site."""
+    """Finds the names, with their last dot, under which a file holds end-to-end SAEs: one for each site."""
     return [name.removesuffix("encoder.0.weight") for name in names if name.endswith("encoder.0.weight")]
 
 
 def e2e_site(prefix: str, source: str) -> Site | None:
-    """The site of `saes.blocks-4-hook_resid_pre.`; `None` for a file of one SAE without prefix."""
+    """Finds the site of `saes.blocks-4-hook_resid_pre.`; `None` for a file of one SAE without prefix."""
     return parsed(prefix.removeprefix("saes.").removesuffix(".").replace("-", "."), source, "the name of its tensors")
 
 
 def read_e2e(source: Source) -> SAE:
-    """An end-to-end SAE of Braun et al. 2024 (arXiv 2405.12241): the encoder does not subtract the decoder's bias, and the decoder's
+    """Reads an end-to-end SAE of Braun et al. 2024 (arXiv 2405.12241): the encoder does not subtract the decoder's bias, and the decoder's
     directions are of norm 1 whatever is stored. A file may hold several, each under its site's name; `site=` says which.
     """
     prefixes = e2e_prefixes(source.state)
@@ -115,7 +115,7 @@ def read_e2e(source: Source) -> SAE:
 
 
 def read_sparse_mlp(source: Source, *, reads: Site | str | None = None) -> AbstractDictionary:
-    """A sparse MLP (a transcoder) or an SAE of noanabeshima/tinymodel, `relu(x W_enc + b_enc) W_dec + b_dec` either way. A name with
+    """Reads a sparse MLP (a transcoder) or an SAE of noanabeshima/tinymodel, `relu(x W_enc + b_enc) W_dec + b_dec` either way. A name with
     `M2` in it is the transcoder of that layer's MLP, `A2` the SAE of its attention's output; else `site`, and `reads` for a transcoder,
     say what it is.
     """
@@ -142,7 +142,7 @@ def read_sparse_mlp(source: Source, *, reads: Site | str | None = None) -> Abstr
 
 
 def tinymodel_sites(path: str) -> tuple[Site | None, Site | None]:
-    """Where the dictionary reads and reconstructs, by the tag in its path. That model has no norms: its MLP reads `resid_mid`."""
+    """Says where the dictionary reads and reconstructs, by the tag in its path. That model has no norms: its MLP reads `resid_mid`."""
     match = re.search(r"(?:^|[/_-])([MA])(\d+)(?:[/_.-]|$)", path)
     if match is None:
         return None, None
@@ -177,7 +177,7 @@ def read_topk_pt(source: Source, *, k: int | None = None) -> SAE:
 
 
 def read_transcoder_pt(source: Source, *, reads: Site | str | None = None) -> Transcoder:
-    """A transcoder of Dunefsky et al. 2024 (arXiv 2406.11944), `{cfg, state_dict}` or the tensors alone: it subtracts `b_dec`, which
+    """Reads a transcoder of Dunefsky et al. 2024 (arXiv 2406.11944), `{cfg, state_dict}` or the tensors alone: it subtracts `b_dec`, which
     has the input's width, and adds `b_dec_out`. Without a configuration the file's name, or `reads` and `site`, say where it belongs.
     Their models were loaded with TransformerLens' whole processing, so that it reads what the norm gives before weight and bias.
     """
@@ -189,9 +189,9 @@ def read_transcoder_pt(source: Source, *, reads: Site | str | None = None) -> Tr
     tensors, _ = checked(inner, TRANSCODER_PT, source.name, sizes=sizes)
     named = re.search(r"blocks\.\d+\.(?:ln2\.hook_normalized|hook_resid_mid)", source.path.name)
     layer = config.get("hook_point_layer")
-    said = config.get("hook_point") or config.get("hook_point_template") or (named[0] if named else None)
+    named_site = config.get("hook_point") or config.get("hook_point_template") or (named[0] if named else None)
     out_said = config.get("out_hook_point") or config.get("out_hook_point_template")
-    read_at = Site.parse(reads) if reads is not None else parsed(in_layer(said, layer), source.name, "hook_point")
+    read_at = Site.parse(reads) if reads is not None else parsed(in_layer(named_site, layer), source.name, "hook_point")
     out = parsed(in_layer(out_said, config.get("out_hook_point_layer", layer)), source.name, "out_hook_point")
     if out is None and read_at is not None and read_at.kind in (Kind.LN2_NORMALIZED, Kind.RESID_MID):
         out = Site(read_at.layer, Kind.MLP_OUT)

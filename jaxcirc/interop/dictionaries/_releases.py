@@ -31,11 +31,11 @@ _NORM_FACTORS: dict[str, tuple[float, ...]] = {
 
 
 def kwargs_of(repository: str) -> dict[str, bool] | None:
-    """How the model of a published release was loaded; `None` if it is not known."""
+    """Says how the model of a published release was loaded; `None` if it is not known."""
     return _KWARGS.get(repository)
 
 
 def norm_factor_of(repository: str, layer: int | None) -> float | None:
-    """The norm scaling factor of a published release's dictionary at `layer`; `None` if there is none."""
+    """Finds the norm scaling factor of a published release's dictionary at `layer`; `None` if there is none."""
     factors = _NORM_FACTORS.get(repository, ())
     return factors[layer] if layer is not None and layer < len(factors) else None

@@ -61,7 +61,7 @@ def read(
     normalize_decoder: bool = False,
     ignore_config: Collection[str] = (),
 ) -> AbstractDictionary:
-    """A dictionary from a SAELens folder.
+    """Reads a dictionary from a SAELens folder.
 
     **Arguments:**
 
@@ -105,7 +105,7 @@ def read(
 
 
 def _configuration(source: Source) -> tuple[dict, Mapping[str, object]]:
-    """The configuration, and the tensors that go with it."""
+    """Reads the configuration, and the tensors that go with it."""
     if {"cfg", "state_dict"} <= set(source.state):
         cfg, state = source.state["cfg"], source.state["state_dict"]
         if not isinstance(cfg, dict) or not isinstance(state, Mapping):
@@ -124,7 +124,7 @@ def _is_transcoder(config: SaeLensConfig) -> bool:
 
 
 def _sites(config: SaeLensConfig, source: Source, reads: Site | None) -> tuple[Site | None, Site | None]:
-    """Where it reads and where it reconstructs. The caller's site is the latter."""
+    """Says where it reads and where it reconstructs. The caller's site is the latter."""
     if not _is_transcoder(config):
         if reads is not None:
             raise ValueError(
@@ -164,7 +164,7 @@ def _parts(config: SaeLensConfig, stored: Mapping[str, object], source: Source) 
 
 
 def _learned_threshold(parts: Parts, source: Source) -> Parts:
-    """The threshold that a batch-wise training learned, for all latents. It compares with latents as they are trained, which is after
+    """Finds the threshold that a batch-wise training learned, for all latents. It compares with latents as they are trained, which is after
     their rescaling by the norms of their directions.
     """
     if "topk_threshold" not in parts:
@@ -177,16 +177,16 @@ def _learned_threshold(parts: Parts, source: Source) -> Parts:
 
 
 def _finetuned(parts: Parts, config: SaeLensConfig, source: Source) -> Parts:
-    """The fine-tuned scale of each latent in the decoder. Older versions wrote one of ones everywhere."""
-    found = [parts[name] for name in _SCALES if name in parts and not np.allclose(parts[name], 1)]
+    """Finds the fine-tuned scale of each latent in the decoder. Older versions wrote one of ones everywhere."""
+    scales = [parts[name] for name in _SCALES if name in parts and not np.allclose(parts[name], 1)]
     rest = {name: array for name, array in parts.items() if name not in _SCALES}
-    if not found:
+    if not scales:
         return rest
     if not config.finetuning_scaling_factor:
         raise ValueError(
             f"{source.name} holds a `scaling_factor` other than one, and cfg.json says finetuning_scaling_factor is false. Which is it?"
         )
-    return {**rest, "W_dec": rest["W_dec"] * found[0][:, None]}
+    return {**rest, "W_dec": rest["W_dec"] * scales[0][:, None]}
 
 
 def _average_norm(parts: Parts, config: SaeLensConfig, site: Site | None, source: Source, given: float | None) -> Parts:

@@ -77,7 +77,7 @@ class SaeLensConfig:
 
 
 def parse(config: dict, source: str, repository: str, ignore: Collection[str]) -> SaeLensConfig:
-    """The configuration of any version.
+    """Reads the configuration of any version.
 
     **Raises:** `ValueError` for an architecture or an attribute that is not supported, naming it.
     """
@@ -137,8 +137,8 @@ def _check_inert(config: dict, source: str, ignore: Collection[str]) -> None:
 
 
 def _renamed(config: dict, source: str) -> dict:
-    """`config` under the newest names, with the layer in the names of hooks. Of two names for one attribute, as a template and the name
-    that it gives, the one that is filled counts; they must not disagree.
+    """Puts `config` under the newest names, with the layer in the names of hooks. Of two names for one attribute, as a template and the
+    name that it gives, the one that is filled counts; they must not disagree.
     """
     layer = next((config[name] for name in ("hook_point_layer", "hook_layer") if config.get(name) is not None), None)
     out_layer = config.get("hook_layer_out")
@@ -201,7 +201,7 @@ def _normalisation(value: object, source: str) -> str:
 
 
 def _processing(config: dict, source: str, repository: str) -> tuple[str, ...] | None:
-    """The steps of the model's loading: what was asked for, over the defaults of the version that trained."""
+    """Finds the steps of the model's loading: what was asked for, over the defaults of the version that trained."""
     known, asked = kwargs_of(repository), config.get("model_from_pretrained_kwargs")
     if known is not None:
         return tuple(step for name, step in _STEPS.items() if known.get(name, False))

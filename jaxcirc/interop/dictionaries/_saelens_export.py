@@ -116,19 +116,19 @@ def _normalisation(sae: SAE) -> str:
 
 
 def _metadata(dictionary: AbstractDictionary) -> dict[str, object]:
-    found: dict[str, object] = {
+    config: dict[str, object] = {
         "sae_lens_version": _VERSION,
         "sae_lens_training_version": None,
         "hook_head_index": None,
     }
     if dictionary.reads is not None:
-        found["hook_name"] = str(dictionary.reads)
+        config["hook_name"] = str(dictionary.reads)
     if dictionary.site is not None and isinstance(dictionary, Transcoder):
-        found["hook_name_out"] = str(dictionary.site)
+        config["hook_name_out"] = str(dictionary.site)
     if dictionary.processing is not None:
         steps = {name: step in dictionary.processing for name, step in zip(_KWARGS, STEPS, strict=True)}
-        found["model_from_pretrained_kwargs"] = steps
-    return found
+        config["model_from_pretrained_kwargs"] = steps
+    return config
 
 
 def _described(activation: object) -> str:

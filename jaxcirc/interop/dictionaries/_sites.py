@@ -17,7 +17,7 @@ _KINDS = {
 
 
 def of_submodule(name: str) -> Site | None:
-    """The site of a submodule's name in dictionary_learning and feature-circuits, `mlp_out_layer3` or `embed`; `None` for another."""
+    """Finds the site of a submodule's name in dictionary_learning and feature-circuits, `mlp_out_layer3` or `embed`; `None` for another."""
     if name == "embed":
         return Site(None, Kind.EMBED)
     match = _SUBMODULE.fullmatch(name)
@@ -42,8 +42,8 @@ _MODULE = re.compile(r"(?:transformer\.|gpt_neox\.|model\.)?(?:(?:layers|h)\.(\d
 
 
 def of_module(name: str) -> tuple[Site | None, Site] | None:
-    """The sites of input and output of a module of transformers, `layers.5.mlp`, `h.5.attn` or `embed_in`, as it is named in the whole
-    model or in the model without its head; `None` for another. Token ids, which embeddings read, are no site.
+    """Finds the sites of input and output of a module of transformers, `layers.5.mlp`, `h.5.attn` or `embed_in`, as it is named in the
+    whole model or in the model without its head; `None` for another. Token ids, which embeddings read, are no site.
     """
     match = _MODULE.fullmatch(name)
     if match is None:
@@ -59,27 +59,27 @@ def of_module(name: str) -> tuple[Site | None, Site] | None:
 
 
 def of_folder(path: Path) -> Site | None:
-    """The site that the nearest folder above `path` names as a submodule."""
+    """Finds the site that the nearest folder above `path` names as a submodule."""
     return next((site for folder in path.parents if (site := of_submodule(folder.name)) is not None), None)
 
 
-def agreed(found: Iterable[tuple[str, Site | None]], given: Site | None, source: str) -> Site | None:
-    """The one site that `found`, pairs of (who says so, site), names; what the caller gave goes before.
+def agreed(claims: Iterable[tuple[str, Site | None]], given: Site | None, source: str) -> Site | None:
+    """Finds the one site that `claims`, pairs of (who says so, site), name; what the caller gave goes before.
 
     **Raises:** `ValueError` if two disagree.
     """
     if given is not None:
         return given
-    said = [(who, site) for who, site in found if site is not None]
-    if len({site for _, site in said}) > 1:
+    known = [(who, site) for who, site in claims if site is not None]
+    if len({site for _, site in known}) > 1:
         raise ValueError(
-            f"{source}: its site is ambiguous, {' and '.join(f'{who} says `{site}`' for who, site in said)}. Say it: site=…."
+            f"{source}: its site is ambiguous, {' and '.join(f'{who} says `{site}`' for who, site in known)}. Say it: site=…."
         )
-    return said[0][1] if said else None
+    return known[0][1] if known else None
 
 
 def in_layer(name: object, layer: object) -> object:
-    """A hook's name with `layer` where it is a template, `blocks.{layer}.hook_resid_pre`; as it is if nothing says the layer."""
+    """Fills `layer` into a hook's name that is a template, `blocks.{layer}.hook_resid_pre`, if it is known."""
     if isinstance(layer, list | tuple) and len(layer) == 1:
         (layer,) = layer
     if not isinstance(name, str) or isinstance(layer, bool) or not isinstance(layer, int):
@@ -88,7 +88,7 @@ def in_layer(name: object, layer: object) -> object:
 
 
 def parsed(name: object, source: str, attribute: str) -> Site | None:
-    """The site of a hook's name in a configuration, `None` for none."""
+    """Reads the site of a hook's name in a configuration, `None` for none."""
     if not name:
         return None
     if "{" in str(name):

@@ -62,7 +62,7 @@ class Source:
 
     @ft.cached_property
     def state(self) -> Mapping[str, object]:
-        """What the file holds, by name."""
+        """Reads what the file holds, by name."""
         state = read_safetensors(self.path) if self.path.suffix == ".safetensors" else read_torch(self.path)
         if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
             raise ValueError(f"{self.path} holds a {type(state).__name__}, expected named tensors (a state dict).")
@@ -74,7 +74,7 @@ class Source:
         return f"{self.repository}:{self.path.name}" if self.repository else str(self.path)
 
     def json(self, name: str) -> dict | None:
-        """The configuration called `name` beside the file, `None` if there is none."""
+        """Reads the configuration called `name` beside the file, `None` if there is none."""
         path = self.path.with_name(name)
         if not path.is_file():
             return None
@@ -87,11 +87,11 @@ class Source:
         return config
 
     def leaf(self, array: np.ndarray) -> Array:
-        """`array` as a leaf: in the dtype that the caller asked for, else as stored."""
+        """Makes `array` as a leaf: in the dtype that the caller asked for, else as stored."""
         return jnp.asarray(array if self.dtype is None else cast(self.name, array, self.dtype), self.dtype)
 
     def leaves(self, W_enc: np.ndarray, b_enc: np.ndarray, W_dec: np.ndarray, b_dec: np.ndarray) -> Leaves:
-        """The four arrays that every dictionary has, to be passed on by name."""
+        """Makes the four arrays that every dictionary has, to be passed on by name."""
         return {
             "W_enc": self.leaf(W_enc),
             "b_enc": self.leaf(b_enc),
@@ -101,7 +101,7 @@ class Source:
 
 
 def find(path_or_id: str | Path, revision: str | None, *, whole: bool = False) -> tuple[Path, str]:
-    """The local file or folder, downloaded if it is a Hub id `repo/name` or `repo/name:inside`; and the Hub id, or "". `whole`: the
+    """Finds the local file or folder, downloaded if it is a Hub id `repo/name` or `repo/name:inside`; and the Hub id, or "". `whole`: the
     whole tree below it, not one dictionary.
     """
     path = check_path("load_sae: path_or_id", path_or_id).expanduser()
@@ -120,7 +120,7 @@ def find(path_or_id: str | Path, revision: str | None, *, whole: bool = False) -
 
 
 def is_hub_id(path_or_id: str | Path) -> bool:
-    """Whether it is written like one: `repo/name` or `repo/name:inside`."""
+    """Says whether it is written like one: `repo/name` or `repo/name:inside`."""
     return _HUB.fullmatch(str(path_or_id)) is not None
 
 
@@ -145,14 +145,14 @@ def _download(repository: str, inside: str | None, revision: str | None, whole: 
             f"{repository} is no file or folder here, and could not be had from the Hugging Face Hub: {first} Check the name, the "
             "revision and the network; a local path works without any."
         ) from None
-    found = root if inside is None else root / inside
-    if not found.exists():
+    place = root if inside is None else root / inside
+    if not place.exists():
         raise ValueError(f"The Hub repository {repository} holds no {inside!r}.")
-    return found
+    return place
 
 
 def dictionary_file(path: Path, formats: Collection[str]) -> Path:
-    """The file of tensors that `path` is, or the one in the folder `path`. `formats`: those that are read, for the message."""
+    """Finds the file of tensors that `path` is, or the one in the folder `path`. `formats`: those that are read, for the message."""
     if path.is_file() and path.name != "cfg.json":
         if path.suffix not in SUFFIXES:
             raise ValueError(
@@ -176,7 +176,7 @@ def dictionary_file(path: Path, formats: Collection[str]) -> Path:
 
 
 def tensor_files(paths: Sequence[Path]) -> list[Path]:
-    """Those of `paths` that may be dictionaries."""
+    """Chooses those of `paths` that may be dictionaries."""
     return [
         path
         for path in paths

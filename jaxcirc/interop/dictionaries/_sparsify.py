@@ -38,7 +38,7 @@ _ONLY: dict[str, Inert] = {
 
 
 def read(source: Source, *, reads: Site | str | None = None, ignore_config: Collection[str] = ()) -> AbstractDictionary:
-    """A dictionary from a folder of sparsify.
+    """Reads a dictionary from a folder of sparsify.
 
     **Arguments:** - `reads`: where one that transcodes reads, in place of what its folder's name says. - `ignore_config`: attributes of
     `cfg.json` that this reader does not know and that change nothing.
@@ -116,7 +116,7 @@ def _activation(config: dict, d_sae: int, source: Source) -> AbstractActivation:
 
 
 def _sites(source: Source) -> tuple[Site | None, Site | None]:
-    """The sites of input and output of the module that the folder is called after; with several seeds, the one above `seed0`."""
+    """Finds the sites of input and output of the module that the folder is called after; with several seeds, the one above `seed0`."""
     folder = source.path.absolute().parent
     if re.fullmatch(r"seed\d+", folder.name):
         folder = folder.parent

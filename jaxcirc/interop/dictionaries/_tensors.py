@@ -21,7 +21,7 @@ def checked(
     optional: Collection[str] = (),
     sizes: Mapping[str, int | None] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The tensors of `table` as NumPy arrays, float32 at least, and the size of each axis.
+    """Checks the tensors of `table` and gives them as NumPy arrays, float32 at least, with the size of each axis.
 
     **Arguments:** - `optional`: names that may be missing. - `sizes`: what a configuration says of the axes; a tensor must agree.
 
@@ -74,7 +74,7 @@ def listed(names: Collection[str]) -> str:
 
 
 def warn(message: str) -> None:
-    """A warning that points at the line outside the library which asked for the file."""
+    """Warns, pointing at the line outside the library which asked for the file."""
     inside = str(Path(__file__).parents[2])
     level, frame = 2, sys._getframe(1)  # the caller of this function
     while frame.f_back is not None and (

@@ -35,5 +35,5 @@ NAMES = frozenset(_NAMES.split())
 
 
 def is_of_training(name: str) -> bool:
-    """Whether an attribute of this name changes nothing that a trained dictionary computes."""
+    """Says whether an attribute of this name changes nothing that a trained dictionary computes."""
     return name in NAMES or _FORMS.fullmatch(name) is not None

@@ -1,28 +1,28 @@
 """A circuit in the attribution-graph format, which circuit-tracer's viewer and Neuronpedia open (schema version 1)."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from .._sites import Site
-from ._rows import EdgeRow, METRIC, NodeRow, note_of
+from ..._sites import Site
+from .._meta import CircuitMeta
+from .._rows import EdgeRow, METRIC, NodeRow, note_of
 
 
 def attribution_graph(
-    nodes: Sequence[NodeRow], edges: Sequence[EdgeRow], meta: Mapping[str, Any], *, slug: str
+    nodes: Sequence[NodeRow], edges: Sequence[EdgeRow], meta: CircuitMeta, *, slug: str
 ) -> dict[str, Any]:
-    """**Arguments:** - `nodes`: with positions, the strongest first. **Returns:** what the file holds.
+    """Makes what the file holds. **Arguments:** - `nodes`: with positions, the strongest first. - `meta`: with the tokens.
 
     The format knows one dictionary a layer; here sites of one layer are told apart by the nodes' ids and labels. Errors have ids of their
     own, which in the format's own files they share with latents.
     """
-    tokens = list(meta["tokens"])
-    notes = meta.get("annotations", {})
+    tokens, notes = list(meta.tokens or ()), meta.annotations or {}
     layers = 1 + max((Site.parse(node.site).layer or 0 for node in nodes), default=0)
     size = sum(abs(node.effect) for node in nodes) or 1.0
     shares = itertools.accumulate(abs(node.effect) / size for node in nodes)
     listed = [_node(node, share, note_of(notes, node), len(tokens)) for node, share in zip(nodes, shares, strict=True)]
-    metric = meta.get("metric", METRIC)
+    metric = meta.metric or METRIC
     end = {
         **_common(METRIC, str(layers), len(tokens) - 1, len(tokens)),
         "feature": 0,
@@ -36,11 +36,11 @@ def attribution_graph(
     return {
         "metadata": {
             "slug": slug,
-            "scan": meta.get("model", ""),
+            "scan": meta.model or "",
             "transcoder_list": sorted({node.site for node in nodes}),
             "prompt_tokens": tokens,
             "prompt": "".join(tokens),
-            "node_threshold": meta.get("node_threshold"),
+            "node_threshold": meta.node_threshold,
             "schema_version": 1,
         },
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": None, "sg_pos": ""},

@@ -2,11 +2,11 @@
 
 import html
 import json
-from typing import Any
 
-from .._words import counted
-from ._layout import choose, Layout, layout
-from ._rows import EdgeRow, METRIC, NEGATIVE, NodeRow, note_of, POSITIVE
+from ..._words import counted
+from .._meta import CircuitMeta
+from .._rows import EdgeRow, METRIC, NodeRow, note_of
+from ._layout import choose, Layout, layout, NEGATIVE, POSITIVE
 
 
 _STYLE = """
@@ -45,16 +45,15 @@ for (const node of svg.querySelectorAll(".node")) {
 """
 
 
-def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, most_edges: int) -> str:
-    """The page's HTML. What is drawn is said on it, and what is left out."""
+def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: CircuitMeta, *, most_edges: int) -> str:
+    """Makes the page's HTML. What is drawn is said on it, and what is left out."""
     shown, drawn = choose(nodes, edges, most_edges)
-    notes = meta.get("annotations", {})
-    shown_meta = {key: value for key, value in meta.items() if key != "annotations"}
-    settings = json.dumps(shown_meta, indent=1, ensure_ascii=False)
+    notes = meta.annotations or {}
+    settings = {name: value for name, value in meta.items() if name != "annotations"}
     about = (
         f"{counted(len(nodes), 'node')} and {counted(len(edges), 'edge')}; drawn: {counted(len(shown), 'node')} and the "
         f"{counted(len(drawn), 'strongest edge')}. "
-        f"Effects are corrupt less clean, mean over {_prompts(meta)}, of {_metric(meta)}. "
+        f"Effects are corrupt − clean, mean over {_prompts(meta)}, of {_metric(meta)}. "
         "Circles are latents, squares what a dictionary does not reconstruct. Point at a node to see its edges."
     )
     return "\n".join(
@@ -67,24 +66,24 @@ def page(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, mo
             _table("Strongest nodes", ["node", "effect", ""], _node_cells(nodes, notes), 1),
             _table("Strongest edges", ["from", "to", "weight"], _edge_cells(edges), 2),
             "</div><details><summary>Settings</summary>",
-            f"<pre>{html.escape(settings)}</pre></details>",
+            f"<pre>{html.escape(json.dumps(settings, indent=1, ensure_ascii=False))}</pre></details>",
             f"<script>{_SCRIPT}</script></body></html>",
         ]
     )
 
 
-def _title(meta: dict[str, Any]) -> str:
-    return meta.get("title") or f"A circuit of {meta.get('model', 'a model')}"
+def _title(meta: CircuitMeta) -> str:
+    return meta.title or f"A circuit of {meta.model or 'a model'}"
 
 
-def _prompts(meta: dict[str, Any]) -> str:
-    return counted(meta["prompts"], "prompt") if "prompts" in meta else "prompts"
+def _prompts(meta: CircuitMeta) -> str:
+    return "prompts" if meta.prompts is None else counted(meta.prompts, "prompt")
 
 
-def _metric(meta: dict[str, Any]) -> str:
-    if "clean_metric" not in meta:  # a circuit from elsewhere
-        return f"the metric {meta.get('metric', 'that they were found with')}"
-    return f"the metric {meta.get('metric', '?')}: clean {meta['clean_metric']:z.3f}, total effect {meta['total_effect']:+z.3f}"
+def _metric(meta: CircuitMeta) -> str:
+    if meta.clean_metric is None or meta.total_effect is None:  # a circuit from elsewhere
+        return f"the metric {meta.metric or 'that they were found with'}"
+    return f"the metric {meta.metric or '?'}: clean {meta.clean_metric:z.3f}, total effect {meta.total_effect:+z.3f}"
 
 
 def _legend() -> str:
@@ -94,10 +93,10 @@ def _legend() -> str:
     )
 
 
-def drawing(nodes: list[NodeRow], edges: list[EdgeRow], meta: dict[str, Any], *, most_edges: int) -> str:
-    """The picture alone, as SVG."""
+def drawing(nodes: list[NodeRow], edges: list[EdgeRow], meta: CircuitMeta, *, most_edges: int) -> str:
+    """Draws the picture alone, as SVG."""
     nodes, edges = choose(nodes, edges, most_edges)
-    place, notes = layout(nodes, edges, meta.get("tokens")), meta.get("annotations", {})
+    place, notes = layout(nodes, edges, meta.tokens), meta.annotations or {}
     size = f'width="{place.width:.0f}" height="{place.height:.0f}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {place.width:.0f} {place.height:.0f}">',

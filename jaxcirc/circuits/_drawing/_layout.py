@@ -2,13 +2,14 @@
 
 import dataclasses
 
-from .._sites import Kind, Site
-from ._rows import EdgeRow, METRIC, NodeRow
+from ..._sites import Kind, Site
+from .._rows import EdgeRow, METRIC, NodeRow
 
 
 STEP = 30  # from node to node
 PER_LINE = 8  # nodes side by side in a cell, before a second line
 MARGIN_LEFT, MARGIN_TOP = 74, 58
+POSITIVE, NEGATIVE = "#1f6fb4", "#c8432b"  # colours of what raises the metric and what lowers it
 
 _SHORT = {
     Kind.EMBED: "embed",
@@ -34,7 +35,7 @@ class Layout:
 
 
 def short(site: str) -> str:
-    """A site's name as a row is labelled."""
+    """Shortens a site's name to how a row is labelled."""
     parsed = Site.parse(site)
     if parsed == Site(0, Kind.RESID_PRE):
         return "embed"
@@ -42,7 +43,7 @@ def short(site: str) -> str:
 
 
 def choose(nodes: list[NodeRow], edges: list[EdgeRow], most_edges: int) -> tuple[list[NodeRow], list[EdgeRow]]:
-    """What is drawn: the strongest edges, the nodes that they touch, and the strongest others."""
+    """Chooses what is drawn: the strongest edges, the nodes that they touch, and the strongest others."""
     drawn = edges[:most_edges]
     touched = {edge.source for edge in drawn} | {edge.target for edge in drawn}
     return [node for i, node in enumerate(nodes) if node.node in touched or i < 60], drawn

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
-POSITIVE, NEGATIVE = "#1f6fb4", "#c8432b"  # colours of what raises the metric and what lowers it
 METRIC = "metric"  # the name of the node at the end of every path
 
 
@@ -32,7 +31,7 @@ class EdgeRow(NamedTuple):
 
 
 def node_rows(table: Any) -> list[NodeRow]:
-    """The rows of a data frame of nodes, the strongest effect first."""
+    """Lists the rows of a data frame of nodes, the strongest effect first."""
     columns = (table[name].tolist() for name in ("node", "site", "unit", "kind", "pos", "effect"))
     missing = table["pos"].isna().tolist()
     rows = [
@@ -43,11 +42,11 @@ def node_rows(table: Any) -> list[NodeRow]:
 
 
 def edge_rows(table: Any) -> list[EdgeRow]:
-    """The rows of a data frame of edges, the strongest weight first."""
+    """Lists the rows of a data frame of edges, the strongest weight first."""
     columns = (table[name].tolist() for name in ("source", "target", "weight"))
     return sorted((EdgeRow(*row) for row in zip(*columns, strict=True)), key=lambda row: -abs(row.weight))
 
 
 def note_of(notes: Mapping[str, str], node: NodeRow) -> str:
-    """What is noted of a node: by its name, or else by its name without position, which stands for it at all of them."""
+    """Finds what is noted of a node: by its name, or else by its name without position, which stands for it at all of them."""
     return notes.get(node.node) or notes.get(node.node.removesuffix(f"@{node.pos}"), "")

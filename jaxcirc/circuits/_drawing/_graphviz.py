@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ._layout import short
-from ._rows import EdgeRow, METRIC, NEGATIVE, NodeRow, POSITIVE
+from .._rows import EdgeRow, METRIC, NodeRow
+from ._layout import NEGATIVE, POSITIVE, short
 
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def graphviz_of(nodes: list[NodeRow], edges: list[EdgeRow], *, most_edges: int) -> "graphviz.Digraph":
-    """A `graphviz.Digraph` of the strongest edges and the nodes that they touch, with one rank a site.
+    """Makes a `graphviz.Digraph` of the strongest edges and the nodes that they touch, with one rank a site.
 
     **Raises:** `ImportError` without the `graphviz` package.
     """
