@@ -40,6 +40,7 @@ def mean_gradients(
             found = cut_gradients(model, metric, masks, rows, resid, start, wanted)
             # Lists, and not by cut: one program for all.
             total = _added(total, rows, weight, [found[cut] for cut in cuts])
+            jax.block_until_ready(total)  # or the next group's way back would be there beside this one's
         return dict(zip(cuts, total, strict=True))
 
     return halving(within, max(WAY_BACK, -(-FEWEST // seq) * each), "the memory of the way back")

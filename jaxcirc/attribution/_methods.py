@@ -16,11 +16,11 @@ from .._metrics import Metric
 from .._sites import Kind, Site
 from ..graph import entry, written
 from ..models import Transformer
+from ..runs import Problem
 from ._atp_star import AtPStar
 from ._effects import effects_of, NodeEffects
 from ._heads import AbstractHeadMethod, HeadEffects
 from ._mean_gradient import mean_gradients
-from ._prepare import Problem
 from ._states import States
 from ._vanishing import check_gradient
 

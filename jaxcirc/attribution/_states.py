@@ -12,10 +12,9 @@ from .._sites import Kind, Site
 from .._tap import site_read
 from ..graph import entry
 from ..models import Transformer
-from ..runs import record
+from ..runs import Problem, record
 from ..saes import AbstractDictionary, anonymous
 from ._latents import Latents, listed, write
-from ._prepare import Problem
 
 
 class States(eqx.Module):

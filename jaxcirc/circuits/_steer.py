@@ -13,8 +13,8 @@ from .._edits import AbstractEdit, Add
 from .._metrics import Metric
 from .._run import run_metric, site_shapes
 from .._sites import Site
-from ..attribution import prepare, Problem
 from ..models import Transformer
+from ..runs import prepare, Problem
 from ..saes import AbstractDictionary
 from ._batches import ArrayBatches, Progress
 from ._circuit import Circuit

@@ -14,9 +14,9 @@ from .._edits import AbstractEdit, Blend
 from .._metrics import Metric
 from .._run import run_metric, site_shapes
 from .._sites import Site
-from ..attribution import prepare, Problem
 from ..components import Reference
 from ..models import Transformer
+from ..runs import prepare, Problem
 from ..saes import AbstractDictionary
 from ._ablations import AbstractAblation, Values
 from ._batches import ArrayBatches, Progress

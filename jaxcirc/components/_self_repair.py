@@ -10,9 +10,9 @@ from .._checks import check_count, check_number
 from .._guard import check_backend
 from .._run import check_mask, check_tokens
 from ..models import Transformer
+from ..runs import in_groups, TOKENS_AT_ONCE
 from ._after_heads import Changes, iterate_changes, Pairs
 from ._direct_effects import direct_effects
-from ._groups import in_groups, TOKENS_AT_ONCE
 from ._lines import AbstractFit, OLS
 from ._parts import check_head
 from ._reading import asked, followed

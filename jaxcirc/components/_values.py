@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from .._run import check_tokens, run
 from .._sites import Site
 from ..models import Transformer
+from ..runs import in_groups, TOKENS_AT_ONCE
 from ..saes import AbstractDictionary
-from ._groups import in_groups, TOKENS_AT_ONCE
 from ._reference import check_aligned, mask_of_source, Reference
 
 

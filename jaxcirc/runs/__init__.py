@@ -10,5 +10,11 @@ from ._batches import (
     WAY_BACK as WAY_BACK,
 )
 from ._gradients import bytes_held as bytes_held, cut_gradients as cut_gradients
+from ._problem import (
+    ALL_LOGITS as ALL_LOGITS,
+    prepare as prepare,
+    prepare_prompts as prepare_prompts,
+    Problem as Problem,
+)
 from ._recorded import record as record, Recorded as Recorded
-from ._resume import metric_of_variants as metric_of_variants, resume as resume
+from ._resume import metric_of_variants as metric_of_variants, onwards as onwards, resume as resume

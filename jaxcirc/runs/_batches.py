@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 
 BUDGET = 2**29  # bytes that a computation may hold beside its inputs and its result, unless a caller says otherwise
-WAY_BACK = 2**27  # bytes that a way back through all blocks may hold
+WAY_BACK = 2**26  # bytes that a way back through all blocks may hold
 TOKENS_AT_ONCE = 8192
 T = TypeVar("T")
 

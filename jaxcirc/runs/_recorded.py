@@ -36,10 +36,14 @@ class Recorded(eqx.Module):
         value = self.values[site]
         return value.reshape(*value.shape[:2], -1)
 
+    @property
+    def last(self) -> Float[Array, "batch seq d_model"]:
+        """The last residual stream."""
+        return self.values[Site(len(self.masks) - 1, Kind.RESID_POST)]
+
     def at_cut(self, cut: Site) -> Float[Array, "batch seq d_model"]:
-        """The residual stream at a cut; what would enter a block behind the last is what leaves that."""
-        last = Site(len(self.masks) - 1, Kind.RESID_POST)
-        return self.values[last if cut == last.shift(1) else cut]
+        """The residual stream at a cut; what would enter a block behind the last is the last."""
+        return self.last if cut == Site(len(self.masks), Kind.RESID_PRE) else self.values[cut]
 
     def in_layer(self, layer: int) -> dict[Kind, Float[Array, "batch ..."]]:
         """What was recorded in a block, by kind, for programs that all blocks share."""
@@ -65,11 +69,11 @@ def record(
     outside = frozenset(site for site in wanted if site.layer is None)
     embedding = {site: edit for site, edit in edits.items() if site.layer is None}
     resid, values = _embed(model.ends, tokens, mask, embedding, record=outside)
-    last = Site(model.n_layers - 1, Kind.RESID_POST)
-    first = Site(0, Kind.RESID_PRE)
-    resid, found = resume(model, masks, first, rows, resid, edits=edits, record=wanted - outside | {last})
+    first, last = Site(0, Kind.RESID_PRE), Site(model.n_layers - 1, Kind.RESID_POST)
+    # Not recorded as others are: blocks of which the same is recorded share a program.
+    resid, found = resume(model, masks, first, rows, resid, edits=edits, record=wanted - outside - {last})
     value = None if metric is None else metric_of_variants(model.ends, metric, rows, resid)
-    return Recorded(values | found, masks, value)
+    return Recorded({**values, **found, last: resid}, masks, value)
 
 
 @ft.partial(jax.jit, static_argnames="record")

@@ -49,17 +49,34 @@ def resume(
 
     **Returns:** the residual stream there, and the values at the sites of these blocks that `record` names.
     """
-    record, found = frozenset(record), {}
-    for layer, whole in blocks_from(model, cut):
-        if until is not None and layer > until:
+    found = {}
+    for layer, after, values in onwards(model, masks, cut, rows, resid, edits=edits, record=record):
+        resid = after
+        found |= {site.shift(layer): value for site, value in values.items()}
+        if layer == until:
             break
+    return resid, found
+
+
+def onwards(
+    model: Transformer,
+    masks: Masks,
+    cut: Site,
+    rows: Rows,
+    resid: Variants,
+    *,
+    edits: Edits = NOTHING,
+    record: Iterable[Site] = (),
+) -> Iterator[tuple[int, Variants, dict[Site, Float[Array, "variant ..."]]]]:
+    """The same block by block: yields the layer, the residual stream that leaves it, and what was recorded, with sites as in block 0."""
+    record = frozenset(record)
+    for layer, whole in blocks_from(model, cut):
         here = lambda site, layer=layer: site.layer == layer
         wanted = frozenset(site.shift(-layer) for site in record if here(site))
         changed = {site.shift(-layer): edit for site, edit in edits.items() if here(site)}
         block, mask = model.blocks[layer], masks[layer]
         resid, values = _through(block, mask, rows, resid, changed, whole=whole, record=wanted)
-        found |= {site.shift(layer): value for site, value in values.items()}
-    return resid, found
+        yield layer, resid, values
 
 
 @ft.partial(jax.jit, static_argnames=("whole", "record"))
