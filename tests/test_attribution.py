@@ -564,7 +564,7 @@ class Unknown(eqx.Module):
 @pytest.mark.parametrize("name", ["gpt-neo", "attention-only", "parallel", "no-norm-relu-bidirectional"])
 def test_behind_the_last_block_only_what_the_metric_reads_is_run(name, monkeypatch):
     # What a program of its own is worth, models of this size never are.
-    monkeypatch.setattr("jaxcirc.attribution._at_cut._worth_a_program", lambda *_: True)
+    monkeypatch.setattr("jaxcirc.runs._gradients._worth_a_program", lambda *_: True)
     model, saes, clean, corrupt, metric = problem(name, kinds=(Kind.ATTN_OUT, Kind.RESID_POST))
     metric = jc.LogitDiff(metric.answer, metric.foil, jnp.asarray([-1, 2]))
     method = jc.IntegratedGradients(2, "right")

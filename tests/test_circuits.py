@@ -434,11 +434,12 @@ def test_a_method_of_another_kind(arguments):
 
 def test_one_trace_for_a_shape(arguments):
     """New prompts, dictionaries' values and metrics of the same shapes run what is compiled."""
-    from jaxcirc.attribution._at_cut import _from_cut
     from jaxcirc.attribution._effects import _products
-    from jaxcirc.attribution._states import _both, _encoded
+    from jaxcirc.attribution._states import _encoded
+    from jaxcirc.runs._gradients import _forward
+    from jaxcirc.runs._resume import _through
 
-    verbs = (_both, _encoded, _from_cut, _products)
+    verbs = (_through, _encoded, _forward, _products)
     model, saes, clean, corrupt, metric = arguments
     jc.node_effects(*arguments)
     before = [verb._cache_size() for verb in verbs]

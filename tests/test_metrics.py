@@ -156,14 +156,14 @@ def test_a_metric_says_what_it_reads(name):
 
 
 def test_the_last_block_runs_at_one_position_for_a_metric_of_ones_own(monkeypatch):
-    from jaxcirc.attribution import _at_cut
+    from jaxcirc.runs import _gradients
 
     metric, _ = OWN["one of one position"]
     model, tokens = make_model(jax.random.key(0)), jnp.asarray([[1, 5, 2, 8], [3, 3, 7, 0]], jnp.int32)
     saes = {"blocks.0.hook_resid_pre": jc.saes.Identity(16, unit=jnp.ones((), model.dtype))}
     found = {}
     for shorter in (True, False):
-        monkeypatch.setattr(_at_cut, "_worth_a_program", lambda model, worlds, shorter=shorter: shorter)
+        monkeypatch.setattr(_gradients, "_worth_a_program", lambda model, worlds, shorter=shorter: shorter)
         effects = jc.node_effects(model, saes, tokens, tokens.at[:, 1].set(9), metric)
         found[shorter] = effects.nodes("blocks.0.hook_resid_pre")
     assert_close(found[True], found[False], tolerance=1e-4 if model.dtype == jnp.float32 else 1e-12)

@@ -18,10 +18,4 @@ from ._methods import (
 )
 from ._nodes import node_effects as node_effects
 from ._patching import ExactPatching as ExactPatching
-from ._prepare import (
-    ALL_LOGITS as ALL_LOGITS,
-    prepare as prepare,
-    prepare_prompts as prepare_prompts,
-    Problem as Problem,
-)
 from ._states import States as States, states as states

@@ -13,9 +13,8 @@ from .._precision import wide
 from .._run import run, site_shapes
 from .._sites import Kind, Site
 from ..models import Transformer
-from ._batches import largest_batch
+from ..runs import in_groups, Problem, TOKENS_AT_ONCE
 from ._heads import AbstractHeadMethod, as_effects, head_states, HeadEffects, HeadStates, layers_and_parts
-from ._prepare import Problem
 from ._vanishing import check_gradient
 
 
@@ -121,7 +120,7 @@ def _by_gradients(model, problem: Problem, at: HeadStates, keeps: Float[Array, "
             effects["k"] = _of_keys(at.scores, scores(at.clean["q"], at.differences["k"]), slope)
         return effects
 
-    together = largest_batch(batch, keeps.shape[0] * seq)
+    together = len(in_groups(batch, keeps.shape[0] * seq, TOKENS_AT_ONCE)[0])
     return jax.lax.map(one, (problem.clean, problem.mask, problem.metric, at), batch_size=together)
 
 

@@ -18,13 +18,13 @@ from ..graph import as_output, canonical, reaches_output, Wire, wiring
 from ..jacobian._certificate import error_of_edges
 from ..linear import between_blocks, contract_batch, Span
 from ..models import Transformer
+from ..runs import Problem
 from ..saes import AbstractDictionary
 from ._effects import node_products
 from ._latents import Latents
 from ._methods import check_gradients, IntegratedGradients
 from ._moved import states_moved
 from ._packs import NodeMask, pack_columns, pack_rows, pack_targets, Sources, TargetChunk
-from ._prepare import Problem
 from ._states import States
 
 

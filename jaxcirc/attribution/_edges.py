@@ -9,11 +9,11 @@ from jaxtyping import Array, Bool, Float, Int
 from .._metrics import Metric
 from .._sites import BySite, Site
 from ..models import Transformer
+from ..runs import prepare, Problem
 from ..saes import AbstractDictionary
 from ._contract import direct_to_metric, Edges, iterate_edges
 from ._effects import NodeEffects
 from ._methods import IntegratedGradients
-from ._prepare import prepare, Problem
 
 
 Pair = tuple[Site, Site]

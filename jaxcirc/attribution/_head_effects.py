@@ -5,10 +5,10 @@ from jaxtyping import Array, Bool, Int
 
 from .._metrics import Metric
 from ..models import Transformer
+from ..runs import prepare_prompts
 from ._atp_star import AtPStar
 from ._heads import AbstractHeadMethod, HeadEffects, PARTS
 from ._patching import ExactPatching
-from ._prepare import prepare_prompts
 
 
 # About a second on two cores, and about the time in which a layer's part of a whole model's gradient is compiled. Patching compiles one

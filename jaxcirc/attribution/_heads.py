@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from .._run import run_metric
 from .._sites import Kind, Site
 from ..models import Transformer
-from ._prepare import Problem
+from ..runs import Problem
 
 
 PARTS = {"q": Kind.Q, "k": Kind.K, "v": Kind.V, "z": Kind.Z}

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._precision import wide
-from ..linear import rounded_up
+from ..runs import rounded_up
 
 
 class Latents(eqx.Module):

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools as ft
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import equinox as eqx
 import jax
@@ -12,16 +12,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count
-from .._edits import Add
-from .._run import run_metric, site_shapes
+from .._metrics import Metric
 from .._sites import Kind, Site
 from ..graph import entry, written
 from ..models import Transformer
-from ._at_cut import mean_gradient
+from ..runs import Problem
 from ._atp_star import AtPStar
 from ._effects import effects_of, NodeEffects
 from ._heads import AbstractHeadMethod, HeadEffects
-from ._prepare import Problem
+from ._mean_gradient import mean_gradients
 from ._states import States
 from ._vanishing import check_gradient
 
@@ -73,7 +72,7 @@ class Gradient(AbstractGradientMethod, AbstractHeadMethod):
     def gradients(
         self, model: Transformer, problem: Problem, at: States
     ) -> dict[Site, Float[Array, "batch seq width"]]:
-        return _gradients(model, problem.clean, problem.metric, problem.mask, tuple(problem.saes))
+        return clean_gradients(model, problem.metric, at, problem.saes)
 
     @property
     def words(self) -> str:
@@ -133,7 +132,8 @@ class IntegratedGradients(AbstractGradientMethod):
         points = on_path(fractions), on_path(weights)
         for site in problem.saes if moved.any() else ():
             change, back = through_write(model, site, at.differences[site])
-            gradient = back(mean_gradient(model, problem.metric, at, entry(model, site), change, points))
+            cut = entry(model, site)
+            gradient = back(mean_gradients(model, problem.metric, at, cut, change, points, frozenset({cut}))[cut])
             out[site] = out[site] + gradient if site in out else gradient
         return out
 
@@ -157,15 +157,13 @@ def through_write(model: Transformer, site: Site, difference: Array) -> tuple[Ar
     return change, lambda gradient: back(gradient)[0]
 
 
-@ft.partial(jax.jit, static_argnames="nodes")
-def _gradients(model, tokens, metric, mask, nodes: tuple[Site, ...]):
-    shapes = site_shapes(model, tokens.shape[1])
-
-    def one(tokens, keys, metric):
-        def value(additions):
-            return run_metric(model, metric, tokens, edits={s: Add(x) for s, x in additions.items()}, mask=keys)[0]
-
-        gradients = jax.grad(value)({site: jnp.zeros(shapes[site].shape, shapes[site].dtype) for site in nodes})
-        return {site: gradient.reshape(gradient.shape[0], -1) for site, gradient in gradients.items()}
-
-    return jax.vmap(one)(tokens, mask, metric)
+def clean_gradients(
+    model: Transformer, metric: Metric, at: States, nodes: Iterable[Site]
+) -> dict[Site, Float[Array, "batch seq width"]]:
+    """Computes the gradient of the metric at each node's site in the run `at`, by one way back through what lies after the first."""
+    entries = {site: entry(model, site) for site in nodes}
+    first = min(entries.values())
+    points = jnp.zeros(1, at.resid[first].dtype), jnp.ones(1, at.resid[first].dtype)
+    nowhere = jnp.zeros_like(at.resid[first])
+    found = mean_gradients(model, metric, at, first, nowhere, points, frozenset(entries.values()))
+    return {site: through_write(model, site, at.differences[site])[1](found[cut]) for site, cut in entries.items()}

@@ -10,7 +10,7 @@ from .._edits import Add
 from .._run import run_metric, site_shapes
 from .._sites import Site
 from ..models import Transformer
-from ._prepare import Problem
+from ..runs import Problem
 from ._states import residual_cuts, States, with_values
 
 

@@ -7,10 +7,10 @@ from jaxtyping import Array, Bool, Int
 from .._metrics import Metric
 from .._sites import Site
 from ..models import Transformer
+from ..runs import prepare
 from ..saes import AbstractDictionary
 from ._effects import NodeEffects
 from ._methods import AbstractMethod, check_method, IntegratedGradients
-from ._prepare import prepare
 from ._states import states
 
 

@@ -17,9 +17,9 @@ from .._metrics import Metric
 from .._precision import widened
 from .._run import metric_of_last
 from .._tap import bare_tap
-from ..linear import rounded_up
 from ..models import Transformer
 from ..parts import Block
+from ..runs import rounded_up
 from ._heads import HeadStates, PARTS
 
 

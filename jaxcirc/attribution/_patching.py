@@ -14,13 +14,13 @@ from .._metrics import Metric
 from .._sites import BySite, Site
 from ..graph import entry, written
 from ..models import Transformer
+from ..runs import Problem
 from ._after import halves_after, metric_after
 from ._effects import effects_of, NodeEffects
 from ._heads import AbstractHeadMethod, as_effects, head_states, HeadEffects
 from ._methods import AbstractMethod, Gradient
 from ._packs import pack_columns
 from ._patched_heads import patched_heads
-from ._prepare import Problem
 from ._states import States
 
 

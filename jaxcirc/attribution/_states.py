@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._run import run_metric
 from .._sites import Kind, Site
 from .._tap import site_read
 from ..graph import entry
 from ..models import Transformer
+from ..runs import Problem, record
 from ..saes import AbstractDictionary, anonymous
 from ._latents import Latents, listed, write
-from ._prepare import Problem
 
 
 class States(eqx.Module):
@@ -51,48 +50,45 @@ class States(eqx.Module):
 
 def states(model: Transformer, problem: Problem) -> States:
     """Runs both sides. Without corrupt prompts, every latent and every error goes to zero: the difference is `decode(0) - x`."""
-    values, others, differences, resid, metrics, prompts = _both(model, problem)
-    changes, slopes = {}, {}
-    for site, sae in problem.saes.items():
-        reads = site_read(site, sae)
-        found = _encoded(anonymous(sae), values[reads], None if others is None else others[reads], problem.mask)
+    saes, mask, cuts = problem.saes, problem.mask, residual_cuts(model, problem.saes)
+    prompts, reads = problem.prompts(), {site: site_read(site, sae) for site, sae in problem.saes.items()}
+    # Both sides are one batch, so that the model is compiled once.
+    sides = len(prompts)
+    twice = lambda x: jnp.concatenate([x] * sides)
+    both = record(
+        model,
+        prompts.reshape(-1, prompts.shape[-1]),
+        twice(mask),
+        {*cuts.values(), *saes, *reads.values()},
+        metric=jax.tree.map(twice, problem.metric),
+    )
+    sided = {site: both.flat(site).reshape(sides, *mask.shape, -1) for site in both.values}
+    values, others = ({site: x[side] for site, x in sided.items()} for side in (0, -1))
+    differences, changes, slopes = {}, {}, {}
+    for site, sae in saes.items():
+        read, bare = reads[site], anonymous(sae)
+        after = _without_latents(bare, values[read]) if problem.corrupt is None else others[site]
+        differences[site] = jnp.where(mask[..., None], after - values[site], 0)
+        found = _encoded(bare, values[read], None if problem.corrupt is None else others[read], mask)
         changes[site], slopes[site] = (listed(np.asarray(dense)) for dense in found)
-    clean, corrupt = metrics if len(metrics) == 2 else (metrics[0], None)
-    return States(values, differences, changes, slopes, resid, clean, corrupt, prompts, problem.mask)
+    clean, *rest = both.metric.reshape(sides, -1)
+    return States(
+        values={site: values[site] for site in {*saes, *reads.values()}},
+        differences=differences,
+        changes=changes,
+        slopes=slopes,
+        resid={cut: values[name] for cut, name in cuts.items()},
+        clean=clean,
+        corrupt=rest[0] if rest else None,
+        prompts=prompts,
+        mask=mask,
+    )
 
 
 @jax.jit
-def _both(model: Transformer, problem: Problem):
-    """Both sides as one batch, so that the model is compiled once."""
-    saes, mask, cuts = problem.saes, problem.mask, residual_cuts(model, problem.saes)
-    reads = {site_read(site, sae) for site, sae in saes.items()}
-    prompts = problem.prompts()
-
-    def one(tokens, keys, metric):
-        value, cache = run_metric(model, metric, tokens, record={*cuts.values(), *saes, *reads}, mask=keys)
-        return value, {site: value.reshape(value.shape[0], -1) for site, value in cache.items()}
-
-    sides = len(prompts)
-    flat = jax.tree.map(lambda x: jnp.concatenate([x] * sides), (mask, problem.metric))
-    metrics, caches = jax.vmap(one)(prompts.reshape(-1, prompts.shape[-1]), *flat)
-    cache = {site: value.reshape(sides, -1, *value.shape[1:]) for site, value in caches.items()}
-    values, others = ({site: x[side] for site, x in cache.items()} for side in (0, -1))
-    if problem.corrupt is None:
-        zero = {site: jnp.zeros(sae.d_sae, model.activation_dtype) for site, sae in saes.items()}
-        others = None
-        after = {site: sae.decode(zero[site], values[site_read(site, sae)]) for site, sae in saes.items()}
-    else:
-        after, others = others, {site: others[site] for site in reads}
-    differences = {site: jnp.where(mask[..., None], after[site] - values[site], 0) for site in saes}
-    resid = {cut: values[name] for cut, name in cuts.items()}
-    return (
-        {site: values[site] for site in {*saes, *reads}},
-        others,
-        differences,
-        resid,
-        list(metrics.reshape(sides, -1)),
-        prompts,
-    )
+def _without_latents(sae, x: Float[Array, "batch seq d_in"]) -> Float[Array, "... width"]:
+    """Decodes no latents: to one vector for all positions, unless the decoder reads `x`."""
+    return sae.decode(jnp.zeros(sae.d_sae, x.dtype), x)
 
 
 def residual_cuts(model: Transformer, nodes) -> dict[Site, Site]:

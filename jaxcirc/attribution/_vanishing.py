@@ -9,7 +9,7 @@ from .._metrics import Metric
 from .._run import metric_of_last, run
 from .._sites import Kind, Site
 from ..models import Transformer
-from ._prepare import Problem
+from ..runs import Problem
 
 
 VANISHING = 1e-4  # of the gradient at the corrupt prompts; rounding leaves a thousandth of that in float32

@@ -10,9 +10,9 @@ from jaxtyping import Bool
 from .._checks import check_kind, check_optional_count
 from .._metrics import Metric
 from .._sites import Site
-from ..attribution import prepare, Problem
 from ..data import Prompts
 from ..models import Transformer
+from ..runs import prepare, Problem
 from ..saes import AbstractDictionary
 
 

@@ -13,11 +13,12 @@ from .._checks import check_choice, check_threshold
 from .._metrics import Metric
 from .._typing import Progress
 from .._version import __version__
-from ..attribution import AbstractMethod, check_method, IntegratedGradients, prepare
+from ..attribution import AbstractMethod, check_method, IntegratedGradients
 from ..data import Prompts
 from ..graph import is_cut
 from ..jacobian._certificate import issue_certificate
 from ..models import Transformer
+from ..runs import prepare
 from ..saes import Saes
 from ._batches import ArrayBatches, Batch, PromptBatches, Source
 from ._circuit import Circuit

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._sites import Site
-from ..attribution import Problem
 from ..graph import reaches_output, wiring
 from ..models import Transformer
+from ..runs import Problem
 from ._ablations import Nodes, Values
 from ._feature_graph import Clean, everything_at, metric_at, Source, targets_at
 from ._members import Into

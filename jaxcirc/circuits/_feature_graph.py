@@ -20,8 +20,8 @@ from .._run import run, run_metric
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read, Tap
 from ..graph import as_output, canonical
-from ..linear import rounded_up
 from ..models import Transformer
+from ..runs import rounded_up
 from ..saes import AbstractDictionary, anonymous
 from ._ablations import Nodes
 

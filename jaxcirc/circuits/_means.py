@@ -18,12 +18,12 @@ from ..attribution import (
     IntegratedGradients,
     iterate_edges,
     NodeEffects,
-    Problem,
     States,
     states,
 )
 from ..graph import reaches_output, wiring
 from ..models import Transformer
+from ..runs import Problem
 from ..saes import AbstractDictionary
 from ._batches import Batch, Progress, Source
 

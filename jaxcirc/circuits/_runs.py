@@ -12,8 +12,8 @@ from .._edits import AbstractEdit, Blend
 from .._run import run_metric, site_shapes
 from .._sites import Site
 from .._typing import Progress
-from ..attribution import Problem
 from ..models import Transformer
+from ..runs import Problem
 from ._ablations import Values
 from ._batches import ArrayBatches
 from ._circuit import Circuit

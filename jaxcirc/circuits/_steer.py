@@ -13,8 +13,8 @@ from .._edits import AbstractEdit, Add
 from .._run import run_metric, site_shapes
 from .._sites import Site
 from .._typing import Progress
-from ..attribution import Problem
 from ..models import Transformer
+from ..runs import Problem
 from ._batches import ArrayBatches
 from ._circuit import Circuit
 from ._feature_graph import clean_run, held_inputs, nodes_beside

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Int
 from .._checks import check_choice, check_count, check_kind
 from .._metrics import Metric
 from .._typing import Progress
-from ..attribution import prepare, Problem
 from ..components import AbstractAblation, Mean, Receivers
 from ..models import Transformer
+from ..runs import prepare, Problem
 from ..saes import Saes
 from ._batches import ArrayBatches
 from ._circuit import Circuit

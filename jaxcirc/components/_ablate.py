@@ -13,11 +13,10 @@ from .._edits import Blend
 from .._metrics import Metric
 from .._run import NOTHING, run, run_metric
 from .._sites import by_site, Site
-from ..attribution import ALL_LOGITS, prepare_prompts, Problem
 from ..models import Transformer
+from ..runs import ALL_LOGITS, in_groups, prepare_prompts, Problem, TOKENS_AT_ONCE
 from ..saes import Saes
 from ._ablations import AbstractAblation
-from ._groups import in_groups, TOKENS_AT_ONCE
 from ._parts import Component, membership, place_of
 from ._reference import Receivers
 

@@ -1,7 +1,7 @@
 """What happens after a head's output is replaced: every head of a layer at once, from that layer on.
 
 What a head of a layer writes reaches the residual stream after all of that layer's heads have read it. So a run with one head replaced is
-the clean run up to there; many heads' runs go on together as one batch, through programs that all layers share.
+the clean run up to there, and goes on from that cut.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._precision import wide
-from .._sites import Kind
+from .._sites import Kind, Site
+from ..graph import entry
 from ..models import Transformer
 from ..parts import Block, LayerNorm
+from ..runs import in_groups, onwards, record
 from ._direct_effects import along_direction, of_heads
-from ._groups import in_groups
 from ._reading import Asked, at_scale, reading
-from ._written import final_scale, recorded, recording, run_blocks
+from ._written import final_scale
 
 
 class Changes(NamedTuple):
@@ -46,84 +47,65 @@ class Pairs(NamedTuple):
     wanted: Asked
 
 
-class _Runs(NamedTuple):
-    """Runs with one head replaced, on their way: the residual stream `[head batch seq d_model]`, and the changes of direct effects so
-    far, `[head batch seq]`.
-    """
-
-    resid: Array
-    backup: Array
-    mlps: Array
-
-
 def iterate_changes(
     model: Transformer, given: Pairs, heads: list[Int[np.ndarray, " _"]], tokens_at_once: int
 ) -> Iterator[tuple[int, Changes]]:
     """For each layer the changes when each of its `heads[layer]` by itself has the `z` of the other prompts, at every position."""
-    other = [written.z for written in run_blocks(model, given.resample, given.resample_mask).layers]
-    clean = run_blocks(model, given.tokens, given.mask)
-    read = reading(model, given.wanted)
-    along = at_scale(read, clean.scale)
-    attn = [_of_attention(block, written, along) for block, written in zip(model.blocks, clean.layers, strict=True)]
+    layers = range(model.n_layers)
+    of_all = lambda *kinds: {Site(layer, kind) for layer in layers for kind in kinds}
+    block, z = model.blocks[0], sorted(of_all(Kind.Z))
+    writes, cuts = of_all(*WRITES[: 1 if block.mlp is None else 2]), [entry(model, site) for site in z]
+    # Of both runs the same, so that they share a program.
+    both = (given.tokens, given.mask), (given.resample, given.resample_mask)
+    clean, other = (record(model, *prompts, {*z, *writes, *of_all(cuts[0].kind)}) for prompts in both)
+    read, scale = reading(model, given.wanted), final_scale(model.ln_final, clean.last)
+    along = at_scale(read, scale)
     for layer, mine in enumerate(heads):
-        written, found = clean.layers[layer], []
-        for rows in in_groups(len(mine), given.tokens.size, tokens_at_once) if len(mine) else ():
-            some = jnp.asarray(mine[rows])
-            runs, *themselves = _replaced(model.blocks[layer], written, other[layer], along, some)
-            for later in range(layer + 1, model.n_layers):
-                at = clean.masks[later], attn[later], clean.layers[later].mlp_out
-                runs = _onwards(model.blocks[later], *at, along, runs)
-            norm, change = _at_end(model.ln_final, read.direction, clean.last, clean.scale, runs.resid)
-            found.append((*themselves, runs.backup, runs.mlps, norm, change))
+        cut, found = cuts[layer], []
+        of_clean, of_other = (run.values[z[layer]] for run in (clean, other))
+        for some in in_groups(len(mine), given.tokens.size, tokens_at_once) if len(mine) else ():
+            chosen, rows = jnp.asarray(mine[some]), np.tile(np.arange(len(given.tokens)), len(some))
+            resid, *itself = _replaced(model.blocks[layer], clean.at_cut(cut), of_clean, of_other, along, chosen)
+            changes = [jnp.zeros_like(resid[..., 0])] * 2
+            for later, after, values in onwards(model, clean.masks, cut, rows, resid, record=writes):
+                resid = after
+                changes = _changed(changes, clean.in_layer(later), values, along, rows)
+            end = _at_end(model.ln_final, read.direction, clean.last, scale, resid, rows)
+            found.append([x.reshape(len(some), *given.tokens.shape) for x in (*itself, *changes, *end)])
         if found:
-            yield (
-                layer,
-                Changes(*(np.concatenate(parts)[: len(mine)].swapaxes(0, 1) for parts in zip(*found, strict=True))),
-            )
+            of_heads = [np.concatenate(parts)[: len(mine)].swapaxes(0, 1) for parts in zip(*found, strict=True)]
+            yield layer, Changes(*of_heads)
+
+
+WRITES = (Kind.ATTN_OUT, Kind.MLP_OUT)
 
 
 @jax.jit
-def _of_attention(block: Block, written, along) -> Float[Array, "batch seq"]:
-    return of_heads(block.attn, written.z, along).sum(1) + along @ wide(block.attn.b_O)
+def _replaced(block: Block, entered, clean, other, along, heads) -> tuple[Array, Array, Array]:
+    """Puts heads' `z` of `other` `[batch seq head d_head]` in place, one head in each variant.
 
-
-@jax.jit
-def _replaced(block: Block, written, other, along, heads) -> tuple[_Runs, Array, Array]:
-    """To the end of the heads' own layer; and the heads' direct effects, and how these change."""
-    change = (other - written.z)[:, :, heads]
+    **Returns:** the residual stream that they enter, `[variant seq d_model]`; the heads' direct effects, and how these change.
+    """
+    change = (other - clean)[:, :, heads]
     # [batch seq head d_head] · [head d_head d_model] -> [head batch seq d_model]
-    resid = written.entered + jnp.einsum("bshd,hdm->hbsm", change, wide(block.attn.W_O[heads]))
-    direct, own = (jnp.swapaxes(of_heads(block.attn, z, along), 0, 1)[heads] for z in (written.z, other - written.z))
-    nothing = jnp.zeros_like(direct)
-    if not block.has_middle:  # what the heads enter is already the end: an MLP beside them does not read them
-        return _Runs(resid, nothing, nothing), direct, own
-
-    def one(resid):
-        tap = recording([Kind.MLP_OUT])
-        return block.feed(resid, tap), recorded(tap)[Kind.MLP_OUT]
-
-    after, out = jax.vmap(jax.vmap(one))(resid)
-    return _Runs(after, nothing, along_direction(out - written.mlp_out, along)), direct, own
+    resid = entered + jnp.einsum("bshd,hdm->hbsm", change, wide(block.attn.W_O[heads]))
+    direct, own = (jnp.swapaxes(of_heads(block.attn, z, along), 0, 1)[heads] for z in (clean, other - clean))
+    return resid.reshape(-1, *resid.shape[2:]), direct, own
 
 
 @jax.jit
-def _onwards(block: Block, mask, attn, mlp_out, along, runs: _Runs) -> _Runs:
-    """Through a later layer, whose attention's direct effect and whose MLP's output on the clean run are given."""
-
-    def one(resid, mask):
-        tap = recording([Kind.ATTN_OUT, Kind.MLP_OUT])
-        return block(resid, mask, tap), recorded(tap)
-
-    after, found = jax.vmap(jax.vmap(one), (0, None))(runs.resid, mask)
-    backup = runs.backup + along_direction(found[Kind.ATTN_OUT], along) - attn
-    if block.mlp is None:
-        return _Runs(after, backup, runs.mlps)
-    return _Runs(after, backup, runs.mlps + along_direction(found[Kind.MLP_OUT] - mlp_out, along))
+def _changed(
+    so_far: list[Array], clean: dict[Kind, Array], now: dict[Site, Array], along, rows
+) -> list[Float[Array, "variant seq"]]:
+    """Adds by how much the direct effects of a layer's attention and of its MLP change, as far as they are run."""
+    more = {site.kind: along_direction(value - clean[site.kind][rows], along[rows]) for site, value in now.items()}
+    return [before + more.get(kind, 0) for kind, before in zip(WRITES, so_far, strict=True)]
 
 
 @jax.jit
-def _at_end(ln_final: LayerNorm | None, direction, clean, scale, resid) -> tuple[Array, Array]:
-    """The part of the logit's change that the norm's other scale makes, and all of it."""
+def _at_end(ln_final: LayerNorm | None, direction, clean, scale, resid, rows) -> tuple[Array, Array]:
+    """The part of the logit's change `[variant seq]` that the norm's other scale makes, and all of it."""
+    direction, clean, scale = (x[rows] for x in (direction, clean, scale))
     after, before = along_direction(resid, direction), along_direction(clean, direction)
     other = final_scale(ln_final, resid)
     return after * (1 / other - 1 / scale), after / other - before / scale

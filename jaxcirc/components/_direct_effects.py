@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_count
 from .._precision import wide
-from .._run import check_mask, check_tokens
-from .._sites import Kind
+from .._run import check_mask, check_tokens, NOTHING
+from .._sites import Kind, Site
+from .._tap import Tap
 from ..models import Transformer
 from ..parts import Attention, Block
-from ._groups import in_groups, TOKENS_AT_ONCE
+from ..runs import in_groups, TOKENS_AT_ONCE
 from ._parts import check_head, check_layer
 from ._reading import Asked, asked, at_scale, reading
-from ._written import recorded, recording, run_blocks
+from ._written import final_scale, written
 
 
 class DirectEffects(eqx.Module):
@@ -95,6 +97,7 @@ def direct_effects(
     """
     check_tokens(model, tokens, batched=True)
     check_mask(tokens, mask)
+    check_count("direct_effects: tokens_at_once", "tokens are run at once", tokens_at_once)
     neurons, sources = list(neurons), list(sources)
     for layer in neurons:
         check_layer(model, layer)
@@ -111,14 +114,12 @@ def direct_effects(
 
 
 def _of_group(model: Transformer, tokens, mask, wanted: Asked, neurons, sources) -> DirectEffects:
-    run = run_blocks(model, tokens, mask)
-    read = reading(model, wanted)
-    along = at_scale(read, run.scale)
-    heads, mlps, b_O, entering = zip(
-        *map(effects_of_layer, model.blocks, run.layers, [along] * model.n_layers), strict=True
-    )
+    run, read = written(model, tokens, mask), reading(model, wanted)
+    along = at_scale(read, final_scale(model.ln_final, run.last))
+    layers = [run.in_layer(layer) for layer in range(model.n_layers)]
+    heads, mlps, b_O, entering = zip(*map(effects_of_layer, model.blocks, layers, [along] * len(layers)), strict=True)
     accumulated = jnp.stack([*entering, along_direction(run.last, along)], axis=1)
-    at = lambda layer: (model.blocks[layer], run.masks[layer], run.layers[layer].resid_pre, along)
+    at = lambda layer: (model.blocks[layer], run.masks[layer], layers[layer][Kind.RESID_PRE], along)
     return DirectEffects(
         heads=jnp.stack(heads, axis=1),
         mlps=jnp.stack(mlps, axis=1),
@@ -131,11 +132,13 @@ def _of_group(model: Transformer, tokens, mask, wanted: Asked, neurons, sources)
 
 
 @jax.jit
-def effects_of_layer(block: Block, written, along: Float[Array, "batch seq d_model"]) -> tuple[Array, ...]:
-    """Of a block's heads `[batch head seq]`, its MLP, its `b_O`, and the residual stream that enters it, `[batch seq]`."""
-    heads = of_heads(block.attn, written.z, along)
-    mlp = jnp.zeros_like(along[..., 0]) if written.mlp_out is None else along_direction(written.mlp_out, along)
-    return heads, mlp, along @ wide(block.attn.b_O), along_direction(written.resid_pre, along)
+def effects_of_layer(
+    block: Block, values: dict[Kind, Array], along: Float[Array, "batch seq d_model"]
+) -> tuple[Array, ...]:
+    """Computes the effects of a block's heads `[batch head seq]`, of its MLP, of its `b_O` and of what enters it, all `[batch seq]`."""
+    heads = of_heads(block.attn, values[Kind.Z], along)
+    mlp = along_direction(values[Kind.MLP_OUT], along) if Kind.MLP_OUT in values else jnp.zeros_like(along[..., 0])
+    return heads, mlp, along @ wide(block.attn.b_O), along_direction(values[Kind.RESID_PRE], along)
 
 
 def of_heads(
@@ -167,9 +170,11 @@ def _sources(block: Block, mask, resid, along, head) -> Float[Array, "batch q_se
 
 
 def _rerun(block: Block, mask, resid, *kinds: Kind) -> dict[Kind, Float[Array, "..."]]:
+    """Runs a block again for values `[batch …]` in it that are large."""
+
     def one(mask, resid):
-        tap = recording(kinds)
+        tap = Tap(NOTHING, NOTHING, {Site(0, kind) for kind in kinds}, layer=0)
         block(resid, mask, tap)
-        return recorded(tap)
+        return {site.kind: value for site, value in tap.cache.items()}
 
     return jax.vmap(one)(mask, resid)

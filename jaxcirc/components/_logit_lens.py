@@ -8,11 +8,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_count, check_number
 from .._run import check_mask, check_tokens
+from .._sites import Kind, Site
 from .._tap import bare_tap
 from ..models import Transformer
-from ._groups import in_groups, TOKENS_AT_ONCE
+from ..runs import in_groups, record, TOKENS_AT_ONCE
 from ._reading import asked, reading
-from ._written import final_scale, run_blocks
+from ._written import final_scale
 
 
 class LogitLens(eqx.Module):
@@ -85,12 +86,13 @@ def logit_lens(
     """
     check_tokens(model, tokens, batched=True)
     check_mask(tokens, mask)
+    check_count("logit_lens: tokens_at_once", "tokens are run at once", tokens_at_once)
     tokens = jnp.asarray(tokens)
     mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
-    found = []
+    cuts, found = [Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers)], []
     for rows in in_groups(len(tokens), tokens.shape[1], tokens_at_once):
-        run = run_blocks(model, tokens[rows], mask[rows])
-        found.append(jnp.stack([*(layer.resid_pre for layer in run.layers), run.last], axis=1))
+        run = record(model, tokens[rows], mask[rows], cuts)
+        found.append(jnp.stack([*(run.values[cut] for cut in cuts), run.last], axis=1))
     resid = jnp.concatenate(found)[: len(tokens)]
     return LogitLens(resid, model.ends, tokens, mask)
 

@@ -11,10 +11,10 @@ from .._guard import check_backend
 from .._run import check_mask, check_tokens
 from .._typing import Progress
 from ..models import Transformer
+from ..runs import in_groups, TOKENS_AT_ONCE
 from ._ablations import check_resample, Resample
 from ._after_heads import Changes, iterate_changes, Pairs
 from ._direct_effects import direct_effects
-from ._groups import in_groups, TOKENS_AT_ONCE
 from ._lines import AbstractFit, OLS
 from ._parts import check_head
 from ._reading import asked, followed

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..jacobian import EdgeJacobian
-from ..linear import rounded_up
+from ..runs import rounded_up
 from ._ends import Dictionaries
 from ._latents import Latents, Pairs, read, written
 from ._point import Point

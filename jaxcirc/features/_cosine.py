@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from .._precision import wide, wide_dtype, widened
 from .._sites import Kind
-from ..linear import rounded_up
 from ..models import Transformer
 from ..parts import Block, LayerNorm
+from ..runs import rounded_up
 from ._ends import Dictionaries, Ends
 from ._latents import Latents, Pairs
 from ._same import products_at_same

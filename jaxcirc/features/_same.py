@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..jacobian import EdgeJacobian
-from ..linear import BUDGET, contract_own, halving, numbers_held, rounded_up, Span, TILE
+from ..linear import contract_own, numbers_held, Span, TILE
+from ..runs import BUDGET, halving, rounded_up
 from ._ends import Dictionaries
 from ._latents import Latents, Pairs, read, written
 from ._point import Point

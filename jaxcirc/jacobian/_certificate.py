@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import check_count
 from .._version import __version__
-from ..linear import BUDGET, Span
+from ..linear import Span
+from ..runs import BUDGET
 from ._contract import contract
 from ._engine import CLOSED, contract_route, engine_of, matrix_route, side_of
 from ._matrix import matrix_by

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..linear import block_matrix, BUDGET, chain_matrix, check_fits, contract_by_plan, halving
+from ..linear import block_matrix, chain_matrix, check_fits, contract_by_plan
+from ..runs import BUDGET, halving
 from ._engine import CLOSED, matrix_route
 from ._finite import check_finite
 from ._positions import every_unit

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import check_choice, check_count, check_kind
 from .._sites import Site
-from ..linear import BUDGET, Items
+from ..linear import Items
+from ..runs import BUDGET
 from ._certificate import Certificate, certify
 from ._contract import contract
 from ._engine import contract_route, engine_of, matrix_route

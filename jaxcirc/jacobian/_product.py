@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Site
-from ..linear import BUDGET, chunk_for, halving, jvp, Span, vjp
+from ..linear import chunk_for, jvp, Span, vjp
+from ..runs import BUDGET, halving
 from ._place import Place, place_of
 from ._positions import position_axis
 

@@ -21,7 +21,7 @@ from jaxtyping import Array
 from .._checks import check_kind, check_path
 from .._fingerprint import exact_fingerprint
 from .._sites import Site
-from ..linear import BUDGET
+from ..runs import BUDGET
 from ._certificate import Certificate
 from ._engine import matrix_route, side_of
 from ._matrix import matrix_by

@@ -10,7 +10,7 @@ from ._forms import (
     is_dense as is_dense,
     LOCAL as LOCAL,
 )
-from ._memory import BUDGET as BUDGET, check_fits as check_fits, halving as halving
+from ._memory import check_fits as check_fits
 from ._same_position import contract_own as contract_own, TILE as TILE
 from ._segment import (
     between_blocks as between_blocks,
@@ -26,4 +26,3 @@ from ._segments import (
     Items as Items,
     plan_of as plan_of,
 )
-from ._sizes import rounded_up as rounded_up

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind, Site
+from ..runs import BUDGET
 from ._block import LinearBlock, linearise
 from ._dense import block_matrix
 from ._maps import pull
-from ._memory import BUDGET
 from ._segment import between_blocks, Span
 from ._tiles import take
 

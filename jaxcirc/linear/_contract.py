@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..runs import rounded_up
 from ._bilinear import bilinear, contract_same
 from ._block import linearise
 from ._forms import attends
 from ._segment import Span
-from ._sizes import rounded_up
 from ._tiles import sort, take, tile, Tiles
 
 

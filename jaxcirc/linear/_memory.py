@@ -1,20 +1,10 @@
-"""What fits: sizes of results against the memory there is, and smaller pieces when a device runs out of it."""
+"""What fits: sizes of results against the memory there is."""
 
 import math
 import os
-import warnings
-from collections.abc import Callable
-from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.core import Tracer
-
-
-# What a computation may hold beside its inputs and its result, in bytes, unless a caller says otherwise.
-BUDGET = 2**29
-
-T = TypeVar("T")
 
 
 def available() -> int | None:
@@ -52,24 +42,3 @@ def _readable(size: int | float) -> str:
             return f"{size:.4g} {unit}"
         size /= 1024
     return f"{size:.4g} TiB"
-
-
-def halving(compute: Callable[[int], T], amount: int, what: str) -> T:
-    """`compute(amount)`, and when the device runs out of memory with half of it, and so on, which is said by a warning."""
-    while True:
-        try:
-            result = compute(amount)
-            # Computations are asynchronous: that memory has run out would else show later, at someone else's line.
-            return (
-                result if any(isinstance(x, Tracer) for x in jax.tree.leaves(result)) else jax.block_until_ready(result)
-            )
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
-                raise
-            if amount <= 1:
-                raise ValueError(
-                    f"The device is out of memory even with {what} at its smallest. Restrict the positions, or ask for fewer rows at "
-                    "a time."
-                ) from error
-            amount //= 2
-            warnings.warn(f"The device is out of memory; going on with {what} halved to {amount}.", stacklevel=3)

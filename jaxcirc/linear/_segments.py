@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Part, Site
+from ..runs import BUDGET, halving
 from ._block import linearise
 from ._contract import contract_block, sizes_for
 from ._cost import chunk_for, heads_of
 from ._ends import source_vectors, target_covectors
 from ._forms import is_closed, is_folded, is_local, read_site
 from ._maps import pull as pull_links, push as push_links
-from ._memory import BUDGET, halving
 from ._segment import Span
 from ._sweep import contract_spans
 

@@ -7,6 +7,7 @@ unembedding. There is no branch on an architecture's name.
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -118,4 +119,9 @@ class Transformer(eqx.Module):
     def unembed(self, resid: Resid, tap: Tap) -> Logits:
         """The last residual stream to logits."""
         normalized = resid if self.ln_final is None else self.ln_final(resid, tap)
-        return tap(Kind.LOGITS, normalized @ wide(self.W_U) + wide(self.b_U))
+        if self.untied_W_U is None and len(normalized) == 1:
+            # Of few rows with a transposed matrix XLA on CPUs first copies all of that, and takes ten times as long.
+            logits = jax.lax.optimization_barrier(wide(self.W_E) @ normalized[0])[None]
+        else:
+            logits = normalized @ wide(self.W_U)
+        return tap(Kind.LOGITS, logits + wide(self.b_U))

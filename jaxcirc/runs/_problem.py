@@ -1,4 +1,4 @@
-"""The checks that every attribution verb makes before anything is traced."""
+"""The problem that a verb is given: prompts, metric, dictionaries and mask, checked once, before anything is traced."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,0 +1,59 @@
+"""The metric's gradient at residual cuts, averaged over points on a path: only what lies behind is run, as many points at once as fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._metrics import Metric
+from .._sites import Site
+from ..models import Transformer
+from ..runs import bytes_held, cut_gradients, halving, in_groups, repeated, WAY_BACK
+from ._states import States
+
+
+FEWEST = 128  # tokens: of fewer a block's matrices are read for too little
+
+
+def mean_gradients(
+    model: Transformer,
+    metric: Metric,
+    at: States,
+    start: Site,
+    change: Array,
+    points: tuple[Array, Array],
+    wanted: frozenset[Site],
+) -> dict[Site, Float[Array, "batch seq d_model"]]:
+    """Averages the gradient at the residual cuts `wanted`, where the one at `start` is moved by fractions of `change` and all that follows
+    is computed from there; `points` are the fractions and their weights.
+    """
+    (batch, seq), (fractions, weights) = at.mask.shape, points
+    masks, each = model.batch_masks(at.mask), bytes_held(model, seq)
+
+    def within(budget: int) -> dict[Site, Array]:
+        cuts = sorted(wanted)
+        total = [jnp.zeros_like(at.resid[start])] * len(cuts)
+        for numbers in in_groups(batch * len(fractions), each, budget):
+            rows, point = np.divmod(numbers, len(fractions))
+            weight = jnp.where(repeated(numbers), 0, weights[point])
+            resid = _on_path(at.resid[start], change, rows, fractions[point])
+            found = cut_gradients(model, metric, masks, rows, resid, start, wanted)
+            # Lists, and not by cut: one program for all.
+            total = _added(total, rows, weight, [found[cut] for cut in cuts])
+            jax.block_until_ready(total)  # or the next group's way back would be there beside this one's
+        return dict(zip(cuts, total, strict=True))
+
+    return halving(within, max(WAY_BACK, -(-FEWEST // seq) * each), "the memory of the way back")
+
+
+@jax.jit
+def _on_path(resid, change, rows: Int[Array, " variant"], fractions) -> Float[Array, "variant seq d_model"]:
+    """Moves prompts `rows` by a fraction of their change."""
+    return resid[rows] + fractions[:, None, None] * change[rows]
+
+
+@jax.jit
+def _added(totals, rows, weights, gradients) -> list[Float[Array, "batch seq d_model"]]:
+    """Adds weighted gradients `[variant seq d_model]` to the sums of their prompts, cut by cut."""
+    add = lambda total, each: total.at[rows].add(weights[:, None, None] * each)
+    return [add(total, each) for total, each in zip(totals, gradients, strict=True)]

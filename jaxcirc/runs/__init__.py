@@ -1,0 +1,20 @@
+"""Prompts, run: the problem that verbs are given, the clean run, runs that go on from a cut of it, and how many of them at once."""
+
+from ._batches import (
+    BUDGET as BUDGET,
+    halving as halving,
+    in_groups as in_groups,
+    repeated as repeated,
+    rounded_up as rounded_up,
+    TOKENS_AT_ONCE as TOKENS_AT_ONCE,
+    WAY_BACK as WAY_BACK,
+)
+from ._gradients import bytes_held as bytes_held, cut_gradients as cut_gradients
+from ._problem import (
+    ALL_LOGITS as ALL_LOGITS,
+    prepare as prepare,
+    prepare_prompts as prepare_prompts,
+    Problem as Problem,
+)
+from ._recorded import record as record, Recorded as Recorded
+from ._resume import metric_of_variants as metric_of_variants, onwards as onwards, resume as resume

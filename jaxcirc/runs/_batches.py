@@ -1,0 +1,60 @@
+"""How many at once: groups of one size, as large as what a caller grants them, and smaller ones where a device runs out of memory."""
+
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Bool, Int
+
+
+BUDGET = 2**29  # bytes that a computation may hold beside its inputs and its result, unless a caller says otherwise
+WAY_BACK = 2**26  # bytes that a way back through all blocks may hold
+TOKENS_AT_ONCE = 8192
+T = TypeVar("T")
+
+
+def in_groups(count: int, each: int, granted: int) -> list[Int[np.ndarray, " group"]]:
+    """The numbers below `count` in even groups of one size, so that one program serves them all: as many as are `granted`, in the unit in
+    which one of them takes `each`, and at least one. The last number fills up the last group.
+    """
+    groups = -(-count // min(count, max(1, granted // each)))
+    size = -(-count // groups)
+    return [np.minimum(np.arange(i * size, (i + 1) * size), count - 1) for i in range(groups)]
+
+
+def rounded_up(n: int, *, steps: int = 1) -> int:
+    """Rounds `n`, at least 1, up to one of few sizes, `steps` of them between two powers of two: lists of other lengths run the same
+    programs.
+    """
+    power = 1 << max(n - 1, 0).bit_length()
+    step = max(1, power // (2 * steps))
+    return -(-max(n, 1) // step) * step
+
+
+def repeated(numbers: Int[np.ndarray, " group"]) -> Bool[np.ndarray, " group"]:
+    """Which numbers of a group only fill it up."""
+    return np.diff(numbers, prepend=-1) == 0
+
+
+def halving(compute: Callable[[int], T], amount: int, what: str) -> T:
+    """`compute(amount)`, and when the device runs out of memory with half of it, and so on, which is said by a warning."""
+    while True:
+        try:
+            result = compute(amount)
+            # Computations are asynchronous: that memory has run out would else show later, at someone else's line.
+            return (
+                result if any(isinstance(x, Tracer) for x in jax.tree.leaves(result)) else jax.block_until_ready(result)
+            )
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+                raise
+            if amount <= 1:
+                raise ValueError(
+                    f"The device is out of memory even with {what} at its smallest. Restrict the positions, or ask for fewer rows at "
+                    "a time."
+                ) from error
+            amount //= 2
+            warnings.warn(f"The device is out of memory; going on with {what} halved to {amount}.", stacklevel=3)
