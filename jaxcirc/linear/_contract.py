@@ -94,7 +94,7 @@ def _contract_at_once(span: Span, left, left_pos, right, right_pos):
         form = bilinear(span, _linear(span), forward=len(right_pos) < len(left_pos))
         rows, columns = form.prepare_rows(left, left_pos), form.prepare_columns(right, right_pos)
         through = form.contract_tiles(rows, columns.attended, right_pos)
-        same = None if rows.local is None else contract_same(rows, columns.local, right_pos)
+        same = None if rows.local is None else contract_same(rows.local, left_pos, columns.local, right_pos)
         found = [edges.reshape(len(left_pos), -1) for edges in (through, same) if edges is not None]
         return sum(found, jnp.zeros((len(left_pos), len(right_pos)), span.resid.dtype))
 
@@ -141,18 +141,19 @@ def _in_blocks(span: Span, left, left_pos, order, right, right_pos, tiles: Tiles
             edges = form.contract_tiles(rows, attended(j), _cut(tiles.position, j, sizes.tiles))
             return found if edges is None else _put(found, edges, j * sizes.tiles * sizes.width)
 
-        def at_same_position(j, found):
-            edges = contract_same(rows, local(j), _cut(tiles.position, j, sizes.near))
-            begin = j * sizes.near * sizes.width
-            there = jax.lax.dynamic_slice_in_dim(found, begin, edges[0].size, 1)
-            return _put(found, there + edges.reshape(there.shape), begin)
-
         found = jnp.zeros((block, tiles.item.size), out.dtype)
         if form.attention is not None:
             first, last = form.attention.reach()
             between = take(first, rows.positions).min(), take(last, rows.positions).max()
             found = jax.lax.fori_loop(*tiles.range(*between, sizes.tiles), through_attention, found)
-        if rows.local is not None:
+        if (at_source := rows.local) is not None:
+
+            def at_same_position(j, found):
+                edges = contract_same(at_source, rows.positions, local(j), _cut(tiles.position, j, sizes.near))
+                begin = j * sizes.near * sizes.width
+                there = jax.lax.dynamic_slice_in_dim(found, begin, edges[0].size, 1)
+                return _put(found, there + edges.reshape(there.shape), begin)
+
             between = rows.positions[0], rows.positions[-1]
             found = jax.lax.fori_loop(*tiles.range(*between, sizes.near), at_same_position, found)
         # Row by row: the rows at the end repeat the last one, with the same values.
