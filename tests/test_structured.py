@@ -15,8 +15,8 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.graph import reaches
 from jaxcirc.jacobian import _engine, _matrix as _whole
+from jaxcirc.linear import _contract as contract
 from jaxcirc.linear._chain import chain_matrix, mlp_matrices, pull_block, split
-from jaxcirc.linear._contract import _contract_sorted, sizes_for
 from jaxcirc.linear._dense import _matrix, block_matrix, Sizes
 from jaxcirc.linear._forms import HELD, LOCAL
 from jaxcirc.linear._tiles import tile
@@ -283,6 +283,18 @@ def test_any_budget_gives_the_same(block, budget):
         assert not np.asarray(J.contract(left, jnp.full(37, 8), right, jnp.arange(45) % 6, budget=budget)).any()
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_columns_are_kept_with_what_is_asked_of_them_or_with_their_keys(block, asked):
+    """In small blocks; positions that many items share and that none has."""
+    J, matrix = block
+    sizes = contract.Sizes(block=8, tiles=4, near=2, width=2, spread=False, kept=True, asked=asked)
+    left, right = direction((37, 16)), direction((45, 16), 1)
+    left_pos, right_pos = jnp.arange(37) ** 2 % 7 + 1, jnp.where(jnp.arange(45) < 25, 3, jnp.arange(45) % 9)
+    at_positions = left, left_pos.astype(jnp.int32), right, right_pos.astype(jnp.int32)
+    got = contract.contract_block(J.product.segments[0], *at_positions, sizes=sizes)
+    assert_close(got, bilinear(matrix, left, left_pos, right, right_pos))
+
+
 @pytest.mark.parametrize(
     ("source", "frozen"),
     [
@@ -305,7 +317,7 @@ def test_few_rows_are_spread_to_many_columns(source, frozen):
     left_pos, right_pos = jnp.asarray([8, 2, 8, 5]), jnp.asarray(rng.integers(0, 9, 900))
     want = bilinear(matrix, left, left_pos, right, right_pos)
     for budget in (20_000, 2**29):
-        sizes = sizes_for(4, 900, 9, 4, 16, left.dtype.itemsize, budget)
+        sizes = contract.sizes_for(4, 900, 9, 4, 16, left.dtype.itemsize, budget)
         assert sizes.spread
         assert sizes.tiles * sizes.width < 900
         assert_close(J.contract(left, left_pos, right, right_pos, budget=budget), want)
@@ -495,10 +507,10 @@ def test_memory_is_the_result_and_the_budget(budget):
     held = lambda lowered: lowered.compile().memory_analysis().temp_size_in_bytes
 
     m, k = 512, 2048
-    sizes = sizes_for(m, k, 48, 4, 32, 4, budget)
+    sizes = contract.sizes_for(m, k, 48, 4, 32, 4, budget)
     columns = jax.eval_shape(lambda at: tile(at, 48, sizes.width, sizes.tiles), positions(k))
     contraction = (span, items(m), positions(m), positions(m), items(k), positions(k), columns)
-    assert 0 < held(_contract_sorted.lower(*contraction, sizes=sizes)) < budget
+    assert 0 < held(contract._contract_sorted.lower(*contraction, sizes=sizes)) < budget
     block = jax.jit(ft.partial(block_matrix, budget=budget)).lower(span, positions(48), positions(48))
     assert 0 < held(block) < budget
     matrix, mlps = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(48, 32, 48, 32), (48, 32, 32)])

@@ -144,7 +144,7 @@ class AttentionMap(eqx.Module):
         directions, weights = [], []
         if Kind.V in self.paths and source in (*BEFORE_HEADS, Kind.V):
             directions, weights = [_back_through("hne", rows.g, self.W_V, source)], [rows.pattern]
-        if Kind.K in self.paths and source in (*BEFORE_HEADS, Kind.K):
+        if rows.scores is not None and Kind.K in self.paths and source in (*BEFORE_HEADS, Kind.K):
             few = self.q.shape[0] <= len(positions)  # positions, of which rows have the same
             queries = self.q if few else take(self.q, positions)
             keys = _back_through("nhe", queries, self.W_K, source)
@@ -224,5 +224,5 @@ def _back_through(axes: str, covectors: Array, W: Float[Array, "head d_head d_mo
     if source in BEFORE_HEADS:  # [n head d_head] · [head d_head d_model] -> [n head d_model]
         return jnp.einsum(f"{axes},hed->nhd", covectors, W)
     one_head = jnp.eye(len(W), dtype=covectors.dtype)
-    found = jnp.einsum(f"{axes},hg->nhge", covectors, one_head)
+    found = jnp.einsum(f"{axes},hg->nhge", covectors, one_head)  # [n head d_head] · [head head] -> [n head head d_head]
     return found.reshape(*found.shape[:2], -1)

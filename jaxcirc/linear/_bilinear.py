@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -46,19 +47,20 @@ class Bilinear(NamedTuple):
         self, rows: Rows, columns: Attended, place: Int[Array, " tile"]
     ) -> Float[Array, "n tile slot"] | None:
         """Contracts, through attention, rows with columns in tiles at the positions `place`; `None` if nothing leads there."""
-        if self.attention is None or rows.attended is None or columns is None:
-            return None
-        if isinstance(rows.attended, SpreadRows):
+        if isinstance(rows.attended, SpreadRows) and isinstance(columns, jax.Array):
             return contract_spread(rows.attended, columns, place)
+        if self.attention is None or not isinstance(rows.attended, AttentionRows):
+            return None
+        assert isinstance(columns, AttentionColumns)
         return self.attention.contract_tiles(rows.attended, rows.positions, columns, place)
 
 
 def contract_same(
-    rows: Rows, local: Float[Array, "k width"], place: Int[Array, " tile"]
+    left: Float[Array, "n width"], positions: Positions, right: Float[Array, "k width"], place: Int[Array, " tile"]
 ) -> Float[Array, "n tile slot"]:
-    """Contracts rows with columns in tiles at the positions `place`, where they are at one position."""
-    edges = (rows.local @ local.T).reshape(len(rows.positions), len(place), -1)  # [n width] · [k width] -> [n k]
-    return jnp.where((rows.positions[:, None] == place)[..., None], edges, 0)
+    """Contracts covectors at `positions` with vectors in tiles at the positions `place`, where they are at one position."""
+    edges = (left @ right.T).reshape(len(positions), len(place), -1)  # [n width] · [k width] -> [n k]
+    return jnp.where((positions[:, None] == place)[..., None], edges, 0)
 
 
 def bilinear(

@@ -10,11 +10,11 @@ spread over the keys. Memory is the output and a budget, whatever M and K are.
 
 import functools as ft
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ..runs import rounded_up
 from ._bilinear import bilinear, contract_same
@@ -26,8 +26,8 @@ from ._tiles import sort, take, tile, Tiles
 
 class Sizes(NamedTuple):
     """How a contraction is cut: `block` rows meet `tiles` tiles of `width` columns at once, through attention, and `near` tiles where they
-    are at equal positions; rows are `spread` over the keys, or not; columns are `kept` for all rows, if the budget allows it, and else
-    made anew for each block of rows.
+    are at equal positions; rows are `spread` over the keys, or not. Columns are `kept` for all rows if the budget allows it, and else made
+    anew for each block of rows; of the keys that they make, what every query `asked` of them is kept, if that fits too.
     """
 
     block: int
@@ -36,6 +36,7 @@ class Sizes(NamedTuple):
     width: int
     spread: bool
     kept: bool
+    asked: bool
 
 
 def sizes_for(m: int, k: int, seq: int, heads: int, d_model: int, itemsize: int, budget: int) -> Sizes:
@@ -48,15 +49,16 @@ def sizes_for(m: int, k: int, seq: int, heads: int, d_model: int, itemsize: int,
     width = min(64, -(-k // (8 * positions)) * 8) if spread else min(8, _power_below(max(1, k // (2 * positions))))
     columns = min(many, rounded_up(k + width * positions)) // width * width
     everything = k + width * positions + columns
-    each = d_model if spread else 4 * d_model + heads * seq
-    kept = everything * each <= numbers // 2
+    fits = lambda each: everything * each <= numbers // 2
+    kept = fits(d_model if spread else 4 * d_model)  # values and keys, or one vector, at most as wide as a hidden layer
+    asked = kept and not spread and fits(2 * d_model + heads * seq)
     row = 3 * heads * columns + 3 * heads * seq + 4 * d_model + 2 * everything
     row += (columns // width + 4 * heads) * d_model if spread else 0
     most = few if kept else 1024  # the more rows, the fewer times
     block = max(8, min(most, rounded_up(m), _power_below(numbers // (2 * row))))
     tiles = max(1, columns // width)
     near = max(n for n in range(1, max(1, columns // 8 // width) + 1) if tiles % n == 0)
-    return Sizes(block, tiles, near, width, spread, kept)
+    return Sizes(block, tiles, near, width, spread, kept, asked)
 
 
 def _power_below(n: int) -> int:
@@ -92,7 +94,7 @@ def _contract_at_once(span: Span, left, left_pos, right, right_pos):
         form = bilinear(span, _linear(span), forward=len(right_pos) < len(left_pos))
         rows, columns = form.prepare_rows(left, left_pos), form.prepare_columns(right, right_pos)
         through = form.contract_tiles(rows, columns.attended, right_pos)
-        same = None if rows.local is None else contract_same(rows, columns.local, right_pos)
+        same = None if rows.local is None else contract_same(rows.local, left_pos, columns.local, right_pos)
         found = [edges.reshape(len(left_pos), -1) for edges in (through, same) if edges is not None]
         return sum(found, jnp.zeros((len(left_pos), len(right_pos)), span.resid.dtype))
 
@@ -114,7 +116,7 @@ def _linear(span: Span):
 
 def _in_blocks(span: Span, left, left_pos, order, right, right_pos, tiles: Tiles, *, sizes: Sizes):
     m, k, block = len(left_pos), len(right_pos), sizes.block
-    form = bilinear(span, _linear(span), forward=k < m, spread=sizes.spread, asked=sizes.kept)
+    form = bilinear(span, _linear(span), forward=k < m, spread=sizes.spread, asked=sizes.asked)
     prepare = lambda item: form.prepare_columns(take(right, item), take(right_pos, item))
     # What is at the source is kept where it was pushed there; else it is had for the taking.
     part = (lambda item: prepare(item).local) if form.attention is None else (lambda item: prepare(item).attended)
@@ -139,20 +141,19 @@ def _in_blocks(span: Span, left, left_pos, order, right, right_pos, tiles: Tiles
             edges = form.contract_tiles(rows, attended(j), _cut(tiles.position, j, sizes.tiles))
             return found if edges is None else _put(found, edges, j * sizes.tiles * sizes.width)
 
-        def at_same_position(j, found):
-            edges, begin = (
-                contract_same(rows, local(j), _cut(tiles.position, j, sizes.near)),
-                j * sizes.near * sizes.width,
-            )
-            there = jax.lax.dynamic_slice_in_dim(found, begin, edges[0].size, 1)
-            return _put(found, there + edges.reshape(there.shape), begin)
-
         found = jnp.zeros((block, tiles.item.size), out.dtype)
         if form.attention is not None:
             first, last = form.attention.reach()
             between = take(first, rows.positions).min(), take(last, rows.positions).max()
             found = jax.lax.fori_loop(*tiles.range(*between, sizes.tiles), through_attention, found)
-        if rows.local is not None:
+        if (at_source := rows.local) is not None:
+
+            def at_same_position(j, found):
+                edges = contract_same(at_source, rows.positions, local(j), _cut(tiles.position, j, sizes.near))
+                begin = j * sizes.near * sizes.width
+                there = jax.lax.dynamic_slice_in_dim(found, begin, edges[0].size, 1)
+                return _put(found, there + edges.reshape(there.shape), begin)
+
             between = rows.positions[0], rows.positions[-1]
             found = jax.lax.fori_loop(*tiles.range(*between, sizes.near), at_same_position, found)
         # Row by row: the rows at the end repeat the last one, with the same values.
@@ -165,7 +166,7 @@ def _in_blocks(span: Span, left, left_pos, order, right, right_pos, tiles: Tiles
     return jax.lax.fori_loop(0, len(padded) // block, some_rows, out)
 
 
-def _prepare_all(prepare: Callable[[Array], Any], tiles: Tiles, count: int) -> Any:
+def _prepare_all(prepare: Callable[[Array], PyTree], tiles: Tiles, count: int) -> PyTree:
     """Prepares the columns of all tiles in use, `count` tiles at a time, which are the leading axis of what comes."""
     items = tiles.item.reshape(-1, count * tiles.item.shape[1])
     put = lambda j, all, x: jax.lax.dynamic_update_index_in_dim(all, x, j, 0)
