@@ -31,7 +31,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # Tracing makes objects by the million, and hardly any are garbage: at Python's own pace a tenth of a run is looking for it.
-gc.set_threshold(50_000, 20, 50)
+gc.set_threshold(50_000, 10, 10)
 
 
 def pytest_collection_finish():
@@ -47,7 +47,7 @@ def _few_programs():
     """
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > 10_000:
         jax.clear_caches()
         gc.collect()
 
