@@ -14,7 +14,7 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc._run import site_shapes
 from jaxcirc.features import _same
-from jaxcirc.jacobian import _own
+from jaxcirc.linear import _same_position
 from jaxcirc.saes import Identity, Standardise, TanhReLU, TopK
 
 from .dictionaries import make_sae, spliced_at, thresholds, transcoder
@@ -255,8 +255,8 @@ def test_more_latents_than_a_tile_holds():
     check(model, saes, tokens, POST0, POST1)
     J = jc.feature_jacobian(model, saes, tokens, POST0, POST1, minimum=LEAST)
     on = [[np.unique(latents[J.position == p]).size for p in range(SEQ)] for latents in (J.source, J.target)]
-    assert max(on[0]) > _own.TILE
-    assert max(on[1]) > _own.TILE
+    assert max(on[0]) > _same_position.TILE
+    assert max(on[1]) > _same_position.TILE
     assert len(set(on[0])) > 2
 
 
@@ -268,7 +268,7 @@ def test_another_prompt_compiles_nothing():
     }  # as many are on at every position
     call = lambda seed: jc.feature_jacobian(model, saes, tokens_for(model, SEQ, seed), POST0, POST1)
     first = call(0)
-    with counting_calls(_own, "_push") as pushed, counting_calls(jc.Transformer, "__call__") as ran:
+    with counting_calls(_same_position, "_push") as pushed, counting_calls(jc.Transformer, "__call__") as ran:
         second = call(1)
     assert not pushed
     assert not ran

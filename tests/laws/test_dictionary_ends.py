@@ -8,7 +8,7 @@ import numpy as np
 
 import jaxcirc as jc
 from jaxcirc import Kind, Part, Site
-from jaxcirc.jacobian import reaches
+from jaxcirc.graph import reaches
 
 from ..dictionaries import in_models, spliced_at
 from ..helpers import assert_close, model_named, needs_x64, tokens_for

@@ -9,7 +9,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc.jacobian import reaches
+from jaxcirc.graph import reaches
 
 from ..dictionaries import in_models, READING, spliced_at
 from ..helpers import assert_close, model_named, MODELS, needs_x64, tokens_for
