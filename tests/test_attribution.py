@@ -444,7 +444,7 @@ def test_wiring_is_that_of_the_paper():
 
 def test_layers_share_their_programs():
     """One trace a kind of edge, in whatever layer; none for new prompts of the same shape."""
-    from jaxcirc.jacobian._engine import _batch
+    from jaxcirc.linear._segments import _batch
 
     model = make_model(jax.random.key(3), layers=3)
     sites = [
