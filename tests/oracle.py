@@ -3,6 +3,8 @@
 Slow, dense, and by another route than the library's: that computes cotangents in closed form from the plain model's gradient.
 """
 
+import functools as ft
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,15 +50,16 @@ def random_transcoder(key, layer, width, d_sae):
     return Transcoder(*random_arrays(key, width, d_sae), ReLU(), reads, site, W_skip=W_skip)
 
 
+@jax.jit
 def node_gradients(model, saes, tokens, metric):
     """Gradients of the metric with respect to all latents and errors, every dictionary spliced in; one sequence."""
     parts = [part for site in saes for part in (site.acts, site.error)]
-    cache = record(model, tokens, saes, parts)
+    cache = jc.run(model, tokens, saes=saes, record=parts)[1]
 
     def value(additions):
         return metric(jc.run(model, tokens, saes=saes, edits={s: jc.Add(x) for s, x in additions.items()})[0])
 
-    return jax.jit(jax.grad(value))({site: jnp.zeros_like(x) for site, x in cache.items()})
+    return jax.grad(value)({site: jnp.zeros_like(x) for site, x in cache.items()})
 
 
 def node_values(model, saes, tokens):
@@ -64,25 +67,40 @@ def node_values(model, saes, tokens):
 
 
 def record(model, tokens, saes, sites):
-    return jax.jit(lambda model, tokens, saes: jc.run(model, tokens, saes=saes, record=sites)[1])(model, tokens, saes)
+    return _record(model, tokens, saes, tuple(sites))
+
+
+@ft.partial(jax.jit, static_argnums=3)
+def _record(model, tokens, saes, sites):
+    return jc.run(model, tokens, saes=saes, record=sites)[1]
+
+
+@ft.partial(jax.jit, static_argnums=(5, 6))
+def _jacobian(steps, model, tokens, saes, held, source, target):
+    """Of the target's latents and error with respect to steps of the source's latents and error."""
+    edits = {site: jc.Replace(value) for site, value in held.items()}
+
+    def downstream(steps):
+        added = {part: jc.Add(step) for part, step in zip((source.acts, source.error), steps, strict=True)}
+        record = [target.acts, target.error]
+        cache = jc.run(model, tokens, saes=saes, edits=edits | added, record=record)[1]
+        return cache[target.acts], cache[target.error].reshape(tokens.shape[0], -1)
+
+    return jax.jacrev(downstream)(steps)
 
 
 def edges(model, saes, clean, corrupt, metric, source, target):
     """`E[target_pos target_node source_pos source_node]` for one sequence: gradient x Jacobian, others held, x difference."""
     between = [site for site in saes if source < site < target]
-    parts = (source.acts, source.error, target.acts, target.error)
     held = record(model, clean, {}, between)
-    spliced = {site: saes[site] for site in (source, target)}
-
-    def downstream(acts, error):
-        edits = {source.acts: jc.Add(acts), source.error: jc.Add(error), **{s: jc.Replace(v) for s, v in held.items()}}
-        cache = jc.run(model, clean, saes=spliced, edits=edits, record=parts[2:])[1]
-        return cache[target.acts], cache[target.error].reshape(clean.shape[0], -1)
-
     before, after = node_values(model, saes, clean), node_values(model, saes, corrupt)
-    d_acts, d_error = (np.asarray(after[part] - before[part]) for part in parts[:2])
+    d_acts, d_error = (np.asarray(after[part]) - np.asarray(before[part]) for part in (source.acts, source.error))
     gradient = node_gradients(model, saes, clean, metric)
-    jacobian = jax.jit(jax.jacrev(downstream, argnums=(0, 1)))(jnp.zeros(d_acts.shape), jnp.zeros(d_error.shape))
+    spliced, steps = (
+        {site: saes[site] for site in (source, target)},
+        (jnp.zeros(d_acts.shape), jnp.zeros(d_error.shape)),
+    )
+    jacobian = _jacobian(steps, model, clean, spliced, held, source, target)
     (acts_acts, acts_error), (error_acts, error_error) = jax.tree.map(np.asarray, jacobian)
     g_acts, g_error = np.asarray(gradient[target.acts]), np.asarray(gradient[target.error]).reshape(clean.shape[0], -1)
     error_error = error_error.reshape(*error_error.shape[:3], -1)

@@ -1,5 +1,6 @@
 """Node and edge effects against their definitions, the identities that they obey, and known answers."""
 
+import functools as ft
 import itertools
 
 import equinox as eqx
@@ -39,7 +40,7 @@ def problem(
 
 
 def one(metric, i):
-    return jax.tree.map(lambda x: x[i], metric)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[i]), metric)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +57,13 @@ def test_node_effects_are_gradient_times_difference(solved):
     for i in range(len(clean)):
         gradient = oracle.node_gradients(model, saes, clean[i], one(metric, i))
         before, after = (oracle.node_values(model, saes, tokens[i]) for tokens in (clean, corrupt))
+        gradient, before, after = jax.tree.map(np.asarray, (gradient, dict(before), dict(after)))
         for site in saes:
             difference = after[site.acts] - before[site.acts]
-            assert_close(nodes.acts[site][i], gradient[site.acts] * difference)
+            assert_close(np.asarray(nodes.acts[site])[i], gradient[site.acts] * difference)
             if site in plain:  # else the corrupt error is measured with the clean statistics
                 error = (gradient[site.error] * (after[site.error] - before[site.error])).sum(-1)
-                assert_close(nodes.error[site][i], error)
+                assert_close(np.asarray(nodes.error[site])[i], error)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,11 @@ WIRINGS = {
 }
 
 
+@jax.jit
+def metric_of_run(model, saes, tokens, metric, edits):
+    return metric(jc.run(model, tokens, saes=saes, edits=edits)[0])
+
+
 @pytest.mark.parametrize("baseline", ["corrupt", "zero"])
 def test_exact_patching_is_a_run_with_one_node_changed(baseline):
     """Latents and errors of every kind of site and dictionary, one run each."""
@@ -106,27 +113,30 @@ def test_exact_patching_is_a_run_with_one_node_changed(baseline):
     got = jc.node_effects(model, saes, clean, corrupt, metric, method=jc.ExactPatching(tokens_at_once=30))
     gradient = jc.node_effects(model, saes, clean, corrupt, metric, method=jc.Gradient())
 
-    @jax.jit
-    def change(saes, tokens, metric, edits):
-        return metric(jc.run(model, tokens, saes=saes, edits=edits)[0])
-
-    zero = lambda x: jax.tree.map(jnp.zeros_like, x)
+    values = lambda tokens: jax.tree.map(np.asarray, dict(oracle.node_values(model, saes, tokens)))
+    zero = lambda x: jax.tree.map(np.zeros_like, x)
+    acts, error = jax.tree.map(np.asarray, (got.acts, got.error))
     for i in range(len(clean)):
-        before = oracle.node_values(model, saes, clean[i])
-        after = zero(before) if corrupt is None else oracle.node_values(model, saes, corrupt[i])
+        before = values(clean[i])
+        after = zero(before) if corrupt is None else values(corrupt[i])
         differences = {site: after[site] - before[site] for site in before}
-        base = change(saes, clean[i], one(metric, i), {site: jc.Add(x) for site, x in zero(differences).items()})
+        base = metric_of_run(
+            model, saes, clean[i], one(metric, i), {site: jc.Add(x) for site, x in zero(differences).items()}
+        )
         compared = 0
         for site in saes:
             for pos, unit in itertools.product(range(3), (0, 5, 11, -1)):
                 edits = {place: np.zeros(x.shape) for place, x in differences.items()}
                 part = site.error if unit == -1 else site.acts
                 where = (pos, ...) if unit == -1 else (pos, unit)
-                edits[part][where] = np.asarray(differences[part])[where]
+                edits[part][where] = differences[part][where]
                 want = (
-                    change(saes, clean[i], one(metric, i), {s: jc.Add(jnp.asarray(x)) for s, x in edits.items()}) - base
+                    metric_of_run(
+                        model, saes, clean[i], one(metric, i), {s: jc.Add(jnp.asarray(x)) for s, x in edits.items()}
+                    )
+                    - base
                 )
-                found = got.error[site][i, pos] if unit == -1 else got.acts[site][i, pos, unit]
+                found = error[site][i, pos] if unit == -1 else acts[site][i, pos, unit]
                 assert float(found) == pytest.approx(float(want), abs=1e-10)
                 compared += abs(float(want)) > 1e-4
         assert compared > 10
@@ -176,7 +186,7 @@ def test_integrated_edges_sum_to_integrated_effects(wired):
 
 def check_conservation(saes, nodes, edges):
     for site in saes:
-        out = sum(edges.dense(pair).sum((1, 2)) for pair in edges.coo if pair[0] == site)
+        out = sum(np.asarray(edges.dense(pair)).sum((1, 2)) for pair in edges.coo if pair[0] == site)
         out = out + np.asarray(edges.to_metric.get(site, 0.0))
         assert_close(out[..., :-1], nodes.acts[site])
         assert_close(out[..., -1], nodes.error[site])
@@ -253,19 +263,24 @@ def test_the_scalar_block():
     assert edges.to_metric[RESID][0, 0, 0].item() == pytest.approx(12)
 
 
+@ft.partial(jax.jit, static_argnums=(4, 5))
+def jacobian_between(model, tokens, at, held, source, target):
+    edits = {site: jc.Replace(value) for site, value in held.items()}
+    value = lambda x: jc.run(model, tokens, edits={**edits, source: jc.Replace(x)}, record=[target])[1][target]
+    return jax.jacrev(value)(at)
+
+
 def test_mediation_in_one_block():
     """T1: total = direct + via attention + via MLP + via both, elementwise, each by explicit products of Jacobians through latents and
     errors; the latents alone are not enough."""
     model = make_model(jax.random.key(7), layers=1)
     tokens = tokens_for(model, 4)
-    _, cache = jc.run(model, tokens, record=[EMBED, ATTN, MLP_OUT, RESID])
+    cache = oracle.record(model, tokens, {}, [EMBED, ATTN, MLP_OUT, RESID])
     sae = oracle.random_sae(jax.random.key(8), MLP_OUT, model.d_model, 21)
 
     def jacobian(source, target, held=()):
-        edits = {site: jc.Replace(cache[site]) for site in held}
-        value = lambda x: jc.run(model, tokens, edits={**edits, source: jc.Replace(x)}, record=[target])[1][target]
-        size = cache[source].size
-        return jax.jacrev(value)(cache[source]).reshape(size, size)
+        found = jacobian_between(model, tokens, cache[source], {site: cache[site] for site in held}, source, target)
+        return np.asarray(found).reshape(cache[source].size, -1)
 
     total = jacobian(EMBED, RESID)
     direct = jacobian(EMBED, RESID, (ATTN, MLP_OUT))
@@ -277,11 +292,12 @@ def test_mediation_in_one_block():
         assert np.abs(path).max() > 1e-3
 
     # via_mlp once more, through the dictionary: decoder times (encoder times Jacobian), and the error
-    encode = jax.jacrev(jax.vmap(sae.encode))(cache[MLP_OUT]).reshape(tokens.size * sae.d_sae, -1)
-    decode = jnp.kron(jnp.eye(tokens.size), sae.W_dec.T)
+    encode = jax.jit(jax.jacrev(lambda x, sae: jax.vmap(sae.encode)(x)))(cache[MLP_OUT], sae)
+    encode = np.asarray(encode).reshape(tokens.size * sae.d_sae, -1)
+    decode = np.kron(np.eye(tokens.size), np.asarray(sae.W_dec).T)
     through_latents = jacobian(MLP_OUT, RESID) @ decode @ encode @ jacobian(EMBED, MLP_OUT, (ATTN,))
     through_error = (
-        jacobian(MLP_OUT, RESID) @ (jnp.eye(encode.shape[1]) - decode @ encode) @ jacobian(EMBED, MLP_OUT, (ATTN,))
+        jacobian(MLP_OUT, RESID) @ (np.eye(encode.shape[1]) - decode @ encode) @ jacobian(EMBED, MLP_OUT, (ATTN,))
     )
     assert_close(through_latents + through_error, via_mlp)
     assert np.abs(through_latents - via_mlp).max() > 1e-2 * np.abs(via_mlp).max()
@@ -342,8 +358,11 @@ def test_zero_baseline():
     """Without corrupt prompts every latent and error goes to zero: effects are minus the values times the gradient."""
     model, saes, clean, _, metric = problem()
     nodes = jc.node_effects(model, saes, clean, None, metric, method=jc.Gradient())
-    gradient = oracle.node_gradients(model, saes, clean[0], one(metric, 0))
-    values = oracle.node_values(model, saes, clean[0])
+    found = (
+        oracle.node_gradients(model, saes, clean[0], one(metric, 0)),
+        dict(oracle.node_values(model, saes, clean[0])),
+    )
+    gradient, values = jax.tree.map(np.asarray, found)
     for site in saes:
         assert_close(nodes.acts[site][0], -gradient[site.acts] * values[site.acts])
         assert_close(nodes.error[site][0], -(gradient[site.error] * values[site.error]).sum(-1))
@@ -425,7 +444,7 @@ def test_wiring_is_that_of_the_paper():
 
 def test_layers_share_their_programs():
     """One trace a kind of edge, in whatever layer; none for new prompts of the same shape."""
-    from jaxcirc.jacobian._engine import _batch
+    from jaxcirc.linear._segments import _batch
 
     model = make_model(jax.random.key(3), layers=3)
     sites = [

@@ -1,6 +1,7 @@
 """Latents by latents: against jacrev of whole runs, the closed form without attention, moved latents; and what is refused."""
 
 import dataclasses
+import functools as ft
 import xml.etree.ElementTree as ElementTree
 
 import jax
@@ -13,11 +14,11 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc._run import site_shapes
 from jaxcirc.features import _same
-from jaxcirc.jacobian import _own
+from jaxcirc.linear import _same_position
 from jaxcirc.saes import Identity, Standardise, TanhReLU, TopK
 
 from .dictionaries import make_sae, spliced_at, thresholds, transcoder
-from .helpers import assert_close, counting_calls, model_named, needs_x64, tokens_for
+from .helpers import assert_close, Chosen, counting_calls, model_named, needs_x64, tokens_for
 
 
 pytestmark = needs_x64
@@ -39,16 +40,26 @@ def both(model, source, target, **settings):
 
 def by_jacrev(model, saes, tokens, source, target, *, substitute):
     """`[target_seq target source_seq source]` and the latents, by jacrev of a run with both dictionaries spliced in."""
-    replaced = [site for side, site in (("source", source), ("target", target)) if side in substitute]
     pair = {site: saes[site] for site in (source, target)}
+    replaced = np.array([side in substitute for side in ("source", "target")])
+    zero = np.zeros((len(tokens), saes[source].d_sae))
+    return jax.tree.map(np.asarray, _by_jacrev(zero, model, pair, tokens, replaced, source, target))
+
+
+@ft.partial(jax.jit, static_argnums=(5, 6))
+def _by_jacrev(zero, model, saes, tokens, replaced, source, target):
+    """The same; `replaced` says of the source and the target whether the error is 0, so that one program serves all cases."""
 
     def run(step):
-        edits = {site.error: jc.Replace(0.0) for site in replaced} | {source.acts: jc.Add(step)}
-        cache = jc.run(model, tokens, saes=pair, edits=edits, record=[source.acts, target.acts])[1]
+        errors = {
+            site.error: Chosen(choice, (jc.Replace(0.0),))
+            for site, choice in zip((source, target), replaced, strict=True)
+        }
+        edits = errors | {source.acts: jc.Add(step)}
+        cache = jc.run(model, tokens, saes=saes, edits=edits, record=[source.acts, target.acts])[1]
         return cache[target.acts], (cache[source.acts], cache[target.acts])
 
-    found = jax.jit(jax.jacrev(run, has_aux=True))(jnp.zeros((len(tokens), saes[source].d_sae)))
-    return jax.tree.map(np.asarray, found)
+    return jax.jacrev(run, has_aux=True)(zero)
 
 
 def check(model, saes, tokens, source, target, *, positions=("same",), substitute=("source", "target")):
@@ -244,8 +255,8 @@ def test_more_latents_than_a_tile_holds():
     check(model, saes, tokens, POST0, POST1)
     J = jc.feature_jacobian(model, saes, tokens, POST0, POST1, minimum=LEAST)
     on = [[np.unique(latents[J.position == p]).size for p in range(SEQ)] for latents in (J.source, J.target)]
-    assert max(on[0]) > _own.TILE
-    assert max(on[1]) > _own.TILE
+    assert max(on[0]) > _same_position.TILE
+    assert max(on[1]) > _same_position.TILE
     assert len(set(on[0])) > 2
 
 
@@ -257,7 +268,7 @@ def test_another_prompt_compiles_nothing():
     }  # as many are on at every position
     call = lambda seed: jc.feature_jacobian(model, saes, tokens_for(model, SEQ, seed), POST0, POST1)
     first = call(0)
-    with counting_calls(_own, "_push") as pushed, counting_calls(jc.Transformer, "__call__") as ran:
+    with counting_calls(_same_position, "_push") as pushed, counting_calls(jc.Transformer, "__call__") as ran:
         second = call(1)
     assert not pushed
     assert not ran
@@ -350,6 +361,13 @@ def test_pictures(found, tmp_path):
 # --- Moved latents
 
 
+@jax.jit
+def moved(model, saes, tokens, held, step):
+    """The target's latents where the source's are moved by `step`."""
+    edits = {**held, POST0.acts: jc.Add(step)}
+    return jc.run(model, tokens, saes=saes, edits=edits, record=[POST1.acts])[1][POST1.acts]
+
+
 @pytest.mark.parametrize("substitute", [(), ("source",)])
 def test_measured_is_a_run_with_the_latent_moved(found, substitute):
     _, (model, saes, tokens) = found
@@ -362,14 +380,10 @@ def test_measured_is_a_run_with_the_latent_moved(found, substitute):
     np.testing.assert_allclose(small["measured"], small["predicted"], rtol=1e-3)
     held = {POST0.error: jc.Replace(0.0)} if substitute else {}
 
-    @jax.jit
-    def latents(step):
-        edits = {**held, POST0.acts: jc.Add(step)}
-        return jc.run(model, tokens, saes=saes, edits=edits, record=[POST1.acts])[1][POST1.acts]
-
     for row in table[table["step"] == 2.0].itertuples():
-        step = jnp.zeros((SEQ, 20)).at[row.source_position, row.source].set(2.0)
-        change = latents(step) - latents(0 * step)
+        step = np.zeros((SEQ, 20))
+        step[row.source_position, row.source] = 2.0
+        change = moved(model, saes, tokens, held, step) - moved(model, saes, tokens, held, 0 * step)
         assert abs(row.measured) > 1e-4
         assert row.measured == pytest.approx(float(change[row.position, row.target]), abs=1e-10)
 

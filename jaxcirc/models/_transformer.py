@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._indexing import entries
+from .._labels import with_labels
 from .._precision import wide, wide_dtype
 from .._sites import Kind
 from .._tap import Tap
@@ -20,6 +21,7 @@ from ..parts import Block, LayerNorm
 from ._masks import attention_mask, batch_masks
 
 
+@with_labels("name")
 class Transformer(eqx.Module):
     """A language model of one token sequence; `jax.vmap` for a batch. Call it through `jaxcirc.run`.
 

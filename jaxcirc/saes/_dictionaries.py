@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._labels import with_labels
 from .._precision import wide, wide_dtype
 from .._sites import Site
 from ._activations import AbstractActivation
@@ -12,6 +13,7 @@ from ._base import AbstractDictionary
 from ._normalisations import AbstractNormalisation
 
 
+@with_labels("origin")
 class SAE(AbstractDictionary):
     """A sparse autoencoder: `acts = activation((n(x) - b_dec) W_enc + b_enc)`, `x ≈ n^-1(acts W_dec + b_dec)`.
 
@@ -90,6 +92,7 @@ class SAE(AbstractDictionary):
         )
 
 
+@with_labels("origin")
 class Transcoder(AbstractDictionary):
     """Predicts one site from another through sparse latents: `acts = activation((x - b_in) W_enc + b_enc)`, `y ≈ acts W_dec + b_dec`
     (Dunefsky et al. 2024, arXiv 2406.11944, eq. 1), with a linear path `x W_skip` beside it where there is one (Paulo et al. 2025,
@@ -155,6 +158,7 @@ class Transcoder(AbstractDictionary):
         return jnp.ones(x.shape[:-1], wide_dtype(x.dtype))
 
 
+@with_labels("origin")
 class Identity(AbstractDictionary):
     """The site's own basis as a dictionary: `acts = x`, error 0. With it, "features" are neurons or residual dimensions.
 

@@ -12,7 +12,7 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 
 from ..dictionaries import make_sae
-from ..helpers import assert_close, Chosen, make_model, model_named, MODELS, needs_x64, tokens_for
+from ..helpers import assert_close, Chosen, logits_by_embedding, make_model, model_named, MODELS, needs_x64, tokens_for
 from . import test_run_laws as runs
 from .test_run_laws import InTurn
 
@@ -295,7 +295,7 @@ ENGINES = ("autodiff", "auto")
 def blocks(request):
     """Of every model of the registry the operators of its second block, and one through all blocks, with their matrices."""
     model = model_named(request.param)
-    tokens = tokens_for(model, 6)
+    tokens = tokens_for(model)
     edges = {
         "attn": (SECOND(Kind.RESID_PRE), SECOND(Kind.ATTN_OUT)),
         "block": (SECOND(Kind.RESID_PRE), SECOND(Kind.RESID_POST)),
@@ -321,9 +321,7 @@ def is_operator(x):
 
 def test_the_registry_has_the_derivatives_of_a_run(blocks):
     model, tokens, _, matrices = blocks
-    logits = lambda step: jc.run(model, tokens, edits={EMBED: jc.Add(step)})[0]
-    want = jax.jit(jax.jacrev(logits))(jnp.zeros((len(tokens), model.d_model), model.dtype))
-    assert_close(matrices["all"], want)
+    assert_close(matrices["all"], logits_by_embedding(model, tokens))
 
 
 def test_a_jacobian_is_the_product_at_a_cut(blocks):

@@ -9,10 +9,10 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc.jacobian import reaches
+from jaxcirc.graph import reaches
 
 from ..dictionaries import in_models, READING, spliced_at
-from ..helpers import assert_close, model_named, MODELS, needs_x64, tokens_for
+from ..helpers import assert_close, Chosen, model_named, MODELS, needs_x64, tokens_for
 from ..test_evaluation import all_edges, circuit_of, some_nodes
 from .test_run_laws import direction
 
@@ -29,15 +29,21 @@ def images(operators, tangent):
         return {name: np.asarray(J.mv(tangent)) for name, J in operators.items() if J is not None}
 
 
-def pushed(model, tokens, saes, source, target, tangent, held):
-    """The same by forward mode of a run with dictionaries spliced in, with `held` detached."""
-    edits = dict.fromkeys(held, jc.Detach())
+def pushed(model, tokens, saes, source, target, tangent, *sets):
+    """The same by forward mode of a run with dictionaries spliced in, with each of several sets of sites detached: all in one batch."""
+    choices = {
+        site: jnp.asarray([site in held for held in sets], jnp.int32) for site in sorted(frozenset().union(*sets))
+    }
 
-    def value(step):
-        return jc.run(model, tokens, saes=saes, edits=edits | {source: jc.Add(step)}, record=[target])[1][target]
+    def image(choices):
+        def value(step):
+            edits = {site: Chosen(choice, (jc.Detach(),)) for site, choice in choices.items()} | {source: jc.Add(step)}
+            return jc.run(model, tokens, saes=saes, edits=edits, record=[target])[1][target]
+
+        return jax.jvp(value, (jnp.zeros_like(tangent),), (tangent,))[1]
 
     with jax.disable_jit():
-        return np.asarray(jax.jvp(value, (jnp.zeros_like(tangent),), (tangent,))[1])
+        return np.asarray(jax.vmap(image, axis_size=len(sets))(choices))
 
 
 @needs_x64
@@ -52,7 +58,7 @@ def test_paths_sum_to_the_block(name, kind, number):
     tangent = jnp.asarray(direction((SEQ, model.d_model)))
     paths = jc.block_paths(model, tokens, LAYER, saes=saes)
     found = images(paths, tangent)
-    assert_close(sum(found.values()), pushed(model, tokens, {}, PRE, POST, tangent, ()))
+    assert_close(sum(found.values()), pushed(model, tokens, {}, PRE, POST, tangent, ())[0])
     silent = {path for path in found if "error" in path and name == "identity"}
     for path, image in found.items():
         assert (np.abs(image).max() > 1e-6) == (path not in silent), path
@@ -82,20 +88,20 @@ def test_parts_of_a_mediated_edge_are_derivatives_of_runs(name, kind, number):
     found = images(parts.__dict__, tangent)
     reading = [mediator.input] if saes[mediator].decoder_reads_input else []
     assert ("input" in found) == bool(reading)
-    push = ft.partial(pushed, model, tokens, saes, source, POST, tangent)
-    beside = push([mediator])
-    assert_close(found["total"], push([]))
-    assert_close(found["mediated"], push([]) - beside)
+    held = [], [mediator], [mediator.error, *reading], [mediator.acts, *reading], [mediator.acts, mediator.error]
+    total, beside, acts, error, read = pushed(model, tokens, saes, source, POST, tangent, *held)
+    assert_close(found["total"], total)
+    assert_close(found["mediated"], total - beside)
     if "direct" in found:
         assert_close(found["direct"], beside)
     else:
         assert np.abs(beside).max() < 1e-12
-    assert_close(found["acts"], push([mediator.error, *reading]) - beside)
+    assert_close(found["acts"], acts - beside)
     assert_close(found["acts"] + found["error"], found["mediated"])
     if name != "identity":  # which has no error
-        assert_close(found["error"], push([mediator.acts, *reading]) - beside)
+        assert_close(found["error"], error - beside)
     if reading:
-        assert_close(found["input"], push([mediator.acts, mediator.error]) - beside)
+        assert_close(found["input"], read - beside)
 
 
 @needs_x64
@@ -149,7 +155,7 @@ def test_a_transcoder_may_read_anywhere_before(kind, read):
     tokens, attn, mlp = tokens_for(model, SEQ), at(Kind.ATTN_OUT), at(Kind.MLP_OUT)
     saes = {attn: spliced_at("relu", model, attn), mlp: spliced_at("transcoder-skip", model, mlp, 3, read)}
     tangent = jnp.asarray(direction((SEQ, model.d_model)))
-    total = pushed(model, tokens, {}, PRE, POST, tangent, ())
+    total = pushed(model, tokens, {}, PRE, POST, tangent, ())[0]
     paths = jc.block_paths(model, tokens, LAYER, saes=saes)
     assert ("mlp:acts" in paths) == reaches(model, PRE, mlp.acts, [attn], saes)
     assert ("attn_mlp:acts:acts" in paths) == reaches(model, attn, mlp.acts, (), saes)
