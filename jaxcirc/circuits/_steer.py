@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_kind, check_numbers
+from .._checks import check_kind, check_list, check_numbers
 from .._edits import AbstractEdit, Add
 from .._metrics import Metric
 from .._run import run_metric, site_shapes
@@ -105,9 +105,7 @@ def steer(
 
 
 def _chosen(circuit: Circuit, nodes: Iterable[str]) -> _Chosen:
-    if isinstance(nodes, str):
-        raise TypeError(f"steer: expected a list of names of nodes, got one. Write [{nodes!r}].")
-    names = list(nodes)
+    names = check_list("steer: nodes", "names of nodes", nodes)
     if not names:
         raise ValueError(
             "steer: no node was named. Give names of the circuit's nodes, such as circuit.node_rows()[0].node."
