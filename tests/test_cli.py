@@ -48,19 +48,18 @@ def own_cache(tmp_path_factory, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+def write_files(folder):
+    """Into `folder` a file of prompts, `prompts.jsonl`, and a few of the shipped dictionaries, `saes`."""
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, PAIRS)), encoding="utf-8")
+    for place in ("0.hook_mlp_out", "0.hook_resid_post", "1.hook_attn_out", "1.hook_resid_post"):
+        shipped = REPOSITORY / "weights" / "tiny-gpt2" / "saes" / f"blocks.{place}"
+        shutil.copytree(shipped, folder / "saes" / shipped.name)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with a file of prompts, `prompts.jsonl`, and a few of the shipped dictionaries, `saes`."""
-    folder = tmp_path_factory.mktemp("cli")
-    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
-    for site in (
-        "blocks.0.hook_mlp_out",
-        "blocks.0.hook_resid_post",
-        "blocks.1.hook_attn_out",
-        "blocks.1.hook_resid_post",
-    ):
-        shutil.copytree(REPOSITORY / "weights" / "tiny-gpt2" / "saes" / site, folder / "saes" / site)
-    return folder
+    return write_files(tmp_path_factory.mktemp("cli"))
 
 
 @pytest.fixture
