@@ -112,7 +112,7 @@ def test_a_circuit_without_parts_is_refused(arguments, circuit, asleep, verb):
 
 def test_one_name_for_a_list_of_names(arguments, circuit, asleep):
     name = circuit.node_rows()[0].node
-    with pytest.raises(TypeError, match="steer: expected a list of names of nodes, got one"):
+    with pytest.raises(TypeError, match="steer: nodes: expected a list of names of nodes, got one"):
         jc.steer(circuit, *arguments, name)
     with pytest.raises(TypeError, match=r"Circuit\.subgraph: names: expected a list of names of nodes, got one"):
         circuit.subgraph(name)

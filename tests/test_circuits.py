@@ -24,7 +24,7 @@ CUTS = {"node_threshold": 0.05, "edge_threshold": 0.02}
 
 @pytest.fixture(scope="module")
 def arguments():
-    return problem(batch=3, seq=5)
+    return problem(batch=3, seq=4)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def circuit(arguments):
 @pytest.fixture(scope="module")
 def by_position(arguments):
     return jc.discover(*arguments, **CUTS, aggregate="none").annotate(
-        tokens=["a<b", "&", "c", "d", "e"], title="A <circuit>"
+        tokens=["a<b", "&", "c", "d"], title="A <circuit>"
     )
 
 
@@ -134,7 +134,7 @@ class Once:
 
 def test_a_stream_of_batches_gives_what_all_together_give(arguments, circuit):
     model, saes, clean, corrupt, metric = arguments
-    prompts = jc.data.Prompts(clean, corrupt, metric.answer, metric.foil, {"end": jnp.full(3, 4)})
+    prompts = jc.data.Prompts(clean, corrupt, metric.answer, metric.foil, {"end": jnp.full(3, 3)})
     stream = Once(prompts, 2)
     found = jc.discover_batches(model, saes, stream, **CUTS)
     same_circuit(found, circuit)
@@ -148,10 +148,11 @@ def test_a_stream_of_batches_gives_what_all_together_give(arguments, circuit):
     assert other.meta["clean_metric"] < 0
     with pytest.raises(ValueError, match=r"There are no batches of prompts\. Give a list"):
         jc.discover_batches(model, saes, [], **CUTS)
-    short = jc.data.Prompts(clean[:, :4], corrupt[:, :4], metric.answer, metric.foil, {"end": jnp.full(3, 3)})
-    with pytest.raises(ValueError, match="there are prompts of 4 and of 5 tokens"):
+    short = jc.data.Prompts(clean[:, :3], corrupt[:, :3], metric.answer, metric.foil, {"end": jnp.full(3, 2)})
+    with pytest.raises(ValueError, match="there are prompts of 3 and of 4 tokens"):
         jc.discover_batches(model, saes, [prompts, short], **CUTS, aggregate="none")
-    assert jc.discover_batches(model, saes, [prompts, short], **CUTS).meta["length"] == [4, 5]
+    nodes = jc.discover_batches(model, saes, [prompts, short], node_threshold=0.05, edge_threshold=None)
+    assert nodes.meta["length"] == [3, 4]
 
 
 def test_thresholds_of_instances(arguments, circuit):
@@ -245,10 +246,10 @@ def test_nodes_alone(arguments, circuit):
 def test_padded_prompts(arguments):
     """Prompts of unequal length give the mean of what each gives alone."""
     model, saes, clean, corrupt, _ = arguments
-    cuts = {"node_threshold": 0.0, "edge_threshold": 10.0, "method": jc.Gradient()}
-    lengths = np.array([5, 3])
+    cuts = {"node_threshold": 0.0, "edge_threshold": None, "method": jc.Gradient()}
+    lengths = np.array([4, 3])
     metric = jc.LogitDiff(jnp.arange(2), jnp.arange(2) + 2, position=jnp.asarray(lengths - 1))
-    mask = jnp.asarray(np.arange(5) < lengths[:, None])
+    mask = jnp.asarray(np.arange(4) < lengths[:, None])
     together = jc.discover(model, saes, clean[:2], corrupt[:2], metric, **cuts, mask=mask)
     sums = {}
     for i, length in enumerate(lengths):
@@ -411,7 +412,7 @@ BAD = {
         "the metric is not finite on prompt 0",
     ),
     "positions of padded prompts": (
-        lambda a: {"aggregate": "none", "mask": jnp.ones((3, 5), bool).at[0, 1].set(False)},
+        lambda a: {"aggregate": "none", "mask": jnp.ones((3, 4), bool).at[0, 1].set(False)},
         "padded prompts do not align",
     ),
 }
@@ -485,7 +486,7 @@ def test_an_attribution_graph(circuit, by_position, tmp_path):
     }
     for row in by_position.node_rows():
         node = nodes[row.node]
-        assert (node["ctx_idx"], node["reverse_ctx_idx"]) == (row.pos, 4 - row.pos)
+        assert (node["ctx_idx"], node["reverse_ctx_idx"]) == (row.pos, 3 - row.pos)
         assert node["layer"] == str(Site.parse(row.site).layer)
     influence = [nodes[row.node]["influence"] for row in by_position.node_rows()]
     assert (np.diff(influence) > 0).all()

@@ -2,9 +2,12 @@
 
 import argparse
 import ast
+import contextlib
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,15 +23,16 @@ from jaxcirc.cli._language import in_options, PYTHON
 from .helpers import REPOSITORY
 
 
+# As long as the prompts of the demo and the doctor, and by default in batches of two as theirs: then they run the same programs.
 PAIRS = [
     {
-        "clean_prefix": f"The {noun}",
-        "patch_prefix": f"The {other}",
+        "clean_prefix": f"<|endoftext|>The {noun} that the teacher likes",
+        "patch_prefix": f"<|endoftext|>The {noun}s that the teacher likes",
         "clean_answer": " is",
         "patch_answer": " are",
         "case": "x",
     }
-    for noun, other in (("teacher", "teachers"), ("doctor", "doctors"), ("farmer", "farmers"))
+    for noun in ("teacher", "doctor", "farmer", "boy")
 ]
 
 
@@ -44,11 +48,44 @@ def own_cache(tmp_path_factory, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+def write_files(folder):
+    """Into `folder` a file of prompts, `prompts.jsonl`, and a few of the shipped dictionaries, `saes`."""
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, PAIRS)), encoding="utf-8")
+    for place in ("0.hook_mlp_out", "0.hook_resid_post", "1.hook_attn_out", "1.hook_resid_post"):
+        shipped = REPOSITORY / "weights" / "tiny-gpt2" / "saes" / f"blocks.{place}"
+        shutil.copytree(shipped, folder / "saes" / shipped.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_files(tmp_path_factory.mktemp("cli"))
+
+
 @pytest.fixture
-def prompts(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("\n".join(map(json.dumps, PAIRS)))
-    return path
+def prompts(files):
+    return files / "prompts.jsonl"
+
+
+@pytest.fixture
+def given(files):
+    """What every command that takes pairs of prompts and dictionaries is given here."""
+    options = {
+        "--model": "tiny-gpt2",
+        "--saes": files / "saes",
+        "--prompts": files / "prompts.jsonl",
+        "--batch-size": 2,
+    }
+    return [str(word) for option in options.items() for word in option]
+
+
+@pytest.fixture(scope="module")
+def found(files):
+    """The folder of a circuit found by its gradient, and what the command said of it."""
+    out, given = files / "found", ["--saes", str(files / "saes"), "--batch-size", "2", "--method", "gradient", "--json"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert discover(files / "prompts.jsonl", out, *given) == 0
+    return out, json.loads(said.getvalue())
 
 
 def discover(prompts, out, *more):
@@ -77,7 +114,7 @@ def test_programs_are_kept_where_something_can_be_written(tmp_path, monkeypatch)
 
 def test_demo_finds_saves_and_draws(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--prompts", "4"]) == 0
+    assert main(["demo", "--out", str(out), "--prompts", "2"]) == 0
     printed = capsys.readouterr().out
     assert "strongest edges" in printed
     assert "of the total effect at the 5 residual sites" in printed
@@ -89,55 +126,44 @@ def test_demo_finds_saves_and_draws(tmp_path, capsys):
     assert "<svg" in (out / "circuit.html").read_text()
 
 
-def test_discover_from_a_file(prompts, tmp_path, capsys):
-    assert discover(prompts, tmp_path / "out", "--method", "gradient", "--json", "--batch-size", "2") == 0
-    said = json.loads(capsys.readouterr().out)
-    circuit = jc.Circuit.load(tmp_path / "out")
+def test_discover_from_a_file(found):
+    out, said = found
+    circuit = jc.Circuit.load(out)
     assert said["nodes"] == len(circuit.nodes) > 0
     assert said["method"]["name"] == "Gradient"
-    assert said["prompts"] == 3
+    assert said["prompts"] == 4
     assert circuit.meta["prompts_file"] == "prompts.jsonl"
     assert said["bos"] is circuit.meta.bos is False  # prompts of a file are taken as they stand
 
 
-def test_evaluate_a_saved_circuit(prompts, tmp_path, capsys):
-    assert discover(prompts, tmp_path / "out", "--method", "gradient", "--json") == 0
-    capsys.readouterr()
-    common = [
-        "--circuit",
-        str(tmp_path / "out"),
-        "--model",
-        "tiny-gpt2",
-        "--saes",
-        "tiny-gpt2",
-        "--prompts",
-        str(prompts),
-    ]
+def test_evaluate_a_saved_circuit(found, files, given, tmp_path, capsys):
+    common = ["--circuit", str(found[0]), *given]
     assert main(["evaluate", *common, "--json", "--ablation", "zero", "--errors", "keep"]) == 0
     said = json.loads(capsys.readouterr().out)
-    circuit, tokenizer = jc.Circuit.load(tmp_path / "out"), jc.load_tokenizer("tiny-gpt2")
-    loaded = jc.data.load_prompts(prompts, tokenizer)
-    given = jc.from_pretrained("tiny-gpt2"), jc.load_saes("tiny-gpt2"), loaded.clean, loaded.corrupt, loaded.metric()
-    want = jc.evaluate(circuit, *given, ablation=jc.ZeroAblation(), errors="keep", mask=loaded.mask)
+    circuit, tokenizer = jc.Circuit.load(found[0]), jc.load_tokenizer("tiny-gpt2")
+    loaded = jc.data.load_prompts(files / "prompts.jsonl", tokenizer)
+    run = jc.from_pretrained("tiny-gpt2"), jc.load_saes(files / "saes"), loaded.clean, loaded.corrupt, loaded.metric()
+    want = jc.evaluate(circuit, *run, ablation=jc.ZeroAblation(), errors="keep", mask=loaded.mask, batch_size=2)
     assert said["faithfulness"] == pytest.approx(want.faithfulness)
     assert said["m_full"] == pytest.approx(want.m_full)
-    assert (said["level"], said["ablation"]["name"], said["prompts"]) == ("nodes", "Zero", 3)
+    assert (said["level"], said["ablation"]["name"], said["prompts"]) == ("nodes", "Zero", 4)
     drawn = tmp_path / "curve.svg"
     assert main(["evaluate", *common, "--curve", "--plot", str(drawn), "--minimality", "2"]) == 0
     printed = capsys.readouterr().out
     assert "lost" in printed
     assert "<polygon" in drawn.read_text()
-    assert printed.startswith(f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, 3 prompts, by nodes")
+    assert printed.startswith(f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, 4 prompts, by nodes")
     assert "random" in printed
     assert main(["evaluate", *common[2:], "--circuit", str(tmp_path)]) == 2
     assert "is not a saved circuit" in capsys.readouterr().err
 
 
-def test_steer_a_saved_circuit(prompts, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert discover(prompts, out, "--edge-threshold", "0.001", "--edges", "integrated", "--steps", "4", "--json") == 0
+def test_steer_a_saved_circuit(given, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    integrated = ["--edge-threshold", "0.001", "--edges", "integrated", "--steps", "4"]
+    assert main(["discover", *given, *integrated, "--out", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["edges"] > 10
-    given = ["--circuit", str(out), "--model", "tiny-gpt2", "--saes", "tiny-gpt2", "--prompts", str(prompts)]
+    given = ["--circuit", out, *given]
     assert main(["steer", *given, "--strongest", "2", "--strengths", "0.5", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["strength"] for row in rows] == [0.5, 1.0] * 3
@@ -188,15 +214,16 @@ def test_features_of_a_prompt(tmp_path, capsys):
 
 def test_heads_of_a_prompts_file(prompts, tmp_path, capsys):
     drawn = tmp_path / "heads.svg"
-    given = ["heads", "--model", "tiny-gpt2", "--prompts", str(prompts)]
-    options = ["--method", "gradient", "--batch-size", "2", "--plot", str(drawn), "--json"]
+    given = ["heads", "--model", "tiny-gpt2", "--prompts", str(prompts), "--batch-size", "2"]
+    options = ["--method", "gradient", "--plot", str(drawn), "--json"]
     assert main([*given, *options]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert (said["prompts"], said["method"], said["plot"]) == (3, "gradient", str(drawn))
+    assert (said["prompts"], said["method"], said["plot"]) == (4, "gradient", str(drawn))
     model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
     pairs = jc.data.load_prompts(prompts, tokenizer)
-    want = jc.head_effects(model, pairs.clean, pairs.corrupt, pairs.metric(), method=jc.Gradient())
-    outputs = np.asarray(want.z).sum(-1).mean(0)
+    halves = [pairs[:2], pairs[2:]]
+    wants = [jc.head_effects(model, x.clean, x.corrupt, x.metric(), method=jc.Gradient()) for x in halves]
+    outputs = np.concatenate([want.z for want in wants]).sum(-1).mean(0)
     assert np.abs(outputs).max() > 0.05
     largest = max(np.ndindex(outputs.shape), key=lambda at: abs(outputs[at]))
     assert said["rows"][0]["head"] == "{}.{}".format(*largest)
@@ -259,7 +286,7 @@ BAD_FILES = {
     ),
     "unequal lengths": (bad(json.dumps(PAIRS[1] | {"patch_prefix": "The doctor is"})), "must be of one length"),
     "clean equals corrupt": (
-        json.dumps(PAIRS[0] | {"patch_prefix": "The teacher"}),
+        json.dumps(PAIRS[0] | {"patch_prefix": PAIRS[0]["clean_prefix"]}),
         "clean_prefix and patch_prefix are the same",
     ),
 }
@@ -277,7 +304,7 @@ def test_a_bad_prompts_file_is_one_line_and_exit_code_2(what, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_other_bad_input(prompts, tmp_path, capsys):
+def test_other_bad_input(prompts, given, tmp_path, capsys):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     assert discover(prompts, tmp_path / "thesis") == 2
@@ -288,19 +315,20 @@ def test_other_bad_input(prompts, tmp_path, capsys):
         main(["discover", "--model", str(tmp_path / "nowhere"), "--saes", "tiny-gpt2", "--prompts", str(prompts)]) == 2
     )
     assert "nowhere" in capsys.readouterr().err
-    assert discover(prompts, tmp_path / "out", "--node-threshold", "1e9") == 2
+    large = ["--method", "gradient", "--node-threshold", "1e9"]
+    assert main(["discover", *given, *large, "--out", str(tmp_path / "out")]) == 2
     assert "the largest is" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk(prompts, tmp_path, capsys, monkeypatch):
+def test_a_full_disk(given, tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "edges.parquet")
 
     monkeypatch.setattr("pandas.DataFrame.to_parquet", full)
-    assert discover(prompts, tmp_path / "out", "--method", "gradient") == 2
+    assert main(["discover", *given, "--method", "gradient", "--out", str(tmp_path / "out")]) == 2
     assert "No space left on device: edges.parquet" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl"]
+    assert not list(tmp_path.iterdir())
 
 
 def repair(capsys, *options):
@@ -342,10 +370,10 @@ def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
     assert code == 0, said.err
     assert said.out.startswith("2 heads of tiny-gpt2, each ablated alone, on 8 tokens of 2 prompts")
     assert "\n1.2 " in said.out
-    np.save(ids, np.arange(24).reshape(4, 6))
+    np.save(ids, np.arange(10).reshape(2, 5))
     code, said = repair(capsys, "--tokens", str(ids), "--json", "--raw", "--minimum", "-100")
     assert code == 0, said.err
-    assert (json.loads(said.out)["tokens"], json.loads(said.out)["minimum"]) == (20, -100)
+    assert (json.loads(said.out)["tokens"], json.loads(said.out)["minimum"]) == (8, -100)
 
 
 @pytest.mark.parametrize(
@@ -600,15 +628,19 @@ def test_the_library_speaks_of_no_options():
                 )
 
 
-@pytest.mark.parametrize("command", [["heads"], ["discover", "--saes", "tiny-gpt2", "--out", "found"]])
-def test_patching_warns_of_nothing_and_need_not_sum(command, prompts, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def patched(capsys, *command):
+    """What a command prints that patches, and warns of nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        given = ["--model", "tiny-gpt2", "--prompts", str(prompts), "--limit", "1", "--method", "patching"]
-        assert main([*command, *given]) == 0, capsys.readouterr().err
-    printed = capsys.readouterr().out
-    assert re.search(r"\b1 prompt\b", printed) if command == ["heads"] else "by this method they need not" in printed
+        assert main([*command, "--method", "patching"]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_patching_warns_of_nothing_and_need_not_sum(prompts, given, tmp_path, capsys):
+    printed = patched(capsys, "heads", "--model", "tiny-gpt2", "--prompts", str(prompts), "--limit", "1")
+    assert re.search(r"\b1 prompt\b", printed)
+    printed = patched(capsys, "discover", *given, "--limit", "2", "--out", str(tmp_path / "found"))
+    assert "by this method they need not" in printed
     assert "check: node effects" not in printed
 
 

@@ -10,7 +10,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.attribution._atp_star import _of_keys
-from tests.helpers import assert_close, make_model, MODELS, needs_x64, tokens_for
+from tests.helpers import assert_close, Chosen, make_model, MODELS, needs_x64, tokens_for
 from tests.oracle import record
 
 
@@ -34,9 +34,16 @@ def metric_after(model, tokens, metric, edits):
     return metric(jc.run(model, tokens, edits=edits)[0])
 
 
+@jax.jit
+def gradient_at(like, model, tokens, metric, held):
+    """The gradient of the metric with respect to what is added at the sites of `like`, at nothing, besides the edits of `held`."""
+    value = lambda moves: metric_after(model, tokens, metric, {**held, **{s: jc.Add(x) for s, x in moves.items()}})
+    return jax.grad(value)(jax.tree.map(jnp.zeros_like, like))
+
+
 def differences(model, clean, corrupt):
     sites = [Site(layer, kind) for layer in range(model.n_layers) for kind in KINDS.values()]
-    before, after = record(model, clean, {}, sites), record(model, corrupt, {}, sites)
+    before, after = (jax.tree.map(np.asarray, record(model, tokens, {}, sites)) for tokens in (clean, corrupt))
     return {site: after[site] - before[site] for site in sites}
 
 
@@ -67,17 +74,29 @@ def test_the_gradient_is_attribution_patching():
     got = jc.head_effects(model, clean, corrupt, metric, method=jc.Gradient())
     for i in range(len(clean)):
         change = differences(model, clean[i], corrupt[i])
-        zero = jax.tree.map(jnp.zeros_like, change)
-        value = lambda moves, i=i: metric_after(
-            model, clean[i], one(metric, i), {s: jc.Add(x) for s, x in moves.items()}
-        )
-        gradient = jax.grad(value)(zero)
+        gradient = gradient_at(change, model, clean[i], one(metric, i), {})
         for part, kind in KINDS.items():
             want = [
                 (gradient[Site(layer, kind)] * change[Site(layer, kind)]).sum(-1).T for layer in range(model.n_layers)
             ]
             assert_close(getattr(got, part)[i], np.stack(want))
     assert_close(got.total, jc.head_effects(model, clean, corrupt, metric, method=jc.ExactPatching()).total)
+
+
+@jax.jit
+def effects_of_patterns(q, k, scores, q_other, k_other, scale, slope):
+    """`[seq head]` twice: of each query and each key as in the other run, by the softmax of whole scores."""
+
+    def effect(moved):
+        pattern = jax.nn.softmax(jnp.where(jnp.isfinite(scores), moved, -jnp.inf))
+        return (slope * (pattern - jax.nn.softmax(scores))).sum((1, 2))
+
+    # [q_seq head d_head] · [k_seq head d_head] -> [head q_seq k_seq]
+    moved = lambda q, k: effect(scale * jnp.einsum("qhd,khd->hqk", q, k))
+    return (
+        jax.vmap(lambda pos: moved(q.at[pos].set(q_other[pos]), k))(jnp.arange(len(q))),
+        jax.vmap(lambda pos: moved(q, k.at[pos].set(k_other[pos])))(jnp.arange(len(q))),
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt-neo", "no-norm-relu-bidirectional"])
@@ -93,23 +112,15 @@ def test_the_query_key_fix_moves_the_pattern_exactly(name):
     sites = [Site(layer, kind) for layer in range(model.n_layers) for kind in (Kind.Q, Kind.K, Kind.ATTN_SCORES)]
     for i in range(len(clean)):
         before, after = record(model, clean[i], {}, sites), record(model, corrupt[i], {}, sites)
-        patterns = {Site(layer, Kind.PATTERN): jnp.zeros((2, 5, 5)) for layer in range(model.n_layers)}
-        value = lambda moves, i=i: metric_after(
-            model, clean[i], one(metric, i), {s: jc.Add(x) for s, x in moves.items()}
-        )
-        slope = jax.grad(value)(patterns)
+        patterns = {Site(layer, Kind.PATTERN): np.zeros((2, 5, 5)) for layer in range(model.n_layers)}
+        slope = gradient_at(patterns, model, clean[i], one(metric, i), {})
         for layer in range(model.n_layers):
             q, k, scores = (before[Site(layer, kind)] for kind in (Kind.Q, Kind.K, Kind.ATTN_SCORES))
             q_other, k_other = (after[Site(layer, kind)] for kind in (Kind.Q, Kind.K))
             scale, g = model.blocks[layer].attn.scale, slope[Site(layer, Kind.PATTERN)]
-            effect = lambda moved, g=g, scores=scores: (
-                g * (jax.nn.softmax(jnp.where(jnp.isfinite(scores), moved, -jnp.inf)) - jax.nn.softmax(scores))
-            ).sum((1, 2))
-            for pos in range(5):
-                by_query = scale * jnp.einsum("qhd,khd->hqk", q.at[pos].set(q_other[pos]), k)
-                by_key = scale * jnp.einsum("qhd,khd->hqk", q, k.at[pos].set(k_other[pos]))
-                np.testing.assert_allclose(got.q[i, layer, :, pos], effect(by_query), atol=1e-10)
-                np.testing.assert_allclose(got.k[i, layer, :, pos], effect(by_key), atol=1e-10)
+            by_query, by_key = effects_of_patterns(q, k, scores, q_other, k_other, scale, g)
+            np.testing.assert_allclose(got.q[i, layer], by_query.T, atol=1e-10)
+            np.testing.assert_allclose(got.k[i, layer], by_key.T, atol=1e-10)
 
 
 def test_where_attention_is_saturated_the_gradient_is_blind_and_the_fix_is_not():
@@ -138,21 +149,19 @@ def test_keys_keep_their_precision_where_one_takes_all():
 
 def test_dropping_a_layers_gradient_uncovers_what_cancels():
     """By its definition: for each layer a gradient with that layer's outputs detached, absolute values, their mean over the others."""
-    model = MODELS["gpt2-inverse-layer-scale"](jax.random.key(3))
-    clean = jnp.stack([tokens_for(model, 4, seed) for seed in range(2)])
-    corrupt = clean.at[:, 1].set((clean[:, 1] + 1) % model.d_vocab)
-    metric = jc.LogitDiff(jnp.arange(2), jnp.arange(2) + 2)
+    model, clean, corrupt, metric = problem("gpt2-inverse-layer-scale")
     got = jc.head_effects(model, clean, corrupt, metric, method=jc.AtPStar(qk_fix=False, grad_drop=True))
     for i in range(2):
         change = differences(model, clean[i], corrupt[i])
-        zero = jax.tree.map(jnp.zeros_like, change)
         total = {part: 0.0 for part in KINDS}
         for dropped in range(model.n_layers):
-            held = {Site(dropped, kind): jc.Detach() for kind in (Kind.ATTN_OUT, Kind.MLP_OUT)}
-            value = lambda moves, i=i, held=held: metric_after(
-                model, clean[i], one(metric, i), {**held, **{s: jc.Add(x) for s, x in moves.items()}}
-            )
-            gradient = jax.grad(value)(zero)
+            # Every layer can be detached, and one is: one program for all.
+            held = {
+                Site(layer, kind): Chosen(np.int32(layer == dropped), (jc.Detach(),))
+                for layer in range(model.n_layers)
+                for kind in (Kind.ATTN_OUT, Kind.MLP_OUT)
+            }
+            gradient = gradient_at(change, model, clean[i], one(metric, i), held)
             for part, kind in KINDS.items():
                 effects = [
                     (gradient[Site(la, kind)] * change[Site(la, kind)]).sum(-1).T for la in range(model.n_layers)
@@ -165,24 +174,29 @@ def test_dropping_a_layers_gradient_uncovers_what_cancels():
 
 def test_what_two_ways_cancel_has_no_gradient_and_a_size_by_grad_drop():
     """The metric is chosen so that what a head does to it directly and through the next layer sum to nothing."""
-    model, clean, corrupt, _ = problem("attention-only", batch=1)
+    model, clean, corrupt, _ = problem("attention-only")
     site, position, head = Site(0, Kind.Z), 4, 1  # where the metric is read, so that there is a direct way
-    change = differences(model, clean[0], corrupt[0])[site]
-    vector = jnp.zeros(change.shape).at[position, head].set(change[position, head])
-
-    def slope(held):
-        logits = lambda t: jc.run(model, clean[0], edits={site: jc.Add(t * vector), **held})[0][-1]
-        return jax.jit(jax.jacfwd(logits))(0.0)
-
-    both, direct = slope({}), slope({Site(1, Kind.ATTN_OUT): jc.Detach()})
+    vector = np.zeros((5, model.n_heads, model.d_head))
+    vector[position, head] = differences(model, clean[0], corrupt[0])[site][position, head]
+    both, direct = (np.asarray(slope_of_logits(model, clean[0], vector, np.int32(held))) for held in (False, True))
     w = direct - both * (direct @ both) / (both @ both)
     w = w / (direct @ w)
-    effect = lambda method: float(
-        jc.head_effects(model, clean, corrupt, lambda logits: logits[-1] @ w, method=method).z[0, 0, head, position]
-    )
+    metric = lambda logits: logits[-1] @ w
+    effect = lambda method: float(jc.head_effects(model, clean, corrupt, metric, method=method).z[0, 0, head, position])
     assert effect(jc.AtPStar()) == pytest.approx(0, abs=1e-10)
     assert effect(jc.Gradient()) == pytest.approx(0, abs=1e-10)
     assert effect(jc.AtPStar(grad_drop=True)) == pytest.approx(1)
+
+
+@jax.jit
+def slope_of_logits(model, tokens, vector, held):
+    """How the last logits move when `vector` is added to the first layer's `z`; where `held`, not through the next layer."""
+
+    def logits(t):
+        edits = {Site(0, Kind.Z): jc.Add(t * vector), Site(1, Kind.ATTN_OUT): Chosen(held, (jc.Detach(),))}
+        return jc.run(model, tokens, edits=edits)[0][-1]
+
+    return jax.jacfwd(logits)(0.0)
 
 
 @pytest.mark.parametrize(("method", "name"), [(jc.AtPStar(), "gpt2"), (jc.ExactPatching(), "gpt-neo")])

@@ -10,6 +10,7 @@ from jaxcirc.circuits._prune import _smallest
 from jaxcirc.cli import main
 from tests.helpers import assert_close, needs_x64
 from tests.test_attribution import problem
+from tests.test_cli import write_files
 
 
 @pytest.fixture(scope="module")
@@ -89,23 +90,9 @@ def test_the_search_ends_within_its_steps(most):
 
 
 def test_discover_by_faithfulness(tmp_path, capsys):
-    tokenizer = jc.load_tokenizer("tiny-gpt2")
-    pairs = jc.data.subject_verb(tokenizer, 4, kind="simple", seed=0)
-    lines = [
-        {
-            "clean_prefix": tokenizer.decode(clean),
-            "patch_prefix": tokenizer.decode(corrupt),
-            "clean_answer": tokenizer.decode([answer]),
-            "patch_answer": tokenizer.decode([foil]),
-        }
-        for clean, corrupt, answer, foil in zip(
-            *(np.asarray(x).tolist() for x in (pairs.clean, pairs.corrupt, pairs.answer, pairs.foil)), strict=True
-        )
-    ]
-    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
-    prompts.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    given = ["discover", "--model", "tiny-gpt2", "--saes", "tiny-gpt2", "--prompts", str(prompts), "--out", str(out)]
-    given += ["--method", "gradient"]
+    files, out = write_files(tmp_path), tmp_path / "out"
+    read = ["--model", "tiny-gpt2", "--saes", str(files / "saes"), "--prompts", str(files / "prompts.jsonl")]
+    given = ["discover", *read, "--batch-size", "2", "--method", "gradient", "--out", str(out)]
     assert main([*given, "--faithfulness", "0.6", "--level", "nodes", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     circuit = jc.Circuit.load(out)

@@ -24,7 +24,7 @@ def arguments():
 
 @pytest.fixture(scope="module")
 def circuit(arguments):
-    return jc.discover(*arguments, node_threshold=0.1, edge_threshold=0.01)
+    return jc.discover(*arguments, node_threshold=0.05, edge_threshold=0.02)
 
 
 def chosen(circuit):
@@ -35,18 +35,24 @@ def chosen(circuit):
     return [first(kind, site) for site in (early, late) for kind in ("latent", "error")]
 
 
-def moved_by_hand(arguments, rows, strength, *, corrupt):
+@jax.jit
+def metric_after(model, saes, tokens, metric, edits):
+    return metric(jc.run(model, tokens, saes=saes, edits=edits)[0])
+
+
+@pytest.fixture(scope="module")
+def values(arguments):
+    """All nodes of each prompt, `(clean, corrupt)`."""
+    model, saes, clean, corrupt, _ = arguments
+    of = lambda tokens: jax.tree.map(np.asarray, oracle.node_values(model, saes, tokens))
+    return [(of(before), of(after)) for before, after in zip(clean, corrupt, strict=True)]
+
+
+def moved_by_hand(arguments, values, rows, strength):
     """The mean change of the metric when the nodes of `rows` are moved, by one run a prompt with plain edits."""
     model, saes, clean, _, metric = arguments
-    sites = {Site.parse(row.site) for row in rows}
-    run = jax.jit(
-        lambda tokens, metric, edits: metric(jc.run(model, tokens, saes={s: saes[s] for s in sites}, edits=edits)[0])
-    )
     changes = []
-    for i in range(len(clean)):
-        before = oracle.node_values(model, {s: saes[s] for s in sites}, clean[i])
-        after = jax.tree.map(jnp.zeros_like, before)
-        after = after if corrupt is None else oracle.node_values(model, {s: saes[s] for s in sites}, corrupt[i])
+    for i, (before, after) in enumerate(values):
         masks = {place: np.zeros(value.shape) for place, value in before.items()}
         for row in rows:
             site = Site.parse(row.site)
@@ -55,12 +61,13 @@ def moved_by_hand(arguments, rows, strength, *, corrupt):
             masks[place][index] = 1
         step = {place: strength * masks[place] * (after[place] - before[place]) for place in before}
         moved, still = ({place: jc.Add(factor * x) for place, x in step.items()} for factor in (1, 0))
-        changes.append(run(clean[i], one(metric, i), moved) - run(clean[i], one(metric, i), still))
+        there, here = (metric_after(model, saes, clean[i], one(metric, i), edits) for edits in (moved, still))
+        changes.append(float(there - here))
     return float(np.mean(changes))
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
-def test_measured_is_a_run_with_the_node_moved(arguments, circuit, batch_size):
+def test_measured_is_a_run_with_the_node_moved(arguments, values, circuit, batch_size):
     rows = chosen(circuit)
     table = jc.steer(circuit, *arguments, [row.node for row in rows], strengths=(-1.0, 0.5, 1.0), batch_size=batch_size)
     assert len(table) == 3 * (len(rows) + 1)
@@ -68,9 +75,9 @@ def test_measured_is_a_run_with_the_node_moved(arguments, circuit, batch_size):
     assert measured.abs().min() > 1e-4
     for strength in (-1.0, 0.5, 1.0):
         for row in rows:
-            want = moved_by_hand(arguments, [row], strength, corrupt=arguments[3])
+            want = moved_by_hand(arguments, values, [row], strength)
             assert measured[row.node, strength] == pytest.approx(want, abs=1e-10)
-        together = moved_by_hand(arguments, rows, strength, corrupt=arguments[3])
+        together = moved_by_hand(arguments, values, rows, strength)
         assert measured["all", strength] == pytest.approx(together, abs=1e-10)
 
 
@@ -88,15 +95,16 @@ def test_what_the_edges_predict(arguments, circuit):
     assert table["predicted"]["all", 2.0] == pytest.approx(2 * want)
 
 
-def test_positions_and_the_zero_baseline(arguments):
+def test_positions_and_the_zero_baseline(arguments, values):
     model, saes, clean, _, metric = arguments
     given = (model, saes, clean, None, metric)
     circuit = jc.discover(*given, node_threshold=0.2, edge_threshold=0.05, aggregate="none")
     rows = [row for row in circuit.node_rows() if row.pos == 3][:3]
     table = jc.steer(circuit, *given, [row.node for row in rows])
+    to_zero = [(before, jax.tree.map(np.zeros_like, before)) for before, _ in values]
     for row, measured in zip(rows, table["measured"], strict=False):
         assert abs(measured) > 1e-3
-        assert measured == pytest.approx(moved_by_hand(arguments, [row], 1.0, corrupt=None), abs=1e-10)
+        assert measured == pytest.approx(moved_by_hand(arguments, to_zero, [row], 1.0), abs=1e-10)
 
 
 def test_where_everything_is_linear_prediction_is_measurement():

@@ -88,16 +88,27 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with what the commands read: prompts, and a circuit of them."""
+    """A folder with what the commands read: prompts, and for those that take it a circuit of them."""
     folder = tmp_path_factory.mktemp("stopping") / "here"
     folder.mkdir()
     words = ("teacher", "doctor", "farmer")
     (folder / "prompts.jsonl").write_text("".join(PAIR % (word, word + "s") for word in words), encoding="utf-8")
-    given = ("discover", *SHIPPED, "--prompts", "prompts.jsonl", "--method", "gradient", "--out", "circuit", "--json")
-    process = start_command(folder, *given, "--edge-threshold", "0.001")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert json.loads(out)["edges"] > 0
+    if MOMENTS:
+        given = (
+            "discover",
+            *SHIPPED,
+            "--prompts",
+            "prompts.jsonl",
+            "--method",
+            "gradient",
+            "--out",
+            "circuit",
+            "--json",
+        )
+        process = start_command(folder, *given, "--edge-threshold", "0.001")
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert json.loads(out)["edges"] > 0
     return folder
 
 
@@ -140,7 +151,7 @@ def clear(place: Path, before: list[str]) -> None:
 @pytest.mark.parametrize("command", list(COMMANDS) if MOMENTS else ["demo", "jacobian"])
 def test_an_interrupt_ends_a_command_at_any_moment(command, place):
     """Of those that hit the interpreter's first moments, before a line of ours has run, none is tried: they are Python's."""
-    moments = MOMENTS or 3
+    moments = MOMENTS or 2
     before, whole = names(place), run_whole(place, command) if MOMENTS else 6.0
     late = 0
     for moment in range(moments):
@@ -158,7 +169,7 @@ def test_an_interrupt_ends_a_command_at_any_moment(command, place):
                 check_stopped(status, err, before, names(place))
         clear(place, [*before, *(name for name in names(place) if ".part" in name)])
     clear(place, before)
-    assert late <= moments // 2 + 1
+    assert late <= (moments + 1) // 2
     print(f"{command}: {moments} interrupts over {whole:.1f} s, {late} after the end")
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from .._checks import check_numbers
+from .._checks import check_list, check_numbers
 from .._edits import AbstractEdit, Add
 from .._run import run_metric, site_shapes
 from .._sites import Site
@@ -68,9 +68,7 @@ def moved(
 
 def _chosen(verb: str, circuit: Circuit, nodes: Iterable[str]) -> _Chosen:
     """Looks the names up. **Raises:** `ValueError` for none, and for one that the circuit does not have."""
-    if isinstance(nodes, str):
-        raise TypeError(f"{verb}: expected a list of names of nodes, got one. Write [{nodes!r}].")
-    names = list(nodes)
+    names = check_list(f"{verb}: nodes", "names of nodes", nodes)
     if not names:
         raise ValueError(
             f"{verb}: no node was named. Give names of the circuit's nodes, such as circuit.node_rows()[0].node."
