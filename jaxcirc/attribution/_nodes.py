@@ -48,10 +48,10 @@ def node_effects(
 
     **Raises:** `ValueError` for prompts of different shapes, token ids outside the vocabulary, dictionaries that do not fit.
 
-    >>> prompts = jc.data.subject_verb(tokenizer, 4, kind="rc", seed=0)
+    >>> prompts = jc.data.subject_verb(tokenizer, 16, kind="rc", seed=0)
     >>> effects = jc.node_effects(model, saes, prompts.clean, prompts.corrupt, prompts.metric())
     >>> effects.total.shape, effects.acts[jc.Site.parse("blocks.3.hook_resid_post")].shape[-1]
-    ((4,), 512)
+    ((16,), 512)
 
     **Reference:** Marks et al. 2024, "Sparse Feature Circuits", arXiv 2403.19647, §3.2, eq. 3 and 4. Signs are theirs. The gradient is
     of the plain model, which is what their pass-through gradient computes; their default rule is the left one.

@@ -76,8 +76,8 @@ def discover(
     **Reference:** Marks et al. 2024, "Sparse Feature Circuits", arXiv 2403.19647, §3.2. The reference implementation is
     `thresholds="instances"`.
 
-    >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
-    >>> circuit = jc.discover(model, saes, prompts.clean, prompts.corrupt, prompts.metric(), node_threshold=0.1, edge_threshold=0.02)
+    >>> prompts = jc.data.subject_verb(tokenizer, 16, kind="rc", seed=0)
+    >>> circuit = jc.discover(model, saes, prompts.clean, prompts.corrupt, prompts.metric(), node_threshold=0.2, edge_threshold=0.05)
     >>> {"source", "target", "weight"} <= set(circuit.edges)
     True
     """
@@ -112,10 +112,10 @@ def discover_batches(
 
     **Returns:** the `Circuit` that `jc.discover` finds in all of them together.
 
-    >>> batches = [jc.data.subject_verb(tokenizer, 4, kind="rc", seed=seed) for seed in range(2)]
+    >>> batches = [jc.data.subject_verb(tokenizer, 16, kind="rc", seed=seed) for seed in range(2)]
     >>> circuit = jc.discover_batches(model, saes, batches, node_threshold=0.2, edge_threshold=0.05)
     >>> circuit.meta.prompts
-    8
+    32
     """
     settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds, "discover_batches")
     source = PromptBatches(model, saes, batches, metric)

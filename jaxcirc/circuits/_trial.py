@@ -69,9 +69,9 @@ class Trial:
 
     `dataclasses.replace(trial, level="edges")` is the same with another setting.
 
-    >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
+    >>> prompts = jc.data.subject_verb(tokenizer, 16, kind="rc", seed=0)
     >>> arguments = (prompts.clean, prompts.corrupt, prompts.metric())
-    >>> circuit = jc.discover(model, saes, *arguments, node_threshold=0.1, edge_threshold=0.02)
+    >>> circuit = jc.discover(model, saes, *arguments, node_threshold=0.02, edge_threshold=0.0005)
     >>> trial = jc.circuits.Trial(circuit, model, saes, *arguments)
     >>> 0.5 < trial.evaluate().faithfulness < 1.5
     True

@@ -48,9 +48,9 @@ def evaluate(
     **Reference:** Marks et al. 2024, arXiv 2403.19647, §3.3 and appendix; means there are over the batch and for each position, as here.
     Edges are not evaluated there.
 
-    >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
+    >>> prompts = jc.data.subject_verb(tokenizer, 16, kind="rc", seed=0)
     >>> arguments = (prompts.clean, prompts.corrupt, prompts.metric())
-    >>> circuit = jc.discover(model, saes, *arguments, node_threshold=0.1, edge_threshold=0.02)
+    >>> circuit = jc.discover(model, saes, *arguments, node_threshold=0.02, edge_threshold=0.0005)
     >>> found = jc.evaluate(circuit, model, saes, *arguments)
     >>> 0.5 < found.faithfulness < 1.5
     True
@@ -155,9 +155,9 @@ def minimality(
 
     **Reference:** Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593, §4.3, for sets of one part.
 
-    >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
+    >>> prompts = jc.data.subject_verb(tokenizer, 16, kind="rc", seed=0)
     >>> arguments = (prompts.clean, prompts.corrupt, prompts.metric())
-    >>> circuit = jc.discover(model, saes, *arguments, node_threshold=0.3, edge_threshold=0.1)
+    >>> circuit = jc.discover(model, saes, *arguments, node_threshold=0.2, edge_threshold=0.05)
     >>> jc.minimality(circuit, model, saes, *arguments, most=3).columns.tolist()
     ['node', 'effect', 'without', 'lost']
     """
@@ -218,7 +218,7 @@ def prune(
 
     **Raises:** `ValueError` as `jc.evaluate`; if the whole circuit does not reach as much, with what it does reach.
 
-    >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
+    >>> prompts = jc.data.subject_verb(tokenizer, 16, kind="rc", seed=0)
     >>> arguments = (model, saes, prompts.clean, prompts.corrupt, prompts.metric())
     >>> wide = jc.discover(*arguments, node_threshold=0.02, edge_threshold=None)
     >>> small = jc.prune(wide, *arguments, faithfulness=0.5, level="nodes")
@@ -279,9 +279,9 @@ def steer(
 
     **Reference:** patching and ablation of single features as the check of their effects, Marks et al. 2024, arXiv 2403.19647, §3.
 
-    >>> prompts = jc.data.subject_verb(tokenizer, 8, kind="rc", seed=0)
+    >>> prompts = jc.data.subject_verb(tokenizer, 16, kind="rc", seed=0)
     >>> arguments = (prompts.clean, prompts.corrupt, prompts.metric())
-    >>> circuit = jc.discover(model, saes, *arguments, node_threshold=0.1, edge_threshold=0.001)
+    >>> circuit = jc.discover(model, saes, *arguments, node_threshold=0.2, edge_threshold=0.05)
     >>> strongest = [node.node for node in circuit.node_rows()[:2]]
     >>> table = jc.steer(circuit, model, saes, *arguments, strongest, strengths=[0.5, 1.0])
     >>> list(table.columns), len(table)
