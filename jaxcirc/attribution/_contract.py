@@ -135,10 +135,7 @@ def _points(
         return
     for source in dict.fromkeys(wire.source for wire in wires):
         for fraction, weight in zip(*path.points(), strict=True):
-            moved = {
-                site: jnp.asarray(fraction if site == source else 0.0, model.activation_dtype) for site in problem.saes
-            }
-            here, slope = states_moved(model, problem, at, moved)
+            here, slope = states_moved(model, problem, at, source, float(fraction))
             yield [wire for wire in wires if wire.source == source], here, slope, float(fraction), float(weight)
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .._run import run_metric
 from .._sites import Kind, Site
+from ..graph import entry
 from ..models import Transformer
-from ..runs import Problem
+from ..runs import Problem, record_sides
 
 
 PARTS = {"q": Kind.Q, "k": Kind.K, "v": Kind.V, "z": Kind.Z}
@@ -72,35 +72,30 @@ class HeadStates(eqx.Module):
     metrics: tuple[Float[Array, " batch"], Float[Array, " batch"]]
 
 
-@jax.jit
 def head_states(model: Transformer, problem: Problem) -> HeadStates:
     """Runs both sides. Without corrupt prompts every part goes to zero."""
-    clean, corrupt, metric, mask = problem.clean, problem.corrupt, problem.metric, problem.mask
-    entered = Kind.RESID_MID if model.blocks[0].has_middle else Kind.RESID_POST
-    recorded = {**PARTS, "scores": Kind.ATTN_SCORES, "entered": entered}
-    layers = range(model.n_layers)
-    names = [Site(layer, kind) for kind in recorded.values() for layer in layers]
-
-    def one(tokens, keys, metric):
-        value, cache = run_metric(model, metric, tokens, record=names, mask=keys)
-        stacked = {name: jnp.stack([cache[Site(layer, kind)] for layer in layers]) for name, kind in recorded.items()}
-        return value, stacked
-
-    if corrupt is None:
-        before, values = jax.vmap(one)(clean, mask, metric)
-        after, others = jnp.zeros_like(before), jax.tree.map(jnp.zeros_like, values)
-    else:  # both sides as one batch, so that the model is compiled once
-        twice = lambda x: jnp.concatenate([x, x])
-        both = jax.vmap(one)(jnp.concatenate([clean, corrupt]), twice(mask), jax.tree.map(twice, metric))
-        (before, values), (after, others) = (jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], both) for i in range(2))
-    real = mask[:, None, :, None, None]
+    layers, entered = range(model.n_layers), [entry(model, Site(layer, Kind.Z)) for layer in range(model.n_layers)]
+    kinds = (*PARTS.values(), Kind.ATTN_SCORES, entered[0].kind)
+    clean, corrupt = record_sides(model, problem, {Site(layer, kind) for layer in layers for kind in kinds})
+    of_all = lambda run, kind: None if run is None else [run.values[Site(layer, kind)] for layer in layers]
+    values, differences = {}, {}
+    for name, kind in PARTS.items():
+        values[name], differences[name] = _compared(of_all(clean, kind), of_all(corrupt, kind), problem.mask)
     return HeadStates(
-        clean={name: values[name] for name in PARTS},
-        differences={name: jnp.where(real, others[name] - values[name], 0) for name in PARTS},
-        scores=values["scores"],
-        entered=values["entered"],
-        metrics=(before, after),
+        clean=values,
+        differences=differences,
+        scores=jnp.stack(of_all(clean, Kind.ATTN_SCORES), axis=1),
+        entered=jnp.stack([clean.at_cut(cut) for cut in entered], axis=1),
+        metrics=(clean.metric, jnp.zeros_like(clean.metric) if corrupt is None else corrupt.metric),
     )
+
+
+@jax.jit
+def _compared(clean, corrupt, mask) -> tuple[Float[Array, "batch layer ..."], Float[Array, "batch layer ..."]]:
+    """Stacks the clean values of all layers, and their differences to the corrupt ones, or where there are none to zero."""
+    before = jnp.stack(clean, axis=1)
+    after = jnp.zeros_like(before) if corrupt is None else jnp.stack(corrupt, axis=1)
+    return before, jnp.where(mask[:, None, :, None, None], after - before, 0)
 
 
 def layers_and_parts(model: Transformer) -> list[tuple[str, int, Site]]:

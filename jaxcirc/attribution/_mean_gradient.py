@@ -23,9 +23,12 @@ def mean_gradients(
     change: Array,
     points: tuple[Array, Array],
     wanted: frozenset[Site],
+    *,
+    most: int = 0,
 ) -> dict[Site, Float[Array, "batch seq d_model"]]:
     """Averages the gradient at the residual cuts `wanted`, where the one at `start` is moved by fractions of `change` and all that follows
-    is computed from there; `points` are the fractions and their weights.
+    is computed from there; `points` are the fractions and their weights. Calls share programs if they are given the `most` variants
+    that there are in any of them.
     """
     (batch, seq), (fractions, weights) = at.mask.shape, points
     masks, each = model.batch_masks(at.mask), bytes_held(model, seq)
@@ -33,7 +36,8 @@ def mean_gradients(
     def within(budget: int) -> dict[Site, Array]:
         cuts = sorted(wanted)
         total = [jnp.zeros_like(at.resid[start])] * len(cuts)
-        for numbers in in_groups(batch * len(fractions), each, budget):
+        count = batch * len(fractions)
+        for numbers in in_groups(count, each, budget, most=max(most, count)):
             rows, point = np.divmod(numbers, len(fractions))
             weight = jnp.where(repeated(numbers), 0, weights[point])
             resid = _on_path(at.resid[start], change, rows, fractions[point])

@@ -126,7 +126,8 @@ class IntegratedGradients(AbstractGradientMethod):
         moved = fractions != 0
         out: dict[Site, Array] = {}
         if not moved.all():  # the clean point is the same for all sites
-            out = Gradient().gradients(model, problem, at)
+            most = len(at.mask) * int(moved.sum())
+            out = clean_gradients(model, problem.metric, at, problem.saes, most=most)
             out = {site: float(weights[~moved].sum()) * gradient for site, gradient in out.items()}
         on_path = lambda each: jnp.asarray(each[moved], model.activation_dtype)
         points = on_path(fractions), on_path(weights)
@@ -158,12 +159,12 @@ def through_write(model: Transformer, site: Site, difference: Array) -> tuple[Ar
 
 
 def clean_gradients(
-    model: Transformer, metric: Metric, at: States, nodes: Iterable[Site]
+    model: Transformer, metric: Metric, at: States, nodes: Iterable[Site], *, most: int = 0
 ) -> dict[Site, Float[Array, "batch seq width"]]:
-    """Computes the gradient of the metric at each node's site in the run `at`, by one way back through what lies after the first."""
+    """Computes the gradient of the metric at each node's site in the run `at`, by one way back; `most` is as for `mean_gradients`."""
     entries = {site: entry(model, site) for site in nodes}
     first = min(entries.values())
     points = jnp.zeros(1, at.resid[first].dtype), jnp.ones(1, at.resid[first].dtype)
     nowhere = jnp.zeros_like(at.resid[first])
-    found = mean_gradients(model, metric, at, first, nowhere, points, frozenset(entries.values()))
+    found = mean_gradients(model, metric, at, first, nowhere, points, frozenset(entries.values()), most=most)
     return {site: through_write(model, site, at.differences[site])[1](found[cut]) for site, cut in entries.items()}

@@ -1,11 +1,9 @@
 """Exact effects of heads' parts: all patches of a layer at once, from that layer on.
 
 A head's query, key, value or output acts on the rest of the model through what the head writes, and this reaches the residual stream after
-all of the layer's heads have read it. So a patched run is the clean run up to there; many go on together as one batch, through programs
-that all layers share.
+all of the layer's heads have read it. So a patched run is the clean run up to there, and goes on from that cut.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -15,11 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import Metric
 from .._precision import widened
-from .._run import metric_of_last
-from .._tap import bare_tap
+from .._sites import Kind, Site
+from ..graph import entry
 from ..models import Transformer
 from ..parts import Block
-from ..runs import rounded_up
+from ..runs import in_groups, metric_of_variants, resume, rounded_up
 from ._heads import HeadStates, PARTS
 
 
@@ -41,31 +39,20 @@ def patched_heads(
     differs = np.stack([np.asarray((at.differences[part] != 0).any(-1)) for part in PARTS], axis=2)
     clean, masks = np.asarray(at.metrics[0]), model.batch_masks(mask)
     effects = np.zeros(differs.shape, clean.dtype)  # [batch layer part seq head]
-    most = int(differs.sum((0, 2, 3, 4)).max())
+    most = rounded_up(int(differs.sum((0, 2, 3, 4)).max()), steps=8)
     for layer, block in enumerate(model.blocks):
-        for some in _groups(_Patches(*np.nonzero(differs[:, layer])), most, max(1, tokens_at_once // mask.shape[1])):
-            resid = _replaced(block, at, layer, some)
-            for later in range(layer + 1, model.n_layers):
-                resid = _onwards(model.blocks[later], masks[later], some.rows, resid)
-            after = np.asarray(_at_end(model.ends, metric, some.rows, resid))
+        patches, cut = _Patches(*np.nonzero(differs[:, layer])), entry(model, Site(layer, Kind.Z))
+        for numbers in in_groups(len(patches.rows), mask.shape[1], tokens_at_once, most=most):
+            some = _Patches(*(x[numbers] for x in patches))
+            last, _ = resume(model, masks, cut, some.rows, _replaced(block, at, layer, some))
+            after = np.asarray(metric_of_variants(model.ends, metric, some.rows, last))
             effects[some.rows, layer, some.parts, some.positions, some.heads] = after - clean[some.rows]
     return dict(zip(PARTS, np.moveaxis(effects, 2, 0), strict=True))
 
 
-def _groups(patches: _Patches, most: int, at_once: int) -> Iterator[_Patches]:
-    """In groups of one size for all layers, of which the fullest has `most`; the last patch fills up the last group."""
-    count = len(patches.rows)
-    if not count:
-        return
-    size = min(at_once, rounded_up(-(-most // -(-most // at_once)), steps=8))
-    for first in range(0, count, size):
-        some = np.minimum(np.arange(first, first + size), count - 1)
-        yield _Patches(*(x[some] for x in patches))
-
-
 @jax.jit
 def _replaced(block: Block, at: HeadStates, layer, patches: _Patches) -> Float[Array, "patch seq d_model"]:
-    """To the end of the patches' own layer."""
+    """Puts the patches in place: the residual stream that their heads enter."""
     attn = widened(block.attn)
 
     def one(row, part, position, head):
@@ -87,18 +74,6 @@ def _replaced(block: Block, at: HeadStates, layer, patches: _Patches) -> Float[A
         alone = jnp.zeros((len(here), *attn.b_Q.shape), difference.dtype).at[:, head].set(difference)
         # [seq head d_head] · [head d_head d_model] -> [seq d_model]
         resid = at.entered[row, layer] + jnp.einsum("shd,hdm->sm", alone, attn.W_O)
-        # Where no MLP reads what the heads enter, that is the layer's end.
-        return block.feed(resid, bare_tap(0)) if block.has_middle else resid
+        return resid
 
     return jax.vmap(one)(*patches)
-
-
-@jax.jit
-def _onwards(block: Block, masks, rows, resid) -> Float[Array, "patch seq d_model"]:
-    return jax.vmap(lambda row, resid: block(resid, masks[row], bare_tap(0)))(rows, resid)
-
-
-@jax.jit
-def _at_end(model: Transformer, metric: Metric, rows, resid) -> Float[Array, " patch"]:
-    mine = lambda row: jax.tree.map(lambda x: x[row], metric)
-    return jax.vmap(lambda row, resid: metric_of_last(model, mine(row), resid))(rows, resid)

@@ -1,7 +1,6 @@
 """Exact node effects: each node patched by itself, and the model run from there."""
 
 import dataclasses
-import functools as ft
 
 import equinox as eqx
 import jax
@@ -14,8 +13,7 @@ from .._metrics import Metric
 from .._sites import BySite, Site
 from ..graph import entry, written
 from ..models import Transformer
-from ..runs import Problem
-from ._after import halves_after, metric_after
+from ..runs import in_groups, metric_of_variants, Problem, resume, rounded_up
 from ._effects import effects_of, NodeEffects
 from ._heads import AbstractHeadMethod, as_effects, head_states, HeadEffects
 from ._methods import AbstractMethod, Gradient
@@ -43,16 +41,16 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         # Effects need no gradient, and edges check theirs: it may vanish here.
         found = effects_of(problem.saes, at, Gradient().gradients(model, problem, at))
         everything = lambda site: np.ones((*problem.clean.shape, problem.saes[site].d_sae + 1), bool)
-        acts, error = BySite(), BySite()
-        for site, source in pack_columns(problem.saes, at, everything).items():
-            sae, (positions, units) = problem.saes[site], (source.nodes.positions, source.nodes.units)
-            vectors = source.vectors(sae)
-            rows, columns = np.nonzero(np.asarray(vectors).any(-1))
-            changes = written(model, site, vectors[rows, columns])
-            there = positions[rows, columns]
-            after = self._after(model, problem.metric, at, entry(model, site), rows, there, changes)
-            effects = np.zeros((*problem.clean.shape, sae.d_sae + 1), after.dtype)
-            effects[rows, there, units[rows, columns]] = after - np.asarray(at.clean)[rows]
+        packs, acts, error = pack_columns(problem.saes, at, everything), BySite(), BySite()
+        vectors = {site: pack.vectors(problem.saes[site]) for site, pack in packs.items()}
+        differing = {site: np.nonzero(np.asarray(each).any(-1)) for site, each in vectors.items()}
+        most = rounded_up(max(len(rows) for rows, _ in differing.values()), steps=8)
+        for site, (rows, columns) in differing.items():
+            nodes, changes = packs[site].nodes, written(model, site, vectors[site][rows, columns])
+            there, units = nodes.positions[rows, columns], nodes.units[rows, columns]
+            after = self._after(model, problem.metric, at, entry(model, site), (rows, there, changes), most)
+            effects = np.zeros((*problem.clean.shape, problem.saes[site].d_sae + 1), after.dtype)
+            effects[rows, there, units] = after - np.asarray(at.clean)[rows]
             acts[site], error[site] = jnp.asarray(effects[..., :-1]), jnp.asarray(effects[..., -1])
         return dataclasses.replace(found, acts=acts, error=error)
 
@@ -66,22 +64,18 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         return as_effects(effects, at, self)
 
     def _after(
-        self, model: Transformer, metric: Metric, at: States, start: Site, rows, positions, changes
+        self, model: Transformer, metric: Metric, at: States, cut: Site, patches: tuple, most: int
     ) -> Float[np.ndarray, " patch"]:
-        """The metric of prompts `rows` after `changes` `[patch d_model]` at single positions of the cut `start`."""
-        count = -(-max(len(rows), 1) // 256) * 256  # few sizes, so few programs
-        pad = lambda x: jnp.pad(jnp.asarray(x), [(0, count - len(x))] + [(0, 0)] * (x.ndim - 1))
-        together = min(count, max(1, self.tokens_at_once // at.mask.shape[1]))
-        patches = tuple(pad(jnp.asarray(x)) for x in (rows, positions, changes))
-        out = _patched(model, metric, at.resid[start], at.mask, halves_after(model, start), *patches, together=together)
-        return np.asarray(out)[: len(rows)]
+        """The metric of prompts `rows` after changes `[patch d_model]` at single positions of the cut, both in `patches`."""
+        masks, out = model.batch_masks(at.mask), np.zeros(len(patches[0]), model.activation_dtype)
+        for some in in_groups(len(out), at.mask.shape[1], self.tokens_at_once, most=most):
+            rows, positions, changes = (x[some] for x in patches)
+            last, _ = resume(model, masks, cut, rows, _changed(at.resid[cut], rows, positions, changes))
+            out[some] = metric_of_variants(model.ends, metric, rows, last)
+        return out
 
 
-@ft.partial(jax.jit, static_argnames="together")
-def _patched(model, metric, resid, mask, halves, rows, positions, changes, *, together: int) -> Float[Array, " patch"]:
-    def one(patch):
-        row, position, change = patch
-        mine = jax.tree.map(lambda x: x[row], metric)
-        return metric_after(model, halves, mask[row], mine)(resid[row].at[position].add(change))
-
-    return jax.lax.map(one, (rows, positions, changes), batch_size=together)
+@jax.jit
+def _changed(resid, rows, positions, changes) -> Float[Array, "patch seq d_model"]:
+    """Adds a change to each patch's prompt, at one position."""
+    return jax.vmap(lambda row, position, change: resid[row].at[position].add(change))(rows, positions, changes)

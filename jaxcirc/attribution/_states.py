@@ -12,7 +12,7 @@ from .._sites import Kind, Site
 from .._tap import site_read
 from ..graph import entry
 from ..models import Transformer
-from ..runs import Problem, record
+from ..runs import Problem, record_sides
 from ..saes import AbstractDictionary, anonymous
 from ._latents import Latents, listed, write
 
@@ -51,36 +51,24 @@ class States(eqx.Module):
 def states(model: Transformer, problem: Problem) -> States:
     """Runs both sides. Without corrupt prompts, every latent and every error goes to zero: the difference is `decode(0) - x`."""
     saes, mask, cuts = problem.saes, problem.mask, residual_cuts(model, problem.saes)
-    prompts, reads = problem.prompts(), {site: site_read(site, sae) for site, sae in problem.saes.items()}
-    # Both sides are one batch, so that the model is compiled once.
-    sides = len(prompts)
-    twice = lambda x: jnp.concatenate([x] * sides)
-    both = record(
-        model,
-        prompts.reshape(-1, prompts.shape[-1]),
-        twice(mask),
-        {*cuts.values(), *saes, *reads.values()},
-        metric=jax.tree.map(twice, problem.metric),
-    )
-    sided = {site: both.flat(site).reshape(sides, *mask.shape, -1) for site in both.values}
-    values, others = ({site: x[side] for site, x in sided.items()} for side in (0, -1))
+    reads = {site: site_read(site, sae) for site, sae in saes.items()}
+    clean, corrupt = record_sides(model, problem, {*cuts.values(), *saes, *reads.values()})
     differences, changes, slopes = {}, {}, {}
     for site, sae in saes.items():
-        read, bare = reads[site], anonymous(sae)
-        after = _without_latents(bare, values[read]) if problem.corrupt is None else others[site]
-        differences[site] = jnp.where(mask[..., None], after - values[site], 0)
-        found = _encoded(bare, values[read], None if problem.corrupt is None else others[read], mask)
+        read, bare = clean.flat(reads[site]), anonymous(sae)
+        after = _without_latents(bare, read) if corrupt is None else corrupt.flat(site)
+        differences[site] = jnp.where(mask[..., None], after - clean.flat(site), 0)
+        found = _encoded(bare, read, None if corrupt is None else corrupt.flat(reads[site]), mask)
         changes[site], slopes[site] = (listed(np.asarray(dense)) for dense in found)
-    clean, *rest = both.metric.reshape(sides, -1)
     return States(
-        values={site: values[site] for site in {*saes, *reads.values()}},
+        values={site: clean.flat(site) for site in {*saes, *reads.values()}},
         differences=differences,
         changes=changes,
         slopes=slopes,
-        resid={cut: values[name] for cut, name in cuts.items()},
-        clean=clean,
-        corrupt=rest[0] if rest else None,
-        prompts=prompts,
+        resid={cut: clean.values[name] for cut, name in cuts.items()},
+        clean=clean.metric,
+        corrupt=None if corrupt is None else corrupt.metric,
+        prompts=problem.prompts(),
         mask=mask,
     )
 

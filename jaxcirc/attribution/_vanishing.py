@@ -1,15 +1,12 @@
 """A metric whose gradient vanishes where it is taken: first-order methods see nothing of it, and must say so."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from .._metrics import Metric
-from .._run import metric_of_last, run
 from .._sites import Kind, Site
 from ..models import Transformer
-from ..runs import Problem
+from ..runs import cut_gradients, Problem, record
 
 
 VANISHING = 1e-4  # of the gradient at the corrupt prompts; rounding leaves a thousandth of that in float32
@@ -28,7 +25,7 @@ def check_gradient(
     change = np.abs(np.asarray(total, np.float64))
     if not change.any() or (np.abs(found) > LITTLE * change).any():
         return
-    reach = lambda tokens: np.asarray(_reach(model, tokens, problem.metric, problem.mask), np.float64)
+    reach = lambda tokens: _reach(model, tokens, problem.metric, problem.mask)
     usual = change if problem.corrupt is None else reach(problem.corrupt)
     if (reach(problem.clean) <= VANISHING * usual).all():
         raise ValueError(
@@ -38,14 +35,10 @@ def check_gradient(
         )
 
 
-@jax.jit
-def _reach(model: Transformer, tokens, metric: Metric, mask) -> Float[Array, " batch"]:
-    """How far the metric would move, to first order, with the last residual stream moved by its own length."""
-    last = Site(model.n_layers - 1, Kind.RESID_POST)
-    size = lambda x: jnp.sqrt(jnp.sum(jnp.square(x)))
-
-    def one(tokens, metric, keys):
-        resid = run(model, tokens, record=[last], mask=keys)[1][last]
-        return size(jax.grad(lambda x: metric_of_last(model, metric, x))(resid)) * size(resid)
-
-    return jax.vmap(one)(tokens, metric, mask)
+def _reach(model: Transformer, tokens, metric: Metric, mask) -> Float[np.ndarray, " batch"]:
+    """Computes how far the metric would move, to first order, with the last residual stream moved by its own length."""
+    run, end = record(model, tokens, mask), Site(model.n_layers, Kind.RESID_PRE)
+    rows = np.arange(len(tokens))
+    gradient = cut_gradients(model, metric, run.masks, rows, run.last, end, frozenset({end}))[end]
+    size = lambda x: np.sqrt(np.square(np.asarray(x, np.float64)).sum((1, 2)))
+    return size(gradient) * size(run.last)

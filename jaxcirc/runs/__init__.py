@@ -16,5 +16,5 @@ from ._problem import (
     prepare_prompts as prepare_prompts,
     Problem as Problem,
 )
-from ._recorded import record as record, Recorded as Recorded
+from ._recorded import record as record, record_sides as record_sides, Recorded as Recorded
 from ._resume import metric_of_variants as metric_of_variants, onwards as onwards, resume as resume

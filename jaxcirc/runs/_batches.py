@@ -16,13 +16,15 @@ TOKENS_AT_ONCE = 8192
 T = TypeVar("T")
 
 
-def in_groups(count: int, each: int, granted: int) -> list[Int[np.ndarray, " group"]]:
+def in_groups(count: int, each: int, granted: int, *, most: int | None = None) -> list[Int[np.ndarray, " group"]]:
     """The numbers below `count` in even groups of one size, so that one program serves them all: as many as are `granted`, in the unit in
-    which one of them takes `each`, and at least one. The last number fills up the last group.
+    which one of them takes `each`, and at least one. The last number fills up the last group. Several lists have groups of one size if they
+    are given the `most` that any of them holds.
     """
-    groups = -(-count // min(count, max(1, granted // each)))
-    size = -(-count // groups)
-    return [np.minimum(np.arange(i * size, (i + 1) * size), count - 1) for i in range(groups)]
+    most = max(1, count if most is None else most)
+    groups = -(-most // max(1, granted // each))
+    size = -(-most // groups)
+    return [np.minimum(np.arange(first, first + size), count - 1) for first in range(0, count, size)]
 
 
 def rounded_up(n: int, *, steps: int = 1) -> int:

@@ -14,6 +14,7 @@ from .._run import NOTHING
 from .._sites import Kind, Site
 from .._tap import Tap
 from ..models import Transformer
+from ._problem import Problem
 from ._resume import Edits, metric_of_variants, resume
 
 
@@ -74,6 +75,18 @@ def record(
     resid, found = resume(model, masks, first, rows, resid, edits=edits, record=wanted - outside - {last})
     value = None if metric is None else metric_of_variants(model.ends, metric, rows, resid)
     return Recorded({**values, **found, last: resid}, masks, value)
+
+
+def record_sides(model: Transformer, problem: Problem, sites: Iterable[Site]) -> tuple[Recorded, Recorded | None]:
+    """Runs the clean and the corrupt prompts of a problem, as one batch, so that the model is compiled once; without corrupt ones there is
+    no second run.
+    """
+    sides = problem.prompts()
+    repeat = lambda x: jnp.concatenate([x] * len(sides))
+    metric = jax.tree.map(repeat, problem.metric)
+    both = record(model, sides.reshape(-1, sides.shape[-1]), repeat(problem.mask), sites, metric=metric)
+    side = lambda i: jax.tree.map(lambda x: x[i * sides.shape[1] : (i + 1) * sides.shape[1]], both)
+    return side(0), None if problem.corrupt is None else side(1)
 
 
 @ft.partial(jax.jit, static_argnames="record")
