@@ -12,7 +12,7 @@ from .._edits import AbstractEdit, Add
 from .._precision import wide
 from .._run import run, site_shapes
 from .._sites import Kind, Site
-from ..models import Transformer
+from ..models import check_known, Transformer
 from ..runs import in_groups, Problem, TOKENS_AT_ONCE
 from ._heads import AbstractHeadMethod, as_effects, head_states, HeadEffects, HeadStates, layers_and_parts
 from ._vanishing import check_gradient
@@ -56,6 +56,8 @@ class AtPStar(AbstractHeadMethod):
             raise ValueError(
                 f"AtPStar(grad_drop=True) drops one layer's gradient at a time, and {model.name} has a single layer. Use jc.AtPStar()."
             )
+        if self.qk_fix:
+            check_known("AtPStar", model, "attn")
         at = head_states(model, problem)
         keeps = 1 - np.eye(n) if self.grad_drop else np.ones((1, n))
         effects = _by_gradients(model, problem, at, jnp.asarray(keeps, model.activation_dtype), fix=self.qk_fix)

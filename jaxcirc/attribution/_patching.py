@@ -12,7 +12,7 @@ from .._checks import check_count
 from .._metrics import Metric
 from .._sites import BySite, Site
 from ..graph import entry, written
-from ..models import Transformer
+from ..models import check_known, Transformer
 from ..runs import in_groups, metric_of_variants, Problem, resume, rounded_up
 from ._effects import effects_of, NodeEffects
 from ._heads import AbstractHeadMethod, as_effects, head_states, HeadEffects
@@ -59,6 +59,7 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         return "exact patching"
 
     def heads(self, model: Transformer, problem: Problem) -> HeadEffects:
+        check_known("ExactPatching of heads", model, "attn")
         at = head_states(model, problem)
         effects = patched_heads(model, problem.metric, problem.mask, at, tokens_at_once=self.tokens_at_once)
         return as_effects(effects, at, self)

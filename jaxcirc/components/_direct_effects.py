@@ -13,7 +13,7 @@ from .._precision import wide
 from .._run import check_mask, check_tokens, NOTHING
 from .._sites import Kind, Site
 from .._tap import Tap
-from ..models import Transformer
+from ..models import check_known, Transformer
 from ..parts import Attention, Block
 from ..runs import in_groups, TOKENS_AT_ONCE
 from ._parts import check_head, check_layer
@@ -96,6 +96,7 @@ def direct_effects(
     and heads' outputs are read without `[seq head d_model]` of them ever being there.
     """
     check_tokens(model, tokens, batched=True)
+    check_known("direct_effects", model, "attn", "mlp", "ln_final")
     check_mask(tokens, mask)
     check_count("direct_effects: tokens_at_once", "tokens are run at once", tokens_at_once)
     neurons, sources = list(neurons), list(sources)

@@ -10,7 +10,7 @@ from .._checks import check_count, check_number
 from .._run import check_mask, check_tokens
 from .._sites import Kind, Site
 from .._tap import bare_tap
-from ..models import Transformer
+from ..models import check_known, Transformer
 from ..runs import in_groups, record, TOKENS_AT_ONCE
 from ._reading import asked, reading
 from ._written import final_scale
@@ -85,6 +85,7 @@ def logit_lens(
     **Reference:** nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     check_tokens(model, tokens, batched=True)
+    check_known("logit_lens", model, "ln_final")
     check_mask(tokens, mask)
     check_count("logit_lens: tokens_at_once", "tokens are run at once", tokens_at_once)
     tokens = jnp.asarray(tokens)

@@ -10,7 +10,7 @@ from .._checks import check_count, check_number
 from .._guard import check_backend
 from .._run import check_mask, check_tokens
 from .._typing import Progress
-from ..models import Transformer
+from ..models import check_known, Transformer
 from ..runs import in_groups, TOKENS_AT_ONCE
 from ._ablations import check_resample, Resample
 from ._after_heads import Changes, iterate_changes, Pairs
@@ -66,6 +66,7 @@ def self_repair(
     """
     check_backend()
     check_tokens(model, tokens, batched=True)
+    check_known("self_repair", model, "attn", "ln_final")
     check_mask(tokens, mask)
     real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
     other = resample if isinstance(resample, Resample) else Resample(resample)

@@ -13,7 +13,7 @@ from .._sites import by_site, Site
 from .._typing import Tokens
 from ..jacobian._blocks import chain_of_blocks, is_position_local
 from ..jacobian._finite import check_finite
-from ..models import Transformer
+from ..models import check_known, Transformer
 from ..saes import AbstractDictionary
 from ._all import all_pairs, gradients_at_all, gradients_one_by_one
 from ._cosine import cosines
@@ -87,6 +87,7 @@ def feature_jacobian(
     """
     check_backend()
     check_tokens(model, tokens)
+    check_known("feature_jacobian", model, "ln1", "attn", "ln2", "mlp")
     _check_options(minimum, positions)
     given, source, target = by_site(saes), Site.parse(source), Site.parse(target)
     replaced = named_sides(substitute)

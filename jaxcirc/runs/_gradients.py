@@ -14,7 +14,7 @@ from .._precision import widened
 from .._run import metric_of_last, only_position
 from .._sites import Kind, layer_of, Site
 from .._tap import bare_tap
-from ..models import Transformer
+from ..models import is_known, Transformer
 from ..parts import Block
 from ._resume import blocks_from, Masks, Rows, Variants
 
@@ -79,7 +79,9 @@ def _only_where_read(model: Transformer, here: Site, resid: Variants, wanted: fr
     more than the seconds in which a program for it is compiled.
     """
     inside = Site(layer_of(here), Kind.RESID_MID)
-    return here.kind == Kind.RESID_PRE and inside not in wanted and _worth_a_program(model, resid)
+    # Of parts that are known another position has no part in what they make of one, but by attention.
+    known = is_known(model.blocks[-1], "ln1", "attn", "ln2", "mlp")
+    return known and here.kind == Kind.RESID_PRE and inside not in wanted and _worth_a_program(model, resid)
 
 
 def _worth_a_program(model: Transformer, resid: Variants) -> bool:

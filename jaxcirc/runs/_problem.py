@@ -15,11 +15,11 @@ from .._edits import as_pytree
 from .._guard import check_backend
 from .._metrics import AbstractMetric, Metric, position_read
 from .._run import check_dictionaries, check_mask, check_metric, check_scalar, check_tokens, site_shapes
-from .._sites import by_site, did_you_mean, Site
+from .._sites import by_site, did_you_mean, Kind, Site
 from .._tap import site_read
 from .._typing import Logits
 from ..graph import check_nodes
-from ..models import Transformer
+from ..models import check_known, Transformer
 from ..saes import AbstractDictionary
 
 
@@ -61,6 +61,7 @@ def prepare_prompts(
     """The same for verbs without dictionaries; with the metric `ALL_LOGITS` for one that keeps them all."""
     check_backend()
     check_tokens(model, clean, batched=True)
+    check_known("Effects on a metric", model)
     shape = jnp.shape(clean)
     check_mask(clean, mask)
     real = np.ones(shape, bool) if mask is None else np.asarray(mask)
@@ -109,6 +110,9 @@ def check_saes(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> N
         widths = (int(np.prod(shapes[s].shape[1:])) for s in (site_read(site, sae), site))
         sae.check_width(site, *widths)
     check_nodes(sorted(saes))
+    for kind, part in ((Kind.Z, "attn"), (Kind.MLP_POST, "mlp")):
+        if any(site.kind == kind for site in saes):
+            check_known(f"A dictionary at sites like `{Site(0, kind)}`", model, part)
     check_dictionaries(model, saes)
 
 

@@ -151,3 +151,32 @@ def test_edges_are_their_definition(name):
     effects = jc.edge_effects(*given, jc.node_effects(*given, method=jc.Gradient()), threshold=0.0)
     for pair in ((first, ATTN), (ATTN, MLP), (MLP, POST), (first, MLP)):
         assert_close(effects.dense(pair)[0], edges_by_definition(model, saes, clean, corrupt, metric, *pair), mass=1e-8)
+
+
+# Of every verb that computes with the weights of a part by itself: a part that it must not take for another.
+DOORS = {
+    "direct_effects": ("norm behind attention", lambda model, given: jc.direct_effects(model, given[1])),
+    "self_repair": ("norm behind attention", lambda model, given: jc.self_repair(model, given[1], given[2])),
+    "AtPStar": ("capped and scaled score", lambda *given: head_effects(*given, jc.AtPStar())),
+    "ExactPatching of heads": ("capped and scaled score", lambda *given: head_effects(*given, jc.ExactPatching())),
+    "Effects on a metric": ("class derived from Block", lambda *given: head_effects(*given, jc.Gradient())),
+    "feature_jacobian": (
+        "RMS norm",
+        lambda model, given: jc.feature_jacobian(
+            model, {s: jc.saes.Identity(16, s) for s in (MID, POST)}, given[1][0], MID, POST
+        ),
+    ),
+}
+
+
+def head_effects(model, given, method):
+    return jc.head_effects(model, *given[1:], jc.LogitDiff(2, 0), method=method)
+
+
+@pytest.mark.parametrize("verb", DOORS)
+def test_a_part_is_not_taken_for_another(verb):
+    name, call = DOORS[verb]
+    model = odd_model(name)
+    tokens = jnp.stack([tokens_for(model, SEQ, seed) for seed in range(4)])
+    with pytest.raises(ValueError, match=f"{verb}: it (computes with the weights|goes on from inside a block)"):
+        call(model, (model, tokens, tokens[::-1]))
