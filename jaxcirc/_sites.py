@@ -184,7 +184,7 @@ class Site:
         """The whole activation."""
         return dataclasses.replace(self, part=Part.VALUE)
 
-    def shift(self, layers: int) -> "Site":
+    def offset_layers(self, layers: int) -> "Site":
         """The same site `layers` blocks further on; sites outside the blocks stay."""
         return self if self.layer is None else dataclasses.replace(self, layer=self.layer + layers)
 

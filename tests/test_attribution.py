@@ -68,7 +68,14 @@ def test_node_effects_are_gradient_times_difference(solved):
 
 @pytest.mark.parametrize(
     "pair",
-    [(EMBED, ATTN), (ATTN, MLP_OUT), (EMBED, MLP_OUT), (EMBED, RESID), (MLP_OUT, RESID), (RESID, RESID.shift(1))],
+    [
+        (EMBED, ATTN),
+        (ATTN, MLP_OUT),
+        (EMBED, MLP_OUT),
+        (EMBED, RESID),
+        (MLP_OUT, RESID),
+        (RESID, RESID.offset_layers(1)),
+    ],
 )
 def test_edges_are_their_definition(solved, pair):
     """Every entry, of all four kinds, against full Jacobians (T1, T3, T8); each kind has mass of its own (T4)."""
@@ -429,8 +436,8 @@ def test_wiring_is_that_of_the_paper():
     wires = {(wire.source, wire.target): set(wire.frozen) for wire in wiring(model, sites)}
     want = {}
     for layer in range(2):
-        before = EMBED if layer == 0 else RESID.shift(layer - 1)
-        attn, mlp, resid = (site.shift(layer) for site in (ATTN, MLP_OUT, RESID))
+        before = EMBED if layer == 0 else RESID.offset_layers(layer - 1)
+        attn, mlp, resid = (site.offset_layers(layer) for site in (ATTN, MLP_OUT, RESID))
         want |= {
             (before, attn): set(),
             (before, mlp): {attn},
@@ -533,7 +540,7 @@ def test_bad_options(solved):
     with pytest.raises(ValueError, match="same prompts and dictionaries"):
         jc.edge_effects(*arguments[:1], {RESID: arguments[1][RESID]}, *arguments[2:], nodes, threshold=0.0)
     with pytest.raises(ValueError, match="No edges go directly from"):
-        edges.dense((EMBED, RESID.shift(1)))
+        edges.dense((EMBED, RESID.offset_layers(1)))
     with pytest.raises(ValueError, match="rule must be one of"):
         jc.IntegratedGradients(5, "simpson")
     with pytest.raises(ValueError, match="at least 1"):

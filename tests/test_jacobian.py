@@ -210,7 +210,7 @@ ROUTES = {
     "forms of a chain": (
         {"chain": True, "engine": "structured"},
         _segments,
-        "contract_spans",
+        "contract_segments",
         "bilinear forms by sweep",
     ),
     "pushed": ({}, _product, "jvp", "products by sweep"),

@@ -201,8 +201,8 @@ def test_names_are_those_of_transformer_lens_and_sae_lens():
 
 
 def test_shift_moves_what_is_in_a_block():
-    assert Site(1, Kind.Q, Part.ERROR).shift(2) == Site(3, Kind.Q, Part.ERROR)
-    assert Site(None, Kind.LOGITS).shift(2) == Site(None, Kind.LOGITS)
+    assert Site(1, Kind.Q, Part.ERROR).offset_layers(2) == Site(3, Kind.Q, Part.ERROR)
+    assert Site(None, Kind.LOGITS).offset_layers(2) == Site(None, Kind.LOGITS)
 
 
 @pytest.mark.parametrize(

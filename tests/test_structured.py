@@ -204,7 +204,7 @@ def test_units_by_number_are_unit_vectors(engine):
 
 
 def test_a_product_of_edges():
-    """Local spans, one that may attend, local spans: items are spread to it from either side; others are swept."""
+    """Local segments, one that may attend, local segments: items are spread to it from either side; others are swept."""
     model = model_named("gpt2")
     tokens = tokens_for(model, SEQ)
     edge = lambda *ends, **more: jc.edge(model, tokens, *map(at, ends), **more)
@@ -449,13 +449,13 @@ def test_a_chain_of_blocks_at_some_positions_and_in_little_memory(deep):
 @pytest.mark.parametrize("kept", [True, False])
 def test_rows_that_end_early_are_cut(deep, kept):
     """What is 0 from a position on is pulled back through a block without the positions after it, and other rows are left alone."""
-    span = split(jc.edge(*deep, frozen=[Site(1, Kind.LN1_SCALE)]).product.segments[0])[1]
-    mlps, rows, reached = mlp_matrices(span) if kept else None, direction((3, 8, 7, 8)), 4
+    segment = split(jc.edge(*deep, frozen=[Site(1, Kind.LN1_SCALE)]).product.segments[0])[1]
+    mlps, rows, reached = mlp_matrices(segment) if kept else None, direction((3, 8, 7, 8)), 4
     rows = rows.at[:, :, reached:].set(0)
-    whole = np.asarray(pull_block(span, rows + 0, mlps, 0, count=3, reached=7))
+    whole = np.asarray(pull_block(segment, rows + 0, mlps, 0, count=3, reached=7))
     assert np.abs(whole[:, :, :reached]).min(axis=(0, 1, 3)).min() > 0
     assert not whole[:, :, reached:].any()
-    one = np.asarray(pull_block(span, rows + 0, mlps, 1, count=1, reached=reached))
+    one = np.asarray(pull_block(segment, rows + 0, mlps, 1, count=1, reached=reached))
     assert_close(one[1], whole[1])
     np.testing.assert_array_equal(one[::2], rows[::2])
     want = jc.edge(*deep[:2], Site(1, Kind.RESID_PRE), Site(1, Kind.RESID_POST), frozen=[Site(1, Kind.LN1_SCALE)])
@@ -475,8 +475,8 @@ def test_the_matrix_of_a_block_at_some_positions(deep, target):
     J = jc.edge(model, tokens, *ends, source_pos=[6, 0, 4, 2], target_pos=[1, 6, 4])
     assert_close(J.as_matrix(), want[[1, 6, 4]][:, :, [6, 0, 4, 2]])
     tiles = Sizes(rows=5, coordinates=3, keys=3)
-    span, positions = jc.edge(model, tokens, *ends).product.segments[0], jnp.arange(7, dtype=jnp.int32)
-    assert_close(_matrix(span, positions, positions, sizes=tiles), want)
+    segment, positions = jc.edge(model, tokens, *ends).product.segments[0], jnp.arange(7, dtype=jnp.int32)
+    assert_close(_matrix(segment, positions, positions, sizes=tiles), want)
 
 
 def test_a_parallel_chain():
@@ -501,7 +501,7 @@ def test_memory_is_the_result_and_the_budget(budget):
     """What the compiled programs hold beside arguments and results, by XLA's own account."""
     model = make_model(jax.random.key(0), d_model=32, heads=4, d_head=8, d_mlp=64, n_ctx=48)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
-    span = jc.edge(single, tokens_for(model, 48), at(Kind.RESID_PRE), at(Kind.RESID_POST)).product.segments[0]
+    segment = jc.edge(single, tokens_for(model, 48), at(Kind.RESID_PRE), at(Kind.RESID_POST)).product.segments[0]
     items = lambda n: jax.ShapeDtypeStruct((n, 32), jnp.float32)
     positions = lambda n: jax.ShapeDtypeStruct((n,), jnp.int32)
     held = lambda lowered: lowered.compile().memory_analysis().temp_size_in_bytes
@@ -509,12 +509,12 @@ def test_memory_is_the_result_and_the_budget(budget):
     m, k = 512, 2048
     sizes = contract.sizes_for(m, k, 48, 4, 32, 4, budget)
     columns = jax.eval_shape(lambda at: tile(at, 48, sizes.width, sizes.tiles), positions(k))
-    contraction = (span, items(m), positions(m), positions(m), items(k), positions(k), columns)
+    contraction = (segment, items(m), positions(m), positions(m), items(k), positions(k), columns)
     assert 0 < held(contract._contract_sorted.lower(*contraction, sizes=sizes)) < budget
-    block = jax.jit(ft.partial(block_matrix, budget=budget)).lower(span, positions(48), positions(48))
+    block = jax.jit(ft.partial(block_matrix, budget=budget)).lower(segment, positions(48), positions(48))
     assert 0 < held(block) < budget
     matrix, mlps = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(48, 32, 48, 32), (48, 32, 32)])
-    assert 0 < held(pull_block.lower(span, matrix, mlps, 0, count=48, reached=48, budget=budget)) < budget
+    assert 0 < held(pull_block.lower(segment, matrix, mlps, 0, count=48, reached=48, budget=budget)) < budget
 
 
 @needs_x64

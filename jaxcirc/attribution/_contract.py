@@ -16,7 +16,7 @@ from .._sites import Kind, layer_of, Site
 from .._tap import site_read
 from ..graph import as_output, canonical, reaches_output, Wire, wiring
 from ..jacobian._certificate import error_of_edges
-from ..linear import between_blocks, contract_batch, Span
+from ..linear import between_blocks, contract_batch, Segment
 from ..models import Transformer
 from ..runs import Problem
 from ..saes import AbstractDictionary
@@ -152,19 +152,19 @@ def _chunk_size(wanted: Iterable[Latents], packs: Mapping[Site, Sources], budget
 
 
 class _Block(NamedTuple):
-    """The edges of one wire into one chunk of targets, as they are computed: covectors at one or two sites, between them spans, vectors."""
+    """The edges of one wire into one chunk of targets, as they are computed: covectors at one or two sites, segments, vectors."""
 
     wire: Wire
     targets: TargetChunk
     sources: Latents
-    ends: tuple[tuple[Span, Float[Array, "batch row width"]], ...]  # the span of the first prompt
+    ends: tuple[tuple[Segment, Float[Array, "batch row width"]], ...]  # the segment of the first prompt
     vectors: Float[Array, "batch column width"]
     values: Float[Array, "batch row column"]
     weight: float
 
     def error(self, values: Float[np.ndarray, "batch row column"]) -> float:
         """Against float64, on the first prompt."""
-        ends = [(span, np.asarray(left[0])) for span, left in self.ends]
+        ends = [(segment, np.asarray(left[0])) for segment, left in self.ends]
         at_columns = np.asarray(self.sources.positions[0])
         return error_of_edges(ends, self.targets.positions[0], np.asarray(self.vectors[0]), at_columns, values[0])
 
@@ -205,16 +205,16 @@ def _block(
         if canonical(wire.source) <= canonical(
             end
         ):  # a transcoder may read the very value that the source's nodes make up
-            span, keys, resid, shift = _span(model, masks, at, wire, end, fraction)
-            ends.append((span, left))
+            segment, keys, resid, displacement = _segment_of(model, masks, at, wire, end, fraction)
+            ends.append((segment, left))
             if (pack.units >= 0).any() and (sources.nodes.units >= 0).any():
-                values += contract_batch(span, keys, resid, shift, left, at_rows, vectors, at_columns)
+                values += contract_batch(segment, keys, resid, displacement, left, at_rows, vectors, at_columns)
     return _Block(wire, pack, sources.nodes, tuple(ends), vectors, values, weight)
 
 
-def _span(
+def _segment_of(
     model: Transformer, masks: tuple, at: States, wire: Wire, end: Site, fraction: float
-) -> tuple[Span, tuple, Array, Array | None]:
+) -> tuple[Segment, tuple, Array, Array | None]:
     """The blocks between the ends of a wire; and for every example their masks, what enters the first, and how far the source is moved,
     if it is inside a block, where what enters does not tell.
     """
@@ -224,14 +224,16 @@ def _span(
     blocks = slice(first, last + 1)
     resid = at.resid[Site(first, Kind.RESID_PRE)]
     example = tuple(mask[0] for mask in masks[blocks])
-    relative = lambda site: site.shift(-first)
-    shift = None
+    relative = lambda site: site.offset_layers(-first)
+    displacement = None
     if fraction != 0 and start.kind != Kind.RESID_PRE:
         shape = site_shapes(model, resid.shape[1])[wire.source].shape
-        shift = (fraction * at.differences[wire.source]).reshape(-1, *shape)
+        displacement = (fraction * at.differences[wire.source]).reshape(-1, *shape)
     ends = (relative(start), relative(end), map(relative, wire.frozen))
-    span = between_blocks(model.blocks[blocks], example, resid[0], *ends, None if shift is None else shift[0])
-    return span, masks[blocks], resid, shift
+    segment = between_blocks(
+        model.blocks[blocks], example, resid[0], *ends, None if displacement is None else displacement[0]
+    )
+    return segment, masks[blocks], resid, displacement
 
 
 def direct_to_metric(

@@ -45,7 +45,7 @@ def patched_heads(
         for numbers in in_groups(len(patches.rows), mask.shape[1], tokens_at_once, most=most):
             some = _Patches(*(x[numbers] for x in patches))
             last, _ = resume(model, masks, cut, some.rows, _replaced(block, at, layer, some))
-            after = np.asarray(metric_of_variants(model.ends, metric, some.rows, last))
+            after = np.asarray(metric_of_variants(model.without_blocks, metric, some.rows, last))
             effects[some.rows, layer, some.parts, some.positions, some.heads] = after - clean[some.rows]
     return dict(zip(PARTS, np.moveaxis(effects, 2, 0), strict=True))
 

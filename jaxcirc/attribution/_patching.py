@@ -72,7 +72,7 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         for some in in_groups(len(out), at.mask.shape[1], self.tokens_at_once, most=most):
             rows, positions, changes = (x[some] for x in patches)
             last, _ = resume(model, masks, cut, rows, _changed(at.resid[cut], rows, positions, changes))
-            out[some] = metric_of_variants(model.ends, metric, rows, last)
+            out[some] = metric_of_variants(model.without_blocks, metric, rows, last)
         return out
 
 

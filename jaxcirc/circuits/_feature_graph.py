@@ -143,7 +143,7 @@ def _mixtures(model, sae, site: Site, clean: Clean, sources: Mapping[Site, Sourc
     within = lambda end: canonical(end) if layer_of(canonical(end)) <= last else as_output(end)
     blocks = slice(first, last + 1)
     attending = model.batch_masks(clean.keys)[blocks]
-    places = {source: canonical(source).shift(-first) for source in sources}
+    places = {source: canonical(source).offset_layers(-first) for source in sources}
     sent = {places[source]: sources[source]._replace(sae=anonymous(sources[source].sae)) for source in sources}
     # The embedding's nodes are without the position, which enters beside them.
     beside = clean.resid[Site(0, Kind.RESID_PRE)] - clean.values[EMBED] if EMBED in sources else None
@@ -157,7 +157,7 @@ def _mixtures(model, sae, site: Site, clean: Clean, sources: Mapping[Site, Sourc
         {places[source]: jnp.asarray(masks[source]) for source in sources},
         jnp.asarray(units, jnp.int32),
         clean.values[read],
-        ends=tuple(within(end).shift(-first) for end in (read, site)),
+        ends=tuple(within(end).offset_layers(-first) for end in (read, site)),
         what=what,
     )
 

@@ -95,7 +95,7 @@ def logit_lens(
         run = record(model, tokens[rows], mask[rows], cuts)
         found.append(jnp.stack([*(run.values[cut] for cut in cuts), run.last], axis=1))
     resid = jnp.concatenate(found)[: len(tokens)]
-    return LogitLens(resid, model.ends, tokens, mask)
+    return LogitLens(resid, model.without_blocks, tokens, mask)
 
 
 @jax.jit

@@ -64,8 +64,8 @@ def asked(
 def reading(model: Transformer, wanted: Asked) -> Reading:
     """How they are read."""
     if wanted.answers.ndim == 3:
-        return _of_directions(model.ends, wanted.answers, wanted.read)
-    return _of_tokens(model.ends, wanted.answers, wanted.foils, wanted.read)
+        return _of_directions(model.without_blocks, wanted.answers, wanted.read)
+    return _of_tokens(model.without_blocks, wanted.answers, wanted.foils, wanted.read)
 
 
 def followed(mask: Bool[Array | np.ndarray, "batch seq"]) -> Bool[np.ndarray, "batch seq"]:

@@ -94,7 +94,7 @@ def feature_jacobian(
     ends, pair = find_ends(model, given, source, target, replaced)
     point = run_at_point(model, pair, jnp.asarray(tokens), ends=ends)
     targets, sources = _on(point.target_acts, minimum, target), _on(point.source_acts, minimum, source)
-    J = chain_of_blocks(model, point.masks, point.resids, ends.source, ends.target_read, point.shift)
+    J = chain_of_blocks(model, point.masks, point.resids, ends.source, ends.target_read, point.displacement)
     report = progress or (lambda done, of, stage: None)
     if positions == "all":
         pairs = _some(all_pairs(targets, sources, causal=model.causal), minimum, "upstream of one another")

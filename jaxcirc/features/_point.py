@@ -18,14 +18,14 @@ from ._ends import Dictionaries, Ends
 class Point(NamedTuple):
     """What the derivative needs of the run.
 
-    `masks` and `resids`: who attends to whom in each block, and what enters it. `shift`: how far the source's value was moved, `None`
-    where it was not replaced. `source_acts` and `source_scale`, by which its decoder is stretched. `target_acts`, their `slopes`, and
+    `masks` and `resids`: who attends to whom in each block, and what enters it. `displacement`: how far the source's value was moved,
+    `None` where it was not replaced. `source_acts` and `source_scale`, by which its decoder is stretched. `target_acts`, their `slopes`, and
     what the target's dictionary `read`.
     """
 
     masks: tuple[Mask, ...]
     resids: tuple[Resid, ...]
-    shift: Float[Array, "seq ..."] | None
+    displacement: Float[Array, "seq ..."] | None
     source_acts: Float[Array, "seq d_sae"]
     source_scale: Float[Array, " seq"]
     target_acts: Float[Array, "seq d_sae_target"]
@@ -42,15 +42,15 @@ def run_at_point(model: Transformer, saes: Dictionaries, tokens: Tokens, *, ends
     before = values[ends.source]
     x = flat(values[ends.source_read])
     acts = saes.source.encode(x)
-    shift = None
+    displacement = None
     if ends.replaced:
         recon = saes.source.decode(acts, x).reshape(before.shape).astype(before.dtype)
-        values, shift = run(model, tokens, edits={ends.source: Replace(recon)}, record=wanted)[1], recon - before
+        values, displacement = run(model, tokens, edits={ends.source: Replace(recon)}, record=wanted)[1], recon - before
     read = flat(values[ends.target_read])
     return Point(
         model.masks(len(tokens), None),
         tuple(values[site] for site in cuts),
-        shift,
+        displacement,
         acts,
         saes.source.decoder_scale(x),
         saes.target.encode(read),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..jacobian import EdgeJacobian
-from ..linear import contract_own, numbers_held, Span, TILE
+from ..linear import contract_own, numbers_held, Segment, TILE
 from ..runs import BUDGET, halving, rounded_up
 from ._ends import Dictionaries
 from ._latents import Latents, Pairs, read, written
@@ -63,7 +63,7 @@ def gradients_at_same(
 
 
 def products_at_same(
-    spans: tuple[Span, ...],
+    segments: tuple[Segment, ...],
     left: Make,
     right: Make,
     targets: Latents,
@@ -73,7 +73,7 @@ def products_at_same(
     held: int,
     progress: Progress = lambda done, of, stage: None,
 ) -> Float[np.ndarray, " pair"]:
-    """`left^T J right` for each pair, J the derivative at a position's own chain through `spans`, or with none of them the identity.
+    """`left^T J right` for each pair, J the derivative at a position's own chain through `segments`, or with none of them the identity.
 
     `left` and `right` make covectors and vectors of lists of positions and units; one on its way holds `held` bytes.
     """
@@ -94,7 +94,7 @@ def products_at_same(
             corners = layout.corners[layout.first[begin] : layout.first[end]] - [row, column]
             corners = jnp.asarray(np.pad(corners, ((0, n_tiles - len(corners)), (0, 0))), jnp.int32)
             ends = left(*at_target), at_target[0], right(*at_source), at_source[0]
-            tiles = np.asarray(contract_own(spans, *ends, corners, forward=forward))
+            tiles = np.asarray(contract_own(segments, *ends, corners, forward=forward))
             here = pairs.at(slice(*np.searchsorted(pairs.target, [row, layout.rows[end]])))
             number, place = _places(layout, targets, here)
             found.append(tiles[(number - layout.first[begin], *place)])

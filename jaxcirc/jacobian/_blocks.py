@@ -19,12 +19,12 @@ def chain_of_blocks(
     resids: Sequence[Resid],
     source: Site,
     target: Site,
-    shift: Float[Array, "..."] | None = None,
+    displacement: Float[Array, "..."] | None = None,
 ) -> EdgeJacobian:
     """The Jacobian from `source` to `target` cut where blocks meet, so that each block is in closed form where it has one.
 
-    **Arguments:** - `resids`: what enters each block at the point of linearisation. - `shift`: by how much the source's value was moved
-    there.
+    **Arguments:** - `resids`: what enters each block at the point of linearisation. - `displacement`: by how much the source's value was
+    moved there.
     """
     start, end, *_ = in_one_block(model, source, target, frozenset(), {})
     layers = range(layer_of(start), layer_of(end) + 1)
@@ -34,7 +34,7 @@ def chain_of_blocks(
         stop = Site(0, end.kind if layer == layers[-1] else Kind.RESID_POST)
         inside = layer == layers[0] and begin.kind != Kind.RESID_PRE  # else what enters is moved already
         block = (model.blocks[layer],), (masks[layer],), resids[layer]
-        segments.append(between_blocks(*block, begin, stop, (), shift if inside else None))
+        segments.append(between_blocks(*block, begin, stop, (), displacement if inside else None))
     return EdgeJacobian(product_of(segments, layers, source, target))
 
 

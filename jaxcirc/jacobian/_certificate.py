@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import check_count
 from .._version import __version__
-from ..linear import Span
+from ..linear import Segment
 from ..runs import BUDGET
 from ._contract import contract
 from ._engine import CLOSED, contract_route, engine_of, matrix_route, side_of
@@ -152,12 +152,12 @@ def default_limit(dtype) -> float:
     return 1e-4 if exact else 2e-2  # TF32 and bfloat16 passes keep 8 to 11 bits
 
 
-def reference(spans: tuple[Span, ...], tangent: np.ndarray) -> np.ndarray:
+def reference(segments: tuple[Segment, ...], tangent: np.ndarray) -> np.ndarray:
     """`product v` in float64, operation by operation."""
     with jax.enable_x64(True), jax.disable_jit(), jax.default_matmul_precision("highest"):
         value = jnp.asarray(tangent, jnp.float64)
-        for span in jax.tree.map(_widened, spans):
-            _, value = jax.jvp(span, (jnp.zeros(value.shape, jnp.float64),), (value,))
+        for segment in jax.tree.map(_widened, segments):
+            _, value = jax.jvp(segment, (jnp.zeros(value.shape, jnp.float64),), (value,))
     return np.asarray(value)
 
 
@@ -166,7 +166,7 @@ def _widened(leaf: Array) -> Array:
 
 
 def error_of_edges(
-    ends: Sequence[tuple[Span, Float[np.ndarray, "m d_target"]]],
+    ends: Sequence[tuple[Segment, Float[np.ndarray, "m d_target"]]],
     left_pos: Int[np.ndarray, " m"],
     right: Float[np.ndarray, "k d_source"],
     right_pos: Int[np.ndarray, " k"],
@@ -180,8 +180,8 @@ def error_of_edges(
     tangent = np.zeros((seq, right.shape[1]))
     np.add.at(tangent, right_pos, signs[:, None] * np.asarray(right, np.float64))
     want = np.zeros(len(left_pos))
-    for span, left in ends:
-        image = reference((span,), tangent.reshape(span.shapes()[0].shape)).reshape(seq, -1)
+    for segment, left in ends:
+        image = reference((segment,), tangent.reshape(segment.shapes()[0].shape)).reshape(seq, -1)
         want += (np.asarray(left, np.float64) * image[left_pos]).sum(1)
     return _error(np.asarray(edges, np.float64) @ signs, want)
 

@@ -14,7 +14,7 @@ from .._sites import by_site, did_you_mean, Kind, layer_of, Part, Site
 from .._tap import site_read
 from .._typing import Keys, Tokens
 from ..graph import reaches
-from ..linear import make_span
+from ..linear import make_segment
 from ..models import Transformer
 from ..saes import AbstractDictionary, anonymous
 from ._operator import EdgeJacobian, select
@@ -88,7 +88,7 @@ def edge(
     on_the_way = frozenset(s for s in held if s.part == Part.VALUE or source < s < target)
     start, end, on_the_way, placed = in_one_block(model, source, target, on_the_way, saes)
     resids = clean_resids(model, tokens, mask)
-    segment, layer = make_span(model, tokens, mask, resids, start, end, on_the_way, placed)
+    segment, layer = make_segment(model, tokens, mask, resids, start, end, on_the_way, placed)
     positions = {"source_pos": source_pos, "target_pos": target_pos}
     J = EdgeJacobian(product_of([segment], [layer], source, target, **positions, engine=engine))
     if engine == "structured" and select(J) != "structured":

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from .._sites import Kind, Site
 from .._tap import Everything
-from ..linear import Span
+from ..linear import Segment
 from ._product import Product
 
 
@@ -21,8 +21,8 @@ def check_finite(product: Product, result: Array) -> None:
         if found is not None:
             site, what = found
             raise ValueError(
-                f"The Jacobian is not finite: the {what} at `{site.shift(int(layer))}` is the first NaN or infinity. Look at the value "
-                "there with jc.run(…, record=[…]), and at the weights and dictionaries before it."
+                f"The Jacobian is not finite: the {what} at `{site.offset_layers(int(layer))}` is the first NaN or infinity. Look at "
+                "the value there with jc.run(…, record=[…]), and at the weights and dictionaries before it."
             )
     raise ValueError(
         "The Jacobian is not finite, though every value and derivative on the way is: numbers overflow, or the vectors given are not "
@@ -30,7 +30,7 @@ def check_finite(product: Product, result: Array) -> None:
     )
 
 
-def _first(segment: Span) -> tuple[Site, str] | None:
+def _first(segment: Segment) -> tuple[Site, str] | None:
     """The first site of the clean run whose value, or whose tangent for a dense tangent at the source, is not finite."""
 
     zero = segment.zero()

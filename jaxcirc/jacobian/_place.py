@@ -23,7 +23,7 @@ class Place(eqx.Module):
 
     @property
     def site(self) -> Site:
-        return self.first.shift(int(self.layer))
+        return self.first.offset_layers(int(self.layer))
 
     @property
     def known(self) -> bool:
@@ -60,4 +60,4 @@ def place_of(site: Site, positions: Int[Array, " n"] | None = None) -> Place:
     """The place of a site at all positions, or some."""
     with jax.ensure_compile_time_eval():  # so that an operator made under `jit` knows its layers
         layer = jnp.asarray(site.layer or 0, jnp.int32)
-    return Place(site.shift(-(site.layer or 0)), layer, positions)
+    return Place(site.offset_layers(-(site.layer or 0)), layer, positions)

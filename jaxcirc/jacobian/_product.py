@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Site
-from ..linear import chunk_for, jvp, Span, vjp
+from ..linear import chunk_for, jvp, Segment, vjp
 from ..runs import BUDGET, halving
 from ._place import Place, place_of
 from ._positions import position_axis
@@ -29,7 +29,7 @@ class Product(eqx.Module):
     - `transposed`: whether it goes from the segments' end to their beginning.
     """
 
-    segments: tuple[Span, ...]
+    segments: tuple[Segment, ...]
     begins: tuple[Int[Array, ""], ...]
     places: tuple[Place, Place]
     engine: str = eqx.field(static=True)
@@ -121,7 +121,7 @@ class Product(eqx.Module):
 
 
 def product_of(
-    segments: Sequence[Span],
+    segments: Sequence[Segment],
     layers: Sequence[int],
     source: Site,
     target: Site,

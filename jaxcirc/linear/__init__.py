@@ -15,8 +15,8 @@ from ._same_position import contract_own as contract_own, TILE as TILE
 from ._segment import (
     between_blocks as between_blocks,
     jvp as jvp,
-    make_span as make_span,
-    Span as Span,
+    make_segment as make_segment,
+    Segment as Segment,
     vjp as vjp,
 )
 from ._segments import (

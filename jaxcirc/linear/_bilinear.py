@@ -13,7 +13,7 @@ from ._block import LinearBlock
 from ._ends import source_vectors, target_covectors
 from ._forms import attends, read_site
 from ._maps import Positions, pull, push
-from ._segment import Span
+from ._segment import Segment
 
 
 Attended = AttentionColumns | Float[Array, "k d_model"] | None
@@ -64,14 +64,14 @@ def contract_same(
 
 
 def bilinear(
-    span: Span, linear: LinearBlock, *, forward: bool = False, spread: bool = False, asked: bool = False
+    segment: Segment, linear: LinearBlock, *, forward: bool = False, spread: bool = False, asked: bool = False
 ) -> Bilinear:
-    """Makes the bilinear form of a one-block span. `forward`: where nothing passes attention, push the columns and do not pull the rows.
+    """Makes the bilinear form of a one-block segment. `forward`: where nothing passes attention, push the columns and do not pull the rows.
     `spread`: spread rows over the keys. `asked`: columns come with what every query asks of them, and not with their keys.
     """
-    left_at, right_at = target_covectors(span), source_vectors(span)
-    source, target, heads = span.source.kind, read_site(span).kind, linear.heads
-    attention = heads if heads is not None and heads.paths and attends(span) else None
+    left_at, right_at = target_covectors(segment), source_vectors(segment)
+    source, target, heads = segment.source.kind, read_site(segment).kind, linear.heads
+    attention = heads if heads is not None and heads.paths and attends(segment) else None
     forward = forward and attention is None
     spread = spread and source <= Kind.LN1_NORMALIZED
     spread = spread and attention is not None and bool(attention.paths & {Kind.V, Kind.K})

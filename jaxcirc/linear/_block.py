@@ -13,7 +13,7 @@ from ._attention import AttentionMap
 from ._forms import passed
 from ._local import local_maps, Norm, norm_at, Values
 from ._maps import dense, LocalMap, same
-from ._segment import Span
+from ._segment import Segment
 
 
 class LinearBlock(NamedTuple):
@@ -36,12 +36,14 @@ class LinearBlock(NamedTuple):
         return [*self.before, *self.after]
 
 
-def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
+def linearise(segment: Segment, layer: int, frozen: Collection[Kind]) -> LinearBlock:
     """Linearises block `layer` of the segment between its ends, with the sites of kinds `frozen` held."""
-    block, values = span.blocks[layer], _values(span, layer)
+    block, values = segment.blocks[layer], _values(segment, layer)
     stopped = {*frozen, *([Kind.ATTN_OUT] if Kind.RESULT in frozen else [])}
-    of = {slot.name: local_maps(slot, slot.part(block), values, frozen) for slot in passed(span) if slot.name != "attn"}
-    attn = widened(block.attn) if any(slot.name == "attn" for slot in passed(span)) else None
+    of = {
+        slot.name: local_maps(slot, slot.part(block), values, frozen) for slot in passed(segment) if slot.name != "attn"
+    }
+    attn = widened(block.attn) if any(slot.name == "attn" for slot in passed(segment)) else None
     d_model, middle = values[Kind.RESID_PRE].shape[1], Kind.RESID_MID if block.has_middle else Kind.RESID_POST
     passes_on = lambda source, target: LocalMap(source, target, same, d_model)
     entrance = of.get("ln1", []) if block.ln1 is not None else [passes_on(Kind.RESID_PRE, Kind.LN1_NORMALIZED)]
@@ -55,7 +57,7 @@ def linearise(span: Span, layer: int, frozen: Collection[Kind]) -> LinearBlock:
         norm=_norm(block.ln1, values, frozen) if "ln1" in of else None,
         entrance=free(entrance),
         projections=free(_projections(attn)),
-        heads=None if attn is None else _heads(attn, values, span.masks[layer], frozen),
+        heads=None if attn is None else _heads(attn, values, segment.masks[layer], frozen),
         after=free(after),
     )
 
@@ -110,9 +112,9 @@ def _norm(norm: object, values: Values, frozen: Collection[Kind]) -> Norm | None
     return norm_at(widened(norm), values[Kind.RESID_PRE], values[Kind.LN1_SCALE], live=live)
 
 
-def _values(span: Span, layer: int) -> Values:
+def _values(segment: Segment, layer: int) -> Values:
     """The clean run inside the block, by kind of site; what the block does not have is not there."""
     # Each head's result is large, and made only where it is asked for.
     kinds = [kind for kind in Kind if kind.in_block and kind != Kind.RESULT]
-    cache = span.record({Site(layer, kind) for kind in kinds})
+    cache = segment.record({Site(layer, kind) for kind in kinds})
     return {site.kind: value for site, value in cache.items()}

@@ -17,7 +17,7 @@ from ..runs import BUDGET
 from ._block import LinearBlock, linearise
 from ._dense import block_matrix
 from ._maps import pull
-from ._segment import between_blocks, Span
+from ._segment import between_blocks, Segment
 from ._tiles import take
 
 
@@ -26,16 +26,16 @@ Matrix = Float[Array, "t d_target seq d_model"]
 
 
 def chain_matrix(
-    span: Span, target_pos: np.ndarray, *, budget: int = BUDGET, groups: int | None = None
+    segment: Segment, target_pos: np.ndarray, *, budget: int = BUDGET, groups: int | None = None
 ) -> Float[Array, "t d_model seq d_model"]:
     """`J[target_pos]`, holding its result and the budget. `groups`: into how many parts, each cut to what they reach, the rows go."""
-    seq, d_model = span.resid.shape
-    *rest, last = split(span)
+    seq, d_model = segment.resid.shape
+    *rest, last = split(segment)
     # Every part has its own shapes and is compiled apart, which only work of a second or so makes up for.
-    work = len(span.blocks) * seq**2 * d_model**3
+    work = len(segment.blocks) * seq**2 * d_model**3
     groups = groups or (1 if work < 1e9 else 2 if work < 1e11 else 4)
-    causal = bool(not np.triu(np.asarray(jnp.stack(span.masks)), 1).any())
-    kept = seq * d_model**2 * span.resid.dtype.itemsize <= budget // 2
+    causal = bool(not np.triu(np.asarray(jnp.stack(segment.masks)), 1).any())
+    kept = seq * d_model**2 * segment.resid.dtype.itemsize <= budget // 2
     everywhere = jnp.arange(seq, dtype=jnp.int32)
     matrix = block_matrix(last, jnp.asarray(target_pos, jnp.int32), everywhere, budget=budget)
     for block in reversed(rest):
@@ -46,37 +46,39 @@ def chain_matrix(
     return matrix
 
 
-def split(span: Span) -> list[Span]:
-    """The span block by block: what enters each, and which of its sites are held."""
-    entering, last = [span.resid, *_entering(span)], len(span.blocks) - 1
-    ends = [Site(0, Kind.RESID_POST)] * last + [span.target.shift(-last)]
-    held = lambda layer: (site.shift(-layer) for site in span.frozen if site.layer == layer)
+def split(segment: Segment) -> list[Segment]:
+    """The segment block by block: what enters each, and which of its sites are held."""
+    entering, last = [segment.resid, *_entering(segment)], len(segment.blocks) - 1
+    ends = [Site(0, Kind.RESID_POST)] * last + [segment.target.offset_layers(-last)]
+    held = lambda layer: (site.offset_layers(-layer) for site in segment.frozen if site.layer == layer)
     return [
         between_blocks((block,), (mask,), resid, Site(0, Kind.RESID_PRE), end, held(layer))
-        for layer, (block, mask, resid, end) in enumerate(zip(span.blocks, span.masks, entering, ends, strict=True))
+        for layer, (block, mask, resid, end) in enumerate(
+            zip(segment.blocks, segment.masks, entering, ends, strict=True)
+        )
     ]
 
 
 @jax.jit
-def _entering(span: Span) -> list[Array]:
-    sites = [Site(layer, Kind.RESID_PRE) for layer in range(1, len(span.blocks))]
-    return list(span.record(sites).values())
+def _entering(segment: Segment) -> list[Array]:
+    sites = [Site(layer, Kind.RESID_PRE) for layer in range(1, len(segment.blocks))]
+    return list(segment.record(sites).values())
 
 
 @jax.jit
-def mlp_matrices(span: Span) -> Float[Array, "seq d_model d_model"]:
+def mlp_matrices(segment: Segment) -> Float[Array, "seq d_model d_model"]:
     """For every position the matrix by which a covector (a row) of the end of the block becomes one of what its MLP reads."""
-    seq, d_model = span.resid.shape
-    linear = linearise(span, 0, span.held)
-    identity = jnp.tile(jnp.eye(d_model, dtype=span.resid.dtype), (seq, 1))
+    seq, d_model = segment.resid.shape
+    linear = linearise(segment, 0, segment.frozen_kinds)
+    identity = jnp.tile(jnp.eye(d_model, dtype=segment.resid.dtype), (seq, 1))
     end = {Kind.RESID_POST: identity}
-    middle = pull(linear.after, end, jnp.repeat(jnp.arange(seq, dtype=jnp.int32), d_model))[span.blocks[0].mlp_reads]
+    middle = pull(linear.after, end, jnp.repeat(jnp.arange(seq, dtype=jnp.int32), d_model))[segment.blocks[0].mlp_reads]
     return middle.reshape(seq, d_model, d_model)
 
 
 @ft.partial(jax.jit, static_argnames=("count", "reached", "budget"), donate_argnums=1)
 def pull_block(
-    span: Span,
+    segment: Segment,
     matrix: Matrix,
     mlps: Float[Array, "seq d_model d_model"] | None,
     begin: Int[Array, ""] | int,
@@ -86,7 +88,7 @@ def pull_block(
     budget: int = BUDGET,
 ) -> Matrix:
     """Pulls the rows of `count` targets from `begin` on, which are 0 from the position `reached` on, back through one block, in place."""
-    linear = linearise(span, 0, span.held)
+    linear = linearise(segment, 0, segment.frozen_kinds)
     positions = jnp.arange(reached, dtype=jnp.int32)
     flat, n = matrix.reshape(-1, *matrix.shape[2:]), count * matrix.shape[1]
     chunk = _chunk(
@@ -101,7 +103,7 @@ def pull_block(
     def some(i, flat):
         place = (begin * matrix.shape[1] + i * chunk, 0, 0)
         covectors = jax.lax.dynamic_slice(flat, place, (chunk, reached, flat.shape[2])).transpose(1, 0, 2)
-        covectors = _pull(linear, covectors, mlps, positions, span.blocks[0].mlp_reads)
+        covectors = _pull(linear, covectors, mlps, positions, segment.blocks[0].mlp_reads)
         return jax.lax.dynamic_update_slice(flat, covectors.transpose(1, 0, 2), place)
 
     return jax.lax.fori_loop(0, n // chunk, some, flat).reshape(matrix.shape)

@@ -20,7 +20,7 @@ from ..runs import rounded_up
 from ._bilinear import bilinear, contract_same
 from ._block import linearise
 from ._forms import attends
-from ._segment import Span
+from ._segment import Segment
 from ._tiles import sort, take, tile, Tiles
 
 
@@ -66,7 +66,7 @@ def _power_below(n: int) -> int:
 
 
 def contract_block(
-    span: Span,
+    segment: Segment,
     left: Array,
     left_pos: Int[Array, " m"],
     right: Array,
@@ -74,49 +74,49 @@ def contract_block(
     *,
     sizes: Sizes,
 ) -> Float[Array, "m k"]:
-    """`left_m^T J right_k` for a span of one block. Under `vmap` one after another, so that memory stays what it is."""
-    one_block = len(right_pos) <= sizes.tiles * sizes.width or (sizes.spread and not attends(span))
+    """`left_m^T J right_k` for a segment of one block. Under `vmap` one after another, so that memory stays what it is."""
+    one_block = len(right_pos) <= sizes.tiles * sizes.width or (sizes.spread and not attends(segment))
     if len(left_pos) <= sizes.block and one_block:
-        return _contract_at_once(span, left, left_pos, right, right_pos)
+        return _contract_at_once(segment, left, left_pos, right, right_pos)
     # Apart, because sorting takes as long to compile as the rest, and is the same for all kinds of edges.
-    columns = tile(right_pos, span.resid.shape[0], sizes.width, sizes.tiles)
-    return _contract_sorted(span, left, left_pos, sort(left_pos), right, right_pos, columns, sizes=sizes)
+    columns = tile(right_pos, segment.resid.shape[0], sizes.width, sizes.tiles)
+    return _contract_sorted(segment, left, left_pos, sort(left_pos), right, right_pos, columns, sizes=sizes)
 
 
 @jax.jit
-def _contract_at_once(span: Span, left, left_pos, right, right_pos):
+def _contract_at_once(segment: Segment, left, left_pos, right, right_pos):
     """What is one block of rows and columns, without sorting: every vector is a tile. Few rows that meet columns at their own positions
     only are, however many columns there are: sorting these would take longer than the products that it saves.
     """
 
     @jax.custom_batching.sequential_vmap
-    def contract(span, left, left_pos, right, right_pos):
-        form = bilinear(span, _linear(span), forward=len(right_pos) < len(left_pos))
+    def contract(segment, left, left_pos, right, right_pos):
+        form = bilinear(segment, _linear(segment), forward=len(right_pos) < len(left_pos))
         rows, columns = form.prepare_rows(left, left_pos), form.prepare_columns(right, right_pos)
         through = form.contract_tiles(rows, columns.attended, right_pos)
         same = None if rows.local is None else contract_same(rows.local, left_pos, columns.local, right_pos)
         found = [edges.reshape(len(left_pos), -1) for edges in (through, same) if edges is not None]
-        return sum(found, jnp.zeros((len(left_pos), len(right_pos)), span.resid.dtype))
+        return sum(found, jnp.zeros((len(left_pos), len(right_pos)), segment.resid.dtype))
 
-    return contract(span, left, left_pos, right, right_pos)
+    return contract(segment, left, left_pos, right, right_pos)
 
 
 @ft.partial(jax.jit, static_argnames="sizes")
-def _contract_sorted(span: Span, left, left_pos, order, right, right_pos, columns: Tiles, *, sizes: Sizes):
+def _contract_sorted(segment: Segment, left, left_pos, order, right, right_pos, columns: Tiles, *, sizes: Sizes):
     @jax.custom_batching.sequential_vmap
     def contract(*arguments):
         return _in_blocks(*arguments, sizes=sizes)
 
-    return contract(span, left, left_pos, order, right, right_pos, columns)
+    return contract(segment, left, left_pos, order, right, right_pos, columns)
 
 
-def _linear(span: Span):
-    return linearise(span, 0, span.held)
+def _linear(segment: Segment):
+    return linearise(segment, 0, segment.frozen_kinds)
 
 
-def _in_blocks(span: Span, left, left_pos, order, right, right_pos, tiles: Tiles, *, sizes: Sizes):
+def _in_blocks(segment: Segment, left, left_pos, order, right, right_pos, tiles: Tiles, *, sizes: Sizes):
     m, k, block = len(left_pos), len(right_pos), sizes.block
-    form = bilinear(span, _linear(span), forward=k < m, spread=sizes.spread, asked=sizes.asked)
+    form = bilinear(segment, _linear(segment), forward=k < m, spread=sizes.spread, asked=sizes.asked)
     prepare = lambda item: form.prepare_columns(take(right, item), take(right_pos, item))
     # What is at the source is kept where it was pushed there; else it is had for the taking.
     part = (lambda item: prepare(item).local) if form.attention is None else (lambda item: prepare(item).attended)
@@ -128,7 +128,7 @@ def _in_blocks(span: Span, left, left_pos, order, right, right_pos, tiles: Tiles
         return part(_cut(tiles.item, j, sizes.tiles)) if kept is None else jax.tree.map(lambda x: x[j], kept)
 
     def local(j):
-        """Takes what the columns in `sizes.near` tiles, the `j`th so many, are at one end of the span."""
+        """Takes what the columns in `sizes.near` tiles, the `j`th so many, are at one end of the segment."""
         if kept is None or form.attention is not None:
             return prepare(_cut(tiles.item, j, sizes.near)).local
         return _cut(kept.reshape(-1, sizes.width, kept.shape[-1]), j, sizes.near)
@@ -162,7 +162,7 @@ def _in_blocks(span: Span, left, left_pos, order, right, right_pos, tiles: Tiles
         )
         return jax.lax.fori_loop(0, block, put, out, unroll=8)
 
-    out = jnp.zeros((m, k), span.resid.dtype)
+    out = jnp.zeros((m, k), segment.resid.dtype)
     return jax.lax.fori_loop(0, len(padded) // block, some_rows, out)
 
 

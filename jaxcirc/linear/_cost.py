@@ -9,10 +9,10 @@ from jaxtyping import Array
 from .._sites import Kind, Site
 from .._tap import Everything
 from ..parts import Attention
-from ._segment import Span
+from ._segment import Segment
 
 
-def chunk_for(segments: Sequence[Span], budget: int) -> int:
+def chunk_for(segments: Sequence[Segment], budget: int) -> int:
     """Finds how many tangents at once keep what autodiff holds for them within `budget` bytes."""
     held = 0
     for segment in segments:
@@ -21,7 +21,7 @@ def chunk_for(segments: Sequence[Span], budget: int) -> int:
     return max(1, budget // (held * segments[0].resid.dtype.itemsize))
 
 
-def numbers_held(segment: Span, layer: int = 0) -> int:
+def numbers_held(segment: Segment, layer: int = 0) -> int:
     """Counts the numbers that a block holds for one tangent, at all positions: one at each of its sites, and another for each score."""
     values = _values_of.eval_shape(segment)
     sizes = {site.kind: math.prod(value.shape) for site, value in values.items() if site.layer == layer}
@@ -29,7 +29,7 @@ def numbers_held(segment: Span, layer: int = 0) -> int:
 
 
 @jax.jit  # never run: its shapes are asked for
-def _values_of(segment: Span) -> dict[Site, Array]:
+def _values_of(segment: Segment) -> dict[Site, Array]:
     return segment.record(_ButResults())
 
 
@@ -40,7 +40,7 @@ class _ButResults(Everything):
         return isinstance(site, Site) and site.kind != Kind.RESULT
 
 
-def heads_of(segment: Span) -> int:
+def heads_of(segment: Segment) -> int:
     """Counts the heads of the attention that closed forms may pass, at least 1."""
     attn = segment.blocks[0].attn
     return attn.W_Q.shape[0] if type(attn) is Attention else 1

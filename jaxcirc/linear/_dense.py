@@ -23,7 +23,7 @@ from ._attention import AttentionMap, AttentionRows
 from ._bilinear import bilinear, Rows
 from ._block import LinearBlock, linearise
 from ._cost import numbers_held
-from ._segment import Span
+from ._segment import Segment
 from ._tiles import take
 
 
@@ -48,38 +48,38 @@ class Factors(NamedTuple):
 
 
 def block_matrix(
-    span: Span, target_pos: Int[Array, " t"], source_pos: Int[Array, " s"], *, budget: int
+    segment: Segment, target_pos: Int[Array, " t"], source_pos: Int[Array, " s"], *, budget: int
 ) -> Float[Array, "t n_target s n_source"]:
-    """The Jacobian of a one-block span between some positions. Its source is not in a dictionary's coordinates."""
-    n, width = _widths(span)
-    numbers, cpu = budget // span.resid.dtype.itemsize, jax.default_backend() == "cpu"
+    """The Jacobian of a one-block segment between some positions. Its source is not in a dictionary's coordinates."""
+    n, width = _widths(segment)
+    numbers, cpu = budget // segment.resid.dtype.itemsize, jax.default_backend() == "cpu"
     most = min(2**18 if cpu else numbers, numbers // 8)
     # On a CPU a tile stays in a core's cache until it is written.
     keys = min(len(source_pos), 16 if cpu else 256)
     coordinates = max(1, min(n, most // (keys * width)))
-    row = numbers_held(span) // span.resid.shape[0]
+    row = numbers_held(segment) // segment.resid.shape[0]
     together = max(coordinates, min(n, numbers // (2 * row)))
-    return _matrix(span, target_pos, source_pos, sizes=Sizes(together, coordinates, keys))
+    return _matrix(segment, target_pos, source_pos, sizes=Sizes(together, coordinates, keys))
 
 
 @ft.partial(jax.jit, static_argnames="sizes")
-def _matrix(span: Span, target_pos: Array, source_pos: Array, *, sizes: Sizes) -> Array:
+def _matrix(segment: Segment, target_pos: Array, source_pos: Array, *, sizes: Sizes) -> Array:
     @jax.custom_batching.sequential_vmap
-    def compute(span, target_pos, source_pos):
-        return _in_tiles(span, target_pos, source_pos, sizes)
+    def compute(segment, target_pos, source_pos):
+        return _in_tiles(segment, target_pos, source_pos, sizes)
 
-    return compute(span, target_pos, source_pos)
+    return compute(segment, target_pos, source_pos)
 
 
-def _widths(span: Span) -> tuple[int, int]:
-    source, target = span.ends()
+def _widths(segment: Segment) -> tuple[int, int]:
+    source, target = segment.shapes()
     return math.prod(target.shape[1:]), math.prod(source.shape[1:])
 
 
-def _in_tiles(span: Span, target_pos: Array, source_pos: Array, sizes: Sizes) -> Array:
-    (n, width), kind = _widths(span), span.source.kind
-    linear = linearise(span, 0, span.held)
-    form = bilinear(span, linear)
+def _in_tiles(segment: Segment, target_pos: Array, source_pos: Array, sizes: Sizes) -> Array:
+    (n, width), kind = _widths(segment), segment.source.kind
+    linear = linearise(segment, 0, segment.frozen_kinds)
+    form = bilinear(segment, linear)
     y = (
         take(linear.norm.y, source_pos)
         if linear.norm is not None and linear.norm.live and kind == Kind.RESID_PRE
@@ -121,7 +121,7 @@ def _in_tiles(span: Span, target_pos: Array, source_pos: Array, sizes: Sizes) ->
 
         return jax.lax.fori_loop(0, -(-n // sizes.rows), some_rows, out)
 
-    out = jnp.zeros((len(target_pos), n, len(source_pos), width), span.resid.dtype)
+    out = jnp.zeros((len(target_pos), n, len(source_pos), width), segment.resid.dtype)
     return jax.lax.fori_loop(0, len(target_pos), at_target, out)
 
 

@@ -16,23 +16,23 @@ from .._sites import Part
 from .._tap import site_read
 from ..saes import AbstractDictionary
 from ._maps import Items, Positions
-from ._segment import Span
+from ._segment import Segment
 from ._tiles import take
 
 
 Fold = Callable[[Array, Positions], Items]
 
 
-def source_vectors(span: Span) -> Fold:
+def source_vectors(segment: Segment) -> Fold:
     """From items in the source's coordinates to vectors at its site, flat."""
-    source = span.source
+    source = segment.source
     if source.part not in (Part.ACTS, Part.INPUT):
-        return _raw(span, source.value)
-    sae = span.saes[source.value]
+        return _raw(segment, source.value)
+    sae = segment.saes[source.value]
     read = site_read(source.value, sae)
-    x = _flat(span.record({read})[read])
+    x = _flat(segment.record({read})[read])
     if source.part == Part.INPUT:
-        return _decoded_input(span, sae, x)
+        return _decoded_input(segment, sae, x)
     scale = sae.decoder_scale(x)
 
     def decode(items, positions):
@@ -42,9 +42,9 @@ def source_vectors(span: Span) -> Fold:
     return decode
 
 
-def _decoded_input(span: Span, sae: AbstractDictionary, x: Float[Array, "seq d_in"]) -> Fold:
+def _decoded_input(segment: Segment, sae: AbstractDictionary, x: Float[Array, "seq d_in"]) -> Fold:
     """What the decoder makes of changes of its input at the clean latents. Where the error is not held it takes back as much."""
-    unfold, acts, live = _raw(span, span.source), sae.encode(x), span.source.value.error not in span.frozen
+    unfold, acts, live = _raw(segment, segment.source), sae.encode(x), segment.source.value.error not in segment.frozen
 
     def decode(items, positions):
         here, latents = take(x, positions), take(acts, positions)
@@ -54,14 +54,14 @@ def _decoded_input(span: Span, sae: AbstractDictionary, x: Float[Array, "seq d_i
     return decode
 
 
-def target_covectors(span: Span) -> Fold:
+def target_covectors(segment: Segment) -> Fold:
     """From items in the target's coordinates to covectors at its site, flat; for what a transcoder makes of its input, where it reads."""
-    target = span.target
+    target = segment.target
     if target.part in (Part.VALUE, Part.INPUT):
-        return _raw(span, target)
-    sae = span.saes[target.value]
+        return _raw(segment, target)
+    sae = segment.saes[target.value]
     read = site_read(target.value, sae)
-    x = _flat(span.record({read})[read])
+    x = _flat(segment.record({read})[read])
     if target.part == Part.ACTS:
         slopes = sae.slopes(x)
 
@@ -74,7 +74,7 @@ def target_covectors(span: Span) -> Fold:
             return sae.pull_input(take(x, positions), covectors)
 
         return encode
-    unfold, held = _raw(span, target.value), target.value.input in span.frozen
+    unfold, held = _raw(segment, target.value), target.value.input in segment.frozen
 
     def error(items, positions):
         missed = lambda x, clean: x - sae.decode(sae.encode(x), clean if held else x)
@@ -86,18 +86,18 @@ def target_covectors(span: Span) -> Fold:
     return error
 
 
-def _raw(span: Span, site) -> Fold:
+def _raw(segment: Segment, site) -> Fold:
     def unfold(items, positions):
         if _are_units(items):
-            width = _width(span, site)
-            return jax.nn.one_hot(items, width, dtype=span.resid.dtype)
+            width = _width(segment, site)
+            return jax.nn.one_hot(items, width, dtype=segment.resid.dtype)
         return items
 
     return unfold
 
 
-def _width(span: Span, site) -> int:
-    shape = jax.eval_shape(lambda span: span.record({site})[site], span).shape
+def _width(segment: Segment, site) -> int:
+    shape = jax.eval_shape(lambda segment: segment.record({site})[site], segment).shape
     return int(shape[-1] if len(shape) == 2 else shape[-1] * shape[-2])
 
 

@@ -1,4 +1,4 @@
-"""Which engine computes what: closed forms where the span is one that they cover, autodiff for every other."""
+"""Which engine computes what: closed forms where the segment is one that they cover, autodiff for every other."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from .._tap import site_read
 from .._typing import Resid
 from ..parts import Attention, Block, LayerNorm
 from ._local import has_local_maps
-from ._segment import Span
+from ._segment import Segment
 from ._slots import Slot, slots, slots_between
 
 
@@ -31,21 +31,21 @@ LOCAL = frozenset(
 HELD = LOCAL | {Kind.LN1_SCALE, Kind.LN2_SCALE, Kind.ATTN_SCORES, Kind.PATTERN, Kind.RESULT}
 
 
-def is_closed(span: Span) -> bool:
-    """Whether closed forms give the bilinear forms of a span: one block, ends and held sites among those they know."""
+def is_closed(segment: Segment) -> bool:
+    """Whether closed forms give the bilinear forms of a segment: one block, ends and held sites among those they know."""
     return (
-        len(span.blocks) == 1
-        and span.outside is None
-        and is_folded(span)
-        and all(site.kind in LOCAL for site in (span.source, read_site(span)))
-        and all(site.kind in HELD for site in span.frozen)
-        and _has_maps(span.blocks[0], passed(span), span.resid)
+        len(segment.blocks) == 1
+        and segment.outside is None
+        and is_folded(segment)
+        and all(site.kind in LOCAL for site in (segment.source, read_site(segment)))
+        and all(site.kind in HELD for site in segment.frozen)
+        and _has_maps(segment.blocks[0], passed(segment), segment.resid)
     )
 
 
-def passed(span: Span) -> tuple[Slot, ...]:
+def passed(segment: Segment) -> tuple[Slot, ...]:
     """The parts that may lie between the ends of a one-block segment."""
-    return slots_between(span.blocks[0], span.source.kind, read_site(span).kind, span.held)
+    return slots_between(segment.blocks[0], segment.source.kind, read_site(segment).kind, segment.frozen_kinds)
 
 
 def _has_maps(block: Block, some: Iterable[Slot], resid: Resid) -> bool:
@@ -54,56 +54,56 @@ def _has_maps(block: Block, some: Iterable[Slot], resid: Resid) -> bool:
     return type(block) is Block and all(known(slot, slot.part(block)) for slot in some)
 
 
-def is_folded(span: Span) -> bool:
-    """Whether dictionaries are at the span's ends only, so that they can be folded into vectors and covectors at its sites; with what
+def is_folded(segment: Segment) -> bool:
+    """Whether dictionaries are at the segment's ends only, so that they can be folded into vectors and covectors at its sites; with what
     is held of them: the error, where a decoder's input is the source, and a decoder's input, where the error is the target.
     """
-    source, target = span.source, span.target
+    source, target = segment.source, segment.target
     at_ends = {source.value.error, target.value.input}
-    if any(site.part != Part.VALUE and site not in at_ends for site in span.frozen):
+    if any(site.part != Part.VALUE and site not in at_ends for site in segment.frozen):
         return False
     if source.part == Part.INPUT and source.value == target.value and target.part != Part.VALUE:
         return False
-    return target.part != Part.ERROR or site_read(target.value, span.saes[target.value]) == target.value
+    return target.part != Part.ERROR or site_read(target.value, segment.saes[target.value]) == target.value
 
 
-def read_site(span: Span) -> Site:
+def read_site(segment: Segment) -> Site:
     """The site whose value the target is a function of: for what a dictionary makes of its input itself, the site that it reads."""
-    target = span.target
+    target = segment.target
     own = target.part in (Part.ACTS, Part.INPUT)
-    return site_read(target.value, span.saes[target.value]) if own else target.value
+    return site_read(target.value, segment.saes[target.value]) if own else target.value
 
 
-def is_local(span: Span) -> bool:
+def is_local(segment: Segment) -> bool:
     """Whether nothing moves between positions on the way: no path through attention."""
-    return is_closed(span) and not attends(span)
+    return is_closed(segment) and not attends(segment)
 
 
-def attends(span: Span) -> bool:
-    """Whether a one-block span goes through attention."""
-    target, held = read_site(span).kind, span.held
+def attends(segment: Segment) -> bool:
+    """Whether a one-block segment goes through attention."""
+    target, held = read_site(segment).kind, segment.frozen_kinds
     stopped = Kind.Z in held or (target > Kind.Z and {Kind.RESULT, Kind.ATTN_OUT} & held)
-    beside = span.blocks[0].parallel and Kind.ATTN_OUT < target < Kind.RESID_POST
-    return span.source.kind < Kind.ATTN_SCORES and target >= Kind.Z and not stopped and not beside
+    beside = segment.blocks[0].parallel and Kind.ATTN_OUT < target < Kind.RESID_POST
+    return segment.source.kind < Kind.ATTN_SCORES and target >= Kind.Z and not stopped and not beside
 
 
-def is_chain(span: Span) -> bool:
-    """Whether the full Jacobian of a span can be had block by block in closed form: from residual stream to residual stream."""
+def is_chain(segment: Segment) -> bool:
+    """Whether the full Jacobian of a segment can be had block by block in closed form: from residual stream to residual stream."""
     residual = (Kind.RESID_PRE, Kind.RESID_POST)
     return (
-        span.outside is None
-        and not span.saes
-        and span.source.kind == Kind.RESID_PRE
-        and span.target.kind in residual
-        and all(site.kind in HELD for site in span.frozen)
-        and all(block.mlp is not None and _has_maps(block, slots(block), span.resid) for block in span.blocks)
-        and _is_plain_norm(span.blocks[-1])
+        segment.outside is None
+        and not segment.saes
+        and segment.source.kind == Kind.RESID_PRE
+        and segment.target.kind in residual
+        and all(site.kind in HELD for site in segment.frozen)
+        and all(block.mlp is not None and _has_maps(block, slots(block), segment.resid) for block in segment.blocks)
+        and _is_plain_norm(segment.blocks[-1])
     )
 
 
-def is_dense(span: Span) -> bool:
+def is_dense(segment: Segment) -> bool:
     """Whether the whole matrix of a one-block segment is made at once, which takes the norm at its entrance apart: a layer norm or none."""
-    return _is_plain_norm(span.blocks[0]) or span.source.kind != Kind.RESID_PRE
+    return _is_plain_norm(segment.blocks[0]) or segment.source.kind != Kind.RESID_PRE
 
 
 def _is_plain_norm(block: Block) -> bool:

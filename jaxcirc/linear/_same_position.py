@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from .._sites import Kind
 from ._block import linearise
 from ._maps import Positions, push
-from ._segment import Span
+from ._segment import Segment
 
 
 TILE = 32  # rows and columns of one position that meet in one product
@@ -21,7 +21,7 @@ TILE = 32  # rows and columns of one position that meet in one product
 
 @ft.partial(jax.jit, static_argnames="forward")
 def contract_own(
-    spans: tuple[Span, ...],
+    segments: tuple[Segment, ...],
     left: Float[Array, "m d_target"],
     left_pos: Int[Array, " m"],
     right: Float[Array, "k d_source"],
@@ -35,10 +35,10 @@ def contract_own(
     With `forward` the vectors are pushed to the target, else the covectors are pulled to the source; each passes every block once.
     """
     if forward:
-        right = _push(spans, right, right_pos)
+        right = _push(segments, right, right_pos)
     else:
         like = jax.ShapeDtypeStruct((len(left), right.shape[1]), left.dtype)
-        (left,) = jax.linear_transpose(lambda vectors: _push(spans, vectors, left_pos), like)(left)
+        (left,) = jax.linear_transpose(lambda vectors: _push(segments, vectors, left_pos), like)(left)
 
     def tile(corner):
         row, column = (jax.lax.dynamic_slice_in_dim(*each, TILE) for each in ((left, corner[0]), (right, corner[1])))
@@ -48,13 +48,13 @@ def contract_own(
 
 
 def _push(
-    spans: tuple[Span, ...], vectors: Float[Array, "n d_source"], positions: Positions
+    segments: tuple[Segment, ...], vectors: Float[Array, "n d_source"], positions: Positions
 ) -> Float[Array, "n d_target"]:
     """Vectors at single positions as their images at the same positions, through one block after another."""
-    for span in spans:
-        linear = linearise(span, 0, frozenset())
-        images = push(linear.before, {span.source.kind: vectors}, positions)
+    for segment in segments:
+        linear = linearise(segment, 0, frozenset())
+        images = push(linear.before, {segment.source.kind: vectors}, positions)
         if linear.heads is not None and images.keys() & {Kind.Q, Kind.K, Kind.V}:
             images[Kind.Z] = linear.heads.own(images, positions)
-        vectors = push(linear.after, images, positions)[span.target.kind]
+        vectors = push(linear.after, images, positions)[segment.target.kind]
     return vectors

@@ -1,4 +1,4 @@
-"""A span: the part of a model between two sites, as a pure function of what is added at the first.
+"""A segment: the part of a model between two sites, as a pure function of what is added at the first.
 
 Only the blocks between the sites are in it, as arguments, and its sites are relative to the first of them. So the Jacobians of one kind,
 in whatever layer, run one compiled program. This is the autodiff engine: it takes any source, any target and any frozen set.
@@ -22,16 +22,16 @@ from ..parts import Block
 from ..saes import AbstractDictionary, anonymous
 
 
-class Span(eqx.Module):
+class Segment(eqx.Module):
     """Blocks, what flows into the first of them, and the two sites, which count layers from that block.
 
     **Attributes:**
 
     - `blocks`, `masks`: from the source's block to the target's; `resid` `[seq d_model]` enters the first.
-    - `outside`: the model without its blocks, where the span includes an embedding or the unembedding; then `tokens` and `keys`, too.
+    - `outside`: the model without its blocks, where the segment includes an embedding or the unembedding; then `tokens` and `keys`, too.
     - `saes`: dictionaries of the sites whose latents or errors are an end or are held.
     - `frozen`: the sites held without tangent.
-    - `shift`: how far the source's value is moved from what enters makes it, at the point of linearisation; `None` for not at all.
+    - `displacement`: how far the source's value is moved from what enters makes it, at the point of linearisation; `None` for not at all.
     """
 
     blocks: tuple[Block, ...]
@@ -44,17 +44,19 @@ class Span(eqx.Module):
     source: Site = eqx.field(static=True)
     target: Site = eqx.field(static=True)
     frozen: tuple[Site, ...] = eqx.field(static=True)
-    shift: Float[Array, "..."] | None = None
+    displacement: Float[Array, "..."] | None = None
 
     @property
-    def held(self) -> frozenset[Kind]:
+    def frozen_kinds(self) -> frozenset[Kind]:
         """The kinds of the values that are held; parts of dictionaries that are, are not among them."""
         return frozenset(site.kind for site in self.frozen if site.part == Part.VALUE)
 
     def __call__(self, step: Float[Array, "..."]) -> Float[Array, "..."]:
         """The value at the target when `step` is added at the source."""
         held = {site: Detach() for site in self.frozen}
-        return self.record({self.target}, step if self.shift is None else step + self.shift, held)[self.target]
+        return self.record({self.target}, step if self.displacement is None else step + self.displacement, held)[
+            self.target
+        ]
 
     def record(
         self,
@@ -63,7 +65,7 @@ class Span(eqx.Module):
         held: Mapping[Site, AbstractEdit] = NOTHING,
     ) -> dict[Site, Array]:
         """The values at `sites`, at the point of linearisation or `step` from what enters makes the source."""
-        step = self.shift if step is None else step
+        step = self.displacement if step is None else step
         edits = {**held} if step is None else {**held, self.source: Add(step)}
         tap = Tap(self.saes, edits, sites)
         resid = self.resid
@@ -80,33 +82,33 @@ class Span(eqx.Module):
         """Shape and dtype of the values at source and target."""
         return _at_ends.eval_shape(self)
 
-    ends = shapes
-
     def zero(self) -> Float[Array, "..."]:
-        """No step: the point at which the span is linearised."""
+        """No step: the point at which the segment is linearised."""
         source, _ = self.shapes()
         return jnp.zeros(source.shape, source.dtype)
 
 
 @jax.jit
-def _at_ends(span: Span) -> tuple[Array, Array]:
-    cache = span.record({span.source, span.target})
-    return cache[span.source], cache[span.target]
+def _at_ends(segment: Segment) -> tuple[Array, Array]:
+    cache = segment.record({segment.source, segment.target})
+    return cache[segment.source], cache[segment.target]
 
 
 @ft.partial(jax.jit, static_argnames="chunk")
-def jvp(span: Span, tangents: Float[Array, "tangent ..."], *, chunk: int | None = None) -> Float[Array, "tangent ..."]:
+def jvp(
+    segment: Segment, tangents: Float[Array, "tangent ..."], *, chunk: int | None = None
+) -> Float[Array, "tangent ..."]:
     """`J v` for each tangent at the source: one linearisation, `chunk` tangents at a time."""
-    _, linear = jax.linearize(span, span.zero())
+    _, linear = jax.linearize(segment, segment.zero())
     return batched(linear, tangents, chunk)
 
 
 @ft.partial(jax.jit, static_argnames="chunk")
 def vjp(
-    span: Span, cotangents: Float[Array, "tangent ..."], *, chunk: int | None = None
+    segment: Segment, cotangents: Float[Array, "tangent ..."], *, chunk: int | None = None
 ) -> Float[Array, "tangent ..."]:
     """`J^T w` for each cotangent at the target."""
-    _, transposed = jax.vjp(span, span.zero())
+    _, transposed = jax.vjp(segment, segment.zero())
     return batched(lambda cotangent: transposed(cotangent)[0], cotangents, chunk)
 
 
@@ -117,7 +119,7 @@ def batched(function, arrays, chunk: int | None):
     return jax.lax.map(function, arrays, batch_size=chunk)
 
 
-def make_span(
+def make_segment(
     model: Transformer,
     tokens: Tokens,
     keys: Keys | None,
@@ -126,28 +128,28 @@ def make_span(
     target: Site,
     frozen: Iterable[Site],
     saes: dict[Site, AbstractDictionary],
-) -> tuple[Span, int]:
-    """The span from `source` to `target`, absolute sites, given what enters each block in the clean run; and its first layer."""
+) -> tuple[Segment, int]:
+    """The segment from `source` to `target`, absolute sites, given what enters each block in the clean run; and its first layer."""
     needed = {site.value for site in (source, target, *frozen) if site.part != Part.VALUE and site.value in saes}
     reads = {site: site_read(site, saes[site]) for site in needed}
     first = min(site.layer or 0 for site in (source, *reads.values()))
     last = model.n_layers - 1 if target.layer is None else target.layer
     begins, ends = source.layer is None, target.layer is None
     blocks = slice(first, last + 1)
-    relative = {site.shift(-first): anonymous(saes[site], reads[site].shift(-first)) for site in needed}
-    span = Span(
+    relative = {site.offset_layers(-first): anonymous(saes[site], reads[site].offset_layers(-first)) for site in needed}
+    segment = Segment(
         blocks=model.blocks[blocks],
         masks=model.masks(tokens.shape[0], keys)[blocks],
         resid=resids[first],
-        outside=model.ends if begins or ends else None,
+        outside=model.without_blocks if begins or ends else None,
         tokens=tokens if begins else None,
         keys=keys if begins else None,
         saes=relative,
-        source=source.shift(-first),
-        target=target.shift(-first),
-        frozen=tuple(sorted(site.shift(-first) for site in frozen if source < site < target)),
+        source=source.offset_layers(-first),
+        target=target.offset_layers(-first),
+        frozen=tuple(sorted(site.offset_layers(-first) for site in frozen if source < site < target)),
     )
-    return span, first
+    return segment, first
 
 
 def between_blocks(
@@ -157,8 +159,8 @@ def between_blocks(
     source: Site,
     target: Site,
     frozen: Iterable[Site],
-    shift: Float[Array, "..."] | None = None,
-) -> Span:
-    """A span of bare blocks: no dictionaries, nothing outside them, and sites that count layers from the first."""
+    displacement: Float[Array, "..."] | None = None,
+) -> Segment:
+    """A segment of bare blocks: no dictionaries, nothing outside them, and sites that count layers from the first."""
     held = tuple(sorted(site for site in frozen if source < site < target))
-    return Span(blocks, masks, resid, None, None, None, {}, source, target, held, shift)
+    return Segment(blocks, masks, resid, None, None, None, {}, source, target, held, displacement)

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._segment import Span
+from ._segment import Segment
 from ._tiles import take, tile, Tiles
 
 
-def contract_spans(
-    spans: tuple[Span, ...],
+def contract_segments(
+    segments: tuple[Segment, ...],
     left: Float[Array, "m d_target"],
     left_pos: Int[Array, " m"],
     right: Float[Array, "k d_source"],
@@ -20,21 +20,21 @@ def contract_spans(
     chunk: int,
     forward: bool,
 ) -> Float[Array, "m k"]:
-    """`left_m^T J right_k` for the spans one after another, in the coordinates of their ends' sites.
+    """`left_m^T J right_k` for the segments one after another, in the coordinates of their ends' sites.
 
     `chunk` covectors are pulled back at a time, or with `forward` as many vectors pushed.
     """
-    tiles = tile(left_pos if forward else right_pos, spans[0].resid.shape[0], 4, 1)
-    return _sweep(spans, left, left_pos, right, right_pos, tiles, chunk=chunk, forward=forward)
+    tiles = tile(left_pos if forward else right_pos, segments[0].resid.shape[0], 4, 1)
+    return _sweep(segments, left, left_pos, right, right_pos, tiles, chunk=chunk, forward=forward)
 
 
 @ft.partial(jax.jit, static_argnames=("chunk", "forward"))
-def _sweep(spans, left, left_pos, right, right_pos, tiles: Tiles, *, chunk: int, forward: bool):
-    seq = spans[0].resid.shape[0]
-    (start, _), (_, end) = spans[0].ends(), spans[-1].ends()
+def _sweep(segments, left, left_pos, right, right_pos, tiles: Tiles, *, chunk: int, forward: bool):
+    seq = segments[0].resid.shape[0]
+    (start, _), (_, end) = segments[0].shapes(), segments[-1].shapes()
     swept, swept_pos, waiting = (right, right_pos, left) if forward else (left, left_pos, right)
     shape = start.shape if forward else end.shape
-    maps = _linear_maps(spans, forward)
+    maps = _linear_maps(segments, forward)
     waiting = take(waiting, tiles.item.reshape(-1)).reshape(*tiles.item.shape, -1)
 
     def sweep(item):
@@ -58,9 +58,9 @@ def _sweep(spans, left, left_pos, right, right_pos, tiles: Tiles, *, chunk: int,
     return found.T if forward else found
 
 
-def _linear_maps(spans: tuple[Span, ...], forward: bool):
-    """What takes a tangent, or a cotangent, through the spans, one function a span, in the order in which it meets them."""
+def _linear_maps(segments: tuple[Segment, ...], forward: bool):
+    """What takes a tangent, or a cotangent, through the segments, one function a segment, in the order in which it meets them."""
     if forward:
-        return [jax.linearize(span, span.zero())[1] for span in spans]
-    pulls = [jax.vjp(span, span.zero())[1] for span in reversed(spans)]
+        return [jax.linearize(segment, segment.zero())[1] for segment in segments]
+    pulls = [jax.vjp(segment, segment.zero())[1] for segment in reversed(segments)]
     return [lambda cotangent, pull=pull: pull(cotangent)[0] for pull in pulls]

@@ -101,7 +101,7 @@ class Transformer(eqx.Module):
         return self.unembed(resid, tap)
 
     @property
-    def ends(self) -> "Transformer":
+    def without_blocks(self) -> "Transformer":
         """The model without its blocks: programs that need only its ends do not take the rest as arguments."""
         return eqx.tree_at(lambda model: model.blocks, self, ())
 

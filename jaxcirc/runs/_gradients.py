@@ -38,7 +38,7 @@ def cut_gradients(
         backs.append((here, block, back))
         if position is not None:
             break
-    gradient = _end_gradient(model.ends, metric, rows, resid)
+    gradient = _end_gradient(model.without_blocks, metric, rows, resid)
     found = {Site(model.n_layers, Kind.RESID_PRE): gradient}
     while backs:
         here, block, back = backs.pop()

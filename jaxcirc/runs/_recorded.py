@@ -69,11 +69,11 @@ def record(
     masks, rows = model.batch_masks(mask), np.arange(len(tokens))
     outside = frozenset(site for site in wanted if site.layer is None)
     embedding = {site: edit for site, edit in edits.items() if site.layer is None}
-    resid, values = _embed(model.ends, tokens, mask, embedding, record=outside)
+    resid, values = _embed(model.without_blocks, tokens, mask, embedding, record=outside)
     first, last = Site(0, Kind.RESID_PRE), Site(model.n_layers - 1, Kind.RESID_POST)
     # Not recorded as others are: blocks of which the same is recorded share a program.
     resid, found = resume(model, masks, first, rows, resid, edits=edits, record=wanted - outside - {last})
-    value = None if metric is None else metric_of_variants(model.ends, metric, rows, resid)
+    value = None if metric is None else metric_of_variants(model.without_blocks, metric, rows, resid)
     return Recorded({**values, **found, last: resid}, masks, value)
 
 

@@ -52,7 +52,7 @@ def resume(
     found = {}
     for layer, after, values in onwards(model, masks, cut, rows, resid, edits=edits, record=record):
         resid = after
-        found |= {site.shift(layer): value for site, value in values.items()}
+        found |= {site.offset_layers(layer): value for site, value in values.items()}
         if layer == until:
             break
     return resid, found
@@ -72,8 +72,8 @@ def onwards(
     record = frozenset(record)
     for layer, whole in blocks_from(model, cut):
         here = lambda site, layer=layer: site.layer == layer
-        wanted = frozenset(site.shift(-layer) for site in record if here(site))
-        changed = {site.shift(-layer): edit for site, edit in edits.items() if here(site)}
+        wanted = frozenset(site.offset_layers(-layer) for site in record if here(site))
+        changed = {site.offset_layers(-layer): edit for site, edit in edits.items() if here(site)}
         block, mask = model.blocks[layer], masks[layer]
         resid, values = _through(block, mask, rows, resid, changed, whole=whole, record=wanted)
         yield layer, resid, values
