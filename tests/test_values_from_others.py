@@ -15,6 +15,7 @@ from tests.test_evaluation import all_edges, by_nodes, circuit_of, masks, some_n
 
 pytestmark = needs_x64
 LENGTHS, SEQ = (6, 4, 5), 6
+TWO_LENGTHS = (6, 4, 4)  # where each prompt runs alone: a program less
 PARTS = [(0, 1), (1, 0), Site(0, Kind.MLP_OUT)]
 
 
@@ -103,7 +104,7 @@ def test_rolled_and_shuffled_masks_go_with_their_prompts():
 
 
 def test_self_repair_is_that_of_each_prompt_alone(side):
-    model, _, clean, _, _, mask = given(side)
+    model, _, clean, _, _, mask = given(side, TWO_LENGTHS)
     others = (clean + 1) % model.d_vocab
     found = jc.self_repair(model, clean, jc.Resample(others, jnp.asarray(mask)), mask=jnp.asarray(mask))
     for i, keys in enumerate(mask):
@@ -134,7 +135,7 @@ def test_circuits_are_ablated_to_means_of_prompts_alone(side):
 
 @pytest.mark.parametrize("level", ["nodes", "edges"])
 def test_circuits_ablated_to_zero_are_those_of_prompts_alone(side, level):
-    prompts = given(side)
+    prompts = given(side, TWO_LENGTHS)
     nodes = some_nodes(prompts, 0.4)
     circuit = circuit_of(prompts, nodes, all_edges(prompts, nodes)[::2])
     options = {"ablation": jc.ZeroAblation(), "level": level}
@@ -163,7 +164,7 @@ def test_circuits_resample_from_prompts_that_are_padded_alike(side):
 
 
 def test_steering_is_the_mean_of_prompts_alone(side):
-    prompts = given(side)
+    prompts = given(side, TWO_LENGTHS)
     mask = jnp.asarray(prompts[5])
     circuit = jc.discover(*prompts[:5], node_threshold=0.05, edge_threshold=None, method=jc.Gradient(), mask=mask)
     names = [row.node for row in circuit.node_rows()[:3]]
@@ -177,7 +178,7 @@ def test_steering_is_the_mean_of_prompts_alone(side):
 )
 def test_effects_are_those_of_pairs_alone(side, method):
     """Clean and corrupt share a mask, so that each is under its own."""
-    prompts = given(side)
+    prompts = given(side, TWO_LENGTHS)
     mask = prompts[5]
     nodes = jc.node_effects(*prompts[:5], method=method, mask=jnp.asarray(mask))
     site = Site(0, Kind.RESID_POST)

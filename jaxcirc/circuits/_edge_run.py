@@ -9,9 +9,9 @@ import numpy as np
 from .._sites import Site
 from ..graph import reaches_output, wiring
 from ..models import Transformer
-from ..runs import Problem
+from ..runs import Problem, Recorded
 from ._ablations import Nodes, Values
-from ._feature_graph import Clean, everything_at, metric_at, Source, targets_at
+from ._feature_graph import everything_at, metric_at, Source, targets_at
 from ._members import Into
 
 
@@ -20,7 +20,7 @@ class EdgeRun(NamedTuple):
 
     model: Transformer
     problem: Problem
-    clean: Clean
+    clean: Recorded
     nodes: Mapping[Site, Nodes]  # of the clean run
     ablated: Values
     intact: frozenset[Site]
@@ -42,10 +42,8 @@ class EdgeRun(NamedTuple):
                 now[site] = self._at(site, feeds[site], now, into.get(site), members[site])
         ends = tuple(reaches_output(self.model, saes))
         masks = self._masks(into.get(None), ends, 1)
-        masks = {site: jnp.asarray(mask[0]) for site, mask in masks.items()}
-        return np.asarray(
-            metric_at(self.model, self.clean, self.problem.metric, self._sources(ends, now), masks), np.float64
-        )
+        metric = metric_at(self.model, self.problem, self.clean, self._sources(ends, now), masks)
+        return np.asarray(metric, np.float64)
 
     def _at(self, site: Site, feeds, now, into: Into | None, member: np.ndarray) -> Nodes:
         """The nodes at a site: each target from its own mixture, the others ablated, or for the complement from all there is."""
@@ -82,7 +80,7 @@ class EdgeRun(NamedTuple):
         return Nodes(jnp.where(member[:, :-1], clean.acts, ablated.acts), jnp.where(error, clean.error, ablated.error))
 
     def _sources(self, sites: Iterable[Site], now: Mapping[Site, Nodes]) -> dict[Site, Source]:
-        saes, read = self.problem.saes, lambda site: self.clean.values[saes[site].reads or site]
+        saes, read = self.problem.saes, lambda site: self.clean.flat(saes[site].reads or site)
         return {site: Source(saes[site], read(site), now[site], self.ablated[site]) for site in sites}
 
     def _masks(self, into: Into | None, sources: Iterable[Site], n: int) -> dict[Site, np.ndarray]:

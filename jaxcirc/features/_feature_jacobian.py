@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from .._checks import check_number
 from .._guard import check_backend
 from .._run import check_tokens
-from .._sites import by_site, Site
+from .._sites import by_site, Kind, Site
 from .._typing import Tokens
 from ..jacobian._blocks import chain_of_blocks, is_position_local
 from ..jacobian._finite import check_finite
@@ -92,9 +92,11 @@ def feature_jacobian(
     given, source, target = by_site(saes), Site.parse(source), Site.parse(target)
     replaced = named_sides(substitute)
     ends, pair = find_ends(model, given, source, target, replaced)
-    point = run_at_point(model, pair, jnp.asarray(tokens), ends=ends)
+    run, displacement, point = run_at_point(model, pair, jnp.asarray(tokens), ends=ends)
     targets, sources = _on(point.target_acts, minimum, target), _on(point.source_acts, minimum, source)
-    J = chain_of_blocks(model, point.masks, point.resids, ends.source, ends.target_read, point.displacement)
+    masks = [mask[0] for mask in run.masks]
+    entering = [run.values[Site(layer, Kind.RESID_PRE)][0] for layer in range(model.n_layers)]
+    J = chain_of_blocks(model, masks, entering, ends.source, ends.target_read, displacement)
     report = progress or (lambda done, of, stage: None)
     if positions == "all":
         pairs = _some(all_pairs(targets, sources, causal=model.causal), minimum, "upstream of one another")

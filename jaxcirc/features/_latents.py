@@ -49,7 +49,7 @@ def written(
     sae: AbstractDictionary, point: Point, position: Int[Array, " k"], unit: Int[Array, " k"]
 ) -> Float[Array, "k width"]:
     """What the source's latents write a unit of: their decoder directions, as long as the dictionary's normalisation makes them."""
-    return (wide(sae.W_dec[unit]) * point.source_scale[position][:, None]).astype(point.resids[0].dtype)
+    return (wide(sae.W_dec[unit]) * point.source_scale[position][:, None]).astype(point.read.dtype)
 
 
 @jax.jit
@@ -58,4 +58,4 @@ def read(
 ) -> Float[Array, "m d_read"]:
     """The derivatives of the target's latents by what they read: encoder directions times the slopes of the nonlinearity."""
     covectors = wide(sae.W_enc[:, unit]).T * point.slopes[position, unit][:, None]
-    return sae.pull_input(point.read[position], covectors).astype(point.resids[0].dtype)
+    return sae.pull_input(point.read[position], covectors).astype(point.read.dtype)

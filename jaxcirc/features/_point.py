@@ -1,6 +1,5 @@
 """The run at whose point latents are differentiated, and what they are there."""
 
-import functools as ft
 from typing import NamedTuple
 
 import jax
@@ -8,24 +7,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._edits import Replace
-from .._run import run
 from .._sites import Kind, Site
-from .._typing import Mask, Resid, Tokens
+from .._typing import Tokens
 from ..models import Transformer
+from ..runs import record, Recorded
+from ..saes import AbstractDictionary
 from ._ends import Dictionaries, Ends
 
 
 class Point(NamedTuple):
-    """What the derivative needs of the run.
+    """What both ends' latents are in the run. It is apart from the run, so that programs know of no sites.
 
-    `masks` and `resids`: who attends to whom in each block, and what enters it. `displacement`: how far the source's value was moved,
-    `None` where it was not replaced. `source_acts` and `source_scale`, by which its decoder is stretched. `target_acts`, their `slopes`, and
-    what the target's dictionary `read`.
+    `source_acts` and `source_scale`, by which its decoder is stretched. `target_acts`, their `slopes`, and what the target's dictionary
+    `read`.
     """
 
-    masks: tuple[Mask, ...]
-    resids: tuple[Resid, ...]
-    displacement: Float[Array, "seq ..."] | None
     source_acts: Float[Array, "seq d_sae"]
     source_scale: Float[Array, " seq"]
     target_acts: Float[Array, "seq d_sae_target"]
@@ -33,30 +29,40 @@ class Point(NamedTuple):
     read: Float[Array, "seq d_read"]
 
 
-@ft.partial(jax.jit, static_argnames="ends")
-def run_at_point(model: Transformer, saes: Dictionaries, tokens: Tokens, *, ends: Ends) -> Point:
-    """The run, with the source's reconstruction in place of its site where that is asked for."""
-    cuts = [Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers)]
-    wanted = {*cuts, ends.source, ends.source_read, ends.target_read}
-    values = run(model, tokens, record=wanted)[1]
-    before = values[ends.source]
-    x = flat(values[ends.source_read])
-    acts = saes.source.encode(x)
-    displacement = None
+def run_at_point(
+    model: Transformer, saes: Dictionaries, tokens: Tokens, *, ends: Ends
+) -> tuple[Recorded, Float[Array, "seq ..."] | None, Point]:
+    """Runs the prompt, with the source's reconstruction in place of its site where that is asked for.
+
+    **Returns:** the run of this one prompt; how far the source's value was moved, `None` where it was not replaced; and the latents.
+    """
+    wanted = {Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers)}
+    wanted |= {ends.source, ends.source_read, ends.target_read}
+    prompts, mask, displacement = tokens[None], jnp.ones((1, len(tokens)), bool), None
+    run = record(model, prompts, mask, wanted)
+    acts, scale, recon = _written_there(saes.source, run.flat(ends.source_read)[0])
     if ends.replaced:
-        recon = saes.source.decode(acts, x).reshape(before.shape).astype(before.dtype)
-        values, displacement = run(model, tokens, edits={ends.source: Replace(recon)}, record=wanted)[1], recon - before
-    read = flat(values[ends.target_read])
-    return Point(
-        model.masks(len(tokens), None),
-        tuple(values[site] for site in cuts),
-        displacement,
-        acts,
-        saes.source.decoder_scale(x),
-        saes.target.encode(read),
-        saes.target.slopes(read),
-        read,
-    )
+        before = run.values[ends.source]
+        after = recon.reshape(before.shape).astype(before.dtype)
+        run, displacement = (
+            record(model, prompts, mask, wanted, edits={ends.source: Replace(after)}),
+            (after - before)[0],
+        )
+    read = run.flat(ends.target_read)[0]
+    return run, displacement, Point(acts, scale, *_read_there(saes.target, read), read)
+
+
+@jax.jit
+def _written_there(sae: AbstractDictionary, x: Float[Array, "seq d_in"]) -> tuple[Array, Array, Array]:
+    """Computes the latents `[seq d_sae]`, the decoder's scale `[seq]` and the reconstruction `[seq width]`."""
+    acts = sae.encode(x)
+    return acts, sae.decoder_scale(x), sae.decode(acts, x)
+
+
+@jax.jit
+def _read_there(sae: AbstractDictionary, x: Float[Array, "seq d_in"]) -> tuple[Array, Array]:
+    """Computes the latents and their slopes, `[seq d_sae]`."""
+    return sae.encode(x), sae.slopes(x)
 
 
 def flat(x: Float[Array, "seq ..."]) -> Float[Array, "seq width"]:
