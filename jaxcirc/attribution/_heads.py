@@ -77,10 +77,12 @@ def head_states(model: Transformer, problem: Problem) -> HeadStates:
     layers, entered = range(model.n_layers), [entry(model, Site(layer, Kind.Z)) for layer in range(model.n_layers)]
     kinds = (*PARTS.values(), Kind.ATTN_SCORES, entered[0].kind)
     clean, corrupt = record_sides(model, problem, {Site(layer, kind) for layer in layers for kind in kinds})
-    of_all = lambda run, kind: None if run is None else [run.values[Site(layer, kind)] for layer in layers]
+    of_all = lambda run, kind: [run.values[Site(layer, kind)] for layer in layers]
     values, differences = {}, {}
     for name, kind in PARTS.items():
-        values[name], differences[name] = _compared(of_all(clean, kind), of_all(corrupt, kind), problem.mask)
+        values[name], differences[name] = _compared(
+            of_all(clean, kind), None if corrupt is None else of_all(corrupt, kind), problem.mask
+        )
     return HeadStates(
         clean=values,
         differences=differences,

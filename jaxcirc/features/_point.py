@@ -44,12 +44,11 @@ def run_at_point(
     if ends.replaced:
         before = run.values[ends.source]
         after = recon.reshape(before.shape).astype(before.dtype)
-        run, displacement = (
-            record(model, prompts, mask, wanted, edits={ends.source: Replace(after)}),
-            (after - before)[0],
-        )
+        run = record(model, prompts, mask, wanted, edits={ends.source: Replace(after)})
+        displacement = (after - before)[0]
     read = run.flat(ends.target_read)[0]
-    return run, displacement, Point(acts, scale, *_read_there(saes.target, read), read)
+    target_acts, slopes = _read_there(saes.target, read)
+    return run, displacement, Point(acts, scale, target_acts, slopes, read)
 
 
 @jax.jit

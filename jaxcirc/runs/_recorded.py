@@ -25,12 +25,18 @@ class Recorded(eqx.Module):
 
     - `values[site]` `[batch …]`: as downstream sees them, at the sites that were asked for and at the end of the last block.
     - `masks[layer]` `[batch q_seq k_seq]`: who attends to whom.
-    - `metric` `[batch]`: `None` where none was asked for.
+    - `metric` `[batch]`, where one was asked for.
     """
 
     values: dict[Site, Float[Array, "batch ..."]]
     masks: tuple[Bool[Array, "batch q_seq k_seq"], ...]
-    metric: Float[Array, " batch"] | None
+    measured: Float[Array, " batch"] | None
+
+    @property
+    def metric(self) -> Float[Array, " batch"]:
+        if self.measured is None:
+            raise ValueError("Recorded.metric: no metric was asked for. Give record(…, metric=…) one.")
+        return self.measured
 
     def flat(self, site: Site) -> Float[Array, "batch seq width"]:
         """The value as one vector a position: a dictionary on `z` reads all heads as one."""
