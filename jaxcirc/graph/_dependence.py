@@ -11,22 +11,27 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 
-def dependence(jaxpr: ClosedJaxpr) -> list[frozenset[int]]:
-    """For each result the numbers of the arguments that it depends on."""
-    inputs = [frozenset([number]) for number in range(len(jaxpr.in_avals))]
-    return _dependence(jaxpr.jaxpr, inputs)
+def dependence(jaxpr: ClosedJaxpr) -> dict[str, set[str]]:
+    """For each value that the function named by `checkpoint_name` the names of those that it is computed from first."""
+    found: dict[str, set[str]] = {}
+    _collect(jaxpr.jaxpr, [set() for _ in jaxpr.in_avals], found)
+    return found
 
 
-def _dependence(jaxpr: Jaxpr, inputs: Sequence[frozenset[int]]) -> list[frozenset[int]]:
-    sets: dict[Any, frozenset[int]] = dict(zip(jaxpr.invars, inputs, strict=True))
-    of = lambda var: frozenset() if isinstance(var, Literal) else sets.get(var, frozenset())
+def _collect(jaxpr: Jaxpr, inputs: Sequence[set[str]], found: dict[str, set[str]]) -> list[set[str]]:
+    """Adds to `found` what is named in a jaxpr, and returns the names that its results are computed from first."""
+    sets: dict[Any, set[str]] = dict(zip(jaxpr.invars, inputs, strict=True))
+    of = lambda var: set() if isinstance(var, Literal) else sets.get(var, set())
     for equation in jaxpr.eqns:
         operands = [of(var) for var in equation.invars]
         inner = _called(equation)
-        if inner is not None:
-            results = _dependence(inner, operands)
+        if equation.primitive.name == "name":
+            found[equation.params["name"]] = operands[0]
+            results = [{equation.params["name"]}]
+        elif inner is not None:
+            results = _collect(inner, operands, found)
         else:
-            results = [frozenset().union(*operands)] * len(equation.outvars)
+            results = [set().union(*operands)] * len(equation.outvars)
         sets |= dict(zip(equation.outvars, results, strict=True))
     return [of(var) for var in jaxpr.outvars]
 

@@ -1,8 +1,8 @@
 """Which sites feed which, read off the model's own forward pass.
 
 The Jacobian from one site to another is empty when every path between them meets a site that is held, and that is known before anything
-is computed: in a forward pass in which every site's value is an argument and what is computed there a result, a site feeds those whose
-results depend on its argument.
+is computed: in the jaxpr of a forward pass in which every site's value has a name, a site feeds those that are computed from it by way of
+no other name.
 """
 
 import functools as ft
@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from .._edits import Apply
 from .._sites import Site
@@ -60,45 +60,25 @@ def _site_graph(tree: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> G
 
 def graph_of(forward: Callable[..., Any], *arguments: Any) -> Graph:
     """For each site that `forward(edits, *arguments)` comes by, given these shapes, the sites that read its value first."""
-
-    def computed(arguments, given: dict[Site, Array]) -> dict[Site, Array]:
-        """What is computed at each site where those before it have the values `given`."""
-        found: dict[Site, Array] = {}
-
-        def exchange(site: Site, x: Array) -> Array:
-            found[site] = x
-            return given.get(site, x)
-
-        forward(_AtEverySite(exchange), *arguments)
-        return found
-
-    values = jax.eval_shape(lambda arguments: computed(arguments, {}), arguments)
-    order = sorted(values)
-
-    def apart(arguments, *values):
-        found = computed(arguments, dict(zip(order, values, strict=True)))
-        return [found[site] for site in order]
-
-    jaxpr = jax.make_jaxpr(apart)(arguments, *(values[site] for site in order))
-    given = len(jaxpr.in_avals) - len(order)  # the values come last
-    reads = [{order[number - given] for number in numbers if number >= given} for numbers in dependence(jaxpr)]
-    return {site: frozenset(s for s, read in zip(order, reads, strict=True) if site in read) for site in order}
+    jaxpr = jax.make_jaxpr(ft.partial(forward, _NAMED))(*arguments)
+    reads = {Site.parse(name): set(map(Site.parse, names)) for name, names in dependence(jaxpr).items()}
+    return {site: frozenset(s for s, read in reads.items() if site in read) for site in sorted(reads)}
 
 
-class _AtEverySite(Mapping[Site, Apply]):
-    """An edit at every site, that knows where it is."""
-
-    def __init__(self, exchange: Callable[[Site, Array], Array]):
-        self.exchange = exchange
+class _Named(Mapping[Site, Apply]):
+    """An edit at every site that leaves the value as it is, and gives it the site's name in the jaxpr."""
 
     def __contains__(self, site: object) -> bool:
         return True
 
     def __getitem__(self, site: Site) -> Apply:
-        return Apply(ft.partial(self.exchange, site))
+        return Apply(lambda x: checkpoint_name(x, str(site)))
 
     def __iter__(self) -> Iterator[Site]:
         return iter(())
 
     def __len__(self) -> int:
         return 0
+
+
+_NAMED = _Named()
