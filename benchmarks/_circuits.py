@@ -120,7 +120,7 @@ def between(numbers: np.ndarray, above: int) -> float:
 
 
 def differences(coder: Coder, clean: np.ndarray, corrupt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How latents and error differ, corrupt less clean."""
+    """How latents and error differ, corrupt − clean."""
     acts = coder.encode(corrupt) - coder.encode(clean)
     return acts, corrupt - clean - acts @ coder.W_dec
 

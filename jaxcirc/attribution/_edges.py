@@ -24,7 +24,7 @@ Coo = tuple[Int[np.ndarray, "n 3"], Int[np.ndarray, "n 3"], Float[np.ndarray, " 
 
 @dataclasses.dataclass(frozen=True)
 class EdgeEffects:
-    """Effects of edges on the metric, corrupt less clean, in the metric's units: one number for each pair of node instances.
+    """Effects of edges on the metric, corrupt − clean, in the metric's units: one number for each pair of node instances.
 
     **Attributes:**
 

@@ -15,7 +15,7 @@ from ._states import error_differences, States
 
 
 class NodeEffects(eqx.Module):
-    """Indirect effects of nodes on the metric, corrupt less clean, in the metric's units.
+    """Indirect effects of nodes on the metric, corrupt − clean, in the metric's units.
 
     **Attributes,** by site or its name:
 
@@ -32,7 +32,7 @@ class NodeEffects(eqx.Module):
 
     @property
     def total(self) -> Float[Array, " batch"]:
-        """The change of the metric that there is to explain, corrupt less clean. With the zero baseline there is no corrupt run, and it is
+        """The change of the metric that there is to explain, corrupt − clean. With the zero baseline there is no corrupt run, and it is
         the clean metric's negative.
         """
         return self.at.total

@@ -32,7 +32,7 @@ class AbstractHeadMethod(eqx.Module):
 
 
 class HeadEffects(eqx.Module):
-    """Effects of the parts of attention heads on the metric, corrupt less clean, in the metric's units.
+    """Effects of the parts of attention heads on the metric, corrupt − clean, in the metric's units.
 
     **Attributes:**
 
@@ -58,7 +58,7 @@ class HeadStates(eqx.Module):
 
     **Attributes:**
 
-    - `clean`, `differences`: of each part in `PARTS`, `[batch layer seq head d_head]`, the clean value, and corrupt less clean, 0 at
+    - `clean`, `differences`: of each part in `PARTS`, `[batch layer seq head d_head]`, the clean value, and corrupt − clean, 0 at
       padding.
     - `scores` `[batch layer head q_seq k_seq]`: of the clean run, `-inf` where nobody attends.
     - `entered`: the clean residual stream after a layer's heads have written to it, and before anything reads that.

@@ -23,8 +23,8 @@ class States(eqx.Module):
     **Attributes:**
 
     - `values`: at every node's site, and where its dictionary reads.
-    - `differences`: corrupt less clean at every node's site, 0 at padding.
-    - `changes`: of the latents of every site, corrupt less clean; `slopes`: their derivatives with respect to their pre-activations, in
+    - `differences`: corrupt − clean at every node's site, 0 at padding.
+    - `changes`: of the latents of every site, corrupt − clean; `slopes`: their derivatives with respect to their pre-activations, in
       the clean run.
     - `resid`: at the residual cuts, every block's `resid_pre`, the last `resid_post` (as `resid_pre` of the block after) and the
       `resid_mid`s at which a node enters.
@@ -114,7 +114,7 @@ def error_differences(
     difference: Float[Array, "batch seq width"],
     changes: Latents,
 ) -> Float[Array, "batch seq width"]:
-    """How the error of a dictionary differs, corrupt less clean, where its input is `x`, the value differs by `difference`, and latents
+    """How the error of a dictionary differs, corrupt − clean, where its input is `x`, the value differs by `difference`, and latents
     by `changes`.
 
     The error takes what the latents leave: the two differences, decoded at the clean input, make up the difference of the value
