@@ -26,8 +26,8 @@ from .helpers import REPOSITORY
 # As long as the prompts of the demo and the doctor, and by default in batches of two as theirs: then they run the same programs.
 PAIRS = [
     {
-        "clean_prefix": f"<|endoftext|>The {noun} that the teacher likes",
-        "patch_prefix": f"<|endoftext|>The {noun}s that the teacher likes",
+        "clean_prefix": f"The tall {noun} that the teacher likes",
+        "patch_prefix": f"The tall {noun}s that the teacher likes",
         "clean_answer": " is",
         "patch_answer": " are",
         "case": "x",
@@ -160,7 +160,7 @@ def test_evaluate_a_saved_circuit(found, files, given, tmp_path, capsys):
 
 def test_steer_a_saved_circuit(given, tmp_path, capsys):
     out = str(tmp_path / "out")
-    integrated = ["--edge-threshold", "0.001", "--edges", "integrated", "--steps", "4"]
+    integrated = ["--node-threshold", "0.002", "--edge-threshold", "0.0001", "--edges", "integrated", "--steps", "4"]
     assert main(["discover", *given, *integrated, "--out", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["edges"] > 10
     given = ["--circuit", out, *given]
