@@ -187,7 +187,7 @@ def error_of_edges(
 
 
 def _of_matrix(product: Product, rng: np.random.Generator, matrix: Float[Array | np.ndarray, "..."]) -> float:
-    """The error of `matrix v` for one random tangent `v`."""
+    """Measures the error of `matrix v` for one random tangent `v`."""
     tangent = _wide(_random(rng, product.source_shape, product.dtype))
     # Row by row, because the matrix may be larger than memory.
     got = np.stack([np.tensordot(_wide(row), tangent, axes=tangent.ndim) for row in matrix])
@@ -195,7 +195,7 @@ def _of_matrix(product: Product, rng: np.random.Generator, matrix: Float[Array |
 
 
 def _of_operator(product: Product, rng: np.random.Generator) -> float:
-    """The error of products with the operator from either side, and of bilinear forms."""
+    """Measures the error of products from either side, and of bilinear forms."""
     tangents, cotangents = (
         _random(rng, (8, *shape), product.dtype) for shape in (product.source_shape, product.target_shape)
     )
@@ -248,7 +248,7 @@ def _error(got: np.ndarray, want: np.ndarray) -> float:
 
 
 def _image(product: Product, tangent: np.ndarray) -> np.ndarray:
-    """`product v` in float64 for a tangent at the operator's positions."""
+    """Computes `product v` in float64 for a tangent at the product's positions."""
     begin, end = product.places
     if begin.positions is not None:
         axis = position_axis(begin.first)

@@ -44,7 +44,7 @@ def contract(
 def _checked(
     product: Product, name: str, items: Items, positions: Int[Array, " n"], shape: tuple[int, ...]
 ) -> tuple[Items, Int[Array, " n"], Bool[Array, " n"] | None]:
-    """The items and their positions, and which of them are there at all; `None` where all are, as the host knows."""
+    """Checks items and their positions, and finds which of them are there at all, `[n]`; `None` where all are, as the host knows."""
     if not product.has_single_positions:
         raise ValueError(
             "J.contract is of values with one position; scores and patterns have two. Use J.rows or J.cols."

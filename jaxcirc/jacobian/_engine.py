@@ -38,7 +38,7 @@ def matrix_route(product: Product) -> str:
 
 
 def _while_compiling() -> float:
-    """How many operations run in the seconds that a chain's programs take to compile longer than a sweep's: as measured, on two cores
+    """Counts the operations that run in the seconds that a chain's programs take to compile longer than a sweep's: as measured, on two cores
     of a CPU three seconds; an accelerator does about a hundred times as much meanwhile.
     """
     return 2e11 if jax.default_backend() == "cpu" else 2e13

@@ -31,7 +31,7 @@ def check_finite(product: Product, result: Array) -> None:
 
 
 def _first(segment: Segment) -> tuple[Site, str] | None:
-    """The first site of the clean run whose value, or whose tangent for a dense tangent at the source, is not finite."""
+    """Finds the first site of the clean run whose value, or whose tangent for a dense tangent at the source, is not finite."""
 
     zero = segment.zero()
     values, tangents = jax.jvp(lambda step: segment.record(Everything(), step), (zero,), (jnp.ones_like(zero),))

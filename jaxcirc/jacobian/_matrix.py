@@ -57,7 +57,7 @@ def _in_closed_form(product: Product, route: str) -> Array:
 
 
 def _by_sweeps(product: Product, route: str, chunk: int | None) -> Array:
-    """Column by column, or row by row."""
+    """Makes the matrix column by column, or row by row."""
     forward, (first, last) = route == "columns", product.shapes
     into, out_of = (first, last) if forward else (last, first)
     basis = jnp.eye(math.prod(into), dtype=product.dtype).reshape(-1, *into)
@@ -66,7 +66,7 @@ def _by_sweeps(product: Product, route: str, chunk: int | None) -> Array:
 
 
 def _positions(product: Product) -> tuple[Array, Array]:
-    """The positions of both places, all of them where they are not restricted."""
+    """Lists the positions of both places, all of them where they are not restricted."""
     everywhere = jnp.arange(product.seq, dtype=jnp.int32)
     begin, end = (everywhere if place.positions is None else place.positions for place in product.places)
     return begin, end

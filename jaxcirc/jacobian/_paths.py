@@ -175,6 +175,6 @@ def _parts(site: Site, saes) -> tuple[Site, ...]:
 
 
 def _held_of(end: Site, saes: Mapping[Site, AbstractDictionary]) -> set[Site]:
-    """What is held on the way to a part of a decomposition: for an error what its decoder reads."""
+    """Says what is held on the way to a part of a decomposition: for an error what its decoder reads."""
     sae = saes.get(end.value)
     return {end.value.input} if end.part == Part.ERROR and sae is not None and sae.decoder_reads_input else set()

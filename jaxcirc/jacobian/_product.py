@@ -137,7 +137,7 @@ def product_of(
 
 
 def _engine_of_both(one: str, other: str) -> str:
-    """What two factors were asked for, together: what either must not do, the product must not."""
+    """Unites what two factors were asked for: what either must not do, the product must not."""
     if "autodiff" in (one, other):
         return "autodiff"
     return one if one == other else "auto"

@@ -180,7 +180,7 @@ def load_jacobian(path: str | Path) -> SavedJacobian:
 
 
 def _parts(J: EdgeJacobian, route: str, done: int, budget: int) -> Iterator[np.ndarray]:
-    """The parts that are not done, all by the route of the whole, in order of the positions of the end by which it goes."""
+    """Yields the parts that are not done, by the route of the whole, in order of the positions of the end by which it goes."""
     side, seq = side_of(route), J.product.seq
     everywhere = lambda pos: np.arange(seq) if pos is None else np.asarray(pos)
     pos = everywhere(J.source_pos if side == "source" else J.target_pos)
@@ -193,12 +193,12 @@ def _parts(J: EdgeJacobian, route: str, done: int, budget: int) -> Iterator[np.n
 
 
 def _identity(J: EdgeJacobian) -> str:
-    """Which Jacobian it is, to the last bit of its model and prompt, whichever engine makes it."""
+    """Fingerprints the Jacobian, to the last bit of its model and prompt, whichever engine makes it."""
     return exact_fingerprint(dataclasses.replace(J.product, engine="auto"))
 
 
 def _resumed(part: Path, state: Path, plan: dict[str, Any], size: int) -> int:
-    """How many positions an earlier attempt at the same Jacobian, of `size` bytes, has written."""
+    """Counts the positions that an earlier attempt at the same Jacobian, of `size` bytes, has written."""
     try:
         before = json.loads(state.read_text(encoding="utf-8"))
         done = int(before["done"])
@@ -238,7 +238,7 @@ def _bytes(J: EdgeJacobian) -> int:
 
 
 def _write_header(part: Path, J: EdgeJacobian, of: str, certificate: Certificate | None = None) -> None:
-    """The header, as long with the certificate as without, so that writing it again repairs one that was cut short."""
+    """Writes the header, as long with the certificate as without, so that writing it again repairs one that was cut short."""
     tensor = {
         "dtype": DTYPES[str(J.dtype)],
         "shape": [*J.target_shape, *J.source_shape],

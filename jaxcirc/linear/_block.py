@@ -63,7 +63,7 @@ def linearise(segment: Segment, layer: int, frozen: Collection[Kind]) -> LinearB
 
 
 def _projections(attn: Attention | None) -> list[LocalMap]:
-    """From what attention reads to queries, keys and values."""
+    """Makes the maps from what attention reads to queries, keys and values."""
     if attn is None:
         return []
     flat = lambda W: W.transpose(1, 0, 2).reshape(W.shape[1], -1)  # [head d_model d_head] -> [d_model (head d_head)]
@@ -72,7 +72,7 @@ def _projections(attn: Attention | None) -> list[LocalMap]:
 
 
 def _output(attn: Attention | None) -> list[LocalMap]:
-    """From the heads' averages of values to what attention writes."""
+    """Makes the map from the heads' averages of values, `[n (head d_head)]`, to what attention writes, `[n d_model]`."""
     if attn is None:
         return []
     W = attn.W_O.reshape(-1, attn.W_O.shape[-1])
@@ -98,7 +98,7 @@ def _heads(attn: Attention, values: Values, mask: Array, frozen: Collection[Kind
 
 
 def _paths(frozen: Collection[Kind]) -> frozenset[Kind]:
-    """Which of attention's three inputs carry a tangent."""
+    """Says which of attention's three inputs carry a tangent."""
     if Kind.Z in frozen:
         return frozenset()
     moving = {Kind.V} if {Kind.PATTERN, Kind.ATTN_SCORES} & set(frozen) else {Kind.Q, Kind.K, Kind.V}
@@ -113,7 +113,7 @@ def _norm(norm: object, values: Values, frozen: Collection[Kind]) -> Norm | None
 
 
 def _values(segment: Segment, layer: int) -> Values:
-    """The clean run inside the block, by kind of site; what the block does not have is not there."""
+    """Runs to the block and records what is inside it, `[seq …]` by kind of site; what the block does not have is not there."""
     # Each head's result is large, and made only where it is asked for.
     kinds = [kind for kind in Kind if kind.in_block and kind != Kind.RESULT]
     cache = segment.record({Site(layer, kind) for kind in kinds})

@@ -110,7 +110,7 @@ def pull_block(
 
 
 def _chunk(n: int, seq: int, d_model: int, heads: int, itemsize: int, budget: int) -> int:
-    """How many of `n` rows are pulled back at once: a divisor of `n`, as they are replaced by what is pulled."""
+    """Finds how many of `n` rows are pulled back at once: a divisor of `n`, as they are replaced by what is pulled."""
     # On a CPU what lies between two matrix products stays in a core's cache.
     limit = min(2**21 if jax.default_backend() == "cpu" else budget, budget // 8)
     most = max(1, limit // (itemsize * seq * (d_model + heads * seq)))

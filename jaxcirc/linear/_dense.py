@@ -140,7 +140,7 @@ def _factors(
     t: Int[Array, ""],
     source_pos: Int[Array, " s"],
 ) -> Factors | None:
-    """What comes from the keys: of rank `head` by values, of rank `head` by keys. `None` where neither is on the way."""
+    """Factors what comes from the keys: of rank `head` by values, of rank `head` by keys. `None` where neither is on the way."""
     spread = None if rows is None or attention is None else attention.spread_to_keys(rows, t[None], source)
     passes = source != Kind.RESID_PRE or any(link.target == Kind.LN1_NORMALIZED for link in linear.before)
     if spread is None or not passes:

@@ -116,7 +116,7 @@ CLOSED: dict[type, Callable[..., list[LocalMap]]] = {LayerNorm: _layer_norm, MLP
 
 
 def _by_autodiff(slot: Slot, part: Any, values: Values) -> list[LocalMap]:
-    """A map between every two kinds of the part's sites, what it reads and what it makes among them, of which one feeds the other first."""
+    """Makes a map between every two kinds of the part's sites, what it reads and makes among them, of which one feeds the other first."""
     x = values[slot.reads]
     feeds = _graph_of(*_structure(part), slot, x.shape[1], x.dtype)
     width = lambda kind: x.shape[1] if kind == slot.reads else values[kind].shape[1]
@@ -125,7 +125,7 @@ def _by_autodiff(slot: Slot, part: Any, values: Values) -> list[LocalMap]:
 
 
 def _derivative(slot: Slot, part: Any, x: Float[Array, "seq d_model"], source: Kind, target: Kind) -> Push:
-    """The map between two kinds of a part's sites with those between them held, by forward mode at the rows of `x` that are asked for."""
+    """Makes the map between two kinds of a part's sites, those between them held, by forward mode at the rows of `x` that are asked for."""
 
     def value(rows, step):
         held = _Holding(source, target, Add(step))
@@ -168,7 +168,7 @@ def _run(slot: Slot, part: Any, x: Float[Array, "n d_model"], tap: Tap) -> None:
 
 @ft.lru_cache(maxsize=256)
 def _graph_of(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int, dtype: Any) -> dict[Kind, list[Kind]]:
-    """For each kind of a part's sites the kinds that read it first."""
+    """Finds for each kind of a part's sites the kinds that read it first."""
     forward = lambda edits, part, x: _run(slot, part, x, Tap({}, edits, frozenset(), layer=0))
     part = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
     graph = graph_of(forward, part, jax.ShapeDtypeStruct((1, d_model), dtype))

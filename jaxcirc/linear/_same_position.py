@@ -50,7 +50,7 @@ def contract_own(
 def _push(
     segments: tuple[Segment, ...], vectors: Float[Array, "n d_source"], positions: Positions
 ) -> Float[Array, "n d_target"]:
-    """Vectors at single positions as their images at the same positions, through one block after another."""
+    """Pushes vectors at single positions to the same positions of the target, through one block after another."""
     for segment in segments:
         linear = linearise(segment, 0, frozenset())
         images = push(linear.before, {segment.source.kind: vectors}, positions)

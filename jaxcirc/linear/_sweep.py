@@ -59,7 +59,7 @@ def _sweep(segments, left, left_pos, right, right_pos, tiles: Tiles, *, chunk: i
 
 
 def _linear_maps(segments: tuple[Segment, ...], forward: bool):
-    """What takes a tangent, or a cotangent, through the segments, one function a segment, in the order in which it meets them."""
+    """Linearises the segments: one function of tangents, or of cotangents, for each, in the order in which these meet them."""
     if forward:
         return [jax.linearize(segment, segment.zero())[1] for segment in segments]
     pulls = [jax.vjp(segment, segment.zero())[1] for segment in reversed(segments)]
