@@ -61,7 +61,7 @@ def certify(
     product: Product, key: Array, matrix: Array | np.ndarray | None, probes: int, limit: float | None
 ) -> Certificate:
     """`EdgeJacobian.certificate`."""
-    check_count("product.certificate: probes", "random tangents", probes)
+    check_count("J.certificate: probes", "random tangents", probes)
     if matrix is not None and matrix.shape != (*product.target_shape, *product.source_shape):
         raise ValueError(
             f"certificate(matrix=…): expected the result of as_matrix, {(*product.target_shape, *product.source_shape)}; "
@@ -153,7 +153,7 @@ def default_limit(dtype) -> float:
 
 
 def reference(segments: tuple[Segment, ...], tangent: np.ndarray) -> np.ndarray:
-    """`product v` in float64, operation by operation."""
+    """Computes the segments' `J v` in float64, operation by operation."""
     with jax.enable_x64(True), jax.disable_jit(), jax.default_matmul_precision("highest"):
         value = jnp.asarray(tangent, jnp.float64)
         for segment in jax.tree.map(_widened, segments):
@@ -212,7 +212,7 @@ def _of_operator(product: Product, rng: np.random.Generator) -> float:
     if not product.has_single_positions:
         return worst
     (start, _), (_, end) = product.segments[0].shapes(), product.segments[-1].shapes()
-    seq = product.segments[0].resid.shape[0]
+    seq = product.seq
     # Every position, or some of many, each several times if they are few.
     right_pos = np.resize(rng.permutation(seq)[:32], max(8, min(seq, 32)))
     right = _random(rng, (len(right_pos), math.prod(start.shape[1:])), product.dtype)

@@ -38,8 +38,8 @@ def matrix_route(product: Product) -> str:
 
 
 def _while_compiling() -> float:
-    """Counts the operations that run in the seconds that a chain's programs take to compile longer than a sweep's: as measured, on two cores
-    of a CPU three seconds; an accelerator does about a hundred times as much meanwhile.
+    """Counts the operations that run in the seconds that a chain's programs take to compile longer than a sweep's: as measured, on two
+    cores of a CPU three seconds; an accelerator does about a hundred times as much meanwhile.
     """
     return 2e11 if jax.default_backend() == "cpu" else 2e13
 

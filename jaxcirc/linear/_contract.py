@@ -85,8 +85,8 @@ def contract_block(
 
 @jax.jit
 def _contract_at_once(segment: Segment, left, left_pos, right, right_pos):
-    """Contracts what is one block of rows and columns, without sorting: every vector is a tile. Few rows that meet columns at their own positions
-    only are, however many columns there are: sorting these would take longer than the products that it saves.
+    """Contracts what is one block of rows and columns, without sorting: every vector is a tile. Few rows that meet columns at their own
+    positions only are, however many columns there are: sorting these would take longer than the products that it saves.
     """
 
     @jax.custom_batching.sequential_vmap

@@ -43,7 +43,9 @@ def source_vectors(segment: Segment) -> Fold:
 
 
 def _decoded_input(segment: Segment, sae: AbstractDictionary, x: Float[Array, "seq d_in"]) -> Fold:
-    """Pushes changes of the decoder's input `[n d_in]` through it, at the clean latents. Where the error is not held it takes back as much."""
+    """Pushes changes of the decoder's input `[n d_in]` through it, at the clean latents. Where the error is not held it takes back as
+    much.
+    """
     unfold, acts, live = _raw(segment, segment.source), sae.encode(x), segment.source.value.error not in segment.frozen
 
     def decode(items, positions):
