@@ -1,7 +1,7 @@
-"""Indexing that says so when there is nothing at an index."""
+"""Indexing: that says so when there is nothing at an index, and that does not look."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 
 def entries(x: Float[Array, "n ..."], index: Int[Array, "*index"]) -> Float[Array, "..."]:
@@ -11,3 +11,10 @@ def entries(x: Float[Array, "n ..."], index: Int[Array, "*index"]) -> Float[Arra
     """
     inside = jnp.where(index < 0, x.shape[0], index)
     return x.at[inside].get(mode="fill", fill_value=jnp.nan)
+
+
+def take(array: Shaped[Array, "..."], positions: Int[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:
+    """Takes `array[positions]` along an axis. Positions are checked where they come in; without the clamp XLA's gather on CPUs is ten
+    times as fast.
+    """
+    return array.at[(slice(None),) * axis + (positions,)].get(mode="promise_in_bounds")

@@ -558,7 +558,7 @@ def test_a_jaxlib_known_to_be_wrong_is_refused(monkeypatch):
 @pytest.mark.parametrize("on", [2, 40])
 def test_lists_of_few_latents_and_of_many(on):
     """What latents write and read, by rows of their own and by an array of all of them."""
-    from jaxcirc.attribution._latents import _most, Latents, listed, read, write
+    from jaxcirc.units._latents import _most, Latents, listed, read, write
 
     rng = np.random.default_rng(0)
     dense, rows, vectors = np.zeros((2, 5, 40)), jnp.asarray(rng.normal(size=(40, 6))), rng.normal(size=(5, 6))

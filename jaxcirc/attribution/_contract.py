@@ -20,8 +20,8 @@ from ..linear import between_blocks, contract_batch, Segment
 from ..models import Transformer
 from ..runs import Problem
 from ..saes import AbstractDictionary
+from ..units import Latents
 from ._effects import node_products
-from ._latents import Latents
 from ._methods import check_gradients, IntegratedGradients
 from ._moved import states_moved
 from ._packs import NodeMask, pack_columns, pack_rows, pack_targets, Sources, TargetChunk

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from .._sites import BySite, Site
 from .._tap import site_read
 from ..saes import AbstractDictionary, anonymous
-from ._latents import Latents, read
+from ..units import Latents, read
 from ._states import error_differences, States
 
 

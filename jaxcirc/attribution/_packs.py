@@ -16,7 +16,7 @@ from .._precision import wide
 from .._sites import Site
 from .._tap import site_read
 from ..saes import AbstractDictionary, anonymous
-from ._latents import from_lists, Latents, read, widened, write
+from ..units import covectors, from_lists, Latents, read, widened, write
 from ._states import error_differences, States
 
 
@@ -135,7 +135,7 @@ def _covectors(sae, x, gradient, errors, nodes: Latents):
         latent, is_error = jnp.clip(nodes.units, 0, sae.d_sae - 1), nodes.units == sae.d_sae
         here, slope = x[nodes.positions], gradient[nodes.positions]
         size = sae.decoder_scale(here) * jnp.einsum("rd,rd->r", wide(sae.W_dec[latent]), slope) * nodes.values
-        latents = sae.pull_input(here, size[:, None] * wide(sae.W_enc[:, latent]).T)
+        latents = covectors(sae, here, latent, size)
         at_read = jnp.where(is_error[:, None], errors[nodes.positions], latents)
         at_site = jnp.where(is_error[:, None], slope, 0)
         empty = (nodes.units < 0)[:, None]

@@ -14,7 +14,7 @@ from ..graph import entry
 from ..models import Transformer
 from ..runs import Problem, record_sides
 from ..saes import AbstractDictionary, anonymous
-from ._latents import Latents, listed, write
+from ..units import Latents, listed, write
 
 
 class States(eqx.Module):

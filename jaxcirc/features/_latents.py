@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._precision import wide
 from ..saes import AbstractDictionary
+from ..units import covectors, vectors
 from ._point import Point
 
 
@@ -49,7 +49,7 @@ def written(
     sae: AbstractDictionary, point: Point, position: Int[Array, " k"], unit: Int[Array, " k"]
 ) -> Float[Array, "k width"]:
     """What the source's latents write a unit of: their decoder directions, as long as the dictionary's normalisation makes them."""
-    return (wide(sae.W_dec[unit]) * point.source_scale[position][:, None]).astype(point.read.dtype)
+    return vectors(sae, unit, point.source_scale[position]).astype(point.read.dtype)
 
 
 @jax.jit
@@ -57,5 +57,5 @@ def read(
     sae: AbstractDictionary, point: Point, position: Int[Array, " m"], unit: Int[Array, " m"]
 ) -> Float[Array, "m d_read"]:
     """The derivatives of the target's latents by what they read: encoder directions times the slopes of the nonlinearity."""
-    covectors = wide(sae.W_enc[:, unit]).T * point.slopes[position, unit][:, None]
-    return sae.pull_input(point.read[position], covectors).astype(point.read.dtype)
+    slopes = point.slopes[position, unit]
+    return covectors(sae, point.read[position], unit, slopes).astype(point.read.dtype)

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from .._indexing import take
 from .._sites import Kind
-from ._tiles import take
 
 
 Positions = Int[Array, " n"]

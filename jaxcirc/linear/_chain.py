@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._indexing import take
 from .._sites import Kind, Site
 from ..runs import BUDGET
 from ._block import LinearBlock, linearise
 from ._dense import block_matrix
 from ._maps import pull
 from ._segment import between_blocks, Segment
-from ._tiles import take
 
 
 Rows = Float[Array, "seq n d_model"]

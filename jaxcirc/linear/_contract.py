@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._indexing import take
 from ..runs import rounded_up
 from ._bilinear import bilinear, contract_same
 from ._block import linearise
 from ._forms import attends
 from ._segment import Segment
-from ._tiles import sort, take, tile, Tiles
+from ._tiles import sort, tile, Tiles
 
 
 class Sizes(NamedTuple):

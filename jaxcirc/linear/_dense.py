@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._indexing import take
 from .._sites import Kind
 from ._attention import AttentionMap, AttentionRows
 from ._bilinear import bilinear, Rows
 from ._block import LinearBlock, linearise
 from ._cost import numbers_held
 from ._segment import Segment
-from ._tiles import take
 
 
 class Sizes(NamedTuple):

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._indexing import take
 from .._precision import wide
 from .._sites import Part
 from .._tap import site_read
 from ..saes import AbstractDictionary
+from ..units import covectors, vectors
 from ._maps import Items, Positions
 from ._segment import Segment
-from ._tiles import take
 
 
 Fold = Callable[[Array, Positions], Items]
@@ -36,8 +37,8 @@ def source_vectors(segment: Segment) -> Fold:
     scale = sae.decoder_scale(x)
 
     def decode(items, positions):
-        directions = wide(take(sae.W_dec, items)) if _are_units(items) else items @ wide(sae.W_dec)
-        return directions * take(scale, positions)[:, None]
+        here = take(scale, positions)
+        return vectors(sae, items, here) if _are_units(items) else (items @ wide(sae.W_dec)) * here[:, None]
 
     return decode
 
@@ -68,12 +69,10 @@ def target_covectors(segment: Segment) -> Fold:
         slopes = sae.slopes(x)
 
         def encode(items, positions):
+            here = take(x, positions)
             if _are_units(items):
-                on = slopes.at[positions, items].get(mode="promise_in_bounds")
-                covectors = wide(sae.W_enc.at[:, items].get(mode="promise_in_bounds")).T * on[:, None]
-            else:
-                covectors = (items * take(slopes, positions)) @ wide(sae.W_enc).T
-            return sae.pull_input(take(x, positions), covectors)
+                return covectors(sae, here, items, slopes.at[positions, items].get(mode="promise_in_bounds"))
+            return sae.pull_input(here, (items * take(slopes, positions)) @ wide(sae.W_enc).T)
 
         return encode
     unfold, held = _raw(segment, target.value), target.value.input in segment.frozen

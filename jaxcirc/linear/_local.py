@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._edits import AbstractEdit, Add, Detach
+from .._indexing import take
 from .._precision import widened
 from .._sites import Kind, Site
 from .._tap import Everything, Tap
@@ -26,7 +27,6 @@ from ..graph import graph_of, is_elementwise, keeps_positions
 from ..parts import LayerNorm, MLP
 from ._maps import dense, Items, LocalMap, Positions, Push
 from ._slots import Slot
-from ._tiles import take
 
 
 Values = dict[Kind, Array]  # of the clean run, by kind of site, each `[seq width]`

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._indexing import take
 from ._segment import Segment
-from ._tiles import take, tile, Tiles
+from ._tiles import tile, Tiles
 
 
 def contract_segments(

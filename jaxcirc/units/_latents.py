@@ -1,7 +1,7 @@
-"""Numbers of latents in lists: of tens of thousands a few are on at each position, and only those are looked at again.
+"""What latents write and read: their decoder and encoder directions, one by one or summed, of lists that hold only those that are on.
 
-Both ways through a dictionary's rows, `W_dec` or the transpose of `W_enc`, are here: what listed latents write at each position, and what
-they read there. Where most latents are listed, an array of all of them is the faster way.
+Of tens of thousands of latents a few are on at each position, and only those are looked at again. Both ways through a dictionary's rows,
+`W_dec` or the transpose of `W_enc`, are here: where most latents are listed, an array of all of them is the faster way.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._indexing import take
 from .._precision import wide
 from ..runs import rounded_up
+from ..saes import AbstractDictionary
 
 
 class Latents(eqx.Module):
@@ -45,6 +47,18 @@ def widened(latents: Latents, width: int) -> Latents:
     """Lists of `width` places."""
     pad = lambda array, value: np.pad(array, [(0, 0), (0, width - array.shape[1])], constant_values=value)
     return Latents(pad(latents.positions, 0), pad(latents.units, -1), pad(latents.values, 0))
+
+
+def vectors(sae: AbstractDictionary, units: Int[Array, " n"], sizes: Float[Array, " n"]) -> Float[Array, "n width"]:
+    """Takes the direction that each latent writes, times its size."""
+    return sizes[:, None] * wide(take(sae.W_dec, units))
+
+
+def covectors(
+    sae: AbstractDictionary, x: Float[Array, "n d_in"], units: Int[Array, " n"], sizes: Float[Array, " n"]
+) -> Float[Array, "n d_in"]:
+    """Takes the covector by which each latent reads its dictionary's input `x`, times its size: normalisations are gone through."""
+    return sae.pull_input(x, sizes[:, None] * wide(take(sae.W_enc, units, axis=1)).T)
 
 
 def write(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> Float[Array, "seq width"]:

@@ -1,0 +1,12 @@
+"""What nodes write and read."""
+
+from ._latents import (
+    covectors as covectors,
+    from_lists as from_lists,
+    Latents as Latents,
+    listed as listed,
+    read as read,
+    vectors as vectors,
+    widened as widened,
+    write as write,
+)
