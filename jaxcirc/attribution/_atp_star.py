@@ -133,6 +133,7 @@ def _of_queries(
 ) -> Float[Array, "world layer seq head"]:
     """A query decides on its own row of the pattern."""
     moved = jax.nn.softmax(scores + change, axis=-1) - jax.nn.softmax(scores, axis=-1)
+    # [world layer head q_seq k_seq] · [layer head q_seq k_seq] -> [world layer q_seq head]
     return jnp.einsum("wlhqk,lhqk->wlqh", slope, moved)
 
 
@@ -152,6 +153,7 @@ def _of_keys(
     rest = jnp.where(alone, 1, rest)
     gain = jax.nn.sigmoid(score + change - jnp.log(rest)) - jax.nn.sigmoid(score - jnp.log(rest))
     elsewhere = _others(slope * weight) / rest
+    # [world layer head q_seq k_seq] · [layer head q_seq k_seq] -> [world layer k_seq head]
     return jnp.einsum("wlhqk,lhqk->wlkh", slope - elsewhere, jnp.where(alone, 0, gain))
 
 

@@ -134,6 +134,7 @@ def _covectors(sae, x, gradient, errors, nodes: Latents):
     def example(x, gradient, errors, nodes: Latents):
         latent, is_error = jnp.clip(nodes.units, 0, sae.d_sae - 1), nodes.units == sae.d_sae
         here, slope = x[nodes.positions], gradient[nodes.positions]
+        # [row width] · [row width] -> [row]
         size = sae.decoder_scale(here) * jnp.einsum("rd,rd->r", wide(sae.W_dec[latent]), slope) * nodes.values
         latents = covectors(sae, here, latent, size)
         at_read = jnp.where(is_error[:, None], errors[nodes.positions], latents)

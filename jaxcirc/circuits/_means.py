@@ -88,6 +88,7 @@ def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, rep
         metrics.append(np.stack([np.asarray(x, np.float64)[real] for x in (found.clean, found.total)]))
         _check_finite(metrics)
         for site in problem.saes:
+            # [batch] · [batch seq node] -> [seq node]
             part = np.einsum("b,bsn->sn", real, np.asarray(found.nodes(site), np.float64))
             sums[site] = sums.get(site, 0.0) + (part.sum(0) if how.summed else part)
         remembered = _memory(model, problem, found, how)

@@ -37,6 +37,7 @@ class LogitLens(eqx.Module):
         """Answers' logits, which and less what as in `jc.direct_effects`, at each depth. Nothing else is unembedded."""
         read = reading(self.ends, asked(self.ends, self.tokens, np.asarray(self.mask), answers, foils))
         scale = final_scale(self.ends.ln_final, self.resid)
+        # [batch layer+1 seq d_model] · [batch seq d_model] -> [batch layer+1 seq]
         return jnp.einsum("bnsm,bsm->bns", self.resid, read.direction) / scale + read.bias[:, None]
 
     def logits(self, depth: int) -> Float[Array, "batch seq d_vocab"]:

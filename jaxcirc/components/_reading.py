@@ -116,6 +116,7 @@ def _of_directions(model: Transformer, along: Float[Array, "batch seq d_model"],
     bias, norm = jnp.zeros_like(along[..., 0]), widened(model.ln_final)
     if norm is not None:
         if norm.bias is not None:
+            # [batch seq d_model] · [d_model] -> [batch seq]
             bias = jnp.einsum("bsm,m->bs", along, norm.bias)
         if norm.weight is not None:
             along = along * norm.weight

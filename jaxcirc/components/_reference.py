@@ -137,4 +137,5 @@ def _check_means(who: str, references: np.ndarray, receivers: np.ndarray) -> Non
 
 @jax.jit
 def _weighted(values: Values, weights: Float[Array, "batch seq"]) -> Values:
+    # [batch seq] · [batch seq …] -> [seq …]
     return jax.tree.map(lambda x: jnp.einsum("bs,bs...->s...", weights.astype(x.dtype), x)[None], values)

@@ -102,6 +102,7 @@ def _read(block: Block | None, kind: Kind, directions: Float[Array, "m width"]) 
         return directions, block.ln1
     attn = block.attn
     W = {Kind.Q: attn.W_Q, Kind.K: attn.W_K, Kind.V: attn.W_V, Kind.Z: attn.W_V}[kind]
+    # [n head d_head] · [head d_model d_head] -> [n d_model]
     return jnp.einsum("nhe,hme->nm", directions.reshape(-1, *W.shape[::2]), W), block.ln1
 
 

@@ -77,6 +77,7 @@ def read(latents: Latents, rows: Float[Array, "d_sae width"], vectors: Float[Arr
     """The inner product of each latent's row with the vector at its position."""
     if _most(latents, rows, len(vectors)):
         return (vectors @ wide(rows).T)[latents.positions, latents.units]
+    # [n width] · [n width] -> [n]
     return jnp.einsum("nd,nd->n", wide(rows[latents.units]), vectors[latents.positions])
 
 
