@@ -59,7 +59,7 @@ NOT_MODELS = {
     "process_weights": jc.process_weights,
     "to_torch_state_dict": jc.to_torch_state_dict,
 }
-DRAW = {"head_effects": "found", "self_repair": "found", "features": "jacobian", "curves": "curves"}
+DRAW = {"head_effects": "effects", "self_repair": "repair", "features": "jacobian", "curves": "curves"}
 CASES = {
     **{
         f"{verb} of {bad!r}": (lambda _, call=call, bad=bad: call(bad), "xpected a model, as jc.from_pretrained gives one, got")

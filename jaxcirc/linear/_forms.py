@@ -50,7 +50,7 @@ def passed(segment: Segment) -> tuple[Slot, ...]:
 
 def _has_maps(block: Block, some: Iterable[Slot], resid: Resid) -> bool:
     """Whether there are maps of these parts of a block: of attention in closed form, of others at least by autodiff of their own code."""
-    known = lambda slot, part: type(part) is Attention if slot.name == "attn" else has_local_maps(part, resid)
+    known = lambda slot, part: type(part) is Attention if slot.name == "attn" else has_local_maps(slot, part, resid)
     return type(block) is Block and all(known(slot, slot.part(block)) for slot in some)
 
 

@@ -68,9 +68,9 @@ def has_closed_form(part: Any) -> bool:
     return type(part) in CLOSED and (type(part) is not MLP or _acts_on_each(part.act))
 
 
-def has_local_maps(part: Any, resid: Float[Array, "seq d_model"]) -> bool:
+def has_local_maps(slot: Slot, part: Any, resid: Float[Array, "seq d_model"]) -> bool:
     """Whether a part works on each position by itself, as its closed form or its code says, where the residual stream is as `resid`."""
-    return has_closed_form(part) or _is_local(*_structure(part), resid.shape[1], resid.dtype)
+    return has_closed_form(part) or _is_local(*_structure(part), slot, resid.shape[1], resid.dtype)
 
 
 def _structure(part: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -79,15 +79,19 @@ def _structure(part: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 @ft.lru_cache(maxsize=256)
-def _is_local(tree: Any, leaves: tuple[Any, ...], d_model: int, dtype: Any) -> bool:
+def _is_local(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int, dtype: Any) -> bool:
     shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in leaves]
+
+    made: list[bool] = []
 
     def everything(x, *leaves):
         tap = Tap({}, {}, Everything(), layer=0)
-        return [jax.tree.unflatten(tree, leaves)(x, tap), *tap.cache.values()]
+        out = jax.tree.unflatten(tree, leaves)(x, tap)
+        made.append(tap.cache.get(Site(0, slot.writes), out) is out)  # a norm may go on from what it called its result
+        return [out, *tap.cache.values()]
 
     x = jax.ShapeDtypeStruct((3, d_model), dtype)  # three positions stand for any number
-    return keeps_positions(everything, x, *shapes, axes=[0, *(None for _ in shapes)])
+    return keeps_positions(everything, x, *shapes, axes=[0, *(None for _ in shapes)]) and all(made)
 
 
 @ft.lru_cache(maxsize=256)

