@@ -5,7 +5,7 @@ can be touched. A tap splices dictionaries in, applies edits, and records what d
 `run` traces and never crosses a `jit` or `vmap`, so that `run` is a pure function.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -24,6 +24,28 @@ class Everything:
 
     def __iter__(self):
         return iter(())
+
+
+class EditEach(Mapping[Site, AbstractEdit]):
+    """For `edits`: at every site that the run comes by the edit that a function of the site gives, `None` for no edit."""
+
+    def __init__(self, edit: Callable[[Site], AbstractEdit | None]):
+        self.edit = edit
+
+    def __contains__(self, site: object) -> bool:
+        return isinstance(site, Site) and self.edit(site) is not None
+
+    def __getitem__(self, site: Site) -> AbstractEdit:
+        edit = self.edit(site)
+        if edit is None:
+            raise KeyError(site)
+        return edit
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
 
 class Tap:

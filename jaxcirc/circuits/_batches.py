@@ -12,11 +12,8 @@ from .._metrics import Metric
 from .._sites import Site
 from ..data import Prompts
 from ..models import Transformer
-from ..runs import prepare, Problem
+from ..runs import of_size, prepare, Problem
 from ..saes import AbstractDictionary
-
-
-Progress = Callable[[int, int, str], None]
 
 
 class Batch(NamedTuple):
@@ -51,7 +48,7 @@ class ArrayBatches:
 
     def rows(self, i: int) -> np.ndarray:
         """The numbers of the prompts of batch `i`; the last one stands for those that fill it up."""
-        return np.minimum(np.arange(i * self.size, (i + 1) * self.size), self.n - 1)
+        return of_size(self.n, self.size)[i]
 
     def __iter__(self) -> Iterator[Batch]:
         whole = (self.problem.clean, self.problem.corrupt, self.problem.metric, self.problem.mask)

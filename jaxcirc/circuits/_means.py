@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from .._sites import Site
+from .._typing import Progress
 from ..attribution import (
     AbstractMethod,
     direct_to_metric,
@@ -25,7 +26,7 @@ from ..graph import reaches_output, wiring
 from ..models import Transformer
 from ..runs import Problem
 from ..saes import AbstractDictionary
-from ._batches import Batch, Progress, Source
+from ._batches import Batch, Source
 
 
 if TYPE_CHECKING:

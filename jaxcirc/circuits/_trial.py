@@ -7,7 +7,6 @@ from typing import Any, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .._checks import check_choice, check_count, check_kind
@@ -15,7 +14,7 @@ from .._metrics import Metric
 from .._typing import Progress
 from ..components import AbstractAblation, Mean, Receivers
 from ..models import Transformer
-from ..runs import prepare, Problem
+from ..runs import of_size, prepare, Problem
 from ..saes import Saes
 from ._batches import ArrayBatches
 from ._circuit import Circuit
@@ -209,9 +208,7 @@ def _receivers(model: Transformer, batches: ArrayBatches) -> Receivers:
         others=problem.clean if problem.corrupt is None else problem.corrupt,
         of=of,
         zeros=lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes()),
-        groups=lambda count: [
-            np.minimum(np.arange(start, start + batches.size), count - 1) for start in range(0, count, batches.size)
-        ],
+        groups=lambda count: of_size(count, batches.size),
     )
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 from jaxtyping import Float
 
+from .._typing import Progress
 from ..jacobian import EdgeJacobian
 from ..runs import rounded_up
 from ._ends import Dictionaries
 from ._latents import Latents, Pairs, read, written
 from ._point import Point
-from ._same import Progress
 
 
 def all_pairs(targets: Latents, sources: Latents, *, causal: bool) -> Pairs:

@@ -1,6 +1,6 @@
 """`feature_jacobian`: the Jacobian between the latents of two dictionaries, those that are on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,22 +10,21 @@ from .._checks import check_number
 from .._guard import check_backend
 from .._run import check_tokens
 from .._sites import by_site, Kind, Site
-from .._typing import Tokens
+from .._typing import Progress, Tokens
 from ..jacobian._blocks import chain_of_blocks, is_position_local
 from ..jacobian._finite import check_finite
 from ..models import check_known, Transformer
-from ..saes import AbstractDictionary
+from ..saes import Saes
 from ._all import all_pairs, gradients_at_all, gradients_one_by_one
 from ._cosine import cosines
 from ._ends import find_ends, named_sides, SIDES
 from ._latents import Latents, latents_above, Pairs
 from ._point import run_at_point
 from ._result import FeatureJacobian
-from ._same import at_shared_positions, gradients_at_same, Progress, same_pairs
+from ._same import at_shared_positions, gradients_at_same, same_pairs
 
 
 POSITIONS = ("same", "all")
-Saes = Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary]
 
 
 def feature_jacobian(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._typing import Progress
 from ..jacobian import EdgeJacobian
 from ..linear import contract_own, numbers_held, Segment, TILE
 from ..runs import BUDGET, halving, rounded_up
@@ -16,7 +17,6 @@ from ._latents import Latents, Pairs, read, written
 from ._point import Point
 
 
-Progress = Callable[[int, int, str], None]
 Make = Callable[[Int[Array, " n"], Int[Array, " n"]], Float[Array, "n width"]]
 
 

@@ -15,8 +15,8 @@ from .._run import check_tokens, run
 from .._sites import by_site
 from .._typing import Tokens
 from ..models import Transformer
+from ..saes import Saes
 from ._ends import Dictionaries, Ends, find_ends
-from ._feature_jacobian import Saes
 from ._point import flat
 from ._result import FeatureJacobian
 

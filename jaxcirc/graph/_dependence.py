@@ -3,6 +3,7 @@
 Both questions err on the side of more dependence: what is not known to be separate counts as mixed.
 """
 
+import functools as ft
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,6 +50,7 @@ def keeps_positions(function: Callable[..., Any], *arguments: jax.ShapeDtypeStru
     return all(axis in (0, None) for axis in results)
 
 
+@ft.lru_cache(maxsize=256)
 def is_elementwise(function: Callable[[Any], Any]) -> bool:
     """Whether each number of the result depends on the same number of the argument alone, whatever the axis."""
     x = jax.ShapeDtypeStruct((3, 5), "float32")

@@ -6,7 +6,7 @@ no other name.
 """
 
 import functools as ft
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from .._edits import Apply
 from .._sites import Site
-from .._tap import Tap
+from .._tap import EditEach, Tap
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._dependence import dependence
@@ -47,38 +47,29 @@ def site_graph(model: Transformer, saes: Dictionaries) -> Graph:
     """For each site the sites that read its value first. One with a dictionary is read through its latents and its error, which make up
     the value, and by its decoder where that reads its input.
     """
-    leaves, tree = jax.tree.flatten((model, dict(saes)))
-    return _site_graph(tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+    return _site_graph(*structure_of((model, dict(saes))))
+
+
+def structure_of(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+    """What a program depends on beside the numbers, to remember by: the structure of a pytree, and its leaves' shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 @ft.lru_cache(maxsize=64)
-def _site_graph(tree: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> Graph:
-    model, saes = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+def _site_graph(tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Graph:
+    model, saes = jax.tree.unflatten(tree, leaves)
     forward = lambda edits, model, saes, token: model(token, Tap(saes, edits, frozenset()))
     return graph_of(forward, model, saes, jax.ShapeDtypeStruct((1,), jnp.int32))
 
 
 def graph_of(forward: Callable[..., Any], *arguments: Any) -> Graph:
     """For each site that `forward(edits, *arguments)` comes by, given these shapes, the sites that read its value first."""
-    jaxpr = jax.make_jaxpr(ft.partial(forward, _NAMED))(*arguments)
+    jaxpr = jax.make_jaxpr(ft.partial(forward, EditEach(_named)))(*arguments)
     reads = {Site.parse(name): set(map(Site.parse, names)) for name, names in dependence(jaxpr).items()}
     return {site: frozenset(s for s, read in reads.items() if site in read) for site in sorted(reads)}
 
 
-class _Named(Mapping[Site, Apply]):
-    """An edit at every site that leaves the value as it is, and gives it the site's name in the jaxpr."""
-
-    def __contains__(self, site: object) -> bool:
-        return True
-
-    def __getitem__(self, site: Site) -> Apply:
-        return Apply(lambda x: checkpoint_name(x, str(site)))
-
-    def __iter__(self) -> Iterator[Site]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
-_NAMED = _Named()
+def _named(site: Site) -> Apply:
+    """Leaves the value at a site as it is, and gives it the site's name in the jaxpr."""
+    return Apply(lambda x: checkpoint_name(x, str(site)))

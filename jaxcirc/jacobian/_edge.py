@@ -16,14 +16,13 @@ from .._typing import Keys, Tokens
 from ..graph import reaches
 from ..linear import make_segment
 from ..models import Transformer
-from ..saes import AbstractDictionary, anonymous
+from ..saes import AbstractDictionary, anonymous, Saes
 from ._operator import EdgeJacobian, select
 from ._positions import given_positions
 from ._product import product_of
 
 
 ENGINES = ("auto", "autodiff", "structured")
-Saes = Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary]
 
 
 def edge(

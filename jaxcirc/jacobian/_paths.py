@@ -25,8 +25,8 @@ from .._sites import by_site, Kind, Part, Site
 from .._typing import Keys, Tokens
 from ..graph import reaches
 from ..models import Transformer
-from ..saes import AbstractDictionary
-from ._edge import edge, Saes
+from ..saes import AbstractDictionary, Saes
+from ._edge import edge
 from ._operator import EdgeJacobian
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from jaxtyping import Array
 from .._checks import check_kind, check_path
 from .._fingerprint import exact_fingerprint
 from .._sites import Site
+from .._typing import Progress
 from ..runs import BUDGET
 from ._certificate import Certificate
 from ._engine import matrix_route, side_of
@@ -29,7 +30,6 @@ from ._operator import EdgeJacobian, random_key
 
 
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-Progress = Callable[[int, int, str], None]
 
 
 @dataclasses.dataclass(frozen=True)

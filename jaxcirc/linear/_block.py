@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array
 
 from .._precision import widened
-from .._sites import Kind, Site
+from .._sites import Kind
 from ..parts import Attention, LayerNorm
 from ._attention import AttentionMap
 from ._forms import passed
@@ -36,14 +36,13 @@ class LinearBlock(NamedTuple):
         return [*self.before, *self.after]
 
 
-def linearise(segment: Segment, layer: int, frozen: Collection[Kind]) -> LinearBlock:
-    """Linearises block `layer` of the segment between its ends, with the sites of kinds `frozen` held."""
-    block, values = segment.blocks[layer], _values(segment, layer)
+def linearise(segment: Segment) -> LinearBlock:
+    """Linearises the one block of a segment between its ends, with what is frozen held."""
+    block, values, frozen = segment.blocks[0], segment.inside(), segment.frozen_kinds
     stopped = {*frozen, *([Kind.ATTN_OUT] if Kind.RESULT in frozen else [])}
-    of = {
-        slot.name: local_maps(slot, slot.part(block), values, frozen) for slot in passed(segment) if slot.name != "attn"
-    }
-    attn = widened(block.attn) if any(slot.name == "attn" for slot in passed(segment)) else None
+    on_the_way = {slot.name: slot for slot in passed(segment)}
+    attn = widened(block.attn) if on_the_way.pop("attn", None) else None
+    of = {name: local_maps(slot, slot.part(block), values, frozen) for name, slot in on_the_way.items()}
     d_model, middle = values[Kind.RESID_PRE].shape[1], Kind.RESID_MID if block.has_middle else Kind.RESID_POST
     passes_on = lambda source, target: LocalMap(source, target, same, d_model)
     entrance = of.get("ln1", []) if block.ln1 is not None else [passes_on(Kind.RESID_PRE, Kind.LN1_NORMALIZED)]
@@ -54,10 +53,12 @@ def linearise(segment: Segment, layer: int, frozen: Collection[Kind]) -> LinearB
         after += [passes_on(Kind.RESID_MID, Kind.RESID_POST)] if block.has_middle else []
     free = lambda maps: [each for each in maps if each.target not in stopped]
     return LinearBlock(
-        norm=_norm(block.ln1, values, frozen) if "ln1" in of else None,
+        norm=norm_at(block.ln1, Kind.RESID_PRE, values, frozen)
+        if "ln1" in of and type(block.ln1) is LayerNorm
+        else None,
         entrance=free(entrance),
         projections=free(_projections(attn)),
-        heads=None if attn is None else _heads(attn, values, segment.masks[layer], frozen),
+        heads=None if attn is None else _heads(attn, values, segment.masks[0], frozen),
         after=free(after),
     )
 
@@ -103,18 +104,3 @@ def _paths(frozen: Collection[Kind]) -> frozenset[Kind]:
         return frozenset()
     moving = {Kind.V} if {Kind.PATTERN, Kind.ATTN_SCORES} & set(frozen) else {Kind.Q, Kind.K, Kind.V}
     return frozenset(moving - set(frozen))
-
-
-def _norm(norm: object, values: Values, frozen: Collection[Kind]) -> Norm | None:
-    if type(norm) is not LayerNorm:
-        return None
-    live = Kind.LN1_SCALE not in frozen
-    return norm_at(widened(norm), values[Kind.RESID_PRE], values[Kind.LN1_SCALE], live=live)
-
-
-def _values(segment: Segment, layer: int) -> Values:
-    """Runs to the block and records what is inside it, `[seq …]` by kind of site; what the block does not have is not there."""
-    # Each head's result is large, and made only where it is asked for.
-    kinds = [kind for kind in Kind if kind.in_block and kind != Kind.RESULT]
-    cache = segment.record({Site(layer, kind) for kind in kinds})
-    return {site.kind: value for site, value in cache.items()}

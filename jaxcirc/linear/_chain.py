@@ -69,7 +69,7 @@ def _entering(segment: Segment) -> list[Array]:
 def mlp_matrices(segment: Segment) -> Float[Array, "seq d_model d_model"]:
     """For every position the matrix by which a covector (a row) of the end of the block becomes one of what its MLP reads."""
     seq, d_model = segment.resid.shape
-    linear = linearise(segment, 0, segment.frozen_kinds)
+    linear = linearise(segment)
     identity = jnp.tile(jnp.eye(d_model, dtype=segment.resid.dtype), (seq, 1))
     end = {Kind.RESID_POST: identity}
     middle = pull(linear.after, end, jnp.repeat(jnp.arange(seq, dtype=jnp.int32), d_model))[segment.blocks[0].mlp_reads]
@@ -88,7 +88,7 @@ def pull_block(
     budget: int = BUDGET,
 ) -> Matrix:
     """Pulls the rows of `count` targets from `begin` on, which are 0 from the position `reached` on, back through one block, in place."""
-    linear = linearise(segment, 0, segment.frozen_kinds)
+    linear = linearise(segment)
     positions = jnp.arange(reached, dtype=jnp.int32)
     flat, n = matrix.reshape(-1, *matrix.shape[2:]), count * matrix.shape[1]
     chunk = _chunk(

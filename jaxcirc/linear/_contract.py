@@ -112,7 +112,7 @@ def _contract_sorted(segment: Segment, left, left_pos, order, right, right_pos, 
 
 
 def _linear(segment: Segment):
-    return linearise(segment, 0, segment.frozen_kinds)
+    return linearise(segment)
 
 
 def _in_blocks(segment: Segment, left, left_pos, order, right, right_pos, tiles: Tiles, *, sizes: Sizes):

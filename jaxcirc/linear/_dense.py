@@ -78,7 +78,7 @@ def _widths(segment: Segment) -> tuple[int, int]:
 
 def _in_tiles(segment: Segment, target_pos: Array, source_pos: Array, sizes: Sizes) -> Array:
     (n, width), kind = _widths(segment), segment.source.kind
-    linear = linearise(segment, 0, segment.frozen_kinds)
+    linear = linearise(segment)
     form = bilinear(segment, linear)
     y = (
         take(linear.norm.y, source_pos)

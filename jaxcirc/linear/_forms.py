@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from .._sites import Kind, Part, Site
 from .._tap import site_read
 from .._typing import Resid
-from ..parts import Attention, Block, LayerNorm
+from ..models import is_known
+from ..parts import Block
 from ._local import has_local_maps
 from ._segment import Segment
 from ._slots import Slot, slots, slots_between
@@ -50,8 +51,10 @@ def passed(segment: Segment) -> tuple[Slot, ...]:
 
 def _has_maps(block: Block, some: Iterable[Slot], resid: Resid) -> bool:
     """Whether there are maps of these parts of a block: of attention in closed form, of others at least by autodiff of their own code."""
-    known = lambda slot, part: type(part) is Attention if slot.name == "attn" else has_local_maps(slot, part, resid)
-    return type(block) is Block and all(known(slot, slot.part(block)) for slot in some)
+    mapped = lambda slot: (
+        is_known(block, "attn") if slot.name == "attn" else has_local_maps(slot, slot.part(block), resid)
+    )
+    return is_known(block) and all(map(mapped, some))
 
 
 def is_folded(segment: Segment) -> bool:
@@ -97,14 +100,10 @@ def is_chain(segment: Segment) -> bool:
         and segment.target.kind in residual
         and all(site.kind in HELD for site in segment.frozen)
         and all(block.mlp is not None and _has_maps(block, slots(block), segment.resid) for block in segment.blocks)
-        and _is_plain_norm(segment.blocks[-1])
+        and is_known(segment.blocks[-1], "ln1")
     )
 
 
 def is_dense(segment: Segment) -> bool:
     """Whether the whole matrix of a one-block segment is made at once, which takes the norm at its entrance apart: a layer norm or none."""
-    return _is_plain_norm(segment.blocks[0]) or segment.source.kind != Kind.RESID_PRE
-
-
-def _is_plain_norm(block: Block) -> bool:
-    return block.ln1 is None or type(block.ln1) is LayerNorm
+    return is_known(segment.blocks[0], "ln1") or segment.source.kind != Kind.RESID_PRE

@@ -11,19 +11,19 @@ class derived from it may compute anything.
 """
 
 import functools as ft
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._edits import AbstractEdit, Add, Detach
+from .._edits import Add, Detach
 from .._indexing import take
 from .._precision import widened
 from .._sites import Kind, Site
-from .._tap import Everything, Tap
-from ..graph import graph_of, is_elementwise, keeps_positions
+from .._tap import EditEach, Everything, Tap
+from ..graph import graph_of, is_elementwise, keeps_positions, structure_of
 from ..parts import LayerNorm, MLP
 from ._maps import dense, Items, LocalMap, Positions, Push
 from ._slots import Slot
@@ -51,10 +51,11 @@ class Norm(NamedTuple):
         return out if self.weight is None else out * self.weight
 
 
-def norm_at(norm: LayerNorm, resid: Float[Array, "seq d_model"], scale: Float[Array, "seq 1"], *, live: bool) -> Norm:
-    """Linearises a layer norm that reads `resid` and divides by `scale`."""
+def norm_at(norm: LayerNorm, reads: Kind, values: Values, frozen: Collection[Kind]) -> Norm:
+    """Linearises a layer norm at what it `reads` and the scale by which it divides."""
+    resid, scale = values[reads], values[norm.sites[0]]
     y = (resid - jnp.mean(resid, axis=-1, keepdims=True)) / scale
-    return Norm(y, scale, norm.weight, live)
+    return Norm(y, scale, widened(norm).weight, live=norm.sites[0] not in frozen)
 
 
 def local_maps(slot: Slot, part: Any, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
@@ -65,23 +66,16 @@ def local_maps(slot: Slot, part: Any, values: Values, frozen: Collection[Kind]) 
 
 def has_closed_form(part: Any) -> bool:
     """Whether a part is of a class that registered a closed form, and of those that it covers."""
-    return type(part) in CLOSED and (type(part) is not MLP or _acts_on_each(part.act))
+    return type(part) in CLOSED and (type(part) is not MLP or is_elementwise(part.act))
 
 
 def has_local_maps(slot: Slot, part: Any, resid: Float[Array, "seq d_model"]) -> bool:
     """Whether a part works on each position by itself, as its closed form or its code says, where the residual stream is as `resid`."""
-    return has_closed_form(part) or _is_local(*_structure(part), slot, resid.shape[1], resid.dtype)
-
-
-def _structure(part: Any) -> tuple[Any, tuple[Any, ...]]:
-    leaves, tree = jax.tree.flatten(part)
-    return tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return has_closed_form(part) or _is_local(*structure_of(part), slot, resid.shape[1], resid.dtype)
 
 
 @ft.lru_cache(maxsize=256)
 def _is_local(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int, dtype: Any) -> bool:
-    shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in leaves]
-
     made: list[bool] = []
 
     def everything(x, *leaves):
@@ -91,18 +85,12 @@ def _is_local(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int, dtyp
         return [out, *tap.cache.values()]
 
     x = jax.ShapeDtypeStruct((3, d_model), dtype)  # three positions stand for any number
-    return keeps_positions(everything, x, *shapes, axes=[0, *(None for _ in shapes)]) and all(made)
-
-
-@ft.lru_cache(maxsize=256)
-def _acts_on_each(act: Callable[[Array], Array]) -> bool:
-    return is_elementwise(act)
+    return keeps_positions(everything, x, *leaves, axes=[0, *(None for _ in leaves)]) and all(made)
 
 
 def _layer_norm(slot: Slot, norm: LayerNorm, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
-    scale = norm.sites[0]
-    linear = norm_at(widened(norm), values[slot.reads], values[scale], live=scale not in frozen)
-    return [LocalMap(slot.reads, slot.writes, linear.push, values[slot.reads].shape[1])]
+    linear = norm_at(norm, slot.reads, values, frozen)
+    return [LocalMap(slot.reads, slot.writes, linear.push, linear.y.shape[1])]
 
 
 def _plain_mlp(slot: Slot, mlp: MLP, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
@@ -122,7 +110,7 @@ CLOSED: dict[type, Callable[..., list[LocalMap]]] = {LayerNorm: _layer_norm, MLP
 def _by_autodiff(slot: Slot, part: Any, values: Values) -> list[LocalMap]:
     """Makes a map between every two kinds of the part's sites, what it reads and makes among them, of which one feeds the other first."""
     x = values[slot.reads]
-    feeds = _graph_of(*_structure(part), slot, x.shape[1], x.dtype)
+    feeds = _graph_of(*structure_of(part), slot, x.shape[1], x.dtype)
     width = lambda kind: x.shape[1] if kind == slot.reads else values[kind].shape[1]
     pairs = sorted(((source, target) for source in feeds for target in feeds[source]), key=lambda pair: pair[::-1])
     return [LocalMap(*pair, _derivative(slot, part, x, *pair), width(pair[0])) for pair in pairs]
@@ -132,8 +120,8 @@ def _derivative(slot: Slot, part: Any, x: Float[Array, "seq d_model"], source: K
     """Makes the map between two kinds of a part's sites, those between them held, by forward mode at the rows of `x` that are asked for."""
 
     def value(rows, step):
-        held = _Holding(source, target, Add(step))
-        tap = Tap({}, held, frozenset({Site(0, target)}), layer=0)
+        edit = lambda site: None if site.kind == target else Add(step) if site.kind == source else Detach()
+        tap = Tap({}, EditEach(edit), frozenset({Site(0, target)}), layer=0)
         _run(slot, part, rows, tap)
         return tap.cache[Site(0, target)]
 
@@ -142,25 +130,6 @@ def _derivative(slot: Slot, part: Any, x: Float[Array, "seq d_model"], source: K
         return jax.jvp(lambda step: value(rows, step), (jnp.zeros_like(items),), (items,))[1]
 
     return push
-
-
-class _Holding(Mapping[Site, AbstractEdit]):
-    """Every kind of site held but the source, to which something is added, and the target."""
-
-    def __init__(self, source: Kind, target: Kind, step: AbstractEdit):
-        self.source, self.target, self.step = source, target, step
-
-    def __contains__(self, site: object) -> bool:
-        return isinstance(site, Site) and site.kind != self.target
-
-    def __getitem__(self, site: Site) -> AbstractEdit:
-        return self.step if site.kind == self.source else Detach()
-
-    def __iter__(self) -> Iterator[Site]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
 
 
 def _run(slot: Slot, part: Any, x: Float[Array, "n d_model"], tap: Tap) -> None:
@@ -174,6 +143,5 @@ def _run(slot: Slot, part: Any, x: Float[Array, "n d_model"], tap: Tap) -> None:
 def _graph_of(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int, dtype: Any) -> dict[Kind, list[Kind]]:
     """Finds for each kind of a part's sites the kinds that read it first."""
     forward = lambda edits, part, x: _run(slot, part, x, Tap({}, edits, frozenset(), layer=0))
-    part = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    graph = graph_of(forward, part, jax.ShapeDtypeStruct((1, d_model), dtype))
+    graph = graph_of(forward, jax.tree.unflatten(tree, leaves), jax.ShapeDtypeStruct((1, d_model), dtype))
     return {site.kind: [s.kind for s in sorted(read)] for site, read in graph.items()}

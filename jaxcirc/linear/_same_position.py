@@ -52,7 +52,7 @@ def _push(
 ) -> Float[Array, "n d_target"]:
     """Pushes vectors at single positions to the same positions of the target, through one block after another."""
     for segment in segments:
-        linear = linearise(segment, 0, frozenset())
+        linear = linearise(segment)
         images = push(linear.before, {segment.source.kind: vectors}, positions)
         if linear.heads is not None and images.keys() & {Kind.Q, Kind.K, Kind.V}:
             images[Kind.Z] = linear.heads.own(images, positions)

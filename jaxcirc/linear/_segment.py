@@ -78,6 +78,12 @@ class Segment(eqx.Module):
             self.outside.unembed(resid, tap)
         return tap.cache
 
+    def inside(self) -> dict[Kind, Array]:
+        """The values inside the first block, `[seq …]` by kind of site; what the block does not have is not there."""
+        # Each head's result is large, and made only where it is asked for.
+        kinds = [kind for kind in Kind if kind.in_block and kind != Kind.RESULT]
+        return {site.kind: value for site, value in self.record({Site(0, kind) for kind in kinds}).items()}
+
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Shape and dtype of the values at source and target."""
         return _at_ends.eval_shape(self)

@@ -123,7 +123,7 @@ def fold_covectors(segment: Segment, items: Array, positions: Array) -> Array:
 @jax.jit
 def fold_left(segment: Segment, items: Array, positions: Array) -> Array:
     """Covectors of the target of a local segment as covectors of its source."""
-    linear, source = linearise(segment, 0, segment.frozen_kinds), segment.source
+    linear, source = linearise(segment), segment.source
     covectors = {read_site(segment).kind: target_covectors(segment)(items, positions)}
     pulled = pull_links(linear.maps, covectors, positions)[source.kind]
     if source.part not in (Part.ACTS, Part.INPUT):
@@ -135,7 +135,7 @@ def fold_left(segment: Segment, items: Array, positions: Array) -> Array:
 @jax.jit
 def fold_right(segment: Segment, items: Array, positions: Array) -> Array:
     """Vectors of the source of a local segment as vectors of its target."""
-    linear, target = linearise(segment, 0, segment.frozen_kinds), segment.target
+    linear, target = linearise(segment), segment.target
     pushed = push_links(linear.maps, {segment.source.kind: source_vectors(segment)(items, positions)}, positions)
     value = pushed[read_site(segment).kind]
     if target.part in (Part.VALUE, Part.INPUT):

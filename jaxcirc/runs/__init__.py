@@ -4,6 +4,7 @@ from ._batches import (
     BUDGET as BUDGET,
     halving as halving,
     in_groups as in_groups,
+    of_size as of_size,
     repeated as repeated,
     rounded_up as rounded_up,
     TOKENS_AT_ONCE as TOKENS_AT_ONCE,

@@ -23,7 +23,11 @@ def in_groups(count: int, each: int, granted: int, *, most: int | None = None) -
     """
     most = max(1, count if most is None else most)
     groups = -(-most // max(1, granted // each))
-    size = -(-most // groups)
+    return of_size(count, -(-most // groups))
+
+
+def of_size(count: int, size: int) -> list[Int[np.ndarray, " group"]]:
+    """The numbers below `count` in groups of `size`; the last number fills up the last group."""
     return [np.minimum(np.arange(first, first + size), count - 1) for first in range(0, count, size)]
 
 

@@ -14,6 +14,7 @@ from .._precision import widened
 from .._run import metric_of_last, only_position
 from .._sites import Kind, layer_of, Site
 from .._tap import bare_tap
+from ..graph import structure_of
 from ..models import is_known, Transformer
 from ..parts import Block
 from ._resume import blocks_from, Masks, Rows, Variants
@@ -48,16 +49,15 @@ def cut_gradients(
 
 def bytes_held(model: Transformer, seq: int) -> int:
     """Counts what the way back through all blocks holds for one variant of a prompt, from the shapes of what it would hold."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.blocks[0])
-    leaves, tree = jax.tree.flatten(shapes)
-    return model.n_layers * _bytes_of_block(tuple(leaves), tree, (1, seq, model.d_model), model.activation_dtype)
+    resid = jax.ShapeDtypeStruct((1, seq, model.d_model), model.activation_dtype)
+    return model.n_layers * _bytes_of_block(*structure_of(model.blocks[0]), resid)
 
 
 @ft.cache
-def _bytes_of_block(leaves: tuple, tree: Any, shape: tuple[int, int, int], dtype: jnp.dtype) -> int:
-    """Counts what the way back through a block of these shapes holds for residual streams of `shape`."""
-    block, resid = jax.tree.unflatten(tree, leaves), jax.ShapeDtypeStruct(shape, dtype)
-    mask, row = jax.ShapeDtypeStruct((1, shape[1], shape[1]), jnp.bool_), jax.ShapeDtypeStruct((1,), jnp.int32)
+def _bytes_of_block(tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], resid: jax.ShapeDtypeStruct) -> int:
+    """Counts what the way back through a block of these shapes holds for residual streams of the shape of `resid`."""
+    block, seq = jax.tree.unflatten(tree, leaves), resid.shape[1]
+    mask, row = jax.ShapeDtypeStruct((1, seq, seq), jnp.bool_), jax.ShapeDtypeStruct((1,), jnp.int32)
     halves = ("attend", "feed") if block.has_middle else ("all",)
     backs = [_forward.eval_shape(block, mask, row, resid, None, half=half)[1] for half in halves]
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backs))
