@@ -23,6 +23,8 @@ os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".
 # JAXCIRC_TEST_CACHE= (nothing) compiles everything anew.
 CACHE = os.environ.get("JAXCIRC_TEST_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
 if CACHE:
+    # For the processes that tests start: of each program loaded the compiler says in kilobytes that two preferences are no features.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE  # for the commands that tests start as processes
     jax.config.update("jax_compilation_cache_dir", CACHE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

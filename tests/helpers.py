@@ -2,6 +2,9 @@
 
 import contextlib
 import functools as ft
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,6 +39,24 @@ def assert_close(got, want, *, tolerance: float | None = None, mass: float = 1e-
     tolerance = tolerance or TOLERANCE[str(np.result_type(got))]
     error = np.abs(got[finite].astype(np.float64) - want[finite].astype(np.float64)).max() / size
     assert error <= tolerance, f"relative error {error:.3g} > {tolerance:.3g}"
+
+
+class Child(subprocess.Popen):
+    """Python in a process of its own. What it says on standard error goes to a file: in a pipe that nobody reads yet, it would wait for a
+    reader while the test waits for its standard output. `finish` gives its status, standard output and standard error.
+    """
+
+    def __init__(self, *arguments: str, cwd: Path, env: dict[str, str]):
+        self._said = tempfile.TemporaryFile()  # closed by `finish`
+        command = [sys.executable, *arguments]
+        given = {"stdout": subprocess.PIPE, "stderr": self._said, "text": True, "encoding": "utf-8"}
+        super().__init__(command, cwd=cwd, env=env, **given)
+
+    def finish(self, timeout: float | None = None) -> tuple[int, str, str]:
+        out, _ = self.communicate(timeout=timeout)
+        with self._said as said:
+            said.seek(0)
+            return self.returncode, out, said.read().decode("utf-8")
 
 
 def make_model(

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from jaxcirc.cli import main
 from jaxcirc.jacobian import _save
 from jaxcirc.parts import gelu, gelu_new
 
-from .helpers import as_dtype, assert_close, make_model, needs_x64, REPOSITORY, tokens_for
+from .helpers import as_dtype, assert_close, Child, make_model, needs_x64, REPOSITORY, tokens_for
 
 
 SEQ = 6
@@ -272,15 +270,12 @@ def child(path: str, budget: str, wait: str) -> None:
 LONG = 30
 
 
-def start(path, *, budget=1, wait=0.0) -> subprocess.Popen:
+def start(path, *, budget=1, wait=0.0) -> Child:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", CHILD, str(path), str(budget), str(wait)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=REPOSITORY
-    )
+    return Child("-c", CHILD, str(path), str(budget), str(wait), cwd=REPOSITORY, env=environment)
 
 
-def kill_after(process: subprocess.Popen, done: int, wait: float) -> int:
+def kill_after(process: Child, done: int, wait: float) -> int:
     """Kills a process some time after it has said that so many positions are done; how many it said at last."""
     last = 0
     for line in process.stdout:
@@ -289,14 +284,14 @@ def kill_after(process: subprocess.Popen, done: int, wait: float) -> int:
             break
     time.sleep(wait)
     process.kill()
-    rest = process.communicate()[0].split()
+    rest = process.finish()[1].split()
     return int(rest[-1]) if rest else last
 
 
-def finish(process: subprocess.Popen) -> tuple[int, float, str]:
+def finish(process: Child) -> tuple[int, float, str]:
     """At what the process began, by how much its file is off, and what it warned of."""
-    out, err = process.communicate()
-    assert process.returncode == 0, err[-2000:]
+    status, out, err = process.finish()
+    assert status == 0, err[-2000:]
     return int(out.split()[0]), float(out.split()[-1]), err
 
 

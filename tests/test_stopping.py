@@ -6,8 +6,6 @@ A few moments of a few commands run always; JAXCIRC_TEST_STOPS=10 runs ten momen
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 from jaxcirc import _files, _stop
 from jaxcirc.cli import main
 
-from .helpers import REPOSITORY
+from .helpers import Child, REPOSITORY
 
 
 MOMENTS = int(os.environ.get("JAXCIRC_TEST_STOPS", "0"))
@@ -60,25 +58,18 @@ PAIR = (
 )
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
+def start(folder: Path, *arguments: str) -> Child:
     """Python as a process of its own, in `folder`, that hears interrupts even if the tests do not, as in a shell's background."""
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(folder.parent / "cache")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
+        environment = {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(folder.parent / "cache")}
+        return Child(*arguments, cwd=folder, env=os.environ | environment)
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def start_command(folder: Path, *command: str) -> subprocess.Popen:
+def start_command(folder: Path, *command: str) -> Child:
     return start(folder, "-m", "jaxcirc", *command)
 
 
@@ -106,17 +97,16 @@ def place(tmp_path_factory) -> Path:
             "--json",
         )
         process = start_command(folder, *given, "--edge-threshold", "0.001")
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
+        status, out, err = process.finish(timeout=300)
+        assert status == 0, err
         assert json.loads(out)["edges"] > 0
     return folder
 
 
-def stopped(process: subprocess.Popen, number: int = signal.SIGINT) -> tuple[int, str, str]:
+def stopped(process: Child, number: int = signal.SIGINT) -> tuple[int, str, str]:
     """Sends the signal, and waits: status, standard output, standard error."""
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
-    return process.returncode, out, err
+    return process.finish(timeout=20)
 
 
 def check_stopped(status: int, err: str, before: list[str], after: list[str], expected: int = 130) -> None:
@@ -134,9 +124,9 @@ def run_whole(place: Path, command: str) -> float:
     for _ in range(2):
         begun = time.monotonic()
         process = start_command(place, *COMMANDS[command])
-        _, err = process.communicate(timeout=600)
+        status, _, err = process.finish(timeout=600)
         took = time.monotonic() - begun
-        assert process.returncode == 0, err
+        assert status == 0, err
         clear(place, before)
     return took
 
@@ -159,7 +149,7 @@ def test_an_interrupt_ends_a_command_at_any_moment(command, place):
         time.sleep(max(0.4, whole * (moment + 0.5) / moments))
         if process.poll() is not None:  # it was quicker than the first run
             late += 1
-            process.communicate()
+            process.finish()
         else:
             status, _, err = stopped(process)
             if status == 0:  # it had done its work, and was leaving
@@ -231,10 +221,11 @@ def test_a_stopped_jacobian_goes_on_where_it_was(place):
     if process.poll() is None:
         status, _, err = stopped(process)
         assert status in (0, 130), err
-    process.communicate()
+    else:
+        process.finish()
     again = start_command(place, *small, "--json")
-    out, err = again.communicate(timeout=300)
-    assert again.returncode == 0, err
+    status, out, err = again.finish(timeout=300)
+    assert status == 0, err
     assert json.loads(out)["certificate"]["error"] < 1e-4
     assert [name for name in names(place) if name not in before] == ["J.safetensors"]
     clear(place, before)
