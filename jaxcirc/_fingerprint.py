@@ -33,12 +33,8 @@ def fingerprint(tree: object) -> str:
     """
     digest, leaves = hashlib.sha256(), _arrays(tree)
     for leaf in leaves:
-        step = max(1, leaf.size // SAMPLE)
-        sample = jnp.ravel(leaf)[::step][:SAMPLE]
-        if jnp.issubdtype(sample.dtype, jnp.floating):
-            sample = sample.astype(jnp.float32).astype(jnp.bfloat16)
         digest.update(repr(leaf.shape).encode())
-        digest.update(np.asarray(sample).tobytes())
+        digest.update(_rounded(_sample(leaf)).tobytes())
     return f"{digest.hexdigest()[:16]}-{_rest(tree, leaves)}"
 
 
@@ -65,6 +61,37 @@ def difference(recorded: str, found: str) -> str | None:
 
 def _arrays(tree: object) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, (jax.Array, np.ndarray))]
+
+
+def _sample(array: Any) -> np.ndarray:
+    """Reads up to `SAMPLE` entries, evenly spaced, where they are: of a large array there is never a copy, nor of its parts on devices."""
+    if array.size <= SAMPLE:
+        return np.asarray(array)
+    at = np.unravel_index(np.arange(SAMPLE) * (array.size // SAMPLE), array.shape)
+    if isinstance(array, np.ndarray):
+        return array[at]
+    sample = np.empty(SAMPLE, array.dtype)
+    for shard in array.addressable_shards:
+        bounds = [slice_.indices(size)[:2] for slice_, size in zip(shard.index, array.shape, strict=True)]
+        here = np.all([(first <= i) & (i < last) for i, (first, last) in zip(at, bounds, strict=True)], axis=0)
+        inside = tuple(i[here] - first for i, (first, _) in zip(at, bounds, strict=True))
+        on_host = shard.device.platform == "cpu"
+        sample[here] = np.asarray(shard.data)[inside] if on_host else _gathered(shard.data, inside)
+    return sample
+
+
+@jax.jit
+def _gathered(array: Any, at: tuple[Any, ...]) -> Any:
+    """Reads entries of an array on a device, by one program for all arrays of a shape."""
+    return array[at]
+
+
+def _rounded(sample: np.ndarray) -> np.ndarray:
+    """Rounds floats to bfloat16, through float32; brings other numbers into the types that JAX holds."""
+    if jnp.issubdtype(sample.dtype, jnp.floating):
+        with np.errstate(over="ignore"):  # what no float32 holds is infinite
+            return sample.astype(np.float32).astype(jnp.bfloat16)
+    return sample.astype(jax.dtypes.canonicalize_dtype(sample.dtype))
 
 
 def _rest(tree: object, leaves: list[Any]) -> str:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import monitoring
 
 import jaxcirc as jc
 from jaxcirc._sites import Kind
@@ -188,6 +189,33 @@ def counting_calls(owner: type, method: str) -> Iterator[list[None]]:
         yield calls
     finally:
         setattr(owner, method, body)
+
+
+@contextlib.contextmanager
+def counting_programs() -> Iterator[list[str]]:
+    """A list that grows by a name whenever JAX compiles a program, or loads one from the compilation cache."""
+    programs: list[str] = []
+    _listen()
+    _LISTS.append(programs)
+    try:
+        yield programs
+    finally:
+        _LISTS[:] = [other for other in _LISTS if other is not programs]
+
+
+_LISTS: list[list[str]] = []
+
+
+@ft.cache
+def _listen() -> None:
+    """Once a process, for good: older JAX cannot be asked to stop."""
+
+    def compiled(event: str, duration: float, **about) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            for programs in _LISTS:
+                programs.append(str(about.get("fun_name")))
+
+    monitoring.register_event_duration_secs_listener(compiled)
 
 
 def tokens_for(model: jc.Transformer, seq: int = 7, seed: int = 0):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools as ft
+import hashlib
 import os
 import subprocess
 import sys
+import tracemalloc
 from typing import Any
 
 import equinox as eqx
@@ -14,12 +16,13 @@ import numpy as np
 import pytest
 
 import jaxcirc as jc
-from jaxcirc._fingerprint import exact_fingerprint, fingerprint
+from jaxcirc._fingerprint import _gathered, exact_fingerprint, fingerprint
+from jaxcirc.circuits._members import fingerprints
 from jaxcirc.parts import gelu, gelu_new, relu
 from jaxcirc.saes import Standardise, TopK
 
 from .dictionaries import DICTIONARIES, make_sae
-from .helpers import as_dtype, make_model, model_named, MODELS, REPOSITORY, tokens_for
+from .helpers import as_dtype, counting_programs, make_model, model_named, MODELS, REPOSITORY, tokens_for
 
 
 BOTH = (fingerprint, exact_fingerprint)
@@ -172,3 +175,109 @@ def test_the_same_in_every_process():
     mine = everything()
     assert single(run.stdout) == single(mine)
     assert run.stdout.split()[-1] == mine.split()[-1]
+
+
+GRID = np.random.default_rng(0).normal(size=(3, 700)) * np.logspace(-36, 38, 700)
+SPECIAL = [np.nan, -np.nan, np.inf, -np.inf, -0.0, 1e-42, -1e-45, 3.3895e38, 3.4e38, 1.0039062, 1.01171875]
+# What circuits that are on disk have recorded: these digits never change. Of int64 they are those of the type that JAX makes of it, by
+# whether that has float64 too.
+ARRAYS = {
+    "float64": (GRID, "8809608d4955eb3c"),
+    "float32": (GRID.astype(np.float32), "8809608d4955eb3c"),
+    "float16": (GRID.clip(-6e4, 6e4).astype(np.float16), "b721d26b31dc6f00"),
+    "bfloat16": (GRID.astype(np.float32).astype(jnp.bfloat16), "8809608d4955eb3c"),
+    "transposed": (GRID.T, "9733470f34b5cb80"),
+    "strided": (GRID[:, ::3], "a63b0f481416b96b"),
+    "beyond float32": (np.array([1e39, -1e300, 3.4e38, 1.00390625, 1.003906250001]), "3b76fbf8ab75c29a"),
+    "special": (np.array(SPECIAL, np.float32), "f12a739d96c10c71"),
+    "int32": (np.arange(1500, dtype=np.int32), "8a026f3c5484d258"),
+    "uint8": (np.arange(3000).astype(np.uint8), "9db655c1fd29067a"),
+    "bool": (np.arange(2049) % 3 == 0, "07fab01605fdf4fe"),
+    "complex64": (np.arange(10).astype(np.complex64), "01855b6a33f18972"),
+    "int64": (np.arange(5000, dtype=np.int64) * 7 - 9, {False: "38cadeac13ec35ae", True: "540338e82c1f33c1"}),
+    "nothing": (np.zeros((0, 4)), "f6f253fd9d30f213"),
+    "a number": (np.array(1.5), "3fecf5d40817ccaf"),
+    "1023": (np.arange(1023.0), "866bd3c4e75a8698"),
+    "1024": (np.arange(1024.0), "75e3578241ddb4b8"),
+    "2047": (np.arange(2047.0), "67b2b54a224ea763"),
+    "2048": (np.arange(2048.0), "f55893cf309e8171"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_are_known_by_what_was_recorded(name):
+    array, recorded = ARRAYS[name]
+    recorded = recorded[jax.config.jax_enable_x64] if isinstance(recorded, dict) else recorded
+    assert fingerprint(array) == f"{recorded}-9f91161f"
+    with np.errstate(over="ignore"):
+        assert fingerprint(jnp.asarray(array)) == f"{recorded}-9f91161f"
+
+
+# Of the model, and of all its dictionaries together.
+RECORDED = {
+    ("tiny-gpt2", "float32"): ("2d0415a0a0836417-4e6341fe", "b8552764897acd78"),
+    ("tiny-gpt2", "float16"): ("7635eca869de8164-4e6341fe", "fd3d3ab411db1f23"),
+    ("tiny-gpt-neo", "float32"): ("b7c0bc7ecb15f118-c981f513", "0385a2a609cdfd87"),
+    ("tiny-gpt-neo", "float16"): ("2e10b26466657a93-c981f513", "9acf4b098339e6b8"),
+}
+RECORDED |= {(name, "bfloat16"): RECORDED[name, "float32"] for name in ("tiny-gpt2", "tiny-gpt-neo")}
+RECORDED |= {(name, "float64"): RECORDED[name, "float32"] for name in ("tiny-gpt2", "tiny-gpt-neo")}
+
+
+@pytest.mark.parametrize(("name", "dtype"), RECORDED)
+def test_shipped_models_are_known_by_what_was_recorded(name, dtype):
+    loaded = jc.from_pretrained(name), jc.load_saes(name)
+    model, dictionaries = fingerprints(*as_dtype(loaded, jnp.dtype(dtype)))
+    together = hashlib.sha256(repr(sorted(dictionaries.items())).encode()).hexdigest()[:16]
+    assert (model, together) == RECORDED[name, dtype]
+
+
+def test_nothing_is_copied_or_compiled():
+    """On the host a sample is a view, in whatever order the entries are."""
+    held = np.ones((2000, 3, 1000), np.float32)
+    for array in (held, held.T, held[:, 1], jnp.asarray(held)):
+        tracemalloc.start()
+        try:
+            with counting_programs() as programs:
+                fingerprint(array)
+            assert tracemalloc.get_traced_memory()[1] < 2**18
+        finally:
+            tracemalloc.stop()
+        assert not programs
+
+
+def test_entries_are_read_where_the_array_is():
+    """By which any other device than the host is asked."""
+    at = np.unravel_index(np.arange(1024) * 2, GRID.shape)
+    with counting_programs() as programs:
+        for array in (jnp.asarray(GRID), 2 * jnp.asarray(GRID)):
+            assert np.array_equal(_gathered(array, at), np.asarray(array)[at])
+    assert sum("_gathered" in program for program in programs) <= 1
+
+
+TWO_DEVICES = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from tests.test_fingerprints import ARRAYS
+from jaxcirc._fingerprint import fingerprint
+mesh = jax.make_mesh((2,), ("half",))
+for array, _ in ARRAYS.values():
+    axis = next((axis for axis, size in enumerate(array.shape) if size and size % 2 == 0), None)
+    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "half")
+    with np.errstate(over="ignore"):
+        print(fingerprint(jax.device_put(array, NamedSharding(mesh, spec))))
+"""
+
+
+def test_the_same_of_arrays_on_several_devices():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    settings = {
+        "XLA_FLAGS": flags,
+        "JAX_ENABLE_X64": str(int(jax.config.jax_enable_x64)),
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES], env=os.environ | settings, capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.split() == [fingerprint(array) for array, _ in ARRAYS.values()]
