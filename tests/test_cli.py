@@ -245,6 +245,19 @@ def test_heads_of_a_prompts_file(prompts, tmp_path, capsys):
         assert error in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.parametrize("command", ["heads", "jacobian", "demo"])
+def test_a_shipped_model_takes_no_transformers(command, prompts, tmp_path, monkeypatch):
+    """Whose import takes longer than most of what is asked."""
+    monkeypatch.setitem(sys.modules, "transformers", None)  # makes the import an error
+    ends = ["--source", "blocks.0.hook_resid_pre", "--target", "blocks.1.hook_resid_pre"]
+    options = {
+        "heads": ["--model", "tiny-gpt2", "--prompts", str(prompts)],
+        "jacobian": ["--model", "tiny-gpt2", "--prompt", "The boys", *ends],
+        "demo": ["--out", str(tmp_path / "circuit"), "--prompts", "1", "--method", "gradient"],
+    }
+    assert main([command, *options[command]]) == 0
+
+
 def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
     assert main(["doctor", "--json"]) == 0
     checks = json.loads(capsys.readouterr().out)["checks"]
@@ -507,7 +520,7 @@ def here(tmp_path, monkeypatch):
     def read(*_args, **_kwargs):
         raise AssertionError("read before the options were checked")
 
-    for name in ("from_pretrained", "load_tokenizer", "load_saes"):
+    for name in ("from_pretrained", "load_text_tokenizer", "load_saes"):
         for module in ("_common", "_demo", "_features", "_jacobian"):
             monkeypatch.setattr(f"jaxcirc.cli.{module}.{name}", read, raising=False)
     monkeypatch.chdir(tmp_path)

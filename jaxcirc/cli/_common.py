@@ -20,7 +20,8 @@ from ..circuits import annotate_latents, Circuit, discover
 from ..circuits._rows import note_of
 from ..data import load_prompts, Prompts
 from ..data._encode import beginning, begun
-from ..interop import check_pretrained, check_saes, from_pretrained, load_saes, load_tokenizer
+from ..interop import check_pretrained, check_saes, from_pretrained, load_saes
+from ..interop._text_tokenizer import load_text_tokenizer
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._options import count, existing_file, threshold
@@ -223,8 +224,8 @@ def tokenizer_of(arguments: argparse.Namespace) -> Any:
     """
     check_pretrained(arguments.model, arguments.revision)
     if arguments.tokenizer:
-        return load_tokenizer(arguments.tokenizer)
-    return load_tokenizer(arguments.model, revision=arguments.revision)
+        return load_text_tokenizer(arguments.tokenizer)
+    return load_text_tokenizer(arguments.model, revision=arguments.revision)
 
 
 def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: float, edge_threshold: float) -> None:

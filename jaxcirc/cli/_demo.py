@@ -3,9 +3,12 @@
 import argparse
 import time
 
+import numpy as np
+
 from .. import data
 from .._words import counted
-from ..interop import from_pretrained, load_saes, load_tokenizer
+from ..interop import from_pretrained, load_saes
+from ..interop._text_tokenizer import load_text_tokenizer
 from ._common import add_circuit_options, deliver, find_circuit, Subparsers
 from ._options import count, new_circuit
 
@@ -36,11 +39,11 @@ def add(subparsers: Subparsers) -> None:
 
 def demo(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
-    model, saes, tokenizer = from_pretrained(MODEL), load_saes(MODEL), load_tokenizer(MODEL)
+    model, saes, tokenizer = from_pretrained(MODEL), load_saes(MODEL), load_text_tokenizer(MODEL)
     prompts = data.subject_verb(tokenizer, arguments.prompts, kind="rc", seed=0)
     if not arguments.json:
-        clean, corrupt = (tokenizer.decode(tokens[0]) for tokens in (prompts.clean, prompts.corrupt))
-        answer, foil = (tokenizer.decode([int(token[0])]) for token in (prompts.answer, prompts.foil))
+        pairs = (prompts.clean, prompts.corrupt, prompts.answer, prompts.foil)
+        clean, corrupt, answer, foil = (tokenizer.decode(np.asarray(ids)[0]) for ids in pairs)
         print(f"{MODEL} and its {counted(len(saes), 'dictionary')}; {counted(len(prompts), 'prompt pair')} such as\n")
         print(f"  clean    {clean!r}  expects {answer!r} and not {foil!r}\n  corrupt  {corrupt!r}\n")
     circuit = find_circuit(arguments, model, saes, prompts, tokenizer, positions=True)

@@ -17,7 +17,8 @@ from .._run import run
 from .._sites import Kind, Site
 from .._version import __version__
 from ..attribution import edge_effects, Gradient, node_effects
-from ..interop import from_pretrained, load_saes, load_tokenizer, shipped_folder
+from ..interop import from_pretrained, load_saes, shipped_folder
+from ..interop._text_tokenizer import load_text_tokenizer
 from ..jacobian import edge
 from ..models import Transformer
 from ..parts import Attention, Block, LayerNorm
@@ -120,7 +121,7 @@ def _golden(name: str) -> str:
 
 
 def _conservation() -> str:
-    model, saes, tokenizer = from_pretrained(MODELS[0]), load_saes(MODELS[0]), load_tokenizer(MODELS[0])
+    model, saes, tokenizer = from_pretrained(MODELS[0]), load_saes(MODELS[0]), load_text_tokenizer(MODELS[0])
     prompts = data.subject_verb(tokenizer, 2, kind="rc", seed=0)
     arguments = (model, saes, prompts.clean, prompts.corrupt, prompts.metric())
     nodes = node_effects(*arguments, method=Gradient())
