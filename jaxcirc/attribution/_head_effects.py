@@ -81,7 +81,7 @@ def patching_operations(model: Transformer, prompts: int, seq: int) -> float:
     """What a run for each vector takes: the half of its layer after the heads, the layers after that, and the logits of one position."""
     n, block = model.n_layers, model.blocks[0]
     layer, own = _size(block), _size(block.mlp) if block.has_middle else 0
-    each = seq * (own + (n - 1) / 2 * layer) + model.W_U.size
+    each = seq * (own + (n - 1) / 2 * layer) + model.d_model * len(model.b_U)
     return 2 * patching_runs(model, prompts, seq) * each
 
 

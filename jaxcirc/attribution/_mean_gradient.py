@@ -21,7 +21,7 @@ def mean_gradients(
     at: States,
     start: Site,
     change: Array,
-    points: tuple[Array, Array],
+    points: tuple[np.ndarray, np.ndarray],
     wanted: frozenset[Site],
     *,
     most: int = 0,
@@ -39,7 +39,7 @@ def mean_gradients(
         count = batch * len(fractions)
         for numbers in in_groups(count, each, budget, most=max(most, count)):
             rows, point = np.divmod(numbers, len(fractions))
-            weight = jnp.where(repeated(numbers), 0, weights[point])
+            weight = np.where(repeated(numbers), np.zeros_like(weights[point]), weights[point])
             resid = _on_path(at.resid[start], change, rows, fractions[point])
             found = cut_gradients(model, metric, masks, rows, resid, start, wanted)
             # Lists, and not by cut: one program for all.

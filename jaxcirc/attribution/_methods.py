@@ -129,7 +129,7 @@ class IntegratedGradients(AbstractGradientMethod):
             most = len(at.mask) * int(moved.sum())
             out = clean_gradients(model, problem.metric, at, problem.saes, most=most)
             out = {site: float(weights[~moved].sum()) * gradient for site, gradient in out.items()}
-        on_path = lambda each: jnp.asarray(each[moved], model.activation_dtype)
+        on_path = lambda each: each[moved].astype(model.activation_dtype)
         points = on_path(fractions), on_path(weights)
         for site in problem.saes if moved.any() else ():
             change, back = through_write(model, site, at.differences[site])
@@ -164,7 +164,7 @@ def clean_gradients(
     """Computes the gradient of the metric at each node's site in the run `at`, by one way back; `most` is as for `mean_gradients`."""
     entries = {site: entry(model, site) for site in nodes}
     first = min(entries.values())
-    points = jnp.zeros(1, at.resid[first].dtype), jnp.ones(1, at.resid[first].dtype)
+    points = np.zeros(1, at.resid[first].dtype), np.ones(1, at.resid[first].dtype)
     nowhere = jnp.zeros_like(at.resid[first])
     found = mean_gradients(model, metric, at, first, nowhere, points, frozenset(entries.values()), most=most)
     return {site: through_write(model, site, at.differences[site])[1](found[cut]) for site, cut in entries.items()}

@@ -57,7 +57,7 @@ def states(model: Transformer, problem: Problem) -> States:
     for site, sae in saes.items():
         read, bare = clean.flat(reads[site]), anonymous(sae)
         after = _without_latents(bare, read) if corrupt is None else corrupt.flat(site)
-        differences[site] = jnp.where(mask[..., None], after - clean.flat(site), 0)
+        differences[site] = _difference(after, clean.flat(site), mask)
         found = _encoded(bare, read, None if corrupt is None else corrupt.flat(reads[site]), mask)
         changes[site], slopes[site] = (listed(np.asarray(dense)) for dense in found)
     return States(
@@ -85,6 +85,12 @@ def residual_cuts(model: Transformer, nodes) -> dict[Site, Site]:
     cuts += sorted({entry(model, site) for site in nodes} - {*cuts})
     end = Site(model.n_layers, Kind.RESID_PRE)
     return {cut: Site(model.n_layers - 1, Kind.RESID_POST) if cut == end else cut for cut in cuts}
+
+
+@jax.jit
+def _difference(after, before, mask) -> Float[Array, "batch seq width"]:
+    """What differs, and 0 at padding."""
+    return jnp.where(mask[..., None], after - before, 0)
 
 
 @jax.jit

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable, TypeVar
 
-import jax
 import numpy as np
 from jaxtyping import Bool
 
 from .._checks import check_kind, check_optional_count
+from .._indexing import rows_of
 from .._metrics import Metric
 from .._sites import Site
 from ..data import Prompts
@@ -54,7 +54,7 @@ class ArrayBatches:
         whole = (self.problem.clean, self.problem.corrupt, self.problem.metric, self.problem.mask)
         for i in range(len(self)):
             rows = self.rows(i)
-            part = jax.tree.map(lambda x, rows=rows: x[rows], whole)
+            part = rows_of(whole, rows)
             yield Batch(Problem(self.problem.saes, *part), np.arange(self.size) < self.n - i * self.size)
 
 

@@ -7,7 +7,6 @@ are kept while they fit into `KEEP` bytes of the host's memory, and found again 
 from typing import NamedTuple, TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -192,11 +191,11 @@ def _chosen(
         for site, mask in kept.items()
     }
     if how.instances_above is None:
-        return jax.tree.map(jnp.asarray, remembered.gradients), sources, sources
+        return jax.device_put(remembered.gradients), sources, sources
     targets = {site: np.zeros_like(mask) for site, mask in sources.items()}
     for site, index in remembered.instances.items():
         targets[site][tuple(index.T)] = sources[site][tuple(index.T)]
-    return jax.tree.map(jnp.asarray, remembered.gradients), sources, targets
+    return jax.device_put(remembered.gradients), sources, targets
 
 
 def _check_positions(problem: Problem, lengths: set[int], how: Averaging) -> None:

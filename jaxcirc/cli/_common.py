@@ -313,7 +313,7 @@ def find_circuit(
             progress=progress,
         )
     if positions:
-        circuit = circuit.annotate(tokens=[tokenizer.decode([int(token)]) for token in prompts.clean[0]])
+        circuit = circuit.annotate(tokens=[tokenizer.decode([int(token)]) for token in np.asarray(prompts.clean)[0]])
     sides = [prompts.clean, prompts.corrupt]
     notes = annotate_latents(circuit, model, saes, sides, tokenizer, mask=prompts.mask)
     begin = {side[0] for tokens in sides for side in np.asarray(tokens).tolist()}

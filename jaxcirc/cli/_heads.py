@@ -80,7 +80,7 @@ def heads(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         draw_head_effects(effects, arguments.plot)
     rows = _rows(effects)
-    total, clean = (float(np.mean(x)) for x in (effects.total, effects.clean))
+    total, clean = (float(np.mean(np.asarray(x))) for x in (effects.total, effects.clean))
     if arguments.json:
         plot = str(arguments.plot) if arguments.plot else None
         name = next(name for name, known in METHODS.items() if known == effects.method)

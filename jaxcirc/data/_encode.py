@@ -70,16 +70,16 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], *, bos: bool, what: str)
     corrupt, _ = _encode(tokenizer, [pair.corrupt.text for pair in pairs])
     _check_lengths(tokenizer, pairs, clean, corrupt, what)
     roles = {
-        role: [_token_at(o, pair.clean.spans[role][1]) for o, pair in zip(offsets, pairs, strict=True)]
+        role: [len(start) + _token_at(o, pair.clean.spans[role][1]) for o, pair in zip(offsets, pairs, strict=True)]
         for role in pairs[0].clean.spans
     }
-    roles["end"] = [len(row) - 1 for row in clean]
+    roles["end"] = [len(start) + len(row) - 1 for row in clean]
     return Prompts(
         clean=as_ids([start + row for row in clean]),
         corrupt=as_ids([start + row for row in corrupt]),
         answer=as_ids([ids[pair.answer] for pair in pairs]),
         foil=as_ids([ids[pair.foil] for pair in pairs]),
-        positions={role: as_ids(position) + len(start) for role, position in roles.items()},
+        positions={role: as_ids(position) for role, position in roles.items()},
     )
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import equinox as eqx
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from .._indexing import rows_of
 from .._metrics import LogitDiff
 
 
@@ -38,16 +39,7 @@ class Prompts(eqx.Module):
         return self.clean.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> "Prompts":
-        chosen = np.atleast_1d(np.arange(len(self))[index])
-        pick = lambda array: jnp.asarray(array)[chosen]
-        return Prompts(
-            pick(self.clean),
-            pick(self.corrupt),
-            pick(self.answer),
-            pick(self.foil),
-            {role: pick(position) for role, position in self.positions.items()},
-            None if self.mask is None else pick(self.mask),
-        )
+        return rows_of(self, np.atleast_1d(np.arange(len(self))[index]))
 
     def metric(self) -> LogitDiff:
         """`logit[answer] - logit[foil]` at each prompt's last token."""
@@ -56,4 +48,4 @@ class Prompts(eqx.Module):
 
 def as_ids(values) -> Int[Array, "..."]:
     """Makes token ids or positions as an array; int32 whatever JAX's default is."""
-    return jnp.asarray(np.asarray(values, np.int32))
+    return jax.device_put(np.array(values, np.int32))  # a copy, as it may become the device's own

@@ -20,7 +20,8 @@ def build(
 ) -> Transformer:
     """Builds the model of `spec` with these arrays, as `dtype`."""
     dtype = checked_dtype(dtype)
-    get = lambda path: jnp.asarray(cast(path, arrays[path], dtype))
+    # Not `jnp.asarray`, which compiles a program for every shape.
+    get = lambda path: jax.device_put(cast(path, arrays[path], dtype))
 
     def norm(path: str, *sites: Kind) -> LayerNorm | None:
         if spec.norm is None:
@@ -32,7 +33,8 @@ def build(
         at = f"blocks.{layer}"
         names = ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "W_O", "b_O")
         attn = Attention(
-            **{name: get(f"{at}.attn.{name}") for name in names}, scale=jnp.asarray(spec.scales[layer], dtype)
+            **{name: get(f"{at}.attn.{name}") for name in names},
+            scale=jax.device_put(np.asarray(spec.scales[layer], dtype)),
         )
         ln1 = norm(f"{at}.ln1", Kind.LN1_SCALE, Kind.LN1_NORMALIZED)
         if spec.act is None:
@@ -125,7 +127,7 @@ def spec_of(model: Transformer) -> Spec:
         d_model=model.d_model,
         d_mlp=None if first.mlp is None else first.mlp.W_in.shape[1],
         d_vocab=model.d_vocab,
-        d_vocab_out=model.W_U.shape[1],
+        d_vocab_out=len(model.b_U),
         n_ctx=model.n_ctx,
         act=None if first.mlp is None else _act_name(first.mlp),
         eps=1e-5 if norm is None else norm.eps,

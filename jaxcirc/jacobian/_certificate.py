@@ -155,14 +155,15 @@ def default_limit(dtype) -> float:
 def reference(segments: tuple[Segment, ...], tangent: np.ndarray) -> np.ndarray:
     """Computes the segments' `J v` in float64, operation by operation."""
     with jax.enable_x64(True), jax.disable_jit(), jax.default_matmul_precision("highest"):
-        value = jnp.asarray(tangent, jnp.float64)
+        value = _widened(tangent)
         for segment in jax.tree.map(_widened, segments):
-            _, value = jax.jvp(segment, (jnp.zeros(value.shape, jnp.float64),), (value,))
+            _, value = jax.jvp(segment, (_widened(np.zeros(value.shape)),), (value,))
     return np.asarray(value)
 
 
-def _widened(leaf: Array) -> Array:
-    return jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+def _widened(leaf: Array | np.ndarray) -> Array | np.ndarray:
+    """Makes a float64 of a float, on the host, which compiles nothing."""
+    return jax.device_put(_wide(leaf)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def error_of_edges(

@@ -87,7 +87,7 @@ def _only_where_read(model: Transformer, here: Site, resid: Variants, wanted: fr
 def _worth_a_program(model: Transformer, resid: Variants) -> bool:
     """Whether a hundred billion operations are saved, four for each token and weight, at three sites a layer."""
     weights = sum(x.size for x in jax.tree.leaves(model.blocks[-1]))
-    return 3 * len(model.blocks) * 4 * weights * resid[..., 0].size > 1e11
+    return 3 * len(model.blocks) * 4 * weights * resid.size // resid.shape[-1] > 1e11
 
 
 class _Back(eqx.Module):

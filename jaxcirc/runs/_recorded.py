@@ -2,6 +2,7 @@
 
 import functools as ft
 from collections.abc import Iterable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -87,12 +88,23 @@ def record_sides(model: Transformer, problem: Problem, sites: Iterable[Site]) ->
     """Runs the clean and the corrupt prompts of a problem, as one batch, so that the model is compiled once; without corrupt ones there is
     no second run.
     """
-    sides = problem.prompts()
+    tokens, mask, metric = _one_batch(problem.prompts(), problem.mask, problem.metric)
+    both = record(model, tokens, mask, sites, metric=metric)
+    return (both, None) if problem.corrupt is None else _apart(both)
+
+
+@jax.jit
+def _one_batch(sides: Int[Array, "side batch seq"], *of_each: object) -> list[Any]:
+    """The prompts of all sides, one side behind the other; and what is the same for each side as often."""
     repeat = lambda x: jnp.concatenate([x] * len(sides))
-    metric = jax.tree.map(repeat, problem.metric)
-    both = record(model, sides.reshape(-1, sides.shape[-1]), repeat(problem.mask), sites, metric=metric)
-    side = lambda i: jax.tree.map(lambda x: x[i * sides.shape[1] : (i + 1) * sides.shape[1]], both)
-    return side(0), None if problem.corrupt is None else side(1)
+    return [sides.reshape(-1, sides.shape[-1]), *jax.tree.map(repeat, of_each)]
+
+
+@jax.jit
+def _apart(both: Recorded) -> tuple[Recorded, Recorded]:
+    """The first and the second half of a batch."""
+    first = jax.tree.map(lambda x: x[: len(x) // 2], both)
+    return first, jax.tree.map(lambda x: x[len(x) // 2 :], both)
 
 
 @ft.partial(jax.jit, static_argnames="record")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
@@ -88,7 +88,8 @@ class Source:
 
     def leaf(self, array: np.ndarray) -> Array:
         """Makes `array` as a leaf: in the dtype that the caller asked for, else as stored."""
-        return jnp.asarray(array if self.dtype is None else cast(self.name, array, self.dtype), self.dtype)
+        # A copy, as it may become the device's own; not `jnp.asarray`, which compiles a program for every shape.
+        return jax.device_put(np.array(array) if self.dtype is None else cast(self.name, array, self.dtype))
 
     def leaves(self, W_enc: np.ndarray, b_enc: np.ndarray, W_dec: np.ndarray, b_dec: np.ndarray) -> Leaves:
         """Makes the four arrays that every dictionary has, to be passed on by name."""
