@@ -10,7 +10,7 @@ import numpy as np
 from .._checks import check_choice, check_seed
 from ._draw import check_number, distinct, SPLITS
 from ._encode import check_tokenizer, encode_pairs, fill, Pair
-from ._prompts import Prompts
+from ._prompts import as_ids, Prompts
 from ._words import ARRIVALS, GIVING, held_out, IOI, NAMES, OBJECTS, OPENERS, PLACES
 
 
@@ -64,7 +64,8 @@ def ioi(
     sentences = distinct(lambda: _sentence(base, template, split), n, key=lambda sentence: tuple(sentence.values()))
     pairs = [_pair(sentence, draws, flip) for sentence in sentences]
     prompts = encode_pairs(tokenizer, pairs, bos=bos, what=_VERB)
-    return dataclasses.replace(prompts, positions=prompts.positions | {"S1+1": prompts.positions["S1"] + 1})
+    after = as_ids(np.asarray(prompts.positions["S1"]) + 1)
+    return dataclasses.replace(prompts, positions=prompts.positions | {"S1+1": after})
 
 
 def how_many(template: str, split: str) -> int:
