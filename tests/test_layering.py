@@ -9,7 +9,18 @@ import pytest
 from .helpers import REPOSITORY
 
 
-HEAVY = ("torch", "transformers", "flax", "pandas", "pyarrow", "huggingface_hub", "matplotlib", "graphviz", "optax")
+HEAVY = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "flax",
+    "pandas",
+    "pyarrow",
+    "huggingface_hub",
+    "matplotlib",
+    "graphviz",
+    "optax",
+)
 
 
 def python(code: str) -> str:
