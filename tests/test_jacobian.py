@@ -210,9 +210,10 @@ ROUTES = {
     "forms of a chain": (
         {"chain": True, "engine": "structured"},
         _segments,
-        "contract_segments",
-        "bilinear forms by sweep",
+        "contract_chain",
+        "bilinear forms by steps",
     ),
+    "swept forms": ({"engine": "autodiff"}, _segments, "contract_segments", "bilinear forms by sweep"),
     "pushed": ({}, _product, "jvp", "products by sweep"),
     "pulled": ({}, _product, "vjp", "products by sweep"),
 }

@@ -5,6 +5,7 @@ That the compiled programs agree is what `laws/test_jacobian_laws.py` and the la
 """
 
 import functools as ft
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,10 @@ from jaxcirc import Kind, Site
 from jaxcirc.graph import reaches
 from jaxcirc.jacobian import _engine, _matrix as _whole
 from jaxcirc.linear import _contract as contract
-from jaxcirc.linear._chain import chain_matrix, mlp_matrices, pull_block, split
+from jaxcirc.linear._chain import chain_matrix, mlp_matrices, pull_block
 from jaxcirc.linear._dense import _matrix, block_matrix, Sizes
 from jaxcirc.linear._forms import HELD, LOCAL
+from jaxcirc.linear._steps import steps_of
 from jaxcirc.linear._tiles import tile
 
 from .dictionaries import DICTIONARIES, make_sae
@@ -383,7 +385,12 @@ def test_several_blocks_are_in_closed_form_where_that_is_worth_compiling(deep, m
     """Of a small model autodiff is done before the chain's programs are compiled; whatever `select` says is what runs, part by part too."""
     auto, insists, without = (jc.edge(*deep, engine=engine) for engine in ("auto", "structured", "autodiff"))
     assert [jc.select(J) for J in (auto, insists, without)] == ["autodiff", "structured", "autodiff"]
-    assert {jc.select(J, "contract") for J in (auto, insists, without)} == {"autodiff"}  # bilinear forms are swept
+    assert [jc.select(J, "contract") for J in (auto, insists, without)] == ["autodiff", "structured", "autodiff"]
+    monkeypatch.setattr(_engine, "_while_compiling", lambda: 21 * 56 * 7 * 8**2)
+    assert jc.select(auto, "contract") == "autodiff"
+    monkeypatch.setattr(_engine, "_while_compiling", lambda: 21 * 56 * 7 * 8**2 - 1)
+    assert jc.select(auto, "contract") == "structured"
+    assert jc.select(auto.restricted(target_pos=[1]), "contract") == "autodiff"  # for fewer items
     monkeypatch.setattr(_engine, "_while_compiling", lambda: 19 * 7 * 7 * 8**3 * 3 - 1)
     assert (jc.select(auto), jc.select(auto, "matrix"), jc.select(without)) == ("structured", "structured", "autodiff")
     assert jc.select(auto.restricted(target_pos=[1])) == "autodiff"  # which saves less
@@ -436,6 +443,72 @@ def test_a_chain_of_blocks(deep, held):
     assert not np.abs(matrix).max(axis=(1, 3))[np.triu_indices(7, 1)].any()
 
 
+SPANS = {
+    "two blocks": (Site(0, Kind.RESID_PRE), Site(1, Kind.RESID_POST), []),
+    "three blocks, held sites": (Site(0, Kind.RESID_PRE), Site(2, Kind.RESID_POST), CHAINS["norms, queries, keys"]),
+    "outputs held": (Site(0, Kind.RESID_PRE), Site(2, Kind.RESID_POST), CHAINS["outputs"]),
+    "from keys": (Site(0, Kind.K), Site(2, Kind.MLP_POST), []),
+    "what is local at the ends": (Site(0, Kind.MLP_OUT), Site(2, Kind.RESID_MID), []),
+    "from a norm to attention": (Site(0, Kind.LN1_NORMALIZED), Site(2, Kind.Z), []),
+}
+
+
+@pytest.mark.parametrize("budget", [2**29, 20_000])
+@pytest.mark.parametrize(("m", "k"), [(5, 40), (40, 5), (60, 70)])
+@pytest.mark.parametrize("span", SPANS)
+def test_forms_of_several_blocks(deep, span, m, k, budget):
+    """In closed form, rows pulled or columns pushed, in one window or in many, against autodiff of the whole matrix."""
+    source, target, frozen = SPANS[span]
+    J = jc.edge(*deep[:2], source, target, frozen=frozen, engine="structured")
+    assert jc.select(J, "contract") == "structured"
+    matrix = np.asarray(jc.edge(*deep[:2], source, target, frozen=frozen, engine="autodiff").as_matrix())
+    matrix = matrix.reshape(7, -1, 7, math.prod(J.source_shape[1:]))
+    left, right = direction((m, matrix.shape[1])), direction((k, matrix.shape[3]), 1)
+    left_pos, right_pos = jnp.arange(m) * 3 % 7, jnp.arange(k) * 5 % 6
+    got = J.contract(left, left_pos, right, right_pos, budget=budget)
+    assert_close(got, bilinear(matrix, left, left_pos, right, right_pos))
+
+
+def test_forms_of_several_blocks_between_latents(deep):
+    """Dictionaries at the ends are folded into the items, also as latents by number; and a product of operators is one chain."""
+    model, tokens, source, target = deep
+    saes = {site: make_sae(jax.random.key(i), 8, site) for i, site in enumerate((source, target))}
+    J = jc.edge(model, tokens, source.acts, target.acts, saes=saes, engine="structured")
+    want = jc.edge(model, tokens, source.acts, target.acts, saes=saes, engine="autodiff")
+    units, positions = jnp.arange(20, dtype=jnp.int32), jnp.arange(20) % 7
+    items = units, positions, units, positions
+    assert_close(J.contract(*items), want.contract(*items))
+    middle = Site(1, Kind.RESID_MID)
+    legs = (
+        jc.edge(model, tokens, middle, target, engine="structured"),
+        jc.edge(model, tokens, source, middle, engine="structured"),
+    )
+    both, left, right = legs[0] @ legs[1], direction((20, 8)), direction((30, 8), 1)
+    assert jc.select(both, "contract") == "structured"
+    vectors = left, positions, right, jnp.arange(30) % 7
+    assert_close(both.contract(*vectors), jc.edge(*deep, engine="autodiff").contract(*vectors))
+
+
+def test_forms_of_several_blocks_under_jit_are_swept(deep):
+    """Where positions are not known the windows are not either."""
+    J, left, right = jc.edge(*deep, engine="structured"), direction((9, 8)), direction((4, 8), 1)
+    positions = jnp.arange(9) % 7, jnp.arange(4)
+    want = J.contract(left, positions[0], right, positions[1])
+    assert_close(jax.jit(lambda J, *at: J.contract(left, at[0], right, at[1]))(J, *positions), want)
+    assert_close(jax.jit(lambda *at: J.contract(left, at[0], right, at[1]))(*positions), want)
+
+
+@pytest.mark.parametrize("name", ["parallel", "attention-only", "no-norm-relu-bidirectional"])
+def test_forms_of_several_blocks_of_other_models(name):
+    model = model_named(name)
+    ends = model, tokens_for(model, SEQ), Site(0, Kind.RESID_PRE), Site(1, Kind.RESID_POST)
+    left, right, positions = direction((12, model.d_model)), direction((9, model.d_model), 1), jnp.arange(12) % SEQ
+    items = left, positions, right, positions[:9]
+    assert_close(
+        jc.edge(*ends, engine="structured").contract(*items), jc.edge(*ends, engine="autodiff").contract(*items)
+    )
+
+
 def test_a_chain_of_blocks_at_some_positions_and_in_little_memory(deep):
     J = jc.edge(*deep, engine="structured")
     want = np.asarray(jc.edge(*deep, engine="autodiff").as_matrix())
@@ -449,7 +522,7 @@ def test_a_chain_of_blocks_at_some_positions_and_in_little_memory(deep):
 @pytest.mark.parametrize("kept", [True, False])
 def test_rows_that_end_early_are_cut(deep, kept):
     """What is 0 from a position on is pulled back through a block without the positions after it, and other rows are left alone."""
-    segment = split(jc.edge(*deep, frozen=[Site(1, Kind.LN1_SCALE)]).product.segments[0])[1]
+    segment = steps_of(jc.edge(*deep, frozen=[Site(1, Kind.LN1_SCALE)]).product.segments)[1]
     mlps, rows, reached = mlp_matrices(segment) if kept else None, direction((3, 8, 7, 8)), 4
     rows = rows.at[:, :, reached:].set(0)
     whole = np.asarray(pull_block(segment, rows + 0, mlps, 0, count=3, reached=7))

@@ -7,6 +7,7 @@ they run for everyone else.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -70,7 +71,7 @@ def certify(
     if product.transposed:
         product, split = product.T, len(product.target_shape)
         matrix = None if matrix is None else np.transpose(matrix, (*range(split, matrix.ndim), *range(split)))
-    route, forms = matrix_route(product), contract_route(product)
+    route, forms = matrix_route(product), _form_routes(product)
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
     if matrix is not None:
         worst = max(_of_matrix(product, rng, matrix) for _ in range(probes))
@@ -78,13 +79,18 @@ def certify(
     else:
         part = probed_part(product, route)
         made = None if part is None else np.asarray(matrix_by(part, route))
-        errors = [_of_operator(product, rng) for _ in range(probes)]
+        errors = [_of_operator(product, rng, forms) for _ in range(probes)]
         if part is not None and made is not None:
             errors += [_of_matrix(part, rng, made) for _ in range(probes)]
         probed = [f"matrix by {route}"] * (made is not None)
-        probed += [f"bilinear forms by {forms}"] * product.has_single_positions
-        worst, what = max(errors), f"{engine_of(route, forms)} ({', '.join([*probed, 'products by sweep'])})"
+        probed += [f"bilinear forms by {' and '.join(forms)}"] * product.has_single_positions
+        worst, what = max(errors), f"{engine_of(route, *forms)} ({', '.join([*probed, 'products by sweep'])})"
     return issue_certificate(worst, probes=probes, what=what, dtype=product.dtype, limit=limit)
+
+
+def _form_routes(product: Product) -> list[str]:
+    """Lists the routes by which bilinear forms are made: of many items, and of one."""
+    return sorted({contract_route(product), contract_route(product, 1)})
 
 
 PROBED, SWEPT = 2**25, 512  # bytes of a matrix that is made to be probed, and the most sweeps that make it
@@ -195,8 +201,8 @@ def _of_matrix(product: Product, rng: np.random.Generator, matrix: Float[Array |
     return _error(got, _image(product, tangent))
 
 
-def _of_operator(product: Product, rng: np.random.Generator) -> float:
-    """Measures the error of products from either side, and of bilinear forms."""
+def _of_operator(product: Product, rng: np.random.Generator, forms: Sequence[str]) -> float:
+    """Measures the error of products from either side, and of bilinear forms by their routes."""
     tangents, cotangents = (
         _random(rng, (8, *shape), product.dtype) for shape in (product.source_shape, product.target_shape)
     )
@@ -221,11 +227,12 @@ def _of_operator(product: Product, rng: np.random.Generator) -> float:
     np.add.at(everywhere, right_pos, _wide(right))
     image = reference(product.segments, everywhere.reshape(start.shape)).reshape(seq, -1)
     # Few rows are met at once; more rows than columns are sorted into blocks, with little memory, or have the columns swept.
-    for rows, budget in ((8, BUDGET), (len(right_pos) + 8, 0 if contract_route(product) in CLOSED else BUDGET)):
+    for route, many in itertools.product(forms, (False, True)):
+        rows, budget = len(right_pos) + 8 if many else 8, 0 if many and route == "contraction" else BUDGET
         left = _random(rng, (rows, math.prod(end.shape[1:])), product.dtype)
         left_pos = np.resize(np.arange(seq)[::-1], rows)
-        got = _wide(contract(product, left, jnp.asarray(left_pos), right, jnp.asarray(right_pos), budget)).sum(1)
-        worst = max(worst, _error(got, (_wide(left) * image[left_pos]).sum(1)))
+        got = contract(product, left, jnp.asarray(left_pos), right, jnp.asarray(right_pos), budget, route)
+        worst = max(worst, _error(_wide(got).sum(1), (_wide(left) * image[left_pos]).sum(1)))
     return worst
 
 

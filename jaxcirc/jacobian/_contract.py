@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from ..linear import check_fits, contract_by_plan, contract_by_sweeps, Items
-from ._engine import CLOSED, contract_route
+from ..linear import check_fits, contract_by_plan, contract_by_steps, contract_by_sweeps, Items
+from ._engine import contract_route
 from ._finite import check_finite
 from ._positions import check_positions
 from ._product import Product
@@ -20,8 +20,9 @@ def contract(
     right: Items,
     right_pos: Int[Array, " k"],
     budget: int,
+    route: str | None = None,
 ) -> Float[Array, "m k"]:
-    """`left_m^T J right_k`; see `EdgeJacobian.contract`."""
+    """`left_m^T J right_k`; see `EdgeJacobian.contract`. By the `route` that `contract_route` names, unless another is given."""
     shapes = product.whole_shapes
     left, left_pos, left_there = _checked(product, "left", left, left_pos, shapes[not product.transposed])
     right, right_pos, right_there = _checked(product, "right", right, right_pos, shapes[product.transposed])
@@ -31,7 +32,10 @@ def contract(
         product.dtype,
         "Contract a part of `left` at a time, and keep of each part what you need.",
     )
-    make = contract_by_plan if contract_route(product) in CLOSED else contract_by_sweeps
+    route = route or contract_route(product, min(len(left_pos), len(right_pos)))
+    if any(isinstance(positions, Tracer) for positions in (left_pos, right_pos)) and route == "steps":
+        route = "sweep"  # which positions are reached is not known
+    make = {"contraction": contract_by_plan, "steps": contract_by_steps, "sweep": contract_by_sweeps}[route]
     items = (left, left_pos), (right, right_pos)
     to, of = items[::-1] if product.transposed else items
     out = make(product.segments, *to, *of, budget)

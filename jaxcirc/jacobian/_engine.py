@@ -6,11 +6,11 @@ import jax
 from jax.core import Tracer
 
 from .._sites import Part
-from ..linear import is_chain, is_dense, plan_of
+from ..linear import are_steps_closed, is_chain, is_dense, plan_of
 from ._product import Product
 
 
-CLOSED = ("block", "contraction", "chain")  # the routes in closed form; the others are autodiff
+CLOSED = ("block", "contraction", "chain", "steps")  # the routes in closed form; the others are autodiff
 
 
 def engine_of(*routes: str) -> str:
@@ -49,6 +49,19 @@ def side_of(route: str) -> str:
     return "source" if route == "columns" else "target"
 
 
-def contract_route(product: Product) -> str:
-    """How bilinear forms are made: in closed form, by `"contraction"`, or by a `"sweep"` of autodiff."""
-    return "contraction" if product.engine != "autodiff" and plan_of(product.segments) is not None else "sweep"
+def contract_route(product: Product, items: int | None = None) -> str:
+    """How bilinear forms of so many `items` are made, on the side that has fewer; by default as many as there are units at the smaller end.
+    In closed form, by `"contraction"`, or through several blocks in `"steps"`; or by a `"sweep"` of autodiff.
+    """
+    segments = product.segments
+    if product.engine == "autodiff":
+        return "sweep"
+    if plan_of(segments) is not None:
+        return "contraction"
+    if isinstance(segments[0].resid, Tracer) or not are_steps_closed(segments):
+        return "sweep"
+    items = min(map(math.prod, product.shapes)) if items is None else items
+    # In units of d_model^2 a position: a swept item costs 24 a block; by steps 24 of five eighths of the positions, and one block nothing.
+    (seq, d_model), blocks = segments[0].resid.shape, sum(len(segment.blocks) for segment in segments)
+    saved = (24 * blocks - 15 * (blocks - 1)) * items * seq * d_model**2
+    return "steps" if product.engine == "structured" or saved > 2 * _while_compiling() else "sweep"

@@ -229,12 +229,13 @@ class EdgeJacobian(eqx.Module):
 def select(J: EdgeJacobian, of: str = "any") -> str:
     """Which engine makes the matrices and bilinear forms of `J`: `"structured"`, closed forms, or `"autodiff"`.
 
-    Closed forms cover one block, between any of the values that have a position, with or without a dictionary at either end; and whole
-    matrices between residual streams, through any number of blocks. `"auto"` takes those through several blocks where they save more
-    time than their programs take to compile, which a few positions of a small model do not. `mv`, `rows` and `cols` are always autodiff.
+    Closed forms cover any number of blocks: bilinear forms between any of the values that have a position, with or without a dictionary at
+    either end, and whole matrices of one block, or between residual streams. `"auto"` takes those through several blocks where they save
+    more time than their programs take to compile, which a few positions of a small model, or a few items, do not; and under `jit` and
+    `vmap` it never does. `mv`, `rows` and `cols` are always autodiff.
 
-    **Arguments:** - `of`: `"matrix"` for `J.as_matrix` and `jc.save_jacobian`, `"contract"` for `J.contract`; `"any"` is `"structured"`
-    if either of them is.
+    **Arguments:** - `of`: `"matrix"` for `J.as_matrix` and `jc.save_jacobian`; `"contract"` for `J.contract`, with at least as many items
+    on either side as the smaller end has units; `"any"` is `"structured"` if either of them is.
     """
     check_kind("select: J", J, EdgeJacobian, "an operator, as jc.edge gives one")
     check_choice("select: of", of, ("any", "matrix", "contract"))

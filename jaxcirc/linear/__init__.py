@@ -22,7 +22,9 @@ from ._segment import (
 from ._segments import (
     contract_batch as contract_batch,
     contract_by_plan as contract_by_plan,
+    contract_by_steps as contract_by_steps,
     contract_by_sweeps as contract_by_sweeps,
     Items as Items,
     plan_of as plan_of,
 )
+from ._steps import are_steps_closed as are_steps_closed

@@ -153,30 +153,30 @@ class AttentionMap(eqx.Module):
             weights.append(rows.scores)
         return SpreadRows(jnp.concatenate(directions, axis=1), jnp.concatenate(weights, axis=0)) if weights else None
 
-    def pull(self, g: Float[Array, "q_seq n d_z"], positions: Int[Array, " q_seq"]) -> Float[Array, "k_seq n d_model"]:
-        """Pulls covectors of the output at all `positions`, the first ones, back to what attention reads: all three terms, at once."""
+    def pull(
+        self, g: Float[Array, "seq n d_z"], positions: Int[Array, " seq"], *, keys: int
+    ) -> dict[Kind, Float[Array, "seq n d_z"]]:
+        """Pulls covectors of the output at a range of `positions` back to the queries, keys and values there: all three terms, at once.
+        The queries attend to nothing behind the first `keys` positions.
+        """
         here = lambda array: take(array, positions).transpose(1, 0, 2)  # [head seq d_head]
-        q, k, v, z = here(self.q), here(self.k), here(self.v), here(self.z)
-        pattern = take(self.pattern, positions, axis=1)[:, :, : len(positions)]
-        g = g.reshape(*g.shape[:2], *q.shape[::2]).transpose(2, 0, 1, 3)  # [head q_seq n d_head]
-        inputs, weights = [], []
+        q, z, k, v = here(self.q), here(self.z), *(x[:keys].transpose(1, 0, 2) for x in (self.k, self.v))
+        pattern = take(self.pattern, positions, axis=1)[:, :, :keys]
+        among = lambda x: x if len(positions) == keys else take(x, positions, axis=x.ndim - 1)
+        g = g.reshape(*g.shape[:2], *q.shape[::2]).transpose(2, 0, 1, 3)  # [head seq n d_head]
+        found = {}
         if Kind.V in self.paths:  # [head q_seq k_seq] · [head q_seq n d_head] -> [head k_seq n d_head]
-            inputs.append(jnp.einsum("hqk,hqne->hkne", pattern, g))
-            weights.append(self.W_V)
+            found[Kind.V] = jnp.einsum("hqk,hqne->hkne", among(pattern), g)
         if {Kind.Q, Kind.K} & self.paths:
-            values = jnp.einsum(
-                "hqne,hke->hqnk", g, v
-            )  # [head q_seq n d_head] · [head k_seq d_head] -> [head q_seq n k_seq]
+            # [head q_seq n d_head] · [head key d_head] -> [head q_seq n key]
+            values = jnp.einsum("hqne,hke->hqnk", g, v)
             mean = jnp.einsum("hqne,hqe->hqn", g, z)  # [head q_seq n d_head] · [head q_seq d_head] -> [head q_seq n]
             scores = pattern[:, :, None] * (values - mean[..., None]) * self.scale
             if Kind.K in self.paths:  # [head q_seq n k_seq] · [head q_seq d_head] -> [head k_seq n d_head]
-                inputs.append(jnp.einsum("hqnk,hqe->hkne", scores, q))
-                weights.append(self.W_K)
-            if Kind.Q in self.paths:  # [head q_seq n k_seq] · [head k_seq d_head] -> [head q_seq n d_head]
-                inputs.append(jnp.einsum("hqnk,hke->hqne", scores, k))
-                weights.append(self.W_Q)
-        # [input head seq n d_head] · [input head d_head d_model] -> [seq n d_model]
-        return jnp.einsum("phsne,phed->snd", jnp.stack(inputs), jnp.stack(weights))
+                found[Kind.K] = jnp.einsum("hqnk,hqe->hkne", among(scores), q)
+            if Kind.Q in self.paths:  # [head q_seq n key] · [head key d_head] -> [head q_seq n d_head]
+                found[Kind.Q] = jnp.einsum("hqnk,hke->hqne", scores, k)
+        return {kind: x.transpose(1, 2, 0, 3).reshape(*x.shape[1:3], -1) for kind, x in found.items()}
 
     def own(self, images: Mapping[Kind, Vectors], positions: Positions) -> Float[Array, "n d_z"]:
         r"""Pushes queries, keys and values at single positions to the output at the same positions, whatever `paths` says.

@@ -1,11 +1,14 @@
-r"""Full Jacobians through several blocks in closed form: rows are made by the last block and pulled back through the others, in place.
+r"""Sweeps through blocks in closed form: covectors at all positions are pulled back through one block, or vectors pushed.
 
-The rows of target position `t` are 0 at the positions after it, so a few groups of them, each cut to the positions that it reaches,
-do half the work. Within a block attention costs four projections of each row; the MLP with its norm is one matrix a position,
-$I + J_{mlp}(s)$ [d_model d_model], made once and used for every row.
+The rows of target position `t` are 0 at the positions after it, and what leaves position `s` is 0 before it. So a few groups of them,
+each in a window of positions, do half the work. Within a block attention costs four projections of each row; the MLP with its norm is one
+matrix a position, $I + J_{mlp}(s)$ [d_model d_model], which is made once where there are so many rows that it saves more than it costs.
 """
 
 import functools as ft
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +16,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._indexing import take
-from .._sites import Kind, Site
+from .._sites import Kind
 from ..runs import BUDGET
 from ._block import LinearBlock, linearise
+from ._cost import heads_of
 from ._dense import block_matrix
 from ._maps import pull
-from ._segment import between_blocks, Segment
+from ._segment import Segment
+from ._steps import steps_of
 
 
-Rows = Float[Array, "seq n d_model"]
+Rows = Float[Array, "seq n width"]
+MLPs = Float[Array, "seq d_model d_model"]
 Matrix = Float[Array, "t d_target seq d_model"]
 
 
@@ -30,43 +36,43 @@ def chain_matrix(
 ) -> Float[Array, "t d_model seq d_model"]:
     """`J[target_pos]`, holding its result and the budget. `groups`: into how many parts, each cut to what they reach, the rows go."""
     seq, d_model = segment.resid.shape
-    *rest, last = split(segment)
-    # Every part has its own shapes and is compiled apart, which only work of a second or so makes up for.
-    work = len(segment.blocks) * seq**2 * d_model**3
-    groups = groups or (1 if work < 1e9 else 2 if work < 1e11 else 4)
-    causal = bool(not np.triu(np.asarray(jnp.stack(segment.masks)), 1).any())
-    kept = seq * d_model**2 * segment.resid.dtype.itemsize <= budget // 2
+    *rest, last = steps_of((segment,))
+    groups = groups or how_many_windows(len(segment.blocks) * seq**2 * d_model**3)
+    causal = is_causal((segment,))
     everywhere = jnp.arange(seq, dtype=jnp.int32)
     matrix = block_matrix(last, jnp.asarray(target_pos, jnp.int32), everywhere, budget=budget)
     for block in reversed(rest):
-        mlps = mlp_matrices(block) if kept else None
+        mlps = mlp_matrices(block) if pay_matrices(block, len(target_pos) * d_model, budget) else None
         for part in np.array_split(np.arange(len(target_pos)), min(groups, len(target_pos))):
             reached = int(target_pos[part].max()) + 1 if causal else seq
             matrix = pull_block(block, matrix, mlps, int(part[0]), count=len(part), reached=reached, budget=budget // 2)
     return matrix
 
 
-def split(segment: Segment) -> list[Segment]:
-    """The segment block by block: what enters each, and which of its sites are held."""
-    entering, last = [segment.resid, *_entering(segment)], len(segment.blocks) - 1
-    ends = [Site(0, Kind.RESID_POST)] * last + [segment.target.offset_layers(-last)]
-    held = lambda layer: (site.offset_layers(-layer) for site in segment.frozen if site.layer == layer)
-    return [
-        between_blocks((block,), (mask,), resid, Site(0, Kind.RESID_PRE), end, held(layer))
-        for layer, (block, mask, resid, end) in enumerate(
-            zip(segment.blocks, segment.masks, entering, ends, strict=True)
-        )
-    ]
+def is_causal(segments: tuple[Segment, ...]) -> bool:
+    """Whether no query attends to a later key. The masks are looked at: they must be there, and not under a transformation."""
+    return not any(np.triu(np.asarray(mask), 1).any() for segment in segments for mask in segment.masks)
+
+
+def how_many_windows(work: float) -> int:
+    """Finds into how many groups rows go, each in its window: every one has its own shapes and is compiled apart, which only work of a
+    second or so makes up for.
+    """
+    return 1 if work < 1e9 else 2 if work < 1e11 else 4 if work < 5e11 else 8
+
+
+def pay_matrices(segment: Segment, rows: int, budget: int) -> bool:
+    """Whether matrices of the MLP at all positions fit into half the budget, and save `rows`, about half of whose positions are reached,
+    more than they cost: a row costs 2 d_model^2 a position with them and 16 without, and they are d_model rows at each.
+    """
+    seq, d_model = segment.resid.shape
+    whole = (segment.source.kind, segment.target.kind) == (Kind.RESID_PRE, Kind.RESID_POST)
+    fit = seq * d_model**2 * segment.resid.dtype.itemsize <= budget // 2
+    return whole and fit and segment.blocks[0].mlp is not None and 7 * rows > 16 * d_model
 
 
 @jax.jit
-def _entering(segment: Segment) -> list[Array]:
-    sites = [Site(layer, Kind.RESID_PRE) for layer in range(1, len(segment.blocks))]
-    return list(segment.record(sites).values())
-
-
-@jax.jit
-def mlp_matrices(segment: Segment) -> Float[Array, "seq d_model d_model"]:
+def mlp_matrices(segment: Segment) -> MLPs:
     """For every position the matrix by which a covector (a row) of the end of the block becomes one of what its MLP reads."""
     seq, d_model = segment.resid.shape
     linear = linearise(segment)
@@ -80,7 +86,7 @@ def mlp_matrices(segment: Segment) -> Float[Array, "seq d_model d_model"]:
 def pull_block(
     segment: Segment,
     matrix: Matrix,
-    mlps: Float[Array, "seq d_model d_model"] | None,
+    mlps: MLPs | None,
     begin: Int[Array, ""] | int,
     *,
     count: int,
@@ -88,47 +94,106 @@ def pull_block(
     budget: int = BUDGET,
 ) -> Matrix:
     """Pulls the rows of `count` targets from `begin` on, which are 0 from the position `reached` on, back through one block, in place."""
-    linear = linearise(segment)
-    positions = jnp.arange(reached, dtype=jnp.int32)
     flat, n = matrix.reshape(-1, *matrix.shape[2:]), count * matrix.shape[1]
-    chunk = _chunk(
-        n,
-        reached,
-        matrix.shape[3],
-        0 if linear.heads is None else linear.heads.q.shape[1],
-        matrix.dtype.itemsize,
-        budget,
-    )
+    chunk = chunk_of_rows(segment, n, reached, budget, divides=True)
+    through = pulled(segment, mlps, jnp.arange(reached, dtype=jnp.int32), keys=reached)
 
     def some(i, flat):
         place = (begin * matrix.shape[1] + i * chunk, 0, 0)
         covectors = jax.lax.dynamic_slice(flat, place, (chunk, reached, flat.shape[2])).transpose(1, 0, 2)
-        covectors = _pull(linear, covectors, mlps, positions, segment.blocks[0].mlp_reads)
-        return jax.lax.dynamic_update_slice(flat, covectors.transpose(1, 0, 2), place)
+        return jax.lax.dynamic_update_slice(flat, through(covectors).transpose(1, 0, 2), place)
 
     return jax.lax.fori_loop(0, n // chunk, some, flat).reshape(matrix.shape)
 
 
-def _chunk(n: int, seq: int, d_model: int, heads: int, itemsize: int, budget: int) -> int:
-    """Finds how many of `n` rows are pulled back at once: a divisor of `n`, as they are replaced by what is pulled."""
+def chunk_of_rows(segment: Segment, n: int, window: int, budget: int, *, divides: bool = False) -> int:
+    """Finds how many of `n` rows pass a block at once; a divisor of `n` where they are replaced by what comes of them, and else such that
+    all chunks are about full.
+    """
+    heads, width = heads_of(segment), segment.resid.shape[1]
     # On a CPU what lies between two matrix products stays in a core's cache.
-    limit = min(2**21 if jax.default_backend() == "cpu" else budget, budget // 8)
-    most = max(1, limit // (itemsize * seq * (d_model + heads * seq)))
-    return max(size for size in range(1, min(most, n) + 1) if n % size == 0)
+    limit = min(2**22 if jax.default_backend() == "cpu" else budget, budget // 8)
+    most = min(n, max(1, limit // (segment.resid.dtype.itemsize * window * (width + heads * window))))
+    return max(size for size in range(1, most + 1) if n % size == 0) if divides else -(-n // -(-n // most))
 
 
-def _pull(linear: LinearBlock, covectors: Rows, mlps: Array | None, positions: Int[Array, " seq"], read: Kind) -> Rows:
-    def pull_each(links, items):
-        return jax.vmap(lambda items: pull(links, items, positions), in_axes=1, out_axes=1)(items)
+class Plane(NamedTuple):
+    """Where a one-block segment is cut: at the values of `kinds`, and at the source for what passes by them, side by side on one axis."""
 
-    items = {Kind.RESID_POST: covectors}
-    if mlps is None:
-        items = pull_each(linear.after, items)
-    else:  # [seq n d_model] · [seq d_model d_model] -> [seq n d_model]
-        items[read] = jnp.einsum("snd,sde->sne", covectors, take(mlps, positions))
-        others = {Kind.Z, Kind.ATTN_OUT, Kind.RESID_PRE} - {read}  # what the matrices do not have
-        items = pull_each([link for link in linear.after if link.source in others], items)
-    if Kind.Z in items and linear.heads is not None and linear.heads.paths:
-        items[Kind.LN1_NORMALIZED] = linear.heads.pull(items[Kind.Z], positions)
-    kept = {kind: items[kind] for kind in (Kind.RESID_PRE, Kind.LN1_NORMALIZED) if kind in items}
-    return pull_each(linear.entrance, kept).get(Kind.RESID_PRE, jnp.zeros_like(covectors))
+    kinds: tuple[Kind, ...]
+    widths: tuple[int, ...]
+
+    def join(self, items: Mapping[Kind, Array], beside: Array) -> Array:
+        """Puts the items of all kinds, and what is `beside` them, into one array."""
+        none = lambda width: jnp.zeros((*beside.shape[:-1], width), beside.dtype)
+        each = [
+            items[kind] if kind in items else none(width) for kind, width in zip(self.kinds, self.widths, strict=True)
+        ]
+        return jnp.concatenate([*each, beside], axis=-1)
+
+    def split(self, joined: Array) -> tuple[dict[Kind, Array], Array]:
+        """Takes apart what `join` has put together."""
+        *each, beside = jnp.split(joined, np.cumsum(self.widths), axis=-1)
+        return dict(zip(self.kinds, each, strict=True)), beside
+
+
+def before_heads(linear: LinearBlock) -> Plane:
+    """The plane of the queries, keys and values of a block, those that are live."""
+    heads = linear.heads
+    assert heads is not None
+    kinds = tuple(kind for kind in (Kind.Q, Kind.K, Kind.V) if kind in heads.paths)
+    return Plane(kinds, (heads.q[0].size,) * len(kinds))
+
+
+def behind_heads(linear: LinearBlock) -> Plane:
+    """The plane of attention's output."""
+    assert linear.heads is not None
+    return Plane((Kind.Z,), (linear.heads.z[0].size,))
+
+
+def pulled(
+    segment: Segment,
+    mlps: MLPs | None,
+    positions: Int[Array, " seq"],
+    *,
+    keys: int,
+    begin: Plane | None = None,
+    end: Plane | None = None,
+) -> Callable[[Rows], Rows]:
+    """Makes the map from covectors of a one-block segment's target, or of a plane in it at which it is to `begin`, to covectors of its
+    source, or of the plane at which it is to `end`; at all `positions` of a window, whose queries attend to nothing behind the first
+    `keys` positions.
+    """
+    linear, source, target = linearise(segment), segment.source.kind, segment.target.kind
+    d_source = math.prod(segment.shapes()[0].shape[1:])
+
+    def to_heads(covectors: Rows) -> tuple[dict[Kind, Rows], Rows]:
+        """Pulls them back to attention's output, and past attention to the source."""
+        items = {target: covectors}
+        if mlps is None:
+            items = _pull_each(linear.after, items, positions)
+        else:  # [seq n d_model] · [seq d_model d_model] -> [seq n d_model]
+            read = segment.blocks[0].mlp_reads
+            items[read] = jnp.einsum("snd,sde->sne", covectors, take(mlps, positions))
+            others = {Kind.Z, Kind.ATTN_OUT, Kind.RESID_PRE} - {read}  # what the matrices do not have
+            items = _pull_each([link for link in linear.after if link.source in others], items, positions)
+        z = {Kind.Z: items.pop(Kind.Z)} if Kind.Z in items and source < Kind.Z else {}
+        return z, to_source(items, covectors)
+
+    def to_source(items: dict[Kind, Rows], like: Rows) -> Rows:
+        found = _pull_each(linear.before, items, positions)
+        return found[source] if source in found else jnp.zeros((*like.shape[:2], d_source), like.dtype)
+
+    def through(covectors: Rows) -> Rows:
+        at_z, beside = to_heads(covectors) if begin is None else begin.split(covectors)
+        heads = linear.heads if at_z and linear.heads is not None and linear.heads.paths else None
+        inputs = {} if heads is None else heads.pull(at_z[Kind.Z], positions, keys=keys)
+        if end is not None:
+            return end.join(inputs, beside)
+        return beside + to_source(inputs, covectors) if inputs else beside
+
+    return through
+
+
+def _pull_each(links, items: dict[Kind, Rows], positions: Int[Array, " seq"]) -> dict[Kind, Rows]:
+    return jax.vmap(lambda items: pull(links, items, positions), in_axes=1, out_axes=1)(items)

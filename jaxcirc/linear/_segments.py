@@ -8,19 +8,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._sites import Part, Site
+from .._sites import Part
 from ..runs import BUDGET, halving
 from ._block import linearise
+from ._chain_contract import contract_chain
 from ._contract import contract_block, sizes_for
 from ._cost import chunk_for, heads_of
 from ._ends import source_vectors, target_covectors
-from ._forms import is_closed, is_folded, is_local, read_site
+from ._forms import attends, is_closed, is_folded, is_local, read_site
 from ._maps import pull as pull_links, push as push_links
 from ._segment import Segment
+from ._steps import bare_end, bare_start, fold_covectors, fold_vectors, Segments, steps_of
 from ._sweep import contract_segments
 
 
-Segments = tuple[Segment, ...]
 Items = Float[Array, "_ _"] | Int[Array, " _"]  # left and right differ in both
 Positions = Int[Array, " _"]
 
@@ -53,17 +54,31 @@ def contract_by_plan(
     return halving(compute, budget, "the memory budget")
 
 
+def contract_by_steps(
+    segments: Segments, left: Items, left_pos: Positions, right: Items, right_pos: Positions, budget: int
+) -> Float[Array, "m k"]:
+    """Bilinear forms in closed form of several blocks that mix positions, what is local at either end folded into the items."""
+    left, right = fold_covectors(segments[-1], left, left_pos), fold_vectors(segments[0], right, right_pos)
+    steps = steps_of(bare_start(bare_end(segments)))
+    mixing = [i for i, step in enumerate(steps) if attends(step)]
+    for step in reversed(steps[mixing[-1] + 1 :]):
+        left = fold_left(step, left, left_pos)
+    for step in steps[: mixing[0]]:
+        right = fold_right(step, right, right_pos)
+    between = steps[mixing[0] : mixing[-1] + 1]
+    compute = lambda budget: contract_chain(between, left, left_pos, right, right_pos, budget)
+    return halving(compute, budget, "the memory budget")
+
+
 def contract_by_sweeps(
     segments: Segments, left: Items, left_pos: Positions, right: Items, right_pos: Positions, budget: int
 ) -> Float[Array, "m k"]:
     """Bilinear forms by autodiff, of any segments. Dictionaries at the ends are folded into the items all the same."""
     first, last = segments[0], segments[-1]
     if is_folded(last):
-        left, last = fold_covectors(last, left, left_pos), with_ends(last, target=read_site(last))
+        left, segments = fold_covectors(last, left, left_pos), bare_end(segments)
     if is_folded(first):
-        right = fold_vectors(first, right, right_pos)
-        first = with_ends(last if len(segments) == 1 else first, source=first.source.value)
-    segments = (first,) if len(segments) == 1 else (first, *segments[1:-1], last)
+        right, segments = fold_vectors(first, right, right_pos), bare_start(segments)
     dense = lambda items, end: (
         items if items.ndim > 1 else jax.nn.one_hot(items, math.prod(end.shape[1:]), dtype=end.dtype)
     )
@@ -110,17 +125,6 @@ def _batch(segment: Segment, masks, resid, displacement, left, left_pos, right, 
 
 
 @jax.jit
-def fold_vectors(segment: Segment, items: Array, positions: Array) -> Array:
-    """Vectors at the source's site, from items in the source's coordinates."""
-    return source_vectors(segment)(items, positions)
-
-
-@jax.jit
-def fold_covectors(segment: Segment, items: Array, positions: Array) -> Array:
-    return target_covectors(segment)(items, positions)
-
-
-@jax.jit
 def fold_left(segment: Segment, items: Array, positions: Array) -> Array:
     """Covectors of the target of a local segment as covectors of its source."""
     linear, source = linearise(segment), segment.source
@@ -143,11 +147,3 @@ def fold_right(segment: Segment, items: Array, positions: Array) -> Array:
     unfold = target_covectors(segment)
     like = jax.ShapeDtypeStruct((len(positions), math.prod(segment.shapes()[1].shape[1:])), value.dtype)
     return jax.vjp(lambda items: unfold(items, positions), jnp.zeros(like.shape, like.dtype))[1](value)[0]
-
-
-def with_ends(segment: Segment, *, source: Site | None = None, target: Site | None = None) -> Segment:
-    """The segment between other sites of the same blocks."""
-    source, target = source or segment.source, target or segment.target
-    needed = {site.value for site in (source, target, *segment.frozen) if site.part != Part.VALUE}
-    saes = {site: sae for site, sae in segment.saes.items() if site in needed}
-    return dataclasses.replace(segment, source=source, target=target, saes=saes)
