@@ -57,10 +57,12 @@ def contract_by_plan(
 def contract_by_steps(
     segments: Segments, left: Items, left_pos: Positions, right: Items, right_pos: Positions, budget: int
 ) -> Float[Array, "m k"]:
-    """Bilinear forms in closed form of several blocks that mix positions, what is local at either end folded into the items."""
+    """Bilinear forms in closed form of several blocks, what is local at either end folded into the items."""
     left, right = fold_covectors(segments[-1], left, left_pos), fold_vectors(segments[0], right, right_pos)
     steps = steps_of(bare_start(bare_end(segments)))
     mixing = [i for i, step in enumerate(steps) if attends(step)]
+    if len(mixing) < 2:
+        return contract_by_plan(steps, left, left_pos, right, right_pos, budget)
     for step in reversed(steps[mixing[-1] + 1 :]):
         left = fold_left(step, left, left_pos)
     for step in steps[: mixing[0]]:

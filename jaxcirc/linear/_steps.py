@@ -23,9 +23,7 @@ def steps_of(segments: Segments) -> Segments:
 
 
 def are_steps_closed(segments: Segments) -> bool:
-    """Whether a product of segments, dictionaries at its outer ends folded into what comes from there, is cut into steps in closed form,
-    of which more than one mixes positions.
-    """
+    """Whether a product of segments, dictionaries at its outer ends folded into what comes from there, is cut into steps in closed form."""
     first, last = segments[0], segments[-1]
     inner = [site for before, after in itertools.pairwise(segments) for site in (before.target, after.source)]
     if any(segment.outside is not None for segment in segments) or any(site.part != Part.VALUE for site in inner):
@@ -37,8 +35,10 @@ def are_steps_closed(segments: Segments) -> bool:
         for segment in bare_start(bare_end(segments))
         for step in _cut(segment, [segment.resid] * len(segment.blocks))
     ]
-    mixing = [step for step in steps if is_closed(step) and attends(step)]
-    return all(map(is_closed, steps)) and len(mixing) > 1 and mixing[-1].source.kind <= Kind.LN1_NORMALIZED
+    if not all(map(is_closed, steps)):
+        return False
+    mixing = [step for step in steps if attends(step)]
+    return len(mixing) < 2 or mixing[-1].source.kind <= Kind.LN1_NORMALIZED  # which rows are spread to
 
 
 def bare_start(segments: Segments) -> Segments:
