@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxcirc as jc
+from jaxcirc._tap import bare_tap
 from jaxcirc.parts import Attention, Block, gelu_new, LayerNorm, MLP
 
 from ._problems import Blocks, Dictionary, EPS, Items, Weights
@@ -64,6 +65,31 @@ def contraction(J: jc.EdgeJacobian, items: Items):
     """A run of `J.contract`; its arguments are on the device already."""
     arguments = [jnp.asarray(array) for array in items]
     return lambda: J.contract(*arguments)
+
+
+def swept(blocks: Blocks, items: Items, chunk: int):
+    """A run of the edges through all blocks by autodiff: cotangents pulled back `chunk` at a time, and contracted with the vectors."""
+    model, seq = make_model(blocks), len(blocks.resid)
+    left, left_pos, right, right_pos = (jnp.asarray(array) for array in items)
+    masks = model.masks(seq, None)
+
+    def through(resid):
+        for layer, (block, mask) in enumerate(zip(model.blocks, masks, strict=True)):
+            resid = block(resid, mask, bare_tap(layer))
+        return resid
+
+    @jax.jit
+    def run(resid, left, left_pos, right, right_pos):
+        _, pull = jax.vjp(through, resid)
+
+        def row(item):
+            covector, position = item
+            gradient = pull(jnp.zeros_like(resid).at[position].set(covector))[0]
+            return jnp.einsum("kd,kd->k", gradient[right_pos], right)  # [k d_model] · [k d_model] -> [k]
+
+        return jax.lax.map(row, (left, left_pos), batch_size=chunk)
+
+    return lambda: run(jnp.asarray(blocks.resid), left, left_pos, right, right_pos)
 
 
 def make_saes(source: Dictionary, target: Dictionary, ends: tuple[str, str]) -> Mapping[str, jc.saes.SAE]:

@@ -36,6 +36,18 @@ def block_edges(*, d_model: int, heads: int, seq: int, m: int, k: int) -> dict[s
     }
 
 
+def span_edges(*, layers: int, d_model: int, heads: int, seq: int, m: int, k: int) -> dict[str, float]:
+    """The fewer items at the positions that they reach, half of all: through a block 12 D D and scores and values (3 T D, half of it
+    masked), less in the first, whose projections are of the other items, and in the last, which is local; the clean run (12 T D D a block).
+    """
+    D, T, n, reached = d_model, seq, min(m, k), (seq + 1) / 2
+    block = n * reached * (12 * D * D + 3 * reached * D)
+    own = (
+        (layers - 1) * block - 3 * n * reached * D * D + (m + k) * 12 * D * D + m * k * 4 * D + layers * 12 * T * D * D
+    )
+    return {"own": 2 * own, "autodiff": layers * n * (_attention_sweep(D, T, False) + 16.0 * T * D * D)}
+
+
 def sae_edges(*, d_model: int, heads: int, seq: int, m: int, k: int, d_sae: int) -> dict[str, float]:
     """As attention, with the target's latents encoded, to know which are on (T D d_sae)."""
     attention = attention_edges(d_model=d_model, heads=heads, seq=seq, m=m, k=k)

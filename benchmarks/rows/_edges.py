@@ -1,4 +1,4 @@
-"""Edges through one sublayer or one block: a block of M x K bilinear forms."""
+"""Edges through one sublayer, one block or several: M x K bilinear forms."""
 
 import functools as ft
 
@@ -91,3 +91,52 @@ def mlp_block(*, timed: int, **sizes: int) -> Row:
 @register("block", **SIZES)
 def block(*, timed: int, **sizes: int) -> Row:
     return _row("block", "a whole block, everything live", sizes, timed=timed)
+
+
+SPAN = {"d_model": 768, "heads": 12, "seq": 64, "timed": 32}
+XL_SPAN = {"d_model": 1600, "heads": 25, "seq": 256, "timed": 256}
+
+
+def in_jax(blocks: Blocks, items: Items, timed: int) -> Rival:
+    """The same in JAX by autodiff, jitted: `vmap` of the blocks' `vjp`, in chunks."""
+    m = len(items.left)
+    prepare = lambda variant, rows: _ours.swept(blocks, items.first(rows), int(variant.split()[-1]))
+    expected = lambda ours, variant, rows: ours[:rows]
+    chunks, timed = (8, 32) if timed > 16 else (4,), min(m, timed)
+    variants = tuple(f"vmap {chunk}" for chunk in chunks)
+    return Rival("jitted vmap(vjp) in JAX", variants, prepare, expected, "rows", timed, timed, m, in_torch=False)
+
+
+def _span(*, layers: int, timed: int, **sizes: int) -> Row:
+    d_model, heads, seq, m, k = (sizes[name] for name in ("d_model", "heads", "seq", "m", "k"))
+    blocks = make_blocks(d_model=d_model, heads=heads, seq=seq, layers=layers)
+    items = make_items(d_model=d_model, seq=seq, m=m, k=k)
+    ends = ("blocks.0.hook_resid_pre", f"blocks.{layers - 1}.hook_resid_post")
+    return Row(
+        what=f"`{ends[0]}` to `{ends[1]}`: {layers} whole blocks, everything live",
+        sizes={**sizes, "layers": layers},
+        prepare=lambda: _ours.contraction(_ours.jacobian(blocks, *ends), items),
+        check=ft.partial(_ours.check_columns, blocks, ends, items),
+        rivals=(*in_torch(blocks, "block", items, timed), in_jax(blocks, items, timed)),
+        work=_work.span_edges(layers=layers, **sizes),
+    )
+
+
+@register(
+    "two-blocks",
+    quick={**QUICK, "layers": 2},
+    small={**SPAN, "layers": 2, "m": 1000, "k": 1000},
+    xl={**XL_SPAN, "layers": 2, "m": 4000, "k": 4000},
+)
+def two_blocks(**sizes: int) -> Row:
+    return _span(**sizes)
+
+
+@register(
+    "six-blocks",
+    quick={**QUICK, "layers": 3},
+    small={**SPAN, "layers": 6, "m": 250, "k": 1000},
+    xl={**XL_SPAN, "layers": 6, "m": 1000, "k": 4000},
+)
+def six_blocks(**sizes: int) -> Row:
+    return _span(**sizes)
