@@ -102,6 +102,23 @@ def test_every_form_is_the_derivative_of_a_run(case):
         assert_close(found[name][3], np.tensordot(w, want[name], (range(1, w.ndim), range(w.ndim - 1))))
 
 
+def test_forms_of_two_blocks_go_step_by_step(case):
+    """Where every part on the way has local maps, its own code's among them; and nowhere else."""
+    name, model, tokens, _, want = case
+    _, mlp, attention = ODD[name]
+    source, target, held, _ = EDGES["two blocks"]
+    if not (mlp and attention):
+        with pytest.raises(ValueError, match="there is no closed form"):
+            jc.edge(model, tokens, source, target, frozen=held, engine="structured")
+        return
+    J = jc.edge(model, tokens, source, target, frozen=held, engine="structured")
+    assert jc.select(J, "contract") == "structured"
+    flat = want["two blocks"].reshape(SEQ, -1, SEQ, int(np.prod(J.source_shape[1:])))
+    for left, left_pos, right, right_pos in items(J)[:2]:
+        got = J.contract(left, left_pos, right, right_pos)
+        assert_close(got, np.einsum("mt,mtks,ks->mk", left, flat[left_pos][:, :, right_pos], right))
+
+
 def test_what_is_selected(case):
     """Closed forms, or maps by autodiff of the part's own code, where all parts on the way have them."""
     name, _, _, operators, _ = case
