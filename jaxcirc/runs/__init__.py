@@ -18,4 +18,10 @@ from ._problem import (
     Problem as Problem,
 )
 from ._recorded import record as record, record_sides as record_sides, Recorded as Recorded
-from ._resume import metric_of_variants as metric_of_variants, onwards as onwards, resume as resume
+from ._resume import (
+    metric_from as metric_from,
+    metric_of_variants as metric_of_variants,
+    onwards as onwards,
+    resume as resume,
+)
+from ._windows import windows_of as windows_of
