@@ -41,13 +41,14 @@ def patched_heads(
     clean, masks = np.asarray(at.metrics[0]), model.batch_masks(mask)
     effects = np.zeros(differs.shape, clean.dtype)  # [batch layer part seq head]
     layers = [_Patches(*np.nonzero(differs[:, layer])) for layer in range(model.n_layers)]
-    windows = windows_of(model, metric, at.resid, differs.size)
+    windows = windows_of(model, metric, mask.shape[1], differs.size)
+    caches = windows.caches(model, at.resid)
     groups = windows.groups([(patches.rows, patches.positions) for patches in layers], tokens_at_once)
     for layer, (block, patches) in enumerate(zip(model.blocks, layers, strict=True)):
         cut = entry(model, Site(layer, Kind.Z))
         for numbers, size in groups[layer]:
             some = _Patches(*(x[numbers] for x in patches))
-            window = windows.window(some.positions, size)
+            window = windows.window(some.positions, size, caches)
             resid = _replaced(block, at, at.resid[cut], layer, some, window.first, size=size)
             after = metric_from(model, metric, masks, cut, some.rows, resid, window)
             effects[some.rows, layer, some.parts, some.positions, some.heads] = np.asarray(after) - clean[some.rows]

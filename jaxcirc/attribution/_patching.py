@@ -46,14 +46,15 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         differing = {site: np.nonzero(np.asarray(each).any(-1)) for site, each in vectors.items()}
         positions = {site: packs[site].nodes.positions[each] for site, each in differing.items()}
         lists = [(rows, positions[site]) for site, (rows, _) in differing.items()]
-        windows = windows_of(model, problem.metric, at.resid, sum(len(rows) for rows, _ in lists))
+        windows = windows_of(model, problem.metric, problem.clean.shape[1], sum(len(rows) for rows, _ in lists))
+        caches = windows.caches(model, at.resid)
         masks, clean = model.batch_masks(problem.mask), np.asarray(at.clean)
         for (site, each), groups in zip(differing.items(), windows.groups(lists, self.tokens_at_once), strict=True):
             cut, changes = entry(model, site), written(model, site, vectors[site][each])
             effects = np.zeros((*problem.clean.shape, problem.saes[site].d_sae + 1), model.activation_dtype)
             for numbers, size in groups:
                 rows, there, units = each[0][numbers], positions[site][numbers], packs[site].nodes.units[each][numbers]
-                window = windows.window(there, size)
+                window = windows.window(there, size, caches)
                 resid = _changed(at.resid[cut], rows, there, changes[numbers], window.first, size=size)
                 after = metric_from(model, problem.metric, masks, cut, rows, resid, window)
                 effects[rows, there, units] = np.asarray(after) - clean[rows]

@@ -23,16 +23,18 @@ from ._batches import in_groups, rounded_up
 PROGRAMS = 3e11  # operations done in the seconds in which the three programs of a size are compiled
 
 
-class Window(NamedTuple):
-    """`size` positions in a row of each variant, from `first` on.
+Caches = Sequence[tuple[Array, Array]]  # of each layer the keys and the values [batch seq head d_head]
 
-    **Attributes:** - `caches`: of each layer the keys and values `[batch seq head d_head]` of the prompts, which are the variant's before
-    the window; `None` if that is all positions. - `only_read`: whether the last block is run only where the metric reads.
+
+class Window(NamedTuple):
+    """Positions in a row of each variant: as many as its residual stream has, from `first` on.
+
+    **Attributes:** - `caches`: of the prompts, whose keys and values are the variant's before the window; `None` if that is all positions.
+    - `only_read`: whether the last block is run only where the metric reads.
     """
 
     first: Int[np.ndarray, " variant"]
-    size: int
-    caches: Sequence[tuple[Array, Array]] | None
+    caches: Caches | None
     only_read: bool
 
 
@@ -41,13 +43,12 @@ class Windows:
     """In windows of which size variants of prompts of `seq` tokens are run.
 
     **Attributes:** - `sizes`: in ascending order, `seq` the last. - `read` `[batch]`: the one position that each prompt's metric reads, if
-    nothing behind it matters. - `caches`, `only_read`: as of each window.
+    nothing behind it matters. - `only_read`: as of each window.
     """
 
     seq: int
     sizes: tuple[int, ...]
     read: Int[np.ndarray, " batch"] | None
-    caches: Sequence[tuple[Array, Array]] | None
     only_read: bool
 
     def groups(
@@ -67,10 +68,19 @@ class Windows:
                 into += [(mine[group], size) for group in in_groups(len(mine), each, tokens_at_once, most=most)]
         return found
 
-    def window(self, positions: Int[np.ndarray, " variant"], size: int) -> Window:
+    def caches(self, model: Transformer, resid: Mapping[Site, Float[Array, "batch seq d_model"]]) -> Caches | None:
+        """Computes what windows need of each layer, from what enters each block in the run of the prompts; `None` if all are whole."""
+        if len(self.sizes) == 1:
+            return None
+        return [_keys_and_values(block, resid[Site(i, Kind.RESID_PRE)]) for i, block in enumerate(model.blocks)]
+
+    def window(self, positions: Int[np.ndarray, " variant"], size: int, caches: Caches | None) -> Window:
         """The windows of variants that differ from these positions on."""
-        caches = None if size == self.seq else self.caches
-        return Window(np.minimum(positions, self.seq - size), size, caches, self.only_read)
+        return Window(np.minimum(positions, self.seq - size), caches if size < self.seq else None, self.only_read)
+
+    def whole(self, rows: Int[np.ndarray, " variant"]) -> Window:
+        """All positions of each variant."""
+        return Window(np.zeros_like(rows), None, self.only_read)
 
     def _sizes(self, rows, positions) -> Int[np.ndarray, " variant"]:
         """Computes the size of each variant's window, 0 for one that cannot move the metric."""
@@ -84,26 +94,20 @@ class Windows:
         return size + (self.seq - size) // 4
 
 
-def windows_of(
-    model: Transformer, metric: Metric, resid: Mapping[Site, Float[Array, "batch seq d_model"]], variants: int
-) -> Windows:
-    """Chooses the sizes of windows: as many as `variants` of about half of the model pay for, as each is a few programs more. `resid` is
-    what enters each block in the run of the prompts.
-    """
-    read, seq = position_read(metric), resid[Site(0, Kind.RESID_PRE)].shape[1]
+def windows_of(model: Transformer, metric: Metric, seq: int, variants: int) -> Windows:
+    """Chooses the sizes of windows: as many as `variants` of about half of the model pay for, as each is a few programs more."""
+    read = position_read(metric)
     # Of parts that are known another position has no part in what they make of one, but by attention.
     known = all(is_known(block, "ln1", "attn", "ln2", "mlp") for block in model.blocks)
     if read is None or not model.causal or not known:
-        return Windows(seq, (seq,), None, None, False)
+        return Windows(seq, (seq,), None, False)
     read = np.where(np.asarray(read) < 0, np.asarray(read) + seq, np.asarray(read))
     weights = sum(x.size for x in jax.tree.leaves(model.blocks))
     # With n sizes about 1/2 + 1/(2 n) of all positions are run.
     count = math.sqrt(variants * seq * weights / (2 * PROGRAMS))
     n = 2 ** int(math.log2(min(max(count, 1), seq)))
     sizes = tuple(sorted({-(-seq * i // n) for i in range(1, n + 1)}))
-    entering = [resid[Site(layer, Kind.RESID_PRE)] for layer in range(model.n_layers if n > 1 else 0)]
-    caches = [_keys_and_values(block, x) for block, x in zip(model.blocks, entering, strict=False)]
-    return Windows(seq, sizes, read, caches, count >= 1)
+    return Windows(seq, sizes, read, count >= 1)
 
 
 @jax.jit
