@@ -32,7 +32,7 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
     **Arguments:** - `tokens_at_once`: how many tokens of patched runs are in flight; it changes memory and time only.
     """
 
-    tokens_at_once: int = eqx.field(static=True, default=8192)
+    tokens_at_once: int = eqx.field(static=True, default=2048)
 
     def __check_init__(self):
         check_count("ExactPatching: tokens_at_once", "tokens of patched runs are in flight", self.tokens_at_once)

@@ -55,9 +55,9 @@ def iterate_changes(
     of_all = lambda *kinds: {Site(layer, kind) for layer in layers for kind in kinds}
     block, z = model.blocks[0], sorted(of_all(Kind.Z))
     writes, cuts = of_all(*WRITES[: 1 if block.mlp is None else 2]), [entry(model, site) for site in z]
-    # Of both runs the same, so that they share a program.
-    both = (given.tokens, given.mask), (given.resample, given.resample_mask)
-    clean, other = (record(model, *prompts, {*z, *writes, *of_all(cuts[0].kind)}) for prompts in both)
+    both = (np.concatenate(pair) for pair in ((given.tokens, given.resample), (given.mask, given.resample_mask)))
+    run, half = record(model, *both, {*z, *writes, *of_all(cuts[0].kind)}), len(given.tokens)
+    clean, other = (jax.tree.map(lambda x, side=side: x[side], run) for side in (slice(half), slice(half, None)))
     read, scale = reading(model, given.wanted), final_scale(model.ln_final, clean.last)
     along = at_scale(read, scale)
     for layer, mine in enumerate(heads):

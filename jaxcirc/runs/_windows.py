@@ -20,7 +20,7 @@ from ..parts import Block
 from ._batches import in_groups, rounded_up
 
 
-PROGRAMS = 3e11  # operations done in the seconds in which the three programs of a size are compiled
+PROGRAMS = 1.5e11  # operations done in the seconds in which the few programs of a size are compiled
 
 
 Caches = Sequence[tuple[Array, Array]]  # of each layer the keys and the values [batch seq head d_head]
@@ -103,9 +103,9 @@ def windows_of(model: Transformer, metric: Metric, seq: int, variants: int) -> W
         return Windows(seq, (seq,), None, False)
     read = np.where(np.asarray(read) < 0, np.asarray(read) + seq, np.asarray(read))
     weights = sum(x.size for x in jax.tree.leaves(model.blocks))
-    # With n sizes about 1/2 + 1/(2 n) of all positions are run.
-    count = math.sqrt(variants * seq * weights / (2 * PROGRAMS))
-    n = 2 ** int(math.log2(min(max(count, 1), seq)))
+    # With n sizes about 1/2 + 1/(2 n) of all positions are run. Of about as many variants there are as many.
+    count = math.sqrt(rounded_up(variants) * seq * weights / (2 * PROGRAMS))
+    n = int(min(max(count, 1), seq))
     sizes = tuple(sorted({-(-seq * i // n) for i in range(1, n + 1)}))
     return Windows(seq, sizes, read, count >= 1)
 
