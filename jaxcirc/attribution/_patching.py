@@ -44,7 +44,7 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         packs, acts, error = pack_columns(problem.saes, at, everything), BySite(), BySite()
         vectors = {site: pack.vectors(problem.saes[site]) for site, pack in packs.items()}
         differing = {site: np.nonzero(np.asarray(each).any(-1)) for site, each in vectors.items()}
-        positions = {site: packs[site].nodes.positions[each] for site, each in differing.items()}
+        positions = {site: np.asarray(packs[site].nodes.positions[each]) for site, each in differing.items()}
         lists = [(rows, positions[site]) for site, (rows, _) in differing.items()]
         windows = windows_of(model, problem.metric, problem.clean.shape[1], sum(len(rows) for rows, _ in lists))
         caches = windows.caches(model, at.resid)

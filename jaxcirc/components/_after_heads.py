@@ -55,8 +55,8 @@ def iterate_changes(
     of_all = lambda *kinds: {Site(layer, kind) for layer in layers for kind in kinds}
     block, z = model.blocks[0], sorted(of_all(Kind.Z))
     writes, cuts = of_all(*WRITES[: 1 if block.mlp is None else 2]), [entry(model, site) for site in z]
-    both = (np.concatenate(pair) for pair in ((given.tokens, given.resample), (given.mask, given.resample_mask)))
-    run, half = record(model, *both, {*z, *writes, *of_all(cuts[0].kind)}), len(given.tokens)
+    tokens, mask = np.concatenate([given.tokens, given.resample]), np.concatenate([given.mask, given.resample_mask])
+    run, half = record(model, tokens, mask, {*z, *writes, *of_all(cuts[0].kind)}), len(given.tokens)
     clean, other = (jax.tree.map(lambda x, side=side: x[side], run) for side in (slice(half), slice(half, None)))
     read, scale = reading(model, given.wanted), final_scale(model.ln_final, clean.last)
     along = at_scale(read, scale)

@@ -122,8 +122,8 @@ class Transformer(eqx.Module):
         """The last residual stream to logits; of some `tokens` alone, whose directions are few."""
         normalized = resid if self.ln_final is None else self.ln_final(resid, tap)
         if tokens is not None:
-            tied = self.untied_W_U is None
-            directions = entries(self.W_E, tokens).T if tied else entries(self.untied_W_U, tokens, axis=1)
+            own = self.untied_W_U
+            directions = entries(self.W_E, tokens).T if own is None else entries(own, tokens, axis=1)
             # [seq d_model] · [d_model token] -> [seq token]
             return normalized @ wide(directions) + wide(entries(self.b_U, tokens))
         if self.untied_W_U is None and len(normalized) == 1:

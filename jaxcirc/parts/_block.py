@@ -73,8 +73,9 @@ class Block(eqx.Module):
 
     def _attention(self, resid: Resid, mask: Mask, tap: Tap, cache: KVCache | None = None) -> Resid:
         normalized = resid if self.ln1 is None else self.ln1(resid, tap)
-        more = {} if cache is None else {"cache": cache}  # other classes of attention know of none
-        return tap(Kind.ATTN_OUT, self.attn(normalized, mask, tap, **more))
+        if cache is None:  # other classes of attention know of none
+            return tap(Kind.ATTN_OUT, self.attn(normalized, mask, tap))
+        return tap(Kind.ATTN_OUT, self.attn(normalized, mask, tap, cache=cache))
 
     def _mlp(self, resid: Resid, tap: Tap) -> Resid:
         assert self.mlp is not None
