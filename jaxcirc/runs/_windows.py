@@ -20,7 +20,7 @@ from ..parts import Block
 from ._batches import in_groups, rounded_up
 
 
-PROGRAMS = 1.5e11  # operations done in the seconds in which the few programs of a size are compiled
+PROGRAMS = 5e11  # operations done in the seconds in which the few programs of a size are compiled
 
 
 Caches = Sequence[tuple[Array, Array]]  # of each layer the keys and the values [batch seq head d_head]
