@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count
+from .._indexing import rows_of
 from .._sites import BySite
 from ..graph import entry, written
 from ..models import check_known, Transformer
@@ -55,7 +56,7 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
             for numbers, size in groups:
                 rows, there, units = each[0][numbers], positions[site][numbers], packs[site].nodes.units[each][numbers]
                 window = windows.window(there, size, caches)
-                resid = _changed(at.resid[cut], rows, there, changes[numbers], window.first, size=size)
+                resid = _changed(at.resid[cut], rows, there, rows_of(changes, numbers), window.first, size=size)
                 after = metric_from(model, problem.metric, masks, cut, rows, resid, window)
                 effects[rows, there, units] = np.asarray(after) - clean[rows]
             acts[site], error[site] = jnp.asarray(effects[..., :-1]), jnp.asarray(effects[..., -1])

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._edits import Blend, Replace
+from .._indexing import rows_of
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read, Tap
 from ..models import Transformer
@@ -47,7 +48,8 @@ def ablated_from_blocks(
             of_clean = clean.values[site.value], clean.values[reads[site.value]]
             given = (bare, member[site], values[site], *of_clean, mine[which], rows)
             edits = {site.value: Replace(_ablated(*given, site=site.offset_layers(-layer), read=read))}
-            resid, _ = resume(model, clean.masks, start, rows, clean.at_cut(start)[rows], edits=edits, until=layer)
+            entering = rows_of(clean.at_cut(start), rows)
+            resid, _ = resume(model, clean.masks, start, rows, entering, edits=edits, until=layer)
             behind = Site(layer + 1, Kind.RESID_PRE)
             groups.append(metric_from(model, problem.metric, clean.masks, behind, rows, resid, windows.whole(rows)))
         after = jnp.concatenate(groups)[:count]

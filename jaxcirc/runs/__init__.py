@@ -17,7 +17,7 @@ from ._problem import (
     prepare_prompts as prepare_prompts,
     Problem as Problem,
 )
-from ._recorded import record as record, record_sides as record_sides, Recorded as Recorded
+from ._recorded import apart as apart, record as record, record_sides as record_sides, Recorded as Recorded
 from ._resume import (
     metric_from as metric_from,
     metric_of_variants as metric_of_variants,
