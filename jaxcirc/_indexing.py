@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int, Shaped
 T = TypeVar("T")
 
 
-def entries(x: Float[Array, "n ..."], index: Int[Array, "*index"]) -> Float[Array, "..."]:
-    """`x[index]`, and NaN for an index below 0 or beyond the end, where indexing would count from the end or clamp.
+def entries(x: Float[Array, "..."], index: Int[Array, "*index"], axis: int = 0) -> Float[Array, "..."]:
+    """`x[index]` along an axis, and NaN for an index below 0 or beyond the end, where indexing would count from the end or clamp.
 
     Verbs check ids and positions on the host before any work. Under `jit` the values are not known there, and NaN is what is left.
     """
-    inside = jnp.where(index < 0, x.shape[0], index)
-    return x.at[inside].get(mode="fill", fill_value=jnp.nan)
+    inside = jnp.where(index < 0, x.shape[axis], index)
+    return x.at[(slice(None),) * axis + (inside,)].get(mode="fill", fill_value=jnp.nan)
 
 
 def take(array: Shaped[Array, "..."], positions: Int[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ._checks import check_kind, check_list
 from ._edits import AbstractEdit
-from ._metrics import AbstractMetric, AbstractPositionMetric, Metric, position_read
+from ._metrics import AbstractMetric, AbstractPositionMetric, LogitDiff, Metric, position_read
 from ._sites import by_site, BySite, Kind, Site
 from ._tap import bare_tap, Everything, site_read, Tap
 from ._typing import Keys, Logits, Resid, Tokens
@@ -101,7 +101,8 @@ def run_metric(
 def metric_of_last(model: Transformer, metric: Metric, resid: Resid) -> Any:
     """The metric of the last residual stream, of which only what is read is unembedded."""
     position, metric = only_position(metric)
-    return metric(model.unembed(resid if position is None else resid[position][None], bare_tap()))
+    tokens, metric = _only_tokens(metric)
+    return metric(model.unembed(resid if position is None else resid[position][None], bare_tap(), tokens))
 
 
 def only_position(metric: Metric) -> tuple[Int[Array, "..."] | None, Metric]:
@@ -112,6 +113,16 @@ def only_position(metric: Metric) -> tuple[Int[Array, "..."] | None, Metric]:
     if position is None or not isinstance(metric, AbstractPositionMetric):
         return None, metric
     return position, _OfPosition(metric)
+
+
+def _only_tokens(metric: Metric) -> tuple[Int[Array, " token"] | None, Metric]:
+    """The few tokens whose logits the metric of a position reads, and the same metric of logits that are of these alone; `None`, and the
+    metric, where it may read any.
+    """
+    if not isinstance(metric, _OfPosition) or type(metric.metric) is not LogitDiff:
+        return None, metric
+    tokens = metric.token_ids()
+    return jnp.stack(tokens), _OfPosition(LogitDiff(*range(len(tokens))))
 
 
 class _OfPosition(AbstractMetric):

@@ -10,6 +10,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc.runs import _resume
 from tests import oracle
 from tests.helpers import assert_close, counting_calls, make_model, MODELS, needs_x64, tokens_for
 
@@ -310,6 +311,27 @@ def test_every_part_by_itself_is_one_trace():
         once = len(traces)
         jc.ablate_each(model, tokens, heads[::-1], jc.Zero(), jc.LogitDiff(3, 1), tokens_at_once=18)
     assert once == len(traces) <= 2  # the other finds what sites there are
+
+
+def test_each_part_is_ablated_from_its_block_on(monkeypatch, getkey):
+    """Counts the variants that each block runs, beside the clean run; what is written outside of blocks takes whole runs, as before."""
+    model, tokens = problem()
+    saes = oracle.random_saes(getkey(), model, alike=True)
+    values = jc.Resample(tokens[::-1])
+    parts = [(1, 0), "hook_embed", (0, 1), (Site(1, Kind.MLP_OUT), 3), (1, 1), "ln_final.hook_scale"]
+    want = [jc.ablate(model, tokens, [part], values, saes=saes) for part in parts]
+    run, through = [], _resume._through
+
+    def counted(block, masks, rows, *more, **kwargs):
+        run.append((int(block is model.blocks[1]), len(rows)))
+        return through(block, masks, rows, *more, **kwargs)
+
+    monkeypatch.setattr(_resume, "_through", counted)
+    got = jc.ablate_each(model, tokens, parts, values, saes=saes)
+    assert_close(got, np.stack(want), tolerance=1e-10)
+    variants = [sum(n for layer, n in run if layer == at) for at in range(2)]
+    batch, clean = len(tokens), len(tokens)
+    assert variants == [clean + batch, clean + 4 * batch], run
 
 
 def test_what_ablation_refuses(untyped, getkey):

@@ -12,6 +12,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc.circuits import _runs
 from jaxcirc.cli._bench import load
 from jaxcirc.graph import reaches_output, wiring
 from jaxcirc.saes import anonymous
@@ -175,6 +176,18 @@ def test_all_and_no_edges(arguments):
     assert_close(nothing.per_prompt["circuit"], nothing.per_prompt["empty"])
     assert_close(nothing.per_prompt["complement"], nothing.per_prompt["full"])
     assert abs(nothing.m_full - nothing.m_empty) > 1e-2
+
+
+def test_the_whole_model_is_run_without_dictionaries(arguments, monkeypatch):
+    """Dictionaries are most of the work of a run: three of the four runs take them."""
+    run, by_nodes = [], _runs.by_nodes
+    monkeypatch.setattr(_runs, "by_nodes", lambda *given: run.append(None) or by_nodes(*given))
+    found = jc.evaluate(circuit_of(arguments, some_nodes(arguments, 0.4)), *arguments)
+    assert len(run) == 3
+    assert_close(
+        found.per_prompt["full"],
+        jc.evaluate(circuit_of(arguments, some_nodes(arguments, 2.0)), *arguments).per_prompt["circuit"],
+    )
 
 
 def by_edges(arguments, nodes, edges, values, *, complement):

@@ -1,5 +1,6 @@
 """Effects of attention heads: against runs with one vector changed, against a softmax for each key, and where gradients fail."""
 
+import contextlib
 import itertools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.attribution._atp_star import _of_keys
+from jaxcirc.runs import _resume, _windows
 from tests.helpers import assert_close, Chosen, make_model, MODELS, needs_x64, tokens_for
 from tests.oracle import record
 
@@ -197,6 +199,49 @@ def slope_of_logits(model, tokens, vector, held):
         return jc.run(model, tokens, edits=edits)[0][-1]
 
     return jax.jacfwd(logits)(0.0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("position", [-1, 3])
+def test_windows_of_positions_change_nothing(name, position, monkeypatch):
+    """However many sizes there are; where nothing behind the metric's position can matter, nothing is run."""
+    model, clean, corrupt, metric = problem(name, changed=slice(1, None))
+    metric = jc.LogitDiff(metric.answer, metric.foil, jnp.array([position, -1]))
+    saes = {site: jc.saes.Identity(16) for site in ("blocks.0.hook_resid_pre", "blocks.1.hook_attn_out")}
+    heads, nodes, positions = {}, {}, {}
+    for programs in (np.inf, 1e-9):
+        monkeypatch.setattr(_windows, "PROGRAMS", programs)
+        with counting_positions(monkeypatch) as run:
+            heads[programs] = jc.head_effects(model, clean, corrupt, metric, method=jc.ExactPatching(tokens_at_once=35))
+            nodes[programs] = jc.node_effects(model, saes, clean, corrupt, metric, method=jc.ExactPatching(64))
+        positions[programs] = sum(run)
+    for part in KINDS:
+        assert_close(getattr(heads[1e-9], part), getattr(heads[np.inf], part))
+    for site in saes:
+        assert_close(nodes[1e-9].nodes(site), nodes[np.inf].nodes(site))
+    if model.causal:
+        assert positions[1e-9] < 0.8 * positions[np.inf]
+        if position == 3:
+            assert not any(getattr(heads[1e-9], part)[0, ..., 4:].any() for part in KINDS)
+
+
+@contextlib.contextmanager
+def counting_positions(monkeypatch):
+    """A list of how many positions of variants each call runs through a block."""
+    run = []
+
+    def counted(function):
+        def call(block, masks, rows, resid, *more, **kwargs):
+            out = function(block, masks, rows, resid, *more, **kwargs)
+            run.append(jax.tree.leaves(out)[0][..., 0].size)
+            return out
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("_through", "_where_read"):
+            patch.setattr(_resume, name, counted(getattr(_resume, name)))
+        yield run
 
 
 @pytest.mark.parametrize(("method", "name"), [(jc.AtPStar(), "gpt2"), (jc.ExactPatching(), "gpt-neo")])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxcirc as jc
+from jaxcirc._tap import bare_tap
 
 from .helpers import assert_close, make_model, needs_x64
 
@@ -153,6 +154,27 @@ def test_a_metric_says_what_it_reads(name):
     effects = jc.node_effects(model, saes, tokens, corrupt, metric, method=method)
     assert_close(effects.total, moved, tolerance=1e-4 if want.dtype == jnp.float32 else 1e-10)
     assert_close(effects.nodes("blocks.0.hook_resid_pre").sum((1, 2)), moved, tolerance=1e-3)  # of the integration
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("foil", [2, None])
+def test_a_difference_of_logits_unembeds_two_tokens(tied, foil):
+    """No value as large as the vocabulary is computed for it; a log probability takes one."""
+    from jaxcirc._run import metric_of_last
+
+    model = make_model(jax.random.key(0), vocab=500, vocab_out=None if tied else 500)
+    resid = jnp.asarray(np.random.default_rng(0).normal(size=(4, model.d_model)), model.dtype)
+    largest = lambda metric: max(
+        value.aval.size
+        for equation in jax.make_jaxpr(lambda metric, resid: metric_of_last(model, metric, resid))(metric, resid).eqns
+        for value in equation.outvars
+    )
+    difference, probability = jc.LogitDiff(5, foil, 1), jc.LogProb(5, 1)
+    assert largest(difference) < 500 <= largest(probability)
+    logits = model.unembed(resid, bare_tap())
+    assert_close(metric_of_last(model, difference, resid), difference(logits), tolerance=1e-5)
+    missing = jax.jit(lambda answer: metric_of_last(model, jc.LogitDiff(answer, foil), resid))(jnp.asarray(500))
+    assert jnp.isnan(missing)
 
 
 def test_the_last_block_runs_at_one_position_for_a_metric_of_ones_own(monkeypatch):

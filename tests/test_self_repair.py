@@ -11,6 +11,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.components import _after_heads
+from jaxcirc.runs import _resume
 from jaxcirc.view import plot
 from tests.helpers import assert_close, counting_calls, make_model, needs_x64
 from tests.test_components import centred, MASK, problem, read, run, VARIANTS, written
@@ -223,6 +224,29 @@ def test_one_program_for_all_layers_and_heads():
     assert np.abs(first.backup).max() > 1e-3
     assert traces == (2, 3)  # the plain run and the one onwards, each with its second half; and the second half alone
     assert (len(whole), len(half)) == traces
+
+
+def test_positions_behind_the_last_that_is_read_are_not_run(monkeypatch):
+    """The last of a prompt has no next token; in a causal model padding behind all prompts, too, changes nothing."""
+    model, tokens = problem()
+    lengths, through = [], _resume._through
+
+    def counted(block, masks, rows, resid, *more, **kwargs):
+        lengths.append(resid.shape[1])
+        return through(block, masks, rows, resid, *more, **kwargs)
+
+    monkeypatch.setattr(_resume, "_through", counted)
+    found = jc.self_repair(model, tokens, tokens[::-1])
+    assert set(lengths) == {tokens.shape[1] - 1}
+    assert found.backup.shape[-1] == tokens.shape[1]
+    assert not found.change[..., -1].any()
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, 3)))
+    lengths.clear()
+    mask = pad(jnp.ones(tokens.shape, bool))
+    padded = jc.self_repair(model, pad(tokens), jc.Resample(pad(tokens[::-1]), mask), mask=mask)
+    assert set(lengths) == {tokens.shape[1] - 1}
+    for name in ("backup", "mlps", "norm", "change"):
+        assert_close(getattr(padded, name)[..., : tokens.shape[1]], getattr(found, name))
 
 
 def test_progress_goes_to_the_end():

@@ -61,21 +61,23 @@ class HeadStates(eqx.Module):
     - `clean`, `differences`: of each part in `PARTS`, `[batch layer seq head d_head]`, the clean value, and corrupt − clean, 0 at
       padding.
     - `scores` `[batch layer head q_seq k_seq]`: of the clean run, `-inf` where nobody attends.
-    - `entered`: the clean residual stream after a layer's heads have written to it, and before anything reads that.
+    - `resid` `[batch seq d_model]`: the clean residual stream at cuts: where each block begins, and after a layer's heads have written
+      to it, before anything reads that.
     - `metrics`: the metric of both runs; the second is 0 for the zero baseline.
     """
 
     clean: dict[str, Float[Array, "batch layer seq head d_head"]]
     differences: dict[str, Float[Array, "batch layer seq head d_head"]]
     scores: Float[Array, "batch layer head q_seq k_seq"]
-    entered: Float[Array, "batch layer seq d_model"]
+    resid: dict[Site, Float[Array, "batch seq d_model"]]
     metrics: tuple[Float[Array, " batch"], Float[Array, " batch"]]
 
 
 def head_states(model: Transformer, problem: Problem) -> HeadStates:
     """Runs both sides. Without corrupt prompts every part goes to zero."""
-    layers, entered = range(model.n_layers), [entry(model, Site(layer, Kind.Z)) for layer in range(model.n_layers)]
-    kinds = (*PARTS.values(), Kind.ATTN_SCORES, entered[0].kind)
+    layers = range(model.n_layers)
+    cuts = {cut for layer in layers for cut in (Site(layer, Kind.RESID_PRE), entry(model, Site(layer, Kind.Z)))}
+    kinds = {*PARTS.values(), Kind.ATTN_SCORES, *(cut.kind for cut in cuts)}
     clean, corrupt = record_sides(model, problem, {Site(layer, kind) for layer in layers for kind in kinds})
     of_all = lambda run, kind: [run.values[Site(layer, kind)] for layer in layers]
     values, differences = {}, {}
@@ -87,7 +89,7 @@ def head_states(model: Transformer, problem: Problem) -> HeadStates:
         clean=values,
         differences=differences,
         scores=jnp.stack(of_all(clean, Kind.ATTN_SCORES), axis=1),
-        entered=jnp.stack([clean.at_cut(cut) for cut in entered], axis=1),
+        resid={cut: clean.at_cut(cut) for cut in cuts},
         metrics=(clean.metric, jnp.zeros_like(clean.metric) if corrupt is None else corrupt.metric),
     )
 

@@ -1,6 +1,7 @@
 """Exact node effects: each node patched by itself, and the model run from there."""
 
 import dataclasses
+import functools as ft
 
 import equinox as eqx
 import jax
@@ -9,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count
-from .._metrics import Metric
-from .._sites import BySite, Site
+from .._indexing import rows_of
+from .._sites import BySite
 from ..graph import entry, written
 from ..models import check_known, Transformer
-from ..runs import in_groups, metric_of_variants, Problem, resume, rounded_up
+from ..runs import metric_from, Problem, windows_of
 from ._effects import effects_of, NodeEffects
 from ._heads import AbstractHeadMethod, as_effects, head_states, HeadEffects
 from ._methods import AbstractMethod, Gradient
@@ -32,7 +33,7 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
     **Arguments:** - `tokens_at_once`: how many tokens of patched runs are in flight; it changes memory and time only.
     """
 
-    tokens_at_once: int = eqx.field(static=True, default=8192)
+    tokens_at_once: int = eqx.field(static=True, default=2048)
 
     def __check_init__(self):
         check_count("ExactPatching: tokens_at_once", "tokens of patched runs are in flight", self.tokens_at_once)
@@ -44,13 +45,20 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         packs, acts, error = pack_columns(problem.saes, at, everything), BySite(), BySite()
         vectors = {site: pack.vectors(problem.saes[site]) for site, pack in packs.items()}
         differing = {site: np.nonzero(np.asarray(each).any(-1)) for site, each in vectors.items()}
-        most = rounded_up(max(len(rows) for rows, _ in differing.values()), steps=8)
-        for site, (rows, columns) in differing.items():
-            nodes, changes = packs[site].nodes, written(model, site, vectors[site][rows, columns])
-            there, units = nodes.positions[rows, columns], nodes.units[rows, columns]
-            after = self._after(model, problem.metric, at, entry(model, site), (rows, there, changes), most)
-            effects = np.zeros((*problem.clean.shape, problem.saes[site].d_sae + 1), after.dtype)
-            effects[rows, there, units] = after - np.asarray(at.clean)[rows]
+        positions = {site: np.asarray(packs[site].nodes.positions[each]) for site, each in differing.items()}
+        lists = [(rows, positions[site]) for site, (rows, _) in differing.items()]
+        windows = windows_of(model, problem.metric, problem.clean.shape[1], sum(len(rows) for rows, _ in lists))
+        caches = windows.caches(model, at.resid)
+        masks, clean = model.batch_masks(problem.mask), np.asarray(at.clean)
+        for (site, each), groups in zip(differing.items(), windows.groups(lists, self.tokens_at_once), strict=True):
+            cut, changes = entry(model, site), written(model, site, vectors[site][each])
+            effects = np.zeros((*problem.clean.shape, problem.saes[site].d_sae + 1), model.activation_dtype)
+            for numbers, size in groups:
+                rows, there, units = each[0][numbers], positions[site][numbers], packs[site].nodes.units[each][numbers]
+                window = windows.window(there, size, caches)
+                resid = _changed(at.resid[cut], rows, there, rows_of(changes, numbers), window.first, size=size)
+                after = metric_from(model, problem.metric, masks, cut, rows, resid, window)
+                effects[rows, there, units] = np.asarray(after) - clean[rows]
             acts[site], error[site] = jnp.asarray(effects[..., :-1]), jnp.asarray(effects[..., -1])
         return dataclasses.replace(found, acts=acts, error=error)
 
@@ -64,19 +72,12 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         effects = patched_heads(model, problem.metric, problem.mask, at, tokens_at_once=self.tokens_at_once)
         return as_effects(effects, at, self)
 
-    def _after(
-        self, model: Transformer, metric: Metric, at: States, cut: Site, patches: tuple, most: int
-    ) -> Float[np.ndarray, " patch"]:
-        """The metric of prompts `rows` after changes `[patch d_model]` at single positions of the cut, both in `patches`."""
-        masks, out = model.batch_masks(at.mask), np.zeros(len(patches[0]), model.activation_dtype)
-        for some in in_groups(len(out), at.mask.shape[1], self.tokens_at_once, most=most):
-            rows, positions, changes = (x[some] for x in patches)
-            last, _ = resume(model, masks, cut, rows, _changed(at.resid[cut], rows, positions, changes))
-            out[some] = metric_of_variants(model.without_blocks, metric, rows, last)
-        return out
 
+@ft.partial(jax.jit, static_argnames="size")
+def _changed(resid, rows, positions, changes, first, *, size: int) -> Float[Array, "patch seq d_model"]:
+    """Adds a change to each patch's prompt, at one position; of `size` positions from its `first` on."""
 
-@jax.jit
-def _changed(resid, rows, positions, changes) -> Float[Array, "patch seq d_model"]:
-    """Adds a change to each patch's prompt, at one position."""
-    return jax.vmap(lambda row, position, change: resid[row].at[position].add(change))(rows, positions, changes)
+    def one(row, position, change, first):
+        return jax.lax.dynamic_slice_in_dim(resid[row], first, size).at[position - first].add(change)
+
+    return jax.vmap(one)(rows, positions, changes, first)

@@ -13,7 +13,7 @@ from .._run import run_metric, site_shapes
 from .._sites import Site
 from .._typing import Progress
 from ..models import Transformer
-from ..runs import Problem
+from ..runs import Problem, record
 from ._ablations import Values
 from ._batches import ArrayBatches
 from ._circuit import Circuit
@@ -58,7 +58,10 @@ class Runs(NamedTuple):
             report(i, len(self.batches), self.level)
             values = self.ablated(self.batches.rows(i))
             for name in names:
-                if name not in by_edges:
+                if name == "full":  # dictionaries that are left alone change nothing
+                    whole = record(self.model, part.clean, part.mask, metric=part.metric).metric
+                    metrics[name].append(np.asarray(whole, np.float64)[real])
+                elif name not in by_edges:
                     metrics[name].append(by_nodes(self.model, part, keeps[name], values)[real])
             if by_edges:
                 start, nodes = clean_run(self.model, saes, part.clean, part.mask)
@@ -81,13 +84,12 @@ class Runs(NamedTuple):
 def keeps_of(
     members: Mapping[Site, np.ndarray], intact: Iterable[Site], errors: str
 ) -> dict[str, dict[Site, np.ndarray]]:
-    """Says for each run which nodes are left as they are, `[seq node]` at each site."""
+    """Says for each run in which some are not which nodes are left as they are, `[seq node]` at each site."""
     keeps = {}
-    for name in RUNS:
+    for name in RUNS[1:]:
         keeps[name] = {}
         for site, member in members.items():
             keep = {
-                "full": np.ones_like(member),
                 "circuit": member.copy(),
                 "empty": np.zeros_like(member),
                 "complement": ~member,

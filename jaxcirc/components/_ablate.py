@@ -14,8 +14,9 @@ from .._metrics import Metric
 from .._run import NOTHING, run, run_metric
 from .._sites import by_site, Site
 from ..models import Transformer
-from ..runs import ALL_LOGITS, in_groups, prepare_prompts, Problem, TOKENS_AT_ONCE
+from ..runs import ALL_LOGITS, in_groups, prepare_prompts, Problem, repeated, TOKENS_AT_ONCE
 from ..saes import Saes
+from ._ablated_runs import ablated_from_blocks
 from ._ablations import AbstractAblation
 from ._parts import Component, membership, place_of
 from ._reference import Receivers
@@ -49,7 +50,7 @@ def ablate(
     >>> jc.ablate(model, prompts.clean, parts, jc.Mean(prompts.corrupt), saes=saes).shape == (*prompts.clean.shape, model.d_vocab)
     True
     """
-    problem, used, member, at = _prepared(model, tokens, parts, values, ALL_LOGITS, saes, mask)
+    problem, used, member, at, _ = _prepared(model, tokens, parts, values, ALL_LOGITS, saes, mask)
     together = {site: which.any(axis=0, keepdims=True) for site, which in member.items()}
     return _runs(model, used, problem, together, at)[0]
 
@@ -65,7 +66,7 @@ def ablate_each(
     mask: Bool[Array, "batch seq"] | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> Float[Array, "part batch ..."]:
-    """The same with each part ablated by itself: a run for each, many at once, by one compiled program.
+    """The same with each part ablated by itself: a run for each, from the part's block on, many at once.
 
     **Arguments:**
 
@@ -83,14 +84,21 @@ def ablate_each(
     (16, 4)
     """
     check_count("ablate_each: tokens_at_once", "tokens are run at once", tokens_at_once)
-    problem, used, member, at = _prepared(
+    problem, used, member, at, places = _prepared(
         model, tokens, parts, values, ALL_LOGITS if metric is None else metric, saes, mask
     )
-    outputs = []
-    for rows in in_groups(len(parts), problem.clean.size, tokens_at_once):
-        some = {site: which[rows] for site, which in member.items()}
-        outputs.append(_runs(model, used, problem, some, at))
-    return jnp.concatenate(outputs)[: len(parts)]
+    inside = np.array([place.site.layer is not None for place in places])
+    found = []
+    if inside.any():
+        mine = [place for place in places if place.site.layer is not None]
+        of_mine = {site: which[inside] for site, which in member.items()}
+        found.append(ablated_from_blocks(model, used, problem, mine, of_mine, at, tokens_at_once))
+    outside = np.flatnonzero(~inside)
+    for numbers in in_groups(len(outside), problem.clean.size, tokens_at_once):
+        some = {site: which[outside[numbers]] for site, which in member.items() if site.layer is None}
+        found.append(_runs(model, used, problem, some, at)[~repeated(numbers)])
+    order = np.concatenate([np.flatnonzero(inside), outside])
+    return jnp.concatenate(found)[np.argsort(order)]
 
 
 def _prepared(model, tokens, parts, values, metric, saes, mask):
@@ -117,7 +125,7 @@ def _prepared(model, tokens, parts, values, metric, saes, mask):
         zeros=lambda: {site: jnp.zeros(1, model.activation_dtype) for site in member},  # it broadcasts to any value
         groups=lambda count: in_groups(count, tokens.shape[1], TOKENS_AT_ONCE),
     )
-    return problem, used, member, values.values(receivers)(np.arange(len(tokens)))
+    return problem, used, member, values.values(receivers)(np.arange(len(tokens))), places
 
 
 @ft.partial(jax.jit, static_argnames="sites")

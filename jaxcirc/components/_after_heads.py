@@ -17,7 +17,7 @@ from .._sites import Kind, Site
 from ..graph import entry
 from ..models import Transformer
 from ..parts import Block, LayerNorm
-from ..runs import in_groups, onwards, record
+from ..runs import apart, in_groups, onwards, record
 from ._direct_effects import along_direction, of_heads
 from ._reading import Asked, at_scale, reading
 from ._written import final_scale
@@ -55,9 +55,8 @@ def iterate_changes(
     of_all = lambda *kinds: {Site(layer, kind) for layer in layers for kind in kinds}
     block, z = model.blocks[0], sorted(of_all(Kind.Z))
     writes, cuts = of_all(*WRITES[: 1 if block.mlp is None else 2]), [entry(model, site) for site in z]
-    # Of both runs the same, so that they share a program.
-    both = (given.tokens, given.mask), (given.resample, given.resample_mask)
-    clean, other = (record(model, *prompts, {*z, *writes, *of_all(cuts[0].kind)}) for prompts in both)
+    tokens, mask = np.concatenate([given.tokens, given.resample]), np.concatenate([given.mask, given.resample_mask])
+    clean, other = apart(record(model, tokens, mask, {*z, *writes, *of_all(cuts[0].kind)}))
     read, scale = reading(model, given.wanted), final_scale(model.ln_final, clean.last)
     along = at_scale(read, scale)
     for layer, mine in enumerate(heads):

@@ -37,6 +37,10 @@ class Asked(NamedTuple):
         """Of some prompts."""
         return Asked(self.answers[rows], None if self.foils is None else self.foils[rows], self.read[rows])
 
+    def until(self, seen: int) -> "Asked":
+        """Of the first positions."""
+        return Asked(self.answers[:, :seen], None if self.foils is None else self.foils[:, :seen], self.read[:, :seen])
+
 
 def asked(
     model: Transformer,

@@ -10,7 +10,7 @@ from .._checks import check_count, check_number
 from .._guard import check_backend
 from .._run import check_mask, check_tokens
 from .._typing import Progress
-from ..models import check_known, Transformer
+from ..models import check_known, is_known, Transformer
 from ..runs import in_groups, TOKENS_AT_ONCE
 from ._ablations import check_resample, Resample
 from ._after_heads import Changes, iterate_changes, Pairs
@@ -112,14 +112,21 @@ def _measured(
     shape = (batch, model.n_layers, model.n_heads, seq)
     out = Changes(*(np.full(shape, np.nan, model.activation_dtype) for _ in Changes._fields))
     heads = [np.array([head for layer, head in chosen if layer == at], int) for at in range(model.n_layers)]
-    groups = in_groups(batch, seq, tokens_at_once)
+    seen = _columns_seen(model, pairs)
+    groups = in_groups(batch, seen, tokens_at_once)
     # A layer's runs pass through all later layers.
     work = np.array([len(mine) * (model.n_layers - layer) for layer, mine in enumerate(heads)])
     for i, rows in enumerate(groups):
-        tokens, mask, resample, resample_mask = (array[rows] for array in pairs[:4])
-        given = Pairs(tokens, mask, resample, resample_mask, pairs.wanted.of(rows))
+        tokens, mask, resample, resample_mask = (array[rows, :seen] for array in pairs[:4])
+        given = Pairs(tokens, mask, resample, resample_mask, pairs.wanted.of(rows).until(seen))
         for layer, changes in iterate_changes(model, given, heads, tokens_at_once):
             for into, values in zip(out, changes, strict=True):
-                into[rows[:, None], layer, heads[layer]] = values
+                into[rows[:, None], layer, heads[layer]] = np.pad(values, ((0, 0), (0, 0), (0, seq - seen)))
             report(i * int(work.sum()) + int(work[: layer + 1].sum()), len(groups) * int(work.sum()), "heads")
     return out
+
+
+def _columns_seen(model: Transformer, pairs: Pairs) -> int:
+    """Counts the columns up to the last that is read: in a causal model of known parts nothing depends on those behind."""
+    known = model.causal and all(is_known(block, "ln1", "attn", "ln2", "mlp") for block in model.blocks)
+    return int(np.flatnonzero(pairs.wanted.read.any(0))[-1]) + 1 if known else pairs.tokens.shape[1]

@@ -9,7 +9,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .._indexing import entries
 from .._labels import with_labels
@@ -118,9 +118,14 @@ class Transformer(eqx.Module):
         positions = jnp.arange(tokens.shape[0]) if keys is None else jnp.maximum(jnp.cumsum(keys) - 1, 0)
         return tap(Kind.EMBED, wide(entries(self.W_E, tokens))) + tap(Kind.POS_EMBED, wide(self.W_pos[positions]))
 
-    def unembed(self, resid: Resid, tap: Tap) -> Logits:
-        """The last residual stream to logits."""
+    def unembed(self, resid: Resid, tap: Tap, tokens: Int[Array, " token"] | None = None) -> Logits:
+        """The last residual stream to logits; of some `tokens` alone, whose directions are few."""
         normalized = resid if self.ln_final is None else self.ln_final(resid, tap)
+        if tokens is not None:
+            own = self.untied_W_U
+            directions = entries(self.W_E, tokens).T if own is None else entries(own, tokens, axis=1)
+            # [seq d_model] · [d_model token] -> [seq token]
+            return normalized @ wide(directions) + wide(entries(self.b_U, tokens))
         if self.untied_W_U is None and len(normalized) == 1:
             # Of few rows with a transposed matrix XLA on CPUs first copies all of that, and takes ten times as long.
             logits = jax.lax.optimization_barrier(wide(self.W_E) @ normalized[0])[None]

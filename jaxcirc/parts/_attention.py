@@ -1,14 +1,30 @@
 """Attention: the one part of a block that moves anything between positions."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._precision import widened
 from .._sites import Kind
 from .._tap import Tap
 from .._typing import Mask
+
+
+class KVCache(NamedTuple):
+    """Keys and values of a whole sequence, of which attention is run at some positions in a row, from `first` on; there its own take
+    their place.
+    """
+
+    k: Float[Array, "k_seq head d_head"]
+    v: Float[Array, "k_seq head d_head"]
+    first: Int[Array, ""]
+
+    def updated(self, k: Float[Array, "seq head d_head"], v: Float[Array, "seq head d_head"]) -> tuple[Array, Array]:
+        put = lambda new, old: jax.lax.dynamic_update_slice_in_dim(old, new, self.first, axis=0)
+        return put(k, self.k), put(v, self.v)
 
 
 class Attention(eqx.Module):
@@ -31,13 +47,18 @@ class Attention(eqx.Module):
         tap: Tap,
         *,
         queries: Float[Array, "q_seq d_model"] | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Array, "q_seq d_model"]:
-        """What attention writes; at `queries`, with a row of the mask for each, if it is not wanted everywhere."""
+        """What attention writes; at `queries`, with a row of the mask for each, if it is not wanted everywhere; where `x` is of some
+        positions alone, with the keys and values of the others in a `cache`.
+        """
         weights = widened(self)
         # [seq d_model] · [head d_model d_head] -> [seq head d_head]
         q = tap(Kind.Q, jnp.einsum("sm,hmd->shd", x if queries is None else queries, weights.W_Q) + weights.b_Q)
         k = tap(Kind.K, jnp.einsum("sm,hmd->shd", x, weights.W_K) + weights.b_K)
         v = tap(Kind.V, jnp.einsum("sm,hmd->shd", x, weights.W_V) + weights.b_V)
+        if cache is not None:
+            k, v = cache.updated(k, v)
         # [q_seq head d_head] · [k_seq head d_head] -> [head q_seq k_seq]
         scores = jnp.einsum("qhd,khd->hqk", q, k) * weights.scale
         scores = tap(Kind.ATTN_SCORES, jnp.where(mask, scores, -jnp.inf))
@@ -49,3 +70,12 @@ class Attention(eqx.Module):
         else:
             out = jnp.einsum("qhd,hdm->qm", z, weights.W_O)
         return out + weights.b_O
+
+    def keys_and_values(
+        self, x: Float[Array, "seq d_model"]
+    ) -> tuple[Float[Array, "seq head d_head"], Float[Array, "seq head d_head"]]:
+        """The same keys and values by themselves."""
+        weights = widened(self)
+        # [seq d_model] · [head d_model d_head] -> [seq head d_head]
+        of = lambda W, b: jnp.einsum("sm,hmd->shd", x, W) + b
+        return of(weights.W_K, weights.b_K), of(weights.W_V, weights.b_V)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 from .._sites import Kind
 from .._tap import bare_tap, Tap
 from .._typing import Mask, Resid
-from ._attention import Attention
+from ._attention import Attention, KVCache
 from ._mlp import MLP
 from ._norm import LayerNorm
 
@@ -34,37 +34,48 @@ class Block(eqx.Module):
         """The residual stream that the MLP reads."""
         return Kind.RESID_MID if self.has_middle else Kind.RESID_PRE
 
-    def __call__(self, resid: Resid, mask: Mask, tap: Tap) -> Resid:
+    def __call__(self, resid: Resid, mask: Mask, tap: Tap, cache: KVCache | None = None) -> Resid:
+        """With a cache `resid` is of some positions alone, with a row of the mask for each."""
         if self.has_middle:
-            return self.feed(self.attend(resid, mask, tap), tap)
+            return self.feed(self.attend(resid, mask, tap, cache), tap)
         if self.mlp is None:
-            return tap(Kind.RESID_POST, self.attend(resid, mask, tap))
+            return tap(Kind.RESID_POST, self.attend(resid, mask, tap, cache))
         resid = tap(Kind.RESID_PRE, resid)
-        attn = self._attention(resid, mask, tap)
+        attn = self._attention(resid, mask, tap, cache)
         return tap(Kind.RESID_POST, resid + attn + self._mlp(resid, tap))
 
-    def at(self, position: Int[Array, ""], resid: Resid, mask: Mask) -> Float[Array, "1 d_model"]:
-        """What leaves the block at one position, where nothing else is wanted: only keys and values are computed everywhere."""
+    def at(
+        self, position: Int[Array, ""], resid: Resid, mask: Mask, cache: KVCache | None = None
+    ) -> Float[Array, "1 d_model"]:
+        """What leaves the block at one position, where nothing else is wanted: only keys and values are computed everywhere. With a cache
+        the position counts from the first of `resid`.
+        """
         tap, here = bare_tap(0), resid[position][None]
         normalized = resid if self.ln1 is None else self.ln1(resid, tap)
-        attn = self.attn(normalized, mask[position][None], tap, queries=normalized[position][None])
+        attn = self.attn(normalized, mask[position][None], tap, queries=normalized[position][None], cache=cache)
         if self.has_middle:
             return self.feed(here + attn, tap)
         return here + attn if self.mlp is None else here + attn + self._mlp(here, tap)
 
-    def attend(self, resid: Resid, mask: Mask, tap: Tap) -> Resid:
+    def attend(self, resid: Resid, mask: Mask, tap: Tap, cache: KVCache | None = None) -> Resid:
         """From `resid_pre` to what enters `resid_mid` (`resid_post` in a model of attention only)."""
         resid = tap(Kind.RESID_PRE, resid)
-        return resid + self._attention(resid, mask, tap)
+        return resid + self._attention(resid, mask, tap, cache)
 
     def feed(self, resid: Resid, tap: Tap) -> Resid:
         """From `resid_mid` to `resid_post`."""
         resid = tap(Kind.RESID_MID, resid)
         return tap(Kind.RESID_POST, resid + self._mlp(resid, tap))
 
-    def _attention(self, resid: Resid, mask: Mask, tap: Tap) -> Resid:
+    def keys_and_values(self, resid: Resid) -> tuple[Float[Array, "seq head d_head"], Float[Array, "seq head d_head"]]:
+        """Those of attention where `resid` enters, for a cache of them."""
+        return self.attn.keys_and_values(resid if self.ln1 is None else self.ln1(resid, bare_tap(0)))
+
+    def _attention(self, resid: Resid, mask: Mask, tap: Tap, cache: KVCache | None = None) -> Resid:
         normalized = resid if self.ln1 is None else self.ln1(resid, tap)
-        return tap(Kind.ATTN_OUT, self.attn(normalized, mask, tap))
+        if cache is None:  # other classes of attention know of none
+            return tap(Kind.ATTN_OUT, self.attn(normalized, mask, tap))
+        return tap(Kind.ATTN_OUT, self.attn(normalized, mask, tap, cache=cache))
 
     def _mlp(self, resid: Resid, tap: Tap) -> Resid:
         assert self.mlp is not None

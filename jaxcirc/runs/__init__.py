@@ -17,5 +17,11 @@ from ._problem import (
     prepare_prompts as prepare_prompts,
     Problem as Problem,
 )
-from ._recorded import record as record, record_sides as record_sides, Recorded as Recorded
-from ._resume import metric_of_variants as metric_of_variants, onwards as onwards, resume as resume
+from ._recorded import apart as apart, record as record, record_sides as record_sides, Recorded as Recorded
+from ._resume import (
+    metric_from as metric_from,
+    metric_of_variants as metric_of_variants,
+    onwards as onwards,
+    resume as resume,
+)
+from ._windows import windows_of as windows_of

@@ -90,7 +90,7 @@ def record_sides(model: Transformer, problem: Problem, sites: Iterable[Site]) ->
     """
     tokens, mask, metric = _one_batch(problem.prompts(), problem.mask, problem.metric)
     both = record(model, tokens, mask, sites, metric=metric)
-    return (both, None) if problem.corrupt is None else _apart(both)
+    return (both, None) if problem.corrupt is None else apart(both)
 
 
 @jax.jit
@@ -101,7 +101,7 @@ def _one_batch(sides: Int[Array, "side batch seq"], *of_each: object) -> list[An
 
 
 @jax.jit
-def _apart(both: Recorded) -> tuple[Recorded, Recorded]:
+def apart(both: Recorded) -> tuple[Recorded, Recorded]:
     """The first and the second half of a batch."""
     first = jax.tree.map(lambda x: x[: len(x) // 2], both)
     return first, jax.tree.map(lambda x: x[len(x) // 2 :], both)
