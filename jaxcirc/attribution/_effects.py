@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from .._sites import BySite, Site
 from .._tap import site_read
+from ..runs import shortened
 from ..saes import AbstractDictionary, anonymous
 from ..units import Latents, read
 from ._states import error_differences, States
@@ -22,7 +23,7 @@ class NodeEffects(eqx.Module):
     - `acts[site]` `[batch seq d_sae]`: of the latents of the dictionary at `site`.
     - `error[site]` `[batch seq]`: of its reconstruction error, as one node.
     - `gradient[site]` `[batch seq width]`: the gradient that the method used.
-    - `at`: the runs of the prompts, from which `jc.edge_effects` goes on.
+    - `at`: the runs of the prompts, from which `jc.edge_effects` goes on; with padding behind them.
     """
 
     acts: BySite[Float[Array, "batch seq d_sae"]]
@@ -45,6 +46,11 @@ class NodeEffects(eqx.Module):
     def nodes(self, site: Site | str) -> Float[Array, "batch seq node"]:
         """Latents and error in one array; the error is the last node, at index `d_sae`."""
         return jnp.concatenate([self.acts[site], self.error[site][..., None]], axis=-1)
+
+    def of_length(self, length: int) -> "NodeEffects":
+        """Takes the first `length` positions alone."""
+        of_first = lambda values: BySite((site, shortened(x, length)) for site, x in values.items())
+        return NodeEffects(of_first(self.acts), of_first(self.error), of_first(self.gradient), self.at)
 
 
 def effects_of(

@@ -58,4 +58,4 @@ def node_effects(
     """
     check_method(method)
     problem = prepare(model, saes, clean, corrupt, metric, mask)
-    return method.effects(model, problem, states(model, problem))
+    return method.effects(model, problem, states(model, problem)).of_length(int(problem.length))

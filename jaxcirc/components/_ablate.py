@@ -14,7 +14,7 @@ from .._metrics import Metric
 from .._run import NOTHING, run, run_metric
 from .._sites import by_site, Site
 from ..models import Transformer
-from ..runs import ALL_LOGITS, in_groups, prepare_prompts, Problem, TOKENS_AT_ONCE
+from ..runs import ALL_LOGITS, in_groups, prepare_prompts, Problem, shortened, TOKENS_AT_ONCE
 from ..saes import Saes
 from ._ablations import AbstractAblation
 from ._parts import Component, membership, place_of
@@ -51,7 +51,7 @@ def ablate(
     """
     problem, used, member, at = _prepared(model, tokens, parts, values, ALL_LOGITS, saes, mask)
     together = {site: which.any(axis=0, keepdims=True) for site, which in member.items()}
-    return _runs(model, used, problem, together, at)[0]
+    return shortened(_runs(model, used, problem, together, at)[0], int(problem.length))
 
 
 def ablate_each(
@@ -90,7 +90,8 @@ def ablate_each(
     for rows in in_groups(len(parts), problem.clean.size, tokens_at_once):
         some = {site: which[rows] for site, which in member.items()}
         outputs.append(_runs(model, used, problem, some, at))
-    return jnp.concatenate(outputs)[: len(parts)]
+    found = jnp.concatenate(outputs)[: len(parts)]
+    return shortened(found, int(problem.length), axis=2) if metric is None else found
 
 
 def _prepared(model, tokens, parts, values, metric, saes, mask):
@@ -110,9 +111,9 @@ def _prepared(model, tokens, parts, values, metric, saes, mask):
     member = membership(model, used, places)
     receivers = Receivers(
         model=model,
-        tokens=problem.clean,
-        mask=problem.mask,
-        others=problem.clean,
+        tokens=tokens,
+        mask=problem.given_mask(),
+        others=tokens,
         of=lambda tokens, keys: _values(model, used, tokens, keys, sites=tuple(member)),
         zeros=lambda: {site: jnp.zeros(1, model.activation_dtype) for site in member},  # it broadcasts to any value
         groups=lambda count: in_groups(count, tokens.shape[1], TOKENS_AT_ONCE),

@@ -11,6 +11,7 @@ from ._batches import (
     WAY_BACK as WAY_BACK,
 )
 from ._gradients import bytes_held as bytes_held, cut_gradients as cut_gradients
+from ._lengths import lengthened as lengthened, padded_length as padded_length, shortened as shortened
 from ._problem import (
     ALL_LOGITS as ALL_LOGITS,
     prepare as prepare,
@@ -19,3 +20,4 @@ from ._problem import (
 )
 from ._recorded import record as record, record_sides as record_sides, Recorded as Recorded
 from ._resume import metric_of_variants as metric_of_variants, onwards as onwards, resume as resume
+from ._sizes import cheapest as cheapest, size_for as size_for
