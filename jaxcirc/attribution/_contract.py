@@ -1,7 +1,6 @@
 """Edge effects as bilinear forms of Jacobians: covectors of the targets against the sources' vectors, wire by wire."""
 
 import functools as ft
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
@@ -29,6 +28,11 @@ from ._packs import NodeMask, pack_columns, pack_rows, pack_targets, Sources, Ta
 from ._states import States
 
 
+CHUNKS = (
+    8,
+    32,
+    128,
+)  # few, as each has its programs; by the cost below none of them is ever much worse than what lies between
 Gradients = Mapping[Site, Float[Array, "batch seq width"]]
 
 
@@ -145,12 +149,12 @@ def _chunk_size(wanted: Iterable[Latents], packs: Mapping[Site, Sources], seq: i
     `budget`; or as many as before, of prompts of this length, if that takes hardly longer.
     """
     counts = [int((rows.units >= 0).sum(axis=1).max()) for rows in wanted]
-    shape = next(iter(packs.values())).nodes.units.shape  # the same for every site
-    values_each = math.prod(shape)
-    most = max(1, min(256, budget // values_each))
+    batch, columns = next(iter(packs.values())).nodes.units.shape  # the same for every site
+    most = max(1, min(CHUNKS[-1], budget // (batch * columns)))
+    sizes = [chunk for chunk in CHUNKS if chunk <= most] or [1 << (most.bit_length() - 1)]
     # A chunk costs about as much beside its rows as eight of them.
     cost = lambda chunk: sum(-(-count // chunk) * (chunk + 8) for count in counts)
-    return cheapest((chunk for chunk in (2**i for i in range(9)) if chunk <= most), cost, "targets", seq, *shape)
+    return cheapest(sizes, cost, "targets", batch, seq)
 
 
 class _Block(NamedTuple):

@@ -18,7 +18,8 @@ from ..units import Latents, listed, of_one_size, write
 
 
 class States(eqx.Module):
-    """A batch of prompt pairs, run. Values are of the clean run and flat, `[batch seq width]`.
+    """A batch of prompt pairs, run with padding behind them to a length that others share. Values are of the clean run and flat,
+    `[batch seq width]`.
 
     **Attributes:**
 

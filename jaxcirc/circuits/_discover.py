@@ -107,7 +107,8 @@ def discover_batches(
     **Arguments:**
 
     - `batches`: gives `jc.data.Prompts`, one batch after another, and again when it is gone through a second time:
-      `jc.data.PromptFile(path, tokenizer, batch_size=…)`, a list, or a collection of your own. Batches of one length compile once.
+      `jc.data.PromptFile(path, tokenizer, batch_size=…)`, a list, or a collection of your own. Batches as large compile once
+      for all lengths up to the next multiple of 8, or beyond 128 tokens of 16, and so on.
     - `metric`: makes the metric of a batch.
     - the rest as in `jc.discover`.
 

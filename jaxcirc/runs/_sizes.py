@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable
 from ._batches import rounded_up
 
 
-FEWEST = 8
+FEWEST = 64  # items: of fewer a program takes longer to be compiled than all that it will compute
 _met: dict[Hashable, set[int]] = {}
 
 
