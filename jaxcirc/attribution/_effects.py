@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 
 from .._sites import BySite, Site
 from .._tap import site_read
-from ..runs import shortened
 from ..saes import AbstractDictionary, anonymous
 from ..units import Latents, read
 from ._states import error_differences, States
@@ -46,11 +45,6 @@ class NodeEffects(eqx.Module):
     def nodes(self, site: Site | str) -> Float[Array, "batch seq node"]:
         """Latents and error in one array; the error is the last node, at index `d_sae`."""
         return jnp.concatenate([self.acts[site], self.error[site][..., None]], axis=-1)
-
-    def of_length(self, length: int) -> "NodeEffects":
-        """Takes the first `length` positions alone."""
-        of_first = lambda values: BySite((site, shortened(x, length)) for site, x in values.items())
-        return NodeEffects(of_first(self.acts), of_first(self.error), of_first(self.gradient), self.at)
 
 
 def effects_of(

@@ -97,16 +97,16 @@ def contract_block(
 ) -> Float[Array, "m k"]:
     """`left_m^T J right_k` for a segment of one block."""
     layout = lay_out(segment, left_pos, right_pos, sizes)
-    return contract_laid_out(segment, left, left_pos, right, right_pos, layout, sizes=sizes)
+    return contract_laid_out(segment, layout, left, left_pos, right, right_pos, sizes=sizes)
 
 
 def contract_laid_out(
     segment: Segment,
+    layout: Layout | None,
     left: Array,
     left_pos: Int[Array, " m"],
     right: Array,
     right_pos: Int[Array, " k"],
-    layout: Layout | None,
     *,
     sizes: Sizes,
 ) -> Float[Array, "m k"]:

@@ -109,20 +109,20 @@ def contract_batch(
         heads = heads_of(segment)
         sizes = sizes_for(m, k, seq, heads, d_model, segment.resid.dtype.itemsize, budget)
         layout = lay_out(segment, left_pos, right_pos, sizes)
-        items = left, left_pos, right, right_pos, layout
-        return _batch(segment, masks, resid, displacement, *items, sizes=sizes, sweep=None)
+        return _batch(
+            segment, masks, resid, displacement, layout, left, left_pos, right, right_pos, sizes=sizes, sweep=None
+        )
     forward = k < m
     sweep = (min(max(1, chunk_for([segment], budget) // len(resid)), k if forward else m), forward)
-    items = left, left_pos, right, right_pos, None
-    return _batch(segment, masks, resid, displacement, *items, sizes=None, sweep=sweep)
+    return _batch(segment, masks, resid, displacement, None, left, left_pos, right, right_pos, sizes=None, sweep=sweep)
 
 
 @ft.partial(jax.jit, static_argnames=("sizes", "sweep"))
-def _batch(segment: Segment, masks, resid, displacement, left, left_pos, right, right_pos, layout, *, sizes, sweep):
+def _batch(segment: Segment, masks, resid, displacement, layout, left, left_pos, right, right_pos, *, sizes, sweep):
     def one(masks, resid, displacement, layout, *items):
         example = dataclasses.replace(segment, masks=masks, resid=resid, displacement=displacement)
         if sizes is not None:
-            return contract_laid_out(example, *items, layout, sizes=sizes)
+            return contract_laid_out(example, layout, *items, sizes=sizes)
         chunk, forward = sweep
         return contract_segments((example,), *items, chunk=chunk, forward=forward)
 
