@@ -198,9 +198,8 @@ def assert_unchanged(verb, *given) -> None:
         assert one.shape == other.shape
         if one.dtype.kind == "f":
             scale = max(1.0, np.abs(np.nan_to_num(other)).max())
-            tolerance = (
-                1e-12 if one.dtype == np.float64 else 1e-5
-            )  # sums have other numbers of terms, and so another order
+            # Sums have other numbers of terms, and so another order.
+            tolerance = 1e-12 if jax.config.jax_enable_x64 else 1e-5
             np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale)
         else:
             np.testing.assert_array_equal(one, other)

@@ -64,8 +64,8 @@ def states(model: Transformer, problem: Problem) -> States:
     return States(
         values={site: clean.flat(site) for site in {*saes, *reads.values()}},
         differences=differences,
-        changes=_alike(saes, changes, mask),
-        slopes=_alike(saes, slopes, mask),
+        changes=_alike("changes", saes, changes, mask),
+        slopes=_alike("slopes", saes, slopes, mask),
         resid={cut: clean.values[name] for cut, name in cuts.items()},
         clean=clean.metric,
         corrupt=None if corrupt is None else corrupt.metric,
@@ -111,12 +111,12 @@ def with_values(
     """Another run of the same prompts; what differs between their sides stays."""
     encode = lambda site, sae: _encoded(anonymous(sae), values[site_read(site, sae)], None, at.mask)[1]
     slopes = {site: listed(np.asarray(encode(site, sae))) for site, sae in saes.items()}
-    return dataclasses.replace(at, values=values, resid=resid, slopes=_alike(saes, slopes, at.mask))
+    return dataclasses.replace(at, values=values, resid=resid, slopes=_alike("slopes", saes, slopes, at.mask))
 
 
-def _alike(saes: dict[Site, AbstractDictionary], lists: dict[Site, Latents], mask) -> dict[Site, Latents]:
+def _alike(what: str, saes: dict[Site, AbstractDictionary], lists: dict[Site, Latents], mask) -> dict[Site, Latents]:
     """Lists of one size at all sites, which prompts of this length and dictionaries as wide share."""
-    return of_one_size(lists, "latents", mask.shape[1], *sorted({sae.d_sae for sae in saes.values()}))
+    return of_one_size(lists, what, mask.shape[1], *sorted({sae.d_sae for sae in saes.values()}))
 
 
 @jax.jit
