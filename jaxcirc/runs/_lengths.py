@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -53,7 +52,7 @@ def metric_of_first(metric: Metric, seq: int) -> Metric:
     position = np.asarray(position)
     # Of its own class still, by which runs know what it reads.
     return eqx.tree_at(
-        lambda metric: metric.position, metric, jnp.asarray(np.where(position < 0, position + seq, position))
+        lambda metric: metric.position, metric, jax.device_put(np.where(position < 0, position + seq, position))
     )
 
 

@@ -91,10 +91,10 @@ def prepare_prompts(
     length = padded_length(shape[1], model.n_ctx)
     return Problem(
         saes={},
-        clean=jnp.asarray(lengthened(clean, length)),
-        corrupt=None if corrupt is None else jnp.asarray(lengthened(corrupt, length)),
+        clean=jax.device_put(lengthened(clean, length)),
+        corrupt=None if corrupt is None else jax.device_put(lengthened(corrupt, length)),
         metric=metric if metric is ALL_LOGITS else metric_of_first(metric, shape[1]),
-        mask=jnp.asarray(lengthened(real, length, False)),
+        mask=jax.device_put(lengthened(real, length, False)),
         length=np.asarray(shape[1], np.int32),
     )
 
