@@ -54,7 +54,7 @@ def test_running_both_sides_takes_few(given):
         assert side is not None
         want = jax.vmap(lambda tokens: jc.run(model, tokens, record=[SITE])[1][SITE])(tokens)
         assert_close(
-            side.values[SITE], want, tolerance=1e-4
+            np.asarray(side.values[SITE])[:, : clean.shape[1]], want, tolerance=1e-4
         )  # another order of summation, in the float32 of the model's files
 
 

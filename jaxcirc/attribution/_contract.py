@@ -18,7 +18,7 @@ from ..graph import as_output, canonical, reaches_output, Wire, wiring
 from ..jacobian._certificate import error_of_edges
 from ..linear import between_blocks, contract_batch, Segment
 from ..models import Transformer
-from ..runs import Problem
+from ..runs import cheapest, Problem
 from ..saes import AbstractDictionary
 from ..units import Latents
 from ._effects import node_products
@@ -28,6 +28,11 @@ from ._packs import NodeMask, pack_columns, pack_rows, pack_targets, Sources, Ta
 from ._states import States
 
 
+CHUNKS = (
+    8,
+    32,
+    128,
+)  # few, as each has its programs; by the cost below none of them is ever much worse than what lies between
 Gradients = Mapping[Site, Float[Array, "batch seq width"]]
 
 
@@ -111,7 +116,7 @@ def _blocks(
 ) -> "Iterator[_Block]":
     packs = pack_columns(problem.saes, at, sources)
     wanted = {site: targets(site) & np.asarray(at.mask)[..., None] for site in problem.saes}
-    chunk = _chunk_size([pack_rows(at, site, mask) for site, mask in wanted.items()], packs)
+    chunk = _chunk_size([pack_rows(at, site, mask) for site, mask in wanted.items()], packs, at.mask.shape[1])
     masks = model.batch_masks(at.mask)
     for wires, here, slope, fraction, weight in _points(model, problem, at, gradient, path):
         for target in dict.fromkeys(wire.target for wire in wires):
@@ -139,16 +144,17 @@ def _points(
             yield [wire for wire in wires if wire.source == source], here, slope, float(fraction), float(weight)
 
 
-def _chunk_size(wanted: Iterable[Latents], packs: Mapping[Site, Sources], budget: int = 2**25) -> int:
+def _chunk_size(wanted: Iterable[Latents], packs: Mapping[Site, Sources], seq: int, budget: int = 2**25) -> int:
     """How many targets of each example go at once: what makes the least of empty rows and of chunks, and keeps a chunk's values under
-    `budget`.
+    `budget`; or as many as before, of prompts of this length, if that takes hardly longer.
     """
     counts = [int((rows.units >= 0).sum(axis=1).max()) for rows in wanted]
-    values_each = max(pack.nodes.units.size for pack in packs.values())  # as many for every site
-    most = max(1, min(256, budget // values_each))
+    batch, columns = next(iter(packs.values())).nodes.units.shape  # the same for every site
+    most = max(1, min(CHUNKS[-1], budget // (batch * columns)))
+    sizes = [chunk for chunk in CHUNKS if chunk <= most] or [1 << (most.bit_length() - 1)]
     # A chunk costs about as much beside its rows as eight of them.
     cost = lambda chunk: sum(-(-count // chunk) * (chunk + 8) for count in counts)
-    return min((chunk for chunk in (2**i for i in range(9)) if chunk <= most), key=cost)
+    return cheapest(sizes, cost, "targets", batch, seq)
 
 
 class _Block(NamedTuple):
@@ -159,14 +165,14 @@ class _Block(NamedTuple):
     sources: Latents
     ends: tuple[tuple[Segment, Float[Array, "batch row width"]], ...]  # the segment of the first prompt
     vectors: Float[Array, "batch column width"]
-    values: Float[Array, "batch row column"]
+    values: Float[Array | np.ndarray, "batch row column"]
     weight: float
 
     def error(self, values: Float[np.ndarray, "batch row column"]) -> float:
         """Against float64, on the first prompt."""
-        ends = [(segment, np.asarray(left[0])) for segment, left in self.ends]
-        at_columns = np.asarray(self.sources.positions[0])
-        return error_of_edges(ends, self.targets.positions[0], np.asarray(self.vectors[0]), at_columns, values[0])
+        ends = [(segment, np.asarray(left)[0]) for segment, left in self.ends]
+        at_columns = np.asarray(self.sources.positions)[0]
+        return error_of_edges(ends, self.targets.positions[0], np.asarray(self.vectors)[0], at_columns, values[0])
 
     def edges(self, values: Float[np.ndarray, "batch row column"], error: float | None) -> Edges:
         """Without the rows and columns that no example has."""
@@ -200,7 +206,7 @@ def _block(
         covectors = {wire.target: pack.at_read + pack.at_site}
     else:
         covectors = {read: pack.at_read, wire.target: pack.at_site}
-    ends, values = [], jnp.zeros((*pack.units.shape, vectors.shape[1]), vectors.dtype)
+    ends, parts = [], []
     for end, left in covectors.items():
         if canonical(wire.source) <= canonical(
             end
@@ -208,7 +214,10 @@ def _block(
             segment, keys, resid, displacement = _segment_of(model, masks, at, wire, end, fraction)
             ends.append((segment, left))
             if (pack.units >= 0).any() and (sources.nodes.units >= 0).any():
-                values += contract_batch(segment, keys, resid, displacement, left, at_rows, vectors, at_columns)
+                items = left, at_rows, vectors, at_columns
+                parts.append(contract_batch(segment, keys, resid, displacement, *items))
+    nothing = np.zeros((*pack.units.shape, vectors.shape[1]), vectors.dtype)
+    values = ft.reduce(jnp.add, parts) if parts else nothing
     return _Block(wire, pack, sources.nodes, tuple(ends), vectors, values, weight)
 
 

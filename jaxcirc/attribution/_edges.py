@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import Metric
 from .._sites import BySite, Site
 from ..models import Transformer
-from ..runs import prepare, Problem
+from ..runs import lengthened, prepare, Problem, shortened
 from ..saes import AbstractDictionary
 from ._contract import direct_to_metric, Edges, iterate_edges
 from ._effects import NodeEffects
@@ -143,19 +144,22 @@ def edge_effects(
     if edges not in ("clean", "integrated"):
         raise ValueError(f"edge_effects: edges must be 'clean' or 'integrated', got {edges!r}.")
     _check_same(problem, nodes)
-    above = lambda site: _above(nodes, site, threshold)
+    length, seq = int(problem.length), problem.clean.shape[1]
+    above = lambda site: lengthened(_above(nodes, site, threshold), seq, False)
+    gradient = {site: jax.device_put(lengthened(each, seq, 0)) for site, each in nodes.gradient.items()}
     anything = lambda site: np.ones((*problem.clean.shape, problem.saes[site].d_sae + 1), bool)
     chosen = above if upstream == "selected" else anything
     parts: dict[Pair, list[Edges]] = {}
     rule = path if edges == "integrated" else None
-    for part in iterate_edges(model, problem, nodes.at, nodes.gradient, targets=above, sources=chosen, path=rule):
+    for part in iterate_edges(model, problem, nodes.at, gradient, targets=above, sources=chosen, path=rule):
         parts.setdefault((part.wire.source, part.wire.target), []).append(part)
+    direct = direct_to_metric(model, problem, nodes.at, gradient, rule)
     return EdgeEffects(
-        to_metric=BySite(direct_to_metric(model, problem, nodes.at, nodes.gradient, rule)),
+        to_metric=BySite((site, shortened(values, length)) for site, values in direct.items()),
         parts=parts,
         sizes=BySite((site, sae.d_sae + 1) for site, sae in problem.saes.items()),
         batch=problem.clean.shape[0],
-        seq=problem.clean.shape[1],
+        seq=length,
     )
 
 
@@ -165,7 +169,7 @@ def _above(nodes: NodeEffects, site: Site, threshold: float) -> Bool[np.ndarray,
 
 
 def _check_same(problem: Problem, nodes: NodeEffects) -> None:
-    batch, seq = problem.clean.shape
+    batch, seq = len(problem.clean), int(problem.length)
     want = {site: (batch, seq, sae.d_sae) for site, sae in problem.saes.items()}
     got = {site: acts.shape for site, acts in nodes.acts.items()}
     if want != got:

@@ -22,7 +22,7 @@ class NodeEffects(eqx.Module):
     - `acts[site]` `[batch seq d_sae]`: of the latents of the dictionary at `site`.
     - `error[site]` `[batch seq]`: of its reconstruction error, as one node.
     - `gradient[site]` `[batch seq width]`: the gradient that the method used.
-    - `at`: the runs of the prompts, from which `jc.edge_effects` goes on.
+    - `at`: the runs of the prompts, from which `jc.edge_effects` goes on; with padding behind them.
     """
 
     acts: BySite[Float[Array, "batch seq d_sae"]]

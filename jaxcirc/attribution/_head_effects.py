@@ -1,11 +1,14 @@
 """Effects of attention heads: which query, key, value or output at which position matters to a metric."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from .._metrics import Metric
 from ..models import Transformer
-from ..runs import prepare_prompts
+from ..runs import prepare_prompts, shortened
 from ._atp_star import AtPStar
 from ._heads import AbstractHeadMethod, HeadEffects, PARTS
 from ._patching import ExactPatching
@@ -57,13 +60,14 @@ def head_effects(
     """
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
     if method is None:
-        method = affordable_method(model, *problem.clean.shape)
+        method = affordable_method(model, *jnp.shape(clean))
     if not isinstance(method, AbstractHeadMethod):
         raise TypeError(
             "head_effects: expected one of jc.AtPStar(), jc.Gradient(), jc.ExactPatching() as the method, or None, got "
             f"{type(method).__name__}."
         )
-    return method.heads(model, problem)
+    found, length = method.heads(model, problem), int(problem.length)
+    return dataclasses.replace(found, **{part: shortened(getattr(found, part), length, axis=-1) for part in PARTS})
 
 
 def affordable_method(model: Transformer, prompts: int, seq: int) -> AbstractHeadMethod:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from jaxtyping import Array, Bool, Int
 
 from .._metrics import Metric
-from .._sites import Site
+from .._sites import BySite, Site
 from ..models import Transformer
-from ..runs import prepare
+from ..runs import prepare, shortened
 from ..saes import AbstractDictionary
 from ._effects import NodeEffects
 from ._methods import AbstractMethod, check_method, IntegratedGradients
@@ -58,4 +58,6 @@ def node_effects(
     """
     check_method(method)
     problem = prepare(model, saes, clean, corrupt, metric, mask)
-    return method.effects(model, problem, states(model, problem))
+    found = method.effects(model, problem, states(model, problem))
+    as_given = lambda values: BySite((site, shortened(x, int(problem.length))) for site, x in values.items())
+    return NodeEffects(as_given(found.acts), as_given(found.error), as_given(found.gradient), found.at)

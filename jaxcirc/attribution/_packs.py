@@ -16,7 +16,7 @@ from .._precision import wide
 from .._sites import Site
 from .._tap import site_read
 from ..saes import AbstractDictionary, anonymous
-from ..units import covectors, from_lists, Latents, read, widened, write
+from ..units import covectors, from_lists, Latents, of_one_size, read, widened, write
 from ._states import error_differences, States
 
 
@@ -56,8 +56,9 @@ def pack_columns(saes: Mapping[Site, AbstractDictionary], at: States, masks: Nod
         errors = error_differences(anonymous(sae), x, at.differences[site], at.changes[site])
         nodes = _nodes(at.changes[site], np.asarray((errors != 0).any(-1)), masks(site))
         out[site] = Sources(nodes, sae.decoder_scale(x), errors)
-    count = max(source.nodes.units.shape[1] for source in out.values())
-    return {site: source._replace(nodes=widened(source.nodes, count)) for site, source in out.items()}
+    kind = "sources", at.mask.shape[1], *sorted({sae.d_sae for sae in saes.values()})
+    nodes = of_one_size({site: source.nodes for site, source in out.items()}, *kind)
+    return {site: source._replace(nodes=nodes[site]) for site, source in out.items()}
 
 
 def pack_rows(at: States, site: Site, mask: Bool[np.ndarray, "batch seq node"]) -> Latents:

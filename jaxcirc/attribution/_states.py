@@ -14,11 +14,12 @@ from ..graph import entry
 from ..models import Transformer
 from ..runs import Problem, record_sides
 from ..saes import AbstractDictionary, anonymous
-from ..units import Latents, listed, write
+from ..units import Latents, listed, of_one_size, write
 
 
 class States(eqx.Module):
-    """A batch of prompt pairs, run. Values are of the clean run and flat, `[batch seq width]`.
+    """A batch of prompt pairs, run with padding behind them to a length that others share. Values are of the clean run and flat,
+    `[batch seq width]`.
 
     **Attributes:**
 
@@ -63,8 +64,8 @@ def states(model: Transformer, problem: Problem) -> States:
     return States(
         values={site: clean.flat(site) for site in {*saes, *reads.values()}},
         differences=differences,
-        changes=changes,
-        slopes=slopes,
+        changes=_alike("changes", saes, changes, mask),
+        slopes=_alike("slopes", saes, slopes, mask),
         resid={cut: clean.values[name] for cut, name in cuts.items()},
         clean=clean.metric,
         corrupt=None if corrupt is None else corrupt.metric,
@@ -110,7 +111,12 @@ def with_values(
     """Another run of the same prompts; what differs between their sides stays."""
     encode = lambda site, sae: _encoded(anonymous(sae), values[site_read(site, sae)], None, at.mask)[1]
     slopes = {site: listed(np.asarray(encode(site, sae))) for site, sae in saes.items()}
-    return dataclasses.replace(at, values=values, resid=resid, slopes=slopes)
+    return dataclasses.replace(at, values=values, resid=resid, slopes=_alike("slopes", saes, slopes, at.mask))
+
+
+def _alike(what: str, saes: dict[Site, AbstractDictionary], lists: dict[Site, Latents], mask) -> dict[Site, Latents]:
+    """Lists of one size at all sites, which prompts of this length and dictionaries as wide share."""
+    return of_one_size(lists, what, mask.shape[1], *sorted({sae.d_sae for sae in saes.values()}))
 
 
 @jax.jit

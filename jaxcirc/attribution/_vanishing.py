@@ -41,4 +41,4 @@ def _reach(model: Transformer, tokens, metric: Metric, mask) -> Float[np.ndarray
     rows = np.arange(len(tokens))
     gradient = cut_gradients(model, metric, run.masks, rows, run.last, end, frozenset({end}))[end]
     size = lambda x: np.sqrt(np.square(np.asarray(x, np.float64)).sum((1, 2)))
-    return size(gradient) * size(run.last)
+    return size(gradient) * size(np.where(np.asarray(mask)[..., None], run.last, 0))

@@ -1,5 +1,6 @@
 """Prompts in batches: of arrays that are all there, or of a source that gives one batch after another."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable, TypeVar
 
@@ -51,11 +52,11 @@ class ArrayBatches:
         return of_size(self.n, self.size)[i]
 
     def __iter__(self) -> Iterator[Batch]:
-        whole = (self.problem.clean, self.problem.corrupt, self.problem.metric, self.problem.mask)
+        whole = {name: getattr(self.problem, name) for name in ("clean", "corrupt", "metric", "mask")}
         for i in range(len(self)):
             rows = self.rows(i)
             part = rows_of(whole, rows)
-            yield Batch(Problem(self.problem.saes, *part), np.arange(self.size) < self.n - i * self.size)
+            yield Batch(dataclasses.replace(self.problem, **part), np.arange(self.size) < self.n - i * self.size)
 
 
 class PromptBatches:

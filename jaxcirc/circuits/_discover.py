@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .._checks import check_choice, check_threshold
+from .._edits import as_pytree
 from .._metrics import Metric
 from .._typing import Progress
 from .._version import __version__
@@ -84,7 +85,7 @@ def discover(
     settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds, "discover")
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     batches = ArrayBatches(problem, batch_size, "discover")
-    return _discover(model, batches, settings, progress, type(problem.metric).__name__)
+    return _discover(model, batches, settings, progress, type(as_pytree(metric)).__name__)
 
 
 def discover_batches(
@@ -106,7 +107,8 @@ def discover_batches(
     **Arguments:**
 
     - `batches`: gives `jc.data.Prompts`, one batch after another, and again when it is gone through a second time:
-      `jc.data.PromptFile(path, tokenizer, batch_size=…)`, a list, or a collection of your own. Batches of one length compile once.
+      `jc.data.PromptFile(path, tokenizer, batch_size=…)`, a list, or a collection of your own. Batches as large compile once
+      for all lengths up to the next multiple of 8, or beyond 128 tokens of 16, and so on.
     - `metric`: makes the metric of a batch.
     - the rest as in `jc.discover`.
 

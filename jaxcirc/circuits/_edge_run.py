@@ -11,7 +11,7 @@ from ..graph import reaches_output, wiring
 from ..models import Transformer
 from ..runs import Problem, Recorded
 from ._ablations import Nodes, Values
-from ._feature_graph import everything_at, metric_at, Source, targets_at
+from ._feature_graph import everything_at, metric_at, Source, Targets, targets_at
 from ._members import Into
 
 
@@ -55,23 +55,15 @@ class EdgeRun(NamedTuple):
             targets = _none() if into is None else into
         else:
             targets = _with_members(into, member)
-        acts, error = start
-        masks = self._masks(targets, feeds, len(targets.units))
+        masks, found = self._masks(targets, feeds, len(targets.units)), start
         for of_error in (False, True):
             chosen = np.flatnonzero((targets.units == sae.d_sae) == of_error)
-            if not len(chosen):
-                continue
-            found = targets_at(*given, {source: mask[chosen] for source, mask in masks.items()}, targets.units[chosen])
-            units, pos, rows = targets.units[chosen], targets.pos[chosen], np.arange(len(chosen))
-            if of_error:
-                error = found[:, 0] if pos[0] < 0 else error.at[:, pos].set(found[:, rows, pos])
-            elif pos[0] < 0:
-                acts = acts.at[:, :, units].set(found.transpose(0, 2, 1))
-            else:
-                acts = acts.at[:, pos, units].set(found[:, rows, pos])
+            if len(chosen):
+                some = Targets(targets.units[chosen], targets.pos[chosen])
+                found = targets_at(*given, {source: mask[chosen] for source, mask in masks.items()}, some, found)
         if self.without_errors:
-            error = self.ablated[site].error
-        return Nodes(acts, error)
+            return Nodes(found.acts, self.ablated[site].error)
+        return found
 
     def _kept(self, site: Site, member: np.ndarray) -> Nodes:
         """A site that no node leads to: clean where it is in the circuit."""

@@ -18,7 +18,7 @@ from .._sites import Kind, layer_of, Site
 from .._tap import site_read
 from ..graph import as_output, canonical
 from ..models import Transformer
-from ..runs import in_groups, Problem, record, Recorded, resume, rounded_up
+from ..runs import cheapest, of_size, Problem, record, Recorded, resume
 from ..saes import AbstractDictionary, anonymous
 from ._ablations import Nodes
 
@@ -26,6 +26,13 @@ from ._ablations import Nodes
 AT_ONCE = 2**22  # numbers of latents, a few megabytes
 EMBED = Site(None, Kind.EMBED)
 Masks = Mapping[Site, Bool[np.ndarray, "target source_seq node"]]  # source_seq: 1 for all positions, or each
+
+
+class Targets(NamedTuple):
+    """Nodes at a site: each its number and its position, -1 for all positions."""
+
+    units: Int[np.ndarray, " target"]
+    pos: Int[np.ndarray, " target"]
 
 
 class Source(NamedTuple):
@@ -92,21 +99,43 @@ def targets_at(
     clean: Recorded,
     sources: Mapping[Site, Source],
     masks: Masks,
-    units: Int[np.ndarray, " target"],
-) -> Float[Array, "batch target seq ..."]:
-    """Computes what targets at `site` are, each for its own mixture of the sources that lead to it directly.
+    targets: Targets,
+    start: Nodes,
+) -> Nodes:
+    """Computes what targets at `site` are, each for its own mixture of the sources that lead to it directly, and puts them into `start`.
 
-    **Arguments:** - `masks`: which nodes of each source a target reads as they are in this run. - `units`: the latents that the targets
-    are; or `d_sae`, all of them, for the error.
-
-    **Returns:** `[batch target seq]` for latents, `[batch target seq width]` for errors.
+    **Arguments:** - `masks`: which nodes of each source a target reads as they are in this run. - `targets`: latents all of them, or
+    errors.
     """
-    bare, batch, parts = anonymous(sae), len(clean.last), []
-    for targets, *values in _variants(model, sae, site, clean, sources, masks, len(units)):
-        of_error = units[0] == sae.d_sae
-        parts.append(_split(bare, *values).error if of_error else _latents(bare, values[0], units[targets]))
-    whole = jnp.concatenate(parts)[: batch * len(units)]
-    return whole.reshape(batch, len(units), *whole.shape[1:])
+    bare, (acts, error) = anonymous(sae), start
+    for rows, chosen, *values in _variants(model, sae, site, clean, sources, masks, len(targets.units)):
+        where = rows, targets.pos[chosen]
+        if targets.units[0] == sae.d_sae:
+            error = _put_errors(error, *where, _split(bare, *values).error)
+        else:
+            acts = _put_latents(bare, acts, *where, targets.units[chosen], values[0])
+    return Nodes(acts, error)
+
+
+@jax.jit
+def _put_latents(
+    sae: AbstractDictionary, acts: Float[Array, "batch seq d_sae"], rows, pos, units, read
+) -> Float[Array, "batch seq d_sae"]:
+    """Puts one latent of each variant, which reads `[variant seq d_in]`, in its place."""
+    found = jax.vmap(lambda acts, unit: acts[:, unit])(sae.encode(read), units)
+    return acts.at[rows[:, None], _places(pos, acts.shape[1]), units[:, None]].set(found, mode="drop")
+
+
+@jax.jit
+def _put_errors(error: Float[Array, "batch seq width"], rows, pos, found) -> Float[Array, "batch seq width"]:
+    """Puts the error of each variant, `[variant seq width]`, in its place."""
+    return error.at[rows[:, None], _places(pos, error.shape[1])].set(found, mode="drop")
+
+
+def _places(pos: Int[Array, " variant"], seq: int) -> Int[Array, "variant seq"]:
+    """The position of each number of a variant if it is its target's; all are where `pos` is -1. Those that are not lie beyond the end."""
+    number = jnp.arange(seq, dtype=pos.dtype)
+    return jnp.where((pos[:, None] < 0) | (pos[:, None] == number), number, seq)
 
 
 def everything_at(
@@ -119,7 +148,7 @@ def everything_at(
 ) -> Nodes:
     """Computes all nodes at `site` for one mixture of the sources, `masks` `[1 source_seq node]`."""
     variants = _variants(model, sae, site, clean, sources, masks, 1)
-    parts = [_split(anonymous(sae), *values) for _, *values in variants]
+    parts = [_split(anonymous(sae), *values) for _, _, *values in variants]
     return jax.tree.map(lambda *each: jnp.concatenate(each)[: len(clean.last)], *parts)
 
 
@@ -131,34 +160,35 @@ def _variants(
     sources: Mapping[Site, Source],
     masks: Masks,
     count: int,
-) -> Iterator[tuple[np.ndarray, Array, Array, Array]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, Array, Array, Array]]:
     """Runs each prompt in `count` variants, one for each target's mixture of the sources.
 
-    Yields, some variants at a time, of which targets they are; what the dictionary at `site` reads in them, and the value there; and what
-    it reads in the clean run.
+    Yields, some variants at a time, of which prompts and targets they are; what the dictionary at `site` reads in them, and the value
+    there; and what it reads in the clean run.
     """
     read, last = site_read(site, sae), layer_of(as_output(site))
     # A transcoder may read what enters the first of the sources' blocks, or something earlier.
     begins = sources if read == site else (*sources, read)
     start = Site(min(layer_of(canonical(begin)) for begin in begins), Kind.RESID_PRE)
     ends = [canonical(end) if layer_of(canonical(end)) <= last else as_output(end) for end in (read, site)]
-    seq = clean.last.shape[1]
+    batch, seq = clean.last.shape[:2]
     each = seq * (sae.d_sae + sum(source.sae.d_sae for source in sources.values()))
-    total = len(clean.last) * count
-    for numbers in in_groups(total, each, AT_ONCE, most=rounded_up(total)):
+    total = batch * count
+    for numbers in of_size(total, _group_size(total, max(1, AT_ONCE // each), batch, seq)):
         rows, targets = np.divmod(numbers, count)
-        edits = _mixtures(model, clean, sources, masks, rows, targets)
+        edits = _mixtures(model, clean, sources, {source: masks[source][targets] for source in sources}, rows)
         now = {canonical(source): edit for source, edit in edits.items()}
         resid = clean.values[start][rows]
         found = resume(model, clean.masks, start, rows, resid, edits=now, record=ends, until=last)[1]
         here, value = (found[end].reshape(len(rows), seq, -1) for end in ends)
-        yield targets, here, value, clean.flat(read)[rows]
+        yield rows, targets, here, value, clean.flat(read)[rows]
 
 
-@jax.jit
-def _latents(sae: AbstractDictionary, read: Float[Array, "variant seq d_in"], units) -> Float[Array, "variant seq"]:
-    """Computes one latent of each variant."""
-    return jax.vmap(lambda acts, unit: acts[:, unit])(sae.encode(read), units)
+def _group_size(total: int, most: int, batch: int, seq: int) -> int:
+    """How many of `total` variants are run at once, at most so many: what takes the least time, or as many as before."""
+    sizes = {most, *(1 << i for i in range(most.bit_length()))}
+    # A group costs about as much beside its variants as a few of them, and the more the smaller the model.
+    return cheapest(sizes, lambda size: -(-total // size) * (size + 16), "variants", batch, seq)
 
 
 def metric_at(
@@ -166,7 +196,8 @@ def metric_at(
 ) -> Float[Array, " batch"]:
     """Computes the metric for its own mixture of the sources that lead to it directly, `masks` `[1 source_seq node]`."""
     rows = np.arange(len(problem.clean))
-    edits = _mixtures(model, clean, sources, masks, rows, np.zeros_like(rows), embedding=True)
+    masks = {source: np.broadcast_to(mask, (len(rows), *mask.shape[1:])) for source, mask in masks.items()}
+    edits = _mixtures(model, clean, sources, masks, rows, embedding=True)
     return record(model, problem.clean, problem.mask, metric=problem.metric, edits=edits).metric
 
 
@@ -174,9 +205,8 @@ def _mixtures(
     model: Transformer,
     clean: Recorded,
     sources: Mapping[Site, Source],
-    masks: Masks,
+    masks: Mapping[Site, Bool[np.ndarray, "variant source_seq node"]],
     rows: np.ndarray,
-    targets: np.ndarray,
     *,
     embedding: bool = False,
 ) -> dict[Site, Replace]:
@@ -187,7 +217,7 @@ def _mixtures(
     """
     edits = {}
     for site, source in sources.items():
-        value = _mixed(source._replace(sae=anonymous(source.sae)), jnp.asarray(masks[site]), rows, targets)
+        value = _mixed(source._replace(sae=anonymous(source.sae)), jnp.asarray(masks[site]), rows)
         if site == EMBED and not embedding:
             value = value + (clean.values[Site(0, Kind.RESID_PRE)] - clean.values[EMBED])[rows]
         shape = (model.n_heads, model.d_head) if site.kind == Kind.Z else value.shape[2:]
@@ -196,12 +226,12 @@ def _mixtures(
 
 
 @jax.jit
-def _mixed(source: Source, masks, rows, targets) -> Float[Array, "variant seq width"]:
+def _mixed(source: Source, masks, rows) -> Float[Array, "variant seq width"]:
     """Mixes a source's nodes by each variant's mask."""
     values = source[1:]
 
-    def one(row, target):
+    def one(row, mask):
         read, now, ablated = jax.tree.map(lambda x: x[row], values)
-        return Source(source.sae, read, now, ablated).mixed(masks[target])
+        return Source(source.sae, read, now, ablated).mixed(mask)
 
-    return jax.vmap(one)(rows, targets)
+    return jax.vmap(one)(rows, masks)

@@ -23,7 +23,7 @@ from ..attribution import (
 )
 from ..graph import reaches_output, wiring
 from ..models import Transformer
-from ..runs import Problem
+from ..runs import lengthened, Problem
 from ..saes import AbstractDictionary
 from ._batches import Batch, Source
 
@@ -82,7 +82,8 @@ def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, rep
     lengths: set[int] = set()
     for i, (problem, real) in enumerate(batches):
         report(i, len(batches), "nodes")
-        lengths.add(problem.clean.shape[1])
+        length = int(problem.length)
+        lengths.add(length)
         _check_positions(problem, lengths, how)
         found = how.method.effects(model, problem, states(model, problem))
         metrics.append(np.stack([np.asarray(x, np.float64)[real] for x in (found.clean, found.total)]))
@@ -90,7 +91,7 @@ def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, rep
         for site in problem.saes:
             # [batch] · [batch seq node] -> [seq node]
             part = np.einsum("b,bsn->sn", real, np.asarray(found.nodes(site), np.float64))
-            sums[site] = sums.get(site, 0.0) + (part.sum(0) if how.summed else part)
+            sums[site] = sums.get(site, 0.0) + (part.sum(0) if how.summed else part[:length])
         remembered = _memory(model, problem, found, how)
         memory.append(remembered if remembered.nbytes() <= room else None)
         room -= 0 if memory[-1] is None else remembered.nbytes()
@@ -186,10 +187,9 @@ def _chosen(
     if remembered is None:
         found = how.method.effects(model, problem, at)
         remembered = _memory(model, problem, found, how)
-    sources = {
-        site: real[:, None, None] & np.broadcast_to(mask, (*problem.clean.shape, mask.shape[-1]))
-        for site, mask in kept.items()
-    }
+    everywhere = lambda mask: np.broadcast_to(mask, (len(real), int(problem.length), mask.shape[-1]))
+    seq = problem.clean.shape[1]
+    sources = {site: lengthened(real[:, None, None] & everywhere(mask), seq, False) for site, mask in kept.items()}
     if how.instances_above is None:
         return jax.device_put(remembered.gradients), sources, sources
     targets = {site: np.zeros_like(mask) for site, mask in sources.items()}
@@ -201,7 +201,7 @@ def _chosen(
 def _check_positions(problem: Problem, lengths: set[int], how: Averaging) -> None:
     if how.summed:
         return
-    if not bool(problem.mask.all()):
+    if not problem.given_mask().all():
         raise ValueError(
             "discover: aggregate='none' keeps positions apart, and padded prompts do not align. Use aggregate='sum'."
         )

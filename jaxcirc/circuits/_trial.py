@@ -7,6 +7,7 @@ from typing import Any, TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .._checks import check_choice, check_count, check_kind
@@ -14,7 +15,7 @@ from .._metrics import Metric
 from .._typing import Progress
 from ..components import AbstractAblation, Mean, Receivers
 from ..models import Transformer
-from ..runs import of_size, prepare, Problem
+from ..runs import of_size, prepare, Problem, shortened
 from ..saes import Saes
 from ._batches import ArrayBatches
 from ._circuit import Circuit
@@ -187,10 +188,10 @@ def _check_circuit(circuit: Circuit, model: Transformer, problem: Problem) -> No
     """ValueError if the circuit is of another model, other dictionaries or other prompts."""
     check_same(circuit, model, problem.saes)
     positions = [row.pos for row in circuit.node_rows() if row.pos is not None]
-    seq = problem.clean.shape[1]
+    seq = int(problem.length)
     if positions and max(positions) >= seq:
         raise ValueError(f"The circuit has nodes at position {max(positions)}, and the prompts have {seq} tokens.")
-    if positions and not bool(problem.mask.all()):
+    if positions and not problem.given_mask().all():
         raise ValueError(
             "The circuit keeps positions apart, and padded prompts do not align. Use prompts of one length."
         )
@@ -200,12 +201,13 @@ def _receivers(model: Transformer, batches: ArrayBatches) -> Receivers:
     """Says what ablations need to know of the prompts: values are nodes, of the corrupt prompts where there are any."""
     problem = batches.problem
     of = lambda tokens, keys: clean_run(model, problem.saes, tokens, keys)[1]
+    given = lambda tokens: shortened(np.asarray(tokens), int(problem.length))
     shapes = lambda: jax.eval_shape(of, problem.clean[:1], problem.mask[:1])
     return Receivers(
         model=model,
-        tokens=problem.clean,
-        mask=problem.mask,
-        others=problem.clean if problem.corrupt is None else problem.corrupt,
+        tokens=given(problem.clean),
+        mask=problem.given_mask(),
+        others=given(problem.clean if problem.corrupt is None else problem.corrupt),
         of=of,
         zeros=lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes()),
         groups=lambda count: of_size(count, batches.size),

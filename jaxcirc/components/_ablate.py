@@ -14,7 +14,7 @@ from .._metrics import Metric
 from .._run import NOTHING, run, run_metric
 from .._sites import by_site, Site
 from ..models import Transformer
-from ..runs import ALL_LOGITS, in_groups, prepare_prompts, Problem, repeated, TOKENS_AT_ONCE
+from ..runs import ALL_LOGITS, in_groups, prepare_prompts, Problem, repeated, shortened, TOKENS_AT_ONCE
 from ..saes import Saes
 from ._ablated_runs import ablated_from_blocks
 from ._ablations import AbstractAblation
@@ -52,7 +52,7 @@ def ablate(
     """
     problem, used, member, at, _ = _prepared(model, tokens, parts, values, ALL_LOGITS, saes, mask)
     together = {site: which.any(axis=0, keepdims=True) for site, which in member.items()}
-    return _runs(model, used, problem, together, at)[0]
+    return shortened(_runs(model, used, problem, together, at)[0], int(problem.length))
 
 
 def ablate_each(
@@ -98,7 +98,8 @@ def ablate_each(
         some = {site: which[outside[numbers]] for site, which in member.items() if site.layer is None}
         found.append(_runs(model, used, problem, some, at)[~repeated(numbers)])
     order = np.concatenate([np.flatnonzero(inside), outside])
-    return jnp.concatenate(found)[np.argsort(order)]
+    each = jnp.concatenate(found)[np.argsort(order)]
+    return shortened(each, int(problem.length), axis=2) if metric is None else each
 
 
 def _prepared(model, tokens, parts, values, metric, saes, mask):
@@ -118,9 +119,9 @@ def _prepared(model, tokens, parts, values, metric, saes, mask):
     member = membership(model, used, places)
     receivers = Receivers(
         model=model,
-        tokens=problem.clean,
-        mask=problem.mask,
-        others=problem.clean,
+        tokens=tokens,
+        mask=problem.given_mask(),
+        others=tokens,
         of=lambda tokens, keys: _values(model, used, tokens, keys, sites=tuple(member)),
         zeros=lambda: {site: jnp.zeros(1, model.activation_dtype) for site in member},  # it broadcasts to any value
         groups=lambda count: in_groups(count, tokens.shape[1], TOKENS_AT_ONCE),

@@ -130,7 +130,7 @@ AbstractValues = AbstractAblation  # as it is called of components
 def check_resample(
     model: Transformer,
     resample: Resample,
-    tokens: Int[Array, "batch seq"],
+    tokens: Int[Array | np.ndarray, "batch seq"],
     mask: Bool[Array, "batch seq"] | Bool[np.ndarray, "batch seq"],
 ) -> Bool[np.ndarray, "batch seq"]:
     """**Returns:** which tokens of the prompts to resample from are real. **Raises:** `ValueError` unless there is one for each prompt, of

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._run import check_mask
 from ..models import Transformer
+from ..runs import lengthened, padded_length
 
 
 Values = Any  # a pytree of arrays with a leading axis over prompts
@@ -23,18 +24,19 @@ class Reference(NamedTuple):
     """Prompts that values are taken from.
 
     **Attributes:** - `who`: takes them, for messages. - `of(rows)`: the values on some of the prompts, by number. - `mask`
-    `[prompt seq]`: which of their tokens are real. - `groups`: the numbers of the prompts that are run together; the last number may fill
-    up the last group.
+    `[prompt seq]`: which of their tokens are real. - `mask_run` `[prompt seq_run]`: the same with the padding with which they are run.
+    - `groups`: the numbers of the prompts that are run together; the last number may fill up the last group.
     """
 
     who: str
     of: Callable[[Int[np.ndarray, " some"]], Values]
     mask: Bool[np.ndarray, "prompt seq"]
+    mask_run: Bool[np.ndarray, "prompt seq_run"]
     groups: Iterable[Int[np.ndarray, " some"]]
 
     def mean(self) -> Values:
-        """The mean over the prompts that are real at a position, for each position apart, `[1 seq …]`."""
-        weights = self.mask / np.maximum(self.mask.sum(0), 1)
+        """The mean over the prompts that are real at a position, for each position apart, `[1 seq_run …]`."""
+        weights = self.mask_run / np.maximum(self.mask_run.sum(0), 1)
         total = None
         for rows in self.groups:
             once = np.diff(rows, prepend=-1) > 0
@@ -63,21 +65,26 @@ class Receivers(NamedTuple):
 
     **Attributes:** - `model`. - `tokens`, `mask` `[batch seq]`: the prompts, and which of their tokens are real. - `others`
     `[batch seq]`: the prompts that the verb has beside them, under the same mask, or the same ones. - `of(tokens, mask)`: the values on any
-    prompts of this length. - `zeros()`: their zeros, `[1 …]`. - `groups(count)`: so many prompts, by number, in groups run together.
+    prompts, of the length at which prompts of this length are run. - `zeros()`: their zeros, `[1 …]`. - `groups(count)`: so many prompts,
+    by number, in groups run together.
     """
 
     model: Transformer
-    tokens: Int[Array, "batch seq"]
-    mask: Bool[Array, "batch seq"]
-    others: Int[Array, "batch seq"]
-    of: Callable[[Int[Array, "some seq"], Bool[Array, "some seq"]], Values]
+    tokens: Int[Array | np.ndarray, "batch seq"]
+    mask: Bool[Array | np.ndarray, "batch seq"]
+    others: Int[Array | np.ndarray, "batch seq"]
+    of: Callable[[Int[Array, "some seq_run"], Bool[Array, "some seq_run"]], Values]
     zeros: Callable[[], Values]
     groups: Callable[[int], Iterable[Int[np.ndarray, " some"]]]
 
-    def reference(self, who: str, tokens: Int[Array, "prompt seq"], mask: Bool[np.ndarray, "prompt seq"]) -> Reference:
+    def reference(
+        self, who: str, tokens: Int[Array | np.ndarray, "prompt seq"], mask: Bool[np.ndarray, "prompt seq"]
+    ) -> Reference:
         """Takes values from these prompts."""
-        tokens, real = jnp.asarray(tokens), jnp.asarray(mask)
-        return Reference(who, lambda rows: self.of(tokens[rows], real[rows]), mask, self.groups(len(tokens)))
+        length = padded_length(tokens.shape[1], self.model.n_ctx)
+        filled, real = lengthened(tokens, length), lengthened(mask, length, False)
+        values = lambda rows: self.of(jnp.asarray(filled[rows]), jnp.asarray(real[rows]))
+        return Reference(who, values, mask, real, self.groups(len(tokens)))
 
     def beside(self, who: str) -> Reference:
         """Takes values from the verb's other prompts."""

@@ -15,7 +15,7 @@ from .._precision import wide, wide_dtype, widened
 from .._sites import Kind
 from ..models import Transformer
 from ..parts import Block, LayerNorm
-from ..runs import rounded_up
+from ..runs import size_for
 from ._ends import Dictionaries, Ends
 from ._latents import Latents, Pairs
 from ._same import products_at_same
@@ -50,7 +50,7 @@ def _among_distinct(latents: Latents) -> Latents:
 
 
 def _padded(units: Int[np.ndarray, " n"]) -> Int[Array, " size"]:
-    return jnp.asarray(np.pad(units, (0, rounded_up(len(units), steps=4) - len(units))))
+    return jnp.asarray(np.pad(units, (0, size_for(len(units), "distinct latents") - len(units))))
 
 
 _products = jax.jit(lambda reading, writing: reading @ writing.T)

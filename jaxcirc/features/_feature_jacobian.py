@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from .._checks import check_number
 from .._guard import check_backend
@@ -91,8 +91,9 @@ def feature_jacobian(
     given, source, target = by_site(saes), Site.parse(source), Site.parse(target)
     replaced = named_sides(substitute)
     ends, pair = find_ends(model, given, source, target, replaced)
-    run, displacement, point = run_at_point(model, pair, jnp.asarray(tokens), ends=ends)
-    targets, sources = _on(point.target_acts, minimum, target), _on(point.source_acts, minimum, source)
+    run, displacement, point = run_at_point(model, pair, np.asarray(tokens), ends=ends)
+    on = lambda acts, site: _on(np.asarray(acts)[: len(tokens)], minimum, site)
+    targets, sources = on(point.target_acts, target), on(point.source_acts, source)
     masks = [mask[0] for mask in run.masks]
     entering = [run.values[Site(layer, Kind.RESID_PRE)][0] for layer in range(model.n_layers)]
     J = chain_of_blocks(model, masks, entering, ends.source, ends.target_read, displacement)
@@ -135,7 +136,7 @@ def _check_options(minimum: float, positions: str) -> None:
         raise ValueError(f"feature_jacobian: positions is one of {', '.join(map(repr, POSITIONS))}; got {positions!r}.")
 
 
-def _on(acts: Float[Array, "seq d_sae"], minimum: float, site: Site) -> Latents:
+def _on(acts: Float[np.ndarray, "seq d_sae"], minimum: float, site: Site) -> Latents:
     latents = latents_above(acts, minimum)
     if not len(latents.unit):
         raise ValueError(

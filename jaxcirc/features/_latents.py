@@ -39,9 +39,9 @@ class Pairs(NamedTuple):
         return Pairs(self.target[index], self.source[index])
 
 
-def latents_above(acts: Float[Array, "seq d_sae"], minimum: float) -> Latents:
+def latents_above(acts: Float[np.ndarray, "seq d_sae"], minimum: float) -> Latents:
     """Those whose value is above the minimum."""
-    return Latents(*(column.astype(np.int32) for column in np.nonzero(np.asarray(acts) > minimum)))
+    return Latents(*(column.astype(np.int32) for column in np.nonzero(acts > minimum)))
 
 
 @jax.jit

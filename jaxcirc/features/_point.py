@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from .._edits import Replace
 from .._sites import Kind, Site
-from .._typing import Tokens
 from ..models import Transformer
-from ..runs import record, Recorded
+from ..runs import lengthened, padded_length, record, Recorded
 from ..saes import AbstractDictionary
 from ._ends import Dictionaries, Ends
 
@@ -30,15 +30,16 @@ class Point(NamedTuple):
 
 
 def run_at_point(
-    model: Transformer, saes: Dictionaries, tokens: Tokens, *, ends: Ends
+    model: Transformer, saes: Dictionaries, tokens: Int[np.ndarray, " seq"], *, ends: Ends
 ) -> tuple[Recorded, Float[Array, "seq ..."] | None, Point]:
-    """Runs the prompt, with the source's reconstruction in place of its site where that is asked for.
+    """Runs the prompt, with the source's reconstruction in place of its site where that is asked for, and padding behind it.
 
     **Returns:** the run of this one prompt; how far the source's value was moved, `None` where it was not replaced; and the latents.
     """
     wanted = {Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers)}
     wanted |= {ends.source, ends.source_read, ends.target_read}
-    prompts, mask, displacement = tokens[None], jnp.ones((1, len(tokens)), bool), None
+    length, displacement = padded_length(len(tokens), model.n_ctx), None
+    prompts, mask = lengthened(tokens[None], length), lengthened(np.ones((1, len(tokens)), bool), length, False)
     run = record(model, prompts, mask, wanted)
     acts, scale, recon = _written_there(saes.source, run.flat(ends.source_read)[0])
     if ends.replaced:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from .._typing import Progress
 from ..jacobian import EdgeJacobian
 from ..linear import contract_own, numbers_held, Segment, TILE
-from ..runs import BUDGET, halving, rounded_up
+from ..runs import BUDGET, halving, size_for
 from ._ends import Dictionaries
 from ._latents import Latents, Pairs, read, written
 from ._point import Point
@@ -84,8 +84,8 @@ def products_at_same(
         cuts, found = _cuts(layout, budget // held), []
         # All parts have the sizes of the largest, and a tile may reach beyond the last latent.
         most = lambda starts: int(np.diff(starts[cuts]).max())
-        m, k = (rounded_up(most(starts) + TILE - 1, steps=4) for starts in (layout.rows, layout.columns))
-        n_tiles = rounded_up(most(layout.first), steps=4)
+        m, k = (size_for(most(starts) + TILE - 1, "latents of positions") for starts in (layout.rows, layout.columns))
+        n_tiles = size_for(most(layout.first), "tiles", m, k)
         for done, (begin, end) in enumerate(itertools.pairwise(cuts)):
             progress(done, len(cuts) - 1, "positions")
             row, column = layout.rows[begin], layout.columns[begin]

@@ -13,8 +13,9 @@ from .._checks import check_kind, check_numbers
 from .._edits import Replace
 from .._run import check_tokens, run
 from .._sites import by_site
-from .._typing import Tokens
+from .._typing import Keys, Tokens
 from ..models import Transformer
+from ..runs import lengthened, padded_length
 from ..saes import Saes
 from ._ends import Dictionaries, Ends, find_ends
 from ._point import flat
@@ -68,7 +69,9 @@ def steer_features(
     columns = [getattr(jacobian, name)[chosen] for name in ("position", "source_position", "source", "target")]
     items = tuple(jnp.asarray(np.repeat(column, len(steps) + 1)) for column in columns)
     strides = jnp.asarray(np.tile([0.0, *steps], len(chosen)), model.activation_dtype)
-    values = np.asarray(_moved(model, pair, jnp.asarray(tokens), items, strides, ends=ends)).reshape(len(chosen), -1)
+    length = padded_length(len(tokens), model.n_ctx)
+    filled = lengthened(tokens[None], length)[0], lengthened(np.ones((1, len(tokens)), bool), length, False)[0]
+    values = np.asarray(_moved(model, pair, *filled, items, strides, ends=ends)).reshape(len(chosen), -1)
     before = values[:, :1]
     _check_values(jacobian, chosen, before[:, 0])
     table = pd.DataFrame(
@@ -112,13 +115,14 @@ def _moved(
     model: Transformer,
     saes: Dictionaries,
     tokens: Tokens,
+    mask: Keys,
     items: tuple[Int[Array, " n"], ...],
     steps: Float[Array, " n"],
     *,
     ends: Ends,
 ) -> Float[Array, " n"]:
     """The target's latent when the source's is moved, pair by pair."""
-    values = run(model, tokens, record={ends.source, ends.source_read})[1]
+    values = run(model, tokens, record={ends.source, ends.source_read}, mask=mask)[1]
     whole, x = values[ends.source], flat(values[ends.source_read])
     acts = saes.source.encode(x)
     error = 0 if ends.replaced else flat(whole) - saes.source.decode(acts, x)
@@ -127,7 +131,7 @@ def _moved(
         (position, source_position, source, target), step = each
         recon = saes.source.decode(acts.at[source_position, source].add(step.astype(acts.dtype)), x) + error
         edits = {ends.source: Replace(recon.reshape(whole.shape))}
-        read = run(model, tokens, edits=edits, record={ends.target_read})[1][ends.target_read]
+        read = run(model, tokens, edits=edits, record={ends.target_read}, mask=mask)[1][ends.target_read]
         return saes.target.encode(flat(read)[position])[target]
 
     return jax.lax.map(one, (items, steps), batch_size=8)

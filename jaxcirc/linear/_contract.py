@@ -66,6 +66,26 @@ def _power_below(n: int) -> int:
     return 1 << (max(n, 1).bit_length() - 1)
 
 
+class Layout(NamedTuple):
+    """Where rows and columns are: the rows in the order of their positions, and the columns in tiles."""
+
+    order: Int[Array, "*batch m"]
+    columns: Tiles
+
+
+def lay_out(
+    segment: Segment, left_pos: Int[Array, "*batch m"], right_pos: Int[Array, "*batch k"], sizes: Sizes
+) -> Layout | None:
+    """Sorts rows and columns by position, of each example apart; `None` where they are so few that all meet at once.
+
+    It has programs of its own, because sorting takes as long to compile as the rest, and is the same for all kinds of edges.
+    """
+    one_block = right_pos.shape[-1] <= sizes.tiles * sizes.width or (sizes.spread and not attends(segment))
+    if left_pos.shape[-1] <= sizes.block and one_block:
+        return None
+    return Layout(sort(left_pos), tile(right_pos, segment.resid.shape[0], sizes.width, sizes.tiles))
+
+
 def contract_block(
     segment: Segment,
     left: Array,
@@ -75,13 +95,25 @@ def contract_block(
     *,
     sizes: Sizes,
 ) -> Float[Array, "m k"]:
-    """`left_m^T J right_k` for a segment of one block. Under `vmap` one after another, so that memory stays what it is."""
-    one_block = len(right_pos) <= sizes.tiles * sizes.width or (sizes.spread and not attends(segment))
-    if len(left_pos) <= sizes.block and one_block:
+    """`left_m^T J right_k` for a segment of one block."""
+    layout = lay_out(segment, left_pos, right_pos, sizes)
+    return contract_laid_out(segment, layout, left, left_pos, right, right_pos, sizes=sizes)
+
+
+def contract_laid_out(
+    segment: Segment,
+    layout: Layout | None,
+    left: Array,
+    left_pos: Int[Array, " m"],
+    right: Array,
+    right_pos: Int[Array, " k"],
+    *,
+    sizes: Sizes,
+) -> Float[Array, "m k"]:
+    """The same of rows and columns that are laid out. Under `vmap` one after another, so that memory stays what it is."""
+    if layout is None:
         return _contract_at_once(segment, left, left_pos, right, right_pos)
-    # Apart, because sorting takes as long to compile as the rest, and is the same for all kinds of edges.
-    columns = tile(right_pos, segment.resid.shape[0], sizes.width, sizes.tiles)
-    return _contract_sorted(segment, left, left_pos, sort(left_pos), right, right_pos, columns, sizes=sizes)
+    return _contract_sorted(segment, left, left_pos, layout.order, right, right_pos, layout.columns, sizes=sizes)
 
 
 @jax.jit

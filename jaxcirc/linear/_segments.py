@@ -12,7 +12,7 @@ from .._sites import Part
 from ..runs import BUDGET, halving
 from ._block import linearise
 from ._chain_contract import contract_chain
-from ._contract import contract_block, sizes_for
+from ._contract import contract_block, contract_laid_out, lay_out, sizes_for
 from ._cost import chunk_for, heads_of
 from ._ends import source_vectors, target_covectors
 from ._forms import attends, is_closed, is_folded, is_local, read_site
@@ -108,22 +108,25 @@ def contract_batch(
     if is_closed(segment):
         heads = heads_of(segment)
         sizes = sizes_for(m, k, seq, heads, d_model, segment.resid.dtype.itemsize, budget)
-        return _batch(segment, masks, resid, displacement, left, left_pos, right, right_pos, sizes=sizes, sweep=None)
+        layout = lay_out(segment, left_pos, right_pos, sizes)
+        return _batch(
+            segment, masks, resid, displacement, layout, left, left_pos, right, right_pos, sizes=sizes, sweep=None
+        )
     forward = k < m
     sweep = (min(max(1, chunk_for([segment], budget) // len(resid)), k if forward else m), forward)
-    return _batch(segment, masks, resid, displacement, left, left_pos, right, right_pos, sizes=None, sweep=sweep)
+    return _batch(segment, masks, resid, displacement, None, left, left_pos, right, right_pos, sizes=None, sweep=sweep)
 
 
 @ft.partial(jax.jit, static_argnames=("sizes", "sweep"))
-def _batch(segment: Segment, masks, resid, displacement, left, left_pos, right, right_pos, *, sizes, sweep):
-    def one(masks, resid, displacement, *items):
+def _batch(segment: Segment, masks, resid, displacement, layout, left, left_pos, right, right_pos, *, sizes, sweep):
+    def one(masks, resid, displacement, layout, *items):
         example = dataclasses.replace(segment, masks=masks, resid=resid, displacement=displacement)
         if sizes is not None:
-            return contract_block(example, *items, sizes=sizes)
+            return contract_laid_out(example, layout, *items, sizes=sizes)
         chunk, forward = sweep
         return contract_segments((example,), *items, chunk=chunk, forward=forward)
 
-    return jax.vmap(one)(masks, resid, displacement, left, left_pos, right, right_pos)
+    return jax.vmap(one)(masks, resid, displacement, layout, left, left_pos, right, right_pos)
 
 
 @jax.jit

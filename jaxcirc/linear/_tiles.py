@@ -27,8 +27,10 @@ class Tiles(NamedTuple):
 
 
 @ft.partial(jax.jit, static_argnames=("seq", "width", "multiple"))
-def tile(positions: Int[Array, " item"], seq: int, width: int, multiple: int) -> Tiles:
-    """Tiles for items at `positions`; as many as any positions may need, rounded up to a `multiple`."""
+def tile(positions: Int[Array, "*batch item"], seq: int, width: int, multiple: int) -> Tiles:
+    """Tiles for items at `positions`, of each example apart; as many as any positions may need, rounded up to a `multiple`."""
+    if positions.ndim > 1:
+        return jax.vmap(lambda positions: tile(positions, seq, width, multiple))(positions)
     items = positions.shape[0]
     most = items // width + min(seq, items)
     most += -most % multiple
@@ -50,6 +52,6 @@ def tile(positions: Int[Array, " item"], seq: int, width: int, multiple: int) ->
 
 
 @jax.jit
-def sort(positions: Int[Array, " item"]) -> Int[Array, " item"]:
+def sort(positions: Int[Array, "*batch item"]) -> Int[Array, "*batch item"]:
     """The items in the order of their positions."""
-    return jnp.argsort(positions, stable=True).astype(jnp.int32)
+    return jnp.argsort(positions, axis=-1, stable=True).astype(jnp.int32)

@@ -11,6 +11,7 @@ from ._batches import (
     WAY_BACK as WAY_BACK,
 )
 from ._gradients import bytes_held as bytes_held, cut_gradients as cut_gradients
+from ._lengths import lengthened as lengthened, padded_length as padded_length, shortened as shortened
 from ._problem import (
     ALL_LOGITS as ALL_LOGITS,
     prepare as prepare,
@@ -24,4 +25,5 @@ from ._resume import (
     onwards as onwards,
     resume as resume,
 )
+from ._sizes import cheapest as cheapest, size_for as size_for
 from ._windows import windows_of as windows_of

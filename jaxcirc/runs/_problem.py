@@ -21,20 +21,30 @@ from .._typing import Logits
 from ..graph import check_nodes
 from ..models import check_known, Transformer
 from ..saes import AbstractDictionary
+from ._lengths import lengthened, metric_of_first, padded_length, shortened
 
 
 class Problem(eqx.Module):
-    """Checked arguments, in one form: sites as keys, arrays, a mask, a metric whose leaves carry the batch axis."""
+    """Checked arguments, in one form: sites as keys, arrays, a mask, a metric whose leaves carry the batch axis.
+
+    Prompts are filled up with padding to a `seq` that many lengths share; `length` is theirs as they were given. It is an array, as a
+    static one would be part of every program.
+    """
 
     saes: dict[Site, AbstractDictionary]
     clean: Int[Array, "batch seq"]
     corrupt: Int[Array, "batch seq"] | None
     metric: Metric
     mask: Bool[Array, "batch seq"]
+    length: Int[Array | np.ndarray, ""]
 
     def prompts(self) -> Int[Array, "side batch seq"]:
         """Clean and, if there are any, corrupt."""
         return jnp.stack([self.clean] if self.corrupt is None else [self.clean, self.corrupt])
+
+    def given_mask(self) -> Bool[np.ndarray, "batch length"]:
+        """The mask of the prompts as they were given."""
+        return shortened(np.asarray(self.mask), int(self.length))
 
 
 def prepare(
@@ -58,7 +68,7 @@ def prepare_prompts(
     metric: Metric,
     mask: Bool[Array, "batch seq"] | None,
 ) -> Problem:
-    """The same for verbs without dictionaries; with the metric `ALL_LOGITS` for one that keeps them all."""
+    """The same for verbs without dictionaries; with the metric `ALL_LOGITS`, which reads padding too, for one that keeps them all."""
     check_backend()
     check_tokens(model, clean, batched=True)
     check_known("Effects on a metric", model)
@@ -78,12 +88,14 @@ def prepare_prompts(
             )
     metric = metric if metric is ALL_LOGITS else batched(model, metric, shape)
     check_positions(metric, real)
+    length = padded_length(shape[1], model.n_ctx)
     return Problem(
         saes={},
-        clean=jnp.asarray(clean),
-        corrupt=None if corrupt is None else jnp.asarray(corrupt),
-        metric=metric,
-        mask=jnp.asarray(real),
+        clean=jax.device_put(lengthened(clean, length)),
+        corrupt=None if corrupt is None else jax.device_put(lengthened(corrupt, length)),
+        metric=metric if metric is ALL_LOGITS else metric_of_first(metric, shape[1]),
+        mask=jax.device_put(lengthened(real, length, False)),
+        length=np.asarray(shape[1], np.int32),
     )
 
 

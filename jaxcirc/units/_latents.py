@@ -4,7 +4,7 @@ Of tens of thousands of latents a few are on at each position, and only those ar
 `W_dec` or the transpose of `W_enc`, are here: where most latents are listed, an array of all of them is the faster way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from .._indexing import take
 from .._precision import wide
-from ..runs import rounded_up
+from .._sites import Site
+from ..runs import size_for
 from ..saes import AbstractDictionary
 
 
@@ -35,12 +36,19 @@ def listed(dense: Float[np.ndarray, "batch seq d_sae"]) -> Latents:
 
 
 def from_lists(index: Sequence[np.ndarray], values: Sequence[np.ndarray], units: int) -> Latents:
-    """Lists of their indices into positions times units, and of their values."""
-    width = rounded_up(max(map(len, index)), steps=2)
+    """Lists of their indices into positions times units, and of their values, as long as the longest."""
+    width = max(map(len, index))
     flat = np.stack([np.pad(each, (0, width - len(each)), constant_values=-1) for each in index])
     positions, latents = np.where(flat < 0, 0, flat // units), np.where(flat < 0, -1, flat % units)
     sizes = np.stack([np.pad(each, (0, width - len(each))) for each in values])
     return Latents(positions.astype(np.int32), latents.astype(np.int32), sizes)
+
+
+def of_one_size(lists: Mapping[Site, Latents], *kind: Hashable) -> dict[Site, Latents]:
+    """Lists of all sites with as many places, so that they share programs; with as many as others of this `kind` had, if that will do."""
+    batch, longest = (max(each.units.shape[axis] for each in lists.values()) for axis in (0, 1))
+    width = size_for(longest, *kind, batch)
+    return {site: widened(each, width) for site, each in lists.items()}
 
 
 def widened(latents: Latents, width: int) -> Latents:

@@ -1,0 +1,69 @@
+"""Lengths at which prompts are run: few, so that prompts of another length run the same programs.
+
+What is behind a prompt is padding: nobody attends to it, a mask says where it is, and results have the length that the caller gave.
+"""
+
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._metrics import AbstractMetric, AbstractPositionMetric, Metric, position_read
+
+
+T = TypeVar("T", Array, np.ndarray)
+
+
+def padded_length(seq: int, most: int) -> int:
+    """Rounds a length up to a multiple of 8, or of a sixteenth of the next power of two; to `most` at most, which a model takes."""
+    step = max(8, (1 << (seq - 1).bit_length()) // 16)
+    return max(seq, min(-(-seq // step) * step, most))
+
+
+def lengthened(array: Array | np.ndarray, length: int, value: int | float | bool | None = None) -> np.ndarray:
+    """Fills `[batch seq …]` up to `[batch length …]`, on the host, where no program is compiled for it: with `value`, or where there is
+    none with what is last.
+    """
+    array = np.asarray(array)
+    width = [(0, 0)] * array.ndim
+    width[1] = (0, length - array.shape[1])
+    return np.pad(array, width, mode="edge") if value is None else np.pad(array, width, constant_values=value)
+
+
+def shortened(x: T, length: int, axis: int = 1) -> T:
+    """Takes the first `length` entries of an axis; of what is in the host's memory without a program for each length."""
+    if x.shape[axis] == length:
+        return x
+    if isinstance(x, np.ndarray):
+        return x[(slice(None),) * (axis % x.ndim) + (slice(length),)]
+    if all(device.platform == "cpu" for device in x.devices()):
+        return jax.device_put(shortened(np.asarray(x), length, axis))  # asarray would compile a program for the shape
+    return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+
+
+def metric_of_first(metric: Metric, seq: int) -> Metric:
+    """Makes of a metric of `seq` positions, whose leaves carry the batch axis, the same one of logits of these and more positions."""
+    position = position_read(metric)
+    named = isinstance(metric, AbstractPositionMetric) and "position" in vars(metric)
+    if position is None or not named:
+        return _OfFirst(metric, seq)
+    position = np.asarray(position)
+    # Of its own class still, by which runs know what it reads.
+    return eqx.tree_at(
+        lambda metric: metric.position, metric, jax.device_put(np.where(position < 0, position + seq, position))
+    )
+
+
+class _OfFirst(AbstractMetric):
+    """A metric that may read any of the first `seq` positions, and none behind them."""
+
+    metric: Metric
+    seq: int = eqx.field(static=True)
+
+    def __call__(self, logits: Float[Array, "seq d_vocab"]) -> Float[Array, ""]:
+        return self.metric(logits[: self.seq])
+
+    def token_ids(self) -> tuple[Int[Array, "..."], ...]:
+        return self.metric.token_ids() if isinstance(self.metric, AbstractMetric) else ()
