@@ -129,6 +129,9 @@ def _measured(
 
 
 def _columns_seen(model: Transformer, pairs: Pairs) -> int:
-    """Counts the columns up to the last that is read: in a causal model of known parts nothing depends on those behind."""
+    """Counts the columns up to the last that is read, rounded up to one of few lengths: in a causal model of known parts nothing depends on
+    those behind.
+    """
+    columns = pairs.tokens.shape[1]
     known = model.causal and all(is_known(block, "ln1", "attn", "ln2", "mlp") for block in model.blocks)
-    return int(np.flatnonzero(pairs.wanted.read.any(0))[-1]) + 1 if known else pairs.tokens.shape[1]
+    return padded_length(int(np.flatnonzero(pairs.wanted.read.any(0))[-1]) + 1, columns) if known else columns
