@@ -367,12 +367,13 @@ def test_where_closed_forms_are():
     for ends in (
         ("hook_embed", "logits"),
         (at(Kind.RESID_PRE), at(Kind.PATTERN)),
-        (Site(0, Kind.ATTN_OUT), at(Kind.ATTN_OUT)),
         (at(Kind.LN1_SCALE), at(Kind.Z)),
     ):
         assert jc.select(jc.edge(model, tokens, *ends)) == "autodiff"
         with pytest.raises(ValueError, match="there is no closed form from"):
             jc.edge(model, tokens, *ends, engine="structured")
+    between_blocks = jc.edge(model, tokens, Site(0, Kind.ATTN_OUT), at(Kind.ATTN_OUT), engine="structured")
+    assert [jc.select(between_blocks, of) for of in ("matrix", "contract")] == ["autodiff", "structured"]
 
 
 @pytest.fixture(scope="module")

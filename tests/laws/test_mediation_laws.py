@@ -223,7 +223,7 @@ def test_edges_into_a_dictionary_are_those_of_its_parts(name):
     source, target = Site(0, Kind.RESID_POST), max(saes)
     nodes = jc.node_effects(model, saes, clean, corrupt, metric, method=jc.Gradient())
     edges = jc.edge_effects(model, saes, clean, corrupt, metric, nodes, threshold=-1.0).dense((source, target))
-    difference = nodes.at.differences[source]
+    difference = nodes.at.differences[source][:, : clean.shape[1]]
     into = lambda end, held: jc.edge(model, clean[0], source, end, saes=saes, frozen=held)
     found = images({"acts": into(target.acts, []), "error": into(target.error, [target.input])}, difference[0])
     read = saes[target].reads
@@ -286,7 +286,7 @@ def test_a_transcoder_may_read_where_nodes_are(name):
     edges = jc.edge_effects(*arguments, nodes, threshold=-1.0)
     check_conservation(saes, nodes, edges)
     J = jc.edge(model, prompts[0][0], source, target.acts, saes=saes, frozen=others)
-    image = images({"": J}, nodes.at.differences[source][0])[""]
+    image = images({"": J}, nodes.at.differences[source][0, : prompts[0].shape[1]])[""]
     want = np.asarray(nodes.gradient[target][0] @ saes[target].W_dec.T) * image
     assert_close(edges.dense((source, target))[0].sum((2, 3))[:, :-1], want)
     chosen = some_nodes(arguments, 0.5, seed=1)
