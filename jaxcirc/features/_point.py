@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
 def run_at_point(
     model: Transformer, saes: Dictionaries, tokens: Int[np.ndarray, " seq"], *, ends: Ends
-) -> tuple[Recorded, Float[Array, "seq ..."] | None, Point]:
+) -> tuple[Recorded, Float[Array, "padded ..."] | None, Point]:
     """Runs the prompt, with the source's reconstruction in place of its site where that is asked for, and padding behind it.
 
     **Returns:** the run of this one prompt; how far the source's value was moved, `None` where it was not replaced; and the latents.

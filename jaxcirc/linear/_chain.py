@@ -26,7 +26,7 @@ from ._segment import Segment
 from ._steps import steps_of
 
 
-Rows = Float[Array, "seq n width"]
+Rows = Float[Array, "seq n _"]
 MLPs = Float[Array, "seq d_model d_model"]
 Matrix = Float[Array, "t d_target seq d_model"]
 
@@ -54,7 +54,7 @@ def is_causal(segments: tuple[Segment, ...]) -> bool:
     return not any(np.triu(np.asarray(mask), 1).any() for segment in segments for mask in segment.masks)
 
 
-def how_many_windows(work: float) -> int:
+def how_many_windows(work: int) -> int:
     """Finds into how many groups rows go, each in its window: every one has its own shapes and is compiled apart, which only work of a
     second or so makes up for.
     """
@@ -154,7 +154,7 @@ def behind_heads(linear: LinearBlock) -> Plane:
 def pulled(
     segment: Segment,
     mlps: MLPs | None,
-    positions: Int[Array, " seq"],
+    positions: Int[Array, " window"],
     *,
     keys: int,
     begin: Plane | None = None,

@@ -35,7 +35,7 @@ from ._segment import Segment
 from ._tiles import tile, Tiles
 
 
-Windowed = Float[Array, "n window width"]
+Windowed = Float[Array, "n window _"]
 
 
 def contract_chain(

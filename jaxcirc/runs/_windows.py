@@ -52,8 +52,8 @@ class Windows:
     only_read: bool
 
     def groups(
-        self, lists: Sequence[tuple[Int[np.ndarray, " variant"], Int[np.ndarray, " variant"]]], tokens_at_once: int
-    ) -> list[list[tuple[Int[np.ndarray, " group"], int]]]:
+        self, lists: Sequence[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]], tokens_at_once: int
+    ) -> list[list[tuple[Int[np.ndarray, " _"], int]]]:
         """Groups variants to be run together, given the rows and the first positions that differ of several lists of them.
 
         **Returns:** for each list the numbers of the variants in each group, and the size of its windows. Variants that cannot move the
