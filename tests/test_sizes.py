@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxcirc as jc
-from jaxcirc.runs import _sizes
 from jaxcirc import Kind, Site
+from jaxcirc.runs import _sizes
 from jaxcirc.runs._lengths import lengthened, padded_length, shortened
 
 from .dictionaries import make_sae, transcoder
@@ -277,7 +277,9 @@ def test_a_hundred_prompts_of_ten_lengths_run_few_programs(verb, most):
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if not verb.endswith("by patching")])
 def test_a_second_call_with_other_prompts_compiles_nothing(verb, monkeypatch):
-    monkeypatch.setattr(_sizes, "_met", {})  # of sizes that other tests' models have met there is no program for this one
+    monkeypatch.setattr(
+        _sizes, "_met", {}
+    )  # of sizes that other tests' models have met there is no program for this one
     VERBS[verb](*problem(6))
     with counting_programs() as programs:
         VERBS[verb](*problem(6, seed=1))
