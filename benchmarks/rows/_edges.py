@@ -107,7 +107,19 @@ def in_jax(blocks: Blocks, items: Items, timed: int) -> Rival:
     return Rival("jitted vmap(vjp) in JAX", variants, prepare, expected, "rows", timed, timed, m, in_torch=False)
 
 
-def _span(*, layers: int, timed: int, **sizes: int) -> Row:
+@register(
+    "six-blocks",
+    quick={**QUICK, "layers": 3},
+    small={**SPAN, "layers": 6, "m": 250, "k": 1000},
+    xl={**XL_SPAN, "layers": 6, "m": 1000, "k": 4000},
+)
+@register(
+    "two-blocks",
+    quick={**QUICK, "layers": 2},
+    small={**SPAN, "layers": 2, "m": 1000, "k": 1000},
+    xl={**XL_SPAN, "layers": 2, "m": 4000, "k": 4000},
+)
+def several_blocks(*, layers: int, timed: int, **sizes: int) -> Row:
     d_model, heads, seq, m, k = (sizes[name] for name in ("d_model", "heads", "seq", "m", "k"))
     blocks = make_blocks(d_model=d_model, heads=heads, seq=seq, layers=layers)
     items = make_items(d_model=d_model, seq=seq, m=m, k=k)
@@ -120,23 +132,3 @@ def _span(*, layers: int, timed: int, **sizes: int) -> Row:
         rivals=(*in_torch(blocks, "block", items, timed), in_jax(blocks, items, timed)),
         work=_work.span_edges(layers=layers, **sizes),
     )
-
-
-@register(
-    "two-blocks",
-    quick={**QUICK, "layers": 2},
-    small={**SPAN, "layers": 2, "m": 1000, "k": 1000},
-    xl={**XL_SPAN, "layers": 2, "m": 4000, "k": 4000},
-)
-def two_blocks(**sizes: int) -> Row:
-    return _span(**sizes)
-
-
-@register(
-    "six-blocks",
-    quick={**QUICK, "layers": 3},
-    small={**SPAN, "layers": 6, "m": 250, "k": 1000},
-    xl={**XL_SPAN, "layers": 6, "m": 1000, "k": 4000},
-)
-def six_blocks(**sizes: int) -> Row:
-    return _span(**sizes)

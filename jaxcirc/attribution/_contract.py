@@ -28,11 +28,8 @@ from ._packs import NodeMask, pack_columns, pack_rows, pack_targets, Sources, Ta
 from ._states import States
 
 
-CHUNKS = (
-    8,
-    32,
-    128,
-)  # few, as each has its programs; by the cost below none of them is ever much worse than what lies between
+# Few, as each has its programs; by the cost below none of them is ever much worse than what lies between.
+CHUNKS = (8, 32, 128)
 Gradients = Mapping[Site, Float[Array, "batch seq width"]]
 
 

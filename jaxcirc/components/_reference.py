@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._run import check_mask
 from ..models import Transformer
-from ..runs import lengthened, padded_length
+from ..runs import filled
 
 
 Values = Any  # a pytree of arrays with a leading axis over prompts
@@ -81,9 +81,8 @@ class Receivers(NamedTuple):
         self, who: str, tokens: Int[Array | np.ndarray, "prompt seq"], mask: Bool[np.ndarray, "prompt seq"]
     ) -> Reference:
         """Takes values from these prompts."""
-        length = padded_length(tokens.shape[1], self.model.n_ctx)
-        filled, real = lengthened(tokens, length), lengthened(mask, length, False)
-        values = lambda rows: self.of(jnp.asarray(filled[rows]), jnp.asarray(real[rows]))
+        prompts, real = filled(tokens, mask, self.model.n_ctx)
+        values = lambda rows: self.of(jnp.asarray(prompts[rows]), jnp.asarray(real[rows]))
         return Reference(who, values, mask, real, self.groups(len(tokens)))
 
     def beside(self, who: str) -> Reference:

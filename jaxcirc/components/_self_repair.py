@@ -12,7 +12,7 @@ from .._guard import check_backend
 from .._run import check_mask, check_tokens
 from .._typing import Progress
 from ..models import check_known, is_known, Transformer
-from ..runs import in_groups, lengthened, padded_length, shortened, TOKENS_AT_ONCE
+from ..runs import filled, in_groups, padded_length, shortened, TOKENS_AT_ONCE
 from ._ablations import check_resample, Resample
 from ._after_heads import Changes, iterate_changes, Pairs
 from ._direct_effects import direct_effects
@@ -84,9 +84,8 @@ def self_repair(
     if minimum is not None:  # before the long work
         direct = direct_effects(model, tokens, mask=mask, tokens_at_once=tokens_at_once).heads
         check_enough(np.asarray(direct), used, chosen, minimum)
-    length, seq = padded_length(tokens.shape[1], model.n_ctx), tokens.shape[1]
-    prompts, keys = lengthened(tokens, length), lengthened(real, length, False)
-    others = lengthened(other.tokens, length), lengthened(others_real, length, False)
+    (prompts, keys), seq = filled(tokens, real, model.n_ctx), tokens.shape[1]
+    others = filled(other.tokens, others_real, model.n_ctx)
     pairs = Pairs(prompts, keys, *others, asked(model, jnp.asarray(prompts), keys, None, None))
     found = _measured(model, pairs, chosen, tokens_at_once, progress or (lambda done, of, stage: None))
     return fitted(Changes(*(shortened(each, seq, axis=-1) for each in found)), used, fit, minimum)

@@ -23,7 +23,9 @@ def gradients_at_all(
     J: EdgeJacobian, saes: Dictionaries, point: Point, targets: Latents, sources: Latents, pairs: Pairs
 ) -> Float[np.ndarray, " pair"]:
     """The derivative of each pair's target by its source: bilinear forms of the Jacobian."""
-    sizes = [size_for(len(latents.unit), "latents of a prompt", J.product.seq) for latents in (targets, sources)]
+    sizes = [
+        size_for(len(latents.unit), "latents of a prompt", *J.product.whole_shapes) for latents in (targets, sources)
+    ]
     return _contracted(J, saes, point, targets, sources, sizes)[pairs.target, pairs.source]
 
 
@@ -39,7 +41,9 @@ def gradients_one_by_one(
     """The same for pairs at one position where information may come back to it, in a model that is not causal: position by position."""
     positions, gradient = np.unique(targets.position), np.empty(len(pairs.target), J.dtype)
     most = lambda latents: int(np.bincount(latents.position).max())
-    sizes = [size_for(most(latents), "latents of a position") for latents in (targets, sources)]
+    sizes = [
+        size_for(most(latents), "latents of a position", *J.product.whole_shapes) for latents in (targets, sources)
+    ]
     for done, position in enumerate(positions):
         progress(done, len(positions), "positions")
         rows, columns = (np.flatnonzero(latents.position == position) for latents in (targets, sources))

@@ -29,7 +29,7 @@ def cosines(
     found = _directions(
         (block(ends.target_read), block(ends.source)),
         saes,
-        *(_padded(np.unique(latents.unit)) for latents in (targets, sources)),
+        *(_padded(np.unique(latents.unit), saes) for latents in (targets, sources)),
         kinds=(ends.target_read.kind, ends.source.kind),
     )
     if found is None:
@@ -49,8 +49,9 @@ def _among_distinct(latents: Latents) -> Latents:
     return Latents(latents.position, np.unique(latents.unit, return_inverse=True)[1].astype(np.int32))
 
 
-def _padded(units: Int[np.ndarray, " n"]) -> Int[Array, " size"]:
-    return jnp.asarray(np.pad(units, (0, size_for(len(units), "distinct latents") - len(units))))
+def _padded(units: Int[np.ndarray, " n"], saes: Dictionaries) -> Int[Array, " size"]:
+    size = size_for(len(units), "distinct latents", saes.source.W_dec.shape, saes.target.W_enc.shape)
+    return jnp.asarray(np.pad(units, (0, size - len(units))))
 
 
 _products = jax.jit(lambda reading, writing: reading @ writing.T)

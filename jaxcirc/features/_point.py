@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from .._edits import Replace
 from .._sites import Kind, Site
 from ..models import Transformer
-from ..runs import lengthened, padded_length, record, Recorded
+from ..runs import filled, record, Recorded
 from ..saes import AbstractDictionary
 from ._ends import Dictionaries, Ends
 
@@ -38,8 +38,8 @@ def run_at_point(
     """
     wanted = {Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers)}
     wanted |= {ends.source, ends.source_read, ends.target_read}
-    length, displacement = padded_length(len(tokens), model.n_ctx), None
-    prompts, mask = lengthened(tokens[None], length), lengthened(np.ones((1, len(tokens)), bool), length, False)
+    prompts, mask = filled(tokens[None], np.ones((1, len(tokens)), bool), model.n_ctx)
+    displacement = None
     run = record(model, prompts, mask, wanted)
     acts, scale, recon = _written_there(saes.source, run.flat(ends.source_read)[0])
     if ends.replaced:

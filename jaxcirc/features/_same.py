@@ -84,8 +84,10 @@ def products_at_same(
         cuts, found = _cuts(layout, budget // held), []
         # All parts have the sizes of the largest, and a tile may reach beyond the last latent.
         most = lambda starts: int(np.diff(starts[cuts]).max())
-        m, k = (size_for(most(starts) + TILE - 1, "latents of positions") for starts in (layout.rows, layout.columns))
-        n_tiles = size_for(most(layout.first), "tiles", m, k)
+        m, k = (
+            size_for(most(starts) + TILE - 1, "latents of positions", held) for starts in (layout.rows, layout.columns)
+        )
+        n_tiles = size_for(most(layout.first), "tiles", held, m, k)
         for done, (begin, end) in enumerate(itertools.pairwise(cuts)):
             progress(done, len(cuts) - 1, "positions")
             row, column = layout.rows[begin], layout.columns[begin]

@@ -15,7 +15,7 @@ from .._run import check_tokens, run
 from .._sites import by_site
 from .._typing import Keys, Tokens
 from ..models import Transformer
-from ..runs import lengthened, padded_length
+from ..runs import filled
 from ..saes import Saes
 from ._ends import Dictionaries, Ends, find_ends
 from ._point import flat
@@ -69,9 +69,8 @@ def steer_features(
     columns = [getattr(jacobian, name)[chosen] for name in ("position", "source_position", "source", "target")]
     items = tuple(jnp.asarray(np.repeat(column, len(steps) + 1)) for column in columns)
     strides = jnp.asarray(np.tile([0.0, *steps], len(chosen)), model.activation_dtype)
-    length = padded_length(len(tokens), model.n_ctx)
-    filled = lengthened(tokens[None], length)[0], lengthened(np.ones((1, len(tokens)), bool), length, False)[0]
-    values = np.asarray(_moved(model, pair, *filled, items, strides, ends=ends)).reshape(len(chosen), -1)
+    prompts, mask = filled(tokens[None], np.ones((1, len(tokens)), bool), model.n_ctx)
+    values = np.asarray(_moved(model, pair, prompts[0], mask[0], items, strides, ends=ends)).reshape(len(chosen), -1)
     before = values[:, :1]
     _check_values(jacobian, chosen, before[:, 0])
     table = pd.DataFrame(

@@ -6,7 +6,7 @@ import jax
 from jax.core import Tracer
 
 from .._sites import Part
-from ..linear import are_steps_closed, is_chain, is_dense, plan_of
+from ..linear import are_steps_closed, is_chain, is_contraction, is_dense
 from ._product import Product
 
 
@@ -27,7 +27,7 @@ def matrix_route(product: Product) -> str:
     if product.engine == "autodiff":
         return sweep
     first, *others = segments
-    if plan_of(segments) is not None:
+    if is_contraction(segments):
         return "block" if not others and first.source.part == Part.VALUE and is_dense(first) else "contraction"
     if others or not is_chain(first) or isinstance(first.resid, Tracer):
         return sweep
@@ -56,7 +56,7 @@ def contract_route(product: Product, items: int | None = None) -> str:
     segments = product.segments
     if product.engine == "autodiff":
         return "sweep"
-    if plan_of(segments) is not None:
+    if is_contraction(segments):
         return "contraction"
     if isinstance(segments[0].resid, Tracer) or not are_steps_closed(segments):
         return "sweep"

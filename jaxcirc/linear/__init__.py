@@ -24,7 +24,7 @@ from ._segments import (
     contract_by_plan as contract_by_plan,
     contract_by_steps as contract_by_steps,
     contract_by_sweeps as contract_by_sweeps,
+    is_contraction as is_contraction,
     Items as Items,
-    plan_of as plan_of,
 )
 from ._steps import are_steps_closed as are_steps_closed

@@ -21,7 +21,7 @@ from ..runs import BUDGET
 from ._block import LinearBlock, linearise
 from ._cost import heads_of
 from ._dense import block_matrix
-from ._maps import pull
+from ._maps import Items, Positions, pull
 from ._segment import Segment
 from ._steps import steps_of
 
@@ -164,12 +164,11 @@ def pulled(
     source, or of the plane at which it is to `end`; at all `positions` of a window, whose queries attend to nothing behind the first
     `keys` positions.
     """
-    linear, source, target = linearise(segment), segment.source.kind, segment.target.kind
-    d_source = math.prod(segment.shapes()[0].shape[1:])
+    linear = linearise(segment)
 
-    def to_heads(covectors: Rows) -> tuple[dict[Kind, Rows], Rows]:
+    def around(covectors: Rows) -> tuple[dict[Kind, Rows], Rows]:
         """Pulls them back to attention's output, and past attention to the source."""
-        items = {target: covectors}
+        items = {segment.target.kind: covectors}
         if mlps is None:
             items = _pull_each(linear.after, items, positions)
         else:  # [seq n d_model] · [seq d_model d_model] -> [seq n d_model]
@@ -177,22 +176,32 @@ def pulled(
             items[read] = jnp.einsum("snd,sde->sne", covectors, take(mlps, positions))
             others = {Kind.Z, Kind.ATTN_OUT, Kind.RESID_PRE} - {read}  # what the matrices do not have
             items = _pull_each([link for link in linear.after if link.source in others], items, positions)
-        z = {Kind.Z: items.pop(Kind.Z)} if Kind.Z in items and source < Kind.Z else {}
-        return z, to_source(items, covectors)
-
-    def to_source(items: dict[Kind, Rows], like: Rows) -> Rows:
-        found = _pull_each(linear.before, items, positions)
-        return found[source] if source in found else jnp.zeros((*like.shape[:2], d_source), like.dtype)
+        each = lambda items: around_heads(segment, linear, items, positions)
+        return jax.vmap(each, in_axes=1, out_axes=1)(items)
 
     def through(covectors: Rows) -> Rows:
-        at_z, beside = to_heads(covectors) if begin is None else begin.split(covectors)
+        at_z, beside = around(covectors) if begin is None else begin.split(covectors)
         heads = linear.heads if at_z and linear.heads is not None and linear.heads.paths else None
         inputs = {} if heads is None else heads.pull(at_z[Kind.Z], positions, keys=keys)
         if end is not None:
             return end.join(inputs, beside)
-        return beside + to_source(inputs, covectors) if inputs else beside
+        into = _pull_each(linear.before, inputs, positions) if inputs else {}
+        return beside + into[segment.source.kind] if segment.source.kind in into else beside
 
     return through
+
+
+def around_heads(
+    segment: Segment, linear: LinearBlock, items: dict[Kind, Items], positions: Positions
+) -> tuple[dict[Kind, Items], Items]:
+    """Parts covectors that were pulled back through what is behind attention: those of attention's output, if it is on the way, and those
+    of the source, pulled past attention.
+    """
+    source = segment.source.kind
+    past = {kind: item for kind, item in items.items() if kind != Kind.Z or source >= Kind.Z}
+    found = pull(linear.before, past, positions)
+    none = jnp.zeros((len(positions), math.prod(segment.shapes()[0].shape[1:])), segment.resid.dtype)
+    return {kind: item for kind, item in items.items() if kind not in past}, found.get(source, none)
 
 
 def _pull_each(links, items: dict[Kind, Rows], positions: Int[Array, " seq"]) -> dict[Kind, Rows]:

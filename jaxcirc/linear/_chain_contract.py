@@ -3,7 +3,7 @@
 Covectors are spread over the positions that they read by the last block, pulled back through the others in a window of positions that they
 reach, and meet vectors at the queries, keys and values of the first. Where vectors are fewer they are pushed instead, by the transposed
 maps, and meet covectors at the output of the last block's attention. So the projections of the one, or the MLP of the other, are computed
-for items at single positions alone, and no clean pass is computed again.
+for items at single positions alone.
 """
 
 import functools as ft
@@ -20,6 +20,7 @@ from ._attention import SpreadRows
 from ._bilinear import bilinear
 from ._block import linearise
 from ._chain import (
+    around_heads,
     before_heads,
     behind_heads,
     chunk_of_rows,
@@ -48,11 +49,11 @@ def contract_chain(
 ) -> Float[Array, "m k"]:
     """`left_m^T J right_k` through steps of one block each, of which the first and the last mix positions."""
     forward = len(right_pos) < len(left_pos)
+    right = _pushed_to_heads(steps[0], right, right_pos)
     if forward:
-        right, left = _pushed_to_heads(steps[0], right, right_pos), _pulled_to_heads(steps[-1], left, left_pos)
+        left = _pulled_to_heads(steps[-1], left, left_pos)
         swept, swept_pos, waiting, waiting_pos = right, right_pos, left, left_pos
     else:
-        right = _pushed_to_heads(steps[0], right, right_pos)
         swept, swept_pos, waiting, waiting_pos = left, left_pos, right, right_pos
     seq, d_model = steps[0].resid.shape
     tiles = tile(waiting_pos, seq, _tile_width(len(waiting_pos), seq), 1)
@@ -63,7 +64,7 @@ def contract_chain(
     for rows, first, window in _windows(np.asarray(swept_pos), seq, groups, forward=forward, causal=is_causal(steps)):
         rows = jnp.asarray(rows)
         items = take(swept, rows), take(swept_pos, rows)
-        at_end = _sweep(steps, *items, first, window=window, forward=forward, many=len(swept), budget=budget)
+        at_end = _sweep(steps, *items, first, window=window, forward=forward, budget=budget)
         out = _meet(out, rows, at_end, waiting, tiles, first)
     return out.T if forward else out
 
@@ -97,7 +98,6 @@ def _sweep(
     *,
     window: int,
     forward: bool,
-    many: int,
     budget: int,
 ) -> Windowed:
     """Sweeps items through all steps, to the plane of the last at which they meet what waits: what they are there, in their window."""
@@ -111,7 +111,7 @@ def _sweep(
     else:
         rows = _spread(begin, items, positions, window=window)
     for step in inner:
-        rows = through(step, rows, mlp_matrices(step) if pay_matrices(step, many, budget) else None)
+        rows = through(step, rows, mlp_matrices(step) if pay_matrices(step, len(items), budget) else None)
     return through(end, rows, begin=forward, end=not forward)
 
 
@@ -125,13 +125,9 @@ def _pushed_to_heads(segment: Segment, right: Array, right_pos: Array) -> Float[
 @jax.jit
 def _pulled_to_heads(segment: Segment, left: Array, left_pos: Array) -> Float[Array, "m joined"]:
     """Pulls covectors back to attention's output, and past attention to the source: to the plane behind the heads."""
-    linear, source = linearise(segment), segment.source.kind
+    linear = linearise(segment)
     items = pull(linear.after, {segment.target.kind: left}, left_pos)
-    z = {Kind.Z: items.pop(Kind.Z)} if Kind.Z in items else {}
-    beside = pull(linear.before, items, left_pos).get(
-        source, jnp.zeros((len(left), segment.resid.shape[1]), left.dtype)
-    )
-    return behind_heads(linear).join(z, beside)
+    return behind_heads(linear).join(*around_heads(segment, linear, items, left_pos))
 
 
 @ft.partial(jax.jit, static_argnames="window")

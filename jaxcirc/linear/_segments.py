@@ -15,7 +15,7 @@ from ._chain_contract import contract_chain
 from ._contract import contract_block, contract_laid_out, lay_out, sizes_for
 from ._cost import chunk_for, heads_of
 from ._ends import source_vectors, target_covectors
-from ._forms import attends, is_closed, is_folded, is_local, read_site
+from ._forms import attends, is_closed, is_folded, read_site
 from ._maps import pull as pull_links, push as push_links
 from ._segment import Segment
 from ._steps import bare_end, bare_start, fold_covectors, fold_vectors, Segments, steps_of
@@ -26,50 +26,37 @@ Items = Float[Array, "_ _"] | Int[Array, " _"]  # left and right differ in both
 Positions = Int[Array, " _"]
 
 
-def plan_of(segments: Segments) -> tuple[Segments, Segment, Segments] | None:
-    """Local segments, one segment that may go through attention, local segments; `None` if the product of segments is not of that form."""
-    if not all(map(is_closed, segments)):
-        return None
-    mixing = [i for i, segment in enumerate(segments) if not is_local(segment)]
-    if len(mixing) > 1:
-        return None
-    at = mixing[0] if mixing else len(segments) - 1
-    return segments[:at], segments[at], segments[at + 1 :]
+def is_contraction(segments: Segments) -> bool:
+    """Whether segments, each in closed form, are one contraction between local maps: at most one of them mixes positions."""
+    return all(map(is_closed, segments)) and sum(map(attends, segments)) <= 1
 
 
 def contract_by_plan(
     segments: Segments, left: Items, left_pos: Positions, right: Items, right_pos: Positions, budget: int
 ) -> Float[Array, "m k"]:
-    """Bilinear forms in closed form: items are carried through what is local, and meet at what is not."""
-    plan = plan_of(segments)
-    assert plan is not None
-    before, middle, after = plan
-    for segment in reversed(after):
+    """Bilinear forms in closed form: items are carried through what is local at either end, and meet between."""
+    mixing = [i for i, segment in enumerate(segments) if attends(segment)] or [len(segments) - 1]
+    for segment in reversed(segments[mixing[-1] + 1 :]):
         left = fold_left(segment, left, left_pos)
-    for segment in before:
+    for segment in segments[: mixing[0]]:
         right = fold_right(segment, right, right_pos)
-    (seq, d_model), heads = middle.resid.shape, heads_of(middle)
-    size = ft.partial(sizes_for, len(left_pos), len(right_pos), seq, heads, d_model, middle.resid.dtype.itemsize)
-    compute = lambda budget: contract_block(middle, left, left_pos, right, right_pos, sizes=size(budget))
+    middle, *others = segments[mixing[0] : mixing[-1] + 1]
+    if others:
+        between = (middle, *others)
+        compute = lambda budget: contract_chain(between, left, left_pos, right, right_pos, budget)
+    else:
+        (seq, d_model), heads = middle.resid.shape, heads_of(middle)
+        size = ft.partial(sizes_for, len(left_pos), len(right_pos), seq, heads, d_model, middle.resid.dtype.itemsize)
+        compute = lambda budget: contract_block(middle, left, left_pos, right, right_pos, sizes=size(budget))
     return halving(compute, budget, "the memory budget")
 
 
 def contract_by_steps(
     segments: Segments, left: Items, left_pos: Positions, right: Items, right_pos: Positions, budget: int
 ) -> Float[Array, "m k"]:
-    """Bilinear forms in closed form of several blocks, what is local at either end folded into the items."""
+    """Bilinear forms in closed form of segments of several blocks, cut into steps of one block each."""
     left, right = fold_covectors(segments[-1], left, left_pos), fold_vectors(segments[0], right, right_pos)
-    steps = steps_of(bare_start(bare_end(segments)))
-    mixing = [i for i, step in enumerate(steps) if attends(step)]
-    if len(mixing) < 2:
-        return contract_by_plan(steps, left, left_pos, right, right_pos, budget)
-    for step in reversed(steps[mixing[-1] + 1 :]):
-        left = fold_left(step, left, left_pos)
-    for step in steps[: mixing[0]]:
-        right = fold_right(step, right, right_pos)
-    between = steps[mixing[0] : mixing[-1] + 1]
-    compute = lambda budget: contract_chain(between, left, left_pos, right, right_pos, budget)
-    return halving(compute, budget, "the memory budget")
+    return contract_by_plan(steps_of(bare_start(bare_end(segments))), left, left_pos, right, right_pos, budget)
 
 
 def contract_by_sweeps(

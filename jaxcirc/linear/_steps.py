@@ -68,9 +68,8 @@ def _cut(segment: Segment, entering: Sequence[Resid]) -> list[Segment]:
     ends = [Site(0, Kind.RESID_POST)] * last + [segment.target.offset_layers(-last)]
     held = lambda layer: (site.offset_layers(-layer) for site in segment.frozen if site.layer == layer)
     moved = lambda layer: None if layer else segment.displacement
-    blocks = zip(
-        segment.blocks, segment.masks, entering, begins, ends, strict=False
-    )  # what reads before the end leaves blocks over
+    # What reads before the end leaves blocks over.
+    blocks = zip(segment.blocks, segment.masks, entering, begins, ends, strict=False)
     return [
         between_blocks((block,), (mask,), resid, begin, end, held(layer), moved(layer))
         for layer, (block, mask, resid, begin, end) in enumerate(blocks)

@@ -11,7 +11,12 @@ from ._batches import (
     WAY_BACK as WAY_BACK,
 )
 from ._gradients import bytes_held as bytes_held, cut_gradients as cut_gradients
-from ._lengths import lengthened as lengthened, padded_length as padded_length, shortened as shortened
+from ._lengths import (
+    filled as filled,
+    lengthened as lengthened,
+    padded_length as padded_length,
+    shortened as shortened,
+)
 from ._problem import (
     ALL_LOGITS as ALL_LOGITS,
     prepare as prepare,

@@ -8,7 +8,7 @@ from typing import TypeVar
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import AbstractMetric, AbstractPositionMetric, Metric, position_read
 
@@ -30,6 +30,14 @@ def lengthened(array: Array | np.ndarray, length: int, value: int | float | bool
     width = [(0, 0)] * array.ndim
     width[1] = (0, length - array.shape[1])
     return np.pad(array, width, mode="edge") if value is None else np.pad(array, width, constant_values=value)
+
+
+def filled(
+    tokens: Int[Array | np.ndarray, "batch seq"], mask: Bool[Array | np.ndarray, "batch seq"], most: int
+) -> tuple[Int[np.ndarray, "batch seq_run"], Bool[np.ndarray, "batch seq_run"]]:
+    """Fills prompts and their mask up to the length at which they are run, `most` at most; the mask is False there."""
+    length = padded_length(tokens.shape[1], most)
+    return lengthened(tokens, length), lengthened(mask, length, False)
 
 
 def shortened(x: T, length: int, axis: int = 1) -> T:

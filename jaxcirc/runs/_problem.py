@@ -21,7 +21,7 @@ from .._typing import Logits
 from ..graph import check_nodes
 from ..models import check_known, Transformer
 from ..saes import AbstractDictionary
-from ._lengths import lengthened, metric_of_first, padded_length, shortened
+from ._lengths import filled, lengthened, metric_of_first, shortened
 
 
 class Problem(eqx.Module):
@@ -88,13 +88,13 @@ def prepare_prompts(
             )
     metric = metric if metric is ALL_LOGITS else batched(model, metric, shape)
     check_positions(metric, real)
-    length = padded_length(shape[1], model.n_ctx)
+    prompts, keys = filled(clean, real, model.n_ctx)
     return Problem(
         saes={},
-        clean=jax.device_put(lengthened(clean, length)),
-        corrupt=None if corrupt is None else jax.device_put(lengthened(corrupt, length)),
+        clean=jax.device_put(prompts),
+        corrupt=None if corrupt is None else jax.device_put(lengthened(corrupt, prompts.shape[1])),
         metric=metric if metric is ALL_LOGITS else metric_of_first(metric, shape[1]),
-        mask=jax.device_put(lengthened(real, length, False)),
+        mask=jax.device_put(keys),
         length=np.asarray(shape[1], np.int32),
     )
 

@@ -19,8 +19,7 @@ from .._run import metric_of_last, NOTHING, only_position
 from .._sites import Kind, layer_of, Site
 from .._tap import bare_tap, Tap
 from ..models import Transformer
-from ..parts import Block
-from ..parts._attention import KVCache
+from ..parts import Block, KVCache
 from ._windows import Window
 
 
