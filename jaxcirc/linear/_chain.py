@@ -21,12 +21,13 @@ from ..runs import BUDGET
 from ._block import LinearBlock, linearise
 from ._cost import heads_of
 from ._dense import block_matrix
-from ._maps import Items, Positions, pull
+from ._maps import Positions, pull
 from ._segment import Segment
 from ._steps import steps_of
 
 
 Rows = Float[Array, "seq n _"]
+AnyItems = Float[Array, "n _"]  # of kinds that differ in width
 MLPs = Float[Array, "seq d_model d_model"]
 Matrix = Float[Array, "t d_target seq d_model"]
 
@@ -192,8 +193,8 @@ def pulled(
 
 
 def around_heads(
-    segment: Segment, linear: LinearBlock, items: dict[Kind, Items], positions: Positions
-) -> tuple[dict[Kind, Items], Items]:
+    segment: Segment, linear: LinearBlock, items: dict[Kind, AnyItems], positions: Positions
+) -> tuple[dict[Kind, AnyItems], AnyItems]:
     """Parts covectors that were pulled back through what is behind attention: those of attention's output, if it is on the way, and those
     of the source, pulled past attention.
     """
