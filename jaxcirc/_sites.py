@@ -21,33 +21,46 @@ class Kind(enum.IntEnum):
 
     | name | shape | what it holds |
     |---|---|---|
-    | `hook_embed` | `seq d_model` | the row of `W_E` of each token |
-    | `hook_pos_embed` | `seq d_model` | the row of `W_pos` of each position, real tokens counted from 0 |
-    | `hook_resid_pre` | `seq d_model` | what enters the block: the sum of both embeddings, then `hook_resid_post` of the block before |
-    | `ln1.hook_scale` | `seq 1` | what the norm before attention divides by, the square root of its input's variance plus epsilon |
-    | `ln1.hook_normalized` | `seq d_model` | what attention reads: its input less the mean, by the scale, *after* weight and bias |
+    | `hook_embed` | `seq d_model` | the row of `W_E` of each token, times the model's `embed_scale` |
+    | `hook_pos_embed` | `seq d_model` | the row of `W_pos` of each position, real tokens counted from 0; of models with learned positions |
+    | `hook_resid_pre` | `seq d_model` | what enters the block: the embeddings, summed, then `hook_resid_post` of the block before |
+    | `ln1.hook_scale` | `seq 1` | what the norm before attention divides by: the root of its input's variance (RMS norm: mean square) plus epsilon |
+    | `ln1.hook_normalized` | `seq d_model` | that norm's input, less its mean (RMS norm: as it is), by the scale, *before* weight and bias |
+    | `attn.hook_in` | `seq d_model` | what attention reads: `ln1.hook_normalized` after weight and bias |
     | `attn.hook_q` | `seq head d_head` | queries, bias included |
-    | `attn.hook_k` | `seq head d_head` | keys, bias included |
-    | `attn.hook_v` | `seq head d_head` | values, bias included |
-    | `attn.hook_attn_scores` | `head q_seq k_seq` | scaled products of queries and keys, `-inf` where the mask allows no attention |
+    | `attn.hook_k` | `seq kv_head d_head` | keys, bias included |
+    | `attn.hook_v` | `seq kv_head d_head` | values, bias included |
+    | `attn.q_norm.hook_scale`, `attn.k_norm.hook_scale` | `seq head 1` | what a norm of queries or keys divides by; `seq 1 1` if it is of all heads together |
+    | `attn.q_norm.hook_normalized`, `attn.k_norm.hook_normalized` | `seq head d_head` | queries or keys by it, *before* the weight; keys: `kv_head` |
+    | `attn.hook_rot_q` | `seq head d_head` | queries after their norm, rotated by their position; of models with rotary positions |
+    | `attn.hook_rot_k` | `seq kv_head d_head` | keys, so too |
+    | `attn.hook_attn_scores` | `head q_seq k_seq` | scaled products of queries and keys, capped where the model caps them, `-inf` where the mask allows no attention |
     | `attn.hook_pattern` | `head q_seq k_seq` | their softmax over keys |
     | `attn.hook_z` | `seq head d_head` | values, averaged by the pattern |
     | `attn.hook_result` | `seq head d_model` | `hook_z` through `W_O`, head by head; made only where it is asked for |
-    | `hook_attn_out` | `seq d_model` | what attention adds to the residual stream: the sum of the heads' results, and `b_O` |
+    | `attn.hook_out` | `seq d_model` | the sum of the heads' results, and `b_O`; of blocks with a norm behind attention |
+    | `ln1_post.hook_scale` | `seq 1` | what the norm behind attention divides by |
+    | `ln1_post.hook_normalized` | `seq d_model` | `attn.hook_out` by it, before the weight |
+    | `hook_attn_out` | `seq d_model` | what attention adds to the residual stream |
     | `hook_resid_mid` | `seq d_model` | `hook_resid_pre` plus `hook_attn_out`; of blocks whose MLP reads it |
     | `ln2.hook_scale` | `seq 1` | what the norm before the MLP divides by |
-    | `ln2.hook_normalized` | `seq d_model` | what the MLP reads, after that norm's weight and bias too |
-    | `mlp.hook_pre` | `seq d_mlp` | neurons before the activation function, `b_in` included |
-    | `mlp.hook_post` | `seq d_mlp` | neurons after it |
-    | `hook_mlp_out` | `seq d_model` | what the MLP adds to the residual stream, `b_out` included |
+    | `ln2.hook_normalized` | `seq d_model` | that norm's input by it, before weight and bias, as at `ln1` |
+    | `mlp.hook_in` | `seq d_model` | what the MLP reads: `ln2.hook_normalized` after weight and bias |
+    | `mlp.hook_pre` | `seq d_mlp` | neurons before the activation function, bias included; of a gated MLP the gates |
+    | `mlp.hook_pre_linear` | `seq d_mlp` | of a gated MLP what the gates multiply, bias included |
+    | `mlp.hook_post` | `seq d_mlp` | neurons after the activation function, of a gated MLP times `mlp.hook_pre_linear` |
+    | `mlp.hook_out` | `seq d_model` | the neurons through `W_out`, and `b_out`; of blocks with a norm behind the MLP |
+    | `ln2_post.hook_scale` | `seq 1` | what the norm behind the MLP divides by |
+    | `ln2_post.hook_normalized` | `seq d_model` | `mlp.hook_out` by it, before the weight |
+    | `hook_mlp_out` | `seq d_model` | what the MLP adds to the residual stream |
     | `hook_resid_post` | `seq d_model` | what leaves the block: `hook_resid_pre`, `hook_attn_out` and `hook_mlp_out`, summed |
     | `ln_final.hook_scale` | `seq 1` | what the final norm divides by |
-    | `ln_final.hook_normalized` | `seq d_model` | what is unembedded, after the final norm's weight and bias |
-    | `logits` | `seq d_vocab` | `ln_final.hook_normalized` through `W_U`, and `b_U` |
+    | `ln_final.hook_normalized` | `seq d_model` | the last residual stream by it, before the final norm's weight and bias |
+    | `logits` | `seq d_vocab` | the final norm's output through `W_U`, and `b_U`; capped where the model caps them |
 
     A site that a model has no part for is not there: no norm sites in a model without norms, no MLP sites in one of attention only.
-    `hook_normalized` is that of TransformerLens 2; from version 3 on the same name there is the value *before* weight and bias. After
-    `jc.process_weights` norms have no weights, and both are the same. With a dictionary at a site, `jc.Part` says what else there is.
+    `hook_normalized` is that of TransformerLens from version 3 on; in version 2 a layer norm's is the value *after* weight and bias, which
+    is `attn.hook_in` or `mlp.hook_in` here. With a dictionary at a site, `jc.Part` says what else there is.
     """
 
     EMBED = 0
@@ -55,24 +68,39 @@ class Kind(enum.IntEnum):
     RESID_PRE = 2
     LN1_SCALE = 3
     LN1_NORMALIZED = 4
-    Q = 5
-    K = 6
-    V = 7
-    ATTN_SCORES = 8
-    PATTERN = 9
-    Z = 10
-    RESULT = 11
-    ATTN_OUT = 12
-    RESID_MID = 13
-    LN2_SCALE = 14
-    LN2_NORMALIZED = 15
-    MLP_PRE = 16
-    MLP_POST = 17
-    MLP_OUT = 18
-    RESID_POST = 19
-    FINAL_SCALE = 20
-    FINAL_NORMALIZED = 21
-    LOGITS = 22
+    ATTN_IN = 5
+    Q = 6
+    K = 7
+    V = 8
+    Q_SCALE = 9
+    Q_NORMALIZED = 10
+    K_SCALE = 11
+    K_NORMALIZED = 12
+    ROT_Q = 13
+    ROT_K = 14
+    ATTN_SCORES = 15
+    PATTERN = 16
+    Z = 17
+    RESULT = 18
+    HEADS_OUT = 19
+    LN1_POST_SCALE = 20
+    LN1_POST_NORMALIZED = 21
+    ATTN_OUT = 22
+    RESID_MID = 23
+    LN2_SCALE = 24
+    LN2_NORMALIZED = 25
+    MLP_IN = 26
+    MLP_PRE = 27
+    MLP_PRE_LINEAR = 28
+    MLP_POST = 29
+    NEURONS_OUT = 30
+    LN2_POST_SCALE = 31
+    LN2_POST_NORMALIZED = 32
+    MLP_OUT = 33
+    RESID_POST = 34
+    FINAL_SCALE = 35
+    FINAL_NORMALIZED = 36
+    LOGITS = 37
 
     @property
     def in_block(self) -> bool:
@@ -96,19 +124,34 @@ _NAMES = {
     Kind.RESID_PRE: "hook_resid_pre",
     Kind.LN1_SCALE: "ln1.hook_scale",
     Kind.LN1_NORMALIZED: "ln1.hook_normalized",
+    Kind.ATTN_IN: "attn.hook_in",
     Kind.Q: "attn.hook_q",
     Kind.K: "attn.hook_k",
     Kind.V: "attn.hook_v",
+    Kind.Q_SCALE: "attn.q_norm.hook_scale",
+    Kind.Q_NORMALIZED: "attn.q_norm.hook_normalized",
+    Kind.K_SCALE: "attn.k_norm.hook_scale",
+    Kind.K_NORMALIZED: "attn.k_norm.hook_normalized",
+    Kind.ROT_Q: "attn.hook_rot_q",
+    Kind.ROT_K: "attn.hook_rot_k",
     Kind.ATTN_SCORES: "attn.hook_attn_scores",
     Kind.PATTERN: "attn.hook_pattern",
     Kind.Z: "attn.hook_z",
     Kind.RESULT: "attn.hook_result",
+    Kind.HEADS_OUT: "attn.hook_out",
+    Kind.LN1_POST_SCALE: "ln1_post.hook_scale",
+    Kind.LN1_POST_NORMALIZED: "ln1_post.hook_normalized",
     Kind.ATTN_OUT: "hook_attn_out",
     Kind.RESID_MID: "hook_resid_mid",
     Kind.LN2_SCALE: "ln2.hook_scale",
     Kind.LN2_NORMALIZED: "ln2.hook_normalized",
+    Kind.MLP_IN: "mlp.hook_in",
     Kind.MLP_PRE: "mlp.hook_pre",
+    Kind.MLP_PRE_LINEAR: "mlp.hook_pre_linear",
     Kind.MLP_POST: "mlp.hook_post",
+    Kind.NEURONS_OUT: "mlp.hook_out",
+    Kind.LN2_POST_SCALE: "ln2_post.hook_scale",
+    Kind.LN2_POST_NORMALIZED: "ln2_post.hook_normalized",
     Kind.MLP_OUT: "hook_mlp_out",
     Kind.RESID_POST: "hook_resid_post",
     Kind.FINAL_SCALE: "ln_final.hook_scale",
