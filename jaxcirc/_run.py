@@ -180,9 +180,15 @@ def check_tokens(model: Transformer, tokens: Int[Array, "..."], *, batched: bool
         raise ValueError(f"Expected token ids of shape {want}, got {shape}. Use {instead}.")
     if 0 in shape:
         raise ValueError(f"Expected at least one token, got token ids of shape {shape}.")
-    if shape[-1] > model.n_ctx:
+    if shape[-1] > model.most_positions:
         raise ValueError(
             f"The prompt has {shape[-1]} tokens, and {model.name} has a context of {model.n_ctx}. Shorten the prompt."
+        )
+    if shape[-1] > model.n_ctx:
+        warnings.warn(
+            f"The prompt has {shape[-1]} tokens, and {model.name} was trained on {model.n_ctx} at most. Its rotary positions go on from "
+            "there, but what it makes of them is not what it was trained for.",
+            stacklevel=3,
         )
     check_token_ids(model, tokens)
 

@@ -276,6 +276,9 @@ def _all_names(layer: int) -> list[str]:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known name."""
     known = list(known)
+    bare = {each.replace("hook_", ""): each for each in known}
+    if name in bare:  # written without it
+        return f"Did you mean `{bare[name]}`?"
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
     return f"Did you mean `{near[0]}`?" if near else "There is none."
 

@@ -1,6 +1,7 @@
 """What the tests share: comparison by dtype, and registries of models, edits and metrics, over which the laws run."""
 
 import contextlib
+import dataclasses
 import functools as ft
 import subprocess
 import sys
@@ -16,7 +17,19 @@ from jax import monitoring
 
 import jaxcirc as jc
 from jaxcirc._sites import Kind
-from jaxcirc.parts import Attention, Block, gelu, gelu_new, LayerNorm, MLP, relu
+from jaxcirc.parts import (
+    Attention,
+    Block,
+    GatedMLP,
+    gelu,
+    gelu_new,
+    LayerNorm,
+    make_rotary,
+    MLP,
+    relu,
+    RMSNorm,
+    silu,
+)
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -79,6 +92,17 @@ def make_model(
     parallel: bool = False,
     scales: tuple[float, ...] | None = None,
     architecture: str = "gpt2",
+    kv_heads: int | None = None,
+    gated: bool = False,
+    offset: float = 0.0,
+    before: bool = True,
+    behind: bool = False,
+    qk_norm: str | None = None,
+    pairs: int | None = None,
+    thetas: tuple[float, ...] | None = None,
+    cap: float | None = None,
+    logit_cap: float | None = None,
+    embed_scale: float = 1.0,
 ) -> jc.Transformer:
     """A random model with every bias and weight away from its default, so that a forgotten one shows."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # by numpy: it compiles nothing
@@ -86,38 +110,64 @@ def make_model(
         rng.normal(size=shape) / max(shape[-1] if len(shape) == 1 else shape[-2], 1) ** 0.5
     )
 
-    def layer_norm(*sites):
+    def rms_norm(shape, *sites):
+        return RMSNorm(1 - offset + random(*shape) if norm == "RMS" else None, 1e-5, sites, offset)
+
+    def a_norm(*sites):
+        if norm in ("RMS", "RMSPre"):
+            return rms_norm((d_model,), *sites)
         if norm == "None":
             return None
         weights = (1 + random(d_model), random(d_model)) if norm == "LN" else (None, None)
         return LayerNorm(*weights, 1e-5, sites)
 
-    def attention(scale):
-        into = lambda: (random(heads, d_model, d_head), random(heads, d_head))
-        return Attention(*into(), *into(), *into(), random(heads, d_head, d_model), random(d_model), jnp.asarray(scale))
+    def attention(layer):
+        kv = kv_heads or heads
+        into = lambda n: (random(n, d_model, d_head), random(n, d_head))
+        scale = jnp.asarray((scales or (d_head**-0.5,) * layers)[layer])
+        attn = Attention(*into(heads), *into(kv), *into(kv), random(heads, d_head, d_model), random(d_model), scale, cap=cap)
+        if qk_norm is not None:
+            of = lambda n, *sites: rms_norm((n, d_head) if qk_norm == "all" else (d_head,), *sites)
+            attn = dataclasses.replace(
+                attn, q_norm=of(heads, Kind.Q_SCALE, Kind.Q_NORMALIZED), k_norm=of(kv, Kind.K_SCALE, Kind.K_NORMALIZED)
+            )
+        if pairs is not None:
+            theta = (thetas or (100.0,) * layers)[layer]
+            frequencies = theta ** (-np.arange(pairs) / pairs)
+            attn = dataclasses.replace(attn, rotary=make_rotary(frequencies, scale.dtype))
+        return attn
 
     def block(layer):
-        attn = attention((scales or (d_head**-0.5,) * layers)[layer])
-        ln1, ln2 = layer_norm(Kind.LN1_SCALE, Kind.LN1_NORMALIZED), layer_norm(Kind.LN2_SCALE, Kind.LN2_NORMALIZED)
+        attn, in_front, after = attention(layer), before or None, behind or None
+        ln1 = in_front and a_norm(Kind.LN1_SCALE, Kind.LN1_NORMALIZED)
+        ln2 = in_front and a_norm(Kind.LN2_SCALE, Kind.LN2_NORMALIZED)
         if attn_only:
             return Block(ln1, attn, None, None)
-        mlp = MLP(random(d_model, d_mlp), random(d_mlp), random(d_mlp, d_model), random(d_model), act)
-        return Block(ln1, attn, ln2, mlp, parallel)
+        ln1_post = after and a_norm(Kind.LN1_POST_SCALE, Kind.LN1_POST_NORMALIZED)
+        ln2_post = after and a_norm(Kind.LN2_POST_SCALE, Kind.LN2_POST_NORMALIZED)
+        into = [random(*shape) for _ in range(1 + gated) for shape in ((d_model, d_mlp), (d_mlp,))]
+        mlp = (GatedMLP if gated else MLP)(*into, random(d_mlp, d_model), random(d_model), act)
+        return Block(ln1, attn, ln2, mlp, parallel, ln1_post, ln2_post)
 
     return jc.Transformer(
         W_E=random(vocab, d_model) * d_model**0.5,
-        W_pos=random(n_ctx, d_model),
+        W_pos=random(n_ctx, d_model) if pairs is None else None,
         blocks=tuple(block(layer) for layer in range(layers)),
-        ln_final=layer_norm(Kind.FINAL_SCALE, Kind.FINAL_NORMALIZED),
+        ln_final=a_norm(Kind.FINAL_SCALE, Kind.FINAL_NORMALIZED),
         untied_W_U=None if vocab_out is None else random(d_model, vocab_out),
         b_U=jnp.zeros(vocab) if vocab_out is None else random(vocab_out),
         windows=windows or (None,) * layers,
         causal=causal,
         architecture=architecture,
         name="random",
+        embed_scale=embed_scale,
+        logit_cap=logit_cap,
+        context=n_ctx if pairs is not None else None,
     )
 
 
+RMS_GATED = {"norm": "RMS", "gated": True, "act": silu, "heads": 4, "kv_heads": 2, "pairs": 3}
+GEMMA = {"offset": 1.0, "act": gelu_new, "embed_scale": 4.0}
 MODELS: dict[str, Callable[..., jc.Transformer]] = {
     "gpt2": lambda key: make_model(key),
     "gpt2-untied": lambda key: make_model(key, vocab_out=7, act=gelu),
@@ -129,6 +179,16 @@ MODELS: dict[str, Callable[..., jc.Transformer]] = {
     "no-norm-relu-bidirectional": lambda key: make_model(key, norm="None", act=relu, causal=False, vocab_out=5),
     "attention-only": lambda key: make_model(key, attn_only=True),
     "parallel": lambda key: make_model(key, parallel=True),
+    "neox": lambda key: make_model(key, parallel=True, pairs=2, act=gelu, vocab_out=13),
+    "llama": lambda key: make_model(key, **RMS_GATED),
+    "qwen3": lambda key: make_model(key, qk_norm="head", **RMS_GATED),
+    "olmo2": lambda key: make_model(key, qk_norm="all", before=False, behind=True, **RMS_GATED),
+    "gemma2": lambda key: make_model(
+        key, behind=True, cap=2.0, logit_cap=3.0, windows=(3, None), scales=(0.3, 0.3), **RMS_GATED | GEMMA
+    ),
+    "gemma3": lambda key: make_model(
+        key, behind=True, qk_norm="head", windows=(3, None), thetas=(10.0, 200.0), **RMS_GATED | GEMMA
+    ),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc.parts import GatedMLP, LayerNorm
 
 from .helpers import assert_close, Chosen, make_model, model_named, MODELS, one_at_a_time, tokens_for
 
@@ -49,7 +50,11 @@ def test_edits_move_what_is_downstream_and_nothing_upstream(name):
             ):
                 same = site < edited or site.kind != edited.kind
                 if same:
-                    np.testing.assert_array_equal(cache[site][row], cache[site][-1], err_msg=f"{edited} moved {site}")
+                    # The rows of one batched product may be rounded differently where heads share keys; what is moved, is by 1e-4.
+                    rounding = 64 * np.finfo(cache[site].dtype).eps
+                    np.testing.assert_allclose(
+                        cache[site][row], cache[site][-1], rounding, rounding, err_msg=f"{edited} moved {site}"
+                    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -60,16 +65,35 @@ def test_a_record_is_what_downstream_sees(name):
     checked = 0
     for layer, block in enumerate(model.blocks):
         at = lambda kind, layer=layer: np.asarray(cache[Site(layer, kind)])
+        attn, group = block.attn, model.n_heads // model.n_kv_heads
+        shared = lambda x, group=group: x.repeat(group, axis=2)  # as each query head reads it
+        q, k = (Kind.Q, Kind.K) if attn.rotary is None else (Kind.ROT_Q, Kind.ROT_K)
+        scores = np.einsum("nqhd,nkhd->nhqk", at(q), shared(at(k))) * attn.scale
+        heads_out = Kind.ATTN_OUT if block.ln1_post is None else Kind.HEADS_OUT
         made = {
-            Kind.ATTN_SCORES: np.einsum("nqhd,nkhd->nhqk", at(Kind.Q), at(Kind.K)) * block.attn.scale,
-            Kind.Z: np.einsum("nhqk,nkhd->nqhd", at(Kind.PATTERN), at(Kind.V)),
-            Kind.RESULT: np.einsum("nqhd,hdm->nqhm", at(Kind.Z), block.attn.W_O),
-            Kind.ATTN_OUT: at(Kind.RESULT).sum(axis=2) + block.attn.b_O,
+            Kind.ATTN_SCORES: scores if attn.cap is None else attn.cap * np.tanh(scores / attn.cap),
+            Kind.Z: np.einsum("nhqk,nkhd->nqhd", at(Kind.PATTERN), shared(at(Kind.V))),
+            Kind.RESULT: np.einsum("nqhd,hdm->nqhm", at(Kind.Z), attn.W_O),
+            heads_out: at(Kind.RESULT).sum(axis=2) + attn.b_O,
         }
-        if block.ln1 is not None:
-            centred = at(Kind.RESID_PRE) - at(Kind.RESID_PRE).mean(axis=-1, keepdims=True)
-            weight, bias = (1, 0) if block.ln1.weight is None else (block.ln1.weight, block.ln1.bias)
-            made[Kind.LN1_NORMALIZED] = centred / at(Kind.LN1_SCALE) * weight + bias
+
+        def norm(part, reads, scale, normalized, writes, at=at, made=made):
+            if part is not None:
+                x, axes = at(reads), tuple(range(2, at(reads).ndim)) if part.joint else -1
+                x = x - x.mean(axis=-1, keepdims=True) if isinstance(part, LayerNorm) else x
+                made[scale] = np.sqrt((x**2).mean(axis=axes, keepdims=True) + part.eps)
+                made[normalized] = x / at(scale)
+                weight = 1 if part.weight is None else getattr(part, "offset", 0) + part.weight
+                bias = 0 if getattr(part, "bias", None) is None else part.bias
+                if writes is not None:
+                    made[writes] = at(normalized) * weight + bias
+
+        norm(block.ln1, Kind.RESID_PRE, Kind.LN1_SCALE, Kind.LN1_NORMALIZED, Kind.ATTN_IN)
+        norm(block.ln1_post, Kind.HEADS_OUT, Kind.LN1_POST_SCALE, Kind.LN1_POST_NORMALIZED, Kind.ATTN_OUT)
+        norm(attn.q_norm, Kind.Q, Kind.Q_SCALE, Kind.Q_NORMALIZED, None)
+        norm(attn.k_norm, Kind.K, Kind.K_SCALE, Kind.K_NORMALIZED, None)
+        norm(block.ln2, block.mlp_reads, Kind.LN2_SCALE, Kind.LN2_NORMALIZED, Kind.MLP_IN)
+        norm(block.ln2_post, Kind.NEURONS_OUT, Kind.LN2_POST_SCALE, Kind.LN2_POST_NORMALIZED, Kind.MLP_OUT)
         if block.mlp is None:
             made[Kind.RESID_POST] = at(Kind.RESID_PRE) + at(Kind.ATTN_OUT)
         elif block.parallel:
@@ -77,11 +101,15 @@ def test_a_record_is_what_downstream_sees(name):
         else:
             made[Kind.RESID_MID] = at(Kind.RESID_PRE) + at(Kind.ATTN_OUT)
             made[Kind.RESID_POST] = at(Kind.RESID_MID) + at(Kind.MLP_OUT)
-            made[Kind.MLP_POST] = block.mlp.act(jnp.asarray(at(Kind.MLP_PRE)))
-            made[Kind.MLP_OUT] = at(Kind.MLP_POST) @ block.mlp.W_out + block.mlp.b_out
-        made[Kind.RESID_PRE] = (
-            cache[Site(layer - 1, Kind.RESID_POST)] if layer else cache[sites[0]] + cache[Site(None, Kind.POS_EMBED)]
-        )
+        if block.mlp is not None:
+            act = np.asarray(block.mlp.act(jnp.asarray(at(Kind.MLP_PRE))))
+            gated = isinstance(block.mlp, GatedMLP)
+            made[Kind.MLP_POST] = act * at(Kind.MLP_PRE_LINEAR) if gated else act
+            neurons_out = Kind.MLP_OUT if block.ln2_post is None else Kind.NEURONS_OUT
+            made[neurons_out] = at(Kind.MLP_POST) @ block.mlp.W_out + block.mlp.b_out
+        made[Kind.RESID_PRE] = cache[Site(layer - 1, Kind.RESID_POST)] if layer else cache[sites[0]]
+        if layer == 0 and Site(None, Kind.POS_EMBED) in cache:
+            made[Kind.RESID_PRE] = made[Kind.RESID_PRE] + cache[Site(None, Kind.POS_EMBED)]
         for kind, want in made.items():
             others = np.array([site != Site(layer, kind) for site in sites] + [True])
             got, want = at(kind)[others], np.asarray(want)[others]

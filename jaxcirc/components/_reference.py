@@ -81,7 +81,7 @@ class Receivers(NamedTuple):
         self, who: str, tokens: Int[Array | np.ndarray, "prompt seq"], mask: Bool[np.ndarray, "prompt seq"]
     ) -> Reference:
         """Takes values from these prompts."""
-        prompts, real = filled(tokens, mask, self.model.n_ctx)
+        prompts, real = filled(tokens, mask, self.model.most_positions)
         values = lambda rows: self.of(jnp.asarray(prompts[rows]), jnp.asarray(real[rows]))
         return Reference(who, values, mask, real, self.groups(len(tokens)))
 

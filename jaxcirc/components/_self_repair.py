@@ -84,8 +84,8 @@ def self_repair(
     if minimum is not None:  # before the long work
         direct = direct_effects(model, tokens, mask=mask, tokens_at_once=tokens_at_once).heads
         check_enough(np.asarray(direct), used, chosen, minimum)
-    (prompts, keys), seq = filled(tokens, real, model.n_ctx), tokens.shape[1]
-    others = filled(other.tokens, others_real, model.n_ctx)
+    (prompts, keys), seq = filled(tokens, real, model.most_positions), tokens.shape[1]
+    others = filled(other.tokens, others_real, model.most_positions)
     pairs = Pairs(prompts, keys, *others, asked(model, jnp.asarray(prompts), keys, None, None))
     found = _measured(model, pairs, chosen, tokens_at_once, progress or (lambda done, of, stage: None))
     return fitted(Changes(*(shortened(each, seq, axis=-1) for each in found)), used, fit, minimum)

@@ -38,7 +38,7 @@ def run_at_point(
     """
     wanted = {Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers)}
     wanted |= {ends.source, ends.source_read, ends.target_read}
-    prompts, mask = filled(tokens[None], np.ones((1, len(tokens)), bool), model.n_ctx)
+    prompts, mask = filled(tokens[None], np.ones((1, len(tokens)), bool), model.most_positions)
     displacement = None
     run = record(model, prompts, mask, wanted)
     acts, scale, recon = _written_there(saes.source, run.flat(ends.source_read)[0])

@@ -69,7 +69,7 @@ def steer_features(
     columns = [getattr(jacobian, name)[chosen] for name in ("position", "source_position", "source", "target")]
     items = tuple(jnp.asarray(np.repeat(column, len(steps) + 1)) for column in columns)
     strides = jnp.asarray(np.tile([0.0, *steps], len(chosen)), model.activation_dtype)
-    prompts, mask = filled(tokens[None], np.ones((1, len(tokens)), bool), model.n_ctx)
+    prompts, mask = filled(tokens[None], np.ones((1, len(tokens)), bool), model.most_positions)
     values = np.asarray(_moved(model, pair, prompts[0], mask[0], items, strides, ends=ends)).reshape(len(chosen), -1)
     before = values[:, :1]
     _check_values(jacobian, chosen, before[:, 0])

@@ -1,10 +1,11 @@
-"""One family of models: pre-norm decoder transformers with learned positions, GPT-2 and GPT-Neo among them.
+"""One family of models: transformers of residual blocks, from GPT-2 to Gemma 3.
 
-What tells them apart is data: masks (causal or not, local windows), the scale of the scores, norms, activation, tied or separate
-unembedding. There is no branch on an architecture's name.
+What tells them apart is data: masks (causal or not, local windows), positions (learned or rotary), the scale and cap of the scores, which
+norms there are and where, the kind of MLP, shared keys and values, tied or separate unembedding. There is no branch on an architecture's
+name.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -17,11 +18,11 @@ from .._precision import wide, wide_dtype
 from .._sites import Kind
 from .._tap import Tap
 from .._typing import Keys, Logits, Mask, Resid, Tokens
-from ..parts import Block, LayerNorm
+from ..parts import AbstractNorm, Block, Rotary
 from ._masks import attention_mask, batch_masks
 
 
-@with_labels("name")
+@with_labels("name", "positions")
 class Transformer(eqx.Module):
     """A language model of one token sequence; `jax.vmap` for a batch. Call it through `jaxcirc.run`.
 
@@ -29,7 +30,11 @@ class Transformer(eqx.Module):
 
     - `windows`: for each layer the width of its local attention, `None` for global.
     - `causal`: False for attention in both directions.
-    - `architecture`: which key table reads and writes it (`"gpt2"`, `"gpt_neo"`, `"transformer_lens"`).
+    - `embed_scale`: multiplies the rows of `W_E` where they enter; the unembedding, tied or not, is without it.
+    - `logit_cap`: logits are `cap tanh(logit / cap)`; `None` leaves them.
+    - `context`: how many tokens the longest prompt that it was trained on has, where `W_pos` does not say it.
+    - `positions`: for each layer how its rotary tables were made, `None` for none.
+    - `architecture`: which key table reads and writes it (`"gpt2"`, `"llama"`, `"transformer_lens"`, …).
     - `name`: what it was loaded from, for messages and results.
     - `processing`: which of `process_weights`' steps it went through.
 
@@ -37,12 +42,12 @@ class Transformer(eqx.Module):
     float32 (`activation_dtype`). On accelerators `jax.default_matmul_precision` trades exactness of the products for speed.
     """
 
-    LABELS: ClassVar = ("architecture", "name", "processing")  # what is said of it, and is no part of what it computes
+    LABELS: ClassVar = ("architecture", "name", "processing", "positions")  # what is said of it, and is no part of what it computes
 
     W_E: Float[Array, "d_vocab d_model"]
-    W_pos: Float[Array, "n_ctx d_model"]
+    W_pos: Float[Array, "n_ctx d_model"] | None  # None: positions are rotary
     blocks: tuple[Block, ...]
-    ln_final: LayerNorm | None
+    ln_final: AbstractNorm | None
     untied_W_U: Float[Array, "d_model d_vocab_out"] | None  # None: tied to W_E
     b_U: Float[Array, " d_vocab_out"]
     windows: tuple[int | None, ...] = eqx.field(static=True)
@@ -50,6 +55,10 @@ class Transformer(eqx.Module):
     architecture: str = eqx.field(static=True)
     name: str = eqx.field(static=True)
     processing: tuple[str, ...] = eqx.field(static=True, default=())
+    embed_scale: float = eqx.field(static=True, default=1.0)
+    logit_cap: float | None = eqx.field(static=True, default=None)
+    context: int | None = eqx.field(static=True, default=None)
+    positions: tuple[Any, ...] = eqx.field(static=True, default=())
 
     def __check_init__(self):
         if len(self.windows) != len(self.blocks):
@@ -81,8 +90,19 @@ class Transformer(eqx.Module):
         return self.W_E.shape[0]
 
     @property
+    def n_kv_heads(self) -> int:
+        """How many heads have keys and values, which each group of the others reads."""
+        return self.blocks[0].attn.W_K.shape[0]
+
+    @property
     def n_ctx(self) -> int:
-        return self.W_pos.shape[0]
+        """How many tokens the longest prompt has that the model was trained on."""
+        return self.most_positions if self.context is None else self.context
+
+    @property
+    def most_positions(self) -> int:
+        """How many tokens the longest prompt has that can be run."""
+        return Rotary.MOST if self.W_pos is None else self.W_pos.shape[0]
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -114,9 +134,13 @@ class Transformer(eqx.Module):
         return batch_masks(keys, causal=self.causal, windows=self.windows)
 
     def embed(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Resid:
-        """Tokens and positions to the first residual stream. Positions count the real tokens, wherever the padding is."""
+        """Tokens and learned positions to the first residual stream. Positions count the real tokens, wherever the padding is."""
+        rows = wide(entries(self.W_E, tokens))
+        embedded = tap(Kind.EMBED, rows if self.embed_scale == 1 else rows * self.embed_scale)
+        if self.W_pos is None:
+            return embedded
         positions = jnp.arange(tokens.shape[0]) if keys is None else jnp.maximum(jnp.cumsum(keys) - 1, 0)
-        return tap(Kind.EMBED, wide(entries(self.W_E, tokens))) + tap(Kind.POS_EMBED, wide(self.W_pos[positions]))
+        return embedded + tap(Kind.POS_EMBED, wide(self.W_pos[positions]))
 
     def unembed(self, resid: Resid, tap: Tap, tokens: Int[Array, " token"] | None = None) -> Logits:
         """The last residual stream to logits; of some `tokens` alone, whose directions are few."""
@@ -125,10 +149,13 @@ class Transformer(eqx.Module):
             own = self.untied_W_U
             directions = entries(self.W_E, tokens).T if own is None else entries(own, tokens, axis=1)
             # [seq d_model] · [d_model token] -> [seq token]
-            return normalized @ wide(directions) + wide(entries(self.b_U, tokens))
+            return self._capped(normalized @ wide(directions) + wide(entries(self.b_U, tokens)))
         if self.untied_W_U is None and len(normalized) == 1:
             # Of few rows with a transposed matrix XLA on CPUs first copies all of that, and takes ten times as long.
             logits = jax.lax.optimization_barrier(wide(self.W_E) @ normalized[0])[None]
         else:
             logits = normalized @ wide(self.W_U)
-        return tap(Kind.LOGITS, logits + wide(self.b_U))
+        return tap(Kind.LOGITS, self._capped(logits + wide(self.b_U)))
+
+    def _capped(self, logits: Float[Array, "..."]) -> Float[Array, "..."]:
+        return logits if self.logit_cap is None else self.logit_cap * jnp.tanh(logits / self.logit_cap)

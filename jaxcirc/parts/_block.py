@@ -3,26 +3,30 @@
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
+from .._indexing import take
 from .._sites import Kind
 from .._tap import bare_tap, Tap
 from .._typing import Mask, Resid
 from ._attention import Attention, KVCache
-from ._mlp import MLP
-from ._norm import LayerNorm
+from ._mlp import GatedMLP, MLP
+from ._norm import AbstractNorm
 
 
 class Block(eqx.Module):
-    """A pre-norm block: attention reads the residual stream, then the MLP reads the sum, or both read the same if they are `parallel`.
+    """Attention reads the residual stream, then the MLP reads the sum, or both read the same if they are `parallel`.
 
-    The two halves of a sequential block can be run apart, because the residual stream between them is a cut of the graph. `ln1` is
-    `None` in a model without norms, `ln2` and `mlp` are `None` in one of attention only.
+    `ln1` and `ln2` are norms of what the sublayers read, `ln1_post` and `ln2_post` of what they write; each is `None` where a model has
+    none there. `mlp` is `None` in a model of attention only. The two halves of a sequential block can be run apart, because the residual
+    stream between them is a cut of the graph.
     """
 
-    ln1: LayerNorm | None
+    ln1: AbstractNorm | None
     attn: Attention
-    ln2: LayerNorm | None
-    mlp: MLP | None
+    ln2: AbstractNorm | None
+    mlp: MLP | GatedMLP | None
     parallel: bool = eqx.field(static=True, default=False)
+    ln1_post: AbstractNorm | None = None
+    ln2_post: AbstractNorm | None = None
 
     @property
     def has_middle(self) -> bool:
@@ -50,9 +54,9 @@ class Block(eqx.Module):
         """What leaves the block at one position, where nothing else is wanted: only keys and values are computed everywhere. With a cache
         the position counts from the first of `resid`.
         """
-        tap, here = bare_tap(0), resid[position][None]
-        normalized = resid if self.ln1 is None else self.ln1(resid, tap)
-        attn = self.attn(normalized, mask[position][None], tap, queries=normalized[position][None], cache=cache)
+        tap, only = bare_tap(0), position[None]
+        here = take(resid, only)
+        attn = self._attention(resid, mask, tap, cache, only)
         if self.has_middle:
             return self.feed(here + attn, tap)
         return here + attn if self.mlp is None else here + attn + self._mlp(here, tap)
@@ -67,17 +71,26 @@ class Block(eqx.Module):
         resid = tap(Kind.RESID_MID, resid)
         return tap(Kind.RESID_POST, resid + self._mlp(resid, tap))
 
-    def keys_and_values(self, resid: Resid) -> tuple[Float[Array, "seq head d_head"], Float[Array, "seq head d_head"]]:
+    def keys_and_values(
+        self, resid: Resid
+    ) -> tuple[Float[Array, "seq kv_head d_head"], Float[Array, "seq kv_head d_head"]]:
         """Those of attention where `resid` enters, for a cache of them."""
         return self.attn.keys_and_values(resid if self.ln1 is None else self.ln1(resid, bare_tap(0)))
 
-    def _attention(self, resid: Resid, mask: Mask, tap: Tap, cache: KVCache | None = None) -> Resid:
-        normalized = resid if self.ln1 is None else self.ln1(resid, tap)
-        if cache is None:  # other classes of attention know of none
-            return tap(Kind.ATTN_OUT, self.attn(normalized, mask, tap))
-        return tap(Kind.ATTN_OUT, self.attn(normalized, mask, tap, cache=cache))
+    def _attention(
+        self, resid: Resid, mask: Mask, tap: Tap, cache: KVCache | None = None, only: Int[Array, " query"] | None = None
+    ) -> Float[Array, "query d_model"]:
+        read = tap(Kind.ATTN_IN, resid if self.ln1 is None else self.ln1(resid, tap))
+        # Other classes of attention know of neither.
+        more = {name: value for name, value in {"cache": cache, "only": only}.items() if value is not None}
+        out = self.attn(read, mask, tap, **more)
+        if self.ln1_post is not None:
+            out = self.ln1_post(tap(Kind.HEADS_OUT, out), tap)
+        return tap(Kind.ATTN_OUT, out)
 
     def _mlp(self, resid: Resid, tap: Tap) -> Resid:
         assert self.mlp is not None
-        normalized = resid if self.ln2 is None else self.ln2(resid, tap)
-        return tap(Kind.MLP_OUT, self.mlp(normalized, tap))
+        out = self.mlp(tap(Kind.MLP_IN, resid if self.ln2 is None else self.ln2(resid, tap)), tap)
+        if self.ln2_post is not None:
+            out = self.ln2_post(tap(Kind.NEURONS_OUT, out), tap)
+        return tap(Kind.MLP_OUT, out)

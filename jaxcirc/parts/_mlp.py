@@ -1,4 +1,4 @@
-"""What works on each position by itself: the MLP, and its activation functions."""
+"""What works on each position by itself: MLPs, and their activation functions."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,12 @@ def relu(x: Array) -> Array:
     return jax.nn.relu(x)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu_new": gelu_new, "gelu": gelu, "relu": relu}
+def silu(x: Array) -> Array:
+    """`x sigmoid(x)` (Elfwing et al. 2017, arXiv 1702.03118), also called swish."""
+    return jax.nn.silu(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu_new": gelu_new, "gelu": gelu, "relu": relu, "silu": silu}
 
 
 class MLP(eqx.Module):
@@ -43,4 +48,23 @@ class MLP(eqx.Module):
         weights = widened(self)
         pre = tap(Kind.MLP_PRE, x @ weights.W_in + weights.b_in)
         post = tap(Kind.MLP_POST, self.act(pre))
+        return post @ weights.W_out + weights.b_out
+
+
+class GatedMLP(eqx.Module):
+    """`(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out` (Shazeer 2020, arXiv 2002.05202)."""
+
+    W_gate: Float[Array, "d_model d_mlp"]
+    b_gate: Float[Array, " d_mlp"]
+    W_in: Float[Array, "d_model d_mlp"]
+    b_in: Float[Array, " d_mlp"]
+    W_out: Float[Array, "d_mlp d_model"]
+    b_out: Float[Array, " d_model"]
+    act: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __call__(self, x: Resid, tap: Tap) -> Resid:
+        weights = widened(self)
+        gate = tap(Kind.MLP_PRE, x @ weights.W_gate + weights.b_gate)
+        linear = tap(Kind.MLP_PRE_LINEAR, x @ weights.W_in + weights.b_in)
+        post = tap(Kind.MLP_POST, self.act(gate) * linear)
         return post @ weights.W_out + weights.b_out

@@ -88,7 +88,7 @@ def prepare_prompts(
             )
     metric = metric if metric is ALL_LOGITS else batched(model, metric, shape)
     check_positions(metric, real)
-    prompts, keys = filled(clean, real, model.n_ctx)
+    prompts, keys = filled(clean, real, model.most_positions)
     return Problem(
         saes={},
         clean=jax.device_put(prompts),
