@@ -22,19 +22,21 @@ class Kind(enum.IntEnum):
     | name | shape | what it holds |
     |---|---|---|
     | `hook_embed` | `seq d_model` | the row of `W_E` of each token, times the model's `embed_scale` |
-    | `hook_pos_embed` | `seq d_model` | the row of `W_pos` of each position, real tokens counted from 0; of models with learned positions |
-    | `hook_resid_pre` | `seq d_model` | what enters the block: the embeddings, summed, then `hook_resid_post` of the block before |
-    | `ln1.hook_scale` | `seq 1` | what the norm before attention divides by: the root of its input's variance (RMS norm: mean square) plus epsilon |
-    | `ln1.hook_normalized` | `seq d_model` | that norm's input, less its mean (RMS norm: as it is), by the scale, *before* weight and bias |
+    | `hook_pos_embed` | `seq d_model` | the row of `W_pos` of each position, real tokens counted from 0; not if rotary |
+    | `hook_resid_pre` | `seq d_model` | what enters the block: the embeddings, then `hook_resid_post` of the block before |
+    | `ln1.hook_scale` | `seq 1` | what the norm before attention divides by: the root of its input's mean square, centred or not, and epsilon |
+    | `ln1.hook_normalized` | `seq d_model` | its input, in a layer norm less its mean, by the scale, *before* weight and bias |
     | `attn.hook_in` | `seq d_model` | what attention reads: `ln1.hook_normalized` after weight and bias |
     | `attn.hook_q` | `seq head d_head` | queries, bias included |
     | `attn.hook_k` | `seq kv_head d_head` | keys, bias included |
     | `attn.hook_v` | `seq kv_head d_head` | values, bias included |
-    | `attn.q_norm.hook_scale`, `attn.k_norm.hook_scale` | `seq head 1` | what a norm of queries or keys divides by; `seq 1 1` if it is of all heads together |
-    | `attn.q_norm.hook_normalized`, `attn.k_norm.hook_normalized` | `seq head d_head` | queries or keys by it, *before* the weight; keys: `kv_head` |
-    | `attn.hook_rot_q` | `seq head d_head` | queries after their norm, rotated by their position; of models with rotary positions |
+    | `attn.q_norm.hook_scale` | `seq head 1` | what the norm of queries divides by; `seq 1 1` if it is of all heads together |
+    | `attn.q_norm.hook_normalized` | `seq head d_head` | queries by it, *before* its weight |
+    | `attn.k_norm.hook_scale` | `seq kv_head 1` | so too of keys |
+    | `attn.k_norm.hook_normalized` | `seq kv_head d_head` | so too of keys |
+    | `attn.hook_rot_q` | `seq head d_head` | queries after their norm, rotated by their position if that is rotary |
     | `attn.hook_rot_k` | `seq kv_head d_head` | keys, so too |
-    | `attn.hook_attn_scores` | `head q_seq k_seq` | scaled products of queries and keys, capped where the model caps them, `-inf` where the mask allows no attention |
+    | `attn.hook_attn_scores` | `head q_seq k_seq` | scaled products of queries and keys, capped or not, `-inf` where the mask allows none |
     | `attn.hook_pattern` | `head q_seq k_seq` | their softmax over keys |
     | `attn.hook_z` | `seq head d_head` | values, averaged by the pattern |
     | `attn.hook_result` | `seq head d_model` | `hook_z` through `W_O`, head by head; made only where it is asked for |

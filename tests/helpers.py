@@ -125,7 +125,9 @@ def make_model(
         kv = kv_heads or heads
         into = lambda n: (random(n, d_model, d_head), random(n, d_head))
         scale = jnp.asarray((scales or (d_head**-0.5,) * layers)[layer])
-        attn = Attention(*into(heads), *into(kv), *into(kv), random(heads, d_head, d_model), random(d_model), scale, cap=cap)
+        attn = Attention(
+            *into(heads), *into(kv), *into(kv), random(heads, d_head, d_model), random(d_model), scale, cap=cap
+        )
         if qk_norm is not None:
             of = lambda n, *sites: rms_norm((n, d_head) if qk_norm == "all" else (d_head,), *sites)
             attn = dataclasses.replace(

@@ -73,7 +73,7 @@ def bilinear(
     source, target, heads = segment.source.kind, read_site(segment).kind, linear.heads
     attention = heads if heads is not None and heads.paths and attends(segment) else None
     forward = forward and attention is None
-    spread = spread and source <= Kind.LN1_NORMALIZED
+    spread = spread and source <= Kind.ATTN_IN
     spread = spread and attention is not None and bool(attention.paths & {Kind.V, Kind.K})
 
     def prepare_rows(items: Array, positions: Positions) -> Rows:
@@ -85,10 +85,11 @@ def bilinear(
         if attention is not None and Kind.Z in covectors:
             attended = attention.prepare_rows(covectors[Kind.Z], positions)
             if Kind.Q in attention.paths:
-                covectors[Kind.Q] = covectors.get(Kind.Q, 0) + attention.pull_queries(attended)
+                asking = attention.kinds[Kind.Q]
+                covectors[asking] = covectors.get(asking, 0) + attention.pull_queries(attended)
         local = pull(linear.before, covectors, positions).get(source)
         if attention is not None and attended is not None and spread:
-            attended = attention.spread_to_keys(attended, positions)
+            attended = attention.spread(attended, positions)
         return Rows(positions, local, attended)
 
     def prepare_columns(items: Array, positions: Positions) -> Columns:
@@ -97,9 +98,10 @@ def bilinear(
             return Columns(push(linear.maps, vectors, positions)[target], None)
         if attention is None:
             return Columns(vectors[source], None)
-        images = push(linear.entrance, vectors, positions)  # up to the normalised residual stream
+        images = push(linear.entrance, vectors, positions)  # up to what attention reads
         if spread:
-            return Columns(vectors[source], images.get(Kind.LN1_NORMALIZED))
+            return Columns(vectors[source], images.get(Kind.ATTN_IN))
+        images = push(linear.placing, images, positions)
         return Columns(vectors[source], attention.prepare_columns(images, asked=asked))
 
     return Bilinear(prepare_rows, prepare_columns, attention)

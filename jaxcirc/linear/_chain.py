@@ -142,8 +142,7 @@ def before_heads(linear: LinearBlock) -> Plane:
     """The plane of the queries, keys and values of a block, those that are live."""
     heads = linear.heads
     assert heads is not None
-    kinds = tuple(kind for kind in (Kind.Q, Kind.K, Kind.V) if kind in heads.paths)
-    return Plane(kinds, (heads.q[0].size,) * len(kinds))
+    return Plane(tuple(heads.inputs), tuple(heads.inputs.values()))
 
 
 def behind_heads(linear: LinearBlock) -> Plane:
@@ -175,8 +174,8 @@ def pulled(
         else:  # [seq n d_model] · [seq d_model d_model] -> [seq n d_model]
             read = segment.blocks[0].mlp_reads
             items[read] = jnp.einsum("snd,sde->sne", covectors, take(mlps, positions))
-            others = {Kind.Z, Kind.ATTN_OUT, Kind.RESID_PRE} - {read}  # what the matrices do not have
-            items = _pull_each([link for link in linear.after if link.source in others], items, positions)
+            apart = lambda kind: kind != read and kind <= Kind.ATTN_OUT  # what the matrices do not have
+            items = _pull_each([link for link in linear.after if apart(link.source)], items, positions)
         each = lambda items: around_heads(segment, linear, items, positions)
         return jax.vmap(each, in_axes=1, out_axes=1)(items)
 

@@ -145,14 +145,14 @@ def _spread(segment: Segment, left: Array, left_pos: Array, *, window: int) -> W
     rows = form.prepare_rows(left, left_pos)
     out = jnp.zeros((len(left), window, segment.resid.shape[1]), left.dtype)
     if isinstance(rows.attended, SpreadRows):
-        weights = rows.attended.weights[:, :, :window]
+        weights, positions = rows.attended.weights[:, :, :window], jnp.arange(window, dtype=jnp.int32)
         # [part n seq] · [part n width] -> [n seq width]
-        out = jnp.einsum("pnt,npd->ntd", weights, rows.attended.directions)
-        positions = jnp.arange(window, dtype=jnp.int32)
-        enter = lambda rows: pull(linear.entrance, {Kind.LN1_NORMALIZED: rows}, positions).get(
-            source, jnp.zeros_like(rows)
-        )
-        out = jax.vmap(enter)(out)
+        read = {Kind.ATTN_IN: jnp.einsum("pnt,npd->ntd", weights, rows.attended.directions)}
+        if rows.attended.keys is not None:
+            assert linear.heads is not None
+            read[linear.heads.kinds[Kind.K]] = rows.attended.keys[:, :window]
+        enter = lambda rows: pull(linear.before, rows, positions).get(source, jnp.zeros_like(rows[Kind.ATTN_IN]))
+        out = jax.vmap(enter)(read)
     if rows.local is not None:
         out = out.at[jnp.arange(len(left)), left_pos].add(rows.local)
     return out

@@ -20,7 +20,8 @@ from .._indexing import take
 from ..runs import rounded_up
 from ._bilinear import bilinear, contract_same
 from ._block import linearise
-from ._forms import attends
+from ._cost import heads_of
+from ._forms import attends, can_spread
 from ._segment import Segment
 from ._tiles import sort, tile, Tiles
 
@@ -40,13 +41,16 @@ class Sizes(NamedTuple):
     asked: bool
 
 
-def sizes_for(m: int, k: int, seq: int, heads: int, d_model: int, itemsize: int, budget: int) -> Sizes:
-    """Sizes that keep all that a contraction holds beside its output within `budget` bytes."""
+def sizes_for(segment: Segment, m: int, k: int, budget: int) -> Sizes:
+    """Sizes that keep all that a contraction of `m` rows and `k` columns holds beside its output within `budget` bytes."""
+    (seq, d_model), heads, itemsize = segment.resid.shape, heads_of(segment), segment.resid.dtype.itemsize
     numbers = budget // itemsize
     # A block's numbers stay in a core's cache on a CPU, and fill an accelerator.
     few, many = (128, 512) if jax.default_backend() == "cpu" else (512, 4096)
     positions = min(seq, k)
-    spread = 16 * m <= k  # measured on CPUs: spreading a row takes as long as pushing about sixteen columns
+    spread = 16 * m <= k and can_spread(
+        segment
+    )  # measured on CPUs: spreading a row takes as long as pushing about sixteen columns
     width = min(64, -(-k // (8 * positions)) * 8) if spread else min(8, _power_below(max(1, k // (2 * positions))))
     columns = min(many, rounded_up(k + width * positions)) // width * width
     everything = k + width * positions + columns

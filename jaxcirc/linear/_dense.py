@@ -24,6 +24,7 @@ from ._attention import AttentionMap, AttentionRows
 from ._bilinear import bilinear, Rows
 from ._block import LinearBlock, linearise
 from ._cost import numbers_held
+from ._maps import pull
 from ._segment import Segment
 
 
@@ -93,6 +94,7 @@ def _in_tiles(segment: Segment, target_pos: Array, source_pos: Array, sizes: Siz
         # The groups of keys that matter come first: those that the query may attend to, and its own position.
         matters = (groups == t) | (take(form.attention.mask[t], groups) if form.attention is not None else False)
         order, count = begins[jnp.argsort(~matters.any(1))], matters.any(1).sum()
+        by_key = None if form.attention is None else _key_directions(linear, form.attention, kind, t, source_pos)
 
         def some_rows(j, out):
             first = jnp.minimum(j * sizes.rows, n - sizes.rows)
@@ -102,6 +104,7 @@ def _in_tiles(segment: Segment, target_pos: Array, source_pos: Array, sizes: Siz
                 begin = jnp.minimum(j * sizes.coordinates, sizes.rows - sizes.coordinates)
                 local, attended = _some(rows, begin, sizes.coordinates)
                 factors = _factors(linear, form.attention, kind, attended, t, source_pos)
+                scores = None if by_key is None or attended is None else attended.scores
 
                 def some_keys(j, out):
                     at = lambda x, axis=0: jax.lax.dynamic_slice_in_dim(x, order[j], sizes.keys, axis)
@@ -113,6 +116,11 @@ def _in_tiles(segment: Segment, target_pos: Array, source_pos: Array, sizes: Siz
                         found += jnp.einsum("nsr,nrw->nsw", at(factors.weights, 1), factors.directions)
                         if y is not None and factors.along is not None:
                             found += at(factors.along, 1)[..., None] * at(y)
+                    if by_key is not None and scores is not None:
+                        asked = at(take(scores, source_pos, axis=2), 2)
+                        found += jnp.einsum(
+                            "hns,shw->nsw", asked, at(by_key)
+                        )  # [head n s] · [s head width] -> [n s width]
                     return jax.lax.dynamic_update_slice(out, found[None], (i, first + begin, order[j], 0))
 
                 return jax.lax.fori_loop(0, count, some_keys, out)
@@ -142,18 +150,20 @@ def _factors(
 ) -> Factors | None:
     """Factors what comes from the keys: of rank `head` by values, of rank `head` by keys. `None` where neither is on the way."""
     spread = None if rows is None or attention is None else attention.spread_to_keys(rows, t[None], source)
-    passes = source != Kind.RESID_PRE or any(link.target == Kind.LN1_NORMALIZED for link in linear.before)
-    if spread is None or not passes:
+    if spread is None or not (source > Kind.ATTN_IN or _leads(linear, source)):
         return None
     weights, directions, norm = (
         take(spread.weights, source_pos, axis=2).transpose(1, 2, 0),
         spread.directions,
         linear.norm,
     )
-    if norm is None or source != Kind.RESID_PRE:
+    if norm is None or source > Kind.LN1_NORMALIZED:
         return Factors(weights, directions, None)
     directions = directions if norm.weight is None else directions * norm.weight
-    directions -= jnp.mean(directions, axis=-1, keepdims=True)
+    if source == Kind.LN1_NORMALIZED:
+        return Factors(weights, directions, None)
+    if norm.centres:
+        directions -= jnp.mean(directions, axis=-1, keepdims=True)
     weights /= take(norm.scale, source_pos)
     if not norm.live:
         return Factors(weights, directions, None)
@@ -161,3 +171,26 @@ def _factors(
     # [n rank width] · [s width] -> [n s rank]
     shares = jnp.einsum("nrw,sw->nsr", directions, y) / y.shape[1]
     return Factors(weights, directions, -jnp.sum(weights * shares, axis=2))
+
+
+def _leads(linear: LinearBlock, source: Kind) -> bool:
+    """Whether what attention reads has a tangent of the source."""
+    reached = {source}
+    for each in linear.entrance:
+        reached |= {each.target} if each.source in reached else set()
+    return Kind.ATTN_IN in reached
+
+
+def _key_directions(
+    linear: LinearBlock, attention: AttentionMap, source: Kind, t: Int[Array, ""], source_pos: Int[Array, " s"]
+) -> Float[Array, "s head width"] | None:
+    """Pulls what each head of a query at `t` has of the keys at each position back to the source: where no one matrix makes the keys, so
+    that this is another at each. `None` where it is not so, or does not lead there.
+    """
+    if Kind.K not in attention.paths or attention.W_K is not None:
+        return None
+    queries = attention.of_all_heads(take(attention.q, t[None]))[0]
+    items = jnp.tile(queries, (len(source_pos), 1))
+    positions = jnp.repeat(source_pos, len(queries))
+    pulled = pull(linear.before, {attention.kinds[Kind.K]: items}, positions).get(source)
+    return None if pulled is None else pulled.reshape(len(source_pos), len(queries), -1)

@@ -6,30 +6,17 @@ from .._sites import Kind, Part, Site
 from .._tap import site_read
 from .._typing import Resid
 from ..models import is_known
-from ..parts import Block
-from ._local import has_local_maps
+from ..parts import Attention, Block
+from ._local import has_closed_form, has_local_maps
 from ._segment import Segment
 from ._slots import Slot, slots, slots_between
 
 
-LOCAL = frozenset(
-    {
-        Kind.RESID_PRE,
-        Kind.LN1_NORMALIZED,
-        Kind.Q,
-        Kind.K,
-        Kind.V,
-        Kind.Z,
-        Kind.ATTN_OUT,
-        Kind.RESID_MID,
-        Kind.LN2_NORMALIZED,
-        Kind.MLP_PRE,
-        Kind.MLP_POST,
-        Kind.MLP_OUT,
-        Kind.RESID_POST,
-    }
+NORM_SCALES = frozenset(
+    {Kind.LN1_SCALE, Kind.Q_SCALE, Kind.K_SCALE, Kind.LN1_POST_SCALE, Kind.LN2_SCALE, Kind.LN2_POST_SCALE}
 )
-HELD = LOCAL | {Kind.LN1_SCALE, Kind.LN2_SCALE, Kind.ATTN_SCORES, Kind.PATTERN, Kind.RESULT}
+HELD = frozenset(kind for kind in Kind if kind.in_block)
+LOCAL = HELD - NORM_SCALES - {Kind.ATTN_SCORES, Kind.PATTERN, Kind.RESULT}
 
 
 def is_closed(segment: Segment) -> bool:
@@ -51,10 +38,29 @@ def passed(segment: Segment) -> tuple[Slot, ...]:
 
 def _has_maps(block: Block, some: Iterable[Slot], resid: Resid) -> bool:
     """Whether there are maps of these parts of a block: of attention in closed form, of others at least by autodiff of their own code."""
-    mapped = lambda slot: (
-        is_known(block, "attn") if slot.name == "attn" else has_local_maps(slot, slot.part(block), resid)
-    )
+    mapped = lambda slot: _is_mapped(block) if slot.name == "attn" else has_local_maps(slot, slot.part(block), resid)
     return is_known(block) and all(map(mapped, some))
+
+
+def _is_mapped(block: Block) -> bool:
+    """Whether a block's attention has its closed form, with whatever norms of queries and keys."""
+    norms = (block.attn.q_norm, block.attn.k_norm) if is_known(block, "attn") else (block.attn,)
+    return all(norm is None or has_closed_form(norm) for norm in norms)
+
+
+def read_by_scores(attn: Attention, kind: Kind) -> Kind:
+    """The kind of site of queries, keys or values behind what places them: their norm, and rotation by their positions."""
+    placed = {Kind.Q: (attn.q_norm, Kind.ROT_Q), Kind.K: (attn.k_norm, Kind.ROT_K)}
+    if kind not in placed:
+        return kind
+    norm, behind = placed[kind]
+    return kind if norm is None and attn.rotary is None else behind
+
+
+def can_spread(segment: Segment) -> bool:
+    """Whether rows can be spread over the keys of a one-block segment at the price of a few covectors a head: one matrix makes the keys."""
+    stopped = segment.frozen_kinds & {Kind.K, Kind.K_NORMALIZED, Kind.ROT_K, Kind.ATTN_SCORES, Kind.PATTERN}
+    return bool(stopped) or read_by_scores(segment.blocks[0].attn, Kind.K) == Kind.K
 
 
 def is_folded(segment: Segment) -> bool:
@@ -85,7 +91,8 @@ def is_local(segment: Segment) -> bool:
 def attends(segment: Segment) -> bool:
     """Whether a one-block segment goes through attention."""
     target, held = read_site(segment).kind, segment.frozen_kinds
-    stopped = Kind.Z in held or (target > Kind.Z and {Kind.RESULT, Kind.ATTN_OUT} & held)
+    outputs = {kind for kind in held if Kind.Z < kind <= Kind.ATTN_OUT} - NORM_SCALES
+    stopped = Kind.Z in held or (target > Kind.Z and outputs)
     beside = segment.blocks[0].parallel and Kind.ATTN_OUT < target < Kind.RESID_POST
     return segment.source.kind < Kind.ATTN_SCORES and target >= Kind.Z and not stopped and not beside
 
@@ -105,5 +112,7 @@ def is_chain(segment: Segment) -> bool:
 
 
 def is_dense(segment: Segment) -> bool:
-    """Whether the whole matrix of a one-block segment is made at once, which takes the norm at its entrance apart: a layer norm or none."""
-    return is_known(segment.blocks[0], "ln1") or segment.source.kind != Kind.RESID_PRE
+    """Whether the whole matrix of a one-block segment is made at once, which takes the norm at its entrance apart: one that is known, or
+    none.
+    """
+    return is_known(segment.blocks[0], "ln1") or segment.source.kind > Kind.LN1_NORMALIZED

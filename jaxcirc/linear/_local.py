@@ -4,13 +4,14 @@ A part is any callable `part(x, tap)` from `[seq d_model]` to `[seq d_model]` th
 norm, a plain MLP and an MLP of a user's own differ in speed, not in value. Closed forms are for exactly the class that registered them: a
 class derived from it may compute anything.
 
-- Layer norm with value $\hat y$ (before weight and bias) and scale $s$: $dy = (dx - \overline{dx} - \hat y\,\overline{\hat y\,dx}) / s$;
-  with the scale held the last term is missing.
+- Norm with value $\hat y$ (before weight and bias) and scale $s$: $d\hat y = (dx - \hat y\,\overline{\hat y\,dx}) / s$, with $dx$ less
+  its mean first in a layer norm; with the scale held the second term is missing. Then the weight.
 - MLP: $d\,\mathrm{pre} = W_{in}^T dx$, $d\,\mathrm{post} = act'(\mathrm{pre}) \odot d\,\mathrm{pre}$,
-  $d\,\mathrm{out} = W_{out}^T d\,\mathrm{post}$.
+  $d\,\mathrm{out} = W_{out}^T d\,\mathrm{post}$; a gated one has two such paths, each times what the other has.
 """
 
 import functools as ft
+import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -20,12 +21,12 @@ from jaxtyping import Array, Float
 
 from .._edits import Add, Detach
 from .._indexing import take
-from .._precision import widened
+from .._precision import wide, widened
 from .._sites import Kind, Site
 from .._tap import EditEach, Everything, Tap
 from ..graph import graph_of, is_elementwise, keeps_positions, structure_of
-from ..parts import LayerNorm, MLP
-from ._maps import dense, Items, LocalMap, Positions, Push
+from ..parts import GatedMLP, LayerNorm, MLP, RMSNorm
+from ._maps import dense, diagonal, Items, LocalMap, Positions, Push
 from ._slots import Slot
 
 
@@ -33,29 +34,39 @@ Values = dict[Kind, Array]  # of the clean run, by kind of site, each `[seq widt
 
 
 class Norm(NamedTuple):
-    """A layer norm at its clean point: its value `y` `[seq d_model]` before weight and bias, its `scale` `[seq 1]`, which is `live` or
-    held, and its `weight`.
+    """A norm at its clean point: its value `y` before weight and bias, its `scale`, which is `live` or held, and its `weight`; whether it
+    subtracts the mean first (`centres`), and whether the mean of squares runs over all axes of a position (`joint`).
     """
 
-    y: Float[Array, "seq d_model"]
-    scale: Float[Array, "seq 1"]
-    weight: Float[Array, " d_model"] | None
+    y: Float[Array, "seq ..."]
+    scale: Float[Array, "seq ..."]
+    weight: Float[Array, "..."] | None
     live: bool
+    centres: bool
+    joint: bool
 
     def push(self, x: Items, positions: Positions) -> Items:
-        out = x - jnp.mean(x, axis=-1, keepdims=True)
+        """Takes vectors, flat, to those of `y`."""
+        out = x.reshape(len(x), *self.y.shape[1:])
+        axes = tuple(range(1, out.ndim)) if self.joint else -1
+        if self.centres:
+            out = out - jnp.mean(out, axis=axes, keepdims=True)
         if self.live:
             here = take(self.y, positions)
-            out = out - here * jnp.mean(here * x, axis=-1, keepdims=True)
-        out = out / take(self.scale, positions)
-        return out if self.weight is None else out * self.weight
+            out = out - here * jnp.mean(here * out, axis=axes, keepdims=True)
+        return (out / take(self.scale, positions)).reshape(x.shape)
+
+    def weigh(self, y: Items, positions: Positions) -> Items:
+        """Takes vectors of `y`, flat, through the weight."""
+        return y if self.weight is None else (y.reshape(len(y), *self.y.shape[1:]) * self.weight).reshape(y.shape)
 
 
-def norm_at(norm: LayerNorm, reads: Kind, values: Values, frozen: Collection[Kind]) -> Norm:
-    """Linearises a layer norm at what it `reads` and the scale by which it divides."""
-    resid, scale = values[reads], values[norm.sites[0]]
-    y = (resid - jnp.mean(resid, axis=-1, keepdims=True)) / scale
-    return Norm(y, scale, widened(norm).weight, live=norm.sites[0] not in frozen)
+def norm_at(norm: LayerNorm | RMSNorm, values: Values, frozen: Collection[Kind]) -> Norm:
+    """Linearises a norm at its value and the scale by which it divided."""
+    scale, value = norm.sites
+    offset = norm.offset if isinstance(norm, RMSNorm) else 0
+    weight = None if norm.weight is None else offset + wide(norm.weight)
+    return Norm(values[value], values[scale], weight, scale not in frozen, isinstance(norm, LayerNorm), norm.joint)
 
 
 def local_maps(slot: Slot, part: Any, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
@@ -66,7 +77,7 @@ def local_maps(slot: Slot, part: Any, values: Values, frozen: Collection[Kind]) 
 
 def has_closed_form(part: Any) -> bool:
     """Whether a part is of a class that registered a closed form, and of those that it covers."""
-    return type(part) in CLOSED and (type(part) is not MLP or is_elementwise(part.act))
+    return type(part) in CLOSED and (type(part) not in (MLP, GatedMLP) or is_elementwise(part.act))
 
 
 def has_local_maps(slot: Slot, part: Any, resid: Float[Array, "seq d_model"]) -> bool:
@@ -76,35 +87,59 @@ def has_local_maps(slot: Slot, part: Any, resid: Float[Array, "seq d_model"]) ->
 
 @ft.lru_cache(maxsize=256)
 def _is_local(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int, dtype: Any) -> bool:
-    made: list[bool] = []
-
     def everything(x, *leaves):
         tap = Tap({}, {}, Everything(), layer=0)
-        out = jax.tree.unflatten(tree, leaves)(x, tap)
-        made.append(tap.cache.get(Site(0, slot.writes), out) is out)  # a norm may go on from what it called its result
-        return [out, *tap.cache.values()]
+        _run(slot, jax.tree.unflatten(tree, leaves), x, tap)
+        return list(tap.cache.values())
 
     x = jax.ShapeDtypeStruct((3, d_model), dtype)  # three positions stand for any number
-    return keeps_positions(everything, x, *leaves, axes=[0, *(None for _ in leaves)]) and all(made)
+    return keeps_positions(everything, x, *leaves, axes=[0, *(None for _ in leaves)])
 
 
-def _layer_norm(slot: Slot, norm: LayerNorm, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
-    linear = norm_at(norm, slot.reads, values, frozen)
-    return [LocalMap(slot.reads, slot.writes, linear.push, linear.y.shape[1])]
+def _norm(slot: Slot, norm: LayerNorm | RMSNorm, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
+    return norm_maps(norm_at(norm, values, frozen), slot.reads, norm.sites[1], slot.writes)
+
+
+def norm_maps(norm: Norm, reads: Kind, value: Kind, writes: Kind) -> list[LocalMap]:
+    """Makes the maps from what a norm reads to its value, and from there to what comes of it."""
+    width = math.prod(norm.y.shape[1:])
+    return [LocalMap(reads, value, norm.push, width), LocalMap(value, writes, norm.weigh, width)]
 
 
 def _plain_mlp(slot: Slot, mlp: MLP, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
-    mlp, pre = widened(mlp), values[Kind.MLP_PRE]
+    mlp = widened(mlp)
     d_model, d_mlp = mlp.W_in.shape
-    slope = jax.jvp(mlp.act, (pre,), (jnp.ones_like(pre),))[1]
+    _, slope = _value_and_slope(mlp.act, values[Kind.MLP_PRE])
     return [
         LocalMap(slot.reads, Kind.MLP_PRE, dense(mlp.W_in), d_model),
-        LocalMap(Kind.MLP_PRE, Kind.MLP_POST, lambda x, positions: x * take(slope, positions), d_mlp),
+        LocalMap(Kind.MLP_PRE, Kind.MLP_POST, diagonal(slope), d_mlp),
         LocalMap(Kind.MLP_POST, slot.writes, dense(mlp.W_out), d_mlp),
     ]
 
 
-CLOSED: dict[type, Callable[..., list[LocalMap]]] = {LayerNorm: _layer_norm, MLP: _plain_mlp}
+def _gated_mlp(slot: Slot, mlp: GatedMLP, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
+    mlp = widened(mlp)
+    d_model, d_mlp = mlp.W_in.shape
+    gate, slope = _value_and_slope(mlp.act, values[Kind.MLP_PRE])
+    return [
+        LocalMap(slot.reads, Kind.MLP_PRE, dense(mlp.W_gate), d_model),
+        LocalMap(slot.reads, Kind.MLP_PRE_LINEAR, dense(mlp.W_in), d_model),
+        LocalMap(Kind.MLP_PRE, Kind.MLP_POST, diagonal(slope * values[Kind.MLP_PRE_LINEAR]), d_mlp),
+        LocalMap(Kind.MLP_PRE_LINEAR, Kind.MLP_POST, diagonal(gate), d_mlp),
+        LocalMap(Kind.MLP_POST, slot.writes, dense(mlp.W_out), d_mlp),
+    ]
+
+
+def _value_and_slope(act: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    return jax.jvp(act, (x,), (jnp.ones_like(x),))
+
+
+CLOSED: dict[type, Callable[..., list[LocalMap]]] = {
+    LayerNorm: _norm,
+    RMSNorm: _norm,
+    MLP: _plain_mlp,
+    GatedMLP: _gated_mlp,
+}
 
 
 def _by_autodiff(slot: Slot, part: Any, values: Values) -> list[LocalMap]:
@@ -133,10 +168,8 @@ def _derivative(slot: Slot, part: Any, x: Float[Array, "seq d_model"], source: K
 
 
 def _run(slot: Slot, part: Any, x: Float[Array, "n d_model"], tap: Tap) -> None:
-    """Runs a part, with what it reads and what it makes as sites: a norm taps its result itself."""
-    out = part(tap(slot.reads, x), tap)
-    if Site(0, slot.writes) not in tap.seen:
-        tap(slot.writes, out)
+    """Runs a part, with what it reads and what it makes as sites."""
+    tap(slot.writes, part(tap(slot.reads, x), tap))
 
 
 @ft.lru_cache(maxsize=256)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
+from .._indexing import take
 from .._sites import Kind
 
 
@@ -57,6 +58,11 @@ def pull(maps: Iterable[LocalMap], covectors: dict[Kind, Items], positions: Posi
 def same(x: Items, positions: Positions) -> Items:
     """The map of what is passed on as it is."""
     return x
+
+
+def diagonal(slope: Float[Array, "seq width"]) -> Push:
+    """The map of a product with a number for each coordinate at each position."""
+    return lambda x, positions: x * take(slope, positions)
 
 
 def dense(W: Float[Array, "d_in d_out"]) -> Push:

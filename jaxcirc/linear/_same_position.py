@@ -54,7 +54,7 @@ def _push(
     for segment in segments:
         linear = linearise(segment)
         images = push(linear.before, {segment.source.kind: vectors}, positions)
-        if linear.heads is not None and images.keys() & {Kind.Q, Kind.K, Kind.V}:
+        if linear.heads is not None and images.keys() & set(linear.heads.kinds.values()):
             images[Kind.Z] = linear.heads.own(images, positions)
         vectors = push(linear.after, images, positions)[segment.target.kind]
     return vectors

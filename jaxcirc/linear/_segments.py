@@ -13,7 +13,7 @@ from ..runs import BUDGET, halving
 from ._block import linearise
 from ._chain_contract import contract_chain
 from ._contract import contract_block, contract_laid_out, lay_out, sizes_for
-from ._cost import chunk_for, heads_of
+from ._cost import chunk_for
 from ._ends import source_vectors, target_covectors
 from ._forms import attends, is_closed, is_folded, read_site
 from ._maps import pull as pull_links, push as push_links
@@ -45,8 +45,7 @@ def contract_by_plan(
         between = (middle, *others)
         compute = lambda budget: contract_chain(between, left, left_pos, right, right_pos, budget)
     else:
-        (seq, d_model), heads = middle.resid.shape, heads_of(middle)
-        size = ft.partial(sizes_for, len(left_pos), len(right_pos), seq, heads, d_model, middle.resid.dtype.itemsize)
+        size = ft.partial(sizes_for, middle, len(left_pos), len(right_pos))
         compute = lambda budget: contract_block(middle, left, left_pos, right, right_pos, sizes=size(budget))
     return halving(compute, budget, "the memory budget")
 
@@ -91,10 +90,9 @@ def contract_batch(
     budget: int = BUDGET,
 ) -> Float[Array, "batch m k"]:
     """`left_m^T J right_k` for every example of a batch: `masks`, `resid` and `displacement` are theirs, the rest is shared."""
-    (seq, d_model), (m, k) = segment.resid.shape, (left.shape[1], right.shape[1])
+    m, k = left.shape[1], right.shape[1]
     if is_closed(segment):
-        heads = heads_of(segment)
-        sizes = sizes_for(m, k, seq, heads, d_model, segment.resid.dtype.itemsize, budget)
+        sizes = sizes_for(segment, m, k, budget)
         layout = lay_out(segment, left_pos, right_pos, sizes)
         return _batch(
             segment, masks, resid, displacement, layout, left, left_pos, right, right_pos, sizes=sizes, sweep=None

@@ -28,11 +28,15 @@ class Slot:
 
 def slots(block: Block) -> tuple[Slot, ...]:
     """The parts that a block has, in execution order."""
+    attention = Kind.ATTN_OUT if block.ln1_post is None else Kind.HEADS_OUT
+    neurons = Kind.MLP_OUT if block.ln2_post is None else Kind.NEURONS_OUT
     every = (
-        Slot("ln1", Kind.RESID_PRE, Kind.LN1_NORMALIZED, Kind.LN1_SCALE, "attention"),
-        Slot("attn", Kind.LN1_NORMALIZED, Kind.ATTN_OUT, Kind.Q, "attention"),
-        Slot("ln2", block.mlp_reads, Kind.LN2_NORMALIZED, Kind.LN2_SCALE, "mlp"),
-        Slot("mlp", Kind.LN2_NORMALIZED, Kind.MLP_OUT, Kind.MLP_PRE, "mlp"),
+        Slot("ln1", Kind.RESID_PRE, Kind.ATTN_IN, Kind.LN1_SCALE, "attention"),
+        Slot("attn", Kind.ATTN_IN, attention, Kind.Q, "attention"),
+        Slot("ln1_post", Kind.HEADS_OUT, Kind.ATTN_OUT, Kind.LN1_POST_SCALE, "attention"),
+        Slot("ln2", block.mlp_reads, Kind.MLP_IN, Kind.LN2_SCALE, "mlp"),
+        Slot("mlp", Kind.MLP_IN, neurons, Kind.MLP_PRE, "mlp"),
+        Slot("ln2_post", Kind.NEURONS_OUT, Kind.MLP_OUT, Kind.LN2_POST_SCALE, "mlp"),
     )
     return tuple(slot for slot in every if slot.part(block) is not None)
 

@@ -38,7 +38,7 @@ def are_steps_closed(segments: Segments) -> bool:
     if not all(map(is_closed, steps)):
         return False
     mixing = [step for step in steps if attends(step)]
-    return len(mixing) < 2 or mixing[-1].source.kind <= Kind.LN1_NORMALIZED  # which rows are spread to
+    return len(mixing) < 2 or mixing[-1].source.kind <= Kind.ATTN_IN  # which rows are spread to
 
 
 def bare_start(segments: Segments) -> Segments:

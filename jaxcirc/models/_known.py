@@ -2,11 +2,20 @@
 for one that it is not.
 """
 
-from ..parts import Attention, Block, LayerNorm, MLP
+from ..parts import Attention, Block, GatedMLP, LayerNorm, MLP, RMSNorm
 from ._transformer import Transformer
 
 
-KNOWN = {"ln1": LayerNorm, "attn": Attention, "ln2": LayerNorm, "mlp": MLP, "ln_final": LayerNorm}
+NORMS, MLPS = (LayerNorm, RMSNorm), (MLP, GatedMLP)
+KNOWN = {
+    "ln1": NORMS,
+    "attn": (Attention,),
+    "ln1_post": NORMS,
+    "ln2": NORMS,
+    "mlp": MLPS,
+    "ln2_post": NORMS,
+    "ln_final": NORMS,
+}
 
 
 def is_known(block: Block, *names: str) -> bool:
@@ -27,12 +36,13 @@ def check_known(what: str, model: Transformer, *names: str) -> None:
         for layer, holder in enumerate([model] if of_model else model.blocks):
             if not _is_known(holder, name):
                 where, found = name if of_model else f"blocks.{layer}.{name}", type(getattr(holder, name)).__name__
+                kinds = " or ".join(kind.__name__ for kind in KNOWN[name])
                 raise ValueError(
-                    f"{what}: it computes with the weights of a {KNOWN[name].__name__}, and `{where}` is a {found}. jc.run, jc.edge and "
+                    f"{what}: it computes with the weights of a {kinds}, and `{where}` is a {found}. jc.run, jc.edge and "
                     "jc.node_effects by gradients take any part."
                 )
 
 
 def _is_known(holder: Block | Transformer, name: str) -> bool:
     part = getattr(holder, name)
-    return part is None or type(part) is KNOWN[name]
+    return part is None or type(part) in KNOWN[name]

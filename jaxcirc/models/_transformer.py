@@ -42,7 +42,12 @@ class Transformer(eqx.Module):
     float32 (`activation_dtype`). On accelerators `jax.default_matmul_precision` trades exactness of the products for speed.
     """
 
-    LABELS: ClassVar = ("architecture", "name", "processing", "positions")  # what is said of it, and is no part of what it computes
+    LABELS: ClassVar = (
+        "architecture",
+        "name",
+        "processing",
+        "positions",
+    )  # what is said of it, and is no part of what it computes
 
     W_E: Float[Array, "d_vocab d_model"]
     W_pos: Float[Array, "n_ctx d_model"] | None  # None: positions are rotary

@@ -25,7 +25,9 @@ class KVCache(NamedTuple):
     v: Float[Array, "k_seq kv_head d_head"]
     first: Int[Array, ""]
 
-    def updated(self, k: Float[Array, "seq kv_head d_head"], v: Float[Array, "seq kv_head d_head"]) -> tuple[Array, Array]:
+    def updated(
+        self, k: Float[Array, "seq kv_head d_head"], v: Float[Array, "seq kv_head d_head"]
+    ) -> tuple[Array, Array]:
         put = lambda new, old: jax.lax.dynamic_update_slice_in_dim(old, new, self.first, axis=0)
         return put(k, self.k), put(v, self.v)
 
@@ -116,7 +118,9 @@ def _placed(
 ) -> Float[Array, "seq head d_head"]:
     """Normalises queries or keys, and rotates them by their positions."""
     x = x if norm is None else norm(x, tap)
-    return x if rotary is None else tap(kind, rotary(x, positions))
+    if norm is None and rotary is None:
+        return x
+    return tap(kind, x if rotary is None else rotary(x, positions))
 
 
 def grouped_scores(

@@ -21,7 +21,7 @@ class AbstractNorm(eqx.Module):
     eps: eqx.AbstractVar[float]
     sites: eqx.AbstractVar[tuple[Kind, Kind]]  # of the scale and of y
 
-    def __call__(self, x: Float[Array, "seq *width"], tap: Tap) -> Float[Array, "seq *width"]:
+    def __call__(self, x: Float[Array, "seq ..."], tap: Tap) -> Float[Array, "seq ..."]:
         centred = self.centre(x)
         axes = tuple(range(1, x.ndim)) if self.joint else -1
         scale = tap(self.sites[0], jnp.sqrt(jnp.mean(centred**2, axis=axes, keepdims=True) + self.eps))
@@ -67,7 +67,7 @@ class RMSNorm(AbstractNorm):
     runs, too. `offset` is what a model adds to the weight that it stores: 1 in Gemma, so that the stored array stays as it is.
     """
 
-    weight: Float[Array, "*width"] | None
+    weight: Float[Array, "..."] | None
     eps: float = eqx.field(static=True)
     sites: tuple[Kind, Kind] = eqx.field(static=True)
     offset: float = eqx.field(static=True, default=0.0)

@@ -14,7 +14,7 @@ class Rotary(eqx.Module):
     position times a frequency; those behind the first two `pair`s stay. Products of queries and keys then depend on their distance.
 
     A position `p` is `1024 a + b`, and `cos` and `sin` hold the angles of all `a` and all `b`, made in float64: so no rounding of an angle
-    grows with the position, and the frequencies are arrays, in which layers may differ and still share a program. Up to a million positions.
+    grows with the position, and layers that differ in their frequencies still share a program. Up to a million positions.
     """
 
     cos: Float[Array, "2 1024 pair"]
