@@ -24,7 +24,7 @@ class Kind(enum.IntEnum):
     | `hook_embed` | `seq d_model` | the row of `W_E` of each token, times the model's `embed_scale` |
     | `hook_pos_embed` | `seq d_model` | the row of `W_pos` of each position, real tokens counted from 0; not if rotary |
     | `hook_resid_pre` | `seq d_model` | what enters the block: the embeddings, then `hook_resid_post` of the block before |
-    | `ln1.hook_scale` | `seq 1` | what the norm before attention divides by: the root of its input's mean square, centred or not, and epsilon |
+    | `ln1.hook_scale` | `seq 1` | what the norm before attention divides by: the root of its input's variance or mean square |
     | `ln1.hook_normalized` | `seq d_model` | its input, in a layer norm less its mean, by the scale, *before* weight and bias |
     | `attn.hook_in` | `seq d_model` | what attention reads: `ln1.hook_normalized` after weight and bias |
     | `attn.hook_q` | `seq head d_head` | queries, bias included |

@@ -127,6 +127,7 @@ class AttentionMap(eqx.Module):
 
     def pull_queries(self, rows: AttentionRows) -> Float[Array, "n d_z"]:
         """Pulls rows back to the queries at their own positions: the third term's covectors."""
+        assert rows.scores is not None
         # [kv_head group n k_seq] · [k_seq kv_head d_head] -> [n kv_head group d_head]
         return jnp.einsum("jgns,sje->njge", self._grouped(rows.scores), self.k).reshape(rows.g.shape[1], -1)
 

@@ -14,7 +14,7 @@ from ..models import is_known
 from ..parts import Attention, Rotary
 from ._attention import AttentionMap
 from ._forms import passed, read_by_scores
-from ._local import local_maps, Norm, norm_at, Values
+from ._local import LinearNorm, local_maps, norm_at, Values
 from ._maps import dense, Items, LocalMap, Positions, same
 from ._segment import Segment
 
@@ -25,7 +25,7 @@ class LinearBlock(NamedTuple):
     missing.
     """
 
-    norm: Norm | None
+    norm: LinearNorm | None
     entrance: list[LocalMap]
     projections: list[LocalMap]
     heads: AttentionMap | None
@@ -58,7 +58,7 @@ def linearise(segment: Segment) -> LinearBlock:
     passes_on = lambda source, target: LocalMap(source, target, same, d_model)
     entrance = of.get("ln1", []) if block.ln1 is not None else [passes_on(Kind.RESID_PRE, Kind.ATTN_IN)]
     after = [passes_on(Kind.RESID_PRE, middle)]
-    if attention is not None and Kind.RESULT not in frozen:
+    if attn is not None and attention is not None and Kind.RESULT not in frozen:
         after.append(_output(attn, attention.writes))
     after += [*of.get("ln1_post", []), passes_on(Kind.ATTN_OUT, middle)]
     if block.mlp is not None:
@@ -67,7 +67,9 @@ def linearise(segment: Segment) -> LinearBlock:
         after += [passes_on(Kind.RESID_MID, Kind.RESID_POST)] if block.has_middle else []
     free = lambda maps: [each for each in maps if each.target not in frozen]
     return LinearBlock(
-        norm=norm_at(block.ln1, values, frozen) if "ln1" in of and is_known(block, "ln1") else None,
+        norm=None
+        if block.ln1 is None or "ln1" not in of or not is_known(block, "ln1")
+        else norm_at(block.ln1, values, frozen),
         entrance=free(entrance),
         projections=[] if attn is None else free(_projections(attn, values, frozen)),
         heads=None if attn is None else _heads(attn, values, segment.masks[0], frozen),
@@ -111,7 +113,7 @@ def _output(attn: Attention, writes: Kind) -> LocalMap:
 def _heads(attn: Attention, values: Values, mask: Array, frozen: Collection[Kind]) -> AttentionMap:
     # Laid out as products with many vectors read them, once and not in every part of a loop.
     out_first = lambda W: jax.lax.optimization_barrier(W.transpose(0, 2, 1))
-    read = tuple(read_by_scores(attn, kind) for kind in (Kind.Q, Kind.K))
+    read = read_by_scores(attn, Kind.Q), read_by_scores(attn, Kind.K)
     return AttentionMap(
         q=values[read[0]],
         k=values[read[1]],

@@ -25,7 +25,7 @@ from .._precision import wide, widened
 from .._sites import Kind, Site
 from .._tap import EditEach, Everything, Tap
 from ..graph import graph_of, is_elementwise, keeps_positions, structure_of
-from ..parts import GatedMLP, LayerNorm, MLP, RMSNorm
+from ..parts import GatedMLP, LayerNorm, MLP, Norm, RMSNorm
 from ._maps import dense, diagonal, Items, LocalMap, Positions, Push
 from ._slots import Slot
 
@@ -33,7 +33,7 @@ from ._slots import Slot
 Values = dict[Kind, Array]  # of the clean run, by kind of site, each `[seq width]`
 
 
-class Norm(NamedTuple):
+class LinearNorm(NamedTuple):
     """A norm at its clean point: its value `y` before weight and bias, its `scale`, which is `live` or held, and its `weight`; whether it
     subtracts the mean first (`centres`), and whether the mean of squares runs over all axes of a position (`joint`).
     """
@@ -61,12 +61,14 @@ class Norm(NamedTuple):
         return y if self.weight is None else (y.reshape(len(y), *self.y.shape[1:]) * self.weight).reshape(y.shape)
 
 
-def norm_at(norm: LayerNorm | RMSNorm, values: Values, frozen: Collection[Kind]) -> Norm:
+def norm_at(norm: Norm, values: Values, frozen: Collection[Kind]) -> LinearNorm:
     """Linearises a norm at its value and the scale by which it divided."""
     scale, value = norm.sites
-    offset = norm.offset if isinstance(norm, RMSNorm) else 0
-    weight = None if norm.weight is None else offset + wide(norm.weight)
-    return Norm(values[value], values[scale], weight, scale not in frozen, isinstance(norm, LayerNorm), norm.joint)
+    clean = values[value], values[scale]
+    if isinstance(norm, LayerNorm):
+        return LinearNorm(*clean, widened(norm).weight, scale not in frozen, centres=True, joint=False)
+    weight = None if norm.weight is None else norm.offset + wide(norm.weight)
+    return LinearNorm(*clean, weight, scale not in frozen, centres=False, joint=norm.joint)
 
 
 def local_maps(slot: Slot, part: Any, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
@@ -96,11 +98,11 @@ def _is_local(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int, dtyp
     return keeps_positions(everything, x, *leaves, axes=[0, *(None for _ in leaves)])
 
 
-def _norm(slot: Slot, norm: LayerNorm | RMSNorm, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
+def _norm(slot: Slot, norm: Norm, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
     return norm_maps(norm_at(norm, values, frozen), slot.reads, norm.sites[1], slot.writes)
 
 
-def norm_maps(norm: Norm, reads: Kind, value: Kind, writes: Kind) -> list[LocalMap]:
+def norm_maps(norm: LinearNorm, reads: Kind, value: Kind, writes: Kind) -> list[LocalMap]:
     """Makes the maps from what a norm reads to its value, and from there to what comes of it."""
     width = math.prod(norm.y.shape[1:])
     return [LocalMap(reads, value, norm.push, width), LocalMap(value, writes, norm.weigh, width)]

@@ -18,7 +18,7 @@ from .._precision import wide, wide_dtype
 from .._sites import Kind
 from .._tap import Tap
 from .._typing import Keys, Logits, Mask, Resid, Tokens
-from ..parts import AbstractNorm, Block, Rotary
+from ..parts import Block, Norm, Rotary
 from ._masks import attention_mask, batch_masks
 
 
@@ -52,7 +52,7 @@ class Transformer(eqx.Module):
     W_E: Float[Array, "d_vocab d_model"]
     W_pos: Float[Array, "n_ctx d_model"] | None  # None: positions are rotary
     blocks: tuple[Block, ...]
-    ln_final: AbstractNorm | None
+    ln_final: Norm | None
     untied_W_U: Float[Array, "d_model d_vocab_out"] | None  # None: tied to W_E
     b_U: Float[Array, " d_vocab_out"]
     windows: tuple[int | None, ...] = eqx.field(static=True)

@@ -16,5 +16,5 @@ from ._mlp import (
     relu as relu,
     silu as silu,
 )
-from ._norm import AbstractNorm as AbstractNorm, LayerNorm as LayerNorm, RMSNorm as RMSNorm
+from ._norm import LayerNorm as LayerNorm, Norm as Norm, RMSNorm as RMSNorm
 from ._position import make_rotary as make_rotary, Rotary as Rotary

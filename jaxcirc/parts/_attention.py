@@ -12,7 +12,7 @@ from .._precision import wide, widened
 from .._sites import Kind
 from .._tap import bare_tap, Tap
 from .._typing import Mask
-from ._norm import AbstractNorm
+from ._norm import Norm
 from ._position import Rotary
 
 
@@ -54,8 +54,8 @@ class Attention(eqx.Module):
     W_O: Float[Array, "head d_head d_model"]
     b_O: Float[Array, " d_model"]
     scale: Float[Array, ""]
-    q_norm: AbstractNorm | None = None
-    k_norm: AbstractNorm | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
     rotary: Rotary | None = None
     cap: float | None = eqx.field(static=True, default=None)
 
@@ -110,7 +110,7 @@ class Attention(eqx.Module):
 
 def _placed(
     x: Float[Array, "seq head d_head"],
-    norm: AbstractNorm | None,
+    norm: Norm | None,
     rotary: Rotary | None,
     positions: Int[Array, " seq"],
     tap: Tap,

@@ -9,7 +9,7 @@ from .._tap import bare_tap, Tap
 from .._typing import Mask, Resid
 from ._attention import Attention, KVCache
 from ._mlp import GatedMLP, MLP
-from ._norm import AbstractNorm
+from ._norm import Norm
 
 
 class Block(eqx.Module):
@@ -20,13 +20,13 @@ class Block(eqx.Module):
     stream between them is a cut of the graph.
     """
 
-    ln1: AbstractNorm | None
+    ln1: Norm | None
     attn: Attention
-    ln2: AbstractNorm | None
+    ln2: Norm | None
     mlp: MLP | GatedMLP | None
     parallel: bool = eqx.field(static=True, default=False)
-    ln1_post: AbstractNorm | None = None
-    ln2_post: AbstractNorm | None = None
+    ln1_post: Norm | None = None
+    ln2_post: Norm | None = None
 
     @property
     def has_middle(self) -> bool:
