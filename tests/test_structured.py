@@ -24,7 +24,7 @@ from jaxcirc.linear._steps import steps_of
 from jaxcirc.linear._tiles import tile
 
 from .dictionaries import DICTIONARIES, make_sae
-from .helpers import assert_close, make_model, model_named, MODELS, needs_x64, tokens_for
+from .helpers import assert_close, make_model, model_named, MODELS, needs_x64, RMS_GATED, tokens_for
 from .laws.test_jacobian_laws import direction, record
 
 
@@ -309,18 +309,22 @@ def test_columns_are_kept_with_what_is_asked_of_them_or_with_their_keys(block, a
 
 
 @pytest.mark.parametrize(
-    ("source", "frozen"),
+    ("family", "source", "frozen"),
     [
-        (Kind.RESID_PRE, None),
-        (Kind.RESID_PRE, Kind.PATTERN),
-        (Kind.RESID_PRE, Kind.Z),
-        (Kind.LN1_NORMALIZED, Kind.V),
-        (Kind.LN1_NORMALIZED, Kind.K),
+        ({}, Kind.RESID_PRE, None),
+        ({}, Kind.RESID_PRE, Kind.PATTERN),
+        ({}, Kind.RESID_PRE, Kind.Z),
+        ({}, Kind.LN1_NORMALIZED, Kind.V),
+        ({}, Kind.LN1_NORMALIZED, Kind.K),
+        (RMS_GATED, Kind.RESID_PRE, Kind.PATTERN),
+        (RMS_GATED, Kind.RESID_PRE, None),
     ],
 )
-def test_few_rows_are_spread_to_many_columns(source, frozen):
-    """Where rows are few they go through attention and not the columns; the budget is too small for all columns at once."""
-    model = make_model(jax.random.key(5), windows=(None, 3), architecture="gpt_neo")
+def test_few_rows_are_spread_to_many_columns(family, source, frozen):
+    """Where rows are few they go through attention and not the columns, unless keys are made by position; the budget is too small for all
+    columns at once.
+    """
+    model = make_model(jax.random.key(5), windows=(None, 3), architecture="gpt_neo", **family)
     held = () if frozen is None else {at(frozen)}
     ends = model, tokens_for(model, 9), at(source), at(Kind.RESID_POST)
     J = jc.edge(*ends, engine="structured", frozen=held)
@@ -331,7 +335,7 @@ def test_few_rows_are_spread_to_many_columns(source, frozen):
     want = bilinear(matrix, left, left_pos, right, right_pos)
     for budget in (20_000, 2**29):
         sizes = contract.sizes_for(J.product.segments[0], 4, 900, budget)
-        assert sizes.spread
+        assert sizes.spread == (not family or frozen is not None)
         assert sizes.tiles * sizes.width < 900
         assert_close(J.contract(left, left_pos, right, right_pos, budget=budget), want)
     got = J.contract(left, jnp.full(4, 2), right, right_pos, budget=20_000)
@@ -510,15 +514,20 @@ def test_forms_of_several_blocks_under_jit_are_swept(deep):
     assert_close(jax.jit(lambda *at: J.contract(left, at[0], right, at[1]))(*positions), want)
 
 
-@pytest.mark.parametrize("name", ["parallel", "attention-only", "no-norm-relu-bidirectional"])
+FAMILIES = ["neox", "llama", "qwen3", "olmo2", "gemma2", "gemma3"]
+
+
+@pytest.mark.parametrize("name", ["parallel", "attention-only", "no-norm-relu-bidirectional", *FAMILIES])
 def test_forms_of_several_blocks_of_other_models(name):
     model = model_named(name)
     ends = model, tokens_for(model, SEQ), Site(0, Kind.RESID_PRE), Site(1, Kind.RESID_POST)
     left, right, positions = direction((12, model.d_model)), direction((9, model.d_model), 1), jnp.arange(12) % SEQ
     items = left, positions, right, positions[:9]
-    assert_close(
-        jc.edge(*ends, engine="structured").contract(*items), jc.edge(*ends, engine="autodiff").contract(*items)
-    )
+    J, want = jc.edge(*ends, engine="structured"), jc.edge(*ends, engine="autodiff")
+    assert_close(J.contract(*items), want.contract(*items))
+    few = left[:5], positions[:5], right[:3], positions[:3]  # pushed, and not pulled
+    assert_close(J.contract(*few), want.contract(*few))
+    assert_close(J.as_matrix(), want.as_matrix())
 
 
 def test_a_chain_of_blocks_at_some_positions_and_in_little_memory(deep):
@@ -581,10 +590,11 @@ def test_a_chain_without_causality():
     assert_close(jc.edge(*ends, engine="structured").as_matrix(), want)
 
 
+@pytest.mark.parametrize("family", [{}, RMS_GATED | {"qk_norm": "head", "behind": True, "cap": 3.0}])
 @pytest.mark.parametrize("budget", [2**21, 2**24])
-def test_memory_is_the_result_and_the_budget(budget):
+def test_memory_is_the_result_and_the_budget(budget, family):
     """What the compiled programs hold beside arguments and results, by XLA's own account."""
-    model = make_model(jax.random.key(0), d_model=32, heads=4, d_head=8, d_mlp=64, n_ctx=48)
+    model = make_model(jax.random.key(0), d_model=32, d_head=8, d_mlp=64, n_ctx=48, **{"heads": 4} | family)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
     segment = jc.edge(single, tokens_for(model, 48), at(Kind.RESID_PRE), at(Kind.RESID_POST)).product.segments[0]
     items = lambda n: jax.ShapeDtypeStruct((n, 32), jnp.float32)
@@ -592,7 +602,7 @@ def test_memory_is_the_result_and_the_budget(budget):
     held = lambda lowered: lowered.compile().memory_analysis().temp_size_in_bytes
 
     m, k = 512, 2048
-    sizes = contract.sizes_for(m, k, 48, 4, 32, 4, budget)
+    sizes = contract.sizes_for(segment, m, k, budget)
     columns = jax.eval_shape(lambda at: tile(at, 48, sizes.width, sizes.tiles), positions(k))
     contraction = (segment, items(m), positions(m), positions(m), items(k), positions(k), columns)
     assert 0 < held(contract._contract_sorted.lower(*contraction, sizes=sizes)) < budget
@@ -603,8 +613,9 @@ def test_memory_is_the_result_and_the_budget(budget):
 
 
 @needs_x64
-def test_single_precision():
-    model = make_model(jax.random.key(5))
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "gemma2"])
+def test_single_precision(name):
+    model = model_named(name)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
     ends = tokens_for(model, SEQ), at(Kind.RESID_PRE), at(Kind.RESID_POST)
     items = direction((3, 16))
