@@ -9,7 +9,7 @@ import numpy as np
 
 import jaxcirc as jc
 from jaxcirc._tap import bare_tap
-from jaxcirc.parts import Attention, Block, gelu_new, LayerNorm, MLP
+from jaxcirc.parts import Attention, Block, gelu_new, LayerNorm, make_rotary, MLP, RMSNorm
 
 from ._problems import Blocks, Dictionary, EPS, Items, Weights
 
@@ -39,20 +39,27 @@ def make_model(blocks: Blocks) -> jc.Transformer:
 
 def _block(weights: Weights, heads: int) -> Block:
     array = {name: jnp.asarray(value) for name, value in weights.items()}
-    into = lambda n: (_into_heads(array[f"W_{n}"], heads), array[f"b_{n}"].reshape(heads, -1))
     W_O = array["W_O"].reshape(heads, -1, array["W_O"].shape[1])
-    norm = lambda name, *sites: LayerNorm(array[f"{name}_w"], array[f"{name}_b"], EPS, sites)
-    scale = jnp.asarray(W_O.shape[1] ** -0.5, jnp.float32)
+    d_head = W_O.shape[1]
+    into = lambda n: (_into_heads(array[f"W_{n}"], d_head), array[f"b_{n}"].reshape(-1, d_head))
+    scale = jnp.asarray(d_head**-0.5, jnp.float32)
+    rotary = make_rotary(weights["frequencies"], np.dtype(np.float32)) if "frequencies" in weights else None
+
+    def norm(name: str, *sites: jc.Kind) -> LayerNorm | RMSNorm:
+        if f"{name}_b" not in array:
+            return RMSNorm(array[f"{name}_w"], EPS, sites)
+        return LayerNorm(array[f"{name}_w"], array[f"{name}_b"], EPS, sites)
+
     return Block(
         norm("ln1", jc.Kind.LN1_SCALE, jc.Kind.LN1_NORMALIZED),
-        Attention(*into("Q"), *into("K"), *into("V"), W_O, array["b_O"], scale),
+        Attention(*into("Q"), *into("K"), *into("V"), W_O, array["b_O"], scale, rotary=rotary),
         norm("ln2", jc.Kind.LN2_SCALE, jc.Kind.LN2_NORMALIZED),
         MLP(array["W_in"], array["b_in"], array["W_out"], array["b_out"], gelu_new),
     )
 
 
-def _into_heads(W: jax.Array, heads: int) -> jax.Array:
-    return W.reshape(W.shape[0], heads, -1).transpose(1, 0, 2)
+def _into_heads(W: jax.Array, d_head: int) -> jax.Array:
+    return W.reshape(W.shape[0], -1, d_head).transpose(1, 0, 2)
 
 
 def jacobian(

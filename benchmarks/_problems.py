@@ -67,6 +67,19 @@ def make_blocks(
     return Blocks(tuple(block() for _ in range(layers)), heads, tokens, table(vocabulary), table(seq))
 
 
+def make_grouped_blocks(*, d_model: int, heads: int, kv_heads: int, seq: int, seed: int = 0) -> Blocks:
+    """One block as Llama's: RMS norm, rotary positions (their `frequencies` among the weights), and heads in groups that share keys and
+    values.
+    """
+    blocks = make_blocks(d_model=d_model, heads=heads, seq=seq, seed=seed)
+    (weights,) = blocks.weights
+    d_head = d_model // heads
+    shared = {name: weights[name][..., : kv_heads * d_head] for name in ("W_K", "b_K", "W_V", "b_V")}
+    frequencies = 1e4 ** (-np.arange(d_head // 2) / (d_head // 2))
+    kept = {name: value for name, value in weights.items() if name not in ("ln1_b", "ln2_b")}
+    return blocks._replace(weights=({**kept, **shared, "frequencies": frequencies.astype(np.float32)},))
+
+
 def make_items(*, d_model: int, seq: int, m: int, k: int, seed: int = 1) -> Items:
     """Random items at random positions."""
     rng = np.random.default_rng(seed)

@@ -52,7 +52,8 @@ def results() -> dict:
 
 def test_every_row_is_there():
     assert list(row_module.ROWS) == [
-        *("attention-block", "attention-block-frozen", "mlp-block", "block", "two-blocks", "six-blocks"),
+        *("attention-block", "attention-block-frozen", "mlp-block", "block", "grouped-attention-block"),
+        *("two-blocks", "six-blocks"),
         *("feature-jacobian", "full-one-block", "full-several-blocks", "sae-edges", "self-repair"),
         *("circuit-nodes", "circuit-edges"),
     ]
@@ -62,7 +63,15 @@ def test_every_row_is_there():
 @pytest.mark.parametrize(
     "name",
     [
-        *("mlp-block", "six-blocks", "sae-edges", "feature-jacobian", "full-one-block", "self-repair"),
+        *(
+            "mlp-block",
+            "grouped-attention-block",
+            "six-blocks",
+            "sae-edges",
+            "feature-jacobian",
+            "full-one-block",
+            "self-repair",
+        ),
         *("circuit-nodes", "circuit-edges"),
     ],
 )

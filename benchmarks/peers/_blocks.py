@@ -68,7 +68,7 @@ def head_outputs(weights: dict[str, Tensor], x: Tensor, heads: int, pattern: Ten
     """Layer norm and attention up to the heads' outputs `[... head seq d_head]`."""
     y = _norm(weights, "ln1", x)
     pattern = _pattern(weights, y, heads) if pattern is None else pattern
-    return pattern @ _heads(weights, "V", y, heads)
+    return pattern @ _shared(_heads(weights, "V", y, heads), heads)
 
 
 def mlp(weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -87,17 +87,37 @@ def hidden(weights: dict[str, Tensor], x: Tensor) -> Tensor:
 def _pattern(weights: dict[str, Tensor], y: Tensor, heads: int) -> Tensor:
     import torch
 
-    q, k = (_heads(weights, name, y, heads) for name in "QK")
-    seq = y.shape[-2]
+    q, k = (_rotated(weights, _heads(weights, name, y, heads)) for name in "QK")
+    k, seq = _shared(k, heads), y.shape[-2]
     future = torch.ones(seq, seq, dtype=torch.bool, device=y.device).triu(1)
     return ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).masked_fill(future, -torch.inf).softmax(-1)
 
 
 def _heads(weights: dict[str, Tensor], name: str, y: Tensor, heads: int) -> Tensor:
-    return (y @ weights[f"W_{name}"] + weights[f"b_{name}"]).unflatten(-1, (heads, -1)).transpose(-3, -2)
+    d_head = weights["W_Q"].shape[-1] // heads
+    return (y @ weights[f"W_{name}"] + weights[f"b_{name}"]).unflatten(-1, (-1, d_head)).transpose(-3, -2)
+
+
+def _shared(x: Tensor, heads: int) -> Tensor:
+    """Keys or values as each head reads them."""
+    return x.repeat_interleave(heads // x.shape[-3], dim=-3) if x.shape[-3] < heads else x
+
+
+def _rotated(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Queries or keys, rotated by their positions where there are frequencies."""
+    import torch
+
+    if "frequencies" not in weights:
+        return x
+    angles = torch.arange(x.shape[-2], device=x.device)[:, None] * weights["frequencies"]
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def _norm(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     import torch
 
+    if f"{name}_b" not in weights:
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], weights[f"{name}_w"], EPS)
     return torch.nn.functional.layer_norm(x, x.shape[-1:], weights[f"{name}_w"], weights[f"{name}_b"], EPS)

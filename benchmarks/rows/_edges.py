@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _ours, _work
-from .._problems import Blocks, Items, make_blocks, make_items
+from .._problems import Blocks, Items, make_blocks, make_grouped_blocks, make_items
 from .._row import register, Rival, Row
 from ..peers import _edges as peers
 
@@ -91,6 +91,31 @@ def mlp_block(*, timed: int, **sizes: int) -> Row:
 @register("block", **SIZES)
 def block(*, timed: int, **sizes: int) -> Row:
     return _row("block", "a whole block, everything live", sizes, timed=timed)
+
+
+GROUPED = {"d_model": 576, "heads": 9, "kv_heads": 3, "seq": 128, "m": 2048, "k": 4096, "timed": 64}
+XL_GROUPED = {"d_model": 2048, "heads": 32, "kv_heads": 8, "seq": 512, "m": 8192, "k": 8192, "timed": 512}
+
+
+@register("grouped-attention-block", quick={**QUICK, "kv_heads": 2}, small=GROUPED, xl=XL_GROUPED)
+def grouped_attention_block(*, kv_heads: int, timed: int, **sizes: int) -> Row:
+    d_model, heads, seq, m, k = (sizes[name] for name in ("d_model", "heads", "seq", "m", "k"))
+    make = ft.partial(make_grouped_blocks, d_model=d_model, heads=heads, seq=seq)
+    blocks, items = make(kv_heads=kv_heads), make_items(d_model=d_model, seq=seq, m=m, k=k)
+    ends = _ours.ENDS["attention"]
+    run = lambda blocks: _ours.contraction(_ours.jacobian(blocks, *ends), items)
+    ungrouped = lambda variant, rows: run(make(kv_heads=heads))
+    own = Rival(
+        "the same with keys and values of every head", ("ours",), ungrouped, None, "rows", m, m, m, in_torch=False
+    )
+    return Row(
+        what=f"`{ends[0]}` to `{ends[1]}`: RMS norm, rotary positions, {heads} query and {kv_heads} key heads, everything live",
+        sizes={**sizes, "kv_heads": kv_heads},
+        prepare=lambda: run(blocks),
+        check=ft.partial(_ours.check_columns, blocks, ends, items),
+        rivals=(*in_torch(blocks, "attention", items, timed), own, floor(items)),
+        work=_work.attention_edges(**sizes),
+    )
 
 
 SPAN = {"d_model": 768, "heads": 12, "seq": 64, "timed": 32}
