@@ -1,5 +1,7 @@
 """The metric's gradient at residual cuts, averaged over points on a path: only what lies behind is run, as many points at once as fit."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from .._metrics import Metric
 from .._sites import Site
+from ..graph import Entry
 from ..models import Transformer
 from ..runs import bytes_held, cut_gradients, halving, in_groups, repeated, WAY_BACK
 from ._states import States
@@ -20,15 +23,15 @@ def mean_gradients(
     metric: Metric,
     at: States,
     start: Site,
-    change: Array,
+    change: Entry,
     points: tuple[np.ndarray, np.ndarray],
     wanted: frozenset[Site],
     *,
     most: int = 0,
 ) -> dict[Site, Float[Array, "batch seq d_model"]]:
     """Averages the gradient at the residual cuts `wanted`, where the one at `start` is moved by fractions of `change` and all that follows
-    is computed from there; `points` are the fractions and their weights. Calls share programs if they are given the `most` variants
-    that there are in any of them.
+    is computed from there; at `start` it is that of the change, before a norm that it passes on its way. `points` are the fractions and
+    their weights. Calls share programs if they are given the `most` variants that there are in any of them.
     """
     (batch, seq), (fractions, weights) = at.mask.shape, points
     masks, each = model.batch_masks(at.mask), bytes_held(model, seq)
@@ -42,6 +45,8 @@ def mean_gradients(
             weight = np.where(repeated(numbers), np.zeros_like(weights[point]), weights[point])
             resid = _on_path(at.resid[start], change, rows, fractions[point])
             found = cut_gradients(model, metric, masks, rows, resid, start, wanted)
+            if start in found and change.norm is not None:
+                found[start] = _before_norm(change, rows, fractions[point], found[start])
             # Lists, and not by cut: one program for all.
             total = _added(total, rows, weight, [found[cut] for cut in cuts])
             jax.block_until_ready(total)  # or the next group's way back would be there beside this one's
@@ -51,9 +56,23 @@ def mean_gradients(
 
 
 @jax.jit
-def _on_path(resid, change, rows: Int[Array, " variant"], fractions) -> Float[Array, "variant seq d_model"]:
+def _on_path(resid, change: Entry, rows: Int[Array, " variant"], fractions) -> Float[Array, "variant seq d_model"]:
     """Moves prompts `rows` by a fraction of their change."""
-    return resid[rows] + fractions[:, None, None] * change[rows]
+    return resid[rows] + _of_each(Entry.at, change, rows, fractions)
+
+
+@jax.jit
+def _before_norm(
+    change: Entry, rows: Int[Array, " variant"], fractions, gradient
+) -> Float[Array, "variant seq d_model"]:
+    """Pulls each variant's gradient at the residual stream back through the norm that its change passes."""
+    return _of_each(Entry.pull, change, rows, fractions, gradient)
+
+
+def _of_each(function: Callable[..., Array], change: Entry, rows: Int[Array, " variant"], *more: Array) -> Array:
+    """Applies a function of a prompt's change to each variant; the norm is that of all."""
+    one = lambda values, *more: function(Entry(*values, change.norm), *more)
+    return jax.vmap(one)(jax.tree.map(lambda x: x[rows], (change.change, change.before)), *more)
 
 
 @jax.jit

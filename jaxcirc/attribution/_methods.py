@@ -2,19 +2,17 @@
 
 import abc
 import dataclasses
-import functools as ft
 from collections.abc import Callable, Iterable, Mapping
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count
 from .._metrics import Metric
-from .._sites import Kind, Site
-from ..graph import entry, written
+from .._sites import Site
+from ..graph import back_to_site, enters, Entry, entry
 from ..models import Transformer
 from ..runs import Problem
 from ._atp_star import AtPStar
@@ -132,9 +130,9 @@ class IntegratedGradients(AbstractGradientMethod):
         on_path = lambda each: each[moved].astype(model.activation_dtype)
         points = on_path(fractions), on_path(weights)
         for site in problem.saes if moved.any() else ():
-            change, back = through_write(model, site, at.differences[site])
-            cut = entry(model, site)
-            gradient = back(mean_gradients(model, problem.metric, at, cut, change, points, frozenset({cut}))[cut])
+            cut, change = entry(model, site), enters(model, site, at.values[site], at.differences[site])
+            found = mean_gradients(model, problem.metric, at, cut, change, points, frozenset({cut}))
+            gradient = back_to_site(model, site, found[cut])
             out[site] = out[site] + gradient if site in out else gradient
         return out
 
@@ -149,15 +147,6 @@ _RULES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
 }
 
 
-def through_write(model: Transformer, site: Site, difference: Array) -> tuple[Array, Callable[[Array], Array]]:
-    """What a difference at `site` adds to the residual stream, and the way back for its gradient. The map is linear."""
-    if site.kind not in (Kind.Z, Kind.MLP_POST):  # what writes as it is needs no tracing
-        return difference, lambda gradient: gradient
-    write = jax.vmap(ft.partial(written, model, site))
-    change, back = jax.vjp(write, difference)
-    return change, lambda gradient: back(gradient)[0]
-
-
 def clean_gradients(
     model: Transformer, metric: Metric, at: States, nodes: Iterable[Site], *, most: int = 0
 ) -> dict[Site, Float[Array, "batch seq width"]]:
@@ -165,6 +154,6 @@ def clean_gradients(
     entries = {site: entry(model, site) for site in nodes}
     first = min(entries.values())
     points = np.zeros(1, at.resid[first].dtype), np.ones(1, at.resid[first].dtype)
-    nowhere = jnp.zeros_like(at.resid[first])
+    nowhere = Entry(jnp.zeros_like(at.resid[first]), None, None)
     found = mean_gradients(model, metric, at, first, nowhere, points, frozenset(entries.values()), most=most)
-    return {site: through_write(model, site, at.differences[site])[1](found[cut]) for site, cut in entries.items()}
+    return {site: back_to_site(model, site, found[cut], at.values[site]) for site, cut in entries.items()}

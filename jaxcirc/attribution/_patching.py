@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from .._checks import check_count
 from .._indexing import rows_of
 from .._sites import BySite
-from ..graph import entry, written
+from ..graph import enters, entry
 from ..models import check_known, Transformer
 from ..runs import metric_from, Problem, windows_of
 from ._effects import effects_of, NodeEffects
@@ -51,7 +51,8 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         caches = windows.caches(model, at.resid)
         masks, clean = model.batch_masks(problem.mask), np.asarray(at.clean)
         for (site, each), groups in zip(differing.items(), windows.groups(lists, self.tokens_at_once), strict=True):
-            cut, changes = entry(model, site), written(model, site, vectors[site][each])
+            value = at.values[site][each[0], positions[site]]
+            cut, changes = entry(model, site), enters(model, site, value, vectors[site][each]).at(1)
             effects = np.zeros((*problem.clean.shape, problem.saes[site].d_sae + 1), model.activation_dtype)
             for numbers, size in groups:
                 rows, there, units = each[0][numbers], positions[site][numbers], packs[site].nodes.units[each][numbers]

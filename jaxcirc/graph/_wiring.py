@@ -9,11 +9,16 @@ and block this gives the wiring of Marks et al. 2024 (arXiv 2403.19647, appendix
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._precision import wide
 from .._sites import Kind, layer_of, Site
+from .._tap import bare_tap
 from ..models import Transformer
+from ..parts import Block, Norm
 from ..saes import AbstractDictionary
 from ._sites import next_of
 
@@ -93,18 +98,75 @@ def is_cut(site: Site) -> bool:
     return canonical(site).kind in RESIDUAL
 
 
-def written(model: Transformer, site: Site, value: Float[Array, "seq ..."]) -> Float[Array, "seq d_model"]:
-    """What the value at `site` writes to the residual stream: itself, but for `z` and `mlp.hook_post`, which are yet to be projected."""
-    if site.layer is None:
-        return value
+class Entry(eqx.Module):
+    """How what differs at a site enters the residual stream: as `change`, itself or by the matrix behind the site; or by way of a norm
+    behind the sublayer, to which it is added to what enters that in the clean run, `before`.
+    """
+
+    change: Float[Array, "*batch seq d_model"]
+    before: Float[Array, "*batch seq d_model"] | None
+    norm: Norm | None
+
+    def at(self, fraction: Float[Array, ""] | float) -> Float[Array, "*batch seq d_model"]:
+        """What a fraction of the difference adds to the residual stream."""
+        step = fraction * self.change
+        if self.norm is None or self.before is None:
+            return step
+        return _normed(self.norm, self.before + step) - _normed(self.norm, self.before)
+
+    def pull(
+        self, fraction: Float[Array, ""] | float, gradient: Float[Array, "*batch seq d_model"]
+    ) -> Float[Array, "*batch seq d_model"]:
+        """Takes a gradient at the residual stream, where it is moved by `at(fraction)`, to one of `change`."""
+        if self.norm is None or self.before is None:
+            return gradient
+        norm = self.norm
+        return jax.vjp(lambda x: _normed(norm, x), self.before + fraction * self.change)[1](gradient)[0]
+
+
+def enters(
+    model: Transformer,
+    site: Site,
+    value: Float[Array, "*batch seq width"],
+    difference: Float[Array, "*batch seq width"],
+) -> Entry:
+    """How a difference of the value at `site`, flat, enters the residual stream."""
+    if site.layer is None or site.kind not in (Kind.Z, Kind.MLP_POST):
+        return Entry(difference, None, None)
     block = model.blocks[site.layer]
-    if site.kind == Kind.Z:
-        W_O = wide(block.attn.W_O)
-        return value.reshape(value.shape[0], -1) @ W_O.reshape(-1, W_O.shape[-1])
-    if site.kind == Kind.MLP_POST:
-        assert block.mlp is not None
-        return value @ wide(block.mlp.W_out)
-    return value
+    W, b, norm = _matrix_behind(block, site.kind)
+    return Entry(difference @ W, None if norm is None else value @ W + b, norm)
+
+
+def back_to_site(
+    model: Transformer,
+    site: Site,
+    gradient: Float[Array, "*batch seq d_model"],
+    value: Float[Array, "*batch seq width"] | None = None,
+) -> Float[Array, "*batch seq width"]:
+    """Takes a gradient of an entry's `change` to one of the difference at the site, flat; given the value there, one of the residual stream
+    that the site enters.
+    """
+    if site.layer is None or site.kind not in (Kind.Z, Kind.MLP_POST):
+        return gradient
+    W, b, norm = _matrix_behind(model.blocks[site.layer], site.kind)
+    if value is not None and norm is not None:
+        before = value @ W + b
+        gradient = Entry(jnp.zeros_like(before), before, norm).pull(0, gradient)
+    return gradient @ W.T
+
+
+def _matrix_behind(block: Block, kind: Kind) -> tuple[Float[Array, "width d_model"], Array, Norm | None]:
+    """The matrix and the bias by which `z` or `mlp.hook_post` is projected, and the norm behind them."""
+    if kind == Kind.Z:
+        W = wide(block.attn.W_O)
+        return W.reshape(-1, W.shape[-1]), wide(block.attn.b_O), block.ln1_post
+    assert block.mlp is not None
+    return wide(block.mlp.W_out), wide(block.mlp.b_out), block.ln2_post
+
+
+def _normed(norm: Norm, x: Float[Array, "*batch seq d_model"]) -> Float[Array, "*batch seq d_model"]:
+    return norm(x.reshape(-1, x.shape[-1]), bare_tap(0)).reshape(x.shape)
 
 
 def entry(model: Transformer, site: Site) -> Site:
