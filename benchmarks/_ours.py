@@ -46,9 +46,10 @@ def _block(weights: Weights, heads: int) -> Block:
     rotary = make_rotary(weights["frequencies"], np.dtype(np.float32)) if "frequencies" in weights else None
 
     def norm(name: str, *sites: jc.Kind) -> LayerNorm | RMSNorm:
+        scale, value = sites
         if f"{name}_b" not in array:
-            return RMSNorm(array[f"{name}_w"], EPS, sites)
-        return LayerNorm(array[f"{name}_w"], array[f"{name}_b"], EPS, sites)
+            return RMSNorm(array[f"{name}_w"], EPS, (scale, value))
+        return LayerNorm(array[f"{name}_w"], array[f"{name}_b"], EPS, (scale, value))
 
     return Block(
         norm("ln1", jc.Kind.LN1_SCALE, jc.Kind.LN1_NORMALIZED),

@@ -6,6 +6,7 @@ can be touched. A tap splices dictionaries in, applies edits, and records what d
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping
+from types import MappingProxyType
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -83,6 +84,12 @@ class Tap:
         """Whether anything asks for this site: what is costly and unasked for need not be computed."""
         site = Site(self.layer, kind)
         return site in self.edits or site in self.record or site in self.saes or site in self.reads
+
+    def uses_layer(self, layer: int) -> bool:
+        """Whether anything may ask for a site in this layer. Of what cannot be listed, it may."""
+        asked = (self.edits, self.record, self.saes, self.reads)
+        listed = all(isinstance(sites, dict | set | frozenset | tuple | list | MappingProxyType) for sites in asked)
+        return not listed or any(site.layer == layer for sites in asked for site in sites)  # pyright: ignore[reportGeneralTypeIssues]
 
     def _splice(self, site: Site, sae: AbstractDictionary, x: Float[Array, "..."]) -> Float[Array, "..."]:
         flat = lambda x: x.reshape(x.shape[0], -1)  # a dictionary on z reads all heads as one vector

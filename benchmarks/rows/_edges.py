@@ -114,7 +114,7 @@ def grouped_attention_block(*, kv_heads: int, timed: int, **sizes: int) -> Row:
         prepare=lambda: run(blocks),
         check=ft.partial(_ours.check_columns, blocks, ends, items),
         rivals=(*in_torch(blocks, "attention", items, timed), own, floor(items)),
-        work=_work.attention_edges(**sizes),
+        work=_work.attention_edges(d_model=d_model, heads=heads, seq=seq, m=m, k=k),
     )
 
 

@@ -71,8 +71,9 @@ def _before_norm(
 
 def _of_each(function: Callable[..., Array], change: Entry, rows: Int[Array, " variant"], *more: Array) -> Array:
     """Applies a function of a prompt's change to each variant; the norm is that of all."""
-    one = lambda values, *more: function(Entry(*values, change.norm), *more)
-    return jax.vmap(one)(jax.tree.map(lambda x: x[rows], (change.change, change.before)), *more)
+    one = lambda moved, before, *more: function(Entry(moved, before, change.norm), *more)
+    of_rows = lambda x: None if x is None else x[rows]
+    return jax.vmap(one)(of_rows(change.change), of_rows(change.before), *more)
 
 
 @jax.jit

@@ -17,7 +17,7 @@ from .._run import NOTHING
 from .._sites import Kind, Part, Site
 from .._tap import site_read, Tap
 from .._typing import Keys, Mask, Resid, Tokens
-from ..models import Transformer
+from ..models import through_blocks, Transformer
 from ..parts import Block
 from ..saes import AbstractDictionary, anonymous
 
@@ -72,8 +72,7 @@ class Segment(eqx.Module):
         if self.tokens is not None:
             assert self.outside is not None
             resid = self.outside.embed(self.tokens, tap, self.keys)
-        for layer, (block, mask) in enumerate(zip(self.blocks, self.masks, strict=True)):
-            resid = block(resid, mask, tap.at(layer))
+        resid = through_blocks(self.blocks, self.masks, resid, tap, loops=True)
         if self.outside is not None and self.target.layer is None:
             self.outside.unembed(resid, tap)
         return tap.cache

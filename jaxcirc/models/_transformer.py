@@ -20,6 +20,7 @@ from .._tap import Tap
 from .._typing import Keys, Logits, Mask, Resid, Tokens
 from ..parts import Block, Norm, Rotary
 from ._masks import attention_mask, batch_masks
+from ._spans import through_blocks
 
 
 @with_labels("name", "positions")
@@ -121,8 +122,7 @@ class Transformer(eqx.Module):
 
     def __call__(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Logits:
         resid = self.embed(tokens, tap, keys)
-        for layer, (block, mask) in enumerate(zip(self.blocks, self.masks(tokens.shape[0], keys), strict=True)):
-            resid = block(resid, mask, tap.at(layer))
+        resid = through_blocks(self.blocks, self.masks(tokens.shape[0], keys), resid, tap, loops=False)
         return self.unembed(resid, tap)
 
     @property
