@@ -1,5 +1,6 @@
 """Every dictionary of a folder tree, by site."""
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +12,12 @@ from ..._sites import BySite, Site
 from ...saes import AbstractDictionary
 from .._read import contents
 from .._shipped import SHIPPED, shipped_folder
-from ._load import check_format, read_source, READERS
+from ._circuit_tracer import CONFIG, is_set, members
+from ._llama_scope import FILE as LLAMA_SCOPE
+from ._load import read_source
 from ._plain import e2e_prefixes, e2e_site
-from ._source import find, is_hub_id, NAMED, Source, SUFFIXES, tensor_files
+from ._readers import check_format, READERS
+from ._source import find, is_hub_id, NAMED, read_yaml, Source, SUFFIXES, tensor_files
 from ._sparsify import FILE as SPARSIFY
 
 
@@ -29,7 +33,8 @@ def load_saes(
 ) -> BySite[AbstractDictionary]:
     """Loads every dictionary of a folder tree: SAELens folders, feature-circuits' and dictionary_learning's
     `{embed, attn_out_layer0, mlp_out_layer0, resid_out_layer0, …}/*/ae.pt`, sparsify's `{embed_in, layers.0, layers.0.mlp, …}/` with
-    cfg.json and sae.safetensors, or files of another format that say their site.
+    cfg.json and sae.safetensors, circuit-tracer's sets of transcoders with their config.yaml (its list, or layer_0.safetensors and so on),
+    or files of another format that say their site.
 
     **Arguments:**
 
@@ -47,19 +52,18 @@ def load_saes(
     check_format(format)
     root, repository = _root(folder_or_name, revision)
     by_site: dict[Site, tuple[Path, AbstractDictionary]] = {}
-    for path in _files(root, include):
-        for source in _sources(path, repository, dtype):
-            sae = read_source(source, format, processing, options)
-            if sae.site is None:
-                raise ValueError(
-                    f"{path}: nothing says the site of this dictionary. Load it alone: jc.load_sae(path, site=…)."
-                )
-            if sae.site in by_site:
-                both = f"{by_site[sae.site][0].relative_to(root)} and {path.relative_to(root)}"
-                raise ValueError(
-                    f"{root} holds two dictionaries for `{sae.site}`, {both}. Choose with include=…, a pattern of paths."
-                )
-            by_site[sae.site] = (path, sae)
+    for source in _all_sources(root, repository, include, dtype):
+        path, sae = source.path, read_source(source, format, processing, options)
+        if sae.site is None:
+            raise ValueError(
+                f"{path}: nothing says the site of this dictionary. Load it alone: jc.load_sae(path, site=…)."
+            )
+        if sae.site in by_site:
+            both = f"{_within(by_site[sae.site][0], root)} and {_within(path, root)}"
+            raise ValueError(
+                f"{root} holds two dictionaries for `{sae.site}`, {both}. Choose with include=…, a pattern of paths."
+            )
+        by_site[sae.site] = (path, sae)
     if not by_site:
         raise ValueError(
             f"{root} holds no dictionary whose path matches {include!r}. {contents(root)} Dictionaries are {', '.join(NAMED)} or other "
@@ -95,6 +99,19 @@ def _root(folder_or_name: str | Path, revision: str | None) -> tuple[Path, str]:
     return path, repository
 
 
+def _all_sources(root: Path, repository: str, include: str, dtype: DTypeLike | None) -> list[Source]:
+    """Lists what is to be read: a set's files as its config.yaml has them, or whatever lies in the tree."""
+    config = read_yaml(root / CONFIG) if (root / CONFIG).is_file() else {}
+    if is_set(config):
+        listed = [dataclasses.replace(source, dtype=dtype) for source in members(root, config, repository)]
+        return [source for source in listed if fnmatch.fnmatch(_within(source.path, root), include)]
+    return [source for path in _files(root, include) for source in _sources(path, repository, dtype)]
+
+
+def _within(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
 def _files(root: Path, include: str) -> list[Path]:
     below = {path: path.relative_to(root) for path in tensor_files(sorted(root.rglob("*")))}
     return [
@@ -103,10 +120,10 @@ def _files(root: Path, include: str) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Says whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file. sparsify's finished ones lie
-    in `checkpoints/` too.
+    """Says whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file. Finished ones of sparsify and
+    Llama Scope lie in `checkpoints/` too.
     """
-    return ("checkpoints" in path.parts[:-1] and path.name != SPARSIFY) or any(
+    return ("checkpoints" in path.parts[:-1] and path.name not in (SPARSIFY, LLAMA_SCOPE)) or any(
         part.startswith(".") for part in path.parts
     )
 

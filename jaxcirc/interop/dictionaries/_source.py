@@ -4,9 +4,9 @@ import dataclasses
 import functools as ft
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -14,14 +14,23 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..._checks import check_path
-from ..._files import read_safetensors, read_torch
+from ..._files import read_text, read_torch
 from ..._sites import Site
 from .._hub import patient
 from .._read import contents
 from .._tensors import cast
+from ._stored import open_npz, open_safetensors_file
 
 
-SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+# How the named tensors of a file are read, by its suffix. Those of PyTorch's own are read whole at once, the others when they are used.
+_OPENERS: dict[str, Callable[[Path], Any]] = {
+    ".pt": read_torch,
+    ".pth": read_torch,
+    ".bin": read_torch,
+    ".safetensors": open_safetensors_file,
+    ".npz": open_npz,
+}
+SUFFIXES = list(_OPENERS)  # of files that may be dictionaries; readers of one's own may add some
 # What training leaves beside a dictionary, and what is none.
 BESIDE = (
     "model.safetensors",
@@ -30,11 +39,30 @@ BESIDE = (
     "state.pt",
     "trainer_state.pt",
     "activations_store_state.safetensors",
+    "factors.safetensors",
     "frequencies.pt",
     "optimizer.pt",
 )
 # The files that are a dictionary whatever else lies in their folder, in the order in which they are looked for.
-NAMED = ("sae_weights.safetensors", "sae.safetensors", "ae.pt", "ae.safetensors")
+NAMED = (
+    "sae_weights.safetensors",
+    "sae.safetensors",
+    "ae.pt",
+    "ae.safetensors",
+    "params.npz",
+    "params.safetensors",
+    "checkpoints/final.safetensors",
+)
+_CONFIGURATIONS = (
+    "cfg.json",
+    "config.json",
+    "activation_scaler.json",
+    "hyperparams.json",
+    "config.yaml",
+    "wandb-config.yaml",
+    "wanb-config.yaml",
+    "conf.yaml",
+)
 _TRAINING = re.compile(r"(optimizer|lr_scheduler)_\d+\.pt|rank_\d+_state\.pt")
 _HUB = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w.-]+)(:(?P<inside>.+))?")
 
@@ -50,20 +78,30 @@ class Leaves(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One file of tensors, what it holds, and what the caller said of it.
+    """One file that a dictionary is read from, what it holds, and what the caller said of it. A reader is called with it.
 
-    **Attributes:** - `path`: the file. - `repository`: the Hub id that it came from, or "". - `site`, `dtype`: the caller's, or `None`.
+    **Attributes:**
+
+    - `path`: the file. `name`: it, or its Hub id, for messages and results.
+    - `repository`: the Hub id that it came from, or "".
+    - `site`, `dtype`: the caller's, or `None`.
+    - `latents`: which ones to read, in this order, or `None` for all of them.
+    - `state`: the named tensors in it, for `.safetensors`, `.npz` and PyTorch's files. What `numpy.asarray` makes of one is the array.
     """
 
     path: Path
     repository: str = ""
     site: Site | None = None
     dtype: DTypeLike | None = None
+    latents: tuple[int, ...] | None = None
+    listed: "Listed | None" = None
 
     @ft.cached_property
     def state(self) -> Mapping[str, object]:
         """Reads what the file holds, by name."""
-        state = read_safetensors(self.path) if self.path.suffix == ".safetensors" else read_torch(self.path)
+        if self.path.suffix not in _OPENERS:
+            return {}  # of a reader of one's own, which opens it itself
+        state = _OPENERS[self.path.suffix](self.path)
         if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
             raise ValueError(f"{self.path} holds a {type(state).__name__}, expected named tensors (a state dict).")
         return state
@@ -73,9 +111,15 @@ class Source:
         """For messages and results."""
         return f"{self.repository}:{self.path.name}" if self.repository else str(self.path)
 
+    @property
+    def place(self) -> str:
+        """Where it comes from, with `/` between folders and the Hub id in front: for what only a path says."""
+        path = self.path.absolute().as_posix()
+        return f"{self.repository}/{path}" if self.repository else path
+
     def json(self, name: str) -> dict | None:
         """Reads the configuration called `name` beside the file, `None` if there is none."""
-        path = self.path.with_name(name)
+        path = self.path.parent / name
         if not path.is_file():
             return None
         try:
@@ -85,6 +129,11 @@ class Source:
         if not isinstance(config, dict):
             raise ValueError(f"{path}: expected a JSON object, got a {type(config).__name__}.")
         return config
+
+    def yaml(self, name: str) -> dict | None:
+        """The same for YAML."""
+        path = self.path.parent / name
+        return read_yaml(path) if path.is_file() else None
 
     def leaf(self, array: np.ndarray) -> Array:
         """Makes `array` as a leaf: in the dtype that the caller asked for, else as stored."""
@@ -99,6 +148,27 @@ class Source:
             "W_dec": self.leaf(W_dec),
             "b_dec": self.leaf(b_dec),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """What the list that a file stands in says of it: a set's `config.yaml`, and which layer of the set it is."""
+
+    config: dict
+    layer: int
+
+
+def read_yaml(path: Path) -> dict:
+    """Reads a YAML mapping. **Raises:** `ValueError` if it is none."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(read_text(path, expected="YAML"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a YAML mapping, got a {type(config).__name__}.")
+    return config
 
 
 def find(path_or_id: str | Path, revision: str | None, *, whole: bool = False) -> tuple[Path, str]:
@@ -130,12 +200,12 @@ def _download(repository: str, inside: str | None, revision: str | None, whole: 
 
     if whole:
         start = "" if inside is None else f"{inside.rstrip('/')}/"
-        wanted = [f"{start}*{suffix}" for suffix in (*SUFFIXES, ".json")]
+        wanted = [f"{start}*{suffix}" for suffix in (*SUFFIXES, ".json", ".yaml")]
     elif inside is None:
-        wanted = [*NAMED, "cfg.json", "config.json", "activation_scaler.json"]
+        wanted = [*NAMED, *_CONFIGURATIONS]
     else:  # a file and the configurations beside it, or a folder, whose name may end in .pt too
         folder, stem = inside.rpartition("/")[0], inside.rpartition(".")[0]
-        beside = [f"{folder}/{name}".lstrip("/") for name in ("config.json", "cfg.json", "activation_scaler.json")]
+        beside = [f"{folder}/{name}".lstrip("/") for name in _CONFIGURATIONS]
         wanted = [inside, f"{inside.rstrip('/')}/*", f"{stem}_cfg.json", *beside]
     try:
         with patient():
@@ -154,7 +224,7 @@ def _download(repository: str, inside: str | None, revision: str | None, whole: 
 
 def dictionary_file(path: Path, formats: Collection[str]) -> Path:
     """Finds the file of tensors that `path` is, or the one in the folder `path`. `formats`: those that are read, for the message."""
-    if path.is_file() and path.name != "cfg.json":
+    if path.is_file() and path.name not in _CONFIGURATIONS:
         if path.suffix not in SUFFIXES:
             raise ValueError(
                 f"{path} is no dictionary: expected a file of tensors ({', '.join(SUFFIXES)}) in one of the formats {', '.join(formats)}."

@@ -1,0 +1,143 @@
+"""Tensors that stay in their file until they are asked for, whole or some of their rows: for files larger than memory."""
+
+import abc
+import dataclasses
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..._files import looks_like, open_safetensors, read_tensor
+
+
+class AbstractStored(abc.ABC):
+    """A tensor in a file: its name and shape are known, its numbers are read where they are used."""
+
+    shape: tuple[int, ...]
+
+    @abc.abstractmethod
+    def take(self, axis: int, indices: np.ndarray) -> np.ndarray:
+        """The entries `indices` along `axis`, in this order; of the rest nothing is read where the file allows it."""
+
+    @abc.abstractmethod
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        """The whole tensor, for `np.asarray`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SafetensorsTensor(AbstractStored):
+    """One of a safetensors file."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+    def take(self, axis: int, indices: np.ndarray) -> np.ndarray:
+        runs = _runs(np.unique(indices))
+        with open_safetensors(self.path) as file:
+            parts = [read_tensor(file, self.name, self.path, (slice(None),) * axis + (slice(*run),)) for run in runs]
+        read = np.concatenate(parts, axis) if parts else read_nothing(self, axis)
+        return np.take(read, np.searchsorted(np.unique(indices), indices), axis)
+
+    def rows(self, indices: np.ndarray, slot: int) -> np.ndarray:
+        """Of a tensor of three axes what stands at `slot` of the second, for each of `indices` of the first."""
+        with open_safetensors(self.path) as file:
+            cut = lambda i: read_tensor(file, self.name, self.path, (slice(i, i + 1), slice(slot, slot + 1)))[0, 0]
+            return np.stack([cut(int(i)) for i in indices])
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        with open_safetensors(self.path) as file:
+            array = read_tensor(file, self.name, self.path)
+        return array if dtype is None else array.astype(dtype)  # pyright: ignore[reportArgumentType]  # NumPy says what it is
+
+
+@dataclasses.dataclass(frozen=True)
+class NpzTensor(AbstractStored):
+    """One of a NumPy archive. Uncompressed, as `numpy.savez` writes it, it is mapped into memory; compressed, it is read whole."""
+
+    path: Path
+    member: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    order: str
+    offset: int | None  # of its first number in the file; `None` if it is compressed
+
+    def _mapped(self) -> np.ndarray:
+        if self.offset is None or not self.shape:
+            try:
+                with np.load(self.path) as archive:
+                    return archive[self.member.removesuffix(".npy")]
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise ValueError(f"{self.path} is not a whole NumPy archive ({error}). Download it again.") from None
+        order = "F" if self.order == "F" else "C"
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
+
+    def take(self, axis: int, indices: np.ndarray) -> np.ndarray:
+        return np.array(np.take(self._mapped(), indices, axis))
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        array = np.asarray(self._mapped())
+        return array if dtype is None else array.astype(dtype)  # pyright: ignore[reportArgumentType]  # NumPy says what it is
+
+
+def open_safetensors_file(path: Path) -> dict[str, SafetensorsTensor]:
+    """Lists the tensors of a safetensors file."""
+    with open_safetensors(path) as file:
+        return {name: SafetensorsTensor(path, name, tuple(file.get_slice(name).get_shape())) for name in file.keys()}
+
+
+def open_npz(path: Path) -> Mapping[str, NpzTensor]:
+    """Lists the arrays of a NumPy archive.
+
+    **Raises:** `ValueError` if it is truncated, no archive at all, or holds what is no array of numbers.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+            infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            return {info.filename.removesuffix(".npy"): _member(path, archive, info, raw) for info in infos}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        with path.open("rb") as file:
+            start = file.read(512)
+        what = None if start.startswith(b"PK") else looks_like(start)
+        raise ValueError(
+            f"{path} is not a whole NumPy archive ({error}). "
+            + (f"It looks like {what}." if what else f"Its size is {path.stat().st_size} bytes: download it again.")
+        ) from None
+
+
+def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, raw) -> NpzTensor:
+    with archive.open(info) as file:
+        shape, order, dtype = _header(file)
+        after_header = file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"`{info.filename}` holds Python objects, not numbers")
+    offset = None
+    if info.compress_type == zipfile.ZIP_STORED:
+        raw.seek(info.header_offset)
+        local = raw.read(30)  # the last four bytes are the lengths of the name and of what follows it, before the data
+        offset = (
+            info.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+        )
+        offset += after_header
+    return NpzTensor(path, info.filename, shape, dtype, "F" if order else "C", offset)
+
+
+def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def read_nothing(tensor: AbstractStored, axis: int) -> np.ndarray:
+    """Makes an array of the shape that reading no entry along `axis` gives."""
+    return np.zeros([0 if i == axis else n for i, n in enumerate(tensor.shape)], np.float32)
+
+
+def _runs(indices: np.ndarray) -> list[tuple[int, int]]:
+    """Finds the runs of neighbours in rising `indices`, each as (first, last + 1): one reading each."""
+    if not len(indices):
+        return []
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(indices, breaks)]
