@@ -51,9 +51,11 @@ def _held(name: str, value: object, source: str) -> AbstractStored | np.ndarray:
     if isinstance(value, AbstractStored):
         return value
     try:
-        return to_numpy(name, value)
+        array = to_numpy(name, value)
     except (TypeError, ValueError):
         raise ValueError(f"{source}: expected a tensor under `{name}`, got {type(value).__name__}.") from None
+    _check_numbers(name, array, source)
+    return array
 
 
 def _indices(latents: Sequence[int], d_sae: int, source: str) -> np.ndarray:
@@ -74,8 +76,7 @@ def _read(value: AbstractStored | np.ndarray, axes: list[str], latents: np.ndarr
 
 def _checked(name: str, array: np.ndarray, source: str) -> np.ndarray:
     """Widens half precision. **Raises:** `ValueError` for what is no numbers, and for numbers that are not finite."""
-    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        raise ValueError(f"{source}: tensor `{name}` holds {array.dtype}, not numbers.")
+    _check_numbers(name, array, source)
     if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
         array = array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
@@ -83,6 +84,11 @@ def _checked(name: str, array: np.ndarray, source: str) -> np.ndarray:
                 f"{source}: tensor `{name}` holds NaN or infinite values, so nothing computed with it would mean anything."
             )
     return array
+
+
+def _check_numbers(name: str, array: np.ndarray, source: str) -> None:
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise ValueError(f"{source}: tensor `{name}` holds {array.dtype}, not numbers.")
 
 
 def _check_shape(name: str, shape: tuple[int, ...], axes: list[str], known: dict[str, int], source: str) -> None:
