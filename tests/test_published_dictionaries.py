@@ -144,7 +144,7 @@ def test_a_truncated_archive_is_refused(tmp_path, compressed):
     with pytest.raises(ValueError, match="It looks like a Git LFS pointer"):
         jc.load_sae(path, site="hook_embed")
     np.savez(path, W_enc=np.asarray([{}, None], dtype=object))
-    with pytest.raises(ValueError, match="not a whole NumPy archive .*Python objects"):
+    with pytest.raises(ValueError, match=r"not a whole NumPy archive .*Python objects"):
         jc.load_sae(path, site="hook_embed")
 
 
@@ -215,7 +215,7 @@ def test_unsupported_gemma_scope_2_is_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         jc.load_sae(write(tmp_path / "params.safetensors", tensors, config={**config, **change}))
     three = {**tensors, "w_dec": np.ones((F, 3, OUT), np.float32)}
-    with pytest.raises(ValueError, match="has an axis of layers: it is a CLT. Use jc.load_cross_layer_transcoder"):
+    with pytest.raises(ValueError, match=r"has an axis of layers: it is a CLT. Use jc.load_cross_layer_transcoder"):
         jc.load_sae(write(tmp_path / "params.safetensors", three, config=config))
 
 
@@ -275,7 +275,7 @@ def test_top_k_of_circuit_tracer_keeps_negative_latents(tmp_path):
     assert acts.min() < 0
     check(jc.load_sae(tmp_path / "layer_0.safetensors"), acts, recon)
     as_yaml(tmp_path, {**SET, "activation": "topk"})
-    with pytest.raises(ValueError, match="activation topk without its `k` in config.yaml"):
+    with pytest.raises(ValueError, match=r"activation topk without its `k` in config.yaml"):
         jc.load_sae(tmp_path / "layer_0.safetensors")
     check(jc.load_sae(tmp_path / "layer_0.safetensors", k=4), acts, recon)
 
@@ -397,7 +397,7 @@ def test_llama_scope(tmp_path, letter, hook, by_norm):
     shapes = {**LINEAR, "decoder.bias": (D,)}
     tensors = random(shapes)
     name, norm_in, norm_out = f"blocks.15.{hook}", 1.7, 4.1
-    config = {"d_model": D, "d_sae": F, "hook_point_in": name, "hook_point_out": name, "jump_relu_threshold": 0.9}
+    config = {"d_model": D, "d_sae": F, "hook_point_in": name, "hook_point_out": name, "jump_relu_threshold": 6.0}
     config |= {"dataset_average_activation_norm": {"in": norm_in, "out": norm_out}, "lr": 1e-3}
     config |= {"sparsity_include_decoder_norm": by_norm}
     folder = tmp_path / f"Llama3_1-8B-Base-L15{letter}-8x"
@@ -407,12 +407,12 @@ def test_llama_scope(tmp_path, letter, hook, by_norm):
     s, s_out = D**0.5 / norm_in, D**0.5 / norm_out
     W_d = t["decoder.weight"].T * (s / s_out)
     norms = np.linalg.norm(W_d, axis=1) if by_norm else np.ones(F)
-    acts = jumps((x @ t["encoder.weight"].T + t["encoder.bias"] / s) * norms, 0.9)
+    acts = jumps((x @ t["encoder.weight"].T + t["encoder.bias"] / s) * norms, 6.0)
     for sae in (jc.load_sae(path), jc.load_sae(folder), jc.load_saes(tmp_path)[name]):
         check(sae, acts, (acts / norms) @ W_d + t["decoder.bias"] / s_out)
         assert ends(sae) == (name, name)
     (folder / "hyperparams.json").unlink()
-    with pytest.raises(ValueError, match="without its hyperparams.json, which lies one folder above"):
+    with pytest.raises(ValueError, match=r"without its hyperparams.json, which lies one folder above"):
         jc.load_sae(path)
 
 
@@ -438,7 +438,8 @@ LOG = "activation_function.log_jumprelu_threshold"
 @pytest.mark.parametrize("predicts", [False, True])
 def test_llamascopium(tmp_path, act_fn, mode, by_norm, predicts):
     tensors = random({**SCOPIUM, **({LOG: (F,)} if act_fn == "jumprelu" else {})})
-    tensors["W_D"][2] = 0
+    if act_fn != "relu":
+        tensors["W_D"][2] = 0  # its latent times norm is 0: never on
     config = {**SCOPIUM_CFG, "act_fn": act_fn, "norm_activation": mode, "sparsity_include_decoder_norm": by_norm}
     config |= {"hook_point_in": "blocks.1.hook_resid_mid"} if predicts else {}
     norms = {"in": 1.7, "out": 4.1 if predicts else 1.7}
@@ -550,7 +551,7 @@ def test_saelens_abstopk(tmp_path):
     check(sae, acts, acts @ t["W_dec"] + t["b_dec"])
     jc.save_sae(sae, tmp_path / "saved")
     check(jc.load_sae(tmp_path / "saved"), acts, acts @ t["W_dec"] + t["b_dec"])
-    with pytest.raises(ValueError, match="a abstopk dictionary without `k`|an abstopk dictionary without `k`"):
+    with pytest.raises(ValueError, match="an abstopk dictionary without `k`"):
         jc.load_sae(write(tmp_path / "sae_weights.safetensors", tensors, cfg={**config, "k": None}))
 
 
@@ -562,7 +563,7 @@ def test_saelens_constant_scalar_rescale(tmp_path):
     t = doubles(tensors)
     acts = relu((0.4 * inputs() - t["b_dec"]) @ t["W_enc"] + t["b_enc"])
     check(sae, acts, (acts @ t["W_dec"] + t["b_dec"]) / 0.4)
-    with pytest.raises(ValueError, match="`activation_normalization_factor` of cfg.json is None; expected the number"):
+    with pytest.raises(ValueError, match=r"`activation_normalization_factor` of cfg.json is None; expected the number"):
         jc.load_sae(write(tmp_path / "sae_weights.safetensors", tensors, cfg=config))
 
 
@@ -616,7 +617,7 @@ def test_formats_that_are_refused_by_name(tmp_path):
     ):
         jc.load_sae(write(tmp_path / "temporal.safetensors", random(temporal)))
     one = write(tmp_path / "W_enc_0.safetensors", random({"W_enc_0": (F, D), "b_enc_0": (F,), "b_dec_0": (D,)}))
-    with pytest.raises(ValueError, match="one layer of a cross-layer transcoder, .* jc.load_cross_layer_transcoder"):
+    with pytest.raises(ValueError, match=r"one layer of a cross-layer transcoder, .* jc.load_cross_layer_transcoder"):
         jc.load_sae(one)
 
 
@@ -743,7 +744,7 @@ def test_a_reader_of_ones_own(tmp_path, own_reader):
     check(jc.load_sae(tmp_path, double=True), relu(2 * x @ W), relu(2 * x @ W) @ (2 * W.T))
     assert names(jc.load_saes(tmp_path)) == ["blocks.2.hook_mlp_out"]
     assert str(jc.load_sae(tmp_path, format="numbers", site="hook_embed").site) == "hook_embed"
-    with pytest.raises(TypeError, match="the format numbers has no option `reads`. It has double"):
+    with pytest.raises(TypeError, match=r"the format numbers has no option `reads`. It has double"):
         jc.load_sae(tmp_path, reads="hook_embed")
     with pytest.raises(ValueError, match="its reader does not read some latents alone"):
         jc.load_sae(tmp_path, latents=[1])

@@ -10,7 +10,7 @@ from ...saes import AbstractDictionary, ReLU, SAE, TopK, Transcoder
 from ...saes._processing import STEPS
 from ._dictionary_learning import is_here
 from ._reader import Reader
-from ._sites import agreed, in_layer, parsed, tinymodel_sites
+from ._sites import agreed, in_layer, of_named_file, parsed, tinymodel_sites
 from ._source import Source
 from ._tensors import checked, listed, Table
 
@@ -202,6 +202,12 @@ def _fits_kk(source: Source) -> bool:
     return source.json(f"{source.path.stem}_cfg.json") is not None and set(source.state) == set(HOOK_Z_KK)
 
 
+def _fits_sparse_mlp(source: Source) -> bool:
+    """Tells them from AutoEncoderNew of dictionary_learning, which has tensors of the same names, and from files that name their layer."""
+    others = is_here(source) or of_named_file(source.path.name) is not None
+    return set(source.state) == set(SPARSE_MLP) and not others
+
+
 def _inside(source: Source) -> set[str]:
     """Finds the names under `state_dict` of a file that holds its configuration, too."""
     inner = source.state.get("state_dict")
@@ -211,8 +217,7 @@ def _inside(source: Source) -> set[str]:
 READERS = (
     Reader("hook_z_kk", read_hook_z_kk, _fits_kk),
     Reader("e2e", read_e2e, lambda source: bool(e2e_prefixes(source.state))),
-    # AutoEncoderNew of dictionary_learning has tensors of the same names.
-    Reader("sparse_mlp", read_sparse_mlp, lambda source: set(source.state) == set(SPARSE_MLP) and not is_here(source)),
+    Reader("sparse_mlp", read_sparse_mlp, _fits_sparse_mlp),
     Reader("topk_pt", read_topk_pt, lambda source: set(source.state) == set(TOPK_PT)),
     Reader(
         "transcoder_pt",

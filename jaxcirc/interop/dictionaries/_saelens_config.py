@@ -186,7 +186,9 @@ def _check_supported(
             f"{source}: activation_fn {activation!r} is not supported for {architecture}. Supported: {', '.join(known)}."
         )
     if architecture in OF_K and k is None:
-        raise ValueError(f"{source}: a {architecture} dictionary without `k` in cfg.json.")
+        raise ValueError(
+            f"{source}: {'a' if architecture == 'topk' else 'an'} {architecture} dictionary without `k` in cfg.json."
+        )
     reshape = config.get("reshape_activations", "hook_z" if "hook_z" in (hook or "") else "none")
     if reshape != ("hook_z" if "hook_z" in (hook or "") else "none"):
         raise ValueError(
