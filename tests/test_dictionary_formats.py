@@ -964,6 +964,7 @@ EXPRESSIBLE = {
     "batchtopk": "jumprelu",
     "topk": "topk",
     "topk-standardised": "topk",
+    "abstopk": "abstopk",
     "relu-unit-norm": "standard",
     "gated": "gated",
     "transcoder": "transcoder",

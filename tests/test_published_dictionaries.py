@@ -113,6 +113,25 @@ def test_gemma_scope(tmp_path, release, place, reads, site, lower, compressed):
         assert isinstance(sae, saes.Transcoder if reads != site else saes.SAE)
 
 
+def test_of_the_hub_no_more_is_downloaded_than_asked_for(tmp_path, monkeypatch):
+    asked: list[list[str]] = []
+
+    def snapshot_download(repository, *, revision, allow_patterns):
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    for layer in (0, 1):
+        place = tmp_path / f"layer_{layer}" / "width_4k" / "average_l0_71"
+        npz(place / "params.npz", positive(random(NPZ), "threshold"))
+    loaded = jc.load_saes("google/gemma-scope-2b-pt-res", include="*/width_4k/average_l0_71/*")
+    assert names(loaded) == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    assert asked == [["*/width_4k/average_l0_71/*", "*.json", "*.yaml"]]
+    inside = "layer_1/width_4k/average_l0_71"
+    assert str(jc.load_sae(f"google/gemma-scope-2b-pt-res:{inside}").site) == "blocks.1.hook_resid_post"
+    assert f"{inside}/*" in asked[-1]
+
+
 def test_gemma_scope_says_its_site_and_width_by_its_path(tmp_path):
     tensors = positive(random(NPZ), "threshold")
     with pytest.raises(ValueError, match=r"nothing says of which site it is, neither its path .* Pass site="):

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from .._labels import with_labels
@@ -44,7 +45,8 @@ class Decoder(AbstractDecoder):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.W_dec.shape
+        d_sae, targets, d_out = self.W_dec.shape
+        return d_sae, targets, d_out
 
     def rows(self, latents: Int[Any, " n"], target: int) -> Float[Array, "n d_out"]:
         return wide(self.W_dec[jnp.asarray(latents), target])
@@ -195,7 +197,7 @@ class CrossLayerTranscoder(eqx.Module):
         return self.decoders[layer].rows(self._checked(layer, latents), target - layer)
 
     def _checked(self, layer: int, latents: Int[Any, " n"]) -> Int[Any, " n"]:
-        if isinstance(latents, jax.core.Tracer):  # its numbers are not known yet; JAX keeps them inside the array
+        if isinstance(latents, Tracer):  # its numbers are not known yet; JAX keeps them inside the array
             return latents
         indices = np.asarray(latents, dtype=np.int64)
         if indices.size and not (indices.min() >= 0 and indices.max() < self.W_enc[layer].shape[1]):

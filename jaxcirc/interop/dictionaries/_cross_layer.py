@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -64,7 +65,7 @@ class StoredDecoder(AbstractDecoder):
         return jnp.asarray(known[..., on], rows.dtype) @ rows
 
     def _known(self, array: Any) -> Any:
-        if isinstance(array, jax.core.Tracer):
+        if isinstance(array, Tracer):
             raise ValueError(
                 f"The directions of this decoder are in {self.tensor.path}, and a compiled function cannot read files. Call it outside of "
                 "jax.jit and jax.vmap, or load the transcoder with decoders='in memory'."
@@ -113,7 +114,7 @@ def load_cross_layer_transcoder(
     """
     if decoders not in (_HELD, "in files"):
         raise ValueError(f"load_cross_layer_transcoder: decoders must be {_HELD!r} or 'in files', got {decoders!r}.")
-    root, repository = find(path_or_id, revision, whole=True)
+    root, repository = find(path_or_id, revision, tree="*")
     if not root.is_dir():
         raise ValueError(f"{root} is a file, and a cross-layer transcoder is a folder with files for each layer.")
     config = read_yaml(root / CONFIG) if (root / CONFIG).is_file() else {}

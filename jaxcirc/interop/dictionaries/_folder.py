@@ -39,7 +39,8 @@ def load_saes(
     **Arguments:**
 
     - `folder_or_name`: a folder, a Hub id (`repo/name` or `repo/name:folder`), or a shipped model, `"tiny-gpt2"` or `"tiny-gpt-neo"`.
-    - `include`: which paths below the folder, as a pattern, where there are several dictionaries for a site: `"*/10_32768/*"`.
+    - `include`: which paths below the folder, as a pattern, where there are several dictionaries for a site: `"*/10_32768/*"`. Of the Hub
+      nothing else is downloaded.
     - the rest as `jc.load_sae`.
 
     **Returns:** `{dictionary.site: dictionary}`, in execution order; names of sites are keys, too.
@@ -50,7 +51,7 @@ def load_saes(
     'blocks.0.hook_resid_pre'
     """
     check_format(format)
-    root, repository = _root(folder_or_name, revision)
+    root, repository = _root(folder_or_name, revision, include)
     by_site: dict[Site, tuple[Path, AbstractDictionary]] = {}
     for source in _all_sources(root, repository, include, dtype):
         path, sae = source.path, read_source(source, format, processing, options)
@@ -86,14 +87,14 @@ def check_saes(folder_or_name: str | Path) -> None:
         )
 
 
-def _root(folder_or_name: str | Path, revision: str | None) -> tuple[Path, str]:
+def _root(folder_or_name: str | Path, revision: str | None, include: str) -> tuple[Path, str]:
     if str(folder_or_name) in SHIPPED:
         folder = shipped_folder(str(folder_or_name)) / "saes"
         if not folder.is_dir():
             raise ValueError(f"The shipped model {folder_or_name} has no dictionaries: {folder} is missing.")
         return folder, ""
     check_saes(folder_or_name)
-    path, repository = find(folder_or_name, revision, whole=True)
+    path, repository = find(folder_or_name, revision, tree=include)
     if not path.is_dir():  # a file of the Hub
         raise ValueError(f"{path} is a file, and load_saes reads a folder. Use jc.load_sae.")
     return path, repository

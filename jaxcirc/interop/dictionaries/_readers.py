@@ -66,7 +66,8 @@ def register_reader(
     >>> jc.interop.register_reader("mine", read, fits=lambda source: set(source.state) == {"E", "e", "D", "d"})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.savez(f"{folder}/sae.npz", E=np.eye(4, 8), e=np.zeros(8), D=np.eye(8, 4), d=np.zeros(4))
-    ...     _ = pathlib.Path(folder, "about.json").write_text(json.dumps({"where": "blocks.2.hook_mlp_out"}))
+    ...     about = json.dumps({"where": "blocks.2.hook_mlp_out"})
+    ...     _ = pathlib.Path(folder, "about.json").write_text(about, encoding="utf-8")
     ...     str(jc.load_sae(folder).site)
     'blocks.2.hook_mlp_out'
     >>> jc.interop.unregister_reader("mine")

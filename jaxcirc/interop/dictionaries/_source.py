@@ -171,9 +171,9 @@ def read_yaml(path: Path) -> dict:
     return config
 
 
-def find(path_or_id: str | Path, revision: str | None, *, whole: bool = False) -> tuple[Path, str]:
-    """Finds the local file or folder, downloaded if it is a Hub id `repo/name` or `repo/name:inside`; and the Hub id, or "". `whole`: the
-    whole tree below it, not one dictionary.
+def find(path_or_id: str | Path, revision: str | None, *, tree: str | None = None) -> tuple[Path, str]:
+    """Finds the local file or folder, downloaded if it is a Hub id `repo/name` or `repo/name:inside`; and the Hub id, or "". `tree`: not one
+    dictionary, but the whole tree below it, as far as its paths match this pattern.
     """
     path = check_path("load_sae: path_or_id", path_or_id).expanduser()
     if path.exists():
@@ -187,7 +187,7 @@ def find(path_or_id: str | Path, revision: str | None, *, whole: bool = False) -
         raise ValueError(
             f"{path} does not exist, and is not a Hub id: those are written repo/name or repo/name:folder."
         )
-    return _download(match["repo"], match["inside"], revision, whole), match["repo"]
+    return _download(match["repo"], match["inside"], revision, tree), match["repo"]
 
 
 def is_hub_id(path_or_id: str | Path) -> bool:
@@ -195,12 +195,13 @@ def is_hub_id(path_or_id: str | Path) -> bool:
     return _HUB.fullmatch(str(path_or_id)) is not None
 
 
-def _download(repository: str, inside: str | None, revision: str | None, whole: bool) -> Path:
+def _download(repository: str, inside: str | None, revision: str | None, tree: str | None) -> Path:
     import huggingface_hub
 
-    if whole:
+    if tree is not None:
         start = "" if inside is None else f"{inside.rstrip('/')}/"
-        wanted = [f"{start}*{suffix}" for suffix in (*SUFFIXES, ".json", ".yaml")]
+        chosen = [f"*{suffix}" for suffix in SUFFIXES] if tree == "*" else [tree]
+        wanted = [start + pattern for pattern in (*chosen, "*.json", "*.yaml")]
     elif inside is None:
         wanted = [*NAMED, *_CONFIGURATIONS]
     else:  # a file and the configurations beside it, or a folder, whose name may end in .pt too

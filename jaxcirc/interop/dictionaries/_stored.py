@@ -2,10 +2,12 @@
 
 import abc
 import dataclasses
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,7 +24,7 @@ class AbstractStored(abc.ABC):
         """The entries `indices` along `axis`, in this order; of the rest nothing is read where the file allows it."""
 
     @abc.abstractmethod
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The whole tensor, for `np.asarray`."""
 
 
@@ -47,39 +49,33 @@ class SafetensorsTensor(AbstractStored):
             cut = lambda i: read_tensor(file, self.name, self.path, (slice(i, i + 1), slice(slot, slot + 1)))[0, 0]
             return np.stack([cut(int(i)) for i in indices])
 
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         with open_safetensors(self.path) as file:
             array = read_tensor(file, self.name, self.path)
-        return array if dtype is None else array.astype(dtype)  # pyright: ignore[reportArgumentType]  # NumPy says what it is
+        return array if dtype is None else array.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class NpzTensor(AbstractStored):
-    """One of a NumPy archive. Uncompressed, as `numpy.savez` writes it, it is mapped into memory; compressed, it is read whole."""
+    """One of an uncompressed NumPy archive, as `numpy.savez` writes it: it is mapped into memory."""
 
     path: Path
-    member: str
+    offset: int  # of its first number in the file
     shape: tuple[int, ...]
+    fortran: bool
     dtype: np.dtype
-    order: str
-    offset: int | None  # of its first number in the file; `None` if it is compressed
 
     def _mapped(self) -> np.ndarray:
-        if self.offset is None or not self.shape:
-            try:
-                with np.load(self.path) as archive:
-                    return archive[self.member.removesuffix(".npy")]
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise ValueError(f"{self.path} is not a whole NumPy archive ({error}). Download it again.") from None
-        order = "F" if self.order == "F" else "C"
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
+        if not self.shape:
+            return np.fromfile(self.path, self.dtype, 1, offset=self.offset).reshape(())
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, "F" if self.fortran else "C")
 
     def take(self, axis: int, indices: np.ndarray) -> np.ndarray:
         return np.array(np.take(self._mapped(), indices, axis))
 
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = np.asarray(self._mapped())
-        return array if dtype is None else array.astype(dtype)  # pyright: ignore[reportArgumentType]  # NumPy says what it is
+        return array if dtype is None else array.astype(dtype)
 
 
 def open_safetensors_file(path: Path) -> dict[str, SafetensorsTensor]:
@@ -88,15 +84,22 @@ def open_safetensors_file(path: Path) -> dict[str, SafetensorsTensor]:
         return {name: SafetensorsTensor(path, name, tuple(file.get_slice(name).get_shape())) for name in file.keys()}
 
 
-def open_npz(path: Path) -> Mapping[str, NpzTensor]:
-    """Lists the arrays of a NumPy archive.
+def open_npz(path: Path) -> Mapping[str, NpzTensor | np.ndarray]:
+    """Lists the arrays of a NumPy archive; compressed ones are read whole at once.
 
     **Raises:** `ValueError` if it is truncated, no archive at all, or holds what is no array of numbers.
     """
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+        with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            return {info.filename.removesuffix(".npy"): _member(path, archive, info, raw) for info in infos}
+        with path.open("rb") as raw:
+            stored = {
+                _name(info): _mapped(path, info, raw) for info in infos if info.compress_type == zipfile.ZIP_STORED
+            }
+        if len(stored) == len(infos):
+            return stored
+        with np.load(path) as arrays:
+            return {**stored, **{_name(info): arrays[_name(info)] for info in infos if _name(info) not in stored}}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         with path.open("rb") as file:
             start = file.read(512)
@@ -107,27 +110,20 @@ def open_npz(path: Path) -> Mapping[str, NpzTensor]:
         ) from None
 
 
-def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, raw) -> NpzTensor:
-    with archive.open(info) as file:
-        shape, order, dtype = _header(file)
-        after_header = file.tell()
+def _name(info: zipfile.ZipInfo) -> str:
+    return info.filename.removesuffix(".npy")
+
+
+def _mapped(path: Path, info: zipfile.ZipInfo, raw: BinaryIO) -> NpzTensor:
+    raw.seek(info.header_offset)
+    local = raw.read(30)  # the last four bytes are the lengths of the name and of what follows it, before the data
+    raw.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), os.SEEK_CUR)
+    version = np.lib.format.read_magic(raw)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(raw)
     if dtype.hasobject:
         raise ValueError(f"`{info.filename}` holds Python objects, not numbers")
-    offset = None
-    if info.compress_type == zipfile.ZIP_STORED:
-        raw.seek(info.header_offset)
-        local = raw.read(30)  # the last four bytes are the lengths of the name and of what follows it, before the data
-        offset = (
-            info.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-        )
-        offset += after_header
-    return NpzTensor(path, info.filename, shape, dtype, "F" if order else "C", offset)
-
-
-def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+    return NpzTensor(path, raw.tell(), shape, fortran, dtype)
 
 
 def read_nothing(tensor: AbstractStored, axis: int) -> np.ndarray:
