@@ -728,6 +728,11 @@ def test_latents_that_are_not_there_are_refused(tmp_path):
     path = write(tmp_path / "sae_weights.safetensors", random(PLAIN), cfg={**V6, "architecture": "standard"})
     with pytest.raises(ValueError, match=r"has 10 latents, from 0 on, and latents=… asks for -1 to 10"):
         jc.load_sae(path, latents=[3, -1, 10])
+
+
+@pytest.mark.usefixtures("untyped")
+def test_latents_are_a_list(tmp_path):
+    path = write(tmp_path / "sae_weights.safetensors", random(PLAIN), cfg={**V6, "architecture": "standard"})
     with pytest.raises(TypeError, match="load_sae: latents: expected a list of numbers"):
         jc.load_sae(path, latents=3)
 

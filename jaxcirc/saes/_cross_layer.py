@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import equinox as eqx
 import jax
@@ -16,6 +16,9 @@ from .._precision import wide
 from .._sites import Site
 from ._activations import AbstractActivation
 from ._dictionaries import slopes_of
+
+
+Latents: TypeAlias = Sequence[int] | Int[Any, " n"]  # their numbers, of NumPy or JAX, or a list
 
 
 class AbstractDecoder(eqx.Module):
@@ -184,11 +187,11 @@ class CrossLayerTranscoder(eqx.Module):
         recon = sum(written[1:], written[0]) + wide(self.b_dec[layer])
         return recon if self.W_skip is None or x is None else recon + wide(x) @ wide(self.W_skip[layer])
 
-    def encoder_rows(self, layer: int, latents: Int[Any, " n"]) -> Float[Array, "n d_in"]:
+    def encoder_rows(self, layer: int, latents: Latents) -> Float[Array, "n d_in"]:
         """What `latents` of `layer` read, a row each."""
         return wide(self.W_enc[layer][:, jnp.asarray(self._checked(layer, latents))].T)
 
-    def decoder_rows(self, layer: int, latents: Int[Any, " n"], target: int) -> Float[Array, "n d_out"]:
+    def decoder_rows(self, layer: int, latents: Latents, target: int) -> Float[Array, "n d_out"]:
         """What `latents` of `layer` write at `sites[target]`, a row each; of a decoder in its file only these rows are read."""
         if not layer <= target < self.n_layers:
             raise ValueError(
@@ -196,7 +199,7 @@ class CrossLayerTranscoder(eqx.Module):
             )
         return self.decoders[layer].rows(self._checked(layer, latents), target - layer)
 
-    def _checked(self, layer: int, latents: Int[Any, " n"]) -> Int[Any, " n"]:
+    def _checked(self, layer: int, latents: Latents) -> Int[Any, " n"]:
         if isinstance(latents, Tracer):  # its numbers are not known yet; JAX keeps them inside the array
             return latents
         indices = np.asarray(latents, dtype=np.int64)

@@ -172,8 +172,8 @@ def read_yaml(path: Path) -> dict:
 
 
 def find(path_or_id: str | Path, revision: str | None, *, tree: str | None = None) -> tuple[Path, str]:
-    """Finds the local file or folder, downloaded if it is a Hub id `repo/name` or `repo/name:inside`; and the Hub id, or "". `tree`: not one
-    dictionary, but the whole tree below it, as far as its paths match this pattern.
+    """Finds the local file or folder, downloaded if it is a Hub id `repo/name` or `repo/name:inside`; and the Hub id, or "". `tree`: not
+    one dictionary, but the whole tree below it, as far as its paths match this pattern.
     """
     path = check_path("load_sae: path_or_id", path_or_id).expanduser()
     if path.exists():
