@@ -12,11 +12,8 @@ from ._activations import (
     TopK as TopK,
 )
 from ._base import AbstractDictionary as AbstractDictionary, anonymous as anonymous, Saes as Saes
-from ._cross_layer import (
-    AbstractDecoder as AbstractDecoder,
-    CrossLayerTranscoder as CrossLayerTranscoder,
-    Decoder as Decoder,
-)
+from ._cross_layer import CrossLayerTranscoder as CrossLayerTranscoder
+from ._decoders import AbstractDecoder as AbstractDecoder, Decoder as Decoder
 from ._dictionaries import Identity as Identity, SAE as SAE, Transcoder as Transcoder
 from ._normalisations import (
     AbstractNormalisation as AbstractNormalisation,

@@ -1,6 +1,5 @@
 """Cross-layer transcoders: each layer's latents read that layer's MLP input and write to its MLP output and to every later one."""
 
-import abc
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias
 
@@ -15,48 +14,11 @@ from .._labels import with_labels
 from .._precision import wide
 from .._sites import Site
 from ._activations import AbstractActivation
+from ._decoders import AbstractDecoder
 from ._dictionaries import slopes_of
 
 
 Latents: TypeAlias = Sequence[int] | Int[Any, " n"]  # their numbers, of NumPy or JAX, or a list
-
-
-class AbstractDecoder(eqx.Module):
-    """The directions of one layer's latents: one for each layer that they write to, `W_dec` `[d_sae target d_out]`, wherever that is.
-
-    `target` counts from the latents' own layer, 0.
-    """
-
-    @property
-    @abc.abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """How many latents, how many layers they write to, how many numbers each writes."""
-
-    @abc.abstractmethod
-    def rows(self, latents: Int[Any, " n"], target: int) -> Float[Array, "n d_out"]:
-        """What `latents` write, each per unit of activation, to the layer `target` further on."""
-
-    @abc.abstractmethod
-    def decode(self, acts: Float[Array, "... d_sae"], target: int) -> Float[Array, "... d_out"]:
-        """`acts W_dec[:, target]`, without a bias."""
-
-
-class Decoder(AbstractDecoder):
-    """Directions held in memory: an ordinary pytree, for `jax.jit` and `jax.vmap`."""
-
-    W_dec: Float[Array, "d_sae target d_out"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        d_sae, targets, d_out = self.W_dec.shape
-        return d_sae, targets, d_out
-
-    def rows(self, latents: Int[Any, " n"], target: int) -> Float[Array, "n d_out"]:
-        return wide(self.W_dec[jnp.asarray(latents), target])
-
-    def decode(self, acts: Float[Array, "... d_sae"], target: int) -> Float[Array, "... d_out"]:
-        # [... d_sae] · [d_sae d_out] -> [... d_out]
-        return wide(acts) @ wide(self.W_dec[:, target])
 
 
 @with_labels("origin")

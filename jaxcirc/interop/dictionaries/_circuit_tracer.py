@@ -12,10 +12,12 @@ from urllib.parse import parse_qs, urlparse
 from ..._sites import Kind, Site
 from ...saes import AbstractActivation, JumpReLU, ReLU, TopK, Transcoder
 from .._read import contents
+from ._find import find
+from ._hooks import of_listed
 from ._reader import Reader
 from ._releases import k_of
-from ._sites import agreed, of_listed
-from ._source import find, Listed, Source
+from ._sites import agreed
+from ._source import Listed, Source
 from ._tensors import checked, Table
 
 

@@ -13,11 +13,12 @@ from ...saes import AbstractDictionary
 from .._read import contents
 from .._shipped import SHIPPED, shipped_folder
 from ._circuit_tracer import CONFIG, is_set, members
+from ._find import find, is_hub_id, NAMED, tensor_files
 from ._llama_scope import FILE as LLAMA_SCOPE
 from ._load import read_source
 from ._plain import e2e_prefixes, e2e_site
 from ._readers import check_format, READERS
-from ._source import find, is_hub_id, NAMED, read_yaml, Source, SUFFIXES, tensor_files
+from ._source import read_yaml, Source, SUFFIXES
 from ._sparsify import FILE as SPARSIFY
 
 

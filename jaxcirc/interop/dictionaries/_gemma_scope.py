@@ -11,9 +11,10 @@ import numpy as np
 
 from ..._sites import Kind, Site
 from ...saes import AbstractDictionary, JumpReLU, SAE, Transcoder
+from ._hooks import of_hf_hook, of_listed
 from ._parts import scale_input
 from ._reader import Reader
-from ._sites import agreed, of_hf_hook, of_listed
+from ._sites import agreed
 from ._source import Source
 from ._tensors import checked, listed, Table
 

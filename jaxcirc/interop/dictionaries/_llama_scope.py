@@ -13,9 +13,10 @@ import numpy as np
 
 from ...saes import AbstractActivation, AbstractDictionary, JumpReLU, ReLU, SAE, TopK, Transcoder
 from .._read import contents
+from ._hooks import parsed
 from ._parts import decoder_norms, Parts, scale_latents, unit_decoder
 from ._reader import Reader
-from ._sites import agreed, parsed
+from ._sites import agreed
 from ._source import Source
 from ._tensors import checked, Table
 

@@ -12,8 +12,9 @@ from ..._sites import Part, Site
 from ...saes import AbstractDictionary, SAE, Transcoder
 from ...saes._activations import OfWholeDictionary
 from ...saes._processing import check_steps
+from ._find import dictionary_file, find
 from ._readers import check_format, detect, READERS
-from ._source import dictionary_file, find, Source
+from ._source import Source
 
 
 def load_sae(

@@ -9,8 +9,9 @@ from ..._sites import Kind, Site
 from ...saes import AbstractDictionary, ReLU, SAE, TopK, Transcoder
 from ...saes._processing import STEPS
 from ._dictionary_learning import is_here
+from ._hooks import in_layer, parsed
 from ._reader import Reader
-from ._sites import agreed, in_layer, of_named_file, parsed, tinymodel_sites
+from ._sites import agreed, of_named_file, tinymodel_sites
 from ._source import Source
 from ._tensors import checked, listed, Table
 

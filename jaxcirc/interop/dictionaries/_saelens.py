@@ -28,11 +28,11 @@ from ...saes import (
     UnitNorm,
 )
 from .._read import contents
+from ._hooks import of_hf_hook, of_version_2, parsed
 from ._parts import decoder_norms, Parts, scale_input, scale_latents, unit_decoder
 from ._reader import Reader
 from ._releases import norm_factor_of
 from ._saelens_config import OF_K, parse, SaeLensConfig
-from ._sites import of_hf_hook, of_version_2, parsed
 from ._source import Source
 from ._tensors import checked, Table, warn
 

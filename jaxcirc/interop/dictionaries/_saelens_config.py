@@ -10,8 +10,8 @@ from collections.abc import Collection
 
 from ...saes._processing import STEPS
 from .._attributes import Inert, inert
+from ._hooks import in_layer
 from ._releases import kwargs_of
-from ._sites import in_layer
 from ._tensors import listed, warn
 from ._training import is_of_training
 
