@@ -743,9 +743,6 @@ def test_latents_are_a_list(tmp_path):
 @pytest.fixture
 def own_reader():
     """A format of a few numbers in a text file, and nothing of it left behind."""
-    from jaxcirc.interop.dictionaries._source import SUFFIXES
-
-    before = list(SUFFIXES)
 
     def read(source, *, double: bool = False):
         W = np.loadtxt(source.path).astype(np.float32) * (2 if double else 1)
@@ -756,7 +753,6 @@ def own_reader():
     jc.interop.register_reader("numbers", read, fits=lambda source: source.path.suffix == ".txt", suffixes=[".txt"])
     yield read
     jc.interop.unregister_reader("numbers")
-    SUFFIXES[:] = before
 
 
 def test_a_reader_of_ones_own(tmp_path, own_reader):
@@ -778,6 +774,19 @@ def test_a_reader_of_ones_own(tmp_path, own_reader):
         jc.interop.register_reader("other", own_reader, fits=lambda source: True, suffixes="txt")
     with pytest.raises(ValueError, match="no format called 'saelens' was registered"):
         jc.interop.unregister_reader("saelens")
+
+
+def test_a_forgotten_reader_leaves_nothing(tmp_path):
+    np.savetxt(tmp_path / "sae.txt", np.ones((2, 3)))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"sae.txt is no dictionary: expected a file of tensors"):
+            jc.load_sae(tmp_path / "sae.txt")
+        jc.interop.register_reader("numbers", lambda source: None, fits=lambda source: False, suffixes=[".txt"])
+        with pytest.raises(
+            ValueError, match=r"sae.txt holds no named tensors, which are of no known format; .*numbers"
+        ):
+            jc.load_sae(tmp_path / "sae.txt")
+        jc.interop.unregister_reader("numbers")
 
 
 def test_a_reader_of_ones_own_goes_before_those_that_are_built_in(tmp_path):

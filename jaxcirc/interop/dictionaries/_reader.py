@@ -17,12 +17,14 @@ class Reader:
     - `read`: a dictionary from a file. Its keyword arguments are the format's options.
     - `fits`: whether a file is of this format, by its tensors and what lies beside it.
     - `files`: names that no other format's files have. Such a file is of these formats, and `fits` chooses among several.
+    - `suffixes`: of its files, beyond those that every format may have.
     """
 
     name: str
     read: Callable[..., AbstractDictionary]
     fits: Callable[[Source], bool]
     files: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from . import (
     _sparsify,
 )
 from ._reader import Reader
-from ._source import Source, SUFFIXES
+from ._source import OPENERS, Source, SUFFIXES
 from ._tensors import listed
 
 
@@ -74,12 +74,12 @@ def register_reader(
     """
     if name in READERS or name == "auto":
         raise ValueError(f"register_reader: there is a format called {name!r} already. Choose another name.")
-    added = [suffixes] if isinstance(suffixes, str) else list(suffixes)
+    added = (suffixes,) if isinstance(suffixes, str) else tuple(suffixes)
     if wrong := [suffix for suffix in added if not suffix.startswith(".")]:
         raise ValueError(f"register_reader: a suffix begins with a dot, got {wrong[0]!r}.")
-    READERS[name] = Reader(name, read, fits)
+    READERS[name] = Reader(name, read, fits, suffixes=added)
     _own.append(name)
-    SUFFIXES.extend(suffix for suffix in added if suffix not in SUFFIXES)
+    _gather_suffixes()
 
 
 def unregister_reader(name: str) -> None:
@@ -88,6 +88,12 @@ def unregister_reader(name: str) -> None:
         raise ValueError(f"unregister_reader: no format called {name!r} was registered. {did_you_mean(name, _own)}")
     _own.remove(name)
     del READERS[name]
+    _gather_suffixes()
+
+
+def _gather_suffixes() -> None:
+    """Sets the suffixes of files that may be dictionaries: those that every format may have, and those of registered ones."""
+    SUFFIXES[:] = dict.fromkeys([*OPENERS, *(suffix for reader in READERS.values() for suffix in reader.suffixes)])
 
 
 def check_format(format: str) -> None:
@@ -123,6 +129,5 @@ def _only(fitting: list[str], source: Source) -> str:
         else f"are of no known format; those are {', '.join(READERS)}"
     )
     names = sorted(map(str, source.state))
-    raise ValueError(
-        f"{source.name} holds {listed(names[:12])}{' …' if len(names) > 12 else ''}, which {what}. Say which it is: format=…."
-    )
+    held = f"{listed(names[:12])}{' …' if len(names) > 12 else ''}" if names else "no named tensors"
+    raise ValueError(f"{source.name} holds {held}, which {what}. Say which it is: format=….")

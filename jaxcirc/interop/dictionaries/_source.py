@@ -19,14 +19,14 @@ from ._stored import open_npz, open_safetensors_file
 
 
 # How the named tensors of a file are read, by its suffix. Those of PyTorch's own are read whole at once, the others when they are used.
-_OPENERS: dict[str, Callable[[Path], Any]] = {
+OPENERS: dict[str, Callable[[Path], Any]] = {
     ".pt": read_torch,
     ".pth": read_torch,
     ".bin": read_torch,
     ".safetensors": open_safetensors_file,
     ".npz": open_npz,
 }
-SUFFIXES = list(_OPENERS)  # of files that may be dictionaries; readers of one's own may add some
+SUFFIXES = list(OPENERS)  # of files that may be dictionaries; readers of one's own may add some
 
 
 class Leaves(TypedDict):
@@ -61,9 +61,9 @@ class Source:
     @ft.cached_property
     def state(self) -> Mapping[str, object]:
         """Reads what the file holds, by name."""
-        if self.path.suffix not in _OPENERS:
+        if self.path.suffix not in OPENERS:
             return {}  # of a reader of one's own, which opens it itself
-        state = _OPENERS[self.path.suffix](self.path)
+        state = OPENERS[self.path.suffix](self.path)
         if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
             raise ValueError(f"{self.path} holds a {type(state).__name__}, expected named tensors (a state dict).")
         return state
