@@ -383,6 +383,11 @@ def test_unsupported_sets_are_refused(tmp_path, change, message):
 def test_damaged_sets_are_refused(tmp_path):
     for layer in (0, 2):
         write(tmp_path / f"layer_{layer}.safetensors", random(TRACER))
+    as_yaml(tmp_path, SET)
+    with pytest.raises(
+        ValueError, match=r"there are 2: name one. .* jc.load_saes reads the set that config.yaml is of"
+    ):
+        jc.load_sae(tmp_path)
     with pytest.raises(ValueError, match=r"layer_1.safetensors is missing, and there is one for layer 2"):
         jc.load_saes(as_yaml(tmp_path, SET))
     (tmp_path / "config.yaml").write_text("a: [", encoding="utf-8")

@@ -115,6 +115,10 @@ def dictionary_file(path: Path, formats: Collection[str]) -> Path:
         have = f"there are {len(files)}: name one" if files else "there is none"
         below = [file.relative_to(folder) for name in NAMED for file in sorted(folder.glob(f"*/**/{name}"))]
         deeper = f" jc.load_saes reads a whole tree, and there is {below[0]} below." if below else ""
+        if (folder / "config.yaml").is_file():
+            deeper = (
+                " jc.load_saes reads the set that config.yaml is of, jc.load_cross_layer_transcoder a cross-layer one."
+            )
         raise ValueError(
             f"{folder}: expected one dictionary, {', '.join(NAMED)} or one other file of tensors ({', '.join(SUFFIXES)}), and {have}. "
             f"{contents(folder)}{deeper} The formats that are read are {', '.join(formats)}."
