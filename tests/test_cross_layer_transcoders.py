@@ -12,7 +12,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, saes, Site
 
-from .helpers import assert_close
+from .helpers import assert_close, needs_x64
 from .test_dictionary_formats import doubles, random, relu, top, write
 from .test_published_dictionaries import as_yaml
 
@@ -151,6 +151,18 @@ def test_half_precision_is_read_as_float32(tmp_path, decoders):
     clt = jc.load_cross_layer_transcoder(tmp_path, decoders=decoders)
     assert clt.W_enc[0].dtype == clt.decoder_rows(0, [1], 3).dtype == jnp.float32
     check(clt, *forward(held))
+
+
+@both
+@needs_x64
+def test_in_another_dtype(tmp_path, decoders):
+    held = write_tracer(tmp_path)
+    clt = jc.load_cross_layer_transcoder(tmp_path, decoders=decoders, dtype=jnp.float64)
+    assert clt.decoder_rows(0, [1], 3).dtype == jnp.float64
+    acts, out = forward(held)
+    x = jnp.asarray(inputs(), jnp.float64)
+    assert_close(clt.decode(1, [clt.encode(layer, x[layer]) for layer in range(2)]), out[1])
+    assert_close(clt.encode(1, x[1]), acts[1])
 
 
 def test_it_is_a_pytree(tmp_path):

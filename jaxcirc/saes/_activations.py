@@ -134,8 +134,7 @@ class OfWholeDictionary(AbstractActivation):
     def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
         raise ValueError(
             f"Of this dictionary only {pre.shape[-1]} latents were read (latents=…), and {self.name} compares all of them to tell which "
-            "are "
-            "on. Its directions are whole; to encode, load the whole dictionary."
+            "are on. Its directions are whole; to encode, load the whole dictionary."
         )
 
 

@@ -53,8 +53,7 @@ def read(
     if read_at is None or site is None:
         raise ValueError(
             f"{source.name}: nothing says where it reads and what it predicts: there is no {CONFIG} beside it. Put it there, or pass "
-            "reads=… "
-            f"and site=…. {contents(source.path.parent)}"
+            f"reads=… and site=…. {contents(source.path.parent)}"
         )
     config: Mapping[str, object] = {} if member is None else member.config
     tensors, _ = checked(source.state, TENSORS, source, optional=_OPTIONAL)

@@ -89,8 +89,7 @@ def _format(root: Path) -> tuple[Callable[..., Layer], list[Path]]:
         if int(match[1]) in of_layers:
             raise ValueError(
                 f"{root} holds two files for layer {match[1]}, {of_layers[int(match[1])].name} and {path.name}. Give a folder with one "
-                "set: one "
-                "width and one sparsity."
+                "set: one width and one sparsity."
             )
         of_layers[int(match[1])] = path
     if not of_layers:
@@ -105,8 +104,7 @@ def _in_order(files: Mapping[int, Path], root: Path, name: str) -> list[Path]:
     if missing := sorted(set(range(max(files))) - set(files)):
         raise ValueError(
             f"{root}: {name.format(missing[0])} is missing, and there is one for layer {max(files)}. A cross-layer transcoder takes all "
-            "layers: "
-            "download it too."
+            "layers: download it too."
         )
     return [files[i] for i in range(len(files))]
 
@@ -137,8 +135,7 @@ def _check_alike(layers: list[Layer], root: Path) -> None:
         other = next(i for i, kind in enumerate(kinds) if kind != kinds[0])
         raise ValueError(
             f"{root}: layer 0 has the activation {kinds[0].__name__} and layer {other} {kinds[other].__name__}. All layers have "
-            "thresholds, or "
-            "none has."
+            "thresholds, or none has."
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from ..._precision import wide_dtype
 from ...saes import AbstractActivation, AbstractDecoder, Decoder, JumpReLU, ReLU, TopK
 from .._read import contents
 from ._circuit_tracer import CONFIG
@@ -35,6 +36,7 @@ class StoredDecoder(AbstractDecoder):
 
     tensor: SafetensorsTensor = eqx.field(static=True)
     first: int = eqx.field(static=True)  # the slot of the latents' own layer
+    dtype: str | None = eqx.field(static=True)  # `None`: as stored
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -43,10 +45,8 @@ class StoredDecoder(AbstractDecoder):
 
     def rows(self, latents: Int[Any, " n"], target: int) -> Float[Array, "n d_out"]:
         indices = np.asarray(self._known(latents))
-        if not len(indices):
-            return jnp.zeros((0, self.shape[2]))
         read = self.tensor.rows(indices, self.first + target)
-        return jax.device_put(read if read.dtype == np.float64 else read.astype(np.float32))
+        return jax.device_put(read.astype(wide_dtype(self.dtype or read.dtype)))
 
     def decode(self, acts: Float[Array, "... d_sae"], target: int) -> Float[Array, "... d_out"]:
         known = np.asarray(self._known(acts))
@@ -82,8 +82,7 @@ def read_tracer(source: Source, layer: int, layers: int, config: Mapping[str, ob
     if f"b_enc_{layer}" not in source.state and (source.path.parent / "factors.safetensors").is_file():
         raise ValueError(
             f"{source.name} is of a cross-layer transcoder without biases, with factors.safetensors beside it: its largest latents are "
-            "chosen "
-            "over all layers together, which is not supported."
+            "chosen over all layers together, which is not supported."
         )
     table = {f"{name}_{layer}": of for name, of in axes.items()}
     tensors, sizes = checked(source.state, table, source, optional=(f"threshold_{layer}",))
@@ -133,11 +132,10 @@ def _decoder(
     if tensor.shape != expected:
         raise ValueError(
             f"{source.name}: `{name}` has shape {list(tensor.shape)}, expected {list(expected)}: latents, layers written to, numbers. "
-            "There are "
-            f"files for {layers} layers: is one missing?"
+            f"There are files for {layers} layers: is one missing?"
         )
     if not held:
-        return StoredDecoder(tensor, first)
+        return StoredDecoder(tensor, first, None if source.dtype is None else str(jnp.dtype(source.dtype)))
     array = checked({name: tensor}, {name: "d_sae target d_out"}, source)[0][name]
     return Decoder(source.leaf(array[:, first:]))
 

@@ -158,8 +158,7 @@ def _activation(
     if name not in _ACTIVATIONS:
         raise ValueError(
             f"{source.name}: act_fn {name!r} is not supported. Supported are {', '.join(_ACTIVATIONS)}; the latents of the others depend "
-            "on "
-            "the rest of the batch."
+            "on the rest of the batch."
         )
     if name == "relu":
         return parts, ReLU()

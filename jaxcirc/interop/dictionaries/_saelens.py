@@ -155,8 +155,7 @@ def _named(config: SaeLensConfig, source: Source) -> Site | None:
         if config.hf_hook_name is None:
             raise ValueError(
                 f"{source.name}: hook_name is {hook!r}, which is the stream before the norm to some and what the MLP reads to others, "
-                "and no "
-                "hf_hook_name says which. Pass reads=… (blocks.N.hook_resid_mid, blocks.N.mlp.hook_in)."
+                "and no hf_hook_name says which. Pass reads=… (blocks.N.hook_resid_mid, blocks.N.mlp.hook_in)."
             )
         return of_hf_hook(config.hf_hook_name, source.name, "hf_hook_name")
     site = parsed(hook, source.name, "hook_name")

@@ -221,8 +221,7 @@ def _scalar(config: dict, normalisation: str, source: str) -> float:
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < float("inf"):
         raise ValueError(
             f"{source}: normalize_activations is constant_scalar_rescale, and `{_SCALAR}` of cfg.json is {factor!r}; expected the number "
-            "that "
-            "activations are multiplied by."
+            "that activations are multiplied by."
         )
     return float(factor)
 

@@ -148,6 +148,5 @@ def _described(activation: object) -> str:
 def _cannot(what: str) -> ValueError:
     return ValueError(
         f"SAELens has no class for {what}. It has standard, gated, jumprelu, topk and abstopk dictionaries, and transcoders with ReLU or "
-        "JumpReLU, "
-        "with or without a linear path."
+        "JumpReLU, with or without a linear path."
     )

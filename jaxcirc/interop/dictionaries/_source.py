@@ -48,6 +48,7 @@ class Source:
     - `repository`: the Hub id that it came from, or "".
     - `site`, `dtype`: the caller's, or `None`.
     - `latents`: which ones to read, in this order, or `None` for all of them.
+    - `listed`: what the list that the file stands in says of it, if it was found in one.
     - `state`: the named tensors in it, for `.safetensors`, `.npz` and PyTorch's files. What `numpy.asarray` makes of one is the array.
     """
 

@@ -45,6 +45,8 @@ class SafetensorsTensor(AbstractStored):
 
     def rows(self, indices: np.ndarray, slot: int) -> np.ndarray:
         """Of a tensor of three axes what stands at `slot` of the second, for each of `indices` of the first."""
+        if not len(indices):
+            return np.zeros((0, self.shape[2]), np.float32)
         with open_safetensors(self.path) as file:
             cut = lambda i: read_tensor(file, self.name, self.path, (slice(i, i + 1), slice(slot, slot + 1)))[0, 0]
             return np.stack([cut(int(i)) for i in indices])
