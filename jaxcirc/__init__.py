@@ -92,6 +92,7 @@ from .interop import (
     from_pretrained as from_pretrained,
     from_torch as from_torch,
     from_transformer_lens as from_transformer_lens,
+    load_cross_layer_transcoder as load_cross_layer_transcoder,
     load_sae as load_sae,
     load_saes as load_saes,
     load_tokenizer as load_tokenizer,
@@ -112,6 +113,7 @@ from .jacobian import (
     select as select,
 )
 from .models import process_weights as process_weights, Transformer as Transformer
+from .saes import CrossLayerTranscoder as CrossLayerTranscoder
 from .view import (
     draw_curves as draw_curves,
     draw_features as draw_features,

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -85,9 +86,19 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     **Raises:** `ValueError` if the file is truncated or not safetensors at all.
     """
+    with open_safetensors(path) as file:
+        return {name: read_tensor(file, name, path) for name in file.keys()}
+
+
+@contextlib.contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file, of which nothing but the header is read until a tensor or a slice of one is asked for.
+
+    **Raises:** `ValueError` if the file is truncated or not safetensors at all.
+    """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: _tensor(file, name, path) for name in file.keys()}
+            yield file
     except safetensors.SafetensorError as error:
         with path.open("rb") as file:
             start = file.read(512)
@@ -98,9 +109,13 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _tensor(file, name: str, path: Path) -> np.ndarray:
+def read_tensor(file: Any, name: str, path: Path, index: Any = ...) -> np.ndarray:
+    """A tensor of an open safetensors file, or the part of it that `index`, a tuple of slices, cuts out.
+
+    **Raises:** `ValueError` if NumPy cannot hold its type.
+    """
     try:
-        return file.get_tensor(name)
+        return file.get_tensor(name) if index is ... else file.get_slice(name)[index]
     except (TypeError, AttributeError, KeyError):  # NumPy has no such type; bfloat16 it has, from JAX
         dtype = file.get_slice(name).get_dtype()
         raise ValueError(

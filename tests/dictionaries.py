@@ -11,6 +11,7 @@ import jaxcirc as jc
 from jaxcirc._run import site_shapes
 from jaxcirc._sites import layer_of
 from jaxcirc.saes import (
+    AbsTopK,
     AbstractDictionary,
     Gated,
     GroupMax,
@@ -52,7 +53,7 @@ def thresholds(key, d_sae: int = 20) -> JumpReLU:
 
 def transcoder(key, width: int, site: jc.Site | None = None, activation=None, **settings) -> Transcoder:
     """A random transcoder: to the MLP's output it reads what the MLP reads, elsewhere the site itself."""
-    reads = jc.Site(site.layer, jc.Kind.LN2_NORMALIZED) if site is not None and site.kind == jc.Kind.MLP_OUT else site
+    reads = jc.Site(site.layer, jc.Kind.MLP_IN) if site is not None and site.kind == jc.Kind.MLP_OUT else site
     return Transcoder(*weights(key, width), ReLU() if activation is None else activation, reads, site, **settings)
 
 
@@ -87,6 +88,7 @@ DICTIONARIES: dict[str, Callable[..., AbstractDictionary]] = {
     "transcoder-skip-topk": lambda key, width, site=None: transcoder(
         key, width, site, TopK(6), b_in=jnp.linspace(1, -1, width), W_skip=jnp.eye(width)[::-1]
     ),
+    "abstopk": lambda key, width, site=None: make_sae(key, width, site, AbsTopK(5)),
 }
 
 

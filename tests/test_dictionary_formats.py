@@ -625,7 +625,7 @@ def test_sparsify(tmp_path, activation, k, transcodes, skips):
     acts = top(pre, k) if activation == "topk" else groupmax(pre, k)
     recon = acts @ t["W_dec"] + t["b_dec"]
     check(sae, acts, recon + x @ t["W_skip"].T if skips else recon)
-    reads = "blocks.2.ln2.hook_normalized" if transcodes else "blocks.2.hook_mlp_out"
+    reads = "blocks.2.mlp.hook_in" if transcodes else "blocks.2.hook_mlp_out"
     assert (str(sae.reads), str(sae.site), sae.processing) == (reads, "blocks.2.hook_mlp_out", ())
 
 
@@ -662,16 +662,21 @@ MODULES = {
     "transformer.h.5": ("blocks.5.hook_resid_pre", "blocks.5.hook_resid_post"),
     "gpt_neox.layers.5": ("blocks.5.hook_resid_pre", "blocks.5.hook_resid_post"),
     "model.layers.11": ("blocks.11.hook_resid_pre", "blocks.11.hook_resid_post"),
-    "layers.5.mlp": ("blocks.5.ln2.hook_normalized", "blocks.5.hook_mlp_out"),
-    "transformer.h.5.mlp": ("blocks.5.ln2.hook_normalized", "blocks.5.hook_mlp_out"),
-    "h.5.attn": ("blocks.5.ln1.hook_normalized", "blocks.5.hook_attn_out"),
-    "h.5.attn.attention": ("blocks.5.ln1.hook_normalized", "blocks.5.hook_attn_out"),
-    "layers.5.attention": ("blocks.5.ln1.hook_normalized", "blocks.5.hook_attn_out"),
-    "layers.5.self_attn": ("blocks.5.ln1.hook_normalized", "blocks.5.hook_attn_out"),
+    "layers.5.mlp": ("blocks.5.mlp.hook_in", "blocks.5.hook_mlp_out"),
+    "transformer.h.5.mlp": ("blocks.5.mlp.hook_in", "blocks.5.hook_mlp_out"),
+    "h.5.attn": ("blocks.5.attn.hook_in", "blocks.5.hook_attn_out"),
+    "h.5.attn.attention": ("blocks.5.attn.hook_in", "blocks.5.hook_attn_out"),
+    "layers.5.attention": ("blocks.5.attn.hook_in", "blocks.5.hook_attn_out"),
+    "layers.5.self_attn": ("blocks.5.attn.hook_in", "blocks.5.hook_attn_out"),
     "h.5.attn.c_proj": ("blocks.5.attn.hook_z", "blocks.5.hook_attn_out"),
-    "h.5.mlp.c_fc": ("blocks.5.ln2.hook_normalized", "blocks.5.mlp.hook_pre"),
+    "h.5.mlp.c_fc": ("blocks.5.mlp.hook_in", "blocks.5.mlp.hook_pre"),
     "layers.5.mlp.act": ("blocks.5.mlp.hook_pre", "blocks.5.mlp.hook_post"),
     "gpt_neox.layers.5.mlp.dense_4h_to_h": ("blocks.5.mlp.hook_post", "blocks.5.hook_mlp_out"),
+    "layers.5.mlp.gate_proj": ("blocks.5.mlp.hook_in", "blocks.5.mlp.hook_pre"),
+    "layers.5.mlp.up_proj": ("blocks.5.mlp.hook_in", "blocks.5.mlp.hook_pre_linear"),
+    "layers.5.mlp.down_proj": ("blocks.5.mlp.hook_post", "blocks.5.hook_mlp_out"),
+    "layers.5.self_attn.o_proj": ("blocks.5.attn.hook_z", "blocks.5.hook_attn_out"),
+    "layers.5.self_attn.q_proj": ("blocks.5.attn.hook_in", "blocks.5.attn.hook_q"),
     "embed_tokens": (None, "hook_embed"),
     "gpt_neox.embed_in": (None, "hook_embed"),
     "transformer.wte": (None, "hook_embed"),
@@ -959,6 +964,7 @@ EXPRESSIBLE = {
     "batchtopk": "jumprelu",
     "topk": "topk",
     "topk-standardised": "topk",
+    "abstopk": "abstopk",
     "relu-unit-norm": "standard",
     "gated": "gated",
     "transcoder": "transcoder",
@@ -1162,17 +1168,17 @@ def test_paths_that_hold_no_dictionary_are_refused(tmp_path):
     ):
         jc.load_saes(tmp_path)
     (tmp_path / "cfg.json").write_text("{}")
-    (tmp_path / "params.npz").write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"there is none. It holds cfg.json, params.npz. The {formats}"):
+    (tmp_path / "params.h5").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"there is none. It holds cfg.json, params.h5. The {formats}"):
         jc.load_sae(tmp_path)
-    with pytest.raises(ValueError, match=rf"there is none. It holds cfg.json, params.npz. The {formats}"):
+    with pytest.raises(ValueError, match=rf"there is none. It holds cfg.json, params.h5. The {formats}"):
         jc.load_sae(tmp_path / "cfg.json")
-    with pytest.raises(ValueError, match=r"holds no dictionary whose path matches '\*'. It holds cfg.json, params.npz"):
+    with pytest.raises(ValueError, match=r"holds no dictionary whose path matches '\*'. It holds cfg.json, params.h5"):
         jc.load_saes(tmp_path)
-    with pytest.raises(ValueError, match=r"params.npz is no dictionary: expected a file of tensors .* saelens"):
-        jc.load_sae(tmp_path / "params.npz")
+    with pytest.raises(ValueError, match=r"params.h5 is no dictionary: expected a file of tensors .* saelens"):
+        jc.load_sae(tmp_path / "params.h5")
     (tmp_path / "cfg.json").unlink()
-    (tmp_path / "params.npz").unlink()
+    (tmp_path / "params.h5").unlink()
     for name in ("a", "b"):
         write(tmp_path / f"{name}.safetensors", random(PLAIN))
     with pytest.raises(ValueError, match=r"there are 2: name one. It holds a.safetensors, b.safetensors\."):

@@ -10,6 +10,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.saes import (
+    AbsTopK,
     Gated,
     GroupMax,
     Identity,
@@ -205,6 +206,11 @@ def test_activations_against_their_equations():
     for row, out in zip(pre, top, strict=True):
         for i in sorted(range(9), key=lambda i: -row[i])[:4]:
             out[i] = row[i]
+    signed = np.zeros_like(pre)
+    for row, out in zip(pre, signed, strict=True):
+        for i in sorted(range(9), key=lambda i: -abs(row[i]))[:4]:
+            out[i] = row[i]
+    assert signed.min() < 0 < signed.max()
     largest = np.zeros_like(pre)
     for row, out in zip(pre, largest, strict=True):
         for start in (0, 3, 6):
@@ -216,6 +222,7 @@ def test_activations_against_their_equations():
         Linear(): pre,
         TopK(4): np.maximum(top, 0),
         TopK(4, rectified=False): top,
+        AbsTopK(4): signed,
         GroupMax(3): largest,
     }
     for activation, want in cases.items():
@@ -342,6 +349,10 @@ def test_k_beyond_the_dictionary_is_refused(getkey):
         make_sae(getkey(), 4, activation=TopK(21)).encode(jnp.zeros(4))
     with pytest.raises(ValueError, match="at least 1; got 0"):
         TopK(0)
+    with pytest.raises(ValueError, match="AbsTopK: k is 21, and the dictionary has 20 latents"):
+        make_sae(getkey(), 4, activation=AbsTopK(21)).encode(jnp.zeros(4))
+    with pytest.raises(ValueError, match="AbsTopK: k is the number of latents that stay on, at least 1; got 0"):
+        AbsTopK(0)
     with pytest.raises(ValueError, match="20 latents are not 3 groups of one size"):
         make_sae(getkey(), 4, activation=GroupMax(3)).encode(jnp.zeros(4))
     with pytest.raises(ValueError, match="at least 1; got 0"):

@@ -1,6 +1,7 @@
-"""Sparse dictionaries: `SAE`, `Transcoder`, `Identity`, and what they are made of."""
+"""Sparse dictionaries: `SAE`, `Transcoder`, `CrossLayerTranscoder`, `Identity`, and what they are made of."""
 
 from ._activations import (
+    AbsTopK as AbsTopK,
     AbstractActivation as AbstractActivation,
     Gated as Gated,
     GroupMax as GroupMax,
@@ -11,6 +12,8 @@ from ._activations import (
     TopK as TopK,
 )
 from ._base import AbstractDictionary as AbstractDictionary, anonymous as anonymous, Saes as Saes
+from ._cross_layer import CrossLayerTranscoder as CrossLayerTranscoder
+from ._decoders import AbstractDecoder as AbstractDecoder, Decoder as Decoder
 from ._dictionaries import Identity as Identity, SAE as SAE, Transcoder as Transcoder
 from ._normalisations import (
     AbstractNormalisation as AbstractNormalisation,

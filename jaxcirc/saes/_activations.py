@@ -1,6 +1,7 @@
 """The nonlinearities of dictionaries: which latents are on, and by how much."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -11,7 +12,9 @@ from .._precision import wide, widened
 
 
 class AbstractActivation(eqx.Module):
-    """From pre-activations to latents."""
+    """From pre-activations to latents. `COMPARES`: which latents are on depends on the others of the position, too."""
+
+    COMPARES: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
@@ -56,23 +59,42 @@ class TopK(AbstractActivation):
     `rectified`: negative survivors become 0, as published TopK dictionaries do; without it they stay. Of equal ones the first is kept.
     """
 
+    COMPARES: ClassVar[bool] = True
+
     k: int = eqx.field(static=True)
     rectified: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
-        if self.k < 1:
-            raise ValueError(f"TopK: k is the number of latents that stay on, at least 1; got {self.k}.")
+        _check_k(self, self.k)
 
     def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
-        if self.k > pre.shape[-1]:
-            raise ValueError(f"TopK: k is {self.k}, and the dictionary has {pre.shape[-1]} latents.")
+        _check_enough(self, self.k, pre)
         largest, chosen = jax.lax.top_k(pre, self.k)
         kept = jax.nn.relu(largest) if self.rectified else largest
         return jnp.put_along_axis(jnp.zeros_like(pre), chosen, kept, axis=-1, inplace=False)
 
 
+class AbsTopK(AbstractActivation):
+    """The `k` of each position that are largest by absolute value, with their signs, the rest 0. Of equal ones the first is kept."""
+
+    COMPARES: ClassVar[bool] = True
+
+    k: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        _check_k(self, self.k)
+
+    def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
+        _check_enough(self, self.k, pre)
+        chosen = jax.lax.top_k(jnp.abs(pre), self.k)[1]
+        kept = jnp.take_along_axis(pre, chosen, axis=-1)
+        return jnp.put_along_axis(jnp.zeros_like(pre), chosen, kept, axis=-1, inplace=False)
+
+
 class GroupMax(AbstractActivation):
     """The largest of each of `groups` groups of neighbouring latents, if it is positive, the rest 0. Of equal ones the first is kept."""
+
+    COMPARES: ClassVar[bool] = True
 
     groups: int = eqx.field(static=True)
 
@@ -100,3 +122,27 @@ class Gated(AbstractActivation):
     def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
         own = widened(self)
         return jnp.where(pre + own.b_gate > 0, jax.nn.relu(jnp.exp(own.r_mag) * pre + own.b_mag), 0)
+
+
+class OfWholeDictionary(AbstractActivation):
+    """Stands for an activation that compares latents, in a dictionary of which only some were read: calling it is an error."""
+
+    COMPARES: ClassVar[bool] = True
+
+    name: str = eqx.field(static=True)
+
+    def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
+        raise ValueError(
+            f"Of this dictionary only {pre.shape[-1]} latents were read (latents=…), and {self.name} compares all of them to tell which "
+            "are on. Its directions are whole; to encode, load the whole dictionary."
+        )
+
+
+def _check_k(activation: AbstractActivation, k: int) -> None:
+    if k < 1:
+        raise ValueError(f"{type(activation).__name__}: k is the number of latents that stay on, at least 1; got {k}.")
+
+
+def _check_enough(activation: AbstractActivation, k: int, pre: Float[Array, "... d_sae"]) -> None:
+    if k > pre.shape[-1]:
+        raise ValueError(f"{type(activation).__name__}: k is {k}, and the dictionary has {pre.shape[-1]} latents.")

@@ -73,7 +73,7 @@ class SAE(AbstractDictionary):
 
     def slopes(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         x = wide(x) if self.normalisation is None else self.normalisation.apply(x)
-        return _slopes(self.activation, self._pre(x))
+        return slopes_of(self.activation, self._pre(x))
 
     def pull_input(self, x: Float[Array, "n d_in"], covectors: Float[Array, "n d_in"]) -> Float[Array, "n d_in"]:
         if self.normalisation is None:
@@ -143,7 +143,7 @@ class Transcoder(AbstractDictionary):
         return (x if self.b_in is None else x - wide(self.b_in)) @ wide(self.W_enc) + wide(self.b_enc)
 
     def slopes(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        return _slopes(self.activation, self._pre(x))
+        return slopes_of(self.activation, self._pre(x))
 
     def pull_input(self, x: Float[Array, "n d_in"], covectors: Float[Array, "n d_in"]) -> Float[Array, "n d_in"]:
         return covectors
@@ -219,7 +219,7 @@ class Identity(AbstractDictionary):
         return covectors
 
 
-def _slopes(activation: AbstractActivation, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
+def slopes_of(activation: AbstractActivation, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
     """Around a point every latent depends on its own pre-activation alone, so one tangent of ones gives all derivatives."""
     return jax.jvp(activation, (pre,), (jnp.ones_like(pre),))[1]
 

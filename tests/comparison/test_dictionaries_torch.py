@@ -347,3 +347,49 @@ def test_bfloat16_files_become_float32(tmp_path):
     sae = jc.load_sae(tmp_path, normalize_decoder=False)
     assert sae.W_dec.dtype == jnp.float32
     assert_close(sae.W_dec, module.decoder.weight.detach().numpy().T, tolerance=1e-2)
+
+
+class Linear(torch.nn.Module):
+    """Goodfire's and, with other names, qresearch's: nothing is subtracted first."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder_linear = torch.nn.Linear(D, F)
+        self.decoder_linear = torch.nn.Linear(F, D)
+
+    def forward(self, x):
+        acts = torch.relu(self.encoder_linear(x))
+        return acts, self.decoder_linear(acts)
+
+
+@pytest.mark.parametrize("name", ["Llama-3.1-8B-Instruct-SAE-l19.pth", "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt"])
+def test_one_file_of_one_layer_in_bfloat16(tmp_path, name):
+    module = Linear().to(torch.bfloat16)
+    state = module.state_dict()
+    if name.startswith("DeepSeek"):
+        state = {key.replace("_linear", ""): value for key, value in state.items()}
+    torch.save(state, tmp_path / name)
+    x = inputs()
+    sae = jc.load_sae(tmp_path / name)
+    check(sae, x, *module.float()(x))
+    assert str(sae.site) == "blocks.19.hook_resid_post"
+
+
+def test_qwen_scope_keeps_exactly_k(tmp_path):
+    state = {
+        "W_enc": torch.randn(1024, D),
+        "W_dec": torch.randn(D, 1024),
+        "b_enc": torch.randn(1024),
+        "b_dec": torch.randn(D),
+    }
+    folder = tmp_path / "SAE-Res-Qwen3-1.7B-Base-W1K-L0_5"
+    folder.mkdir()
+    torch.save(state, folder / "layer7.sae.pt")
+    x = inputs()
+    values, index = (x @ state["W_enc"].T + state["b_enc"]).topk(5, dim=-1)
+    acts = torch.zeros(len(x), 1024).scatter_(-1, index, values)
+    sae = jc.load_sae(folder)
+    check(sae, x, acts, acts @ state["W_dec"].T + state["b_dec"])
+    assert [str(site) for site in jc.load_saes(tmp_path)] == ["blocks.7.hook_resid_post"]
+    some = jc.load_sae(folder, latents=[1000, 3])
+    assert_close(some.W_dec, state["W_dec"][:, [1000, 3]].T.numpy())

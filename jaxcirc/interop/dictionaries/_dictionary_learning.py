@@ -11,7 +11,8 @@ import numpy as np
 
 from ...saes import AbstractActivation, Gated, JumpReLU, ReLU, SAE, TopK
 from ._parts import Parts, scale_biases, unit_decoder
-from ._sites import agreed, of_folder, of_submodule
+from ._reader import Reader
+from ._sites import agreed, of_folder, of_named_file, of_submodule, tinymodel_sites
 from ._source import Source
 from ._tensors import checked, listed, Table, warn
 
@@ -78,7 +79,7 @@ def read(
     _check_option(kind, source, "JumpReluAutoEncoder", apply_b_dec_to_input=apply_b_dec_to_input)
     _check_option(kind, source, "AutoEncoderTopK", use_threshold=use_threshold)
     sizes = {"d_in": config.get("activation_dim"), "d_sae": config.get("dict_size")}
-    tensors, sizes = checked(state, CLASSES[kind], source.name, optional=_OLD.get(kind, ()), sizes=sizes)
+    tensors, sizes = checked(state, CLASSES[kind], source, optional=_OLD.get(kind, ()), sizes=sizes)
     _check_groups(tensors, sizes, source)
     parts = scale_biases(_parts(tensors), norm_factor)
     chosen: dict[str, object] = {"norm_factor": norm_factor} if norm_factor != 1 else {}
@@ -91,7 +92,7 @@ def read(
     k = _k(tensors, config, source)
     return SAE(
         **source.leaves(parts["W_enc"], parts["b_enc"], parts["W_dec"], parts["b_dec"]),
-        activation=_activation(kind, parts, None if use_threshold else k, sizes["d_sae"], source),
+        activation=_activation(kind, parts, None if use_threshold else k, source),
         site=_site(source, config),
         # Its trainers read the modules of the Hugging Face model that the configuration names, as they are.
         processing=() if config.get("lm_name") else None,
@@ -129,8 +130,9 @@ def trainer_config(source: Source) -> dict:
 
 
 def is_here(source: Source) -> bool:
-    """Says whether the file is one of dictionary_learning for certain, by its configuration or as a backup of its training."""
-    return bool(trainer_config(source)) or {"ae", "step"} <= set(source.state)
+    """Says whether the file is one of dictionary_learning for certain, by its name, its configuration or as a backup of its training."""
+    named = source.path.name.startswith("ae.") or source.path.stem.startswith("ae_")
+    return named or bool(trainer_config(source)) or {"ae", "step"} <= set(source.state)
 
 
 def classes_of(names: set[str]) -> list[str]:
@@ -189,7 +191,7 @@ def _check_groups(tensors: Parts, sizes: Mapping[str, int], source: Source) -> N
         )
 
 
-def _activation(kind: str, parts: Parts, k: int | None, d_sae: int, source: Source) -> AbstractActivation:
+def _activation(kind: str, parts: Parts, k: int | None, source: Source) -> AbstractActivation:
     if kind == "GatedAutoEncoder":
         return Gated(source.leaf(parts["r_mag"]), source.leaf(parts["b_gate"]), source.leaf(parts["b_mag"]))
     if kind == "AutoEncoderTopK" and k is not None:
@@ -198,9 +200,11 @@ def _activation(kind: str, parts: Parts, k: int | None, d_sae: int, source: Sour
         return ReLU()
     if "threshold" not in parts:
         raise ValueError(f"{source.name} has no `threshold`, which use_threshold=True asks for. Load it by its k.")
-    threshold = np.broadcast_to(parts["threshold"], (d_sae,))
-    if kind != "JumpReluAutoEncoder" and threshold[0] < 0:
-        warn(f"{source.name}: its threshold is {threshold[0]:g}, so none was learnt, and it runs as a plain ReLU.")
+    threshold = np.broadcast_to(parts["threshold"], parts["b_enc"].shape)
+    if kind != "JumpReluAutoEncoder" and parts["threshold"] < 0:
+        warn(
+            f"{source.name}: its threshold is {parts['threshold']:g}, so none was learnt, and it runs as a plain ReLU."
+        )
     return JumpReLU(source.leaf(threshold))
 
 
@@ -208,3 +212,17 @@ def _site(source: Source, config: dict):
     named = str(config.get("submodule_name") or "")
     of_config = of_submodule(named) if config.get("io") in (None, "out") else None
     return agreed([("config.json", of_config), ("its folder", of_folder(source.path))], source.site, source.name)
+
+
+def _fits(source: Source) -> bool:
+    if is_here(source):
+        return True
+    names = set(source.state)
+    if source.path.suffix == ".npz" or of_named_file(source.path.name) is not None:
+        return False
+    # The sparse MLPs of tinymodel have tensors of the same names as AutoEncoderNew.
+    tinymodel = names == set(CLASSES["AutoEncoderNew"]) and tinymodel_sites(source.path.as_posix())[1] is not None
+    return bool(classes_of(names)) and not tinymodel
+
+
+READERS = (Reader("dictionary_learning", read, _fits),)

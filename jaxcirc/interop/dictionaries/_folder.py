@@ -1,5 +1,6 @@
 """Every dictionary of a folder tree, by site."""
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +12,13 @@ from ..._sites import BySite, Site
 from ...saes import AbstractDictionary
 from .._read import contents
 from .._shipped import SHIPPED, shipped_folder
-from ._load import check_format, read_source, READERS
+from ._circuit_tracer import CONFIG, is_set, members
+from ._find import find, is_hub_id, NAMED, tensor_files
+from ._llama_scope import FILE as LLAMA_SCOPE
+from ._load import read_source
 from ._plain import e2e_prefixes, e2e_site
-from ._source import find, is_hub_id, NAMED, Source, SUFFIXES, tensor_files
+from ._readers import check_format, READERS
+from ._source import read_yaml, Source, SUFFIXES
 from ._sparsify import FILE as SPARSIFY
 
 
@@ -29,12 +34,14 @@ def load_saes(
 ) -> BySite[AbstractDictionary]:
     """Loads every dictionary of a folder tree: SAELens folders, feature-circuits' and dictionary_learning's
     `{embed, attn_out_layer0, mlp_out_layer0, resid_out_layer0, …}/*/ae.pt`, sparsify's `{embed_in, layers.0, layers.0.mlp, …}/` with
-    cfg.json and sae.safetensors, or files of another format that say their site.
+    cfg.json and sae.safetensors, circuit-tracer's sets of transcoders with their config.yaml (its list, or layer_0.safetensors and so on),
+    or files of another format that say their site.
 
     **Arguments:**
 
     - `folder_or_name`: a folder, a Hub id (`repo/name` or `repo/name:folder`), or a shipped model, `"tiny-gpt2"` or `"tiny-gpt-neo"`.
-    - `include`: which paths below the folder, as a pattern, where there are several dictionaries for a site: `"*/10_32768/*"`.
+    - `include`: which paths below the folder, as a pattern, where there are several dictionaries for a site: `"*/10_32768/*"`. Of the Hub
+      nothing else is downloaded.
     - the rest as `jc.load_sae`.
 
     **Returns:** `{dictionary.site: dictionary}`, in execution order; names of sites are keys, too.
@@ -45,21 +52,20 @@ def load_saes(
     'blocks.0.hook_resid_pre'
     """
     check_format(format)
-    root, repository = _root(folder_or_name, revision)
+    root, repository = _root(folder_or_name, revision, include)
     by_site: dict[Site, tuple[Path, AbstractDictionary]] = {}
-    for path in _files(root, include):
-        for source in _sources(path, repository, dtype):
-            sae = read_source(source, format, processing, options)
-            if sae.site is None:
-                raise ValueError(
-                    f"{path}: nothing says the site of this dictionary. Load it alone: jc.load_sae(path, site=…)."
-                )
-            if sae.site in by_site:
-                both = f"{by_site[sae.site][0].relative_to(root)} and {path.relative_to(root)}"
-                raise ValueError(
-                    f"{root} holds two dictionaries for `{sae.site}`, {both}. Choose with include=…, a pattern of paths."
-                )
-            by_site[sae.site] = (path, sae)
+    for source in _all_sources(root, repository, include, dtype):
+        path, sae = source.path, read_source(source, format, processing, options)
+        if sae.site is None:
+            raise ValueError(
+                f"{path}: nothing says the site of this dictionary. Load it alone: jc.load_sae(path, site=…)."
+            )
+        if sae.site in by_site:
+            both = f"{_within(by_site[sae.site][0], root)} and {_within(path, root)}"
+            raise ValueError(
+                f"{root} holds two dictionaries for `{sae.site}`, {both}. Choose with include=…, a pattern of paths."
+            )
+        by_site[sae.site] = (path, sae)
     if not by_site:
         raise ValueError(
             f"{root} holds no dictionary whose path matches {include!r}. {contents(root)} Dictionaries are {', '.join(NAMED)} or other "
@@ -82,17 +88,30 @@ def check_saes(folder_or_name: str | Path) -> None:
         )
 
 
-def _root(folder_or_name: str | Path, revision: str | None) -> tuple[Path, str]:
+def _root(folder_or_name: str | Path, revision: str | None, include: str) -> tuple[Path, str]:
     if str(folder_or_name) in SHIPPED:
         folder = shipped_folder(str(folder_or_name)) / "saes"
         if not folder.is_dir():
             raise ValueError(f"The shipped model {folder_or_name} has no dictionaries: {folder} is missing.")
         return folder, ""
     check_saes(folder_or_name)
-    path, repository = find(folder_or_name, revision, whole=True)
+    path, repository = find(folder_or_name, revision, tree=include)
     if not path.is_dir():  # a file of the Hub
         raise ValueError(f"{path} is a file, and load_saes reads a folder. Use jc.load_sae.")
     return path, repository
+
+
+def _all_sources(root: Path, repository: str, include: str, dtype: DTypeLike | None) -> list[Source]:
+    """Lists what is to be read: a set's files as its config.yaml has them, or whatever lies in the tree."""
+    config = read_yaml(root / CONFIG) if (root / CONFIG).is_file() else {}
+    if is_set(config):
+        listed = [dataclasses.replace(source, dtype=dtype) for source in members(root, config, repository)]
+        return [source for source in listed if fnmatch.fnmatch(_within(source.path, root), include)]
+    return [source for path in _files(root, include) for source in _sources(path, repository, dtype)]
+
+
+def _within(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _files(root: Path, include: str) -> list[Path]:
@@ -103,10 +122,10 @@ def _files(root: Path, include: str) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Says whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file. sparsify's finished ones lie
-    in `checkpoints/` too.
+    """Says whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file. Finished ones of sparsify and
+    Llama Scope lie in `checkpoints/` too.
     """
-    return ("checkpoints" in path.parts[:-1] and path.name != SPARSIFY) or any(
+    return ("checkpoints" in path.parts[:-1] and path.name not in (SPARSIFY, LLAMA_SCOPE)) or any(
         part.startswith(".") for part in path.parts
     )
 

@@ -2,34 +2,19 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jax.typing import DTypeLike
 
-from ..._sites import did_you_mean, Part, Site
-from ...saes import AbstractDictionary
+from ..._checks import check_list
+from ..._sites import Part, Site
+from ...saes import AbstractDictionary, SAE, Transcoder
+from ...saes._activations import OfWholeDictionary
 from ...saes._processing import check_steps
-from . import _dictionary_learning, _openai, _plain, _saelens, _sparsify
-from ._source import dictionary_file, find, Source
-from ._tensors import listed
-
-
-READERS: dict[str, Callable[..., AbstractDictionary]] = {
-    "saelens": _saelens.read,
-    "dictionary_learning": _dictionary_learning.read,
-    "sparsify": _sparsify.read,
-    "openai": _openai.read,
-    "hook_z_kk": _plain.read_hook_z_kk,
-    "e2e": _plain.read_e2e,
-    "sparse_mlp": _plain.read_sparse_mlp,
-    "topk_pt": _plain.read_topk_pt,
-    "transcoder_pt": _plain.read_transcoder_pt,
-}
-
-
-# The formats whose files have a name that no other has.
-_NAMED = {"sae_weights.safetensors": "saelens", _sparsify.FILE: "sparsify"}
+from ._find import dictionary_file, find
+from ._readers import check_format, detect, READERS
+from ._source import Source
 
 
 def load_sae(
@@ -40,6 +25,7 @@ def load_sae(
     processing: Iterable[str] | None = None,
     dtype: DTypeLike | None = None,
     revision: str | None = None,
+    latents: Sequence[int] | None = None,
     **options: object,
 ) -> AbstractDictionary:
     """Loads one sparse dictionary: an SAE or a transcoder.
@@ -54,6 +40,14 @@ def load_sae(
         threshold that was learned so far.
       - `"sparsify"`: cfg.json and sae.safetensors of EleutherAI's sparsify, topk or groupmax, transcoders and skip connections too. The
         folder's name is the module that it was trained on and gives the site: `layers.5.mlp`, `h.5`, `gpt_neox.layers.5.attention`.
+      - `"gemma_scope"`: `params.npz` of Gemma Scope (Gemma 2). Site, layer and width are in its path,
+        `gemma-scope-2b-pt-res/layer_5/width_16k/average_l0_71/params.npz`; give `site` (and `reads`) where it is not. `"gemma_scope_2"`:
+        params.safetensors and config.json of Gemma Scope 2 (Gemma 3).
+      - `"circuit_tracer"`: `layer_5.safetensors` of a set of transcoders, with its config.yaml. `jc.load_saes` reads the whole set, and
+        `jc.load_cross_layer_transcoder` one whose latents write to several layers.
+      - `"llama_scope"`: final.safetensors with hyperparams.json, and the R1 release; `"llamascopium"`: config.json and
+        sae_weights.safetensors of the library that Llama Scope came to be.
+      - `"goodfire"`, `"qresearch"`, `"qwen_scope"`: one file a layer, which its name says; Qwen Scope's k is in the name of its repository.
       - `"dictionary_learning"`: ae.pt. `"openai"`: OpenAI's GPT-2 autoencoders. `"hook_z_kk"`: Kissane et al.'s SAEs of attention
         outputs. `"e2e"`: Apollo's. `"sparse_mlp"`: noanabeshima's tinymodel. `"topk_pt"`: prestoj's. `"transcoder_pt"`: Dunefsky et
         al.'s. Files of tensors may be safetensors too, where PyTorch's own format takes the `torch` extra.
@@ -63,10 +57,14 @@ def load_sae(
     - `site`: where it belongs, if the files do not say it, or say it wrongly.
     - `processing`: the `process_weights` steps of the model that it was trained on, in place of what the format says.
     - `dtype`: of the arrays; by default as stored, half precision as float32.
+    - `latents`: read only these, in this order, as a dictionary of their directions, biases and thresholds: of a safetensors file or an
+      uncompressed `.npz` nothing else is read, so that a dictionary larger than memory can be gone through piece by piece. Where latents
+      compete (TopK, GroupMax), `encode` is then an error, and the directions are still there.
     - `options`: of the format: `reads`, `norm_scaling_factor`, `normalize_decoder`, `ignore_config` (saelens); `reads`,
       `ignore_config` (sparsify); `dict_class`,
       `normalize_decoder`, `scaled_features`, `apply_b_dec_to_input`, `use_threshold` (dictionary_learning); `omit_dead`,
-      `activation`, `k` (openai); `reads` (sparse_mlp, transcoder_pt); `k` (topk_pt).
+      `activation`, `k` (openai); `reads`, `activation`, `k` (circuit_tracer); `reads` (gemma_scope, gemma_scope_2, sparse_mlp,
+      transcoder_pt); `k` (topk_pt, qwen_scope).
 
     **Returns:** a dictionary with `.site` (`None` if nothing says it), `.processing`, and `.origin`, which names the file and the
     choices made.
@@ -90,17 +88,10 @@ def load_sae(
             f"load_sae(site=…): a dictionary belongs to an activation, `{wanted.value}`, not to `{wanted}`."
         )
     check_format(format)
+    chosen = None if latents is None else tuple(int(i) for i in check_list("load_sae: latents", "numbers", latents))
     path, repository = find(path_or_id, revision)
-    source = Source(dictionary_file(path, READERS), repository, wanted, dtype)
+    source = Source(dictionary_file(path, READERS), repository, wanted, dtype, chosen)
     return read_source(source, format, processing, options)
-
-
-def check_format(format: str) -> None:
-    """ValueError unless it is the name of a format."""
-    if format != "auto" and format not in READERS:
-        raise ValueError(
-            f"No format is called {format!r}. {did_you_mean(format, READERS)} There are auto, {', '.join(READERS)}."
-        )
 
 
 def read_source(
@@ -109,58 +100,24 @@ def read_source(
     """Reads the dictionary that a file holds."""
     name = detect(source) if format == "auto" else format
     _check_options(name, options)
-    dictionary = READERS[name](source, **options)
+    dictionary = READERS[name].read(source, **options)
+    if source.latents is not None:
+        dictionary = _of_some(dictionary, source)
     return dictionary if processing is None else dataclasses.replace(dictionary, processing=check_steps(processing))
 
 
+def _of_some(dictionary: AbstractDictionary, source: Source) -> AbstractDictionary:
+    """Makes an activation that compares latents an error: it would compare those alone that were read."""
+    if dictionary.d_sae != len(source.latents or ()):
+        raise ValueError(f"{source.name}: its reader does not read some latents alone. Leave latents=… out.")
+    if not isinstance(dictionary, SAE | Transcoder) or not dictionary.activation.COMPARES:
+        return dictionary
+    return dataclasses.replace(dictionary, activation=OfWholeDictionary(type(dictionary.activation).__name__))
+
+
 def _check_options(name: str, options: Mapping[str, object]) -> None:
-    known = list(inspect.signature(READERS[name]).parameters)[1:]
+    known = list(inspect.signature(READERS[name].read).parameters)[1:]
     for option in options:
         if option not in known:
             has = f"It has {', '.join(known)}." if known else "It has none."
             raise TypeError(f"load_sae: the format {name} has no option `{option}`. {has}")
-
-
-def detect(source: Source) -> str:
-    """Tells the format of a file, by what lies beside it and the names of its tensors.
-
-    **Raises:** `ValueError` if it is none, or could be more than one.
-    """
-    if source.path.name in _NAMED:
-        return _NAMED[source.path.name]
-    names = set(source.state)
-    fitting = [name for name, fits in _signs(source, names).items() if fits]
-    if len(fitting) == 1:
-        return fitting[0]
-    what = (
-        f"fit the formats {' and '.join(fitting)}"
-        if fitting
-        else f"are of no known format; those are {', '.join(READERS)}"
-    )
-    raise ValueError(
-        f"{source.name} holds {listed(sorted(map(str, names))[:12])}{' …' if len(names) > 12 else ''}, which {what}. Say which it is: "
-        "format=…."
-    )
-
-
-def _signs(source: Source, names: set[str]) -> dict[str, bool]:
-    with_cfg = {"cfg", "state_dict"} <= names
-    inner = source.state["state_dict"] if with_cfg else {}
-    inner = inner if isinstance(inner, Mapping) else {}
-    kk = source.json(f"{source.path.stem}_cfg.json") is not None
-    learning = (
-        source.path.name.startswith("ae.") or source.path.stem.startswith("ae_") or _dictionary_learning.is_here(source)
-    )
-    linear = names == set(_plain.SPARSE_MLP)  # AutoEncoderNew has tensors of the same names
-    tinymodel = linear and not learning and _plain.tinymodel_sites(source.path.as_posix())[1] is not None
-    return {
-        "dictionary_learning": learning or (bool(_dictionary_learning.classes_of(names)) and not tinymodel),
-        "saelens": with_cfg and "b_dec_out" not in inner,
-        "sparsify": {"encoder.weight", "W_dec"} <= names and "b_enc" not in names,
-        "openai": {"pre_bias", "latent_bias", "encoder.weight"} <= names,
-        "hook_z_kk": kk and names == set(_plain.HOOK_Z_KK),
-        "e2e": bool(_plain.e2e_prefixes(source.state)),
-        "sparse_mlp": linear and not learning,
-        "topk_pt": names == set(_plain.TOPK_PT),
-        "transcoder_pt": (with_cfg and "b_dec_out" in inner) or {"W_enc", "b_dec_out"} <= names,
-    }

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..._sites import Kind, Site
 from ...saes import AbstractActivation, Linear, ReLU, SAE, Standardise, TopK
+from ._reader import Reader
 from ._source import Source
 from ._tensors import checked, Table
 
@@ -47,7 +48,7 @@ def read(source: Source, *, omit_dead: bool = False, activation: str | None = No
     """
     settings = {name: source.state[name] for name in _SETTINGS if name in source.state}
     state = {name: value for name, value in source.state.items() if name not in _SETTINGS}
-    tensors, _ = checked(state, TENSORS, source.name, optional=_OPTIONAL)
+    tensors, _ = checked(state, TENSORS, source, optional=_OPTIONAL)
     name, chosen = _activation(settings, activation, k, source)
     alive = _alive(tensors, source) if omit_dead else slice(None)
     W_enc = tensors["encoder.weight"].T
@@ -105,3 +106,6 @@ def _alive(tensors: Mapping[str, np.ndarray], source: Source) -> np.ndarray:
     if not alive.any():
         raise ValueError(f"{source.name}: every latent is dead. Load it with omit_dead=False.")
     return alive
+
+
+READERS = (Reader("openai", read, lambda source: {"pre_bias", "latent_bias", "encoder.weight"} <= set(source.state)),)

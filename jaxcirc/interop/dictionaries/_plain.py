@@ -8,7 +8,10 @@ import numpy as np
 from ..._sites import Kind, Site
 from ...saes import AbstractDictionary, ReLU, SAE, TopK, Transcoder
 from ...saes._processing import STEPS
-from ._sites import agreed, in_layer, parsed
+from ._dictionary_learning import is_here
+from ._hooks import in_layer, parsed
+from ._reader import Reader
+from ._sites import agreed, of_named_file, tinymodel_sites
 from ._source import Source
 from ._tensors import checked, listed, Table
 
@@ -51,7 +54,7 @@ def read_hook_z_kk(source: Source) -> SAE:
         raise ValueError(f"{source.name} has no {name} beside it, which says its site. Put it there, or pass site=….")
     config = config or {}
     sizes = {"d_in": config.get("act_size"), "d_sae": config.get("dict_size")}
-    tensors, _ = checked(source.state, HOOK_Z_KK, source.name, sizes=sizes)
+    tensors, _ = checked(source.state, HOOK_Z_KK, source, sizes=sizes)
     site = source.site or parsed(config.get("act_name"), source.name, "act_name")
     return SAE(
         **source.leaves(tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"]),
@@ -96,7 +99,7 @@ def read_e2e(source: Source) -> SAE:
     state = {
         name.removeprefix(prefix): value for name, value in inside.items() if not others or not name.startswith(others)
     }
-    tensors, _ = checked(state, _E2E, source.name)
+    tensors, _ = checked(state, _E2E, source)
     W_dec = tensors["decoder.weight"].T
     norms = np.linalg.norm(W_dec.astype(np.float64), axis=1, keepdims=True)
     return SAE(
@@ -119,7 +122,7 @@ def read_sparse_mlp(source: Source, *, reads: Site | str | None = None) -> Abstr
     `M2` in it is the transcoder of that layer's MLP, `A2` the SAE of its attention's output; else `site`, and `reads` for a transcoder,
     say what it is.
     """
-    tensors, sizes = checked(source.state, SPARSE_MLP, source.name)
+    tensors, sizes = checked(source.state, SPARSE_MLP, source)
     arrays = source.leaves(
         tensors["encoder.weight"].T,
         tensors["encoder.bias"],
@@ -141,21 +144,11 @@ def read_sparse_mlp(source: Source, *, reads: Site | str | None = None) -> Abstr
     return SAE(**arrays, activation=ReLU(), site=site, centred=False, origin=origin)
 
 
-def tinymodel_sites(path: str) -> tuple[Site | None, Site | None]:
-    """Says where the dictionary reads and reconstructs, by the tag in its path. That model has no norms: its MLP reads `resid_mid`."""
-    match = re.search(r"(?:^|[/_-])([MA])(\d+)(?:[/_.-]|$)", path)
-    if match is None:
-        return None, None
-    layer = int(match[2])
-    out = Site(layer, Kind.MLP_OUT if match[1] == "M" else Kind.ATTN_OUT)
-    return (Site(layer, Kind.RESID_MID), out) if match[1] == "M" else (out, out)
-
-
 def read_topk_pt(source: Source, *, k: int | None = None) -> SAE:
     """A TopK autoencoder of prestoj/tinystories_sae, `sae_{d_sae}_{k}.pt`: the `k` largest latents as they are, negative ones too.
     The file does not say its site. `k` is for a file of another name.
     """
-    tensors, sizes = checked(source.state, TOPK_PT, source.name)
+    tensors, sizes = checked(source.state, TOPK_PT, source)
     match = re.fullmatch(r"sae_(\d+)_(\d+)", source.path.stem)
     named = int(match[2]) if match is not None and int(match[1]) == sizes["d_sae"] else None
     if k is not None and named is not None and k != named:
@@ -186,7 +179,7 @@ def read_transcoder_pt(source: Source, *, reads: Site | str | None = None) -> Tr
     if not isinstance(config, Mapping) or not isinstance(inner, Mapping):
         raise ValueError(f"{source.name}: expected `cfg` and `state_dict` to be dictionaries.")
     sizes = {"d_in": config.get("d_in"), "d_sae": config.get("d_sae"), "d_out": config.get("d_out")}
-    tensors, _ = checked(inner, TRANSCODER_PT, source.name, sizes=sizes)
+    tensors, _ = checked(inner, TRANSCODER_PT, source, sizes=sizes)
     named = re.search(r"blocks\.\d+\.(?:ln2\.hook_normalized|hook_resid_mid)", source.path.name)
     layer = config.get("hook_point_layer")
     named_site = config.get("hook_point") or config.get("hook_point_template") or (named[0] if named else None)
@@ -204,3 +197,32 @@ def read_transcoder_pt(source: Source, *, reads: Site | str | None = None) -> Tr
         b_in=source.leaf(tensors["b_dec"]),
         origin=f"{source.name} (transcoder_pt)",
     )
+
+
+def _fits_kk(source: Source) -> bool:
+    return source.json(f"{source.path.stem}_cfg.json") is not None and set(source.state) == set(HOOK_Z_KK)
+
+
+def _fits_sparse_mlp(source: Source) -> bool:
+    """Tells them from AutoEncoderNew of dictionary_learning, which has tensors of the same names, and from files that name their layer."""
+    others = is_here(source) or of_named_file(source.path.name) is not None
+    return set(source.state) == set(SPARSE_MLP) and not others
+
+
+def _inside(source: Source) -> set[str]:
+    """Finds the names under `state_dict` of a file that holds its configuration, too."""
+    inner = source.state.get("state_dict")
+    return set(inner) if "cfg" in source.state and isinstance(inner, Mapping) else set()
+
+
+READERS = (
+    Reader("hook_z_kk", read_hook_z_kk, _fits_kk),
+    Reader("e2e", read_e2e, lambda source: bool(e2e_prefixes(source.state))),
+    Reader("sparse_mlp", read_sparse_mlp, _fits_sparse_mlp),
+    Reader("topk_pt", read_topk_pt, lambda source: set(source.state) == set(TOPK_PT)),
+    Reader(
+        "transcoder_pt",
+        read_transcoder_pt,
+        lambda source: "b_dec_out" in _inside(source) or {"W_enc", "b_dec_out"} <= set(source.state),
+    ),
+)

@@ -29,6 +29,14 @@ _NORM_FACTORS: dict[str, tuple[float, ...]] = {
     )
 }
 
+# {Hub id: how many latents of a top-k transcoder are on}
+_KS = {"facebook/crv-8b-instruct-transcoders": 128}
+
+
+def k_of(repository: str) -> int | None:
+    """Says how many latents of a published top-k release are on, if it is known."""
+    return _KS.get(repository)
+
 
 def kwargs_of(repository: str) -> dict[str, bool] | None:
     """Says how the model of a published release was loaded; `None` if it is not known."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..._sites import Kind, Site
 from ...saes import (
+    AbsTopK,
     AbstractActivation,
     AbstractDictionary,
     AbstractNormalisation,
@@ -27,10 +28,11 @@ from ...saes import (
     UnitNorm,
 )
 from .._read import contents
+from ._hooks import of_hf_hook, of_version_2, parsed
 from ._parts import decoder_norms, Parts, scale_input, scale_latents, unit_decoder
+from ._reader import Reader
 from ._releases import norm_factor_of
-from ._saelens_config import parse, SaeLensConfig
-from ._sites import parsed
+from ._saelens_config import OF_K, parse, SaeLensConfig
 from ._source import Source
 from ._tensors import checked, Table, warn
 
@@ -42,6 +44,7 @@ TENSORS: dict[str, Table] = {
     "gated": {**_SAE, "b_gate": "d_sae", "r_mag": "d_sae", "b_mag": "d_sae"},
     "jumprelu": {**_SAE, "b_enc": "d_sae", "threshold": "d_sae"},
     "topk": {**_SAE, "b_enc": "d_sae"},
+    "abstopk": {**_SAE, "b_enc": "d_sae"},
     "batchtopk": {**_SAE, "b_enc": "d_sae", "topk_threshold": ""},
     "matryoshka_batchtopk": {**_SAE, "b_enc": "d_sae", "topk_threshold": ""},
     "transcoder": _TRANSCODER,
@@ -49,6 +52,7 @@ TENSORS: dict[str, Table] = {
     "jumprelu_transcoder": {**_TRANSCODER, "threshold": "d_sae"},
     "jumprelu_skip_transcoder": {**_TRANSCODER, "threshold": "d_sae", "W_skip": "d_out d_in"},
 }
+FILE = "sae_weights.safetensors"
 _SCALES = {"scaling_factor": "d_sae", "finetuning_scaling_factor": "d_sae"}
 _NORMALISATIONS = {"layer_norm": Standardise, "constant_norm_rescale": UnitNorm}
 
@@ -130,30 +134,43 @@ def _sites(config: SaeLensConfig, source: Source, reads: Site | None) -> tuple[S
             raise ValueError(
                 f"{source.name}: reads=… is for a transcoder, and this one is {config.architecture}. Use site=…."
             )
-        site = source.site or parsed(config.hook_name, source.name, "hook_name")
+        site = source.site or _named(config, source)
         return site, site
-    if config.normalize_activations in _NORMALISATIONS:
+    if config.normalize_activations in (*_NORMALISATIONS, "constant_scalar_rescale"):
         raise ValueError(
             f"{source.name}: normalize_activations {config.normalize_activations!r} is not supported for a transcoder."
         )
-    reads = reads or parsed(config.hook_name, source.name, "hook_name")
+    reads = reads or _named(config, source)
     written = source.site or parsed(config.hook_name_out, source.name, "hook_name_out")
-    if written is None and reads is not None and reads.kind in (Kind.LN2_NORMALIZED, Kind.RESID_MID):
+    if written is None and reads is not None and reads.kind in (Kind.LN2_NORMALIZED, Kind.MLP_IN, Kind.RESID_MID):
         written = Site(reads.layer, Kind.MLP_OUT)
     return reads, written
 
 
+def _named(config: SaeLensConfig, source: Source) -> Site | None:
+    """Finds the site that the configuration says it reads."""
+    hook = config.hook_name or ""
+    if hook.endswith(".hook_mlp_in"):
+        # SAELens' word for what the MLP reads; TransformerLens' for the stream before the norm.
+        if config.hf_hook_name is None:
+            raise ValueError(
+                f"{source.name}: hook_name is {hook!r}, which is the stream before the norm to some and what the MLP reads to others, "
+                "and no hf_hook_name says which. Pass reads=… (blocks.N.hook_resid_mid, blocks.N.mlp.hook_in)."
+            )
+        return of_hf_hook(config.hf_hook_name, source.name, "hf_hook_name")
+    site = parsed(hook, source.name, "hook_name")
+    return site if config.hook_normalized is not None else of_version_2(site, config.model, config.processing)
+
+
 def _parts(config: SaeLensConfig, stored: Mapping[str, object], source: Source) -> Parts:
-    state = dict(stored)
-    if "log_threshold" in state and "threshold" not in state:  # as its training writes it
-        log = state.pop("log_threshold")
-        state["threshold"] = np.exp(
-            checked({"log_threshold": log}, {"log_threshold": "d_sae"}, source.name)[0]["log_threshold"]
-        )
+    table = {**TENSORS[config.architecture], **_SCALES}
+    if "log_threshold" in stored and "threshold" in table and "threshold" not in stored:  # as its training writes it
+        table["log_threshold"] = table.pop("threshold")
     sizes = {"d_in": config.d_in, "d_sae": config.d_sae, "d_out": config.d_out}
-    parts, _ = checked(
-        state, {**TENSORS[config.architecture], **_SCALES}, source.name, optional=tuple(_SCALES), sizes=sizes
-    )
+    parts, _ = checked(stored, table, source, optional=tuple(_SCALES), sizes=sizes)
+    if "log_threshold" in parts:
+        parts["threshold"] = np.exp(parts.pop("log_threshold"))
+    parts = scale_input(parts, config.scalar) if config.scalar != 1 else parts
     parts = {"b_enc": np.zeros_like(parts["W_enc"][0]), **parts}  # gated has no bias of its own
     parts = _finetuned(parts, config, source)
     if (
@@ -217,9 +234,7 @@ def _stored_factor(source: Source, site: Site | None) -> float | None:
 
 
 def _check_scalable(config: SaeLensConfig, source: Source) -> None:
-    if (
-        config.architecture == "topk" and not config.rescale_acts_by_decoder_norm
-    ) or config.activation_fn == "tanh-relu":
+    if (config.architecture in OF_K and not config.rescale_acts_by_decoder_norm) or config.activation_fn == "tanh-relu":
         raise ValueError(
             f"{source.name}: normalize_decoder would change which latents this {config.architecture} dictionary turns on."
         )
@@ -230,11 +245,22 @@ def _activation(config: SaeLensConfig, parts: Parts, source: Source) -> Abstract
         return Gated(source.leaf(parts["r_mag"]), source.leaf(parts["b_gate"]), source.leaf(parts["b_mag"]))
     if "threshold" in parts:
         return JumpReLU(source.leaf(parts["threshold"]))
-    if config.architecture == "topk" and config.k is not None:
-        return TopK(config.k)
+    if config.k is not None:
+        return TopK(config.k) if config.architecture == "topk" else AbsTopK(config.k)
     return TanhReLU() if config.activation_fn == "tanh-relu" else ReLU()
 
 
 def _normalisation(config: SaeLensConfig) -> AbstractNormalisation | None:
     kind = _NORMALISATIONS.get(config.normalize_activations)
     return None if kind is None else kind()
+
+
+def _fits(source: Source) -> bool:
+    names = set(source.state)
+    if source.path.name == FILE:  # llamascopium calls its files so, too
+        return not names & {"encoder.weight", "W_E"}
+    inner = source.state.get("state_dict")
+    return "cfg" in names and isinstance(inner, Mapping) and "b_dec_out" not in inner
+
+
+READERS = (Reader("saelens", read, _fits, files=(FILE,)),)

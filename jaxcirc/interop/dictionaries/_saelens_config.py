@@ -10,8 +10,8 @@ from collections.abc import Collection
 
 from ...saes._processing import STEPS
 from .._attributes import Inert, inert
+from ._hooks import in_layer
 from ._releases import kwargs_of
-from ._sites import in_layer
 from ._tensors import listed, warn
 from ._training import is_of_training
 
@@ -21,6 +21,7 @@ ARCHITECTURES = (
     "gated",
     "jumprelu",
     "topk",
+    "abstopk",
     "batchtopk",
     "matryoshka_batchtopk",
     "transcoder",
@@ -28,7 +29,8 @@ ARCHITECTURES = (
     "jumprelu_transcoder",
     "jumprelu_skip_transcoder",
 )
-NORMALISATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
+OF_K = ("topk", "abstopk")
+NORMALISATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "constant_scalar_rescale", "layer_norm")
 _RENAMED = {
     "hook_point": "hook_name",
     "hook_point_template": "hook_name",
@@ -41,12 +43,12 @@ _UNPROCESSED_SINCE = (3, 19, 2)
 _HANDLED = """
 architecture d_in d_sae d_out k rescale_acts_by_decoder_norm apply_b_dec_to_input normalize_activations reshape_activations
 activation_fn activation_fn_kwargs finetuning_scaling_factor hook_name hook_name_out hook_layer hook_layer_out
-model_from_pretrained_kwargs sae_lens_version sae_lens_training_version metadata
+hf_hook_name hf_hook_name_out hook_normalized model_from_pretrained_kwargs sae_lens_version sae_lens_training_version metadata
 """.split()
 _ONE_HEAD = "the dictionary is of one head alone"
+_SCALAR = "activation_normalization_factor"
 # Refused unless they are at a value with which they change nothing.
 _ONLY: dict[str, Inert] = {
-    "activation_normalization_factor": inert(1.0, None, does="activations are multiplied by it"),
     "flatten_activations_over_layer": inert(False, None, does="all heads of a layer are examples of one dictionary"),
     "hook_head_index": inert(None, does=_ONE_HEAD),
     "hook_head_index_out": inert(None, does=_ONE_HEAD),
@@ -69,10 +71,14 @@ class SaeLensConfig:
     rescale_acts_by_decoder_norm: bool
     apply_b_dec_to_input: bool
     normalize_activations: str
+    scalar: float
     activation_fn: str
     finetuning_scaling_factor: bool
     hook_name: str | None
     hook_name_out: str | None
+    hf_hook_name: str | None
+    model: str | None
+    hook_normalized: str | None
     processing: tuple[str, ...] | None
 
 
@@ -91,13 +97,13 @@ def parse(config: dict, source: str, repository: str, ignore: Collection[str]) -
         raise ValueError(f"{source}: `metadata` must be an object, got a {type(metadata).__name__}.")
     own, config = config, {**_renamed(metadata, source), **_renamed(config, source)}
     _check_inert(config, source, ignore)
+    normalisation = _normalisation(config.get("normalize_activations"), source)
     fn_kwargs = config.get("activation_fn_kwargs") or {}
     activation = config.get("activation_fn") or "relu"
     if activation == "topk" and architecture == "standard":
         architecture, activation = "topk", "relu"
     k = config.get("k", fn_kwargs.get("k"))
     hook = config.get("hook_name")
-    normalisation = _normalisation(config.get("normalize_activations"), source)
     _check_supported(config, architecture, activation, k, hook, source)
     _check_known(own, source, ignore)  # last: a dictionary of another kind has attributes of its own
     return SaeLensConfig(
@@ -105,20 +111,24 @@ def parse(config: dict, source: str, repository: str, ignore: Collection[str]) -
         d_in=config.get("d_in"),
         d_sae=config.get("d_sae"),
         d_out=config.get("d_out"),
-        k=_k(k, source) if architecture == "topk" else None,
+        k=_k(k, source) if architecture in OF_K else None,
         rescale_acts_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
         apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)),
         normalize_activations=normalisation,
+        scalar=_scalar(config, normalisation, source) if _SCALAR not in ignore else 1.0,
         activation_fn=activation,
         finetuning_scaling_factor=bool(config.get("finetuning_scaling_factor", False)),
         hook_name=hook,
         hook_name_out=config.get("hook_name_out"),
+        hf_hook_name=config.get("hf_hook_name"),
+        model=config.get("model_name"),
+        hook_normalized=config.get("hook_normalized"),
         processing=_processing(config, source, repository),
     )
 
 
 def _check_known(config: dict, source: str, ignore: Collection[str]) -> None:
-    known = {*_HANDLED, *_RENAMED, *_ONLY, *ignore}
+    known = {*_HANDLED, _SCALAR, *_RENAMED, *_ONLY, *ignore}
     unknown = [name for name in config if name not in known and not is_of_training(name)]
     if unknown:
         raise ValueError(
@@ -169,18 +179,16 @@ def _check_supported(
     config: dict, architecture: str, activation: str, k: object, hook: str | None, source: str
 ) -> None:
     known = (
-        ("relu", "tanh-relu")
-        if architecture == "standard"
-        else ("relu", "topk")
-        if architecture == "topk"
-        else ("relu",)
+        ("relu", "tanh-relu") if architecture == "standard" else ("relu", "topk") if architecture in OF_K else ("relu",)
     )
     if activation not in known:
         raise ValueError(
             f"{source}: activation_fn {activation!r} is not supported for {architecture}. Supported: {', '.join(known)}."
         )
-    if architecture == "topk" and k is None:
-        raise ValueError(f"{source}: a topk dictionary without `k` in cfg.json.")
+    if architecture in OF_K and k is None:
+        raise ValueError(
+            f"{source}: {'a' if architecture == 'topk' else 'an'} {architecture} dictionary without `k` in cfg.json."
+        )
     reshape = config.get("reshape_activations", "hook_z" if "hook_z" in (hook or "") else "none")
     if reshape != ("hook_z" if "hook_z" in (hook or "") else "none"):
         raise ValueError(
@@ -198,6 +206,24 @@ def _normalisation(value: object, source: str) -> str:
             f"{source}: normalize_activations {name!r} is not supported. Supported are {', '.join(NORMALISATIONS)}."
         )
     return name
+
+
+def _scalar(config: dict, normalisation: str, source: str) -> float:
+    """Finds the one number that activations are multiplied by, 1 for none."""
+    factor = config.get(_SCALAR)
+    if normalisation != "constant_scalar_rescale":
+        if factor not in (1.0, None):
+            raise ValueError(
+                f"{source}: `{_SCALAR}` of cfg.json is {factor!r}, which is not supported; only 1.0 is. It says that activations are "
+                f"multiplied by it, and normalize_activations is {normalisation!r}."
+            )
+        return 1.0
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+        raise ValueError(
+            f"{source}: normalize_activations is constant_scalar_rescale, and `{_SCALAR}` of cfg.json is {factor!r}; expected the number "
+            "that activations are multiplied by."
+        )
+    return float(factor)
 
 
 def _processing(config: dict, source: str, repository: str) -> tuple[str, ...] | None:

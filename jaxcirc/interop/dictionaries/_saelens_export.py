@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from ..._files import writing_folder
 from ..._sites import Kind
-from ...saes import AbstractDictionary, Gated, JumpReLU, ReLU, SAE, Standardise, TopK, Transcoder, UnitNorm
+from ...saes import AbsTopK, AbstractDictionary, Gated, JumpReLU, ReLU, SAE, Standardise, TopK, Transcoder, UnitNorm
 from ...saes._processing import STEPS
 
 
@@ -68,6 +68,13 @@ def _sae(sae: SAE) -> tuple[dict, dict[str, np.ndarray]]:
         return {**config, "architecture": "jumprelu"}, {**tensors, "threshold": _threshold(sae.activation, sae)}
     if isinstance(sae.activation, TopK) and sae.activation.rectified:
         return {**config, "architecture": "topk", "k": sae.activation.k, "rescale_acts_by_decoder_norm": False}, tensors
+    if isinstance(sae.activation, AbsTopK):
+        return {
+            **config,
+            "architecture": "abstopk",
+            "k": sae.activation.k,
+            "rescale_acts_by_decoder_norm": False,
+        }, tensors
     if isinstance(sae.activation, Gated):
         return {**config, "architecture": "gated"}, _gated(sae.activation, tensors)
     raise _cannot(f"the activation {_described(sae.activation)}")
@@ -120,6 +127,8 @@ def _metadata(dictionary: AbstractDictionary) -> dict[str, object]:
         "sae_lens_version": _VERSION,
         "sae_lens_training_version": None,
         "hook_head_index": None,
+        # Of a layer norm it is after the weight to TransformerLens 2, which SAELens takes its names from.
+        "hook_normalized": "before the norm's weight",
     }
     if dictionary.reads is not None:
         config["hook_name"] = str(dictionary.reads)
@@ -138,6 +147,6 @@ def _described(activation: object) -> str:
 
 def _cannot(what: str) -> ValueError:
     return ValueError(
-        f"SAELens has no class for {what}. It has standard, gated, jumprelu and topk dictionaries, and transcoders with ReLU or JumpReLU, "
-        "with or without a linear path."
+        f"SAELens has no class for {what}. It has standard, gated, jumprelu, topk and abstopk dictionaries, and transcoders with ReLU or "
+        "JumpReLU, with or without a linear path."
     )

@@ -12,6 +12,7 @@ from ..._sites import Site
 from ...saes import AbstractActivation, AbstractDictionary, GroupMax, SAE, TopK, Transcoder
 from .._attributes import Inert, inert
 from .._read import contents
+from ._reader import Reader
 from ._sites import of_module
 from ._source import Source
 from ._tensors import checked, listed, Table
@@ -46,7 +47,7 @@ def read(source: Source, *, reads: Site | str | None = None, ignore_config: Coll
     config = _config(source, ignore_config)
     d_sae = config.get("num_latents") or None
     tensors, sizes = checked(
-        source.state, TENSORS, source.name, optional=("W_skip",), sizes={"d_in": config.get("d_in"), "d_sae": d_sae}
+        source.state, TENSORS, source, optional=("W_skip",), sizes={"d_in": config.get("d_in"), "d_sae": d_sae}
     )
     skips, transcodes = bool(config.get("skip_connection", False)), bool(config.get("transcode", False))
     if skips != ("W_skip" in tensors):
@@ -116,8 +117,19 @@ def _activation(config: dict, d_sae: int, source: Source) -> AbstractActivation:
 
 
 def _sites(source: Source) -> tuple[Site | None, Site | None]:
-    """Finds the sites of input and output of the module that the folder is called after; with several seeds, the one above `seed0`."""
+    """Finds the sites of input and output of the module that the folder is called after; with several seeds, the one above `seed0`. The
+    run's config.json, one folder up, names the model.
+    """
     folder = source.path.absolute().parent
     if re.fullmatch(r"seed\d+", folder.name):
         folder = folder.parent
-    return of_module(folder.name) or (None, None)
+    run = source.json(f"{folder.parent}/config.json") or {}
+    return of_module(folder.name, str(run.get("model") or "")) or (None, None)
+
+
+def _fits(source: Source) -> bool:
+    names = set(source.state)
+    return {"encoder.weight", "W_dec"} <= names and "b_enc" not in names
+
+
+READERS = (Reader("sparsify", read, _fits, files=(FILE,)),)
