@@ -12,9 +12,9 @@ from ..saes._processing import check_steps
 from . import _bridge
 from ._attributes import ACTS, check_known, Inert, inert, used_values
 from ._build import build
-from ._config import count, positive
-from ._spec import Spec
+from ._spec import ATTENTION_BIASES, MLP_BIASES, Spec
 from ._tensors import read, to_numpy
+from .families._family import count, positive
 
 
 # The attributes that are used, with TransformerLens' defaults; `...` has none.
@@ -224,10 +224,12 @@ def _spec(values: Mapping[str, Any]) -> Spec:
         raise ValueError(f"TransformerLens config: act_fn {act!r} is not supported; {', '.join(ACTS)} are.")
     size = lambda name: count(values, name, _CONFIG)
     d_model, d_head, d_vocab = size("d_model"), size("d_head"), size("d_vocab")
+    n_heads = d_model // d_head if values["n_heads"] == -1 else size("n_heads")
     return Spec(
         architecture="transformer_lens",
         n_layers=size("n_layers"),
-        n_heads=d_model // d_head if values["n_heads"] == -1 else size("n_heads"),
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
         d_head=d_head,
         d_model=d_model,
         d_mlp=None if attn_only else 4 * d_model if values["d_mlp"] is None else size("d_mlp"),
@@ -241,6 +243,7 @@ def _spec(values: Mapping[str, Any]) -> Spec:
         windows=_windows(values),
         causal=direction == "causal",
         tied=False,
+        biases=ATTENTION_BIASES | MLP_BIASES | {"b_U"},
         parallel=bool(values["parallel_attn_mlp"]) and not attn_only,
     )
 

@@ -228,13 +228,13 @@ def test_other_models_are_refused(theirs):
     classifier = transformers.GPT2ForSequenceClassification(theirs.config)
     with pytest.raises(ValueError, match="is a GPT2ForSequenceClassification; supported are GPT2LMHeadModel"):
         jc.from_torch(classifier)
-    llama = transformers.LlamaConfig(
-        hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=5, intermediate_size=8
+    opt = transformers.OPTConfig(
+        hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=5, ffn_dim=8, word_embed_proj_dim=8
     )
     with pytest.raises(
-        ValueError, match="is a LlamaForCausalLM; supported are GPT2LMHeadModel, GPT2Model, GPTNeoForCausalLM"
+        ValueError, match="is a OPTForCausalLM; supported are GPT2LMHeadModel, GPT2Model, GPTNeoForCausalLM"
     ):
-        jc.from_torch(transformers.LlamaForCausalLM(llama))
+        jc.from_torch(transformers.OPTForCausalLM(opt))
 
 
 def test_torch_tensors_under_transformer_lens_names(theirs):
