@@ -10,9 +10,9 @@ import safetensors.numpy
 
 from .._files import writing_folder
 from ..models import Transformer
+from ._as_written import as_written
 from ._build import arrays_of, spec_of
 from ._config import write_config
-from ._layout import as_written
 from ._spec import Spec
 from ._tensors import write
 from .families import FAMILIES, table_of
