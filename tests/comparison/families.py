@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import safetensors.torch  # noqa: F401
 import torch
 import transformers
 from torch.overrides import TorchFunctionMode
@@ -110,6 +111,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Imported, as safetensors above is, while float32 means float32.
+CLASSES = {kind: getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM") for kind, _ in CASES.values()}
+
+
 @contextlib.contextmanager
 def true_float64() -> Iterator[None]:
     """Where float32 is called for by name, float64 is what there is."""
@@ -131,8 +136,8 @@ def make_config(name: str) -> Any:
 
 def make_family(name: str) -> torch.nn.Module:
     """A random model with every parameter away from its default; to be called in `true_float64` for one that is float64 throughout."""
-    kind = CASES[name][0].removesuffix("Text")
-    model = getattr(transformers, f"{kind}ForCausalLM")._from_config(make_config(name), attn_implementation="eager")
+    kind = CASES[name][0]
+    model = CLASSES[kind]._from_config(make_config(name), attn_implementation="eager")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for path, parameter in model.named_parameters():

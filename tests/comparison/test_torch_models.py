@@ -13,7 +13,7 @@ import jaxcirc as jc
 from jaxcirc.interop import save_pretrained
 
 from ..helpers import assert_close
-from ..stored_models import same_arrays, STORED, stored_model
+from ..stored_models import LEARNED, same_arrays, stored_model
 
 
 torch = pytest.importorskip("torch")
@@ -93,7 +93,7 @@ def test_padding(name, side):
     assert_close(np.asarray(ours[logits])[mask], unpadded[logits], tolerance=PRECISIONS[dtype])
 
 
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", LEARNED)
 def test_transformers_loads_what_we_save(name, tmp_path):
     model = jax.tree.map(lambda x: x.astype(jnp.float32), stored_model(name))
     save_pretrained(model, tmp_path)
