@@ -46,7 +46,7 @@ OF_MLP = ("b_gate", "b_in", "b_out")
 OF_ATTENTION = ("b_Q", "b_K", "b_V", "b_O")
 
 
-def _rotary(architecture: str, *zero: str, **kwargs) -> jc.Transformer:
+def rotary_model(architecture: str, *zero: str, **kwargs) -> jc.Transformer:
     """A model whose positions rotate, with these biases at zero; it says how they do."""
     model = make_model(jax.random.key(3), architecture=architecture, **kwargs)
     thetas = kwargs.get("thetas", (100.0,) * model.n_layers)
@@ -59,19 +59,19 @@ LLAMA = RMS_GATED | {"d_head": 6, "vocab_out": 13, "layers": 3}
 # The epsilon of each is 1e-5, and the score scale of Gemma a whole number's inverse root.
 BEHIND = {"behind": True, "scales": (9**-0.5,) * 3, "windows": (3, None, 3), **GEMMA}
 ROTARY: dict[str, Callable[[], jc.Transformer]] = {
-    "gpt-neox": lambda: _rotary("gpt_neox", d_head=8, pairs=2, parallel=True, act=gelu, vocab_out=13),
-    "gpt-neox-one-after-the-other": lambda: _rotary("gpt_neox", *OF_ATTENTION, d_head=8, pairs=3, act=relu),
-    "llama": lambda: _rotary("llama", *ALL, **LLAMA),
-    "llama-biases-tied": lambda: _rotary("llama", **LLAMA | {"vocab_out": None}),
-    "mistral": lambda: _rotary("mistral", *ALL, **LLAMA | {"windows": (4,) * 3}),
-    "qwen2": lambda: _rotary("qwen2", "b_O", *OF_MLP, **LLAMA | {"windows": (None, None, 3)}),
-    "qwen3": lambda: _rotary("qwen3", *ALL, **LLAMA | {"qk_norm": "head"}),
-    "gemma": lambda: _rotary("gemma", *ALL, **LLAMA | GEMMA | {"vocab_out": None}),
-    "gemma2": lambda: _rotary("gemma2", *ALL, **LLAMA | BEHIND | {"cap": 2.0, "logit_cap": 3.0}),
-    "gemma3": lambda: _rotary(
+    "gpt-neox": lambda: rotary_model("gpt_neox", d_head=8, pairs=2, parallel=True, act=gelu, vocab_out=13),
+    "gpt-neox-one-after-the-other": lambda: rotary_model("gpt_neox", *OF_ATTENTION, d_head=8, pairs=3, act=relu),
+    "llama": lambda: rotary_model("llama", *ALL, **LLAMA),
+    "llama-biases-tied": lambda: rotary_model("llama", **LLAMA | {"vocab_out": None}),
+    "mistral": lambda: rotary_model("mistral", *ALL, **LLAMA | {"windows": (4,) * 3}),
+    "qwen2": lambda: rotary_model("qwen2", "b_O", *OF_MLP, **LLAMA | {"windows": (None, None, 3)}),
+    "qwen3": lambda: rotary_model("qwen3", *ALL, **LLAMA | {"qk_norm": "head"}),
+    "gemma": lambda: rotary_model("gemma", *ALL, **LLAMA | GEMMA | {"vocab_out": None}),
+    "gemma2": lambda: rotary_model("gemma2", *ALL, **LLAMA | BEHIND | {"cap": 2.0, "logit_cap": 3.0}),
+    "gemma3": lambda: rotary_model(
         "gemma3_text", *ALL, **LLAMA | BEHIND | {"qk_norm": "head", "thetas": (10.0, 200.0, 10.0)}
     ),
-    "olmo2": lambda: _rotary("olmo2", *ALL, **LLAMA | {"before": False, "behind": True, "qk_norm": "all"}),
+    "olmo2": lambda: rotary_model("olmo2", *ALL, **LLAMA | {"before": False, "behind": True, "qk_norm": "all"}),
 }
 LEARNED: dict[str, Callable[[], jc.Transformer]] = {
     "gpt2": _gpt2,
