@@ -1,5 +1,6 @@
 """TransformerLens: our names and layouts, whatever the model is made of."""
 
+import dataclasses
 import re
 
 from .._keymaps import Key, Table
@@ -11,7 +12,10 @@ _NORM = re.compile(r"\.(weight|bias)$")
 
 
 def lens_table(spec: Spec) -> Table:
-    """The key table of a model of this make: a row for each of its arrays, of which biases may be lacking."""
+    """The key table of a model of this make: a row for each of its arrays, of which biases may be lacking.
+
+    OLMo 2's norms are behind the sublayers and are called as if they were before, and its queries and keys are normalised in one row.
+    """
     first = {path: axes for path, axes in spec.arrays.items() if not path.startswith("blocks.")}
     block = {path.removeprefix("blocks.0."): axes for path, axes in spec.arrays.items() if path.startswith("blocks.0.")}
     outside = {path: _row(path, axes, _OUTSIDE.get(path, _short(path))) for path, axes in first.items()}
@@ -20,9 +24,15 @@ def lens_table(spec: Spec) -> Table:
         embedding,
         head,
         tuple(outside.values()),
-        tuple(_row(name, axes, f"blocks.{{layer}}.{_short(name)}") for name, axes in block.items()),
+        tuple(_in_block(name, axes, spec) for name, axes in block.items()),
         ignored=re.compile(r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos)"),
     )
+
+
+def _in_block(name: str, axes: str, spec: Spec) -> Key:
+    called = _short(name) if spec.before else _short(name).replace("_post.", ".")
+    row = _row(name, axes, f"blocks.{{layer}}.{called}")
+    return dataclasses.replace(row, torch_axes=f"({axes})") if "_norm." in name else row
 
 
 def _row(ours: str, axes: str, name: str) -> Key:
