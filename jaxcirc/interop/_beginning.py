@@ -35,10 +35,8 @@ def needs_bos(tokenizer: Any) -> bool:
     """Says whether the model was trained with the token before every text: its tokenizer puts it, or it is a Gemma's."""
     if tokenizer.bos_token_id is None:
         return False
-    return (
-        family_of(tokenizer) in _GEMMA
-        or tokenizer("a", add_special_tokens=True)["input_ids"][0] == tokenizer.bos_token_id
-    )
+    begins = tokenizer("a", add_special_tokens=True)["input_ids"][:1] == [tokenizer.bos_token_id]
+    return begins or family_of(tokenizer) in _GEMMA
 
 
 def family_of(tokenizer: Any) -> str | None:

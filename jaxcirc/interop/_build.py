@@ -11,7 +11,7 @@ from .._checks import check_kind
 from .._precision import wide_dtype
 from .._sites import Kind
 from ..models import Transformer
-from ..parts import AbstractNorm, ACTIVATIONS, Attention, Block, GatedMLP, LayerNorm, make_rotary, MLP, RMSNorm
+from ..parts import ACTIVATIONS, Attention, Block, GatedMLP, LayerNorm, make_rotary, MLP, Norm, RMSNorm
 from ._spec import Spec
 from ._tensors import cast
 
@@ -31,7 +31,7 @@ def build(
         weight = get(f"{path}.weight") if weighted else None
         return RMSNorm(weight, spec.eps, sites, spec.offset)  # pyright: ignore[reportArgumentType]  # two sites
 
-    def norm(path: str, *sites: Kind) -> AbstractNorm | None:
+    def norm(path: str, *sites: Kind) -> Norm | None:
         if spec.norm is None:
             return None
         if spec.norm in ("RMS", "RMSPre"):
@@ -161,7 +161,7 @@ def spec_of(model: Transformer) -> Spec:
     )
 
 
-def _norm_name(norm: AbstractNorm) -> str:
+def _norm_name(norm: Norm) -> str:
     names = {LayerNorm: ("LN", "LNPre"), RMSNorm: ("RMS", "RMSPre")}
     if type(norm) not in names:
         raise ValueError(
