@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import check_choice, check_seed
+from .._checks import check_choice, check_count, check_seed
 from ._draw import check_number, distinct, SPLITS
 from ._encode import check_tokenizer, encode_pairs, fill, Pair, usable
 from ._prompts import Prompts
@@ -52,6 +52,7 @@ def subject_verb(
     check_choice(f"{_VERB}: split", split, SPLITS)
     check_seed(f"{_VERB}: seed", seed)
     check_tokenizer(_VERB, tokenizer)
+    check_count(f"{_VERB}: n", "prompts to make", n)
     blanks = _Blanks.of(tokenizer)
     check_number(_VERB, n, how_many(kind, split, blanks), f"kind={kind!r}, split={split!r}")
     rng = np.random.default_rng(seed)
@@ -64,14 +65,16 @@ class _Blanks(NamedTuple):
 
     nouns: Sequence[tuple[str, str]] = NOUNS
     things: Sequence[tuple[str, str]] = THINGS
-    prepositions: Sequence[str] = PREPOSITIONS
     main_verbs: Sequence[tuple[str, str]] = MAIN_VERBS
     clause_verbs: Sequence[tuple[str, str]] = CLAUSE_VERBS
+    prepositions: Sequence[str] = PREPOSITIONS
 
     @classmethod
     def of(cls, tokenizer: Any) -> "_Blanks":
         """Those of which every word is one token."""
-        return cls(*(usable(tokenizer, words) for words in cls()))
+        nouns, things = usable(tokenizer, NOUNS), usable(tokenizer, THINGS)
+        main_verbs, clause_verbs = usable(tokenizer, MAIN_VERBS), usable(tokenizer, CLAUSE_VERBS)
+        return cls(nouns, things, main_verbs, clause_verbs, usable(tokenizer, PREPOSITIONS))
 
     def verbs(self, kind: str) -> Sequence[tuple[str, str]]:
         """Those that agree with the subject."""
@@ -82,7 +85,10 @@ class _Blanks(NamedTuple):
         return self.things if kind == "nounpp" else self.nouns
 
 
-def how_many(kind: str, split: str, blanks: _Blanks = _Blanks()) -> int:
+_ALL = _Blanks()
+
+
+def how_many(kind: str, split: str, blanks: _Blanks = _ALL) -> int:
     """Says how many different prompts there are, each a clean prompt with the verb that comes after it."""
     words = [blanks.nouns, blanks.verbs(kind), *([] if kind == "simple" else [blanks.distractors(kind)])]
     chosen = sum(_in_split(kind, split, *(word[0] for word in some)) for some in itertools.product(*words))

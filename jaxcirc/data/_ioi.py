@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import check_choice, check_seed
+from .._checks import check_choice, check_count, check_seed
 from ._draw import check_number, distinct, SPLITS
 from ._encode import check_tokenizer, encode_pairs, fill, Pair, usable
 from ._prompts import as_ids, Prompts
@@ -60,6 +60,7 @@ def ioi(
     check_choice(f"{_VERB}: split", split, SPLITS)
     check_seed(f"{_VERB}: seed", seed)
     check_tokenizer(_VERB, tokenizer)
+    check_count(f"{_VERB}: n", "prompts to make", n)
     blanks = _Blanks.of(tokenizer)
     check_number(_VERB, n, how_many(template, split, blanks), f"template={template!r}, split={split!r}")
     _check_flip(flip)
@@ -96,7 +97,10 @@ class _Blanks(NamedTuple):
         )
 
 
-def how_many(template: str, split: str, blanks: _Blanks = _Blanks()) -> int:
+_ALL = _Blanks()
+
+
+def how_many(template: str, split: str, blanks: _Blanks = _ALL) -> int:
     """Says how many different clean prompts there are."""
     names = sum(_in_split(split, *pair) for pair in itertools.permutations(blanks.names, 2))
     frames = math.prod(map(len, blanks[1:]))
@@ -132,7 +136,7 @@ def _pair(
 
 def _names(rng: np.random.Generator, split: str, names: Sequence[str]) -> tuple[str, str]:
     while True:
-        IO, S = (names[i] for i in rng.choice(len(names), 2, replace=False))
+        IO, S = (names[int(i)] for i in rng.choice(len(names), 2, replace=False))
         if _in_split(split, IO, S):
             return IO, S
 
@@ -146,7 +150,7 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 
 def _shuffled(rng: np.random.Generator, names: Sequence[str]) -> Iterator[str]:
-    return (names[i] for i in rng.permutation(len(names)))
+    return (names[int(i)] for i in rng.permutation(len(names)))
 
 
 def _check_flip(flip: Sequence[str]) -> None:

@@ -11,7 +11,8 @@ from .._checks import check_kind
 from .._precision import wide_dtype
 from .._sites import Kind
 from ..models import Transformer
-from ..parts import ACTIVATIONS, Attention, Block, GatedMLP, LayerNorm, make_rotary, MLP, Norm, RMSNorm
+from ..parts import ACTIVATIONS, Attention, Block, GatedMLP, LayerNorm, make_rotary, MLP, Norm, RMSNorm, Rotary
+from ._rotation import Rotation
 from ._spec import Spec
 from ._tensors import cast
 
@@ -25,7 +26,11 @@ def build(
     get = lambda path: jax.device_put(cast(path, arrays.pop(path), dtype))
     # Beside the weights, which half precision stores, what is computed with: its rounding would turn up in every score.
     computed = wide_dtype(dtype)
-    rotaries = {rotation: make_rotary(rotation.frequencies, computed) for rotation in set(spec.rotations) - {None}}
+    rotaries: dict[Rotation | None, Rotary] = {
+        rotation: make_rotary(rotation.frequencies, computed)
+        for rotation in set(spec.rotations)
+        if rotation is not None
+    }
 
     def rms_norm(path: str, *sites: Kind, weighted: bool = True) -> RMSNorm:
         weight = get(f"{path}.weight") if weighted else None
@@ -151,7 +156,7 @@ def spec_of(model: Transformer) -> Spec:
         gated=isinstance(mlp, GatedMLP),
         before=norm is None or first.ln1 is not None,
         behind=first.ln1_post is not None,
-        qk_norm=None if attn.q_norm is None else "all" if attn.q_norm.joint else "head",
+        qk_norm="all" if isinstance(attn.q_norm, RMSNorm) and attn.q_norm.joint else "head" if attn.q_norm else None,
         offset=norm.offset if isinstance(norm, RMSNorm) else 0.0,
         rotations=(model.positions or (None,) * model.n_layers) if turns or model.W_pos is None else (),
         cap=attn.cap,

@@ -193,7 +193,8 @@ def _tensors(file: GGUF, spec: Spec) -> dict[str, object]:
 
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
     names = gguf.get_tensor_name_map(architecture, spec.n_layers)
-    table, out, left = table_of(spec), {}, dict(file.tensors)
+    table, left = table_of(spec), dict(file.tensors)
+    out: dict[str, object] = {}
     for key in table.keys(spec):
         full = key.torch if key == table.head else table.prefixes[0] + key.torch
         name = names.get_name(full, try_suffixes=(".weight", ".bias"))

@@ -58,10 +58,11 @@ def _write_llama(spec: Spec) -> dict[str, Any]:
 def _read_mistral(values: Mapping[str, Any], source: str) -> Spec:
     common = read_common(values, source)
     slides = [values["sliding_window"] is not None] * common["n_layers"]
+    common["windows"] = read_windows(values, slides, source)
     return Spec(
         architecture="mistral",
         rotations=(read_rotation(values, source, d_head=common["d_head"]),) * common["n_layers"],
-        **common | {"windows": read_windows(values, slides, source)},
+        **common,
     )
 
 

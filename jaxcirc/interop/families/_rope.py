@@ -1,6 +1,5 @@
 """Rotary positions as configurations say them: `rope_parameters` since transformers 5, before it `rope_theta` and `rope_scaling`."""
 
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,12 +81,7 @@ def _width(name: str, given: Any, source: str, d_head: int, share: float) -> int
             f"{source}: {name} gives partial_rotary_factor = {given!r}, which is not supported; only 1 is: all coordinates rotate."
         )
     wanted = share if given is None else given
-    if (
-        isinstance(wanted, bool)
-        or not isinstance(wanted, numbers.Real)
-        or not 0 < wanted <= 1
-        or int(d_head * wanted) < 1
-    ):
+    if isinstance(wanted, bool) or not isinstance(wanted, float | int) or not 1 <= d_head * wanted <= d_head:
         raise ValueError(f"{source}: expected a share of a head's {d_head} coordinates to rotate; got {wanted!r}.")
     return int(d_head * wanted)
 
