@@ -1,5 +1,6 @@
 """Which prompts begin with the beginning-of-text token: one rule a family, a flag against it, and a warning where it is broken."""
 
+import argparse
 import json
 import re
 import warnings
@@ -147,15 +148,14 @@ def test_asking_for_it_of_a_tokenizer_without_it(tmp_path):
 def test_the_first_line_of_a_command_says_what_was_done(name, option, said, tmp_path, capsys):
     from jaxcirc.cli._common import tokens_of
 
-    class Given:
-        prompt, tokens, tokenizer, revision = "The boy", None, str(tmp_path / "words"), None
-        model, bos = str(tmp_path / "model"), {(): None, ("--bos",): True, ("--no-bos",): False}[tuple(option)]
-
+    bos = {(): None, ("--bos",): True, ("--no-bos",): False}[tuple(option)]
+    given = {"prompt": "The boy", "tokens": None, "revision": None, "bos": bos}
+    given |= {"model": str(tmp_path / "model"), "tokenizer": str(tmp_path / "words")}
     save_pretrained(stored_model(name), tmp_path / "model")
     save_tokenizer(tmp_path / "words", "gpt2", name == "llama")  # the model's family counts
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        tokens_of(Given)
+        tokens_of(argparse.Namespace(**given))
     assert capsys.readouterr().err.splitlines()[0] == said
     assert bool(warned) == (option == ["--no-bos"])
 

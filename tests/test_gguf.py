@@ -27,6 +27,7 @@ gguf = pytest.importorskip("gguf")
 
 # {stored model: what llama.cpp calls its architecture}
 NAMES = {
+    "mistral": "llama",
     **{"llama": "llama", "llama-biases-tied": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma"},
     **{"gemma2": "gemma2", "gemma3": "gemma3", "olmo2": "olmo2", "gpt-neox": "gptneox"},
     "gpt-neox-one-after-the-other": "gptneox",
@@ -81,7 +82,7 @@ def write_gguf(path, model, architecture, *, kind=gguf.GGMLQuantizationType.F32,
     if architecture == "gemma3":
         writer.add_float32(key("rope.freq_base_swa"), model.positions[0].theta)
     if any(model.windows):
-        writer.add_sliding_window(3)
+        writer.add_sliding_window(max(window or 0 for window in model.windows))
     if model.blocks[0].attn.cap is not None:
         writer.add_attn_logit_softcapping(model.blocks[0].attn.cap)
     if model.logit_cap is not None:
@@ -198,6 +199,7 @@ def test_divisors_of_llama_3_are_told():
     [
         ({"expert_count": 8}, r"llama.expert_count = 8 is not supported; only 0 is"),
         ({"attention__causal": False}, r"llama.attention.causal = False is not supported; only True is"),
+        ({"rope__dimension_count_swa": 4}, r"llama.rope.dimension_count_swa = 4 is not known"),
         ({"logit_scale": 2.0}, r"llama.logit_scale = 2.0 is not known, and might change"),
     ],
 )
@@ -205,6 +207,17 @@ def test_metadata_of_another_computation_are_refused(more, message, tmp_path):
     write_gguf(tmp_path / "it.gguf", gguf_model("llama"), "llama", **more)
     with pytest.raises(ValueError, match=message):
         jc.from_pretrained(tmp_path / "it.gguf")
+
+
+def test_windows_of_layers_that_the_file_does_not_name_are_refused(tmp_path):
+    model = dc.replace(gguf_model("qwen2"), windows=(3,) * 3)
+    write_gguf(tmp_path / "it.gguf", model, "qwen2")
+    with pytest.raises(
+        ValueError, match=r"qwen2.attention.sliding_window = 3 is not supported; only a window as long as"
+    ):
+        jc.from_pretrained(tmp_path / "it.gguf")
+    write_gguf(tmp_path / "long.gguf", dc.replace(model, windows=(4096,) * 3), "qwen2")
+    assert jc.from_pretrained(tmp_path / "long.gguf").windows == (None,) * 3
 
 
 def test_another_architecture_is_refused(tmp_path):

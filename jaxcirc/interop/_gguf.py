@@ -48,7 +48,7 @@ _USED = {
     "rope.freq_base_swa": "rope_local_base_freq",
     "use_parallel_residual": "use_parallel_residual",
 }
-_READ_APART = {"rope.dimension_count", "rope.scaling.factor", "rope.scaling.type"}
+_READ_APART = {"attention.sliding_window_pattern", "rope.dimension_count", "rope.scaling.factor", "rope.scaling.type"}
 # Taken at these values alone; `None` is the length of keys.
 _ONLY = {
     "attention.causal": (True,),
@@ -61,7 +61,6 @@ _IGNORED = {
     "vocab_size",
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
-    "attention.sliding_window_pattern",
 }
 _FREQUENCIES = "rope_freqs.weight"
 # Of layers that attend to a window, where Hugging Face's configurations have a number for it: blocks of the one size that differs.
@@ -101,7 +100,10 @@ def gguf_spec(file: GGUF) -> Spec:
             f"{file.path}: general.architecture = {file.architecture!r} is not supported; {', '.join(map(repr, ARCHITECTURES))} are."
         )
     _check_known(file)
-    spec = read_config({"model_type": kind, **_config(file)}, str(file.path))
+    config = _config(file)
+    if kind == "llama" and "sliding_window" in config:  # llama.cpp has no other name for a Mistral
+        kind = "mistral"
+    spec = read_config({"model_type": kind, **config}, str(file.path))
     if spec.offset:
         spec = dataclasses.replace(spec, offset=0.0)
     if _FREQUENCIES in file.tensors:
@@ -131,7 +133,7 @@ def _config(file: GGUF) -> dict[str, Any]:
     said["vocab_size"] = int(embedding.shape[1])
     said["tie_word_embeddings"] = "output.weight" not in file.tensors
     there = lambda name: f"blk.0.{name}.bias" in file.tensors
-    neox, gemma = file.architecture == "gptneox", file.architecture.startswith("gemma")
+    neox = file.architecture == "gptneox"
     if file.architecture != "qwen2":
         said["attention_bias"] = there("attn_qkv") if neox else there("attn_q")
     if file.architecture == "llama":
@@ -143,9 +145,32 @@ def _config(file: GGUF) -> dict[str, Any]:
     if file.architecture in ("gemma2", "gemma3"):
         wide = (file.architecture, said["num_hidden_layers"]) in _SCALED_BY_WIDTH
         said["query_pre_attn_scalar"] = said["hidden_size"] // said["num_attention_heads"] if wide else d_head
-    elif not gemma:
-        said.pop("sliding_window", None)
+        said |= _pattern(file.get("attention.sliding_window_pattern"), file.architecture)
+    elif "sliding_window" in said:
+        _window(file, said)
     return said
+
+
+def _pattern(given: Any, architecture: str) -> dict[str, Any]:
+    """Which layers attend to a window, where the file says it: one by one, or that each of so many does not."""
+    if isinstance(given, list):
+        return {"layer_types": ["sliding_attention" if slides else "full_attention" for slides in given]}
+    return {} if given is None or architecture != "gemma3" else {"sliding_window_pattern": given}
+
+
+def _window(file: GGUF, said: dict[str, Any]) -> None:
+    """Keeps the window of a Mistral, and lets go of one that is as long as any prompt; ValueError for that of other layers."""
+    if not 0 < said["sliding_window"] < said["max_position_embeddings"]:
+        del said["sliding_window"]
+    elif file.architecture != "llama":
+        raise ValueError(
+            f"{file.path}: {file.architecture}.attention.sliding_window = {said['sliding_window']} is not supported; only a window as "
+            "long as the context is: which layers attend to it does not stand in the file."
+        )
+    else:
+        for name in ("attention_bias", "mlp_bias"):
+            if said.pop(name):
+                raise ValueError(f"{file.path} has biases and a window, which no supported architecture has together.")
 
 
 def _rope(file: GGUF, said: dict[str, Any], d_head: int) -> dict[str, Any]:
