@@ -12,18 +12,23 @@ import numpy as np
 import safetensors.numpy
 
 import jaxcirc as jc
+from jaxcirc.interop._rotation import Rotation
 from jaxcirc.parts import gelu, relu
 
-from .helpers import make_model
+from .helpers import GEMMA, make_model, RMS_GATED
 
 
 FLOAT = jnp.zeros(()).dtype  # of the random models
 
 
 def _zero(model: jc.Transformer, *biases: str) -> jc.Transformer:
-    """`model` with the unembedding's bias, and these of every attention, at zero."""
-    zeros = lambda attn: {name: jnp.zeros_like(getattr(attn, name)) for name in biases}
-    blocks = tuple(dc.replace(block, attn=dc.replace(block.attn, **zeros(block.attn))) for block in model.blocks)
+    """`model` with the unembedding's bias, and these of every attention and MLP, at zero."""
+
+    def without(part):
+        there = {name: getattr(part, name) for name in biases if hasattr(part, name)}
+        return dc.replace(part, **{name: jnp.zeros_like(array) for name, array in there.items()})
+
+    blocks = tuple(dc.replace(block, attn=without(block.attn), mlp=without(block.mlp)) for block in model.blocks)
     return dc.replace(model, blocks=blocks, b_U=jnp.zeros_like(model.b_U))
 
 
@@ -37,7 +42,38 @@ def _gpt_neo(**kwargs) -> jc.Transformer:
     return _zero(make_model(jax.random.key(2), **(defaults | kwargs)), "b_Q", "b_K", "b_V")
 
 
-STORED: dict[str, Callable[[], jc.Transformer]] = {
+OF_MLP = ("b_gate", "b_in", "b_out")
+OF_ATTENTION = ("b_Q", "b_K", "b_V", "b_O")
+
+
+def rotary_model(architecture: str, *zero: str, **kwargs) -> jc.Transformer:
+    """A model whose positions rotate, with these biases at zero; it says how they do."""
+    model = make_model(jax.random.key(3), architecture=architecture, **kwargs)
+    thetas = kwargs.get("thetas", (100.0,) * model.n_layers)
+    rotations = tuple(Rotation(theta, 2 * kwargs["pairs"]) for theta in thetas)
+    return dc.replace(_zero(model, *zero), positions=rotations)
+
+
+ALL = (*OF_ATTENTION, *OF_MLP)
+LLAMA = RMS_GATED | {"d_head": 6, "vocab_out": 13, "layers": 3}
+# The epsilon of each is 1e-5, and the score scale of Gemma a whole number's inverse root.
+BEHIND = {"behind": True, "scales": (9**-0.5,) * 3, "windows": (3, None, 3), **GEMMA}
+ROTARY: dict[str, Callable[[], jc.Transformer]] = {
+    "gpt-neox": lambda: rotary_model("gpt_neox", d_head=8, pairs=2, parallel=True, act=gelu, vocab_out=13),
+    "gpt-neox-one-after-the-other": lambda: rotary_model("gpt_neox", *OF_ATTENTION, d_head=8, pairs=3, act=relu),
+    "llama": lambda: rotary_model("llama", *ALL, **LLAMA),
+    "llama-biases-tied": lambda: rotary_model("llama", **LLAMA | {"vocab_out": None}),
+    "mistral": lambda: rotary_model("mistral", *ALL, **LLAMA | {"windows": (4,) * 3}),
+    "qwen2": lambda: rotary_model("qwen2", "b_O", *OF_MLP, **LLAMA | {"windows": (None, None, 3)}),
+    "qwen3": lambda: rotary_model("qwen3", *ALL, **LLAMA | {"qk_norm": "head"}),
+    "gemma": lambda: rotary_model("gemma", *ALL, **LLAMA | GEMMA | {"vocab_out": None}),
+    "gemma2": lambda: rotary_model("gemma2", *ALL, **LLAMA | BEHIND | {"cap": 2.0, "logit_cap": 3.0}),
+    "gemma3": lambda: rotary_model(
+        "gemma3_text", *ALL, **LLAMA | BEHIND | {"qk_norm": "head", "thetas": (10.0, 200.0, 10.0)}
+    ),
+    "olmo2": lambda: rotary_model("olmo2", *ALL, **LLAMA | {"before": False, "behind": True, "qk_norm": "all"}),
+}
+LEARNED: dict[str, Callable[[], jc.Transformer]] = {
     "gpt2": _gpt2,
     "gpt2-untied-odd-sizes": lambda: _gpt2(
         vocab=17, vocab_out=17, d_model=15, heads=3, d_head=5, d_mlp=7, n_ctx=11, act=gelu
@@ -49,6 +85,7 @@ STORED: dict[str, Callable[[], jc.Transformer]] = {
         layers=3, vocab=11, vocab_out=11, d_model=9, heads=3, d_head=3, d_mlp=5, windows=(4, None, 4), act=relu
     ),
 }
+STORED = LEARNED | ROTARY
 
 
 @ft.cache

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxcirc.interop import _attributes, _config, save_pretrained
-from jaxcirc.parts import gelu, gelu_new, relu
+from jaxcirc.interop.families import FAMILIES
+from jaxcirc.parts import gelu, gelu_new, relu, silu
 
 from .helpers import assert_close
 from .stored_models import edit_config, load, logits_of, same_arrays, stored_model
@@ -78,8 +79,8 @@ def test_every_used_attribute_reaches_the_model(name, attribute, value, tmp_path
 
 
 def test_the_lists_above_are_whole():
-    assert set(GPT2_CHANGES) == set(_attributes.USED["gpt2"])
-    assert set(GPT_NEO_CHANGES) == set(_attributes.USED["gpt_neo"])
+    assert set(GPT2_CHANGES) == set(FAMILIES["gpt2"].used)
+    assert set(GPT_NEO_CHANGES) == set(FAMILIES["gpt_neo"].used)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neo"])
@@ -87,10 +88,12 @@ def test_every_attribute_of_transformers_is_used_ignored_or_refused(kind):
     transformers = pytest.importorskip("transformers")
     cls = {"gpt2": transformers.GPT2Config, "gpt_neo": transformers.GPTNeoConfig}[kind]
     attributes = set(cls().to_dict())
-    known = set(_attributes.USED[kind]) | set(_attributes.ALIASES[kind]) | set(_attributes.ONLY) | _attributes.IGNORED
-    assert attributes <= known
-    assert not set(_attributes.USED[kind]) & _attributes.IGNORED
-    assert not set(_attributes.ONLY) & _attributes.IGNORED
+    family = FAMILIES[kind]
+    ignored = _attributes.IGNORED | family.ignored
+    assert attributes <= set(family.used) | set(family.aliases) | set(family.only) | ignored
+    assert not set(family.used) & ignored
+    assert not set(family.only) & ignored
+    assert not set(family.used) & set(family.only)
     spec = _config.read_config(cls().to_dict(), "a default configuration")
     assert spec.d_model == {"gpt2": 768, "gpt_neo": 2048}[kind]
 
@@ -109,9 +112,9 @@ EFFECTIVE = {
 }
 
 
-@pytest.mark.parametrize("attribute", _attributes.ONLY)
+@pytest.mark.parametrize("attribute", FAMILIES["gpt2"].only)
 def test_attributes_of_another_computation_are_refused(folder, attribute):
-    for value in _attributes.ONLY[attribute].values:
+    for value in FAMILIES["gpt2"].only[attribute].values:
         edit_config(folder, **{attribute: value})
         assert same_arrays(load(folder), stored_model("gpt2"))
     value, does = EFFECTIVE[attribute]
@@ -161,12 +164,12 @@ def test_aliases_and_contradictions(folder):
         ({"layer_norm_epsilon": -1.0}, "layer_norm_epsilon = -1.0; expected a number above 0"),
         ({"n_layer": "2"}, "n_layer = '2'; expected a whole number from 1"),
         (
-            {"activation_function": "silu"},
-            "activation_function 'silu' is not supported; gelu_new, gelu_pytorch_tanh, .*gelu, .*relu are",
+            {"activation_function": "mish"},
+            "activation_function 'mish' is not supported; gelu_new, gelu_pytorch_tanh, .*gelu, .*relu, .*silu, .* are",
         ),
         (
-            {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
-            "is a LlamaForCausalLM; supported are GPT2LMHeadModel, GPT2Model, GPTNeoFor",
+            {"architectures": ["OPTForCausalLM"], "model_type": "opt"},
+            "is a OPTForCausalLM; supported are GPT2LMHeadModel, GPT2Model, GPTNeoFor",
         ),
         (
             {"architectures": ["GPT2ForSequenceClassification"]},
@@ -200,6 +203,7 @@ ACTS = {
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast"), gelu_new),
     **dict.fromkeys(("gelu", "gelu_python"), gelu),
     "relu": relu,
+    **dict.fromkeys(("silu", "swish"), silu),
 }
 
 

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -215,10 +216,11 @@ def test_tokenizers_of_the_hub(monkeypatch):
     def serve(repo, *, revision):
         if repo != "gpt2":
             raise OSError("Can't load it.\nMore.")
-        return repo, revision
+        return types.SimpleNamespace(repo=repo, revision=revision)
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", serve)
-    assert jc.load_tokenizer("gpt2-small", revision="v1") == ("gpt2", "v1")
+    tokenizer = jc.load_tokenizer("gpt2-small", revision="v1")
+    assert (tokenizer.repo, tokenizer.revision) == ("gpt2", "v1")
     with pytest.raises(ValueError, match=r"No tokenizer could be loaded for nobody/nothing \(Can't load it.\)"):
         jc.load_tokenizer("nobody/nothing")
     with pytest.raises(ValueError, match=r"There is nothing at './nowhere'"):

@@ -49,25 +49,26 @@ def test_gpt_nano_sort_reproduces_its_stored_activations(sorter):
         "hook_embed": stored["tok_emb"],
         "hook_pos_embed": np.broadcast_to(stored["pos_emb"], stored["tok_emb"].shape),
         f"{block}.hook_resid_pre": stored["x"],
-        f"{block}.ln1.hook_normalized": stored["ln1"],
+        f"{block}.attn.hook_in": stored["ln1"],
         f"{block}.attn.hook_q": heads(stored["q"]),
         f"{block}.attn.hook_k": heads(stored["k"]),
         f"{block}.attn.hook_v": heads(stored["v"]),
         f"{block}.attn.hook_pattern": stored["attSm"],
         f"{block}.hook_attn_out": stored["yProj"],
         f"{block}.hook_resid_mid": stored["attnResid"],
-        f"{block}.ln2.hook_normalized": stored["ln2"],
+        f"{block}.mlp.hook_in": stored["ln2"],
         f"{block}.mlp.hook_pre": stored["fc"],
         f"{block}.mlp.hook_post": stored["gelu"],
         f"{block}.hook_mlp_out": stored["mlp"],
         f"{block}.hook_resid_post": stored["mlpResid"],
         "blocks.1.hook_resid_post": stored["block1"],
         "blocks.2.hook_resid_post": stored["block2"],
-        "ln_final.hook_normalized": stored["ln_f"],
         "logits": stored["lm_head"],
     }
     for name, value in want.items():
         assert_close(cache[name], value, tolerance=1e-5)
+    final = sorter.ln_final
+    assert_close(cache["ln_final.hook_normalized"] * final.weight + final.bias, stored["ln_f"], tolerance=1e-5)
     assert np.array_equal(stored["block0"], stored["mlpResid"])
     z = cache[f"{block}.attn.hook_z"]
     assert_close(z.reshape(*z.shape[:2], -1), stored["y"], tolerance=1e-5)

@@ -1,32 +1,58 @@
 """Models from TransformerLens' state dicts and configurations."""
 
+import dataclasses as dc
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxcirc as jc
 from jaxcirc.interop import _transformer_lens, save_pretrained
+from jaxcirc.interop._rotation import Linear, Llama3, Rotation
+from jaxcirc.parts import GatedMLP, RMSNorm
 
 from .helpers import assert_close, model_named, needs_x64
 from .stored_models import load, logits_of, stored_model
 
 
 def lens_state(model) -> dict[str, np.ndarray]:
-    """The same model under TransformerLens' names."""
-    out = {"embed.W_E": model.W_E, "pos_embed.W_pos": model.W_pos, "unembed.W_U": model.W_U, "unembed.b_U": model.b_U}
-    if model.ln_final is not None and model.ln_final.weight is not None:
-        out |= {"ln_final.w": model.ln_final.weight, "ln_final.b": model.ln_final.bias}
+    """The same model under TransformerLens' names: embeddings scaled and norms' weights whole, keys and values of a group underscored."""
+    out = {"embed.W_E": model.W_E * model.embed_scale, "unembed.W_U": model.W_U, "unembed.b_U": model.b_U}
+    if model.W_pos is not None:
+        out["pos_embed.W_pos"] = model.W_pos
+    out |= lens_norm("ln_final", model.ln_final)
+    under = "_" if model.n_kv_heads < model.n_heads else ""
     for i, block in enumerate(model.blocks):
-        parts = {"attn": block.attn, "mlp": block.mlp}
-        for part, names in (
-            ("attn", ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "W_O", "b_O")),
-            ("mlp", ("W_in", "b_in", "W_out", "b_out")),
-        ):
-            if parts[part] is not None:
-                out |= {f"blocks.{i}.{part}.{name}": getattr(parts[part], name) for name in names}
-        for name, norm in (("ln1", block.ln1), ("ln2", block.ln2)):
-            if norm is not None and norm.weight is not None:
-                out |= {f"blocks.{i}.{name}.w": norm.weight, f"blocks.{i}.{name}.b": norm.bias}
+        at, attn, mlp = f"blocks.{i}", block.attn, block.mlp
+        out |= {f"{at}.attn.{what}_{part}": getattr(attn, f"{what}_{part}") for part in "QO" for what in "Wb"}
+        out |= {f"{at}.attn.{under}{what}_{part}": getattr(attn, f"{what}_{part}") for part in "KV" for what in "Wb"}
+        if mlp is not None:
+            names = [name for name in vars(mlp) if name.startswith(("W_", "b_")) and name != "b_gate"]
+            out |= {f"{at}.mlp.{name}": getattr(mlp, name) for name in names}
+        for name in ("ln1", "ln2", "ln1_post", "ln2_post"):
+            out |= lens_norm(
+                f"{at}.{name if block.ln1 is not None else name.removesuffix('_post')}", getattr(block, name)
+            )
+        for name in ("q_norm", "k_norm"):
+            out |= lens_norm(f"{at}.attn.{name}", getattr(attn, name))
     return {name: np.asarray(array) for name, array in out.items()}
+
+
+def lens_norm(name, norm) -> dict:
+    if norm is None or norm.weight is None:
+        return {}
+    if isinstance(norm, RMSNorm):
+        return {f"{name}.w": (norm.offset + norm.weight).ravel()}
+    return {f"{name}.w": norm.weight, f"{name}.b": norm.bias}
+
+
+def of_lens(name):
+    """The registry's model, without the biases that a gated MLP of TransformerLens has elsewhere or not at all."""
+    model = model_named(name)
+    zero = lambda mlp: dc.replace(mlp, b_gate=jnp.zeros_like(mlp.b_gate), b_in=jnp.zeros_like(mlp.b_in))
+    gated = isinstance(model.blocks[0].mlp, GatedMLP)
+    blocks = tuple(dc.replace(block, mlp=zero(block.mlp)) if gated else block for block in model.blocks)
+    return dc.replace(model, blocks=blocks)
 
 
 LENS_SIZES = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 6, "d_mlp": 24, "d_vocab": 13, "n_ctx": 12}
@@ -55,12 +81,28 @@ LENS = {
     "attention-only": LENS_SIZES | {"attn_only": True, "act_fn": None, "d_mlp": None},
     "parallel": LENS_SIZES | {"act_fn": "gelu_new", "parallel_attn_mlp": True},
 }
+ROTARY = {"positional_embedding_type": "rotary", "rotary_base": 100.0}
+RMS = (
+    LENS_SIZES
+    | ROTARY
+    | {"n_heads": 4, "n_key_value_heads": 2, "gated_mlp": True, "normalization_type": "RMS", "act_fn": "silu"}
+)
+GEMMA = {"act_fn": "gelu_new", "use_normalization_before_and_after": True, "use_local_attn": True, "window_size": 3}
+GEMMA |= {"attn_types": ["local", "global"]}
+LENS |= {
+    "neox": LENS_SIZES | ROTARY | {"rotary_dim": 4, "act_fn": "gelu", "parallel_attn_mlp": True},
+    "llama": RMS,
+    "qwen3": RMS | {"use_qk_norm": True},
+    "olmo2": RMS | {"original_architecture": "Olmo2ForCausalLM"},
+    "gemma2": RMS | GEMMA | {"attn_scores_soft_cap": 2.0, "output_logits_soft_cap": 3.0, "attn_scale": 1 / 0.3},
+    "gemma3": RMS | GEMMA | {"use_qk_norm": True, "rotary_base": 200.0, "rotary_base_local": 10.0},
+}
 
 
 @needs_x64
 @pytest.mark.parametrize("name", LENS)
 def test_transformer_lens_models(name):
-    model = model_named(name)
+    model = of_lens(name)
     loaded = jc.from_transformer_lens(lens_state(model), LENS[name])
     assert loaded.architecture == "transformer_lens"
     assert_close(logits_of(loaded, 9), logits_of(model, 9), tolerance=1e-13)
@@ -136,33 +178,25 @@ def test_configurations_of_every_version_are_taken(version):
 # A value of each attribute of the table with which it would change the computation, and what the message says of it.
 EFFECTIVE = {
     "architecture": ("GPTNeoForCausalLM", "jc.from_pretrained"),
-    "attn_scores_soft_cap": (50.0, "scores are bounded"),
     "clip_qkv": (8.0, "cut off"),
     "experts_per_token": (2, "mixture of experts"),
     "final_rms": (True, "the last norm does not subtract the mean"),
-    "gated_mlp": (True, "multiplies by a gate"),
     "is_audio_model": (True, "hears"),
     "is_multimodal": (True, "more than tokens"),
     "is_stateful": (True, "has no attention"),
     "is_visual_model": (True, "sees"),
     "layer_norm_folding": (True, "normalization_type is 'LNPre' then"),
     "load_in_4bit": (True, "packed"),
-    "n_key_value_heads": (1, "share keys and values"),
     "num_experts": (4, "mixture of experts"),
-    "output_logits_soft_cap": ("30", "logits are bounded"),
     "per_layer_head_dim": ([6, 12], "another width in each layer"),
-    "per_layer_num_key_value_heads": ([2, 1], "share keys and values"),
-    "positional_embedding_type": ("shortformer", "otherwise than by an embedding"),
+    "per_layer_num_key_value_heads": ([2, 1], "layers differ in how many heads share"),
     "post_embedding_ln": (True, "a norm follows the embedding"),
     "quantization_method": ("gptq", "packed"),
     "rmsnorm_uses_offset": (True, "one plus their weight"),
     "scale_embedding": (True, r"sqrt\(d_model\)"),
-    "use_NTK_by_parts_rope": (True, "rotate"),
     "use_attention_sinks": (True, "a sink"),
     "use_dynamic_ntk_rope": (True, "rotate"),
     "use_logn_attn": (True, "logarithm"),
-    "use_normalization_before_and_after": (True, "a norm follows attention and the MLP"),
-    "use_qk_norm": (True, "queries and keys are normalised"),
     "use_yarn_rope": (True, "YaRN"),
     "uses_rms_norm": (True, "the norms do not subtract the mean"),
 }
@@ -197,10 +231,13 @@ def test_every_value_that_changes_nothing_is_taken(attribute):
         ("attention-only", "gated_mlp", True),
         ("no-norm-relu-bidirectional", "final_rms", True),
         ("gpt-neo", "architecture", "GPTNeoForCausalLM"),
+        ("llama", "final_rms", True),
+        ("llama", "uses_rms_norm", True),
+        ("llama", "per_layer_num_key_value_heads", [2, 2]),
     ],
 )
 def test_a_value_that_changes_nothing_beside_the_others_is_taken(name, attribute, value):
-    state = lens_state(model_named(name))
+    state = lens_state(of_lens(name))
     got = logits_of(jc.from_transformer_lens(state, LENS[name] | {attribute: value}), 9)
     want = logits_of(jc.from_transformer_lens(state, LENS[name]), 9)
     assert np.array_equal(got, want)
@@ -281,6 +318,44 @@ def test_grouped_attention_with_one_group_a_head_is_attention():
     assert np.any(want)
 
 
+def test_a_bias_behind_the_product_with_the_gate_is_refused():
+    state = lens_state(model_named("llama"))
+    with pytest.raises(ValueError, match=r"blocks.0.mlp.b_in is not zero.*only zeros are. Add b_in @ W_out to b_out"):
+        jc.from_transformer_lens(state, LENS["llama"])
+
+
+def test_the_scaled_rotations_of_transformer_lens():
+    config = LENS["gemma3"] | {"rotary_scaling_factor": 8.0}
+    local, other = jc.from_transformer_lens(lens_state(of_lens("gemma3")), config).positions
+    assert (local, other) == (Rotation(10.0, 6), Rotation(200.0, 6, Linear(8.0)))  # of layers that attend to all
+    config = LENS["llama"] | {"use_NTK_by_parts_rope": True, "NTK_by_parts_factor": 32.0}
+    model = jc.from_transformer_lens(lens_state(of_lens("llama")), config)
+    assert model.positions == (Rotation(100.0, 6, Llama3(32.0, 1.0, 4.0, 8192)),) * 2
+
+
+@needs_x64
+def test_a_folded_norm_before_and_one_that_cannot_be_folded_behind():
+    model = of_lens("gemma2")
+    folded = lambda norm: dc.replace(norm, weight=None, offset=0.0)
+    blocks = tuple(dc.replace(block, ln1=folded(block.ln1), ln2=folded(block.ln2)) for block in model.blocks)
+    model = dc.replace(model, blocks=blocks, ln_final=folded(model.ln_final))
+    loaded = jc.from_transformer_lens(lens_state(model), LENS["gemma2"] | {"normalization_type": "RMSPre"})
+    assert_close(logits_of(loaded, 9), logits_of(model, 9), tolerance=1e-13)
+
+
+@needs_x64
+def test_a_llama_of_transformer_lens_is_saved_as_one(tmp_path):
+    model = of_lens("llama")
+    zero = lambda attn: dc.replace(attn, **{f"b_{part}": jnp.zeros_like(getattr(attn, f"b_{part}")) for part in "QKVO"})
+    mlp = lambda mlp: dc.replace(mlp, b_out=jnp.zeros_like(mlp.b_out))
+    blocks = tuple(dc.replace(block, attn=zero(block.attn), mlp=mlp(block.mlp)) for block in model.blocks)
+    model = dc.replace(model, blocks=blocks, b_U=jnp.zeros_like(model.b_U))
+    save_pretrained(jc.from_transformer_lens(lens_state(model), LENS["llama"]), tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.architecture == "llama"
+    assert_close(logits_of(loaded, 9), logits_of(model, 9), tolerance=1e-13)
+
+
 def test_transformer_lens_says_what_was_processed():
     processed = jc.process_weights(model_named("gpt2"))
     config = LENS["gpt2"] | {"normalization_type": "LNPre"}
@@ -313,6 +388,27 @@ LENS_CHANGES = {
     "use_local_attn": False,
     "window_size": 2,
     "attn_types": ["local", "local"],
+    "n_key_value_heads": 1,
+    "gated_mlp": True,
+    "use_normalization_before_and_after": True,
+    "use_qk_norm": True,
+    "original_architecture": "Olmo2ForCausalLM",
+    "attn_scores_soft_cap": 0.5,
+    "output_logits_soft_cap": 0.5,
+    "positional_embedding_type": "rotary",
+}
+# Of rotary positions alone.
+ROTARY_CHANGES = {
+    "rotary_dim": 2,
+    "rotary_base": 10.0,
+    "rotary_base_local": 3.0,
+    "rotary_scaling_factor": 2.0,
+    "rotary_adjacent_pairs": True,
+    "use_NTK_by_parts_rope": True,
+    "NTK_by_parts_factor": 2.0,
+    "NTK_by_parts_low_freq_factor": 0.1,
+    "NTK_by_parts_high_freq_factor": 9.0,
+    "NTK_original_ctx_len": 3,
 }
 
 
@@ -328,8 +424,25 @@ def test_every_used_attribute_of_transformer_lens_reaches_the_model(attribute, v
     assert not np.array_equal(before, after)
 
 
+@pytest.mark.parametrize(("attribute", "value"), ROTARY_CHANGES.items())
+def test_every_attribute_of_rotary_positions_reaches_the_model(attribute, value):
+    model = of_lens("gemma3")
+    config = LENS["gemma3"] | {"NTK_original_ctx_len": 8, "use_NTK_by_parts_rope": attribute.startswith("NTK")}
+    before = logits_of(jc.from_transformer_lens(lens_state(model), config), 9)
+    if attribute == "rotary_adjacent_pairs":
+        with pytest.raises(ValueError, match="neighbouring coordinates rotate together"):
+            jc.from_transformer_lens(lens_state(model), config | {attribute: value})
+        return
+    after = logits_of(jc.from_transformer_lens(lens_state(model), config | {attribute: value}), 9)
+    assert not np.array_equal(before, after)
+    rotates_not = jc.from_transformer_lens(lens_state(model_named("gpt2")), LENS["gpt2"] | {attribute: value})
+    assert np.array_equal(
+        logits_of(rotates_not), logits_of(jc.from_transformer_lens(lens_state(model_named("gpt2")), LENS["gpt2"]))
+    )
+
+
 def test_the_list_above_is_whole():
-    assert set(LENS_CHANGES) == set(_transformer_lens.USED)
+    assert set(LENS_CHANGES) | set(ROTARY_CHANGES) == set(_transformer_lens.USED)
     assert not set(_transformer_lens.USED) & _transformer_lens.IGNORED
     assert not set(_transformer_lens.ONLY) & _transformer_lens.IGNORED
 
@@ -337,22 +450,29 @@ def test_the_list_above_is_whole():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gated_mlp": True}, "gated_mlp = True is not supported; only False is"),
+        ({"gated_mlp": True}, r"missing: `blocks.0.mlp.W_gate`"),
         (
-            {"positional_embedding_type": "rotary"},
-            "positional_embedding_type = 'rotary' is not supported; only 'standard' is",
+            {"positional_embedding_type": "alibi"},
+            "positional_embedding_type = 'alibi' is not supported; 'standard' and 'rotary' are",
         ),
+        ({"positional_embedding_type": "rotary", "rotary_adjacent_pairs": True}, "rotary_adjacent_pairs = True is not"),
+        (
+            {"use_normalization_before_and_after": True},
+            "use_normalization_before_and_after = True is not supported with",
+        ),
+        ({"original_architecture": "Olmo3ForCausalLM"}, "original_architecture = 'Olmo3ForCausalLM' is not supported"),
+        ({"output_logits_soft_cap": "30"}, "output_logits_soft_cap = '30'; expected a number above 0"),
         ({"n_ctx": "12"}, "n_ctx = '12'; expected a whole number from 1"),
         ({"final_rmz": False}, "the attribute final_rmz = False is not known"),
-        ({"normalization_type": "RMS"}, "normalization_type 'RMS' is not supported"),
+        ({"normalization_type": "GroupNorm"}, "normalization_type 'GroupNorm' is not supported"),
         ({"act_fn": "solu_ln"}, "act_fn 'solu_ln' is not supported"),
         ({"attention_dir": "both"}, "expected attention_dir 'causal' or 'bidirectional', got 'both'"),
         ({"attn_scale": "sqrt(d_head)"}, r"attn_scale 'sqrt\(d_head\)' is not understood"),
         ({"use_local_attn": True}, "use_local_attn needs window_size, and attn_types with 2 entries"),
         ({"use_local_attn": True, "attention_dir": "bidirectional"}, "use_local_attn is of causal attention"),
         # What is known not to be supported goes before attributes of it, which nobody here can know.
-        ({"frobnicate": 1, "positional_embedding_type": "rotary"}, "positional_embedding_type = 'rotary'"),
-        ({"frobnicate": 1, "normalization_type": "RMS"}, "normalization_type 'RMS' is not supported"),
+        ({"frobnicate": 1, "positional_embedding_type": "alibi"}, "positional_embedding_type = 'alibi'"),
+        ({"frobnicate": 1, "normalization_type": "GroupNorm"}, "normalization_type 'GroupNorm' is not"),
         ({"attn_scale": 0}, "attn_scale = 0; expected a number above 0"),
         ({"attn_scale": None}, "attn_scale = None; expected a number above 0"),
         ({"eps": None}, "eps = None; expected a number above 0"),

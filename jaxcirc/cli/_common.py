@@ -19,8 +19,9 @@ from ..attribution import ExactPatching, Gradient, IntegratedGradients
 from ..circuits import annotate_latents, Circuit, discover
 from ..circuits._rows import note_of
 from ..data import load_prompts, Prompts
-from ..data._encode import beginning, begun
+from ..data._encode import beginning, begun, check_beginnings
 from ..interop import check_pretrained, check_saes, from_pretrained, load_saes
+from ..interop._beginning import with_family
 from ..interop._text_tokenizer import load_text_tokenizer
 from ..models import Transformer
 from ..saes import AbstractDictionary
@@ -83,7 +84,8 @@ def add_prompt_options(
     )
     parser.add_argument("--first-answer", action="store_true", help="of several answers of a prompt take the first")
     add_bos_option(
-        parser, "before each prompt (prompts of a file are taken as they stand, as what is published was measured)"
+        parser,
+        "before each prompt (it is put where the model's tokenizer puts it by itself, as what is published was measured)",
     )
     parser.add_argument(
         "--batch-size",
@@ -107,18 +109,22 @@ def load_given(
 
 def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
     """Loads the prompts that are asked for."""
-    bos = bool(arguments.bos)
+    put_there = bool(beginning(tokenizer, arguments.bos, of_file=True))
     prompts = load_prompts(
         arguments.prompts,
         tokenizer,
         limit=arguments.limit,
         skip_unusable=arguments.skip_unusable,
-        bos=bos,
+        bos=put_there,
         first_answer=arguments.first_answer,
     )
     lengths = np.unique(np.asarray(prompts.positions["end"]) + 1)
     size = f"{lengths[0]} tokens" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} tokens"
-    put = f"{tokenizer.bos_token} put before each prompt that lacks it" if bos else "prompts as they stand in the file"
+    put = (
+        f"{tokenizer.bos_token} put before each prompt that lacks it"
+        if put_there
+        else "prompts as they stand in the file"
+    )
     note(f"{arguments.prompts.name}: {counted(len(prompts), 'pair')} of {size}, {put}")
     return prompts
 
@@ -136,8 +142,8 @@ def note(text: str) -> None:
 def add_bos_option(parser: argparse.ArgumentParser, where: str) -> None:
     """Adds `--bos` and `--no-bos`; neither is the default that `where` states.
 
-    One rule for all commands: the beginning-of-text token is put before a text of one's own, because models of this family were trained on
-    texts that begin with it; what a file of prompt pairs or of token ids holds is data, and is taken as it stands.
+    One rule a family for all commands, as `jc.load_tokenizer` states it: the beginning-of-text token is put where the model's tokenizer
+    puts it by itself, and of GPT-2 and GPT-Neo before a text of one's own; token ids of a file are taken as they stand.
     """
     parser.add_argument("--bos", action=argparse.BooleanOptionalAction, help=f"put the beginning-of-text token {where}")
 
@@ -154,7 +160,8 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         help="token ids, taken as they are: JSON list, or .npy",
     )
     add_bos_option(
-        parser, "before the text, unless it begins with it (it is put, as models of this family were trained)"
+        parser,
+        "before the text, unless it begins with it (it is put as the model's family is used to; README has the rule)",
     )
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")
@@ -173,20 +180,13 @@ def tokens_of(arguments: argparse.Namespace) -> jax.Array:
     begins = plain[0] == tokenizer.bos_token_id
     put = f"{tokenizer.bos_token} put before the text" if len(ids) > len(plain) else "the text as it stands"
     note(f"{counted(len(ids), 'token')}, {put}{f', which begins with {tokenizer.bos_token}' if begins else ''}")
+    check_beginnings(tokenizer, [ids])
     return jnp.asarray(ids, jnp.int32)
 
 
-def put_before(tokenizer: Any, bos: bool | None) -> list[int]:
-    """Gives the beginning-of-text token, or nothing: as `--bos` says, and for `None` if there is one.
-
-    **Raises:** `ValueError` if it is asked for and the tokenizer has none.
-    """
-    return [] if bos is False else beginning(tokenizer, required=bool(bos))
-
-
 def encode_text(tokenizer: Any, text: str, *, bos: bool | None = None) -> list[int]:
-    """Encodes a text: its token ids behind what `put_before` says, which is not put before a text that begins with it."""
-    return begun(tokenizer.encode(text, add_special_tokens=False), put_before(tokenizer, bos))
+    """Encodes a text: its token ids behind what `beginning` says, which is not put before a text that begins with it."""
+    return begun(tokenizer.encode(text, add_special_tokens=False), beginning(tokenizer, bos))
 
 
 def _typed(text: str) -> str:
@@ -224,7 +224,7 @@ def tokenizer_of(arguments: argparse.Namespace) -> Any:
     """
     check_pretrained(arguments.model, arguments.revision)
     if arguments.tokenizer:
-        return load_text_tokenizer(arguments.tokenizer)
+        return with_family(load_text_tokenizer(arguments.tokenizer), arguments.model, arguments.revision)
     return load_text_tokenizer(arguments.model, revision=arguments.revision)
 
 

@@ -12,6 +12,7 @@ from .._files import read_text
 from .._words import counted
 from ..components import OLS, Resample, self_repair, SelfRepair
 from ..components._parts import check_head
+from ..data._encode import beginning, check_beginnings
 from ..interop import check_pretrained
 from ..models import process_weights, Transformer
 from ..view import draw_self_repair
@@ -22,7 +23,6 @@ from ._common import (
     load_model,
     note,
     progress_bar,
-    put_before,
     Subparsers,
     tokenizer_of,
 )
@@ -70,7 +70,9 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="tokens a prompt, with what is put before it; shorter lines are left out (the shortest line's)",
     )
-    add_bos_option(parser, "before each prompt that lacks it (it is put, as models of this family were trained)")
+    add_bos_option(
+        parser, "before each prompt that lacks it (it is put as the model's family is used to; README has the rule)"
+    )
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")
     parser.add_argument("--raw", action="store_true", help="weights as they are, not processed as in publications")
@@ -197,7 +199,7 @@ def _tokens(arguments: argparse.Namespace):
         ids = ids_of(arguments, rank=2)
         return jnp.asarray(ids[: arguments.prompts, : arguments.length], jnp.int32)
     tokenizer = tokenizer_of(arguments)
-    bos = bool(put_before(tokenizer, arguments.bos))
+    bos = bool(beginning(tokenizer, arguments.bos))
     note(f"{tokenizer.bos_token} put before each prompt that lacks it" if bos else "prompts as they stand")
     if arguments.text is None:
         made = data.subject_verb(tokenizer, arguments.prompts, kind="rc", seed=0, bos=bos)
@@ -207,6 +209,7 @@ def _tokens(arguments: argparse.Namespace):
     if not lines:
         raise ValueError(f"{arguments.text} has no text. Expected a prompt a line.")
     rows = [encode_text(tokenizer, line, bos=bos) for line in lines]
+    check_beginnings(tokenizer, rows)
     length = min(map(len, rows)) if arguments.length is None else arguments.length
     long_enough = [row[:length] for row in rows if len(row) >= length]
     if len(long_enough) < 2:

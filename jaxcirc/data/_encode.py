@@ -1,9 +1,14 @@
 """Text to tokens, with what prompts must satisfy checked on the way."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
+from ..interop._beginning import needs_bos, puts_bos, RULE
 from ._prompts import as_ids, Prompts
+
+
+T = TypeVar("T")
 
 
 class Sentence(NamedTuple):
@@ -33,14 +38,31 @@ def fill(template: str, words: Mapping[str, str], roles: Sequence[str]) -> Sente
     return Sentence(text, spans)
 
 
-def beginning(tokenizer: Any, *, required: bool = False) -> list[int]:
-    """Finds the beginning-of-text token, or nothing for a tokenizer without one.
+def beginning(tokenizer: Any, bos: bool | None, *, of_file: bool = False) -> list[int]:
+    """Finds what is put before a prompt: the beginning-of-text token as `bos` says, and for `None` by the rule of the model's family;
+    `of_file` says that a file holds the prompt.
 
-    **Raises:** `ValueError` if it is required.
+    **Raises:** `ValueError` if it is asked for and the tokenizer has none.
     """
-    if required and tokenizer.bos_token_id is None:
+    if bos and tokenizer.bos_token_id is None:
         raise ValueError("This tokenizer has no beginning-of-text token to put before text (bos=True).")
-    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    put = puts_bos(tokenizer, of_file=of_file) if bos is None else bos
+    return [tokenizer.bos_token_id] if put else []
+
+
+def check_beginnings(tokenizer: Any, prompts: Iterable[Sequence[int]], *, stacklevel: int = 4) -> None:
+    """Warns of prompts that begin with the beginning-of-text token twice, and of those without it for a model that was trained with it."""
+    bos, prompts = tokenizer.bos_token_id, list(prompts)
+    if bos is None:
+        return
+    twice = sum(list(ids[:2]) == [bos, bos] for ids in prompts)
+    lacking = sum(ids[0] != bos for ids in prompts) if needs_bos(tokenizer) else 0
+    for number, what in ((twice, "begin with it twice"), (lacking, "lack it, and this model was trained with it")):
+        if number:
+            warnings.warn(
+                f"The beginning-of-text token {tokenizer.bos_token}: {number} of {len(prompts)} prompts {what}. {RULE}",
+                stacklevel=stacklevel,
+            )
 
 
 def begun(ids: list[int], start: list[int]) -> list[int]:
@@ -48,12 +70,12 @@ def begun(ids: list[int], start: list[int]) -> list[int]:
     return ids if ids[: len(start)] == start else [*start, *ids]
 
 
-def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], *, bos: bool, what: str) -> Prompts:
-    """Encodes all pairs into one rectangular set.
+def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], *, bos: bool | None, what: str) -> Prompts:
+    """Encodes all pairs into one rectangular set, each behind what `beginning` says.
 
     **Raises:** `ValueError` if an answer or a named word is more than one token, or if the lengths differ.
     """
-    start = beginning(tokenizer) if bos else []
+    start = beginning(tokenizer, bos)
     words = {
         text[first:last]
         for pair in pairs
@@ -69,6 +91,7 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], *, bos: bool, what: str)
     clean, offsets = _encode(tokenizer, [pair.clean.text for pair in pairs])
     corrupt, _ = _encode(tokenizer, [pair.corrupt.text for pair in pairs])
     _check_lengths(tokenizer, pairs, clean, corrupt, what)
+    check_beginnings(tokenizer, [start + row for row in clean])
     roles = {
         role: [len(start) + _token_at(o, pair.clean.spans[role][1]) for o, pair in zip(offsets, pairs, strict=True)]
         for role in pairs[0].clean.spans
@@ -81,6 +104,21 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], *, bos: bool, what: str)
         foil=as_ids([ids[pair.foil] for pair in pairs]),
         positions={role: as_ids(position) for role, position in roles.items()},
     )
+
+
+def usable(tokenizer: Any, options: Sequence[T], *, first: bool = False, least: int = 1) -> tuple[T, ...]:
+    """Gives those of the words, pairs of words or phrases whose every word is one token, after a space but for the `first` of a text; all
+    of them if fewer than `least` are, which is then told of one of them.
+    """
+    words = [word for option in options for word in _words(option)]
+    encoded = tokenizer([word if first else f" {word}" for word in words], add_special_tokens=False)["input_ids"]
+    single = {word for word, ids in zip(words, encoded, strict=True) if len(ids) == 1}
+    left = tuple(option for option in options if single.issuperset(_words(option)))
+    return left if len(left) >= least else tuple(options)
+
+
+def _words(option: Any) -> list[str]:
+    return option.split() if isinstance(option, str) else list(option)
 
 
 def check_tokenizer(verb: str, tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._checks import check_count, check_optional_count, check_path
 from .._records import Problems, read_records
-from ._encode import beginning, check_tokenizer
+from ._encode import beginning, check_beginnings, check_tokenizer
 from ._prompts import as_ids, Prompts
 from ._rows import Malformed, NAMES, pair_of, PromptRow, ROWS, Unusable
 
@@ -20,13 +20,13 @@ class _Reading(NamedTuple):
 
     path: Path
     tokenizer: Any
-    bos: bool
+    bos: bool | None
     first_answer: bool
     skip_unusable: bool
 
     def rows(self, *, limit: int | None = None, warn: bool = True) -> Iterator[PromptRow]:
         """Yields the usable pairs; at the end one error for all that are not, or a warning of those that were left out."""
-        start = beginning(self.tokenizer, required=True) if self.bos else []
+        start = beginning(self.tokenizer, self.bos, of_file=True)
         problems, left_out, first, malformed, count = Problems(), 0, "", False, 0
         for record in read_records(self.path, NAMES, f"one {ROWS}"):
             try:
@@ -60,7 +60,7 @@ def load_prompts(
     *,
     limit: int | None = None,
     skip_unusable: bool = False,
-    bos: bool = False,
+    bos: bool | None = None,
     first_answer: bool = False,
 ) -> Prompts:
     """Reads pairs of prompts, one JSON object a line:
@@ -71,8 +71,8 @@ def load_prompts(
     from an object that has such a list (`{"prompts": […]}`), and from a table with these columns, CSV, TSV or parquet. Which of them a file
     is, its beginning says and not its name; text is UTF-8.
 
-    Prompts are taken as they stand: a file is data, which others have published and measured with the beginning-of-text token or without.
-    An answer that begins with the token is read without it. Pairs of different lengths may be together; the shorter ones are padded on the
+    Prompts are taken as the model's tokenizer takes them by itself: a file is data, which others have published and measured so. An
+    answer that begins with the token is read without it. Pairs of different lengths may be together; the shorter ones are padded on the
     right.
 
     **Arguments:**
@@ -80,7 +80,8 @@ def load_prompts(
     - `limit`: read this many usable pairs at most, from the start.
     - `skip_unusable`: leave out pairs whose prompts differ in length or not at all, or whose answers are not one token each, or several,
       or the same, and warn with their number; otherwise they are an error.
-    - `bos`: put the tokenizer's beginning-of-text token before each prompt that does not begin with it.
+    - `bos`: put the tokenizer's beginning-of-text token before each prompt that does not begin with it, or leave them as they stand; `None`
+      puts it for models whose tokenizer does that by itself, and for Gemma.
     - `first_answer`: of several answers take the first; otherwise they are an error, because the metric, the answer's logit less the
       foil's, is of one each.
 
@@ -102,6 +103,7 @@ def load_prompts(
     check_tokenizer("load_prompts", tokenizer)
     check_optional_count("load_prompts: limit", "pairs to read at most", limit)
     rows = list(_Reading(path, tokenizer, bos, first_answer, skip_unusable).rows(limit=limit))
+    check_beginnings(tokenizer, [row.clean for row in rows], stacklevel=3)
     return _padded(rows, max(len(row.clean) for row in rows), tokenizer)
 
 
@@ -123,7 +125,7 @@ class PromptFile:
         *,
         batch_size: int,
         skip_unusable: bool = False,
-        bos: bool = False,
+        bos: bool | None = None,
         first_answer: bool = False,
     ):
         check_tokenizer("PromptFile", tokenizer)
@@ -131,8 +133,11 @@ class PromptFile:
         self.path, self.tokenizer, self.batch_size = check_path("PromptFile: path", path), tokenizer, batch_size
         self._reading = _Reading(self.path, tokenizer, bos, first_answer, skip_unusable)
         self._count = self._longest = 0
+        beginnings = []
         for row in self._reading.rows():
             self._count, self._longest = self._count + 1, max(self._longest, len(row.clean))
+            beginnings.append(row.clean[:2])
+        check_beginnings(tokenizer, beginnings, stacklevel=3)
 
     def __len__(self) -> int:
         """How many batches there are."""

@@ -2,14 +2,15 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import check_choice, check_seed
+from .._checks import check_choice, check_count, check_seed
 from ._draw import check_number, distinct, SPLITS
-from ._encode import check_tokenizer, encode_pairs, fill, Pair
+from ._encode import check_tokenizer, encode_pairs, fill, Pair, usable
 from ._prompts import as_ids, Prompts
 from ._words import ARRIVALS, GIVING, held_out, IOI, NAMES, OBJECTS, OPENERS, PLACES
 
@@ -27,9 +28,11 @@ def ioi(
     flip: Sequence[str] = ("IO", "S1", "S2"),
     seed: int,
     split: str = "all",
-    bos: bool = True,
+    bos: bool | None = None,
 ) -> Prompts:
     """Indirect-object prompts: the answer is the name said once (IO), the foil the name said twice (S). No two of them are the same.
+
+    Words that are more than one token for this tokenizer are left out.
 
     **Arguments:**
 
@@ -40,11 +43,12 @@ def ioi(
       others are asked for, unless two streams meet in one name; a new name is never one that the sentence has already.
     - `seed`: the same seed gives the same prompts.
     - `split`: `"held_out"` for pairs of names that are not in the shipped models' training text, `"train"` for the others.
-    - `bos`: begin with the tokenizer's beginning-of-text token, if it has one.
+    - `bos`: begin with the tokenizer's beginning-of-text token, or without; `None` as the model's family is used to, which
+      `jc.load_tokenizer` states.
 
     **Returns:** `Prompts` with `positions` IO, S1, S2, S1+1 and end, all of the clean prompt.
 
-    **Raises:** `ValueError` if a name is more than one token for this tokenizer, for a flip that there is not, and for too many prompts.
+    **Raises:** `ValueError` if hardly a name is one token for this tokenizer, for a flip that there is not, and for too many prompts.
 
     >>> prompts = jc.data.ioi(tokenizer, 2, seed=0)
     >>> tokenizer.decode(prompts.clean[0])
@@ -56,40 +60,73 @@ def ioi(
     check_choice(f"{_VERB}: split", split, SPLITS)
     check_seed(f"{_VERB}: seed", seed)
     check_tokenizer(_VERB, tokenizer)
-    check_number(_VERB, n, how_many(template, split), f"template={template!r}, split={split!r}")
+    check_count(f"{_VERB}: n", "prompts to make", n)
+    blanks = _Blanks.of(tokenizer)
+    check_number(_VERB, n, how_many(template, split, blanks), f"template={template!r}, split={split!r}")
     _check_flip(flip)
     # One stream a role: what one flip draws does not depend on which others are asked for.
     base, *streams = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(1 + len(FLIPS)))
     draws = dict(zip(FLIPS, streams, strict=True))
-    sentences = distinct(lambda: _sentence(base, template, split), n, key=lambda sentence: tuple(sentence.values()))
-    pairs = [_pair(sentence, draws, flip) for sentence in sentences]
+    sentences = distinct(
+        lambda: _sentence(base, template, split, blanks), n, key=lambda sentence: tuple(sentence.values())
+    )
+    pairs = [_pair(sentence, draws, flip, blanks.names) for sentence in sentences]
     prompts = encode_pairs(tokenizer, pairs, bos=bos, what=_VERB)
     after = as_ids(np.asarray(prompts.positions["S1"]) + 1)
     return dataclasses.replace(prompts, positions=prompts.positions | {"S1+1": after})
 
 
-def how_many(template: str, split: str) -> int:
+class _Blanks(NamedTuple):
+    """What the sentences are filled with."""
+
+    names: Sequence[str] = NAMES
+    openers: Sequence[str] = OPENERS
+    arrivals: Sequence[str] = ARRIVALS
+    places: Sequence[str] = PLACES
+    giving: Sequence[str] = GIVING
+    objects: Sequence[str] = OBJECTS
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "_Blanks":
+        """Those of which every word is one token."""
+        fewest = 5  # names: two in a sentence, and three others at most
+        return cls(
+            usable(tokenizer, NAMES, least=fewest),
+            usable(tokenizer, OPENERS, first=True),
+            *(usable(tokenizer, words) for words in (ARRIVALS, PLACES, GIVING, OBJECTS)),
+        )
+
+
+_ALL = _Blanks()
+
+
+def how_many(template: str, split: str, blanks: _Blanks = _ALL) -> int:
     """Says how many different clean prompts there are."""
-    names = sum(_in_split(split, *pair) for pair in itertools.permutations(NAMES, 2))
-    frames = len(OPENERS) * len(ARRIVALS) * len(PLACES) * len(GIVING) * len(OBJECTS)
+    names = sum(_in_split(split, *pair) for pair in itertools.permutations(blanks.names, 2))
+    frames = math.prod(map(len, blanks[1:]))
     return names * frames * (len(IOI) if template == "mixed" else 1)
 
 
-def _sentence(rng: np.random.Generator, template: str, split: str) -> dict[str, str]:
+def _sentence(rng: np.random.Generator, template: str, split: str, blanks: _Blanks) -> dict[str, str]:
     """Draws the order of the names and the words of a clean prompt."""
     order = _pick(rng, tuple(IOI)) if template == "mixed" else template
-    IO, S = _names(rng, split)
-    blanks = {"opener": OPENERS, "arrival": ARRIVALS, "place": PLACES, "giving": GIVING, "object": OBJECTS}
-    return {"order": order, "IO": IO, "S": S, **{blank: _pick(rng, words) for blank, words in blanks.items()}}
+    IO, S = _names(rng, split, blanks.names)
+    words = {
+        **{"opener": blanks.openers, "arrival": blanks.arrivals, "place": blanks.places},
+        **{"giving": blanks.giving, "object": blanks.objects},
+    }
+    return {"order": order, "IO": IO, "S": S, **{blank: _pick(rng, options) for blank, options in words.items()}}
 
 
-def _pair(sentence: dict[str, str], draws: Mapping[Any, np.random.Generator], flip: Sequence[str]) -> Pair:
+def _pair(
+    sentence: dict[str, str], draws: Mapping[Any, np.random.Generator], flip: Sequence[str], names: Sequence[str]
+) -> Pair:
     order, IO, S = (sentence[part] for part in ("order", "IO", "S"))
     words = {"IO": IO, "S1": S, "S2": S}
     new, used = dict(words), {IO, S}
     for role in FLIPS[:-1]:
         if role in flip:
-            name = next(name for name in _shuffled(draws[role]) if name not in used)
+            name = next(name for name in _shuffled(draws[role], names) if name not in used)
             used.add(name)
             new |= {"S1": name, "S2": name} if role == "S" else {role: name}
     other = ("BABA" if order == "ABBA" else "ABBA") if "order" in flip else order
@@ -97,9 +134,9 @@ def _pair(sentence: dict[str, str], draws: Mapping[Any, np.random.Generator], fl
     return Pair(clean, fill(IOI[other], sentence | new, _ROLES), answer=" " + IO, foil=" " + S)
 
 
-def _names(rng: np.random.Generator, split: str) -> tuple[str, str]:
+def _names(rng: np.random.Generator, split: str, names: Sequence[str]) -> tuple[str, str]:
     while True:
-        IO, S = (NAMES[i] for i in rng.choice(len(NAMES), 2, replace=False))
+        IO, S = (names[int(i)] for i in rng.choice(len(names), 2, replace=False))
         if _in_split(split, IO, S):
             return IO, S
 
@@ -112,8 +149,8 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _shuffled(rng: np.random.Generator) -> Iterator[str]:
-    return (NAMES[i] for i in rng.permutation(len(NAMES)))
+def _shuffled(rng: np.random.Generator, names: Sequence[str]) -> Iterator[str]:
+    return (names[int(i)] for i in rng.permutation(len(names)))
 
 
 def _check_flip(flip: Sequence[str]) -> None:

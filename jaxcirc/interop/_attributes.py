@@ -69,10 +69,6 @@ def check_known(config: Mapping[str, Any], *tables: Collection[str], source: str
             )
 
 
-SUPPORTED = {
-    "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
-    "gpt_neo": ("GPTNeoForCausalLM", "GPTNeoModel"),
-}
 # Other names of the same functions; `gelu_fast` writes sqrt(2 / pi) with ten digits.
 ACTS = {
     "gelu_new": "gelu_new",
@@ -82,47 +78,10 @@ ACTS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
     "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
 }
 
-# The attributes that are used, with transformers' defaults, which hold where a configuration does not say.
-USED: dict[str, dict[str, Any]] = {
-    "gpt2": {
-        "vocab_size": 50257,
-        "n_positions": 1024,
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "tie_word_embeddings": True,
-    },
-    "gpt_neo": {
-        "vocab_size": 50257,
-        "max_position_embeddings": 2048,
-        "hidden_size": 2048,
-        "num_layers": 24,
-        "num_heads": 16,
-        "intermediate_size": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "attention_types": None,
-        "attention_layers": None,
-        "window_size": 256,
-        "tie_word_embeddings": True,
-    },
-}
-ALIASES = {
-    "gpt2": {
-        "hidden_size": "n_embd",
-        "max_position_embeddings": "n_positions",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-    },
-    "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
-}
 # Refused unless they are at a value with which they change nothing.
 ONLY: dict[str, Inert] = {
     "add_cross_attention": inert(False, None, does="the blocks attend to an encoder too"),
@@ -131,6 +90,9 @@ ONLY: dict[str, Inert] = {
     "per_layer_config": inert(None, {}, does="layers differ in what one value stands for"),
     "pruned_heads": inert({}, None, [], does="heads are taken out of the weights"),
     "quantization_config": inert(None, does="the weights are packed"),
+}
+# The same where positions are learned.
+NO_ROTATION: dict[str, Inert] = {
     "rope_parameters": inert(None, {}, does="positions rotate queries and keys"),
     "rope_scaling": inert(None, {}, does="positions rotate queries and keys, rescaled"),
     "rope_theta": inert(None, does="positions rotate queries and keys"),

@@ -9,9 +9,9 @@ from jaxtyping import DTypeLike
 from ..models import Transformer
 from ._build import arrays_of, build
 from ._config import read_config
-from ._keymaps import HEAD
 from ._save import hugging_face_spec
 from ._tensors import read, write
+from .families import table_of
 
 
 def as_nnx(model: Transformer) -> Any:
@@ -53,7 +53,8 @@ def to_flax_params(model: Transformer) -> dict[str, Any]:
 
     spec = hugging_face_spec(model)
     named = write(arrays_of(model), spec, kind="flax")
-    flat = {name if name == HEAD.flax else f"transformer.{name}": array for name, array in named.items()}
+    head = table_of(spec).head.flax
+    flat = {name if name == head else f"transformer.{name}": array for name, array in named.items()}
     return traverse_util.unflatten_dict(flat, sep=".")
 
 

@@ -4,14 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import DTypeLike
 
 from ..models import Transformer
 from . import _hub
 from ._build import build
 from ._config import read_config
+from ._gguf import gguf_spec, read_gguf
+from ._gguf_file import is_gguf, open_gguf
 from ._read import FORMATS, read_configuration, read_folder, weights_file
 from ._shipped import SHIPPED, shipped_folder
+from ._spec import Spec
 from ._tensors import read, to_numpy
 
 
@@ -24,8 +28,8 @@ def from_pretrained(
 
     - `name_or_dir`: a shipped model (`"tiny-gpt2"`, `"tiny-gpt-neo"`); a folder with `config.json` and weights, which are
       `model.safetensors`, `pytorch_model.bin` (takes PyTorch) or `flax_model.msgpack` (takes Flax), whole or in shards; one of those
-      files; or an id of the Hugging Face Hub (`"gpt2"`, `"roneneldan/TinyStories-33M"`). A name is looked for in this order, so
-      `"./tiny-gpt2"` is a folder.
+      files; a `.gguf` file (takes gguf, `pip install 'jaxcirc[gguf]'`), dequantised; or an id of the Hugging Face Hub (`"gpt2"`,
+      `"EleutherAI/pythia-70m-deduped"`). A name is looked for in this order, so `"./tiny-gpt2"` is a folder.
     - `revision`: a branch, tag or commit of the Hub.
     - `dtype`: of the weights. What is computed with weights of half precision is float32.
 
@@ -40,14 +44,25 @@ def from_pretrained(
     >>> model.n_layers, model.blocks[0].attn.W_Q.shape[1]
     (4, 128)
     """
+    spec, arrays = _spec_and_arrays(name_or_dir, revision)
+    return build(spec, arrays, name=_short(name_or_dir), dtype=dtype)
+
+
+def _spec_and_arrays(name_or_dir: str | Path, revision: str | None) -> tuple[Spec, dict[str, np.ndarray]]:
+    """Reads what a checkpoint is and what it holds; what the file's own tensors took is free again when this returns."""
     folder, file = locate(name_or_dir, revision)
+    source = str(name_or_dir)
+    if file is not None and is_gguf(folder / file):
+        spec, stored = read_gguf(folder / file)
+        return spec, read(stored, spec, kind="torch", source=source)
     stored, kind, config = read_folder(folder, file)
-    spec = read_config(config, str(name_or_dir))
-    return build(spec, read(stored, spec, kind=kind, source=str(name_or_dir)), name=_short(name_or_dir), dtype=dtype)
+    spec = read_config(config, source)
+    return spec, read(stored, spec, kind=kind, source=source)
 
 
 def from_torch(hf_model: Any, *, dtype: DTypeLike | None = None) -> Transformer:
-    """A model from a transformers PyTorch model in memory: `GPT2LMHeadModel`, `GPTNeoForCausalLM`, or their bare `…Model`s.
+    """A model from a transformers PyTorch model in memory, of any of the architectures that `from_pretrained` reads, with an unembedding
+    or without.
 
     **Arguments:** - `dtype`: of the arrays; `None` keeps the embedding's.
 
@@ -71,6 +86,9 @@ def check_pretrained(name_or_dir: str | Path, revision: str | None = None) -> No
     """
     if _is_local(name_or_dir):
         folder, file = locate(name_or_dir, revision)
+        if file is not None and is_gguf(folder / file):
+            gguf_spec(open_gguf(folder / file))
+            return
         config = read_configuration(folder)
         if file is None:
             weights_file(folder)
@@ -96,9 +114,9 @@ def locate(name_or_dir: str | Path, revision: str | None) -> tuple[Path, str | N
         )
     if path.is_file():
         file = path.name.removesuffix(".index.json")
-        if file not in FORMATS:
+        if file not in FORMATS and path.suffix != ".gguf":
             raise ValueError(
-                f"{path} is not called like a weights file; expected {', '.join(FORMATS)}, or the folder of one."
+                f"{path} is not called like a weights file; expected {', '.join(FORMATS)}, a .gguf file, or the folder of one."
             )
         return path.parent, path.name
     return path, None
@@ -113,4 +131,6 @@ def _short(name_or_dir: str | Path) -> str:
     path = Path(name_or_dir).expanduser()
     if not path.exists():
         return str(name_or_dir)
+    if path.suffix == ".gguf":
+        return path.stem
     return (path if path.is_dir() else path.parent).resolve().name

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from . import _layouts
-from ._keymaps import EMBEDDING, HEAD, is_buffer, Key, keys
-from ._spec import Spec
+from ._keymaps import Key, Table
+from ._spec import is_bias, Spec
+from .families import table_of
 
 
 def to_numpy(name: str, value: Any) -> np.ndarray:
@@ -18,7 +19,8 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
     torch = sys.modules.get("torch")  # no PyTorch tensor can be here unless it is imported already
     if torch is not None and isinstance(value, torch.Tensor):
         value = value.detach().cpu()
-        value = value.float() if value.dtype == torch.bfloat16 else value  # NumPy has no bfloat16
+        if value.dtype == torch.bfloat16:  # which NumPy has from JAX alone
+            return value.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
         return value.numpy()
     array = np.asarray(value)
     if array.dtype == object:
@@ -46,16 +48,18 @@ def read(stored: Mapping[str, object], spec: Spec, *, kind: str, source: str) ->
 
     **Raises:** `ValueError` that names the tensors which are missing, unexpected, of another shape, or not finite.
     """
-    stored = _without_prefix(stored, source)
-    table = keys(spec)
-    head = {HEAD.name(kind): stored.pop(HEAD.name(kind))} if spec.tied and HEAD.name(kind) in stored else {}
-    W_U = _read_one(HEAD, head, spec, kind, source)["W_U"] if head else None
-    if W_U is not None and EMBEDDING.name(kind) not in stored:
-        stored[EMBEDDING.name(kind)] = W_U.T
-    _check_names(stored, table, kind, source)
+    table = _table(spec, kind)
+    embedding, head, keys = table.embedding, table.head, table.keys(spec)
+    stored = _bare(stored, table, source)
+    of_head = {head.name(kind): stored.pop(head.name(kind))} if spec.tied and head.name(kind) in stored else {}
+    W_U = _read_one(head, of_head, spec, kind, source)["W_U"] if of_head else None
+    if W_U is not None and embedding.name(kind) not in stored:
+        stored[embedding.name(kind)] = W_U.T
+    _check_names(stored, keys, kind, source)
     out = _zero_biases(spec)
-    for key in table:
-        out.update(_read_one(key, stored, spec, kind, source))
+    for key in keys:
+        if key.name(kind) in stored:  # or it is an optional one
+            out.update(_read_one(key, stored, spec, kind, source))
     if W_U is not None:
         _check_tied(W_U, out["W_E"], source)
     return out
@@ -64,26 +68,32 @@ def read(stored: Mapping[str, object], spec: Spec, *, kind: str, source: str) ->
 def write(arrays: Mapping[str, np.ndarray], spec: Spec, *, kind: str) -> dict[str, np.ndarray]:
     """The inverse of `read`, under names without the prefix of the language-model class."""
     out = {}
-    for key in keys(spec):
+    for key in _table(spec, kind).keys(spec):
         held = [arrays[name] for name in key.ours]
         array = np.stack(held) if len(held) > 1 else held[0]
         out[key.name(kind)] = _layouts.rearrange(array, key.axes, key.layout(kind), spec.sizes)
     return out
 
 
+def _table(spec: Spec, kind: str) -> Table:
+    """Finds the key table. **Raises:** `ValueError` for Flax where Hugging Face has no such model."""
+    table = table_of(spec)
+    if kind == "flax" and not table.flax:
+        raise ValueError(
+            f"There are Flax files of GPT-2 and GPT-Neo, and this is a {spec.architecture}. Use safetensors, which the Hub has of it."
+        )
+    return table
+
+
 def _zero_biases(spec: Spec) -> dict[str, np.ndarray]:
-    """Makes zeros for the biases that not every architecture has; where a file holds them, they are replaced."""
-    biases = {
-        f"blocks.{layer}.attn.b_{part}": (spec.n_heads, spec.d_head) for layer in range(spec.n_layers) for part in "QKV"
-    }
-    return {name: np.zeros(shape, np.float32) for name, shape in (biases | {"b_U": (spec.d_vocab_out,)}).items()}
+    """Makes zeros for the biases, which not every architecture has; where a file holds them, they are replaced."""
+    biases = {path: axes for path, axes in spec.arrays.items() if is_bias(path)}
+    return {path: np.zeros(_layouts.shape(axes, spec.sizes), np.float32) for path, axes in biases.items()}
 
 
 def _read_one(key: Key, stored: Mapping[str, object], spec: Spec, kind: str, source: str) -> dict[str, np.ndarray]:
     name, layout = key.name(kind), key.layout(kind)
     expected = _layouts.shape(layout, spec.sizes)
-    if name not in stored:  # an optional one: `_check_names` was here before
-        return {ours: np.zeros(_layouts.shape(key.axes, spec.sizes), np.float32) for ours in key.ours}
     array = to_numpy(name, stored[name])
     if array.shape != expected:
         raise ValueError(
@@ -98,23 +108,25 @@ def _read_one(key: Key, stored: Mapping[str, object], spec: Spec, kind: str, sou
     return dict(zip(key.ours, moved if len(key.ours) > 1 else (moved,), strict=True))
 
 
-def _without_prefix(stored: Mapping[str, object], source: str) -> dict[str, object]:
+def _bare(stored: Mapping[str, object], table: Table, source: str) -> dict[str, object]:
+    """Puts tensors under the table's names, without those that are no weights."""
     out = {}
     for name, value in stored.items():
-        bare = name.removeprefix("transformer.")  # the language-model class has it, the bare model has not
-        if is_buffer(bare):
+        bare = table.bare(name)
+        if bare is None:
             continue
         if bare in out:
+            prefixes = " or ".join(f"`{prefix}`" for prefix in table.prefixes)
             raise ValueError(
-                f"{source} holds `{bare}` twice, with and without the prefix `transformer.`; remove one of them."
+                f"{source} holds `{bare}` twice, with and without the prefix {prefixes}; remove one of them."
             )
         out[bare] = value
     return out
 
 
-def _check_names(stored: Mapping[str, object], table: tuple[Key, ...], kind: str, source: str) -> None:
-    known = {key.name(kind) for key in table}
-    missing = [key.name(kind) for key in table if key.name(kind) not in stored and not key.optional]
+def _check_names(stored: Mapping[str, object], keys: tuple[Key, ...], kind: str, source: str) -> None:
+    known = {key.name(kind) for key in keys}
+    missing = [key.name(kind) for key in keys if key.name(kind) not in stored and not key.optional]
     extra = [name for name in stored if name not in known]
     if missing or extra:
         wrong = [f"missing: {_listed(missing)}" if missing else "", f"unexpected: {_listed(extra)}" if extra else ""]

@@ -6,6 +6,9 @@ from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
+from ._beginning import with_family
+from ._gguf_file import is_gguf
+from ._gguf_tokenizer import gguf_encoder
 from ._shipped import SHIPPED, shipped_folder
 from ._tokenizer import load_tokenizer
 
@@ -23,12 +26,14 @@ _INDIFFERENT = {"backend", "model_max_length", "tokenizer_class"}
 
 def load_text_tokenizer(name_or_dir: str | Path, *, revision: str | None = None) -> Any:
     """What `load_tokenizer` gives, or a `TextTokenizer` that does the same where its folder says that it would."""
+    if is_gguf(name_or_dir):
+        return with_family(TextTokenizer(*gguf_encoder(name_or_dir)), name_or_dir)
     folder = shipped_folder(str(name_or_dir)) if str(name_or_dir) in SHIPPED else Path(name_or_dir).expanduser()
     held = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     if held >= _FILES and not held & _OTHERS:
         settings = _settings(folder / "tokenizer_config.json")
         if _is_plain(settings):
-            return _text_tokenizer(folder / "tokenizer.json", settings)
+            return with_family(_text_tokenizer(folder / "tokenizer.json", settings), name_or_dir)
     return load_tokenizer(name_or_dir, revision=revision)
 
 
@@ -63,7 +68,12 @@ def _text_tokenizer(file: Path, settings: dict[str, Any]) -> "TextTokenizer":
 
 
 class TextTokenizer:
-    """What prompts are made with and shown by, as a transformers tokenizer has it."""
+    """What prompts are made with and shown by, as a transformers tokenizer has it.
+
+    **Attributes:** - `family`: the architecture of the model that it was loaded for, `None` if nothing says it.
+    """
+
+    family: str | None = None
 
     def __init__(self, encoder: "tokenizers.Tokenizer", settings: dict[str, Any]):
         self._encoder = encoder

@@ -5,137 +5,24 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from jaxtyping import DTypeLike
 
 from ..models import Transformer
 from ..saes._processing import check_steps
 from . import _bridge
-from ._attributes import ACTS, check_known, Inert, inert, used_values
+from ._attributes import ACTS, check_known, used_values
 from ._build import build
-from ._config import count, positive
-from ._spec import Spec
+from ._lens_attributes import IGNORED, ONLY, USED
+from ._rotation import Linear, Llama3, Rotation
+from ._spec import ATTENTION_BIASES, MLP_BIASES, Spec
 from ._tensors import read, to_numpy
+from .families._family import count, positive
 
 
-# The attributes that are used, with TransformerLens' defaults; `...` has none.
-USED: dict[str, Any] = {
-    "n_layers": ...,
-    "d_model": ...,
-    "n_ctx": ...,
-    "d_head": ...,
-    "d_vocab": ...,
-    "n_heads": -1,
-    "d_mlp": None,
-    "d_vocab_out": -1,
-    "act_fn": None,
-    "eps": 1e-5,
-    "normalization_type": "LN",
-    "attention_dir": "causal",
-    "attn_only": False,
-    "parallel_attn_mlp": False,
-    "use_attn_scale": True,
-    "attn_scale": -1.0,
-    "scale_attn_by_inverse_layer_idx": False,
-    "use_local_attn": False,
-    "window_size": None,
-    "attn_types": None,
-}
-_OFF = (False, None)
-
-
-def _bounds_nothing(value: Any, config: Mapping[str, Any]) -> bool:
-    return isinstance(value, numbers.Real) and value <= 0
-
-
-def _n_heads(config: Mapping[str, Any]) -> Any:
-    """As many as fill `d_model` where they are not given, which -1 says too."""
-    given = config.get("n_heads", -1)
-    return given if given != -1 else config.get("d_model", 0) // max(config.get("d_head", 1), 1)
-
-
-def _all_are(value: Any, expected: Any) -> bool:
-    """Whether every layer has what the configuration says for all of them."""
-    return isinstance(value, list | tuple) and all(each == expected for each in value)
-
-
-def _folded(value: Any, config: Mapping[str, Any]) -> bool:
-    return config.get("normalization_type", "LN") in ("LNPre", None)
-
-
-# Refused unless they are at a value with which they change nothing.
-ONLY: dict[str, Inert] = {
-    "architecture": inert(
-        "GPT2LMHeadModel",
-        "TransformerLensNative",
-        None,
-        does="a bridge holds another model, whose scores and masks stand in no attribute; load it with jc.from_pretrained or jc.from_torch",
-        also=lambda value, config: value == "GPTNeoForCausalLM" and config.get("use_attn_scale") is False,
-    ),
-    "attn_scores_soft_cap": inert(-1.0, None, does="attention scores are bounded by a tanh", also=_bounds_nothing),
-    "clip_qkv": inert(None, does="queries, keys and values are cut off at that size"),
-    "experts_per_token": inert(None, 0, does="the MLP is a mixture of experts"),
-    "final_rms": inert(
-        *_OFF,
-        does="the last norm does not subtract the mean",
-        also=lambda _, config: config.get("normalization_type", "LN") is None,
-    ),
-    "gated_mlp": inert(
-        *_OFF, does="the MLP multiplies by a gate", also=lambda _, config: bool(config.get("attn_only", False))
-    ),
-    "is_audio_model": inert(*_OFF, does="the model hears"),
-    "is_multimodal": inert(*_OFF, does="the model reads more than tokens"),
-    "is_stateful": inert(*_OFF, does="the model carries a state along and has no attention"),
-    "is_visual_model": inert(*_OFF, does="the model sees"),
-    "layer_norm_folding": inert(
-        *_OFF, does="the norms have no weights any more: normalization_type is 'LNPre' then", also=_folded
-    ),
-    "load_in_4bit": inert(*_OFF, does="the weights are packed"),
-    "n_key_value_heads": inert(
-        None, does="heads share keys and values", also=lambda value, config: value == _n_heads(config)
-    ),
-    "num_experts": inert(None, 0, does="the MLP is a mixture of experts"),
-    "output_logits_soft_cap": inert(-1.0, None, does="logits are bounded by a tanh", also=_bounds_nothing),
-    "per_layer_head_dim": inert(
-        None,
-        does="heads are of another width in each layer",
-        also=lambda value, config: _all_are(value, config.get("d_head")),
-    ),
-    "per_layer_num_key_value_heads": inert(
-        None, does="heads share keys and values", also=lambda value, config: _all_are(value, _n_heads(config))
-    ),
-    "positional_embedding_type": inert(
-        "standard", None, does="positions come in otherwise than by an embedding that is added"
-    ),
-    "post_embedding_ln": inert(*_OFF, does="a norm follows the embedding"),
-    "quantization_method": inert(None, does="the weights are packed"),
-    "rmsnorm_uses_offset": inert(*_OFF, does="the norms multiply by one plus their weight"),
-    "scale_embedding": inert(*_OFF, does="token embeddings are multiplied by sqrt(d_model)"),
-    "use_NTK_by_parts_rope": inert(*_OFF, does="positions rotate queries and keys, rescaled by parts"),
-    "use_attention_sinks": inert(*_OFF, does="each head attends to a sink beside the positions"),
-    "use_dynamic_ntk_rope": inert(*_OFF, does="positions rotate queries and keys, rescaled by the length"),
-    "use_logn_attn": inert(*_OFF, does="queries grow with the logarithm of their position"),
-    "use_normalization_before_and_after": inert(*_OFF, does="a norm follows attention and the MLP too"),
-    "use_qk_norm": inert(*_OFF, does="queries and keys are normalised"),
-    "use_yarn_rope": inert(*_OFF, does="positions rotate queries and keys, rescaled by YaRN"),
-    "uses_rms_norm": inert(*_OFF, does="the norms do not subtract the mean"),
-}
-# Of initialisation, devices, tokenizers, hooks; parameters of what is refused above, such as other positional embeddings, experts and
-# images; and what describes a compiled program.
-_IGNORED = """
-all_biases_zero attn_implementation bos bos_token_id checkpoint_index checkpoint_label_type checkpoint_value decoder_start_token_id
-default_padding_side default_prepend_bos device dtype eos_token_id eps_attr from_checkpoint init_mode init_weights initializer_range
-input_encoding mm_tokens_per_image model_name n_devices n_params norm_topk_prob NTK_by_parts_factor NTK_by_parts_high_freq_factor
-NTK_by_parts_low_freq_factor NTK_original_ctx_len original_architecture output_decoding output_is_categorical output_is_numerical
-output_labels pad_token_id program qk_norm_after_rope relative_attention_max_distance relative_attention_num_buckets residual_labels
-rotary_adjacent_pairs rotary_base rotary_base_local rotary_dim rotary_interleaved_cos_sin rotary_scaling_factor seed
-split_attention_weights tie_word_embeddings tokenizer_appends_eos tokenizer_name tokenizer_prepends_bos train_seq_length trust_remote_code
-ungroup_grouped_query_attention use_attn_in use_attn_result use_hook_mlp_in use_hook_tokens use_split_qkv_input vision_hidden_size
-vision_num_heads vision_num_layers yarn_attention_factor yarn_beta_fast yarn_beta_slow yarn_factor yarn_global_attn_only
-yarn_original_max_position_embeddings yarn_truncate
-"""
-IGNORED = frozenset(_IGNORED.split())
 _SOURCE = "The TransformerLens state dict"
 _CONFIG = "TransformerLens config"
+_NORMS = ("LN", "LNPre", "RMS", "RMSPre", None)
 
 
 def from_transformer_lens(
@@ -150,7 +37,7 @@ def from_transformer_lens(
     **Arguments:**
 
     - `state_dict`: of a `HookedTransformer` (versions 1 to 3), or of a `TransformerBridge` (from 3 on) around a GPT-2 or a model of
-      TransformerLens' own. Keys and values under `_W_K` and `_W_V`, as grouped attention calls them, are read where each head has its own.
+      TransformerLens' own. Keys and values may be shared, and are then called `_W_K` and `_W_V`.
     - `config`: `cfg.to_dict()` of any version from 1 to 4: the attributes of a `HookedTransformerConfig` or a `TransformerBridgeConfig`.
       One that changes nothing at the value it has is taken, such as the parameters of rotary embeddings in a model without them; one that
       asks for another computation is refused by name. The scores are divided by `attn_scale`, and -1 is `sqrt(d_head)`; the text
@@ -175,12 +62,23 @@ def from_transformer_lens(
     if _bridge.is_bridge(state):
         state = _bridge.as_hooked(state, spec, gpt2=config.get("architecture") == "GPT2LMHeadModel", source=_SOURCE)
     arrays = read(state, spec, kind="torch", source=_SOURCE)
+    _check_gated(spec, arrays)
     name = config.get("model_name") or config.get("program") or "a TransformerLens model"
     return build(spec, arrays, name=name, dtype=dtype or arrays["W_E"].dtype, processing=check_steps(processing))
 
 
+def _check_gated(spec: Spec, arrays: Mapping[str, np.ndarray]) -> None:
+    """ValueError for a bias that TransformerLens adds behind the product with the gate, where `b_in` is before it here."""
+    for layer in range(spec.n_layers) if spec.gated else ():
+        if np.any(arrays[f"blocks.{layer}.mlp.b_in"]):
+            raise ValueError(
+                f"{_SOURCE}: blocks.{layer}.mlp.b_in is not zero, and a gated MLP adds it behind the product with the gate, which is not "
+                "supported; only zeros are. Add b_in @ W_out to b_out."
+            )
+
+
 def _ungrouped(name: str) -> str:
-    """Finds the name of keys and values in a model where each head has its own: with one group a head, grouped attention is the same."""
+    """Finds the name that keys and values have where each head has its own."""
     return re.sub(r"\.attn\._([Wb]_[KV])$", r".attn.\1", name)
 
 
@@ -211,9 +109,9 @@ def _check_own(values: Mapping[str, Any]) -> None:
 
 def _spec(values: Mapping[str, Any]) -> Spec:
     attn_only, norm, direction = values["attn_only"], values["normalization_type"], values["attention_dir"]
-    if norm not in ("LN", "LNPre", None):
+    if norm not in _NORMS:
         raise ValueError(
-            f"TransformerLens config: normalization_type {norm!r} is not supported; 'LN', 'LNPre' and None are."
+            f"TransformerLens config: normalization_type {norm!r} is not supported; {', '.join(map(repr, _NORMS))} are."
         )
     if direction not in ("causal", "bidirectional"):
         raise ValueError(
@@ -223,11 +121,14 @@ def _spec(values: Mapping[str, Any]) -> Spec:
     if not attn_only and act not in ACTS:
         raise ValueError(f"TransformerLens config: act_fn {act!r} is not supported; {', '.join(ACTS)} are.")
     size = lambda name: count(values, name, _CONFIG)
-    d_model, d_head, d_vocab = size("d_model"), size("d_head"), size("d_vocab")
+    d_model, d_head, d_vocab, n_layers = size("d_model"), size("d_head"), size("d_vocab"), size("n_layers")
+    n_heads = d_model // d_head if values["n_heads"] == -1 else size("n_heads")
+    olmo2 = _is_olmo2(values)
     return Spec(
         architecture="transformer_lens",
-        n_layers=size("n_layers"),
-        n_heads=d_model // d_head if values["n_heads"] == -1 else size("n_heads"),
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_heads if values["n_key_value_heads"] is None else size("n_key_value_heads"),
         d_head=d_head,
         d_model=d_model,
         d_mlp=None if attn_only else 4 * d_model if values["d_mlp"] is None else size("d_mlp"),
@@ -241,8 +142,74 @@ def _spec(values: Mapping[str, Any]) -> Spec:
         windows=_windows(values),
         causal=direction == "causal",
         tied=False,
+        biases=ATTENTION_BIASES | MLP_BIASES | {"b_U"},
         parallel=bool(values["parallel_attn_mlp"]) and not attn_only,
+        gated=bool(values["gated_mlp"]) and not attn_only,
+        before=not olmo2,
+        behind=olmo2 or _behind(values, norm),
+        qk_norm="head" if values["use_qk_norm"] else "all" if olmo2 else None,
+        rotations=_rotations(values, n_layers, d_head),
+        cap=_cap(values, "attn_scores_soft_cap"),
+        logit_cap=_cap(values, "output_logits_soft_cap"),
     )
+
+
+def _is_olmo2(values: Mapping[str, Any]) -> bool:
+    """Whether TransformerLens computes the norms as OLMo 2 has them, which stands in the architecture's name alone."""
+    name = values["original_architecture"]
+    if name in ("OlmoeForCausalLM", "Olmo3ForCausalLM"):
+        raise ValueError(
+            f"{_CONFIG}: original_architecture = {name!r} is not supported; of its kin 'Olmo2ForCausalLM' is."
+        )
+    return name == "Olmo2ForCausalLM"
+
+
+def _behind(values: Mapping[str, Any], norm: str | None) -> bool:
+    there = bool(values["use_normalization_before_and_after"]) and norm is not None
+    if there and norm not in ("RMS", "RMSPre"):
+        raise ValueError(
+            f"{_CONFIG}: use_normalization_before_and_after = True is not supported with normalization_type {norm!r}; only with 'RMS'."
+        )
+    return there
+
+
+def _cap(values: Mapping[str, Any], name: str) -> float | None:
+    """What bounds scores or logits; 0 and below, and `None`, are nothing."""
+    value = values[name]
+    if value is None or (isinstance(value, numbers.Real) and value <= 0):
+        return None
+    return positive(values, name, _CONFIG)
+
+
+def _rotations(values: Mapping[str, Any], n_layers: int, d_head: int) -> tuple[Rotation, ...]:
+    """How each layer's positions rotate; nothing where they are learned."""
+    kind = values["positional_embedding_type"]
+    if kind not in ("standard", "rotary", None):
+        raise ValueError(
+            f"{_CONFIG}: positional_embedding_type = {kind!r} is not supported; 'standard' and 'rotary' are."
+        )
+    if kind != "rotary":
+        return ()
+    if values["rotary_adjacent_pairs"]:
+        raise ValueError(
+            f"{_CONFIG}: rotary_adjacent_pairs = True is not supported; only False is. It says that neighbouring coordinates rotate "
+            "together."
+        )
+    width = d_head if values["rotary_dim"] is None else count(values, "rotary_dim", _CONFIG)
+    local = lambda layer: bool(values["use_local_attn"]) and values["attn_types"][layer] == "local"
+    return tuple(_rotation(values, width, local(layer)) for layer in range(n_layers))
+
+
+def _rotation(values: Mapping[str, Any], width: int, local: bool) -> Rotation:
+    base = "rotary_base_local" if local and values["rotary_base_local"] is not None else "rotary_base"
+    number = lambda name: positive(values, name, _CONFIG)
+    scaling = None
+    if values["use_NTK_by_parts_rope"]:
+        low, high = number("NTK_by_parts_low_freq_factor"), number("NTK_by_parts_high_freq_factor")
+        scaling = Llama3(number("NTK_by_parts_factor"), low, high, count(values, "NTK_original_ctx_len", _CONFIG))
+    elif not local and values["rotary_scaling_factor"] != 1:  # of layers that attend to all
+        scaling = Linear(number("rotary_scaling_factor"))
+    return Rotation(number(base), width, scaling)
 
 
 def _scales(values: Mapping[str, Any]) -> tuple[float, ...]:

@@ -41,7 +41,7 @@ class Norm(Named):
             self.param("bias", nn.initializers.normal(0.3), width),
         )
         scale = self.site("hook_scale", jnp.sqrt(x.var(-1, keepdims=True) + self.config["eps"]))
-        return self.site("hook_normalized", weight * (x - x.mean(-1, keepdims=True)) / scale + bias)
+        return weight * self.site("hook_normalized", (x - x.mean(-1, keepdims=True)) / scale) + bias
 
 
 def linear(features, name, bias=True):
@@ -56,6 +56,7 @@ class Attention(Named):
 
     @nn.compact
     def __call__(self, x):
+        x = self.site("hook_in", x)
         batch, seq, width = x.shape
         heads, neo = self.config["heads"], self.config["neo"]
         if neo:
@@ -89,6 +90,7 @@ class Wrapped(Named):
 class MLP(Named):
     @nn.compact
     def __call__(self, x):
+        x = self.site("hook_in", x)
         layer = linear if self.config["neo"] else lambda features, name: Conv1D(features, name=name)
         pre = self.site("hook_pre", layer(self.config["d_mlp"], "c_fc")(x))
         post = self.site("hook_post", 0.5 * pre * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (pre + 0.044715 * pre**3))))

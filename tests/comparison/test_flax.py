@@ -11,7 +11,7 @@ import jaxcirc as jc
 from jaxcirc.interop import as_nnx, from_nnx_state, save_pretrained, to_flax_params
 
 from ..helpers import assert_close, tokens_for
-from ..stored_models import FLOAT, load, same_arrays, STORED, stored_model
+from ..stored_models import FLOAT, LEARNED, load, same_arrays, stored_model
 
 
 flax = pytest.importorskip("flax")
@@ -137,7 +137,7 @@ def test_flax_checkpoints_load_as_pytorch_ones(name, bare, tmp_path):
     assert same_arrays(load(tmp_path / "flax_model.msgpack"), model)
 
 
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", LEARNED)
 def test_flax_parameters_round_trip_bit_for_bit(name, tmp_path):
     model = stored_model(name)
     params, by_hand = (traverse_util.flatten_dict(tree) for tree in (to_flax_params(model), flax_tree(model)))

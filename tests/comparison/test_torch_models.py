@@ -13,7 +13,7 @@ import jaxcirc as jc
 from jaxcirc.interop import save_pretrained
 
 from ..helpers import assert_close
-from ..stored_models import same_arrays, STORED, stored_model
+from ..stored_models import LEARNED, same_arrays, stored_model
 
 
 torch = pytest.importorskip("torch")
@@ -93,7 +93,7 @@ def test_padding(name, side):
     assert_close(np.asarray(ours[logits])[mask], unpadded[logits], tolerance=PRECISIONS[dtype])
 
 
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", LEARNED)
 def test_transformers_loads_what_we_save(name, tmp_path):
     model = jax.tree.map(lambda x: x.astype(jnp.float32), stored_model(name))
     save_pretrained(model, tmp_path)
@@ -228,13 +228,13 @@ def test_other_models_are_refused(theirs):
     classifier = transformers.GPT2ForSequenceClassification(theirs.config)
     with pytest.raises(ValueError, match="is a GPT2ForSequenceClassification; supported are GPT2LMHeadModel"):
         jc.from_torch(classifier)
-    llama = transformers.LlamaConfig(
-        hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=5, intermediate_size=8
+    opt = transformers.OPTConfig(
+        hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=5, ffn_dim=8, word_embed_proj_dim=8
     )
     with pytest.raises(
-        ValueError, match="is a LlamaForCausalLM; supported are GPT2LMHeadModel, GPT2Model, GPTNeoForCausalLM"
+        ValueError, match="is a OPTForCausalLM; supported are GPT2LMHeadModel, GPT2Model, GPTNeoForCausalLM"
     ):
-        jc.from_torch(transformers.LlamaForCausalLM(llama))
+        jc.from_torch(transformers.OPTForCausalLM(opt))
 
 
 def test_torch_tensors_under_transformer_lens_names(theirs):

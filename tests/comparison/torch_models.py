@@ -116,11 +116,12 @@ def torch_activations(model: torch.nn.Module, tokens: np.ndarray, **kwargs) -> d
     heads = config.num_heads if neo else config.n_head
     split = lambda x: x.reshape(len(x), heads, -1)
     scale = lambda x: np.sqrt(x.var(axis=-1, keepdims=True) + np.asarray(config.layer_norm_epsilon, x.dtype))
+    normalized = lambda x: (x - x.mean(axis=-1, keepdims=True)) / scale(x)
     values = {
         "hook_embed": out("wte"),
         "hook_pos_embed": np.broadcast_to(out("wpe"), out("wte").shape),
         "ln_final.hook_scale": scale(into("ln_f")),
-        "ln_final.hook_normalized": out("ln_f"),
+        "ln_final.hook_normalized": normalized(into("ln_f")),
         "logits": logits[0].numpy(),
     }
     for layer, (scores, pattern) in enumerate(watch.softmaxes):
@@ -133,7 +134,8 @@ def torch_activations(model: torch.nn.Module, tokens: np.ndarray, **kwargs) -> d
         block = {
             "hook_resid_pre": into(h),
             "ln1.hook_scale": scale(into(f"{h}.ln_1")),
-            "ln1.hook_normalized": out(f"{h}.ln_1"),
+            "ln1.hook_normalized": normalized(into(f"{h}.ln_1")),
+            "attn.hook_in": out(f"{h}.ln_1"),
             **{f"attn.hook_{name}": split(x) for name, x in zip("qkv", qkv, strict=True)},
             "attn.hook_attn_scores": scores[0].numpy(),
             "attn.hook_pattern": pattern[0].numpy(),
@@ -142,7 +144,8 @@ def torch_activations(model: torch.nn.Module, tokens: np.ndarray, **kwargs) -> d
             "hook_attn_out": out(f"{h}.attn"),
             "hook_resid_mid": into(f"{h}.ln_2"),
             "ln2.hook_scale": scale(into(f"{h}.ln_2")),
-            "ln2.hook_normalized": out(f"{h}.ln_2"),
+            "ln2.hook_normalized": normalized(into(f"{h}.ln_2")),
+            "mlp.hook_in": out(f"{h}.ln_2"),
             "mlp.hook_pre": out(f"{h}.mlp.c_fc"),
             "mlp.hook_post": out(f"{h}.mlp.act"),
             "hook_mlp_out": out(f"{h}.mlp"),
