@@ -6,8 +6,8 @@ from ..models import Transformer
 
 
 def layer_norms(model: Transformer) -> frozenset[Site]:
-    """The scales of all norms: with them held a norm is linear, up to its bias. Those before attention and the MLP, those behind them, those
-    of queries and keys, and the final one, whichever a model has.
+    """The scales of all norms: with them held a norm is linear, up to its bias. They are those of the norms before attention and the MLP,
+    behind them, of queries and keys, and of the final one, whichever a model has.
 
     >>> sorted(map(str, jc.frozen.layer_norms(model)))[0]
     'blocks.0.ln1.hook_scale'
