@@ -250,7 +250,7 @@ def counting_positions(monkeypatch):
     [(jc.AtPStar(), "gpt2"), (jc.ExactPatching(), "gpt-neo"), (jc.AtPStar(), "gemma2"), (jc.ExactPatching(), "olmo2")],
 )
 def test_padding_and_the_batch_change_nothing(method, name):
-    model, clean, corrupt, metric = problem(name)
+    model, clean, corrupt, metric = problem(name, changed=slice(1, 3))
     want = jc.head_effects(model, clean, corrupt, metric, method=method)
     pad = lambda tokens: jnp.pad(tokens, ((0, 0), (0, 2)))
     mask = jnp.arange(7)[None] < jnp.array([5, 5])[:, None]
