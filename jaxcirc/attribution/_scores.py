@@ -3,11 +3,11 @@
 from jaxtyping import Array, Float, Int
 
 from .._tap import bare_tap
-from ..parts import AbstractNorm, Attention, Rotary
+from ..parts import Attention, Norm, RMSNorm, Rotary
 
 
 def placed_change(
-    norm: AbstractNorm | None,
+    norm: Norm | None,
     rotary: Rotary | None,
     x: Float[Array, "seq head d_head"],
     change: Float[Array, "seq head d_head"],
@@ -30,4 +30,4 @@ def capped_change(
 
 def moves_together(attn: Attention) -> bool:
     """Whether a query or a key of one head moves those of all: where their norm is of all heads together."""
-    return any(norm is not None and norm.joint for norm in (attn.q_norm, attn.k_norm))
+    return any(isinstance(norm, RMSNorm) and norm.joint for norm in (attn.q_norm, attn.k_norm))

@@ -17,7 +17,7 @@ from .._precision import wide
 from .._sites import Kind, Site
 from ..graph import entry
 from ..models import Transformer
-from ..parts import AbstractNorm, Block
+from ..parts import Block, Norm
 from ..runs import apart, in_groups, onwards, record
 from ..units import added_behind
 from ._direct_effects import along_direction, of_heads
@@ -116,7 +116,7 @@ def _changed(
 
 
 @jax.jit
-def _at_end(ln_final: AbstractNorm | None, direction, clean, scale, resid, rows, behind) -> tuple[Array, Array]:
+def _at_end(ln_final: Norm | None, direction, clean, scale, resid, rows, behind) -> tuple[Array, Array]:
     """The part of the logit's change `[variant seq]` that norms' other scales make, with `behind`, that of one behind attention; and all of
     the change.
     """

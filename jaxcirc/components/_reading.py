@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 from .._precision import wide
 from .._run import check_token_ids
 from ..models import Transformer
-from ..parts import AbstractNorm, pull_through_norm
+from ..parts import Norm
+from ..parts._held_norm import pull_through_norm
 
 
 class Reading(eqx.Module):
@@ -121,13 +122,13 @@ def _of_directions(model: Transformer, along: Float[Array, "batch seq d_model"],
     return Reading(*_before(model.ln_final, jnp.where(read[..., None], along, 0)))
 
 
-def _before(norm: AbstractNorm | None, along: Float[Array, "batch seq d_model"]) -> tuple[Array, Array]:
+def _before(norm: Norm | None, along: Float[Array, "batch seq d_model"]) -> tuple[Array, Array]:
     """Takes directions of what a norm makes to what it reads, but for its scale, and to what its bias gives them."""
     return (along, jnp.zeros_like(along[..., 0])) if norm is None else pull_through_norm(norm, along)
 
 
 def before_norm_behind(
-    norm: AbstractNorm | None, scale: Float[Array, "batch seq 1"] | None, along: Float[Array, "batch seq d_model"]
+    norm: Norm | None, scale: Float[Array, "batch seq 1"] | None, along: Float[Array, "batch seq d_model"]
 ) -> tuple[Float[Array, "batch seq d_model"], Float[Array, "batch seq"]]:
     """Takes directions in what a sublayer adds to the residual stream to what a norm behind it reads, with that norm's `scale` held, and to
     what its bias gives them. Without such a norm they stay, and there is no bias.

@@ -9,7 +9,7 @@ from .._run import NOTHING
 from .._sites import Kind, Site
 from .._tap import Tap
 from ..models import Transformer
-from ..parts import AbstractNorm
+from ..parts import Norm
 from ..runs import record, Recorded
 
 
@@ -28,7 +28,7 @@ def written(
 
 
 @jax.jit
-def final_scale(ln_final: AbstractNorm | None, resid: Float[Array, "*batch seq d_model"]) -> Float[Array, "*batch seq"]:
+def final_scale(ln_final: Norm | None, resid: Float[Array, "*batch seq d_model"]) -> Float[Array, "*batch seq"]:
     """Computes by what the final norm divides at each position; 1 if there is none."""
     if ln_final is None:
         return jnp.ones_like(resid[..., 0])

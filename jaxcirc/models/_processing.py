@@ -10,7 +10,8 @@ from jaxtyping import Array
 
 from .._checks import check_kind
 from .._precision import wide
-from ..parts import AbstractNorm, Attention, Block, GatedMLP, LayerNorm, MLP, pull_through_norm, RMSNorm
+from ..parts import Attention, Block, GatedMLP, LayerNorm, MLP, Norm, RMSNorm
+from ..parts._held_norm import pull_through_norm
 from ._known import check_known, OF_BLOCK
 from ._transformer import Transformer
 
@@ -94,7 +95,7 @@ def _fold_block(block: Block) -> Block:
     return block
 
 
-def _fold_into(part: Part, norm: AbstractNorm, names: Sequence[str]) -> Part:
+def _fold_into(part: Part, norm: Norm, names: Sequence[str]) -> Part:
     """The part that reads a norm, whose weights go into the part's matrices `W_name` and biases `b_name`."""
     new = {}
     for name in names:
@@ -102,13 +103,13 @@ def _fold_into(part: Part, norm: AbstractNorm, names: Sequence[str]) -> Part:
     return dc.replace(part, **new)
 
 
-def _folded(norm: AbstractNorm, W: Array, b: Array) -> tuple[Array, Array]:
+def _folded(norm: Norm, W: Array, b: Array) -> tuple[Array, Array]:
     """A matrix `[… d_model out]` and a bias `[… out]` that read a norm, with its weights folded in."""
     columns, constant = pull_through_norm(norm, jnp.swapaxes(wide(W), -1, -2))
     return jnp.swapaxes(columns, -1, -2).astype(W.dtype), (wide(b) + constant).astype(b.dtype)
 
 
-def _bare(norm: AbstractNorm) -> AbstractNorm:
+def _bare(norm: Norm) -> Norm:
     """The norm without its weights."""
     if isinstance(norm, LayerNorm):
         return LayerNorm(None, None, norm.eps, norm.sites)
@@ -146,7 +147,7 @@ def _why_not_center_writing(model: Transformer) -> str | None:
     return None
 
 
-def _norms_before(model: Transformer) -> Iterator[tuple[str, AbstractNorm | None]]:
+def _norms_before(model: Transformer) -> Iterator[tuple[str, Norm | None]]:
     """Yields the places at which the residual stream is read, with the norms there."""
     for layer, block in enumerate(model.blocks):
         yield f"blocks.{layer}.ln1", block.ln1

@@ -7,7 +7,6 @@ layers. Each part widens its weights where it reads them, so that of a model in 
 
 from ._attention import Attention as Attention, KVCache as KVCache
 from ._block import Block as Block
-from ._held_norm import pull_through_norm as pull_through_norm
 from ._mlp import (
     ACTIVATIONS as ACTIVATIONS,
     GatedMLP as GatedMLP,

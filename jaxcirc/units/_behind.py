@@ -3,11 +3,11 @@
 from jaxtyping import Array, Float
 
 from .._tap import bare_tap
-from ..parts import AbstractNorm
+from ..parts import Norm
 
 
 def added_behind(
-    norm: AbstractNorm | None, read: Float[Array, "seq d_model"] | None, change: Float[Array, "seq d_model"]
+    norm: Norm | None, read: Float[Array, "seq d_model"] | None, change: Float[Array, "seq d_model"]
 ) -> Float[Array, "seq d_model"]:
     """Computes by how much what is added moves when what the norm behind reads, `read`, moves by `change`; without a norm by as much."""
     if norm is None or read is None:
