@@ -447,9 +447,10 @@ def moved(model, saes, tokens, held, step):
     return jc.run(model, tokens, saes=saes, edits=edits, record=[POST1.acts])[1][POST1.acts]
 
 
-@pytest.mark.parametrize("substitute", [(), ("source",)])
-def test_measured_is_a_run_with_the_latent_moved(found, substitute):
-    _, (model, saes, tokens) = found
+@pytest.mark.parametrize(("name", "substitute"), [("gpt2", ()), ("gpt2", ("source",)), ("gemma2", ()), ("olmo2", ())])
+def test_measured_is_a_run_with_the_latent_moved(name, substitute):
+    model = model_named(name)
+    saes, tokens = both(model, POST0, POST1), tokens_for(model, SEQ)
     J = jc.feature_jacobian(model, saes, tokens, POST0, POST1, minimum=LEAST, substitute=substitute, positions="all")
     rows = np.append(J.strongest(2), np.flatnonzero(J.position > J.source_position)[0])
     table = jc.steer_features(J, model, saes, tokens, rows=rows, steps=[1e-5, 2.0])
