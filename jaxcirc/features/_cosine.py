@@ -109,8 +109,8 @@ def _read(block: Block | None, kind: Kind, directions: Float[Array, "m width"]) 
         directions = jnp.einsum("njge,jme->nm", directions.reshape(len(directions), W.shape[0], -1, W.shape[2]), W)
     elif mlp is not None and kind in (Kind.MLP_PRE, Kind.MLP_PRE_LINEAR, Kind.MLP_POST):
         # A gated MLP's neurons are read by way of what the gates multiply.
-        gates = kind == Kind.MLP_PRE and isinstance(mlp, GatedMLP)
-        directions = directions @ (mlp.W_gate if gates else mlp.W_in).T
+        W = mlp.W_gate if kind == Kind.MLP_PRE and isinstance(mlp, GatedMLP) else mlp.W_in
+        directions = directions @ W.T
     elif kind not in (Kind.LN1_NORMALIZED, Kind.ATTN_IN, Kind.LN2_NORMALIZED, Kind.MLP_IN):
         return None
     if norm is None:

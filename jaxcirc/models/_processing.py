@@ -16,7 +16,7 @@ from ._known import check_known, OF_BLOCK
 from ._transformer import Transformer
 
 
-Part = TypeVar("Part", Attention, MLP, GatedMLP)
+Part = TypeVar("Part", bound=Attention | MLP | GatedMLP)
 
 
 def process_weights(
