@@ -136,14 +136,14 @@ def _by_patterns(
     scores_of = lambda q, k: jax.vmap(grouped_scores)(q, k) * scale[:, None, None, None]
     before_cap = scores_of(at.placed["q"], at.placed["k"])
 
-    def moved(part: str, change: Float[Array, "layer seq head d_head"]) -> Float[Array, "layer head q_seq k_seq"]:
+    def moved(part: str, change: Float[Array, "layer seq _ d_head"]) -> Float[Array, "layer head q_seq k_seq"]:
         norms = [attn.q_norm if part == "q" else attn.k_norm for attn in attns]
         given = zip(norms, attns, at.clean[part], change, strict=True)
         change = jnp.stack([placed_change(norm, attn.rotary, x, by, positions) for norm, attn, x, by in given])
         scores = scores_of(change, at.placed["k"]) if part == "q" else scores_of(at.placed["q"], change)
         return jnp.stack([capped_change(*each) for each in zip(attns, before_cap, scores, strict=True)])
 
-    def effects(part: str) -> Float[Array, "world layer seq head"]:
+    def effects(part: str) -> Float[Array, "world layer seq _"]:
         of_patterns = effects_of_queries if part == "q" else effects_of_keys
         of = lambda change: of_patterns(at.scores, moved(part, change), slope)
         difference = at.differences[part]
