@@ -16,12 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 from .._metrics import Metric
 from .._precision import widened
 from .._sites import Kind, Site
-from ..graph import entry
+from ..graph import Entry, entry
 from ..models import Transformer
 from ..parts import Block
 from ..parts._attention import grouped_average, grouped_scores
 from ..runs import metric_from, windows_of
-from ..units import added_behind
 from ._heads import HeadStates, PARTS
 from ._scores import capped_change, moves_together, placed_change
 
@@ -111,6 +110,6 @@ def _replaced(
         # [seq head d_head] · [head d_head d_model] -> [seq d_model]
         added = jnp.einsum("shd,hdm->sm", alone.reshape(size, *attn.b_Q.shape), attn.W_O)
         read = None if at.heads_out is None else ours(at.heads_out[row, layer])
-        return ours(entered[row]) + added_behind(block.ln1_post, read, added)
+        return ours(entered[row]) + Entry(added, read, block.ln1_post).at(1)
 
     return jax.vmap(one)(*patches, first)

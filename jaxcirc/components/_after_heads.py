@@ -4,7 +4,6 @@ What a head of a layer writes reaches the residual stream after all of that laye
 the clean run up to there, and goes on from that cut.
 """
 
-import functools as ft
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,11 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from .._precision import wide
 from .._sites import Kind, Site
-from ..graph import entry
+from ..graph import Entry, entry
 from ..models import Transformer
 from ..parts import Block, Norm
 from ..runs import apart, in_groups, onwards, record
-from ..units import added_behind
 from ._direct_effects import along_direction, of_heads
 from ._reading import Asked, at_scale, before_norm_behind, reading
 from ._written import final_scale
@@ -99,8 +97,7 @@ def _replaced(
     change = jnp.einsum("bshd,hdm->hbsm", moved[:, :, heads], wide(block.attn.W_O[heads]))
     behind = None
     if block.ln1_post is not None:
-        of_prompts = jax.vmap(ft.partial(added_behind, block.ln1_post))
-        change = jax.vmap(of_prompts, in_axes=(None, 0))(clean[Kind.HEADS_OUT], change)
+        change = jax.vmap(lambda change: Entry(change, clean[Kind.HEADS_OUT], block.ln1_post).at(1))(change)
         behind = (along_direction(change, along) - own).reshape(-1, own.shape[-1])
     resid = entered + change
     return resid.reshape(-1, *resid.shape[2:]), direct, own, behind

@@ -1,6 +1,5 @@
 """What nodes write and read."""
 
-from ._behind import added_behind as added_behind
 from ._latents import (
     covectors as covectors,
     from_lists as from_lists,
