@@ -43,9 +43,9 @@ def one(metric, i):
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[i]), metric)
 
 
-@pytest.fixture(scope="module")
-def solved():
-    arguments = problem(alike=False)
+@pytest.fixture(scope="module", params=["gpt2", "llama", "gemma2"])
+def solved(request):
+    arguments = problem(request.param, alike=False)
     nodes = jc.node_effects(*arguments, method=jc.Gradient())
     return arguments, nodes, jc.edge_effects(*arguments, nodes, threshold=0.0)
 
@@ -103,6 +103,12 @@ WIRINGS = {
     "attention only": ("attention-only", (Kind.ATTN_OUT, Kind.RESID_POST)),
     "side by side": ("parallel", (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)),
     "no norm, both directions": ("no-norm-relu-bidirectional", (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)),
+    "rotary, side by side": ("neox", (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)),
+    "gated, shared keys": ("llama", (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)),
+    "gated, inside the sublayers": ("qwen3", (Kind.Z, Kind.ATTN_OUT, Kind.MLP_POST)),
+    "norms behind alone": ("olmo2", (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)),
+    "norms behind": ("gemma2", (Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)),
+    "norms behind, inside the sublayers": ("gemma3", (Kind.Z, Kind.ATTN_OUT, Kind.MLP_POST)),
 }
 
 
@@ -111,11 +117,13 @@ def metric_of_run(model, saes, tokens, metric, edits):
     return metric(jc.run(model, tokens, saes=saes, edits=edits)[0])
 
 
-@pytest.mark.parametrize("baseline", ["corrupt", "zero"])
-def test_exact_patching_is_a_run_with_one_node_changed(baseline):
+@pytest.mark.parametrize(
+    ("name", "baseline"), [("gpt-neo", "corrupt"), ("gpt-neo", "zero"), ("llama", "corrupt"), ("gemma2", "corrupt")]
+)
+def test_exact_patching_is_a_run_with_one_node_changed(name, baseline):
     """Latents and errors of every kind of site and dictionary, one run each."""
     kinds = (Kind.Z, Kind.ATTN_OUT, Kind.MLP_POST, Kind.RESID_POST)
-    model, saes, clean, corrupt, metric = problem("gpt-neo", batch=2, seq=3, kinds=kinds)
+    model, saes, clean, corrupt, metric = problem(name, batch=2, seq=3, kinds=kinds)
     corrupt = corrupt if baseline == "corrupt" else None
     got = jc.node_effects(model, saes, clean, corrupt, metric, method=jc.ExactPatching(tokens_at_once=30))
     gradient = jc.node_effects(model, saes, clean, corrupt, metric, method=jc.Gradient())

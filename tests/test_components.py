@@ -10,6 +10,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc.parts import LayerNorm
 from jaxcirc.runs import _resume
 from tests import oracle
 from tests.helpers import assert_close, counting_calls, make_model, MODELS, needs_x64, tokens_for
@@ -20,6 +21,8 @@ VARIANTS = {
     **MODELS,
     "processed": lambda key: jc.process_weights(make_model(key)),
     "gpt-neo processed": lambda key: jc.process_weights(MODELS["gpt-neo"](key)),
+    "gemma2 processed": lambda key: jc.process_weights(MODELS["gemma2"](key)),
+    "layer norms behind": lambda key: make_model(key, behind=True),
 }
 MASK = np.array([[True] * 6, [True] * 4 + [False] * 2, [False] * 2 + [True] * 4])
 
@@ -31,19 +34,23 @@ def problem(name="gpt2", *, batch=3, seq=6):
 
 
 def written(model, tokens, keys=None, edits=None):
-    """One sequence's components, all there: heads `[layer seq head d_model]`, MLPs `[layer seq d_model]`, and what else there is."""
+    """One sequence's components, all there: heads `[layer seq head d_model]`, MLPs `[layer seq d_model]`, and what else there is; `post`
+    `[layer seq 1]` is by what a norm behind attention divides, and logits are before a cap.
+    """
+    model = dataclasses.replace(model, logit_cap=None)
     layers = range(model.n_layers)
-    has_mlp = model.blocks[0].mlp is not None
+    has_mlp, has_post = model.blocks[0].mlp is not None, model.blocks[0].ln1_post is not None
     names = {
         "result": [Site(i, Kind.RESULT) for i in layers],
         "mlp": [Site(i, Kind.MLP_OUT) for i in layers if has_mlp],
         "pre": [Site(i, Kind.RESID_PRE) for i in layers],
         "last": [Site(model.n_layers - 1, Kind.RESID_POST)],
+        "post": [Site(i, Kind.LN1_POST_SCALE) for i in layers if has_post],
     }
     logits, cache = run(model, tokens, keys, edits or {}, tuple(site for sites in names.values() for site in sites))
     found = {name: np.stack([cache[site] for site in sites]) for name, sites in names.items() if sites}
     found.setdefault("mlp", np.zeros_like(found["pre"]))
-    return {**found, "logits": np.asarray(logits)}
+    return {"post": None, **found, "logits": np.asarray(logits)}
 
 
 @ft.partial(jax.jit, static_argnames="sites")
@@ -51,7 +58,15 @@ def run(model, tokens, keys, edits, sites):
     return jc.run(model, tokens, edits=edits, record=sites, mask=keys)
 
 
-def read(model, found, target, scale=None):
+def affine(norm, x, scale):
+    """What a norm makes of `x`, but for its bias, with the scale by which it divides; and its bias."""
+    centred = x - x.mean(-1, keepdims=True) if isinstance(norm, LayerNorm) else x
+    gain = 1.0 if norm.weight is None else getattr(norm, "offset", 0.0) + np.asarray(norm.weight)
+    bias = getattr(norm, "bias", None)
+    return centred / scale * gain, 0.0 if bias is None else np.asarray(bias)
+
+
+def read(model, found, target, scale=None, post=None):
     """The direct effects of a sequence's components on the centred logit of `target` `[seq]`, by hand."""
     last, W_U, b_U = found["last"][0], np.asarray(model.W_U), np.asarray(model.b_U)
     u = (W_U - W_U.mean(1, keepdims=True))[:, target].T
@@ -61,15 +76,25 @@ def read(model, found, target, scale=None):
         along = lambda x: (x * u).sum(-1)
         scale = np.ones(len(last))
     else:
-        weight = 1.0 if norm.weight is None else np.asarray(norm.weight)
-        constant = constant + (0 if norm.bias is None else u @ np.asarray(norm.bias))
-        scale = np.sqrt(last.var(-1) + norm.eps) if scale is None else scale
-        along = lambda x: ((x - x.mean(-1, keepdims=True)) / scale[:, None] * weight * u).sum(-1)
-    heads = np.stack([[along(layer[:, head]) for head in range(model.n_heads)] for layer in found["result"]])
+        own = np.sqrt((last.var(-1) if isinstance(norm, LayerNorm) else np.square(last).mean(-1)) + norm.eps)
+        scale = own if scale is None else scale
+        along = lambda x: (affine(norm, x, scale[:, None])[0] * u).sum(-1)
+        constant = constant + (affine(norm, last, scale[:, None])[1] * u).sum(-1)
+    post = found["post"] if post is None else post
+    added, biases_behind = [], []
+    for layer, (block, result) in enumerate(zip(model.blocks, found["result"], strict=True)):
+        b_O = np.broadcast_to(np.asarray(block.attn.b_O), last.shape)
+        if block.ln1_post is not None:
+            result = affine(block.ln1_post, result, post[layer][:, None])[0]
+            b_O = np.add(*affine(block.ln1_post, b_O, post[layer]))
+        added.append(result)
+        biases_behind.append(b_O)
+    heads = np.stack([[along(layer[:, head]) for head in range(model.n_heads)] for layer in added])
     mlps = np.stack([along(layer) for layer in found["mlp"]])
-    b_O = [np.broadcast_to(np.asarray(block.attn.b_O), last.shape) for block in model.blocks]
-    biases = sum(along(b) for b in b_O) + constant
-    return {"heads": heads, "mlps": mlps, "embed": along(found["pre"][0]), "biases": biases, "scale": scale}
+    b_O = np.stack([along(b) for b in biases_behind])
+    biases = b_O.sum(0) + constant
+    parts = {"heads": heads, "mlps": mlps, "embed": along(found["pre"][0]), "biases": biases}
+    return {**parts, "b_O": b_O, "scale": scale, "along": along}
 
 
 def centred(logits, target):
@@ -108,8 +133,9 @@ def test_padding_has_no_effects_and_no_next_token():
         assert not np.asarray(got.heads[i][..., ~here]).any()
 
 
-@pytest.mark.parametrize("name", ["gpt2-untied", "no-norm-relu-bidirectional"])
+@pytest.mark.parametrize("name", ["gpt2-untied", "no-norm-relu-bidirectional", "gemma2"])
 def test_answers_of_every_kind(name):
+    """Of logits before a cap."""
     model, tokens = problem(name)
     logits = np.stack([written(model, row)["logits"] for row in tokens])
     each = np.asarray([[1, 2, 3, 4, 0, 1], [4, 4, 4, 0, 0, 0], [2, 1, 2, 1, 2, 1]])
@@ -129,24 +155,18 @@ def test_answers_of_every_kind(name):
         assert_close(total(jnp.broadcast_to(direction, shape)), want.reshape(3, 6), tolerance=1e-10)
 
 
-@pytest.mark.parametrize("name", ["gpt-neo", "parallel"])
+@pytest.mark.parametrize("name", ["gpt-neo", "parallel", "neox", "llama", "olmo2", "gemma2", "layer norms behind"])
 def test_mlps_and_heads_taken_apart(name):
     model, tokens = problem(name)
     got = jc.direct_effects(model, tokens, neurons=[1], sources=[(1, 0), (0, 1)])
     assert {layer: x.shape for layer, x in got.neurons.items()} == {1: (3, 6, 24)}
-    without = dataclasses.replace(
-        model,
-        blocks=(
-            model.blocks[0],
-            dataclasses.replace(
-                model.blocks[1],
-                mlp=dataclasses.replace(model.blocks[1].mlp, b_out=jnp.zeros(16)),
-            ),
-        ),
-    )
-    scale = np.stack([read(model, written(model, row), np.roll(row, -1))["scale"] for row in tokens])
+    block, site = model.blocks[1], Site(1, Kind.LN2_POST_SCALE)
     for i in range(3):
-        want = read(without, written(without, tokens[i]), np.roll(tokens[i], -1), scale[i])["mlps"][1]
+        found = read(model, written(model, tokens[i]), np.roll(tokens[i], -1))
+        rest = np.broadcast_to(np.asarray(block.mlp.b_out), (6, 16))
+        if block.ln2_post is not None:
+            rest = np.add(*affine(block.ln2_post, rest, np.asarray(run(model, tokens[i], None, {}, (site,))[1][site])))
+        want = found["mlps"][1] - found["along"](rest)
         assert_close(got.neurons[1][i].sum(-1)[:-1], want[:-1], tolerance=1e-10)
     for (layer, head), apart in got.sources.items():
         assert apart.shape == (3, 6, 6)
@@ -155,8 +175,11 @@ def test_mlps_and_heads_taken_apart(name):
     assert np.count_nonzero(got.sources[1, 0]) > 3 * np.count_nonzero(got.heads[:, 1, 0]) / 2
 
 
-def test_the_logit_lens():
-    model, tokens = problem("gpt2-untied")
+@pytest.mark.parametrize("name", ["gpt2-untied", "llama", "gemma2"])
+def test_the_logit_lens(name):
+    """Logits as the model makes them, and answers before a cap."""
+    model, tokens = problem(name)
+    uncapped = dataclasses.replace(model, logit_cap=None)
     lens = jc.logit_lens(model, tokens, tokens_at_once=6)
     accumulated = []
     for i, row in enumerate(tokens):
@@ -166,16 +189,15 @@ def test_the_logit_lens():
             edits = {Site(1, Kind.RESID_POST): jc.Replace(x)}
             want = np.asarray(run(model, row, None, edits, ())[0])
             assert_close(lens.logits(depth)[i], want, tolerance=1e-10)
-            assert_close(lens.answers(2)[i, depth], (want - want.mean(-1, keepdims=True))[:, 2], tolerance=1e-10)
+            before = np.asarray(run(uncapped, row, None, edits, ())[0])
+            assert_close(lens.answers(2)[i, depth], (before - before.mean(-1, keepdims=True))[:, 2], tolerance=1e-10)
             ids, values = lens.top(3)
             np.testing.assert_array_equal(ids[i, depth], np.argsort(-want)[:, :3])
             assert_close(values[i, depth], -np.sort(-want)[:, :3], tolerance=1e-10)
-        assert_close(lens.logits(-1)[i], found["logits"], tolerance=1e-10)
+        assert_close(lens.logits(-1)[i], run(model, row, None, {}, ())[0], tolerance=1e-10)
         u = np.asarray(model.W_U)[:, 2] - np.asarray(model.W_U).mean(1)
-        scale = np.sqrt(resid[-1].var(-1) + 1e-5)
-        along = lambda x, u=u, scale=scale: (
-            ((x - x.mean(-1, keepdims=True)) / scale[:, None] * np.asarray(model.ln_final.weight)) @ u
-        )
+        scale = read(model, found, np.full(6, 2))["scale"][:, None]
+        along = lambda x, u=u, scale=scale: affine(model.ln_final, x, scale)[0] @ u
         accumulated.append([along(x) for x in resid])
     assert_close(jc.direct_effects(model, tokens, 2).accumulated, accumulated, tolerance=1e-10)
 
@@ -210,7 +232,7 @@ def replaced(model, tokens, parts, others):
     for i, row in enumerate(tokens):
         edits = {}
         for site, values in others.items():
-            heads = [(site.layer, head) in parts for head in range(2)]
+            heads = [(site.layer, head) in parts for head in range(model.n_heads)]
             member = np.array(heads)[:, None] if site.kind == Kind.Z else np.array(site in parts)
             edits[site] = jc.Blend(member, values[i])
         out.append(run(model, row, None, edits, ())[0])
@@ -222,7 +244,7 @@ def values_at(model, tokens, sites):
     return {site: np.stack([cache[site] for cache in caches]) for site in sites}
 
 
-@pytest.fixture(params=["gpt2", "parallel"], name="ablations")
+@pytest.fixture(params=["gpt2", "parallel", "gemma2"], name="ablations")
 def make_ablations(request):
     """A model, prompts, parts, and of each ablation what its parts become."""
     model, tokens = problem(request.param)

@@ -358,7 +358,7 @@ def one_prompt(metric):
     return jax.tree.map(lambda x: x[:1], metric)
 
 
-@pytest.mark.parametrize("name", ["gpt-neo", "parallel"])
+@pytest.mark.parametrize("name", ["gpt-neo", "parallel", "neox", "llama", "olmo2", "gemma2"])
 def test_other_models_and_wirings(name):
     """Dictionaries on the outputs of heads and on hidden layers, of different kinds; a local window; blocks side by side."""
     kinds = (Kind.Z, Kind.MLP_POST) if name == "gpt-neo" else KINDS
@@ -369,6 +369,10 @@ def test_other_models_and_wirings(name):
     assert_close(by_edge.per_prompt["circuit"], by_node.per_prompt["circuit"])
     assert abs(by_edge.m_circuit - by_edge.m_empty) > 1e-3
     assert Site(0, kinds[0]) in arguments[1]
+    found = jc.discover(*arguments, node_threshold=0.005, edge_threshold=0.0005, method=jc.IntegratedGradients(2))
+    assert len(found.nodes) > 5 < len(found.edges)
+    recovered = jc.evaluate(found, *arguments)
+    assert abs(recovered.faithfulness - 1) < abs(jc.evaluate(circuit, *arguments).faithfulness - 1)
 
 
 @pytest.fixture(scope="module")

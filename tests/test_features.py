@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools as ft
+import itertools
 import xml.etree.ElementTree as ElementTree
 
 import jax
@@ -14,8 +15,11 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc._run import site_shapes
 from jaxcirc.features import _same
+from jaxcirc.features._cosine import cosines
+from jaxcirc.features._ends import Dictionaries, Ends
+from jaxcirc.features._latents import Latents, Pairs
 from jaxcirc.linear import _same_position
-from jaxcirc.saes import Identity, Standardise, TanhReLU, TopK
+from jaxcirc.saes import anonymous, Identity, Standardise, TanhReLU, TopK
 
 from .dictionaries import make_sae, spliced_at, thresholds, transcoder
 from .helpers import assert_close, Chosen, counting_calls, model_named, needs_x64, tokens_for
@@ -105,11 +109,25 @@ ENDS = {
     ),
     "both directions, no attention": ("no-norm-relu-bidirectional", Site(1, Kind.RESID_MID), Site(1, Kind.MLP_POST)),
     "separate unembedding": ("gpt2-untied", Site(0, Kind.LN2_NORMALIZED), Site(1, Kind.K)),
+    "rotary, parallel": ("neox", POST0, POST1),
+    "rotary, parallel, heads": ("neox", Site(0, Kind.Z), Site(1, Kind.ROT_Q)),
+    "gated": ("llama", POST0, POST1),
+    "gated, what attention reads": ("llama", Site(0, Kind.MLP_OUT), Site(1, Kind.ATTN_IN)),
+    "shared values": ("llama", Site(0, Kind.V), Site(1, Kind.MLP_PRE_LINEAR)),
+    "norms of queries and keys": ("qwen3", Site(0, Kind.ATTN_OUT), Site(1, Kind.MLP_IN)),
+    "norms of queries and keys, behind them": ("qwen3", Site(0, Kind.RESID_PRE), Site(1, Kind.K_NORMALIZED)),
+    "norms behind alone": ("olmo2", POST0, POST1),
+    "norms behind alone, heads": ("olmo2", Site(0, Kind.Z), Site(1, Kind.RESID_POST)),
+    "norms behind": ("gemma2", Site(0, Kind.Z), Site(1, Kind.MLP_POST)),
+    "norms behind, their outputs": ("gemma3", MLP_OUTS[0], MLP_OUTS[1]),
+    "norms behind, what they read": ("gemma3", Site(0, Kind.NEURONS_OUT), Site(1, Kind.HEADS_OUT)),
+    "embedding, scaled": ("gemma2", Site(None, Kind.EMBED), Site(0, Kind.MLP_IN)),
 }
 
 
 AT_ALL_POSITIONS = (
     *("GPT-Neo, local attention", "several blocks", "the next block's", "both directions"),
+    *("gated", "norms behind alone, heads", "norms behind"),
     *(
         "parallel, from one MLP to the next",
         "attention only, all of it",
@@ -298,6 +316,67 @@ def test_cosines_of_hidden_activations():
     assert_close(processed.gradient, J.gradient, mass=0.1)
 
 
+# Of targets in the second block and sources in the first: what they read and write, by hand, up to its length.
+READ = {
+    Kind.MLP_PRE: lambda block, d: gain(block.ln2) * (block.mlp.W_gate @ d),
+    Kind.MLP_PRE_LINEAR: lambda block, d: gain(block.ln2) * (block.mlp.W_in @ d),
+    Kind.MLP_POST: lambda block, d: gain(block.ln2) * (block.mlp.W_in @ d),
+    Kind.MLP_IN: lambda block, d: gain(block.ln2) * d,
+    Kind.LN2_NORMALIZED: lambda block, d: d,
+    Kind.ATTN_IN: lambda block, d: gain(block.ln1) * d,
+    Kind.LN1_NORMALIZED: lambda block, d: d,
+    Kind.Q: lambda block, d: gain(block.ln1) * through(block.attn.W_Q, d),
+    Kind.K: lambda block, d: gain(block.ln1) * through(block.attn.W_K, d),
+    Kind.Z: lambda block, d: gain(block.ln1) * through(np.repeat(block.attn.W_V, 2, axis=0), d),
+    Kind.HEADS_OUT: lambda block, d: d,
+    Kind.RESID_POST: lambda block, d: d,
+    Kind.ROT_Q: None,
+    Kind.Q_NORMALIZED: None,
+}
+WRITTEN = {
+    Kind.MLP_POST: lambda block, d: gain(block.ln2_post) * (d @ block.mlp.W_out),
+    Kind.NEURONS_OUT: lambda block, d: gain(block.ln2_post) * d,
+    Kind.Z: lambda block, d: gain(block.ln1_post) * np.einsum("he,hem->m", d.reshape(4, 6), block.attn.W_O),
+    Kind.HEADS_OUT: lambda block, d: gain(block.ln1_post) * d,
+    Kind.ATTN_OUT: lambda block, d: d,
+    Kind.MLP_PRE: None,
+}
+
+
+def gain(norm):
+    return 1 if norm is None else norm.offset + np.asarray(norm.weight)
+
+
+def through(W, d):
+    return np.einsum("hme,he->m", W, np.asarray(d).reshape(len(W), -1))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "olmo2"])
+def test_cosines_of_every_site(name):
+    """By the weights on the way, with those of norms before and behind."""
+    model, units = model_named(name), np.arange(5)
+    sites = [Site(1, kind) for kind in READ], [Site(0, kind) for kind in WRITTEN]
+    sites = [[site for site in some if site in jc.sites(model)] for some in sites]
+    saes = {site: dictionary(model, site, seed) for some in sites for seed, site in enumerate(some)}
+    listed = Latents(np.zeros(5, np.int32), units.astype(np.int32))
+    pairs = Pairs(*(each.ravel() for each in np.meshgrid(units, units)))
+    compared = 0
+    for target, source in itertools.product(*sites):
+        ends = Ends(source, source, target, target, False)
+        given = Dictionaries(anonymous(saes[source]), anonymous(saes[target]))
+        got = cosines(model, given, ends, listed, listed, pairs, same=False)
+        read, write = READ[target.kind], WRITTEN[source.kind]
+        if read is None or write is None:
+            assert np.isnan(got).all()
+            continue
+        for row in range(0, len(got), 7):
+            a = read(model.blocks[1], np.asarray(saes[target].W_enc)[:, pairs.target[row]])
+            b = write(model.blocks[0], np.asarray(saes[source].W_dec)[pairs.source[row]])
+            assert got[row] == pytest.approx(cosine(np.asarray(a), np.asarray(b)), abs=1e-12)
+            compared += 1
+    assert compared > 100
+
+
 def test_cosines_of_other_sites():
     model, tokens = model_named("gpt2"), tokens_for(model_named("gpt2"), SEQ)
     resid, z, q = (Site(1, kind) for kind in (Kind.RESID_POST, Kind.Z, Kind.Q))
@@ -368,9 +447,10 @@ def moved(model, saes, tokens, held, step):
     return jc.run(model, tokens, saes=saes, edits=edits, record=[POST1.acts])[1][POST1.acts]
 
 
-@pytest.mark.parametrize("substitute", [(), ("source",)])
-def test_measured_is_a_run_with_the_latent_moved(found, substitute):
-    _, (model, saes, tokens) = found
+@pytest.mark.parametrize(("name", "substitute"), [("gpt2", ()), ("gpt2", ("source",)), ("gemma2", ()), ("olmo2", ())])
+def test_measured_is_a_run_with_the_latent_moved(name, substitute):
+    model = model_named(name)
+    saes, tokens = both(model, POST0, POST1), tokens_for(model, SEQ)
     J = jc.feature_jacobian(model, saes, tokens, POST0, POST1, minimum=LEAST, substitute=substitute, positions="all")
     rows = np.append(J.strongest(2), np.flatnonzero(J.position > J.source_position)[0])
     table = jc.steer_features(J, model, saes, tokens, rows=rows, steps=[1e-5, 2.0])

@@ -38,9 +38,14 @@ def exact(tree):
 
 
 def large(model, size=900.0):
-    """The model with a first position as large as this; without norms only so large that attention does not decide on rounding."""
+    """The model with a first position as large as this, or where positions are rotary a first token; without norms only so large that
+    attention does not decide on rounding.
+    """
     size = size if model.ln_final is not None else 30.0
-    return dataclasses.replace(model, W_pos=model.W_pos.at[0, jnp.array([3, 7])].set(jnp.array([size, -size])))
+    enlarged = lambda array, row: array.at[row, jnp.array([3, 7])].set(jnp.array([size, -size]))
+    if model.W_pos is None:
+        return dataclasses.replace(model, W_E=enlarged(model.W_E, tokens_for(model)[0]))
+    return dataclasses.replace(model, W_pos=enlarged(model.W_pos, 0))
 
 
 @ft.cache

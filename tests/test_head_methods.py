@@ -177,6 +177,24 @@ def test_the_command_chooses_for_all_prompts_and_not_for_those_in_memory(file, c
     assert f"AtP* without GradDrop; --method patching would take {runs} runs\n" in said(capsys, file)
 
 
+def test_heads_that_share_keys_and_values_have_the_same_of_them(file, tmp_path, capsys, monkeypatch):
+    grouped = make_model(jax.random.key(0), vocab=1059, heads=4, kv_heads=2, pairs=2, norm="RMS", gated=True)
+    monkeypatch.setattr("jaxcirc.cli._heads.load_model", lambda arguments: grouped)
+    drawn = tmp_path / "heads.svg"
+    printed = said(capsys, file, "--most", "8", "--plot", str(drawn))
+    assert "2 heads each share a key and a value, whose effects stand with every one of them" in printed
+    rows = [line.split() for line in printed.split("value\n")[1].splitlines()[:8]]
+    of = {head: numbers for head, *numbers in rows}
+    assert len(of) == 8
+    for layer in (0, 1):
+        for first in (0, 2):
+            one, other = (of[f"{layer}.{head}"] for head in (first, first + 1))
+            assert one[2:] == other[2:]
+            assert one[:2] != other[:2]
+        assert of[f"{layer}.0"][2:] != of[f"{layer}.2"][2:]
+    assert drawn.read_text("utf-8").count(">group of heads that share it<") == 2
+
+
 def test_grad_drop_of_one_layer_is_refused_in_the_words_of_the_command(file, capsys, monkeypatch):
     single = make_model(jax.random.key(0), layers=1)
     monkeypatch.setattr("jaxcirc.cli._heads.load_model", lambda arguments: single)

@@ -10,7 +10,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc.attribution._atp_star import _of_keys
+from jaxcirc.attribution._patterns import effects_of_keys
 from jaxcirc.runs import _resume, _windows
 from tests.helpers import assert_close, Chosen, make_model, MODELS, needs_x64, tokens_for
 from tests.oracle import record
@@ -51,7 +51,8 @@ def differences(model, clean, corrupt):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_patching_is_a_run_with_one_vector_changed(name):
-    model, clean, corrupt, metric = problem(name)
+    # Two tokens differ, one of them where a window of three reaches from the end.
+    model, clean, corrupt, metric = problem(name, changed=slice(1, 3))
     got = jc.head_effects(model, clean, corrupt, metric, method=jc.ExactPatching(tokens_at_once=35))
     compared = dict.fromkeys(KINDS, 0)
     for i in range(len(clean)):
@@ -61,7 +62,8 @@ def test_patching_is_a_run_with_one_vector_changed(name):
             model, clean[i], one(metric, i), {site: jc.Add(jnp.asarray(x)) for site, x in moves.items()}
         )
         base = after(nothing)
-        for part, layer, head, pos in itertools.product(KINDS, range(model.n_layers), range(2), (0, 1, 4)):
+        for part, layer, head, pos in itertools.product(KINDS, range(model.n_layers), range(2), (0, 1, 2, 4)):
+            head = head if part in "kv" else head * (model.n_heads - 1)  # the first and the last
             site = Site(layer, KINDS[part])
             moves = {**nothing, site: np.zeros(change[site].shape)}
             moves[site][pos, head] = change[site][pos, head]
@@ -71,8 +73,9 @@ def test_patching_is_a_run_with_one_vector_changed(name):
     assert min(compared.values()) > 3, compared
 
 
-def test_the_gradient_is_attribution_patching():
-    model, clean, corrupt, metric = problem("gpt-neo")
+@pytest.mark.parametrize("name", ["gpt-neo", "gemma3"])
+def test_the_gradient_is_attribution_patching(name):
+    model, clean, corrupt, metric = problem(name, changed=slice(1, 3))
     got = jc.head_effects(model, clean, corrupt, metric, method=jc.Gradient())
     for i in range(len(clean)):
         change = differences(model, clean[i], corrupt[i])
@@ -86,43 +89,41 @@ def test_the_gradient_is_attribution_patching():
 
 
 @jax.jit
-def effects_of_patterns(q, k, scores, q_other, k_other, scale, slope):
-    """`[seq head]` twice: of each query and each key as in the other run, by the softmax of whole scores."""
-
-    def effect(moved):
-        pattern = jax.nn.softmax(jnp.where(jnp.isfinite(scores), moved, -jnp.inf))
-        return (slope * (pattern - jax.nn.softmax(scores))).sum((1, 2))
-
-    # [q_seq head d_head] · [k_seq head d_head] -> [head q_seq k_seq]
-    moved = lambda q, k: effect(scale * jnp.einsum("qhd,khd->hqk", q, k))
-    return (
-        jax.vmap(lambda pos: moved(q.at[pos].set(q_other[pos]), k))(jnp.arange(len(q))),
-        jax.vmap(lambda pos: moved(q, k.at[pos].set(k_other[pos])))(jnp.arange(len(q))),
-    )
+def patterns_after(model, tokens, moves):
+    """The patterns of runs in which queries and keys move, each by its row of `moves`."""
+    record = [Site(layer, Kind.PATTERN) for layer in range(model.n_layers)]
+    one = lambda moves: jc.run(model, tokens, edits={s: jc.Add(x) for s, x in moves.items()}, record=record)[1]
+    return jax.vmap(one)(moves)
 
 
-@pytest.mark.parametrize("name", ["gpt-neo", "no-norm-relu-bidirectional"])
+@pytest.mark.parametrize(
+    "name", ["gpt-neo", "no-norm-relu-bidirectional", "neox", "llama", "qwen3", "olmo2", "gemma2", "gemma3"]
+)
 def test_the_query_key_fix_moves_the_pattern_exactly(name):
-    """The exact change of one row, or of one column of scores with a softmax of each row, times the gradient at the pattern."""
-    model, clean, corrupt, metric = problem(name)
+    """The change of the pattern in a run with one query or key changed, times the gradient at the pattern."""
+    model, clean, corrupt, metric = problem(name, changed=slice(1, 3))
     got = jc.head_effects(model, clean, corrupt, metric, method=jc.AtPStar())
     plain = jc.head_effects(model, clean, corrupt, metric, method=jc.Gradient())
     assert_close(got.v, plain.v)
     assert_close(got.z, plain.z)
     for part in ("q", "k"):
         assert float(jnp.abs(getattr(got, part) - getattr(plain, part)).max()) > 1e-3
-    sites = [Site(layer, kind) for layer in range(model.n_layers) for kind in (Kind.Q, Kind.K, Kind.ATTN_SCORES)]
+    layers = range(model.n_layers)
     for i in range(len(clean)):
-        before, after = record(model, clean[i], {}, sites), record(model, corrupt[i], {}, sites)
-        patterns = {Site(layer, Kind.PATTERN): np.zeros((2, 5, 5)) for layer in range(model.n_layers)}
-        slope = gradient_at(patterns, model, clean[i], one(metric, i), {})
-        for layer in range(model.n_layers):
-            q, k, scores = (before[Site(layer, kind)] for kind in (Kind.Q, Kind.K, Kind.ATTN_SCORES))
-            q_other, k_other = (after[Site(layer, kind)] for kind in (Kind.Q, Kind.K))
-            scale, g = model.blocks[layer].attn.scale, slope[Site(layer, Kind.PATTERN)]
-            by_query, by_key = effects_of_patterns(q, k, scores, q_other, k_other, scale, g)
-            np.testing.assert_allclose(got.q[i, layer], by_query.T, atol=1e-10)
-            np.testing.assert_allclose(got.k[i, layer], by_key.T, atol=1e-10)
+        change = differences(model, clean[i], corrupt[i])
+        change = {site: x for site, x in change.items() if site.kind in (Kind.Q, Kind.K)}
+        places = [(site, pos, head) for site, x in change.items() for pos, head in np.ndindex(x.shape[:2])]
+        moves = {site: np.zeros((len(places) + 1, *x.shape)) for site, x in change.items()}  # the last is the clean run
+        for row, (site, pos, head) in enumerate(places):
+            moves[site][row, pos, head] = change[site][pos, head]
+        pattern = patterns_after(model, clean[i], moves)
+        nothing = {Site(layer, Kind.PATTERN): np.zeros((model.n_heads, 5, 5)) for layer in layers}
+        slope = gradient_at(nothing, model, clean[i], one(metric, i), {})
+        for row, (site, pos, head) in enumerate(places):
+            there = Site(site.layer, Kind.PATTERN)
+            want = float(np.sum(slope[there] * (pattern[there][row] - pattern[there][-1])))
+            found = got.q if site.kind == Kind.Q else got.k
+            assert float(found[i, site.layer, head, pos]) == pytest.approx(want, abs=1e-10)
 
 
 def test_where_attention_is_saturated_the_gradient_is_blind_and_the_fix_is_not():
@@ -143,10 +144,10 @@ def test_keys_keep_their_precision_where_one_takes_all():
     scores = jnp.zeros((2, 2, 5, 5)) + np.array([25.0, 0.0, -1.0, 0.5, -0.5])
     change = jnp.zeros((2, 2, 5, 5)).at[..., 0].set(-30.0)
     slope = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 2, 5, 5)))
-    exact = _of_keys(scores, change, slope)
+    exact = effects_of_keys(scores, change, slope)
     moved = jax.nn.softmax(scores + change) - jax.nn.softmax(scores)
     assert_close(exact[:, :, 0], jnp.einsum("wlhqk,lhqk->wlh", slope, moved))
-    assert_close(_of_keys(*(x.astype(jnp.float32) for x in (scores, change, slope))), exact, tolerance=1e-5)
+    assert_close(effects_of_keys(*(x.astype(jnp.float32) for x in (scores, change, slope))), exact, tolerance=1e-5)
 
 
 def test_dropping_a_layers_gradient_uncovers_what_cancels():
@@ -244,9 +245,12 @@ def counting_positions(monkeypatch):
         yield run
 
 
-@pytest.mark.parametrize(("method", "name"), [(jc.AtPStar(), "gpt2"), (jc.ExactPatching(), "gpt-neo")])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(jc.AtPStar(), "gpt2"), (jc.ExactPatching(), "gpt-neo"), (jc.AtPStar(), "gemma2"), (jc.ExactPatching(), "olmo2")],
+)
 def test_padding_and_the_batch_change_nothing(method, name):
-    model, clean, corrupt, metric = problem(name)
+    model, clean, corrupt, metric = problem(name, changed=slice(1, 3))
     want = jc.head_effects(model, clean, corrupt, metric, method=method)
     pad = lambda tokens: jnp.pad(tokens, ((0, 0), (0, 2)))
     mask = jnp.arange(7)[None] < jnp.array([5, 5])[:, None]

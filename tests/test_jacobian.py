@@ -18,7 +18,7 @@ from jaxcirc.linear import _chain, _contract, _memory, _segments
 from jaxcirc.parts import Block
 
 from .dictionaries import make_sae
-from .helpers import as_dtype, assert_close, counting_calls, make_model, needs_x64, tokens_for
+from .helpers import as_dtype, assert_close, counting_calls, make_model, model_named, MODELS, needs_x64, tokens_for
 
 
 SEQ, WIDTH = 5, 8
@@ -97,6 +97,14 @@ def test_the_sets_of_frozen_sites(small):
         "blocks.1.hook_mlp_out",
     ]
     assert not jc.frozen.between(model, PRE, PRE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_scales_of_every_norm_are_held(name):
+    model = model_named(name)
+    scales = {site for site in jc.sites(model) if str(site).endswith("hook_scale")}
+    assert jc.frozen.layer_norms(model) == scales
+    assert bool(scales) == (model.ln_final is not None)
 
 
 # --- Singular values

@@ -1,5 +1,6 @@
 import dataclasses as dc
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,18 @@ import pytest
 import jaxcirc as jc
 
 from .helpers import assert_close, make_model, model_named, MODELS, needs_x64, tokens_for
+from .odd_parts import odd_model
 
 
 STEPS = ("fold_layer_norm", "center_writing", "center_unembed", "fold_value_biases")
+
+
+# What would change probabilities; the defaults leave it out.
+FORBIDDEN = {
+    "no-norm-relu-bidirectional": ("center_writing",),
+    **dict.fromkeys(("llama", "qwen3", "olmo2", "gemma3"), ("center_writing",)),
+    "gemma2": ("center_writing", "center_unembed"),
+}
 
 
 def only(*steps: str) -> dict[str, bool]:
@@ -27,7 +37,7 @@ def log_probs(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_log_probabilities_are_unchanged(name, steps):
     model = model_named(name)
-    steps = steps if model.ln_final is not None else tuple(step for step in steps if step != "center_writing")
+    steps = tuple(step for step in steps if step not in FORBIDDEN.get(name, ()))
     processed = jc.process_weights(model, **only(*steps))
     assert processed.processing == steps
     assert_close(log_probs(processed), log_probs(model), tolerance=1e-12)
@@ -87,13 +97,15 @@ def test_fold_layer_norm_leaves_what_the_norms_feed():
     sites = [f"blocks.1.{name}" for name in ("attn.hook_q", "attn.hook_v", "mlp.hook_pre", "hook_resid_post")] + [
         "logits"
     ]
-    inputs = ["blocks.1.ln1.hook_normalized", "ln_final.hook_normalized"]
+    inputs = ["blocks.1.attn.hook_in", "blocks.1.mlp.hook_in"]
+    kept = [f"blocks.1.{norm}.hook_{what}" for norm in ("ln1", "ln2") for what in ("scale", "normalized")]
+    sites += [*kept, "ln_final.hook_normalized"]
     tokens = tokens_for(model)
     _, before = jc.run(model, tokens, record=[*sites, *inputs])
     _, after = jc.run(jc.process_weights(model, **only("fold_layer_norm")), tokens, record=[*sites, *inputs])
     for site in map(jc.Site.parse, sites):
         assert_close(after[site], before[site], tolerance=1e-13)
-    for site, norm in zip(map(jc.Site.parse, inputs), (model.blocks[1].ln1, model.ln_final), strict=True):
+    for site, norm in zip(map(jc.Site.parse, inputs), (model.blocks[1].ln1, model.blocks[1].ln2), strict=True):
         assert_close(after[site] * norm.weight + norm.bias, before[site], tolerance=1e-13)
 
 
@@ -166,17 +178,92 @@ def test_under_jit_and_grad():
     assert_close(through(model.ln_final.bias), W_U[:, 0] - W_U.mean(axis=1), tolerance=1e-13)
 
 
-def test_centring_what_a_model_without_norms_writes_is_refused():
-    model = model_named("no-norm-relu-bidirectional")
+WHY = {
+    ("no-norm-relu-bidirectional", "center_writing"): "no layer norms, so the mean of its residual stream matters.",
+    ("llama", "center_writing"): "at `blocks.0.ln1` a norm that does not subtract the mean of the residual stream",
+    ("olmo2", "center_writing"): "no norm at `blocks.0.ln1`, so the mean of its residual stream matters",
+    ("gemma2", "center_unembed"): "logits that are capped at 3: a shift of a position's logits before the cap is none",
+    (
+        "layer norms behind",
+        "center_writing",
+    ): "a norm behind a sublayer, `blocks.0.ln1_post`: what it writes has a mean",
+}
+
+
+@pytest.mark.parametrize(("name", "step"), WHY, ids="+".join)
+def test_steps_that_would_change_probabilities_are_refused_with_the_reason(name, step):
+    model = make_model(jax.random.key(0), behind=True) if name == "layer norms behind" else model_named(name)
     with pytest.raises(
-        ValueError, match=r"no layer norms, so the mean of its residual stream matters. Pass center_writing=False"
+        ValueError, match=f"process_weights: random has {re.escape(WHY[name, step])}.* Pass {step}=False"
     ):
-        jc.process_weights(model)
-    assert jc.process_weights(model, center_writing=False).processing == (
-        "fold_layer_norm",
-        "center_unembed",
-        "fold_value_biases",
+        jc.process_weights(model, **{step: True})
+
+
+@needs_x64
+@pytest.mark.parametrize("name", MODELS)
+def test_by_default_every_step_is_done_that_a_model_allows(name):
+    model = model_named(name)
+    processed = jc.process_weights(model)
+    assert processed.processing == tuple(step for step in STEPS if step not in FORBIDDEN.get(name, ()))
+    assert_close(log_probs(processed), log_probs(model), tolerance=1e-12)
+
+
+@needs_x64
+def test_what_is_refused_would_change_probabilities():
+    """Each step done all the same, to a model whose record does not say what forbids it."""
+    centred = lambda x: x - x.mean(-1, keepdims=True)
+    llama, gemma = model_named("llama"), model_named("gemma2")
+    blocks = tuple(
+        dc.replace(block, attn=dc.replace(block.attn, W_O=centred(block.attn.W_O), b_O=centred(block.attn.b_O)))
+        for block in llama.blocks
     )
+    for model, changed in (
+        (llama, dc.replace(llama, blocks=blocks)),
+        (gemma, dc.replace(gemma, untied_W_U=centred(gemma.W_U))),
+    ):
+        assert np.abs(log_probs(changed) - log_probs(model)).max() > 1e-2
+
+
+@needs_x64
+@pytest.mark.parametrize("name", ["llama", "gemma3", "olmo2"])
+def test_fold_rms_norm_by_hand(name):
+    """Into all that reads a norm before a sublayer, with its offset and without a mean; norms behind and of queries and keys stay."""
+    model = model_named(name)
+    folded = jc.process_weights(model, **only("fold_layer_norm"))
+    for old, new in zip(model.blocks, folded.blocks, strict=True):
+        gain = lambda norm: 1 if norm is None else norm.offset + np.asarray(norm.weight)[:, None]
+        for W in ("W_Q", "W_K", "W_V"):
+            assert_close(getattr(new.attn, W), gain(old.ln1) * np.asarray(getattr(old.attn, W)), tolerance=1e-14)
+        for W in ("W_gate", "W_in"):
+            assert_close(getattr(new.mlp, W), gain(old.ln2) * np.asarray(getattr(old.mlp, W)), tolerance=1e-14)
+        for norm in (new.ln1, new.ln2):
+            assert norm is None or norm.weight is None
+        for kept, before in (
+            (new.ln1_post, old.ln1_post),
+            (new.ln2_post, old.ln2_post),
+            (new.attn.q_norm, old.attn.q_norm),
+        ):
+            assert kept is before
+    assert_close(folded.W_U, gain(model.ln_final) * np.asarray(model.W_U), tolerance=1e-14)
+    assert folded.ln_final.weight is None
+    assert np.array_equal(folded.W_E, model.W_E)
+    assert folded.embed_scale == model.embed_scale
+
+
+@needs_x64
+def test_fold_value_biases_of_shared_heads_by_hand():
+    attn = model_named("gemma2").blocks[1].attn
+    folded = jc.process_weights(model_named("gemma2"), **only("fold_value_biases")).blocks[1].attn
+    by_hand = attn.b_O + sum(attn.b_V[h // 2] @ attn.W_O[h] for h in range(4))
+    assert_close(folded.b_O, by_hand, tolerance=1e-14)
+    assert not np.any(folded.b_V)
+
+
+def test_parts_of_ones_own_are_refused():
+    with pytest.raises(
+        ValueError, match=r"process_weights: it computes with the weights of a LayerNorm or RMSNorm, and"
+    ):
+        jc.process_weights(odd_model("class derived from LayerNorm"))
 
 
 def test_dtype_is_kept():

@@ -22,7 +22,9 @@ PARTS = ("direct", "own", "backup", "mlps", "norm", "change")
 
 
 def by_hand(model, tokens, other, mask, other_mask):
-    """The same six numbers `[batch layer head seq]` from whole runs with one head's `z` replaced; layers before it and beside it stay."""
+    """The same six numbers `[batch layer head seq]` from whole runs with one head's `z` replaced; layers before it and beside it stay, and
+    so does, read with the clean run's scale, what is behind a norm behind attention.
+    """
     shape = (len(tokens), model.n_layers, model.n_heads, tokens.shape[1])
     out = {name: np.zeros(shape) for name in PARTS}
     sites = tuple(Site(layer, Kind.Z) for layer in range(model.n_layers))
@@ -40,15 +42,18 @@ def by_hand(model, tokens, other, mask, other_mask):
                 member = (np.arange(model.n_heads) == head)[:, None]
                 edits[sites[layer]] = jc.Blend(member, others[sites[layer]])
                 ablated = written(model, row, keys, edits)
-                after = read(model, ablated, target, before["scale"])
-                moved = {part: after[part] - before[part] for part in ("heads", "mlps")}
+                post = ablated["post"]
+                if post is not None:
+                    post = np.where(np.arange(model.n_layers)[:, None, None] == layer, clean["post"], post)
+                after = read(model, ablated, target, before["scale"], post)
+                moved = {part: after[part] - before[part] for part in ("heads", "mlps", "b_O")}
                 assert np.abs(moved["heads"][:layer]).max(initial=0) < 1e-12
                 assert np.abs(np.delete(moved["heads"][layer], head, axis=0)).max(initial=0) < 1e-12
                 logit = centred(ablated["logits"], target) - centred(clean["logits"], target)
                 parts = {
                     "direct": before["heads"][layer, head],
                     "own": moved["heads"][layer, head],
-                    "backup": moved["heads"][layer + 1 :].sum((0, 1)),
+                    "backup": moved["heads"][layer + 1 :].sum((0, 1)) + moved["b_O"][layer + 1 :].sum(0),
                     "mlps": moved["mlps"].sum(0),
                     "change": logit,
                 }

@@ -9,12 +9,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._edits import AbstractEdit, Add
-from .._precision import wide
+from .._precision import widened
 from .._run import run, site_shapes
 from .._sites import Kind, Site
 from ..models import check_known, Transformer
+from ..parts._attention import grouped_scores
 from ..runs import in_groups, Problem, TOKENS_AT_ONCE
 from ._heads import AbstractHeadMethod, as_effects, head_states, HeadEffects, HeadStates, layers_and_parts
+from ._patterns import effects_of_keys, effects_of_queries
+from ._scores import capped_change, moves_together, placed_change
 from ._vanishing import check_gradient
 
 
@@ -30,7 +33,8 @@ class AtPStar(AbstractHeadMethod):
     - `qk_fix`: where attention is saturated, the gradient through the softmax says nothing of what another query or key would do. So a
       query's and a key's effect is the exact change of the attention pattern, times the gradient at the pattern,
       $\sum_{ij} \nabla_{A_{ij}} m \, (A'_{ij} - A_{ij})$. All keys of a head take one pass over its pattern: a key moves the probability
-      of its own column, and the rest of each row shrinks alike.
+      of its own column, and the rest of each row shrinks alike. The change is that behind a norm of queries and keys, rotation and cap,
+      and of a key that several heads read that of all their patterns.
     - `grad_drop`: a direct effect and one through a later layer may cancel to first order, and hide a node. So the effect is found once
       for each layer with the gradient through that layer's attention and MLP dropped, and is the mean over these of its absolute value: a
       layer's own drop gives nothing, hence `1 / (layers - 1)`.
@@ -97,7 +101,6 @@ def _by_gradients(model, problem: Problem, at: HeadStates, keeps: Float[Array, "
     patterns = [Site(layer, Kind.PATTERN) for layer in layers]
     places = [site for *_, site in layers_and_parts(model)] + patterns
     ends = [site for site in shapes if site.kind in (Kind.ATTN_OUT, Kind.MLP_OUT)]
-    scale = wide(jnp.stack([block.attn.scale for block in model.blocks]))
 
     def one(example):
         tokens, keys, metric, at = example
@@ -116,50 +119,39 @@ def _by_gradients(model, problem: Problem, at: HeadStates, keeps: Float[Array, "
             effects[name] = jnp.einsum("wlshd,lshd->wlsh", jnp.stack(mine, axis=1), at.differences[name])
         if fix:
             slope = jnp.stack([gradient[site] for site in patterns], axis=1)  # [world layer head q_seq k_seq]
-            # [layer q_seq head d_head] · [layer k_seq head d_head] -> [layer head q_seq k_seq]
-            scores = lambda q, k: jnp.einsum("lqhd,lkhd,l->lhqk", q, k, scale)
-            effects["q"] = _of_queries(at.scores, scores(at.differences["q"], at.clean["k"]), slope)
-            effects["k"] = _of_keys(at.scores, scores(at.clean["q"], at.differences["k"]), slope)
+            effects |= _by_patterns(model, at, slope)
         return effects
 
     together = len(in_groups(batch, keeps.shape[0] * seq, TOKENS_AT_ONCE)[0])
     return jax.lax.map(one, (problem.clean, problem.mask, problem.metric, at), batch_size=together)
 
 
-def _of_queries(
-    scores: Float[Array, "layer head q_seq k_seq"],
-    change: Float[Array, "layer head q_seq k_seq"],
-    slope: Float[Array, "world layer head q_seq k_seq"],
-) -> Float[Array, "world layer seq head"]:
-    """A query decides on its own row of the pattern."""
-    moved = jax.nn.softmax(scores + change, axis=-1) - jax.nn.softmax(scores, axis=-1)
-    # [world layer head q_seq k_seq] · [layer head q_seq k_seq] -> [world layer q_seq head]
-    return jnp.einsum("wlhqk,lhqk->wlqh", slope, moved)
+def _by_patterns(
+    model: Transformer, at: HeadStates, slope: Float[Array, "world layer head q_seq k_seq"]
+) -> dict[str, Float[Array, "world layer seq _"]]:
+    """Effects of one example's queries and keys, by the exact change of the pattern and the gradient at it."""
+    attns = [widened(block.attn) for block in model.blocks]
+    scale = jnp.stack([attn.scale for attn in attns])
+    positions = jnp.arange(slope.shape[-1], dtype=jnp.int32)
+    scores_of = lambda q, k: jax.vmap(grouped_scores)(q, k) * scale[:, None, None, None]
+    before_cap = scores_of(at.placed["q"], at.placed["k"])
 
+    def moved(part: str, change: Float[Array, "layer seq _ d_head"]) -> Float[Array, "layer head q_seq k_seq"]:
+        norms = [attn.q_norm if part == "q" else attn.k_norm for attn in attns]
+        given = zip(norms, attns, at.clean[part], change, strict=True)
+        change = jnp.stack([placed_change(norm, attn.rotary, x, by, positions) for norm, attn, x, by in given])
+        scores = scores_of(change, at.placed["k"]) if part == "q" else scores_of(at.placed["q"], change)
+        return jnp.stack([capped_change(*each) for each in zip(attns, before_cap, scores, strict=True)])
 
-def _of_keys(
-    scores: Float[Array, "layer head q_seq k_seq"],
-    change: Float[Array, "layer head q_seq k_seq"],
-    slope: Float[Array, "world layer head q_seq k_seq"],
-) -> Float[Array, "world layer seq head"]:
-    r"""A key decides on one score of every row. With $R$ the weight of the row's other entries, its probability goes from
-    $w / (w + R)$ to $w' / (w' + R)$, and what it gains the others lose in proportion.
-    """
-    finite = jnp.isfinite(scores)
-    score = jnp.where(finite, scores - jnp.max(scores, axis=-1, keepdims=True), 0)
-    weight = jnp.where(finite, jnp.exp(score), 0)
-    rest = _others(weight)
-    alone = ~finite | (rest == 0)
-    rest = jnp.where(alone, 1, rest)
-    gain = jax.nn.sigmoid(score + change - jnp.log(rest)) - jax.nn.sigmoid(score - jnp.log(rest))
-    elsewhere = _others(slope * weight) / rest
-    # [world layer head q_seq k_seq] · [layer head q_seq k_seq] -> [world layer k_seq head]
-    return jnp.einsum("wlhqk,lhqk->wlkh", slope - elsewhere, jnp.where(alone, 0, gain))
+    def effects(part: str) -> Float[Array, "world layer seq _"]:
+        of_patterns = effects_of_queries if part == "q" else effects_of_keys
+        of = lambda change: of_patterns(at.scores, moved(part, change), slope)
+        difference = at.differences[part]
+        units = difference.shape[2]
+        if any(map(moves_together, attns)):
+            alone = lambda unit: of(jnp.where(jnp.arange(units)[:, None] == unit, difference, 0)).sum(-1)
+            return jnp.moveaxis(jax.lax.map(alone, jnp.arange(units)), 0, -1)
+        each = of(difference)  # of each head that queries; those that share keys move together
+        return each.reshape(*each.shape[:-1], units, -1).sum(-1)
 
-
-def _others(x: Float[Array, "... k_seq"]) -> Float[Array, "... k_seq"]:
-    """For each entry the sum of all others of its row; not by subtraction, which would lose small ones beside a large one."""
-    before = jnp.cumsum(x, axis=-1)[..., :-1]
-    after = jnp.flip(jnp.cumsum(jnp.flip(x, -1), axis=-1), -1)[..., 1:]
-    pad = [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(before, [*pad, (1, 0)]) + jnp.pad(after, [*pad, (0, 1)])
+    return {part: effects(part) for part in ("q", "k")}

@@ -38,10 +38,10 @@ def head_effects(
     - `clean`, `corrupt`, `metric`, `mask`: as in `jc.node_effects`.
     - `method`: `jc.ExactPatching()`, `jc.AtPStar()`, `jc.AtPStar(grad_drop=True)` or `jc.Gradient()`. `None` measures where that takes
       about as long as estimating, compilation included, and otherwise takes `jc.AtPStar()`. The rule: one run for each of the
-      `4 x prompts x layers x heads x seq` vectors, two operations for each token and each weight of the layers from the vector's on; in
-      all at most `1e11` for each layer of the model, which is about how long its gradient takes to compile. So 100 prompts of 7 tokens
-      are patched in a model of 4 layers, 4 heads and width 128, and one of 4 tokens in GPT-2 small. Shapes alone decide, of what one
-      call is given; for further calls give `method=effects.method`.
+      `4 x prompts x layers x heads x seq` vectors (fewer where heads share keys and values), two operations for each token and each
+      weight of the layers from the vector's on; in all at most `1e11` for each layer of the model, which is about how long its gradient
+      takes to compile. So 100 prompts of 7 tokens are patched in a model of 4 layers, 4 heads and width 128, and one of 4 tokens in
+      GPT-2 small. Shapes alone decide, of what one call is given; for further calls give `method=effects.method`.
 
     **Returns:** `HeadEffects`, which say what found them, `effects.method`.
 
@@ -78,7 +78,7 @@ def affordable_method(model: Transformer, prompts: int, seq: int) -> AbstractHea
 
 def patching_runs(model: Transformer, prompts: int, seq: int) -> int:
     """How many vectors there are to patch: of each part, prompt, layer, head and position."""
-    return len(PARTS) * prompts * model.n_layers * model.n_heads * seq
+    return 2 * (model.n_heads + model.n_kv_heads) * prompts * model.n_layers * seq
 
 
 def patching_operations(model: Transformer, prompts: int, seq: int) -> float:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from .._sites import Kind, Site
 from ..graph import entry
-from ..models import Transformer
+from ..linear._forms import read_by_scores
+from ..models import is_known, Transformer
 from ..runs import Problem, record_sides
 
 
@@ -36,7 +37,9 @@ class HeadEffects(eqx.Module):
 
     **Attributes:**
 
-    - `q`, `k`, `v`, `z` `[batch layer head seq]`: of a head's query, key, value and output at each position, its `seq`.
+    - `q`, `z` `[batch layer head seq]`: of a head's query and output at each position, its `seq`.
+    - `k`, `v` `[batch layer kv_head seq]`: of a key and value. Where heads share them (`model.n_kv_heads` is less than `model.n_heads`),
+      each is that of a group of heads, which all get another one: `head // (n_heads // n_kv_heads)` is the group of a head.
     - `total` `[batch]`: the change of the metric that there is to explain. With the zero baseline there is no corrupt run, and it is the
       clean metric's negative.
     - `clean` `[batch]`: the metric of the clean run.
@@ -45,8 +48,8 @@ class HeadEffects(eqx.Module):
     """
 
     q: Float[Array, "batch layer head seq"]
-    k: Float[Array, "batch layer head seq"]
-    v: Float[Array, "batch layer head seq"]
+    k: Float[Array, "batch layer kv_head seq"]
+    v: Float[Array, "batch layer kv_head seq"]
     z: Float[Array, "batch layer head seq"]
     total: Float[Array, " batch"]
     clean: Float[Array, " batch"]
@@ -59,16 +62,20 @@ class HeadStates(eqx.Module):
     **Attributes:**
 
     - `clean`, `differences`: of each part in `PARTS`, `[batch layer seq head d_head]`, the clean value, and corrupt − clean, 0 at
-      padding.
+      padding; keys and values have `kv_head`s.
+    - `placed`: clean queries `q` and keys `k` as the scores read them, normalised and rotated; of attention that is known.
     - `scores` `[batch layer head q_seq k_seq]`: of the clean run, `-inf` where nobody attends.
+    - `heads_out` `[batch layer seq d_model]`: of the clean run, the sum that a norm behind attention reads, if there is one.
     - `resid` `[batch seq d_model]`: the clean residual stream at cuts: where each block begins, and after a layer's heads have written
       to it, before anything reads that.
     - `metrics`: the metric of both runs; the second is 0 for the zero baseline.
     """
 
-    clean: dict[str, Float[Array, "batch layer seq head d_head"]]
-    differences: dict[str, Float[Array, "batch layer seq head d_head"]]
+    clean: dict[str, Float[Array, "batch layer seq _ d_head"]]
+    differences: dict[str, Float[Array, "batch layer seq _ d_head"]]
+    placed: dict[str, Float[Array, "batch layer seq _ d_head"]]
     scores: Float[Array, "batch layer head q_seq k_seq"]
+    heads_out: Float[Array, "batch layer seq d_model"] | None
     resid: dict[Site, Float[Array, "batch seq d_model"]]
     metrics: tuple[Float[Array, " batch"], Float[Array, " batch"]]
 
@@ -77,9 +84,14 @@ def head_states(model: Transformer, problem: Problem) -> HeadStates:
     """Runs both sides. Without corrupt prompts every part goes to zero."""
     layers = range(model.n_layers)
     cuts = {cut for layer in layers for cut in (Site(layer, Kind.RESID_PRE), entry(model, Site(layer, Kind.Z)))}
-    kinds = {*PARTS.values(), Kind.ATTN_SCORES, *(cut.kind for cut in cuts)}
+    known, behind = all(is_known(block, "attn") for block in model.blocks), model.blocks[0].ln1_post is not None
+    attn = model.blocks[0].attn
+    placed = {name: read_by_scores(attn, PARTS[name]) for name in "qk"} if known else {}
+    kinds = {*PARTS.values(), *placed.values(), Kind.ATTN_SCORES, *(cut.kind for cut in cuts)}
+    kinds |= {Kind.HEADS_OUT} if behind else set()
     clean, corrupt = record_sides(model, problem, {Site(layer, kind) for layer in layers for kind in kinds})
     of_all = lambda run, kind: [run.values[Site(layer, kind)] for layer in layers]
+    stacked = lambda kind: jnp.stack(of_all(clean, kind), axis=1)
     values, differences = {}, {}
     for name, kind in PARTS.items():
         values[name], differences[name] = _compared(
@@ -88,7 +100,9 @@ def head_states(model: Transformer, problem: Problem) -> HeadStates:
     return HeadStates(
         clean=values,
         differences=differences,
-        scores=jnp.stack(of_all(clean, Kind.ATTN_SCORES), axis=1),
+        placed={name: values[name] if kind == PARTS[name] else stacked(kind) for name, kind in placed.items()},
+        scores=stacked(Kind.ATTN_SCORES),
+        heads_out=stacked(Kind.HEADS_OUT) if behind else None,
         resid={cut: clean.at_cut(cut) for cut in cuts},
         metrics=(clean.metric, jnp.zeros_like(clean.metric) if corrupt is None else corrupt.metric),
     )

@@ -95,7 +95,11 @@ def heads(arguments: argparse.Namespace) -> int:
     rather = (
         f"; --method patching would take {runs:,} runs" if arguments.method == "auto" and method == AtPStar() else ""
     )
-    print(f"effects by {effects.method.words}{rather}\n")
+    print(f"effects by {effects.method.words}{rather}")
+    if model.n_kv_heads < model.n_heads:
+        share = model.n_heads // model.n_kv_heads
+        print(f"{share} heads each share a key and a value, whose effects stand with every one of them")
+    print()
     print("head    output    query      key    value")
     sign = "" if method == METHODS["atp-star-graddrop"] else "+"
     for row in rows[: arguments.most]:
@@ -132,8 +136,10 @@ def _effects(
 
 
 def _rows(effects: HeadEffects) -> list[dict[str, Any]]:
-    """Makes a row a head, the largest output's effect first."""
+    """Makes a row a head, the largest output's effect first; heads that share a key and a value have the same of them."""
     mean = {part: np.asarray(getattr(effects, part)).sum(-1).mean(0) for part in PARTS}
+    heads = mean["z"].shape[1]
+    mean = {part: np.repeat(each, heads // each.shape[1], axis=1) for part, each in mean.items()}
     rows = [
         {"head": "{}.{}".format(*at), **{part: float(mean[part][at]) for part in PARTS}}
         for at in np.ndindex(mean["z"].shape)

@@ -14,19 +14,19 @@ from jaxtyping import Array, Float, Int
 
 from .._precision import wide
 from .._sites import Kind, Site
-from ..graph import entry
+from ..graph import Entry, entry
 from ..models import Transformer
-from ..parts import Block, LayerNorm
+from ..parts import Block, Norm
 from ..runs import apart, in_groups, onwards, record
 from ._direct_effects import along_direction, of_heads
-from ._reading import Asked, at_scale, reading
+from ._reading import Asked, at_scale, before_norm_behind, reading
 from ._written import final_scale
 
 
 class Changes(NamedTuple):
     """Of runs with one head replaced, `[batch head seq]`: the head's `direct` effect on the clean run, and how what the logit is made of
-    changes. `own`: what the head writes; `backup`: the heads of later layers; `mlps`; `norm`: what the final norm's other scale does;
-    `change`: the logit.
+    changes. `own`: what the head writes; `backup`: attention of later layers; `mlps`; `norm`: what other scales of the norms do that the
+    head's output passes, of the final one and of one behind attention in its layer; `change`: the logit.
     """
 
     direct: np.ndarray
@@ -54,22 +54,24 @@ def iterate_changes(
     layers = range(model.n_layers)
     of_all = lambda *kinds: {Site(layer, kind) for layer in layers for kind in kinds}
     block, z = model.blocks[0], sorted(of_all(Kind.Z))
+    of_layer = (Kind.Z, *(() if block.ln1_post is None else (Kind.HEADS_OUT, Kind.LN1_POST_SCALE)))
     writes, cuts = of_all(*WRITES[: 1 if block.mlp is None else 2]), [entry(model, site) for site in z]
     tokens, mask = np.concatenate([given.tokens, given.resample]), np.concatenate([given.mask, given.resample_mask])
-    clean, other = apart(record(model, tokens, mask, {*z, *writes, *of_all(cuts[0].kind)}))
+    clean, other = apart(record(model, tokens, mask, {*writes, *of_all(cuts[0].kind, *of_layer)}))
     read, scale = reading(model, given.wanted), final_scale(model.ln_final, clean.last)
     along = at_scale(read, scale)
     for layer, mine in enumerate(heads):
         cut, found = cuts[layer], []
-        of_clean, of_other = (run.values[z[layer]] for run in (clean, other))
+        of_clean = {kind: clean.values[Site(layer, kind)] for kind in of_layer}
         for some in in_groups(len(mine), given.tokens.size, tokens_at_once) if len(mine) else ():
             chosen, rows = jnp.asarray(mine[some]), np.tile(np.arange(len(given.tokens)), len(some))
-            resid, *itself = _replaced(model.blocks[layer], clean.at_cut(cut), of_clean, of_other, along, chosen)
+            given_there = model.blocks[layer], clean.at_cut(cut), of_clean, other.values[z[layer]], along, chosen
+            resid, *itself, behind = _replaced(*given_there)
             changes = [jnp.zeros_like(resid[..., 0])] * 2
             for later, after, values in onwards(model, clean.masks, cut, rows, resid, record=writes):
                 resid = after
                 changes = _changed(changes, clean.in_layer(later), values, along, rows)
-            end = _at_end(model.ln_final, read.direction, clean.last, scale, resid, rows)
+            end = _at_end(model.ln_final, read.direction, clean.last, scale, resid, rows, behind)
             found.append([x.reshape(len(some), *given.tokens.shape) for x in (*itself, *changes, *end)])
         if found:
             of_heads = [np.concatenate(parts)[: len(mine)].swapaxes(0, 1) for parts in zip(*found, strict=True)]
@@ -80,16 +82,25 @@ WRITES = (Kind.ATTN_OUT, Kind.MLP_OUT)
 
 
 @jax.jit
-def _replaced(block: Block, entered, clean, other, along, heads) -> tuple[Array, Array, Array]:
-    """Puts heads' `z` of `other` `[batch seq head d_head]` in place, one head in each variant.
+def _replaced(
+    block: Block, entered, clean: dict[Kind, Array], other, along, heads
+) -> tuple[Array, Array, Array, Array | None]:
+    """Puts heads' `z` of `other` `[batch seq head d_head]` in place, one head in each variant; `clean` is what was recorded in the block.
 
-    **Returns:** the residual stream that they enter, `[variant seq d_model]`; the heads' direct effects, and how these change.
+    **Returns:** the residual stream that they enter, `[variant seq d_model]`; the heads' direct effects, and how these change; and what
+    the other scale of a norm behind attention does, `[variant seq]`, `None` if there is none.
     """
-    change = (other - clean)[:, :, heads]
+    of_sum, _ = before_norm_behind(block.ln1_post, clean.get(Kind.LN1_POST_SCALE), along)
+    moved = other - clean[Kind.Z]
+    direct, own = (jnp.swapaxes(of_heads(block.attn, z, of_sum), 0, 1)[heads] for z in (clean[Kind.Z], moved))
     # [batch seq head d_head] · [head d_head d_model] -> [head batch seq d_model]
-    resid = entered + jnp.einsum("bshd,hdm->hbsm", change, wide(block.attn.W_O[heads]))
-    direct, own = (jnp.swapaxes(of_heads(block.attn, z, along), 0, 1)[heads] for z in (clean, other - clean))
-    return resid.reshape(-1, *resid.shape[2:]), direct, own
+    change = jnp.einsum("bshd,hdm->hbsm", moved[:, :, heads], wide(block.attn.W_O[heads]))
+    behind = None
+    if block.ln1_post is not None:
+        change = jax.vmap(lambda change: Entry(change, clean[Kind.HEADS_OUT], block.ln1_post).at(1))(change)
+        behind = (along_direction(change, along) - own).reshape(-1, own.shape[-1])
+    resid = entered + change
+    return resid.reshape(-1, *resid.shape[2:]), direct, own, behind
 
 
 @jax.jit
@@ -102,9 +113,12 @@ def _changed(
 
 
 @jax.jit
-def _at_end(ln_final: LayerNorm | None, direction, clean, scale, resid, rows) -> tuple[Array, Array]:
-    """The part of the logit's change `[variant seq]` that the norm's other scale makes, and all of it."""
+def _at_end(ln_final: Norm | None, direction, clean, scale, resid, rows, behind) -> tuple[Array, Array]:
+    """The part of the logit's change `[variant seq]` that norms' other scales make, with `behind`, that of one behind attention; and all of
+    the change.
+    """
     direction, clean, scale = (x[rows] for x in (direction, clean, scale))
     after, before = along_direction(resid, direction), along_direction(clean, direction)
     other = final_scale(ln_final, resid)
-    return after * (1 / other - 1 / scale), after / other - before / scale
+    of_norms = after * (1 / other - 1 / scale)
+    return of_norms if behind is None else of_norms + behind, after / other - before / scale

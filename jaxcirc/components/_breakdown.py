@@ -17,7 +17,7 @@ class Breakdown:
     **Attributes:**
 
     - `direct`, `ablated`: the head's direct effect before and after. - `change`: of the logit.
-    - `heads`, `mlps`, `norm`: the repair by later heads, by MLPs, and by the final norm's scale. - `repair`: their sum.
+    - `heads`, `mlps`, `norm`: the repair by later heads, by MLPs, and by the norms' scales. - `repair`: their sum.
     - `shares`: of the same four, the part of the direct effect that is repaired, token by token, clipped to 0 and 1 before the mean.
     - `tokens` `[layer head]`: how many tokens there are.
     """

@@ -17,22 +17,24 @@ from ..models import check_known, Transformer
 from ..parts import Attention, Block
 from ..runs import in_groups, TOKENS_AT_ONCE
 from ._parts import check_head, check_layer
-from ._reading import Asked, asked, at_scale, reading
+from ._reading import Asked, asked, at_scale, before_norm_behind, reading
 from ._written import final_scale, written
 
 
 class DirectEffects(eqx.Module):
-    """What every component adds to a logit, in the logit's units, at each position; 0 where there is no answer.
+    """What every component adds to a logit, before a cap of the logits, in the logit's units, at each position; 0 where there is no
+    answer.
 
     **Attributes:**
 
     - `heads` `[batch layer head seq]`: of each attention head, its `b_V` included.
     - `mlps` `[batch layer seq]`: of each MLP, its `b_out` included; 0 in a model of attention only.
-    - `embed` `[batch seq]`: of token and position embedding.
-    - `biases` `[batch seq]`: of all `b_O`, of the final norm's bias and of `b_U`.
+    - `embed` `[batch seq]`: of the token embedding, and of the positions' where a model has one.
+    - `biases` `[batch seq]`: of all `b_O`, of the bias of a norm behind attention and of the final norm, and of `b_U`.
     - `accumulated` `[batch layer+1 seq]`: of the residual stream that enters each block, and of the last one: sums of the above but for
       the final norm's bias and `b_U`.
-    - `neurons[layer]` `[batch seq d_mlp]`: of the neurons of the layers asked for; with that of `b_out` they sum to the MLP's.
+    - `neurons[layer]` `[batch seq d_mlp]`: of the neurons of the layers asked for; with those of `b_out` and of the bias of a norm behind
+      the MLP they sum to the MLP's.
     - `sources[layer, head]` `[batch q_seq k_seq]`: of the heads asked for, from each position that they attend to; they sum to the head's.
     """
 
@@ -61,12 +63,17 @@ def direct_effects(
     mask: Bool[Array, "batch seq"] | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> DirectEffects:
-    r"""What every component adds to the answer's logit, with the final norm's scale held at the run's own.
+    r"""What every component adds to the answer's logit, with the norms' scales between it and the logits held at the run's own.
 
     The last residual stream is a sum of what components wrote, and with its scale $s$ held the final norm is linear. So the logit of
     token $t$ less the mean logit of the vocabulary is a sum over components $c$ of
     $$\mathrm{DE}_c = \langle x_c, d \rangle / s, \qquad d = C\,(w \circ (W_U[:, t] - \bar{W}_U)),$$
-    with the component's output $x_c$ `[d_model]`, the norm's weight $w$ and its centring $C$, and of biases. The sum is exact.
+    with the component's output $x_c$ `[d_model]`, the norm's weight $w$ and its centring $C$ (none, if it is an RMS norm), and of biases.
+    The sum is exact.
+
+    A norm behind attention, as in Gemma 2, is taken in the same way: what head $h$ adds to the residual stream is
+    $x_h = w' \circ (z_h W_O[h]) / s'$ with that norm's weight and scale, and these and that of $b_O$ sum to `hook_attn_out`. Where a model
+    caps its logits (`model.logit_cap`) no sum goes through the cap, and all this is of the logits before it.
 
     **Arguments:**
 
@@ -78,7 +85,7 @@ def direct_effects(
     - `mask` `[batch seq]`: False for padding, where effects are 0.
     - `tokens_at_once`: how many tokens are in flight; it changes memory and time only.
 
-    **Returns:** `DirectEffects`; `.total` is the centred logit, or the difference to the foil's, or the direction's.
+    **Returns:** `DirectEffects`; `.total` is the centred logit, or the difference to the foil's, or the direction's, before a cap.
 
     **Raises:** `ValueError` for answers of another shape, tokens outside the vocabulary, layers and heads that there are not.
 
@@ -92,11 +99,11 @@ def direct_effects(
     True
 
     **Reference:** Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; direct logit attribution in TransformerLens,
-    whose `logit_attrs` wants processed weights. Here the final norm's weight is in the direction, so that any weights sum to the logit,
-    and heads' outputs are read without `[seq head d_model]` of them ever being there.
+    whose `logit_attrs` wants processed weights. Here the norms' weights are in the direction, so that any weights sum to the logit, and
+    heads' outputs are read without `[seq head d_model]` of them ever being there.
     """
     check_tokens(model, tokens, batched=True)
-    check_known("direct_effects", model, "attn", "mlp", "ln_final")
+    check_known("direct_effects", model, "attn", "ln1_post", "mlp", "ln2_post", "ln_final")
     check_mask(tokens, mask)
     check_count("direct_effects: tokens_at_once", "tokens are run at once", tokens_at_once)
     neurons, sources = list(neurons), list(sources)
@@ -136,16 +143,19 @@ def _of_group(model: Transformer, tokens, mask, wanted: Asked, neurons, sources)
 def effects_of_layer(
     block: Block, values: dict[Kind, Array], along: Float[Array, "batch seq d_model"]
 ) -> tuple[Array, ...]:
-    """Computes the effects of a block's heads `[batch head seq]`, of its MLP, of its `b_O` and of what enters it, all `[batch seq]`."""
-    heads = of_heads(block.attn, values[Kind.Z], along)
+    """Computes the effects of a block's heads `[batch head seq]`, of its MLP, of attention's biases and of what enters it, all
+    `[batch seq]`.
+    """
+    of_sum, bias = before_norm_behind(block.ln1_post, values.get(Kind.LN1_POST_SCALE), along)
+    heads = of_heads(block.attn, values[Kind.Z], of_sum)
     mlp = along_direction(values[Kind.MLP_OUT], along) if Kind.MLP_OUT in values else jnp.zeros_like(along[..., 0])
-    return heads, mlp, along @ wide(block.attn.b_O), along_direction(values[Kind.RESID_PRE], along)
+    return heads, mlp, of_sum @ wide(block.attn.b_O) + bias, along_direction(values[Kind.RESID_PRE], along)
 
 
 def of_heads(
     attn: Attention, z: Float[Array, "batch seq head d_head"], along: Float[Array, "batch seq d_model"]
 ) -> Float[Array, "batch head seq"]:
-    """The direction comes to the heads, `W_O` first: what the heads write is never there."""
+    """The direction, in the sum of what the heads write, comes to the heads, `W_O` first: what each writes is never there."""
     # [head d_head d_model] · [batch seq d_model] -> [batch seq head d_head]
     wanted = jnp.einsum("hdm,bsm->bshd", wide(attn.W_O), along)
     return jnp.einsum("bshd,bshd->bhs", z, wanted)
@@ -158,15 +168,19 @@ def along_direction(x: Float[Array, "... d_model"], along: Float[Array, "... d_m
 
 @jax.jit
 def _neurons(block: Block, mask, resid, along) -> Float[Array, "batch seq d_mlp"]:
-    found = _rerun(block, mask, resid, Kind.MLP_POST)[Kind.MLP_POST]
-    return found * (along @ wide(block.mlp.W_out).T)  # pyright: ignore[reportOptionalMemberAccess]  # checked before
+    found = _rerun(block, mask, resid, Kind.MLP_POST, *([] if block.ln2_post is None else [Kind.LN2_POST_SCALE]))
+    of_sum, _ = before_norm_behind(block.ln2_post, found.get(Kind.LN2_POST_SCALE), along)
+    return found[Kind.MLP_POST] * (of_sum @ wide(block.mlp.W_out).T)  # pyright: ignore[reportOptionalMemberAccess]  # checked before
 
 
 @jax.jit
 def _sources(block: Block, mask, resid, along, head) -> Float[Array, "batch q_seq k_seq"]:
-    found = _rerun(block, mask, resid, Kind.PATTERN, Kind.V)
+    attn, post = block.attn, [] if block.ln1_post is None else [Kind.LN1_POST_SCALE]
+    found = _rerun(block, mask, resid, Kind.PATTERN, Kind.V, *post)
+    of_sum, _ = before_norm_behind(block.ln1_post, found.get(Kind.LN1_POST_SCALE), along)
+    values = found[Kind.V][:, :, head // (len(attn.W_O) // len(attn.W_V))]
     # [batch q_seq d_head] · [batch k_seq d_head] -> [batch q_seq k_seq]
-    said = jnp.einsum("bqd,bkd->bqk", along @ wide(block.attn.W_O[head]).T, found[Kind.V][:, :, head])
+    said = jnp.einsum("bqd,bkd->bqk", of_sum @ wide(attn.W_O[head]).T, values)
     return found[Kind.PATTERN][:, head] * said
 
 

@@ -34,14 +34,16 @@ class LogitLens(eqx.Module):
         *,
         foils: Int[Array, "..."] | int | None = None,
     ) -> Float[Array, "batch depth seq"]:
-        """Answers' logits, which and less what as in `jc.direct_effects`, at each depth. Nothing else is unembedded."""
+        """Answers' logits, which and less what as in `jc.direct_effects`, and like those before a cap, at each depth. Nothing else is
+        unembedded.
+        """
         read = reading(self.ends, asked(self.ends, self.tokens, np.asarray(self.mask), answers, foils))
         scale = final_scale(self.ends.ln_final, self.resid)
         # [batch layer+1 seq d_model] · [batch seq d_model] -> [batch layer+1 seq]
         return jnp.einsum("bnsm,bsm->bns", self.resid, read.direction) / scale + read.bias[:, None]
 
     def logits(self, depth: int) -> Float[Array, "batch seq d_vocab"]:
-        """All logits at one depth."""
+        """All logits at one depth, capped where the model caps them."""
         n = self.resid.shape[1]
         check_number("LogitLens.logits: depth", depth)
         if depth != int(depth) or not -n <= depth < n:
@@ -70,7 +72,7 @@ def logit_lens(
     mask: Bool[Array, "batch seq"] | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> LogitLens:
-    r"""Reads the residual stream at each depth with the final norm and the unembedding: $\mathrm{LN}_f(r_n) W_U + b_U$.
+    r"""Reads the residual stream at each depth with the final norm and the unembedding: $\mathrm{norm}_f(r_n) W_U + b_U$.
 
     The norm's scale is that of each depth. With the last one's at every depth it is a sum of what was written until then, and
     `jc.direct_effects(…).accumulated`.

@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._precision import wide, widened
+from .._precision import wide
 from .._run import check_token_ids
 from ..models import Transformer
+from ..parts import Norm
+from ..parts._held_norm import pull_through_norm
 
 
 class Reading(eqx.Module):
-    r"""A logit as a function of the last residual stream $r$: $\langle r, d \rangle / s(r) + c$, with the final norm's scale $s$.
+    r"""A logit as a function of the last residual stream $r$: $\langle r, d \rangle / s(r) + c$, with the final norm's scale $s$; before
+    the cap, where logits are capped.
 
     **Attributes:** - `direction` `[batch seq d_model]`: $d$, with the norm's weight and its centring in it. - `bias` `[batch seq]`: $c$.
     Both are 0 at positions that are not read.
@@ -116,13 +119,19 @@ def _of_tokens(model: Transformer, answers, foils, read) -> Reading:
 
 @jax.jit
 def _of_directions(model: Transformer, along: Float[Array, "batch seq d_model"], read) -> Reading:
-    along = jnp.where(read[..., None], along, 0)
-    bias, norm = jnp.zeros_like(along[..., 0]), widened(model.ln_final)
-    if norm is not None:
-        if norm.bias is not None:
-            # [batch seq d_model] · [d_model] -> [batch seq]
-            bias = jnp.einsum("bsm,m->bs", along, norm.bias)
-        if norm.weight is not None:
-            along = along * norm.weight
-        along = along - jnp.mean(along, axis=-1, keepdims=True)
-    return Reading(along, bias)
+    return Reading(*_before(model.ln_final, jnp.where(read[..., None], along, 0)))
+
+
+def _before(norm: Norm | None, along: Float[Array, "batch seq d_model"]) -> tuple[Array, Array]:
+    """Takes directions of what a norm makes to what it reads, but for its scale, and to what its bias gives them."""
+    return (along, jnp.zeros_like(along[..., 0])) if norm is None else pull_through_norm(norm, along)
+
+
+def before_norm_behind(
+    norm: Norm | None, scale: Float[Array, "batch seq 1"] | None, along: Float[Array, "batch seq d_model"]
+) -> tuple[Float[Array, "batch seq d_model"], Float[Array, "batch seq"]]:
+    """Takes directions in what a sublayer adds to the residual stream to what a norm behind it reads, with that norm's `scale` held, and to
+    what its bias gives them. Without such a norm they stay, and there is no bias.
+    """
+    direction, bias = _before(norm, along)
+    return direction if scale is None else direction / scale, bias

@@ -26,8 +26,9 @@ class SelfRepair:
 
     - `slope`, `intercept` `[layer head]`: of the line of `backup` on `direct` over the tokens used. 0 in the last layer.
     - `direct`: the head's direct effect on the clean run. - `own`: its change. - `backup`: the change of the direct effects of all heads
-      of later layers. - `mlps`: of all MLPs'. - `norm`: what the final norm's other scale does. - `change`: of the logit, which is the sum
-      `own + backup + mlps + norm`. The other heads of the layer read what they read before, so that theirs is 0 and has no name.
+      of later layers. - `mlps`: of all MLPs'. - `norm`: what the final norm's other scale does, and that of a norm behind attention in the
+      head's layer. - `change`: of the logit, before a cap, which is the sum `own + backup + mlps + norm`. The other heads of the layer
+      read what they read before, so that theirs is 0 and has no name.
     - `used` `[batch seq]`: the real positions with a real next token. - `fit`, `minimum`: how the lines were put.
     """
 

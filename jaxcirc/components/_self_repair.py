@@ -11,7 +11,7 @@ from .._checks import check_count, check_number
 from .._guard import check_backend
 from .._run import check_mask, check_tokens
 from .._typing import Progress
-from ..models import check_known, is_known, Transformer
+from ..models import check_known, is_all_known, Transformer
 from ..runs import filled, in_groups, padded_length, shortened, TOKENS_AT_ONCE
 from ._ablations import check_resample, Resample
 from ._after_heads import Changes, iterate_changes, Pairs
@@ -40,6 +40,8 @@ def self_repair(
     $\mathrm{DE}$ and $\mathrm{DE}'$ the direct effects of a component on both runs, read with the final norm's scale of the *clean* run,
     $$\mathrm{backup}_{l,h} = \sum_{l' > l} \sum_{h'} (\mathrm{DE}'_{l',h'} - \mathrm{DE}_{l',h'}),$$
     and the slope is that of the line of backup on $\mathrm{DE}_{l,h}$, over all tokens: how much of what a head did later heads take over.
+    Where a norm is behind attention (Gemma 2), effects of heads and of their $b_O$ pass it with the scale that it has in their run, but
+    for the ablated head's own, which pass the clean run's. Logits are those before a cap.
 
     **Arguments:**
 
@@ -67,7 +69,7 @@ def self_repair(
     """
     check_backend()
     check_tokens(model, tokens, batched=True)
-    check_known("self_repair", model, "attn", "ln_final")
+    check_known("self_repair", model, "attn", "ln1_post", "ln_final")
     check_mask(tokens, mask)
     real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
     other = resample if isinstance(resample, Resample) else Resample(resample)
@@ -132,5 +134,5 @@ def _columns_seen(model: Transformer, pairs: Pairs) -> int:
     those behind.
     """
     columns = pairs.tokens.shape[1]
-    known = model.causal and all(is_known(block, "ln1", "attn", "ln2", "mlp") for block in model.blocks)
+    known = model.causal and all(map(is_all_known, model.blocks))
     return padded_length(int(np.flatnonzero(pairs.wanted.read.any(0))[-1]) + 1, columns) if known else columns

@@ -9,21 +9,26 @@ from .._run import NOTHING
 from .._sites import Kind, Site
 from .._tap import Tap
 from ..models import Transformer
-from ..parts import LayerNorm
+from ..parts import Norm
 from ..runs import record, Recorded
 
 
 def written(
     model: Transformer, tokens: Int[Array | np.ndarray, "batch seq"], mask: Bool[Array | np.ndarray, "batch seq"]
 ) -> Recorded:
-    """Runs a batch, of which nothing is unembedded, and records what enters each block, its heads' `z`, and its MLP's output."""
-    kinds = [Kind.RESID_PRE, Kind.Z, *([] if model.blocks[0].mlp is None else [Kind.MLP_OUT])]
-    places = [Site(layer, kind) for layer in range(model.n_layers) for kind in kinds]
+    """Runs a batch, of which nothing is unembedded, and records what enters each block, its heads' `z`, by what a norm behind attention
+    divides, and the MLP's output.
+    """
+    places = []
+    for layer, block in enumerate(model.blocks):
+        there = {Kind.LN1_POST_SCALE: block.ln1_post, Kind.MLP_OUT: block.mlp}
+        kinds = [Kind.RESID_PRE, Kind.Z, *(kind for kind, part in there.items() if part is not None)]
+        places += [Site(layer, kind) for kind in kinds]
     return record(model, tokens, mask, places)
 
 
 @jax.jit
-def final_scale(ln_final: LayerNorm | None, resid: Float[Array, "*batch seq d_model"]) -> Float[Array, "*batch seq"]:
+def final_scale(ln_final: Norm | None, resid: Float[Array, "*batch seq d_model"]) -> Float[Array, "*batch seq"]:
     """Computes by what the final norm divides at each position; 1 if there is none."""
     if ln_final is None:
         return jnp.ones_like(resid[..., 0])

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 from .._precision import wide, wide_dtype, widened
 from .._sites import Kind
 from ..models import Transformer
-from ..parts import Block, LayerNorm
+from ..parts import Block, GatedMLP, Norm
+from ..parts._held_norm import centred, pull_through_norm, push_through_norm
 from ..runs import size_for
 from ._ends import Dictionaries, Ends
 from ._latents import Latents, Pairs
@@ -69,42 +70,53 @@ def _directions(
 ) -> tuple[Float[Array, "m d_model"], Float[Array, "k d_model"]] | None:
     """Unit vectors in the residual stream: what targets read and what sources write."""
     blocks = widened(blocks)
-    reading, norm = _read(blocks[0], kinds[0], wide(saes.target.W_enc[:, targets]).T)
+    found = _read(blocks[0], kinds[0], wide(saes.target.W_enc[:, targets]).T)
     writing = _written(blocks[1], kinds[1], wide(saes.source.W_dec[sources]))
-    if writing is None:
+    if found is None or writing is None:
         return None
-    if norm is not None:
-        # A norm subtracts the mean, so that in what is read through one it counts for nothing.
-        reading = reading if norm.weight is None else reading * norm.weight
-        reading, writing = (each - jnp.mean(each, axis=-1, keepdims=True) for each in (reading, writing))
-    return _unit(reading), _unit(writing)
+    reading, norm = found
+    # What is read through a norm that subtracts the mean does not see it.
+    return _unit(reading), _unit(writing if norm is None else centred(norm, writing))
 
 
 def _written(block: Block | None, kind: Kind, directions: Float[Array, "k width"]) -> Array | None:
     """What directions of a site add to the residual stream."""
     if kind in _RESIDUAL:
         return directions
-    if block is not None and kind == Kind.MLP_POST and block.mlp is not None:
-        return directions @ block.mlp.W_out
-    if block is not None and kind == Kind.Z:
-        return directions @ block.attn.W_O.reshape(-1, block.attn.W_O.shape[-1])
-    return None
+    if block is None:
+        return None
+    behind_attention = lambda x: x if block.ln1_post is None else push_through_norm(block.ln1_post, x)
+    behind_mlp = lambda x: x if block.ln2_post is None else push_through_norm(block.ln2_post, x)
+    if kind == Kind.MLP_POST and block.mlp is not None:
+        return behind_mlp(directions @ block.mlp.W_out)
+    if kind == Kind.NEURONS_OUT:
+        return behind_mlp(directions)
+    if kind == Kind.Z:
+        return behind_attention(directions @ block.attn.W_O.reshape(-1, block.attn.W_O.shape[-1]))
+    return behind_attention(directions) if kind == Kind.HEADS_OUT else None
 
 
-def _read(block: Block | None, kind: Kind, directions: Float[Array, "m width"]) -> tuple[Array, LayerNorm | None]:
-    """What directions of a site are in the residual stream, or behind the norm through which it is read, and that norm."""
-    if kind in _RESIDUAL or block is None:
+def _read(block: Block | None, kind: Kind, directions: Float[Array, "m width"]) -> tuple[Array, Norm | None] | None:
+    """What directions of a site are in the residual stream, and the norm through which it is read, if there is one."""
+    if kind in (*_RESIDUAL, Kind.HEADS_OUT, Kind.NEURONS_OUT) or block is None:
         return directions, None
-    if kind in (Kind.MLP_PRE, Kind.MLP_POST) and block.mlp is not None:
-        return directions @ block.mlp.W_in.T, block.ln2
-    if kind == Kind.LN2_NORMALIZED:
-        return directions, block.ln2
-    if kind == Kind.LN1_NORMALIZED:
-        return directions, block.ln1
-    attn = block.attn
-    W = {Kind.Q: attn.W_Q, Kind.K: attn.W_K, Kind.V: attn.W_V, Kind.Z: attn.W_V}[kind]
-    # [n head d_head] · [head d_model d_head] -> [n d_model]
-    return jnp.einsum("nhe,hme->nm", directions.reshape(-1, *W.shape[::2]), W), block.ln1
+    attn, mlp = block.attn, block.mlp
+    heads = {Kind.Q: attn.W_Q, Kind.K: attn.W_K, Kind.V: attn.W_V, Kind.Z: attn.W_V}
+    norm = block.ln1 if kind <= Kind.Z else block.ln2
+    if kind in heads:
+        W = heads[kind]
+        # [n head group d_head] · [head d_model d_head] -> [n d_model]: a group of z's heads reads the same values
+        directions = jnp.einsum("njge,jme->nm", directions.reshape(len(directions), W.shape[0], -1, W.shape[2]), W)
+    elif mlp is not None and kind in (Kind.MLP_PRE, Kind.MLP_PRE_LINEAR, Kind.MLP_POST):
+        # A gated MLP's neurons are read by way of what the gates multiply.
+        W = mlp.W_gate if kind == Kind.MLP_PRE and isinstance(mlp, GatedMLP) else mlp.W_in
+        directions = directions @ W.T
+    elif kind not in (Kind.LN1_NORMALIZED, Kind.ATTN_IN, Kind.LN2_NORMALIZED, Kind.MLP_IN):
+        return None
+    if norm is None:
+        return directions, None
+    before_weight = kind in (Kind.LN1_NORMALIZED, Kind.LN2_NORMALIZED)
+    return (centred(norm, directions) if before_weight else pull_through_norm(norm, directions)[0]), norm
 
 
 _RESIDUAL = (

@@ -13,7 +13,7 @@ from .._sites import by_site, Kind, Site
 from .._typing import Progress, Tokens
 from ..jacobian._blocks import chain_of_blocks, is_position_local
 from ..jacobian._finite import check_finite
-from ..models import check_known, Transformer
+from ..models import check_known, OF_BLOCK, Transformer
 from ..saes import Saes
 from ._all import all_pairs, gradients_at_all, gradients_one_by_one
 from ._cosine import cosines
@@ -65,10 +65,12 @@ def feature_jacobian(
     - `progress`: called as `progress(done, of, stage)`.
 
     **Returns:** a `FeatureJacobian`, one row a pair. Its cosine is that of what a unit of the source's latent adds to the residual stream
-    and what the target's encoder reads from it: `W_dec0[i] W_out0` and `W_in1 W_enc1[:, j]` for hidden activations of MLPs, the decoder's
-    and the encoder's vectors themselves at `resid`, `attn_out` and `mlp_out`, `W_O` and `W_V` at `z`. Through a layer norm its weight is
-    multiplied in and the mean over d_model left out of both, so that it is the same for processed weights (`jc.process_weights`) as for
-    unprocessed ones. It is NaN where a source does not write into the residual stream linearly.
+    and what the target's encoder reads from it: `W_dec0[i] W_out0` and `W_in1 W_enc1[:, j]` for hidden activations of MLPs (in a gated one
+    `W_in` is of what the gates multiply, and the gates are held), the decoder's and the encoder's vectors themselves at `resid`,
+    `attn_out` and `mlp_out`, `W_O` and `W_V` at `z`. Through a norm, one behind a sublayer too, its weight is multiplied in, and by a
+    layer norm the mean over d_model left out of both, so that it is the same for processed weights (`jc.process_weights`) as for
+    unprocessed ones. It is NaN where a source does not write into the residual stream linearly, and where a target reads queries or keys
+    behind their norm or rotation.
 
     **Raises:** `ValueError` if no latent is on, with the largest that there is; for a site without a dictionary; a source that is not
     upstream; an unknown name in `substitute` or `positions`; tokens that are not one sequence; `RuntimeError` on a compiler that is
@@ -86,7 +88,7 @@ def feature_jacobian(
     """
     check_backend()
     check_tokens(model, tokens)
-    check_known("feature_jacobian", model, "ln1", "attn", "ln2", "mlp")
+    check_known("feature_jacobian", model, *OF_BLOCK)
     _check_options(minimum, positions)
     given, source, target = by_site(saes), Site.parse(source), Site.parse(target)
     replaced = named_sides(substitute)

@@ -6,12 +6,24 @@ from ..models import Transformer
 
 
 def layer_norms(model: Transformer) -> frozenset[Site]:
-    """The scales of all layer norms, the final one among them: with them held a norm is linear.
+    """The scales of all norms: with them held a norm is linear, up to its bias. They are those of the norms before attention and the MLP,
+    behind them, of queries and keys, and of the final one, whichever a model has.
 
     >>> sorted(map(str, jc.frozen.layer_norms(model)))[0]
     'blocks.0.ln1.hook_scale'
     """
-    return _of_kinds(model, Kind.LN1_SCALE, Kind.LN2_SCALE, Kind.FINAL_SCALE)
+    return _of_kinds(model, *_SCALES)
+
+
+_SCALES = (
+    Kind.LN1_SCALE,
+    Kind.Q_SCALE,
+    Kind.K_SCALE,
+    Kind.LN1_POST_SCALE,
+    Kind.LN2_SCALE,
+    Kind.LN2_POST_SCALE,
+    Kind.FINAL_SCALE,
+)
 
 
 def patterns(model: Transformer) -> frozenset[Site]:

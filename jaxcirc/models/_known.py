@@ -2,25 +2,36 @@
 for one that it is not.
 """
 
-from ..parts import Attention, Block, GatedMLP, LayerNorm, MLP, RMSNorm
+from ..parts import Attention, Block, GatedMLP, LayerNorm, MLP, RMSNorm, Rotary
 from ._transformer import Transformer
 
 
-NORMS, MLPS = (LayerNorm, RMSNorm), (MLP, GatedMLP)
-KNOWN = {
+NORMS = (LayerNorm, RMSNorm)
+KNOWN: dict[str, tuple[type, ...]] = {
     "ln1": NORMS,
     "attn": (Attention,),
     "ln1_post": NORMS,
     "ln2": NORMS,
-    "mlp": MLPS,
+    "mlp": (MLP, GatedMLP),
     "ln2_post": NORMS,
     "ln_final": NORMS,
+    # Of attention:
+    "q_norm": NORMS,
+    "k_norm": NORMS,
+    "rotary": (Rotary,),
 }
+OF_BLOCK = ("ln1", "attn", "ln1_post", "ln2", "mlp", "ln2_post")
+OF_ATTENTION = ("q_norm", "k_norm", "rotary")
 
 
 def is_known(block: Block, *names: str) -> bool:
     """Whether a block, and its parts of these names, are of exactly the known classes: one derived from them may compute anything."""
-    return type(block) is Block and all(_is_known(block, name) for name in names)
+    return type(block) is Block and all(_unknown(block, name) is None for name in names)
+
+
+def is_all_known(block: Block) -> bool:
+    """Whether a block and all its parts are: then another position has no part in what they make of one, but by attention."""
+    return is_known(block, *OF_BLOCK)
 
 
 def check_known(what: str, model: Transformer, *names: str) -> None:
@@ -34,15 +45,22 @@ def check_known(what: str, model: Transformer, *names: str) -> None:
     for name in names:
         of_model = name == "ln_final"
         for layer, holder in enumerate([model] if of_model else model.blocks):
-            if not _is_known(holder, name):
-                where, found = name if of_model else f"blocks.{layer}.{name}", type(getattr(holder, name)).__name__
-                kinds = " or ".join(kind.__name__ for kind in KNOWN[name])
+            unknown = _unknown(holder, name)
+            if unknown is not None:
+                place, part = unknown
+                where, classes = place if of_model else f"blocks.{layer}.{place}", KNOWN[place.split(".")[-1]]
                 raise ValueError(
-                    f"{what}: it computes with the weights of a {kinds}, and `{where}` is a {found}. jc.run, jc.edge and "
-                    "jc.node_effects by gradients take any part."
+                    f"{what}: it computes with the weights of a {' or '.join(known.__name__ for known in classes)}, and `{where}` is a "
+                    f"{type(part).__name__}. jc.run, jc.edge and jc.node_effects by gradients take any part."
                 )
 
 
-def _is_known(holder: Block | Transformer, name: str) -> bool:
+def _unknown(holder: object, name: str) -> tuple[str, object] | None:
+    """Finds which part of this name is of no known class: it, or one of attention's own. `None` if all are, or there is none."""
     part = getattr(holder, name)
-    return part is None or type(part) in KNOWN[name]
+    if part is None:
+        return None
+    if type(part) not in KNOWN[name]:
+        return name, part
+    inside = [_unknown(part, own) for own in OF_ATTENTION] if name == "attn" else []
+    return next(((f"{name}.{found[0]}", found[1]) for found in inside if found is not None), None)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._precision import wide
+
 
 STEPS = 1024  # the angles of a position are those of its quotient and of its remainder by this, added
 
@@ -34,7 +36,8 @@ class Rotary(eqx.Module):
     def _angles(self, positions: Int[Array, " seq"]) -> tuple[Float[Array, "seq 1 pair"], Float[Array, "seq 1 pair"]]:
         """Cosine and sine of a sum of two angles."""
         high, low = positions // STEPS, positions % STEPS
-        (a, b), (c, d) = (self.cos[0, high], self.cos[1, low]), (self.sin[0, high], self.sin[1, low])
+        cos, sin = wide(self.cos), wide(self.sin)
+        (a, b), (c, d) = (cos[0, high], cos[1, low]), (sin[0, high], sin[1, low])
         return (a * b - c * d)[:, None], (c * b + a * d)[:, None]
 
 

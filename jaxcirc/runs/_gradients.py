@@ -15,7 +15,7 @@ from .._run import metric_of_last, only_position
 from .._sites import Kind, layer_of, Site
 from .._tap import bare_tap
 from ..graph import structure_of
-from ..models import is_known, Transformer
+from ..models import is_all_known, Transformer
 from ..parts import Block
 from ._resume import blocks_from, Masks, Rows, Variants
 
@@ -80,7 +80,7 @@ def _only_where_read(model: Transformer, here: Site, resid: Variants, wanted: fr
     """
     inside = Site(layer_of(here), Kind.RESID_MID)
     # Of parts that are known another position has no part in what they make of one, but by attention.
-    known = is_known(model.blocks[-1], "ln1", "attn", "ln2", "mlp")
+    known = is_all_known(model.blocks[-1])
     return known and here.kind == Kind.RESID_PRE and inside not in wanted and _worth_a_program(model, resid)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from .._metrics import Metric, position_read
 from .._sites import Kind, Site
-from ..models import is_known, Transformer
+from ..models import is_all_known, Transformer
 from ..parts import Block
 from ._batches import in_groups, rounded_up
 
@@ -98,7 +98,7 @@ def windows_of(model: Transformer, metric: Metric, seq: int, variants: int) -> W
     """Chooses the sizes of windows: as many as `variants` of about half of the model pay for, as each is a few programs more."""
     read = position_read(metric)
     # Of parts that are known another position has no part in what they make of one, but by attention.
-    known = all(is_known(block, "ln1", "attn", "ln2", "mlp") for block in model.blocks)
+    known = all(map(is_all_known, model.blocks))
     if read is None or not model.causal or not known:
         return Windows(seq, (seq,), None, False)
     read = np.where(np.asarray(read) < 0, np.asarray(read) + seq, np.asarray(read))

@@ -11,7 +11,7 @@ from .._sites import Kind, Site
 
 # Each step, and the activations that differ before and after it; at every other site the value is the same.
 _CHANGES: dict[str, frozenset[Kind]] = {
-    # The norm's weight and bias go into the matrices that read it, so what passes between the two changes.
+    # The norm's weight and bias go into the matrices that read it, so what they read changes.
     "fold_layer_norm": frozenset({Kind.ATTN_IN, Kind.MLP_IN}),
     # The mean over d_model leaves everything that is written to the residual stream. Each norm subtracts it anyhow.
     "center_writing": frozenset(

@@ -17,7 +17,7 @@ PARTS = {"z": "output", "q": "query", "k": "key", "v": "value"}
 
 def draw_head_effects(effects: HeadEffects, path: str | Path) -> None:
     """Draws the effects of all heads as an SVG file: of outputs, queries, keys and values, summed over positions, mean over prompts. The
-    title and every panel say what found them.
+    title and every panel say what found them. Keys and values that several heads share have a column a group.
 
     **Raises:** `ValueError` for a file that is not named as SVG.
     """
@@ -28,7 +28,7 @@ def draw_head_effects(effects: HeadEffects, path: str | Path) -> None:
     panels = [
         heat_map(
             np.asarray(getattr(effects, part)).sum(-1).mean(0).tolist(),
-            label="head",
+            label="head" if getattr(effects, part).shape == effects.z.shape else "group of heads that share it",
             side="layer",
             title=f"{name}, summed over positions",
             note=f"{words}; {means}",
