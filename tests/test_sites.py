@@ -14,23 +14,10 @@ from jaxcirc import Kind, Part, Site
 from jaxcirc._run import site_shapes
 from jaxcirc._sites import by_site, did_you_mean
 from jaxcirc._tap import Everything, Tap
+from jaxcirc.parts import LayerNorm
 
 from .helpers import assert_close, model_named, MODELS, tokens_for
 
-
-# The hook points of TransformerLens, in the order in which a forward pass comes by them, with the axes of one sequence.
-EMBEDDING = {"hook_embed": "seq d_model", "hook_pos_embed": "seq d_model"}
-ATTENTION = {
-    "attn.hook_q": "seq head d_head",
-    "attn.hook_k": "seq head d_head",
-    "attn.hook_v": "seq head d_head",
-    "attn.hook_attn_scores": "head seq seq",
-    "attn.hook_pattern": "head seq seq",
-    "attn.hook_z": "seq head d_head",
-    "attn.hook_result": "seq head d_model",
-    "hook_attn_out": "seq d_model",
-}
-MLP = {"mlp.hook_pre": "seq d_mlp", "mlp.hook_post": "seq d_mlp", "hook_mlp_out": "seq d_model"}
 
 ALL_SITES = [
     Site(layer, kind, part)
@@ -39,23 +26,40 @@ ALL_SITES = [
 ]
 
 
-def norm(name: str, model: jc.Transformer) -> dict[str, str]:
-    """The two hook points of a layer norm, where the model has one."""
-    with_norm = model.ln_final is not None
-    return {f"{name}.hook_scale": "seq 1", f"{name}.hook_normalized": "seq d_model"} if with_norm else {}
-
-
 def table(model: jc.Transformer) -> dict[str, str]:
-    """The hook points that `model` must have, each with its axes."""
-    names = dict(EMBEDDING)
+    """The hook points that `model` must have, in the order in which a forward pass comes by them, each with its axes."""
+    resid = "seq d_model"
+    norm = lambda name, part: {} if part is None else {f"{name}.hook_scale": "seq 1", f"{name}.hook_normalized": resid}
+    names = {"hook_embed": resid} | ({} if model.W_pos is None else {"hook_pos_embed": resid})
     for layer, block in enumerate(model.blocks):
-        of_block = {"hook_resid_pre": "seq d_model"} | norm("ln1", model) | ATTENTION
+        attn, gated = block.attn, hasattr(block.mlp, "W_gate")
+        of_block = {"hook_resid_pre": resid} | norm("ln1", block.ln1) | {"attn.hook_in": resid}
+        of_block |= {f"attn.hook_{part}": f"seq {heads} d_head" for part, heads in (("q", "head"), *KEYS_AND_VALUES)}
+        for part, heads, of_part in (("q", "head", attn.q_norm), ("k", "kv_head", attn.k_norm)):
+            if of_part is not None:
+                of_block[f"attn.{part}_norm.hook_scale"] = "seq 1 1" if of_part.joint else f"seq {heads} 1"
+                of_block[f"attn.{part}_norm.hook_normalized"] = f"seq {heads} d_head"
+        if attn.rotary is not None:
+            of_block |= {"attn.hook_rot_q": "seq head d_head", "attn.hook_rot_k": "seq kv_head d_head"}
+        of_block |= {"attn.hook_attn_scores": "head seq seq", "attn.hook_pattern": "head seq seq"}
+        of_block |= {"attn.hook_z": "seq head d_head", "attn.hook_result": "seq head d_model"}
+        if block.ln1_post is not None:
+            of_block |= {"attn.hook_out": resid} | norm("ln1_post", block.ln1_post)
+        of_block |= {"hook_attn_out": resid}
         if block.mlp is not None:
-            of_block |= {} if block.parallel else {"hook_resid_mid": "seq d_model"}
-            of_block |= norm("ln2", model) | MLP
-        of_block |= {"hook_resid_post": "seq d_model"}
+            of_block |= {} if block.parallel else {"hook_resid_mid": resid}
+            of_block |= norm("ln2", block.ln2) | {"mlp.hook_in": resid, "mlp.hook_pre": "seq d_mlp"}
+            of_block |= {"mlp.hook_pre_linear": "seq d_mlp"} if gated else {}
+            of_block |= {"mlp.hook_post": "seq d_mlp"}
+            if block.ln2_post is not None:
+                of_block |= {"mlp.hook_out": resid} | norm("ln2_post", block.ln2_post)
+            of_block |= {"hook_mlp_out": resid}
+        of_block |= {"hook_resid_post": resid}
         names |= {f"blocks.{layer}.{name}": axes for name, axes in of_block.items()}
-    return names | norm("ln_final", model) | {"logits": "seq d_vocab_out"}
+    return names | norm("ln_final", model.ln_final) | {"logits": "seq d_vocab_out"}
+
+
+KEYS_AND_VALUES = (("k", "kv_head"), ("v", "kv_head"))
 
 
 def documented() -> dict[str, tuple[str, str]]:
@@ -69,55 +73,93 @@ def forward(model: jc.Transformer, tokens) -> dict[str, np.ndarray]:
     array = lambda x: np.asarray(x, np.float64)
     found, seq = {}, len(tokens)
 
-    def norm(name, layer_norm, x):
-        if layer_norm is None:
+    def norm(name, part, x):
+        """What comes of a norm, if there is one, after its weight and bias."""
+        if part is None:
             return x
-        found[f"{name}.hook_scale"] = np.sqrt(x.var(-1, keepdims=True) + layer_norm.eps)
-        weight = 1 if layer_norm.weight is None else array(layer_norm.weight)
-        bias = 0 if layer_norm.bias is None else array(layer_norm.bias)
-        found[f"{name}.hook_normalized"] = (x - x.mean(-1, keepdims=True)) / found[f"{name}.hook_scale"] * weight + bias
-        return found[f"{name}.hook_normalized"]
+        axes = tuple(range(1, x.ndim)) if getattr(part, "joint", False) else -1
+        x = x - x.mean(-1, keepdims=True) if isinstance(part, LayerNorm) else x
+        found[f"{name}.hook_scale"] = np.sqrt((x**2).mean(axes, keepdims=True) + part.eps)
+        y = found[f"{name}.hook_normalized"] = x / found[f"{name}.hook_scale"]
+        y = y if part.weight is None else y * (getattr(part, "offset", 0) + array(part.weight))
+        return y if getattr(part, "bias", None) is None else y + array(part.bias)
 
-    found["hook_embed"], found["hook_pos_embed"] = array(model.W_E)[np.asarray(tokens)], array(model.W_pos)[:seq]
-    resid = found["hook_embed"] + found["hook_pos_embed"]
+    def rotated(rotary, x):
+        """Turns each pair of coordinates, a complex number, by the angle of its position."""
+        pairs = rotary.cos.shape[-1]
+        turn = (array(rotary.cos)[1, :seq] + 1j * array(rotary.sin)[1, :seq])[:, None]
+        turned = (x[..., :pairs] + 1j * x[..., pairs : 2 * pairs]) * turn
+        return np.concatenate([turned.real, turned.imag, x[..., 2 * pairs :]], axis=-1)
+
+    capped = lambda x, cap: x if cap is None else cap * np.tanh(x / cap)
+    resid = found["hook_embed"] = array(model.W_E)[np.asarray(tokens)] * model.embed_scale
+    if model.W_pos is not None:
+        found["hook_pos_embed"] = array(model.W_pos)[:seq]
+        resid = resid + found["hook_pos_embed"]
     for layer, block in enumerate(model.blocks):
         put = lambda name, value, layer=layer: found.setdefault(f"blocks.{layer}.{name}", value)
-        attn, mlp = block.attn, block.mlp
-        x = norm(f"blocks.{layer}.ln1", block.ln1, put("hook_resid_pre", resid))
+        attn, mlp, here = block.attn, block.mlp, f"blocks.{layer}"
+        x = put("attn.hook_in", norm(f"{here}.ln1", block.ln1, put("hook_resid_pre", resid)))
         q, k, v = (
             put(f"attn.hook_{name}", np.einsum("sm,hmd->shd", x, array(W)) + array(b))
             for name, W, b in (("q", attn.W_Q, attn.b_Q), ("k", attn.W_K, attn.b_K), ("v", attn.W_V, attn.b_V))
         )
+        q, k = norm(f"{here}.attn.q_norm", attn.q_norm, q), norm(f"{here}.attn.k_norm", attn.k_norm, k)
+        if attn.rotary is not None:
+            q, k = put("attn.hook_rot_q", rotated(attn.rotary, q)), put("attn.hook_rot_k", rotated(attn.rotary, k))
+        k, v = (x.repeat(model.n_heads // model.n_kv_heads, axis=1) for x in (k, v))
         query, key, window = np.arange(seq)[:, None], np.arange(seq), model.windows[layer]
         allowed = (key <= query) | (not model.causal)
         allowed &= True if window is None else key > query - window
-        scores = np.where(allowed, np.einsum("qhd,khd->hqk", q, k) * float(attn.scale), -np.inf)
-        weights = np.exp(put("attn.hook_attn_scores", scores) - scores.max(-1, keepdims=True))
+        scores = capped(np.einsum("qhd,khd->hqk", q, k) * float(attn.scale), attn.cap)
+        scores = put("attn.hook_attn_scores", np.where(allowed, scores, -np.inf))
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
         pattern = put("attn.hook_pattern", weights / weights.sum(-1, keepdims=True))
         z = put("attn.hook_z", np.einsum("hqk,khd->qhd", pattern, v))
-        result = put("attn.hook_result", np.einsum("shd,hdm->shm", z, array(attn.W_O)))
-        resid = resid + put("hook_attn_out", result.sum(1) + array(attn.b_O))
+        out = put("attn.hook_result", np.einsum("shd,hdm->shm", z, array(attn.W_O))).sum(1) + array(attn.b_O)
+        if block.ln1_post is not None:
+            out = norm(f"{here}.ln1_post", block.ln1_post, put("attn.hook_out", out))
+        resid = resid + put("hook_attn_out", out)
         if mlp is not None:
-            read = found[f"blocks.{layer}.hook_resid_pre"] if block.parallel else put("hook_resid_mid", resid)
-            pre = put("mlp.hook_pre", norm(f"blocks.{layer}.ln2", block.ln2, read) @ array(mlp.W_in) + array(mlp.b_in))
-            post = put("mlp.hook_post", np.asarray(mlp.act(jnp.asarray(pre)), np.float64))
-            resid = resid + put("hook_mlp_out", post @ array(mlp.W_out) + array(mlp.b_out))
+            read = found[f"{here}.hook_resid_pre"] if block.parallel else put("hook_resid_mid", resid)
+            x, act = (
+                put("mlp.hook_in", norm(f"{here}.ln2", block.ln2, read)),
+                lambda x, mlp=mlp: array(mlp.act(jnp.asarray(x))),
+            )
+            linear = x @ array(mlp.W_in) + array(mlp.b_in)
+            if hasattr(mlp, "W_gate"):
+                gates = put("mlp.hook_pre", x @ array(mlp.W_gate) + array(mlp.b_gate))
+                post = act(gates) * put("mlp.hook_pre_linear", linear)
+            else:
+                post = act(put("mlp.hook_pre", linear))
+            out = put("mlp.hook_post", post) @ array(mlp.W_out) + array(mlp.b_out)
+            if block.ln2_post is not None:
+                out = norm(f"{here}.ln2_post", block.ln2_post, put("mlp.hook_out", out))
+            resid = resid + put("hook_mlp_out", out)
         put("hook_resid_post", resid)
-    found["logits"] = norm("ln_final", model.ln_final, resid) @ array(model.W_U) + array(model.b_U)
+    logits = norm("ln_final", model.ln_final, resid) @ array(model.W_U) + array(model.b_U)
+    found["logits"] = capped(logits, model.logit_cap)
     return found
+
+
+def sizes_of(model: jc.Transformer, seq: int) -> dict[str, int]:
+    """The length of each axis."""
+    every = dict.fromkeys(("seq", "q_seq", "k_seq"), seq) | {"1": 1, "d_model": 16, "d_head": 6, "d_mlp": 24}
+    vocabulary = dict.fromkeys(("d_vocab", "d_vocab_out"), model.W_U.shape[1])
+    return every | vocabulary | {"head": model.n_heads, "kv_head": model.n_kv_heads}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_site_holds_what_its_documentation_says(name):
     """The table has each kind of site with its axes, and the value of each site is what is said there."""
     model, tokens = model_named(name), tokens_for(model_named(name))
-    sizes = {"seq": 7, "q_seq": 7, "k_seq": 7, "head": 2, "d_head": 6, "d_model": 16, "d_mlp": 24, "1": 1}
-    sizes["d_vocab"] = model.W_U.shape[1]
     _, cache = jc.run(model, tokens, record="all")
-    want, table = forward(model, tokens), documented()
+    want, rows, joint = forward(model, tokens), documented(), getattr(model.blocks[0].attn.q_norm, "joint", False)
     assert {str(site) for site in cache} == set(want)
     for site, value in cache.items():
-        axes, holds = table[str(site).removeprefix(f"blocks.{site.layer}.")]
+        axes, holds = rows[str(site).removeprefix(f"blocks.{site.layer}.")]
+        heads_as_one = joint and site.kind in (Kind.Q_SCALE, Kind.K_SCALE)
+        sizes = sizes_of(model, 7) | ({"head": 1, "kv_head": 1} if heads_as_one else {})
         assert value.shape == tuple(sizes[axis] for axis in axes.split()), f"{site}: {axes}"
         assert len(holds) > 10
         assert_close(value, want[str(site)], mass=1e-3)
@@ -131,15 +173,7 @@ def test_the_documentation_has_a_row_for_each_kind_of_site():
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_of_names_and_shapes_holds(name):
     model, seq = model_named(name), 5
-    sizes = {
-        "seq": seq,
-        "1": 1,
-        "d_model": model.d_model,
-        "head": model.n_heads,
-        "d_head": model.d_head,
-        "d_mlp": 24,
-        "d_vocab_out": model.W_U.shape[1],
-    }
+    sizes = sizes_of(model, seq)
     shapes = site_shapes(model, seq)
     want = {hook: tuple(sizes[axis] for axis in axes.split()) for hook, axes in table(model).items()}
     assert {str(site): value.shape for site, value in shapes.items()} == want

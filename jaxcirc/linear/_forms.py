@@ -50,11 +50,9 @@ def _is_mapped(block: Block) -> bool:
 
 def read_by_scores(attn: Attention, kind: Kind) -> Kind:
     """The kind of site of queries, keys or values behind what places them: their norm, and rotation by their positions."""
-    placed = {Kind.Q: (attn.q_norm, Kind.ROT_Q), Kind.K: (attn.k_norm, Kind.ROT_K)}
-    if kind not in placed:
-        return kind
-    norm, behind = placed[kind]
-    return kind if norm is None and attn.rotary is None else behind
+    behind = {Kind.Q: Kind.ROT_Q} if attn.places_queries else {}
+    behind |= {Kind.K: Kind.ROT_K} if attn.places_keys else {}
+    return behind.get(kind, kind)
 
 
 def can_spread(segment: Segment) -> bool:

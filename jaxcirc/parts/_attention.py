@@ -78,8 +78,12 @@ class Attention(eqx.Module):
         q = tap(Kind.Q, jnp.einsum("sm,hmd->shd", asking, weights.W_Q) + weights.b_Q)
         k = tap(Kind.K, jnp.einsum("sm,hmd->shd", x, weights.W_K) + weights.b_K)
         v = tap(Kind.V, jnp.einsum("sm,hmd->shd", x, weights.W_V) + weights.b_V)
-        q = _placed(q, self.q_norm, self.rotary, asked_from, tap, Kind.ROT_Q)
-        k = _placed(k, self.k_norm, self.rotary, positions, tap, Kind.ROT_K)
+        q = q if self.q_norm is None else self.q_norm(q, tap)
+        k = k if self.k_norm is None else self.k_norm(k, tap)
+        if self.rotary is not None:
+            q, k = self.rotary(q, asked_from), self.rotary(k, positions)
+        q = tap(Kind.ROT_Q, q) if self.places_queries else q
+        k = tap(Kind.ROT_K, k) if self.places_keys else k
         if cache is not None:
             k, v = cache.updated(k, v)
         scores = self.cap_scores(grouped_scores(q, k) * weights.scale)
@@ -93,6 +97,16 @@ class Attention(eqx.Module):
             out = jnp.einsum("qhd,hdm->qm", z, weights.W_O)
         return out + weights.b_O
 
+    @property
+    def places_queries(self) -> bool:
+        """Whether queries are normalised or rotated between their projection and the scores."""
+        return self.q_norm is not None or self.rotary is not None
+
+    @property
+    def places_keys(self) -> bool:
+        """Whether keys are."""
+        return self.k_norm is not None or self.rotary is not None
+
     def cap_scores(self, scores: Float[Array, "..."]) -> Float[Array, "..."]:
         """The scores as the softmax reads them."""
         return scores if self.cap is None else self.cap * jnp.tanh(scores / self.cap)
@@ -103,24 +117,10 @@ class Attention(eqx.Module):
         """The same keys and values by themselves, as a cache holds them."""
         # [seq d_model] · [kv_head d_model d_head] -> [seq kv_head d_head]
         of = lambda W, b: jnp.einsum("sm,hmd->shd", x, wide(W)) + wide(b)
-        positions = jnp.arange(x.shape[0], dtype=jnp.int32)
-        keys = _placed(of(self.W_K, self.b_K), self.k_norm, self.rotary, positions, bare_tap(0), Kind.ROT_K)
+        keys = of(self.W_K, self.b_K)
+        keys = keys if self.k_norm is None else self.k_norm(keys, bare_tap(0))
+        keys = keys if self.rotary is None else self.rotary(keys, jnp.arange(x.shape[0], dtype=jnp.int32))
         return keys, of(self.W_V, self.b_V)
-
-
-def _placed(
-    x: Float[Array, "seq head d_head"],
-    norm: Norm | None,
-    rotary: Rotary | None,
-    positions: Int[Array, " seq"],
-    tap: Tap,
-    kind: Kind,
-) -> Float[Array, "seq head d_head"]:
-    """Normalises queries or keys, and rotates them by their positions."""
-    x = x if norm is None else norm(x, tap)
-    if norm is None and rotary is None:
-        return x
-    return tap(kind, x if rotary is None else rotary(x, positions))
 
 
 def grouped_scores(
