@@ -23,12 +23,14 @@ def golden(name: str) -> dict[str, np.ndarray]:
     model = AutoModelForCausalLM.from_pretrained(
         WEIGHTS / name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
+    last = []  # what enters the final norm: the last of the hidden states is what comes of it
+    model.transformer.ln_f.register_forward_pre_hook(lambda norm, inputs: last.append(inputs[0]))
     with torch.no_grad():
         out = model(torch.from_numpy(tokens).long(), output_hidden_states=True)
     found = {"tokens": tokens, "logits": out.logits[:, ::8].numpy()}
-    residual = [hidden[:, ::8].numpy() for hidden in out.hidden_states]
+    residual = [hidden[:, ::8].numpy() for hidden in (*out.hidden_states[:-1], *last)]
     found |= {f"blocks.{layer}.hook_resid_pre": hidden for layer, hidden in enumerate(residual[:-1])}
-    found["ln_final.hook_normalized"] = residual[-1]
+    found[f"blocks.{len(residual) - 2}.hook_resid_post"] = residual[-1]
     return {key: np.ascontiguousarray(array) for key, array in found.items()}
 
 
