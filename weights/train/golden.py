@@ -24,7 +24,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
         WEIGHTS / name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     last = []  # what enters the final norm: the last of the hidden states is what comes of it
-    model.transformer.ln_f.register_forward_pre_hook(lambda norm, inputs: last.append(inputs[0]))
+    model.get_submodule("transformer.ln_f").register_forward_pre_hook(lambda norm, inputs: last.append(inputs[0]))
     with torch.no_grad():
         out = model(torch.from_numpy(tokens).long(), output_hidden_states=True)
     found = {"tokens": tokens, "logits": out.logits[:, ::8].numpy()}
