@@ -4,9 +4,11 @@ Of tens of thousands of latents a few are on at each position, and only those ar
 `W_dec` or the transpose of `W_enc`, are here: where most latents are listed, an array of all of them is the faster way.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -27,21 +29,34 @@ class Latents(eqx.Module):
     units: Int[np.ndarray | Array, "*batch n"]
     values: Float[np.ndarray | Array, "*batch n"]
 
+    def instances(self) -> tuple[Int[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:
+        """Those of all examples in one list: as (example, position, unit), and their values."""
+        positions, units, values = (np.asarray(x) for x in (self.positions, self.units, self.values))
+        there = np.nonzero(units >= 0)
+        return np.stack([there[0], positions[there], units[there]], axis=-1), values[there]
+
 
 def listed(dense: Float[np.ndarray, "batch seq d_sae"]) -> Latents:
     """Those that are not zero."""
-    flat = dense.reshape(len(dense), -1)
-    index = [np.flatnonzero(each) for each in flat]
-    return from_lists(index, [each[i] for each, i in zip(flat, index, strict=True)], dense.shape[-1])
+    return from_instances(*not_zero(dense), len(dense))
 
 
-def from_lists(index: Sequence[np.ndarray], values: Sequence[np.ndarray], units: int) -> Latents:
-    """Lists of their indices into positions times units, and of their values, as long as the longest."""
-    width = max(map(len, index))
-    flat = np.stack([np.pad(each, (0, width - len(each)), constant_values=-1) for each in index])
-    positions, latents = np.where(flat < 0, 0, flat // units), np.where(flat < 0, -1, flat % units)
-    sizes = np.stack([np.pad(each, (0, width - len(each))) for each in values])
-    return Latents(positions.astype(np.int32), latents.astype(np.int32), sizes)
+def not_zero(dense: Float[np.ndarray, "..."]) -> tuple[Int[np.ndarray, "n axes"], Float[np.ndarray, " n"]]:
+    """The indices of what is not zero, in their order, and its values."""
+    flat = np.flatnonzero(dense)  # in a fraction of the time that all axes at once take
+    return np.stack(np.unravel_index(flat, dense.shape), axis=-1), dense.reshape(-1)[flat]
+
+
+def from_instances(index: Int[np.ndarray, "n 3"], values: Float[np.ndarray, " n"], batch: int) -> Latents:
+    """Lists for each of `batch` examples, as long as the longest, of instances in the order of their index."""
+    example, *place = index.T
+    count = np.bincount(example, minlength=batch)
+    there = example, np.arange(len(example)) - np.repeat(np.cumsum(count) - count, count)
+    fill = lambda value, dtype: np.full((batch, int(count.max())), value, dtype)
+    positions, units, sizes = fill(0, np.int32), fill(-1, np.int32), fill(0, values.dtype)
+    for array, column in zip((positions, units, sizes), (*place, values), strict=True):
+        array[there] = column
+    return Latents(positions, units, sizes)
 
 
 def of_one_size(lists: Mapping[Site, Latents], *kind: Hashable) -> dict[Site, Latents]:
@@ -76,18 +91,72 @@ def write(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> Floa
             jnp.zeros((seq, len(rows)), latents.values.dtype).at[latents.positions, latents.units].add(latents.values)
         )
         return dense @ wide(rows)
-    at = jnp.arange(seq, dtype=latents.positions.dtype)[:, None]
-    # [seq n] · [n width]
-    return jnp.where(latents.positions == at, latents.values, 0) @ wide(rows[latents.units])
+    if seq <= _tiles().positions:
+        return _written(latents, rows, 0, seq)
+    in_tiles = jax.custom_batching.sequential_vmap(lambda latents, rows: _write_in_tiles(latents, rows, seq))
+    return in_tiles(latents, rows)
+
+
+class _Tiles(NamedTuple):
+    """How many positions are written at once, and by how many latents."""
+
+    positions: int
+    latents: int
+
+
+def _tiles() -> _Tiles:
+    """Chooses the sizes: a few kernels for an accelerator, and what a core's cache holds else."""
+    return _Tiles(32, 512) if jax.default_backend() == "cpu" else _Tiles(256, 8192)
+
+
+def _write_in_tiles(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> Float[Array, "seq width"]:
+    """Writes some positions at a time, as latents are in their order: work grows with the latents, and not with them times positions."""
+    (size, width), n = _tiles(), latents.units.shape[0]
+    blocks, pad = -(-seq // size), lambda x, value: jnp.pad(x, (0, -n % width), constant_values=value)
+    latents = Latents(pad(latents.positions, 0), pad(latents.units, -1), pad(latents.values, 0))
+    at = jnp.where(latents.units < 0, seq, latents.positions)
+    begins = jnp.searchsorted(at, jnp.minimum(jnp.arange(blocks + 1) * size, seq).astype(at.dtype))
+
+    def some_positions(block, out):
+        def some_latents(tile, found):
+            part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, tile * width, width), latents)
+            return found + _written(part, rows, block * size, size)
+
+        there = begins[block] // width, -(-begins[block + 1] // width)
+        found = jax.lax.fori_loop(*there, some_latents, jnp.zeros((size, rows.shape[1]), out.dtype))
+        return jax.lax.dynamic_update_slice_in_dim(out, found, block * size, 0)
+
+    nothing = jnp.zeros((blocks * size, rows.shape[1]), jnp.result_type(latents.values, wide(rows)))
+    return jax.lax.fori_loop(0, blocks, some_positions, nothing)[:seq]
+
+
+def _written(latents: Latents, rows: Float[Array, "d_sae width"], first, count: int) -> Float[Array, "count width"]:
+    """What latents write at `count` positions from the `first` on."""
+    dtype = latents.positions.dtype
+    at = jnp.arange(count, dtype=dtype)[:, None] + jnp.asarray(first, dtype)
+    # [position n] · [n width]
+    return jnp.where(latents.positions == at, latents.values, 0) @ wide(take(rows, _units(latents)))
 
 
 def read(latents: Latents, rows: Float[Array, "d_sae width"], vectors: Float[Array, "seq width"]) -> Float[Array, " n"]:
     """The inner product of each latent's row with the vector at its position."""
     if _most(latents, rows, len(vectors)):
         return (vectors @ wide(rows).T)[latents.positions, latents.units]
-    # [n width] · [n width] -> [n]
-    return jnp.einsum("nd,nd->n", wide(rows[latents.units]), vectors[latents.positions])
+    # As one fused loop: an einsum writes down what is gathered, which takes several times as long.
+    return (wide(take(rows, _units(latents))) * take(vectors, latents.positions)).sum(-1)
+
+
+def _units(latents: Latents) -> Int[Array, " n"]:
+    """Which rows are theirs; behind the last latent any will do, as its value is 0."""
+    return jnp.maximum(latents.units, 0)
+
+
+def bytes_through(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> int:
+    """Counts what is held while the latents of one example are read, or write."""
+    few = latents.units.shape[-1] * (min(seq, _tiles().positions) + rows.shape[1])
+    numbers = seq * len(rows) if _most(latents, rows, seq) else few
+    return numbers * latents.values.dtype.itemsize
 
 
 def _most(latents: Latents, rows: Array, seq: int) -> bool:
-    return latents.units.shape[0] > seq * len(rows) // 16
+    return latents.units.shape[-1] > seq * len(rows) // 16
