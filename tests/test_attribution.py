@@ -413,7 +413,7 @@ def test_a_batch_is_its_prompts_one_by_one():
 
 def test_thresholds_choose_targets_and_sources(solved):
     arguments, nodes, every = solved
-    cut = 0.05
+    cut = 0.02
     active = jc.edge_effects(*arguments, nodes, threshold=cut)
     selected = jc.edge_effects(*arguments, nodes, threshold=cut, upstream="selected")
     for pair in every.coo:
