@@ -155,7 +155,7 @@ ODD: dict[str, tuple[Callable[[jc.Transformer], jc.Transformer], bool, bool]] = 
     "class derived from LayerNorm": (
         lambda model: _with(model, ln1=ft.partial(_derived, kind=DerivedNorm)),
         True,
-        False,
+        True,
     ),
     "activation that is not elementwise": (
         lambda model: _with(model, mlp=lambda mlp: dataclasses.replace(mlp, act=softmax)),
