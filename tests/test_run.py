@@ -79,7 +79,7 @@ def test_a_record_is_what_downstream_sees(name):
 
         def norm(part, reads, scale, normalized, writes, at=at, made=made):
             if part is not None:
-                x, axes = at(reads), tuple(range(2, at(reads).ndim)) if part.joint else -1
+                x, axes = at(reads), tuple(range(2, at(reads).ndim)) if getattr(part, "joint", False) else -1
                 x = x - x.mean(axis=-1, keepdims=True) if isinstance(part, LayerNorm) else x
                 made[scale] = np.sqrt((x**2).mean(axis=axes, keepdims=True) + part.eps)
                 made[normalized] = x / at(scale)
