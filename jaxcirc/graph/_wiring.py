@@ -107,7 +107,7 @@ class Entry(eqx.Module):
     before: Float[Array, "*batch seq d_model"] | None
     norm: Norm | None
 
-    def at(self, fraction: Float[Array, ""] | float) -> Float[Array, "*batch seq d_model"]:
+    def at(self, fraction: Float[Array, ""] | float | int) -> Float[Array, "*batch seq d_model"]:
         """What a fraction of the difference adds to the residual stream."""
         step = fraction * self.change
         if self.norm is None or self.before is None:
@@ -115,7 +115,7 @@ class Entry(eqx.Module):
         return _normed(self.norm, self.before + step) - _normed(self.norm, self.before)
 
     def pull(
-        self, fraction: Float[Array, ""] | float, gradient: Float[Array, "*batch seq d_model"]
+        self, fraction: Float[Array, ""] | float | int, gradient: Float[Array, "*batch seq d_model"]
     ) -> Float[Array, "*batch seq d_model"]:
         """Takes a gradient at the residual stream, where it is moved by `at(fraction)`, to one of `change`."""
         if self.norm is None or self.before is None:
