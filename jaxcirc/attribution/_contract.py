@@ -24,6 +24,7 @@ from ..units import Latents
 from ._effects import node_products
 from ._methods import check_gradients, IntegratedGradients
 from ._moved import states_moved
+from ._node_values import NodeValues
 from ._packs import NodeMask, pack_columns, pack_rows, pack_targets, Sources, TargetChunk
 from ._states import States
 
@@ -112,12 +113,13 @@ def _blocks(
     path: IntegratedGradients | None,
 ) -> "Iterator[_Block]":
     packs = pack_columns(problem.saes, at, sources)
-    wanted = {site: targets(site) & np.asarray(at.mask)[..., None] for site in problem.saes}
-    chunk = _chunk_size([pack_rows(at, site, mask) for site, mask in wanted.items()], packs, at.mask.shape[1])
+    clean_rows = [pack_rows(at, site, sae, targets) for site, sae in problem.saes.items()]
+    chunk = _chunk_size(clean_rows, packs, at.mask.shape[1])
     masks = model.batch_masks(at.mask)
     for wires, here, slope, fraction, weight in _points(model, problem, at, gradient, path):
         for target in dict.fromkeys(wire.target for wire in wires):
-            sae, rows = problem.saes[target], pack_rows(here, target, wanted[target])
+            sae = problem.saes[target]
+            rows = pack_rows(here, target, sae, targets)
             for pack in pack_targets(sae, target, here, slope[target], rows, chunk):
                 for wire in wires:
                     if wire.target == target:
@@ -155,31 +157,33 @@ def _chunk_size(wanted: Iterable[Latents], packs: Mapping[Site, Sources], seq: i
 
 
 class _Block(NamedTuple):
-    """The edges of one wire into one chunk of targets, as they are computed: covectors at one or two sites, segments, vectors."""
+    """The edges of one wire into one chunk of targets, as they are computed: covectors at one or two sites, segments, and the sources."""
 
     wire: Wire
     targets: TargetChunk
-    sources: Latents
+    source: AbstractDictionary
+    sources: Sources
     ends: tuple[tuple[Segment, Float[Array, "batch row width"]], ...]  # the segment of the first prompt
-    vectors: Float[Array, "batch column width"]
     values: Float[Array | np.ndarray, "batch row column"]
     weight: float
 
     def error(self, values: Float[np.ndarray, "batch row column"]) -> float:
         """Against float64, on the first prompt."""
         ends = [(segment, np.asarray(left)[0]) for segment, left in self.ends]
-        at_columns = np.asarray(self.sources.positions)[0]
-        return error_of_edges(ends, self.targets.positions[0], np.asarray(self.vectors)[0], at_columns, values[0])
+        vectors, at_columns = self.sources.vectors(self.source), np.asarray(self.sources.nodes.positions)[0]
+        return error_of_edges(ends, self.targets.positions[0], np.asarray(vectors)[0], at_columns, values[0])
 
     def edges(self, values: Float[np.ndarray, "batch row column"], error: float | None) -> Edges:
         """Without the rows and columns that no example has."""
-        rows, columns = (int((units >= 0).sum(axis=1).max()) for units in (self.targets.units, self.sources.units))
+        rows, columns = (
+            int((units >= 0).sum(axis=1).max()) for units in (self.targets.units, self.sources.nodes.units)
+        )
         return Edges(
             self.wire,
             self.targets.positions[:, :rows],
             self.targets.units[:, :rows],
-            np.asarray(self.sources.positions)[:, :columns],
-            np.asarray(self.sources.units)[:, :columns],
+            np.asarray(self.sources.nodes.positions)[:, :columns],
+            np.asarray(self.sources.nodes.units)[:, :columns],
             self.weight * values[:, :rows, :columns],
             error,
         )
@@ -215,7 +219,7 @@ def _block(
                 parts.append(contract_batch(segment, keys, resid, displacement, *items))
     nothing = np.zeros((*pack.units.shape, vectors.shape[1]), vectors.dtype)
     values = ft.reduce(jnp.add, parts) if parts else nothing
-    return _Block(wire, pack, sources.nodes, tuple(ends), vectors, values, weight)
+    return _Block(wire, pack, saes[wire.source], sources, tuple(ends), values, weight)
 
 
 def _segment_of(
@@ -244,7 +248,7 @@ def _segment_of(
 
 def direct_to_metric(
     model: Transformer, problem: Problem, at: States, gradient: Gradients, path: IntegratedGradients | None = None
-) -> dict[Site, Float[Array, "batch seq node"]]:
+) -> dict[Site, NodeValues]:
     """The effect of each node on the metric along the paths that meet no later node.
 
     Where there is no later node that is the node's whole effect, by the gradient of the nodes; else the clean gradient with later
@@ -259,8 +263,7 @@ def direct_to_metric(
         )
         parts = [float(weight) * held(float(fraction)) for fraction, weight in points] if later else [gradient[site]]
         direct = ft.reduce(jnp.add, parts)
-        acts, error = node_products(site, sae, at, direct)
-        out[site] = jnp.concatenate([acts, error[..., None]], axis=-1)
+        out[site] = node_products(site, sae, at, direct)
     return out
 
 

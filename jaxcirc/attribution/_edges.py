@@ -10,11 +10,13 @@ from jaxtyping import Array, Bool, Float, Int
 from .._metrics import Metric
 from .._sites import BySite, Site
 from ..models import Transformer
-from ..runs import lengthened, prepare, Problem, shortened
+from ..runs import lengthened, prepare, Problem
 from ..saes import AbstractDictionary
 from ._contract import direct_to_metric, Edges, iterate_edges
 from ._effects import NodeEffects
 from ._methods import IntegratedGradients
+from ._node_values import ArraysBySite
+from ._packs import every_node, NodeMask, nodes_among
 
 
 Pair = tuple[Site, Site]
@@ -32,13 +34,13 @@ class EdgeEffects:
     - `coo[(source, target)]`: `(target_index [n 3], source_index [n 3], value [n])`; an index is (batch, position, node), and node
       `d_sae` is the dictionary's error. Exactly zero values are left out. It is made when it is asked for, and takes seven times the
       memory of the edges' values.
-    - `to_metric[source]` `[batch seq node]`: what a node does to the metric along paths that meet no other node.
+    - `to_metric[source]` `[batch seq node]`: what a node does to the metric along paths that meet no other node; made like `coo`.
     - `parts[(source, target)]`: the edges as tables of rows, the targets, and columns, the sources; those with the same ends in several are
       to be summed.
     - `sizes[site]`: how many nodes there are at a site, `d_sae + 1`; `batch` and `seq` the other sizes.
     """
 
-    to_metric: BySite[Float[Array, "batch seq node"]]
+    to_metric: ArraysBySite
     parts: dict[Pair, list[Edges]]
     sizes: BySite[int]
     batch: int
@@ -145,17 +147,16 @@ def edge_effects(
         raise ValueError(f"edge_effects: edges must be 'clean' or 'integrated', got {edges!r}.")
     _check_same(problem, nodes)
     length, seq = int(problem.length), problem.clean.shape[1]
-    above = lambda site: lengthened(_above(nodes, site, threshold), seq, False)
+    above = _above(problem, nodes, threshold)
     gradient = {site: jax.device_put(lengthened(each, seq, 0)) for site, each in nodes.gradient.items()}
-    anything = lambda site: np.ones((*problem.clean.shape, problem.saes[site].d_sae + 1), bool)
-    chosen = above if upstream == "selected" else anything
+    chosen = above if upstream == "selected" else every_node
     parts: dict[Pair, list[Edges]] = {}
     rule = path if edges == "integrated" else None
     for part in iterate_edges(model, problem, nodes.at, gradient, targets=above, sources=chosen, path=rule):
         parts.setdefault((part.wire.source, part.wire.target), []).append(part)
     direct = direct_to_metric(model, problem, nodes.at, gradient, rule)
     return EdgeEffects(
-        to_metric=BySite((site, shortened(values, length)) for site, values in direct.items()),
+        to_metric=ArraysBySite((site, values.shortened(length).nodes) for site, values in direct.items()),
         parts=parts,
         sizes=BySite((site, sae.d_sae + 1) for site, sae in problem.saes.items()),
         batch=problem.clean.shape[0],
@@ -163,15 +164,18 @@ def edge_effects(
     )
 
 
-def _above(nodes: NodeEffects, site: Site, threshold: float) -> Bool[np.ndarray, "batch seq node"]:
-    acts, error = (np.abs(np.asarray(part[site])) > threshold for part in (nodes.acts, nodes.error))
-    return np.concatenate([acts, error[..., None]], axis=-1)
+def _above(problem: Problem, nodes: NodeEffects, threshold: float) -> NodeMask:
+    """Takes the nodes whose effect is above the threshold; those that are not listed have none."""
+    if threshold < 0:
+        return every_node
+    chosen = {site: values.above(threshold) for site, values in nodes.listed.items()}
+    return nodes_among(chosen, problem.clean.shape, problem.saes)
 
 
 def _check_same(problem: Problem, nodes: NodeEffects) -> None:
     batch, seq = len(problem.clean), int(problem.length)
     want = {site: (batch, seq, sae.d_sae) for site, sae in problem.saes.items()}
-    got = {site: acts.shape for site, acts in nodes.acts.items()}
+    got = {site: (*values.error.shape, values.d_sae) for site, values in nodes.listed.items()}
     if want != got:
         differing = [str(site) for site in sorted({*want, *got}) if want.get(site) != got.get(site)]
         raise ValueError(

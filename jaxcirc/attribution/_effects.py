@@ -9,8 +9,10 @@ from jaxtyping import Array, Float
 
 from .._sites import BySite, Site
 from .._tap import site_read
+from ..runs import some_at_once
 from ..saes import AbstractDictionary, anonymous
-from ..units import Latents, read
+from ..units import bytes_through, Latents, read
+from ._node_values import ArraysBySite, NodeValues
 from ._states import error_differences, States
 
 
@@ -19,16 +21,25 @@ class NodeEffects(eqx.Module):
 
     **Attributes,** by site or its name:
 
-    - `acts[site]` `[batch seq d_sae]`: of the latents of the dictionary at `site`.
+    - `acts[site]` `[batch seq d_sae]`: of the latents of the dictionary at `site`. What is held is `listed`, and this array is made anew
+      when it is asked for, unless somebody holds it.
     - `error[site]` `[batch seq]`: of its reconstruction error, as one node.
     - `gradient[site]` `[batch seq width]`: the gradient that the method used.
+    - `listed[site]`: of latents and error, those of latents as a list of the ones that are not 0.
     - `at`: the runs of the prompts, from which `jc.edge_effects` goes on; with padding behind them.
     """
 
-    acts: BySite[Float[Array, "batch seq d_sae"]]
-    error: BySite[Float[Array, "batch seq"]]
+    listed: BySite[NodeValues]
     gradient: BySite[Float[Array, "batch seq width"]]
     at: States
+
+    @property
+    def acts(self) -> ArraysBySite:
+        return ArraysBySite((site, values.acts) for site, values in self.listed.items())
+
+    @property
+    def error(self) -> BySite[Float[Array, "batch seq"]]:
+        return BySite((site, values.error) for site, values in self.listed.items())
 
     @property
     def total(self) -> Float[Array, " batch"]:
@@ -44,31 +55,35 @@ class NodeEffects(eqx.Module):
 
     def nodes(self, site: Site | str) -> Float[Array, "batch seq node"]:
         """Latents and error in one array; the error is the last node, at index `d_sae`."""
-        return jnp.concatenate([self.acts[site], self.error[site][..., None]], axis=-1)
+        return self.listed[site].nodes()
 
 
 def effects_of(
     saes: Mapping[Site, AbstractDictionary], at: States, gradient: Mapping[Site, Float[Array, "batch seq width"]]
 ) -> NodeEffects:
     """The effects, given the runs and the gradient at every node."""
-    found = {site: node_products(site, sae, at, gradient[site]) for site, sae in saes.items()}
-    acts, error = (BySite((site, each[part]) for site, each in found.items()) for part in (0, 1))
-    return NodeEffects(acts=acts, error=error, gradient=BySite(gradient), at=at)
+    found = BySite((site, node_products(site, sae, at, gradient[site])) for site, sae in saes.items())
+    return NodeEffects(found, BySite(gradient), at)
 
 
 def node_products(
     site: Site, sae: AbstractDictionary, at: States, gradient: Float[Array, "batch seq width"]
-) -> tuple[Float[Array, "batch seq d_sae"], Float[Array, "batch seq"]]:
+) -> NodeValues:
     """Products of the latents' and the error's differences with the gradient with respect to them, given that at the site."""
-    return _products(anonymous(sae), at.values[site_read(site, sae)], at.differences[site], gradient, at.changes[site])
+    changes = at.changes[site]
+    products = _products(anonymous(sae), at.values[site_read(site, sae)], at.differences[site], gradient, changes)
+    return NodeValues(Latents(changes.positions, changes.units, products[0]), products[1], sae.d_sae)
 
 
 @jax.jit
-def _products(sae, x, difference, gradient, changes):
-    def latents(scale, gradient, changes: Latents):
-        products = changes.values * scale[changes.positions] * read(changes, sae.W_dec, gradient)
-        there = jnp.zeros((len(gradient), sae.d_sae), products.dtype)
-        return there.at[changes.positions, changes.units].add(products)
+def _products(
+    sae, x, difference, gradient, changes: Latents
+) -> tuple[Float[Array, "batch n"], Float[Array, "batch seq"]]:
+    """Products of what is listed, and of the error."""
 
+    def latents(scale, gradient, changes: Latents):
+        return changes.values * scale[changes.positions] * read(changes, sae.W_dec, gradient)
+
+    each = bytes_through(changes, sae.W_dec, x.shape[1])
     error = error_differences(sae, x, difference, changes)
-    return jax.vmap(latents)(sae.decoder_scale(x), gradient, changes), jnp.sum(error * gradient, axis=-1)
+    return some_at_once(latents, each, sae.decoder_scale(x), gradient, changes), jnp.sum(error * gradient, axis=-1)

@@ -59,5 +59,9 @@ def node_effects(
     check_method(method)
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     found = method.effects(model, problem, states(model, problem))
-    as_given = lambda values: BySite((site, shortened(x, int(problem.length))) for site, x in values.items())
-    return NodeEffects(as_given(found.acts), as_given(found.error), as_given(found.gradient), found.at)
+    length = int(problem.length)
+    return NodeEffects(
+        BySite((site, values.shortened(length)) for site, values in found.listed.items()),
+        BySite((site, shortened(gradient, length)) for site, gradient in found.gradient.items()),
+        found.at,
+    )

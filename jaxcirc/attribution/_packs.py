@@ -15,12 +15,29 @@ from jaxtyping import Array, Bool, Float, Int
 from .._precision import wide
 from .._sites import Site
 from .._tap import site_read
+from ..runs import some_at_once
 from ..saes import AbstractDictionary, anonymous
-from ..units import covectors, from_lists, Latents, of_one_size, read, widened, write
+from ..units import bytes_through, covectors, from_instances, Latents, of_one_size, read, widened, write
 from ._states import error_differences, States
 
 
-NodeMask = Callable[[Site], Bool[np.ndarray, "batch seq node"]]
+NodeMask = Callable[[Site, Int[np.ndarray, "n 3"]], Bool[np.ndarray, " n"]]
+"""Which nodes at a site take part, of those that are given as (example, position, node)."""
+
+
+def every_node(site: Site, index: Int[np.ndarray, "n 3"]) -> Bool[np.ndarray, " n"]:
+    """Leaves no node out."""
+    return np.ones(len(index), bool)
+
+
+def nodes_among(
+    chosen: Mapping[Site, Int[np.ndarray, "n 3"]], shape: tuple[int, int], saes: Mapping[Site, AbstractDictionary]
+) -> NodeMask:
+    """Takes the nodes that are listed, of prompts of `shape` `[batch seq]`."""
+    shapes = {site: (*shape, sae.d_sae + 1) for site, sae in saes.items()}
+    flat = lambda site, index: np.ravel_multi_index(tuple(index.T), shapes[site])
+    numbers = {site: flat(site, index) for site, index in chosen.items()}
+    return lambda site, index: np.isin(flat(site, index), numbers[site])
 
 
 class Sources(NamedTuple):
@@ -54,16 +71,17 @@ def pack_columns(saes: Mapping[Site, AbstractDictionary], at: States, masks: Nod
     for site, sae in saes.items():
         x = at.values[site_read(site, sae)]
         errors = error_differences(anonymous(sae), x, at.differences[site], at.changes[site])
-        nodes = _nodes(at.changes[site], np.asarray((errors != 0).any(-1)), masks(site))
+        nodes = _nodes(site, sae, at.changes[site], np.asarray(_any(errors)), masks)
         out[site] = Sources(nodes, sae.decoder_scale(x), errors)
     kind = "sources", at.mask.shape[1], *sorted({sae.d_sae for sae in saes.values()})
     nodes = of_one_size({site: source.nodes for site, source in out.items()}, *kind)
     return {site: source._replace(nodes=nodes[site]) for site, source in out.items()}
 
 
-def pack_rows(at: States, site: Site, mask: Bool[np.ndarray, "batch seq node"]) -> Latents:
-    """The nodes of `mask` with their slopes. Latents that are off read nothing, and are left out."""
-    return _nodes(at.slopes[site], np.ones(mask.shape[:2], bool), mask)
+def pack_rows(at: States, site: Site, sae: AbstractDictionary, mask: NodeMask) -> Latents:
+    """The nodes of `mask` with their slopes, but for padding. Latents that are off read nothing, and are left out."""
+    real = np.asarray(at.mask)
+    return _nodes(site, sae, at.slopes[site], real, lambda site, index: real[*index.T[:2]] & mask(site, index))
 
 
 def pack_targets(
@@ -88,20 +106,22 @@ def pack_targets(
 
 
 def _nodes(
-    latents: Latents, errors: Bool[np.ndarray, "batch seq"], mask: Bool[np.ndarray, "batch seq node"]
+    site: Site, sae: AbstractDictionary, latents: Latents, errors: Bool[np.ndarray, "batch seq"], mask: NodeMask
 ) -> Latents:
     """The latents and errors of `mask` in one list; an error's value is 0."""
-    count, index, values = mask.shape[-1], [], []
-    for there, error, positions, units, sizes in zip(
-        mask, errors, latents.positions, latents.units, latents.values, strict=True
-    ):
-        kept = (units >= 0) & there[positions, units]
-        wrong = np.flatnonzero(error & there[:, -1]) * count + count - 1
-        number = np.concatenate([positions[kept] * count + units[kept], wrong])
-        order = np.argsort(number)
-        index.append(number[order])
-        values.append(np.concatenate([sizes[kept], np.zeros(len(wrong), sizes.dtype)])[order])
-    return from_lists(index, values, count)
+    index, values = latents.instances()
+    wrong = np.argwhere(errors)
+    index = np.concatenate([index, np.pad(wrong, [(0, 0), (0, 1)], constant_values=sae.d_sae)])
+    kept = mask(site, index)
+    index, values = index[kept], np.pad(values, (0, len(wrong)))[kept]
+    order = np.lexsort(index.T[::-1])
+    return from_instances(index[order], values[order], len(errors))
+
+
+@jax.jit
+def _any(errors: Float[Array, "batch seq width"]) -> Bool[Array, "batch seq"]:
+    """Where there is an error at all."""
+    return (errors != 0).any(-1)
 
 
 @jax.jit
@@ -125,7 +145,8 @@ def _error_covectors(sae, x, gradient, slopes):
         asked = write(Latents(slopes.positions, slopes.units, size), sae.W_enc.T, len(x))
         return -sae.pull_input(x, asked)
 
-    return jax.vmap(example)(x, gradient, slopes)
+    each = 2 * bytes_through(slopes, sae.W_dec, x.shape[1])
+    return some_at_once(example, each, x, gradient, slopes)
 
 
 @jax.jit

@@ -1,24 +1,24 @@
 """Exact node effects: each node patched by itself, and the model run from there."""
 
-import dataclasses
 import functools as ft
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count
 from .._indexing import rows_of
-from .._sites import BySite
+from .._sites import BySite, Site
 from ..graph import enters, entry
 from ..models import check_known, Transformer
 from ..runs import metric_from, Problem, windows_of
-from ._effects import effects_of, NodeEffects
+from ._effects import NodeEffects
 from ._heads import AbstractHeadMethod, as_effects, head_states, HeadEffects
 from ._methods import AbstractMethod, Gradient
-from ._packs import pack_columns
+from ._node_values import node_values
+from ._packs import every_node, pack_columns, Sources
 from ._patched_heads import patched_heads
 from ._states import States
 
@@ -40,28 +40,29 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
 
     def effects(self, model: Transformer, problem: Problem, at: States) -> NodeEffects:
         # Effects need no gradient, and edges check theirs: it may vanish here.
-        found = effects_of(problem.saes, at, Gradient().gradients(model, problem, at))
-        everything = lambda site: np.ones((*problem.clean.shape, problem.saes[site].d_sae + 1), bool)
-        packs, acts, error = pack_columns(problem.saes, at, everything), BySite(), BySite()
-        vectors = {site: pack.vectors(problem.saes[site]) for site, pack in packs.items()}
-        differing = {site: np.nonzero(np.asarray(each).any(-1)) for site, each in vectors.items()}
-        positions = {site: np.asarray(packs[site].nodes.positions[each]) for site, each in differing.items()}
-        lists = [(rows, positions[site]) for site, (rows, _) in differing.items()]
+        gradients = Gradient().gradients(model, problem, at)
+        packs, listed = pack_columns(problem.saes, at, every_node), BySite()
+        differing = {site: np.nonzero(np.asarray(_vectors(problem, site, packs)).any(-1)) for site in packs}
+        index = {
+            site: np.stack([each[0], packs[site].nodes.positions[each], packs[site].nodes.units[each]], axis=-1)
+            for site, each in differing.items()
+        }
+        lists = [(each[:, 0], each[:, 1]) for each in index.values()]
         windows = windows_of(model, problem.metric, problem.clean.shape[1], sum(len(rows) for rows, _ in lists))
         caches = windows.caches(model, at.resid)
         masks, clean = model.batch_masks(problem.mask), np.asarray(at.clean)
         for (site, each), groups in zip(differing.items(), windows.groups(lists, self.tokens_at_once), strict=True):
-            value = at.values[site][each[0], positions[site]]
-            cut, changes = entry(model, site), enters(model, site, value, vectors[site][each]).at(1)
-            effects = np.zeros((*problem.clean.shape, problem.saes[site].d_sae + 1), model.activation_dtype)
+            value = at.values[site][*index[site].T[:2]]
+            cut, changes = entry(model, site), enters(model, site, value, _vectors(problem, site, packs)[each]).at(1)
+            effects = np.zeros(len(index[site]), model.activation_dtype)
             for numbers, size in groups:
-                rows, there, units = each[0][numbers], positions[site][numbers], packs[site].nodes.units[each][numbers]
+                rows, there, _ = index[site][numbers].T
                 window = windows.window(there, size, caches)
                 resid = _changed(at.resid[cut], rows, there, rows_of(changes, numbers), window.first, size=size)
                 after = metric_from(model, problem.metric, masks, cut, rows, resid, window)
-                effects[rows, there, units] = np.asarray(after) - clean[rows]
-            acts[site], error[site] = jnp.asarray(effects[..., :-1]), jnp.asarray(effects[..., -1])
-        return dataclasses.replace(found, acts=acts, error=error)
+                effects[numbers] = np.asarray(after) - clean[rows]
+            listed[site] = node_values(index[site], effects, problem.clean.shape, problem.saes[site].d_sae)
+        return NodeEffects(listed, BySite(gradients), at)
 
     @property
     def words(self) -> str:
@@ -72,6 +73,11 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         at = head_states(model, problem)
         effects = patched_heads(model, problem.metric, problem.mask, at, tokens_at_once=self.tokens_at_once)
         return as_effects(effects, at, self)
+
+
+def _vectors(problem: Problem, site: Site, packs: Mapping[Site, Sources]) -> Float[Array, "batch column width"]:
+    """What the nodes at a site write; made anew each time, as those of all sites would take much memory."""
+    return packs[site].vectors(problem.saes[site])
 
 
 @ft.partial(jax.jit, static_argnames="size")

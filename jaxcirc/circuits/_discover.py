@@ -167,15 +167,15 @@ def _discover(
 ) -> Circuit:
     how, report = settings.averaging(), progress or (lambda done, of, stage: None)
     means = mean_effects(model, batches, how, report)
-    kept = {site: np.abs(values) > settings.node_threshold for site, values in means.effects.items()}
-    if not any(mask.any() for mask in kept.values()):
-        largest = max(float(np.abs(values).max()) for values in means.effects.values())
+    kept = {site: nodes.above(settings.node_threshold) for site, nodes in means.effects.items()}
+    if not any(len(nodes.numbers) for nodes in kept.values()):
+        largest = max(float(np.abs(nodes.effects).max()) for nodes in means.effects.values())
         raise ValueError(
             f"No node has an effect above node_threshold={settings.node_threshold:g}; the largest is {largest:g}. Lower it."
         )
     wanted = settings.edge_threshold is not None
     weights, errors = mean_edges(model, batches, how, means, kept, report) if wanted else ({}, [])
-    nodes, names = node_table(means.effects, kept)
+    nodes, names = node_table(kept)
     largest_edge = max((float(abs(matrix).max()) for matrix in weights.values() if matrix.nnz), default=0.0)
     certificate = (
         issue_certificate(max(errors), probes=len(errors), what="edges", dtype=model.activation_dtype)
@@ -200,7 +200,9 @@ def _completeness(means: NodeMeans) -> dict[str, float]:
         not means.paired or means.total == 0
     ):  # every site has a baseline of its own, or prompts cancel and there is nothing to sum to
         return {}
-    return {str(site): float(values.sum()) / means.total for site, values in means.effects.items() if is_cut(site)}
+    return {
+        str(site): float(nodes.effects.sum()) / means.total for site, nodes in means.effects.items() if is_cut(site)
+    }
 
 
 def _described(model: Transformer, means: NodeMeans, metric: str) -> dict[str, Any]:

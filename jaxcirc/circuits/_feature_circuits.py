@@ -9,6 +9,7 @@ from scipy.sparse import coo_array
 from .._sites import Kind, Site
 from ._circuit_file import as_numpy, CircuitFile, read_circuit_file
 from ._meta import CircuitMeta
+from ._node_list import NodeList
 from ._tables import edge_table, node_table
 
 
@@ -43,7 +44,8 @@ def feature_circuit(
         (source, target): _matrix(tensor, None if target is None else kept[target], kept[source].shape, path)
         for (source, target), tensor in file.edges.items()
     }
-    nodes, names = node_table(file.effects, kept)
+    listed = {site: NodeList(np.flatnonzero(mask), file.effects[site][mask], mask.shape) for site, mask in kept.items()}
+    nodes, names = node_table(listed)
     weights = {pair: _out_of(matrix, kept[pair[0]].reshape(-1)) for pair, matrix in matrices.items()}
     meta = CircuitMeta(
         model=model,

@@ -1,14 +1,14 @@
 """Effects averaged over prompts in two passes: the nodes of every batch and then, when it is known which matter, the edges of every batch.
 
-What is held between the batches does not grow with their number, but for what the second pass needs of the first, the gradients: they
-are kept while they fit into `KEEP` bytes of the host's memory, and found again where they do not.
+What is held between the batches does not grow with their number, but for what the second pass needs of the first: it is kept while it
+fits into `KEEP` bytes of the host's memory, and found again where it does not.
 """
 
 from typing import NamedTuple, TYPE_CHECKING
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Int
 
 from .._sites import Site
 from .._typing import Progress
@@ -17,15 +17,19 @@ from ..attribution import (
     direct_to_metric,
     IntegratedGradients,
     iterate_edges,
+    Lists,
     NodeEffects,
+    NodeMask,
+    nodes_among,
     States,
     states,
 )
 from ..graph import reaches_output, wiring
 from ..models import Transformer
-from ..runs import lengthened, Problem
+from ..runs import Problem
 from ..saes import AbstractDictionary
 from ._batches import Batch, Source
+from ._node_list import NodeList
 
 
 if TYPE_CHECKING:
@@ -48,24 +52,31 @@ class Averaging(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the edges of a batch need of its nodes: gradients, and which instances are above the threshold, if that is asked."""
+    """What the edges of a batch need of its nodes: gradients; which instances are above the threshold, if that is asked; and the runs, or
+    of those no more than the lists of latents, whose encoding takes most of the time.
+    """
 
     gradients: dict[Site, np.ndarray]
     instances: dict[Site, Int[np.ndarray, "n 3"]]
+    runs: States | Lists
 
     def nbytes(self) -> int:
-        return sum(array.nbytes for part in self for array in part.values())
+        return sum({id(array): array.nbytes for array in jax.tree.leaves(self)}.values())
+
+    def listed(self) -> "Memory":
+        """With no more of the runs than the lists."""
+        return self if isinstance(self.runs, Lists) else self._replace(runs=self.runs.lists)
 
 
 class NodeMeans(NamedTuple):
     """The first pass.
 
-    **Attributes:** - `effects[site]`: mean effects, `[node]` or `[seq node]`. - `clean`, `total`: the mean metric of the clean prompts
+    **Attributes:** - `effects[site]`: mean effects. - `clean`, `total`: the mean metric of the clean prompts
     and its mean change. - `prompts`: how many. - `lengths`: the lengths of the batches. - `paired`: whether there are corrupt prompts. -
     `memory`: of each batch, `None` where it is to be found again. - `saes`: the dictionaries.
     """
 
-    effects: dict[Site, np.ndarray]
+    effects: dict[Site, NodeList]
     clean: float
     total: float
     prompts: int
@@ -77,7 +88,7 @@ class NodeMeans(NamedTuple):
 
 def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, report: Progress) -> NodeMeans:
     """The first pass. **Raises:** `ValueError` if a metric is not finite, or if it does not change on any prompt."""
-    sums: dict[Site, np.ndarray] = {}
+    sums: dict[Site, NodeList] = {}
     metrics, memory, room, problem = [], [], KEEP, None
     lengths: set[int] = set()
     for i, (problem, real) in enumerate(batches):
@@ -88,13 +99,15 @@ def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, rep
         found = how.method.effects(model, problem, states(model, problem))
         metrics.append(np.stack([np.asarray(x, np.float64)[real] for x in (found.clean, found.total)]))
         _check_finite(metrics)
-        for site in problem.saes:
-            # [batch] · [batch seq node] -> [seq node]
-            part = np.einsum("b,bsn->sn", real, np.asarray(found.nodes(site), np.float64))
-            sums[site] = sums.get(site, 0.0) + (part.sum(0) if how.summed else part[:length])
+        for site, values in found.listed.items():
+            shape = (values.d_sae + 1,) if how.summed else (length, values.d_sae + 1)
+            index, effects = values.shortened(length).instances()
+            sums[site] = sums.get(site, NodeList.empty(*shape)).plus(index, effects * real[index[:, 0]])
         remembered = _memory(model, problem, found, how)
-        memory.append(remembered if remembered.nbytes() <= room else None)
-        room -= 0 if memory[-1] is None else remembered.nbytes()
+        # The runs of some batches would take the room of the gradients of others, which take longer to be found again.
+        choices = (remembered if len(batches) * remembered.nbytes() <= KEEP else None, remembered.listed(), None)
+        memory.append(next(each for each in choices if each is None or each.nbytes() <= room))
+        room -= 0 if memory[-1] is None else memory[-1].nbytes()
     assert problem is not None
     report(len(batches), len(batches), "nodes")
     clean, total = np.concatenate(metrics, axis=1)
@@ -102,7 +115,7 @@ def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, rep
         raise ValueError(
             "The metric of every prompt is the same with the corrupt prompt as with the clean one, so there is no effect to explain."
         )
-    means = {site: values / len(clean) for site, values in sums.items()}
+    means = {site: nodes.divided(len(clean)) for site, nodes in sums.items()}
     paired = problem.corrupt is not None
     return NodeMeans(
         means, float(clean.mean()), float(total.mean()), len(clean), sorted(lengths), paired, memory, dict(problem.saes)
@@ -114,7 +127,7 @@ def mean_edges(
     batches: Source[Batch],
     how: Averaging,
     nodes: NodeMeans,
-    kept: dict[Site, np.ndarray],
+    kept: dict[Site, NodeList],
     report: Progress,
 ) -> "tuple[dict[tuple[Site, Site | None], scipy.sparse.csr_array], list[float]]":
     """The second pass: mean edge weights between the kept nodes of each pair of sites, `[target source]`, with target `None` for the
@@ -130,22 +143,19 @@ def mean_edges(
         part = scipy.sparse.coo_array((values.astype(np.float64), (rows, columns)), shape=size).tocsr()
         sums[source, target] = sums[source, target] + part if (source, target) in sums else part
 
-    def number(site: Site, index):
-        """The number of a node instance among the nodes of its site."""
-        return index[:, 2] + (0 if how.summed else index[:, 1] * kept[site].shape[-1])
-
     wires = len(wiring(model, nodes.saes))
     for i, (batch, remembered) in enumerate(zip(batches, nodes.memory, strict=True)):
-        problem, at = batch.problem, states(model, batch.problem)
-        gradient, sources, targets = _chosen(model, batch, at, how, remembered, kept)
+        problem = batch.problem
+        at, gradient, instances = _recalled(model, problem, how, remembered)
+        sources, targets = _chosen(batch, how, instances, kept)
         seen = set()
         for edges in iterate_edges(
             model,
             problem,
             at,
             gradient,
-            targets=targets.__getitem__,
-            sources=sources.__getitem__,
+            targets=targets,
+            sources=sources,
             path=how.path,
             certify=i == 0,
         ):
@@ -154,12 +164,13 @@ def mean_edges(
                 seen.add(edges.wire)
             source, target = edges.wire.source, edges.wire.target
             targets_at, sources_at, values = edges.coo()
-            add(source, target, number(target, targets_at), number(source, sources_at), values)
+            add(source, target, kept[target].number(targets_at), kept[source].number(sources_at), values)
             errors += [] if edges.error is None else [edges.error]
-        for source, values in direct_to_metric(model, problem, at, gradient, how.path).items():
-            values = np.where(sources[source], np.asarray(values), 0)
-            index = np.argwhere(values)
-            add(source, None, np.zeros(len(index), int), number(source, index), values[tuple(index.T)])
+        for source, direct in direct_to_metric(model, problem, at, gradient, how.path).items():
+            index, values = direct.instances()
+            there = (values != 0) & sources(source, index)
+            index, values = index[there], values[there]
+            add(source, None, np.zeros(len(index), int), kept[source].number(index), values)
     report(len(batches) * wires, len(batches) * wires, "edges")
     return {ends: matrix / nodes.prompts for ends, matrix in sums.items()}, errors
 
@@ -168,34 +179,34 @@ def _memory(model: Transformer, problem: Problem, found: NodeEffects, how: Avera
     """Integrated edges have gradients of their own; what they need is that of the nodes with nothing between them and the metric."""
     sites = [site for site, later in reaches_output(model, problem.saes).items() if not later]
     gradients = {site: np.asarray(found.gradient[site]) for site in (problem.saes if how.path is None else sites)}
-    if how.instances_above is None:
-        return Memory(gradients, {})
-    above = {site: np.abs(np.asarray(found.nodes(site))) > how.instances_above for site in problem.saes}
-    return Memory(gradients, {site: np.argwhere(mask).astype(np.int32) for site, mask in above.items()})
+    above = how.instances_above
+    instances = {} if above is None else {site: values.above(above) for site, values in found.listed.items()}
+    return Memory(gradients, instances, jax.device_get(found.at))
+
+
+def _recalled(
+    model: Transformer, problem: Problem, how: Averaging, remembered: Memory | None
+) -> tuple[States, dict[Site, Array], dict[Site, Int[np.ndarray, "n 3"]]]:
+    """The runs of a batch, the gradients and the instances above the threshold, as they are remembered or found again."""
+    if remembered is None:
+        at = states(model, problem)
+        remembered = _memory(model, problem, how.method.effects(model, problem, at), how)
+    elif isinstance(remembered.runs, Lists):
+        at = states(model, problem, remembered.runs)
+    else:
+        at = jax.device_put(remembered.runs)
+    return at, jax.device_put(remembered.gradients), remembered.instances
 
 
 def _chosen(
-    model: Transformer,
-    batch: Batch,
-    at: States,
-    how: Averaging,
-    remembered: Memory | None,
-    kept: dict[Site, np.ndarray],
-) -> tuple[dict, dict[Site, Bool[np.ndarray, "batch seq node"]], dict[Site, Bool[np.ndarray, "batch seq node"]]]:
-    """The gradients of a batch, and which instances of nodes are sources of edges and which are targets."""
-    problem, real = batch
-    if remembered is None:
-        found = how.method.effects(model, problem, at)
-        remembered = _memory(model, problem, found, how)
-    everywhere = lambda mask: np.broadcast_to(mask, (len(real), int(problem.length), mask.shape[-1]))
-    seq = problem.clean.shape[1]
-    sources = {site: lengthened(real[:, None, None] & everywhere(mask), seq, False) for site, mask in kept.items()}
+    batch: Batch, how: Averaging, instances: dict[Site, Int[np.ndarray, "n 3"]], kept: dict[Site, NodeList]
+) -> tuple[NodeMask, NodeMask]:
+    """Which instances of nodes are sources of edges, and which are targets: those of kept nodes, on prompts that are real."""
+    sources = lambda site, index: batch.real[index[:, 0]] & kept[site].holds(index)
     if how.instances_above is None:
-        return jax.device_put(remembered.gradients), sources, sources
-    targets = {site: np.zeros_like(mask) for site, mask in sources.items()}
-    for site, index in remembered.instances.items():
-        targets[site][tuple(index.T)] = sources[site][tuple(index.T)]
-    return jax.device_put(remembered.gradients), sources, targets
+        return sources, sources
+    above = nodes_among(instances, batch.problem.clean.shape, batch.problem.saes)
+    return sources, lambda site, index: sources(site, index) & above(site, index)
 
 
 def _check_positions(problem: Problem, lengths: set[int], how: Averaging) -> None:

@@ -1,4 +1,4 @@
-"""The tables of a circuit, from arrays of effects and sparse matrices of edges."""
+"""The tables of a circuit, from lists of effects and sparse matrices of edges."""
 
 from collections.abc import Mapping
 from typing import Any, TYPE_CHECKING
@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from .._sites import Site
+from ._node_list import NodeList
 from ._rows import METRIC
 
 
@@ -17,13 +18,13 @@ Names = Mapping[Site, tuple[Int[np.ndarray, " n"], np.ndarray]]
 """Of each site the numbers of the kept nodes, ascending, and their names."""
 
 
-def node_table(effects: Mapping[Site, np.ndarray], kept: Mapping[Site, np.ndarray]) -> "tuple[pd.DataFrame, Names]":
-    """Makes the table of kept nodes, `[node]` or `[seq node]` at each site, the last of a site the error; and their names by number."""
+def node_table(kept: Mapping[Site, NodeList]) -> "tuple[pd.DataFrame, Names]":
+    """Makes the table of kept nodes, and their names by number."""
     import pandas as pd
 
     parts, names = [], {}
-    for site, mask in kept.items():
-        numbers, d_sae, summed = np.flatnonzero(mask), mask.shape[-1] - 1, mask.ndim == 1
+    for site, (numbers, effects, shape) in kept.items():
+        d_sae, summed = shape[-1] - 1, len(shape) == 1
         pos, unit = np.divmod(numbers, d_sae + 1)
         error = unit == d_sae
         labels = zip(unit.tolist(), error.tolist(), pos.tolist(), strict=True)
@@ -36,7 +37,7 @@ def node_table(effects: Mapping[Site, np.ndarray], kept: Mapping[Site, np.ndarra
             "unit": unit,
             "kind": np.where(error, "error", "latent"),
             "pos": pd.array([pd.NA] * len(pos) if summed else pos, "Int64"),
-            "effect": np.asarray(effects[site], np.float64)[mask],
+            "effect": effects.astype(np.float64),
         }
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True), names

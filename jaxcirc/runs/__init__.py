@@ -7,6 +7,7 @@ from ._batches import (
     of_size as of_size,
     repeated as repeated,
     rounded_up as rounded_up,
+    some_at_once as some_at_once,
     TOKENS_AT_ONCE as TOKENS_AT_ONCE,
     WAY_BACK as WAY_BACK,
 )

@@ -7,7 +7,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int, PyTree
 
 
 BUDGET = 2**29  # bytes that a computation may hold beside its inputs and its result, unless a caller says otherwise
@@ -38,6 +38,17 @@ def rounded_up(n: int, *, steps: int = 1) -> int:
     power = 1 << max(n - 1, 0).bit_length()
     step = max(1, power // (2 * steps))
     return -(-max(n, 1) // step) * step
+
+
+def some_at_once(f: Callable[..., T], each: int, *examples: PyTree[Array], granted: int = BUDGET) -> T:
+    """Maps `f` over the leading axis of all arrays: over as many examples at a time as are `granted`, in the unit in which one takes
+    `each`.
+    """
+    count = len(jax.tree.leaves(examples)[0])
+    together = len(in_groups(count, each, granted)[0])
+    if together == count:
+        return jax.vmap(f)(*examples)
+    return jax.lax.map(lambda example: f(*example), examples, batch_size=together)
 
 
 def repeated(numbers: Int[np.ndarray, " group"]) -> Bool[np.ndarray, " group"]:
