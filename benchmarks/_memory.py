@@ -48,15 +48,15 @@ def main(argv: list[str]) -> int:
             run = row.prepare()
         else:
             run = next(rival for rival in row.rivals if rival.name == side).prepare(variant, int(amount))
-        _settle()
-        before = _held(peak=False)
+        settle()
+        before = held(peak=False)
         wait(run())
         wait(run())
-        print(_held(peak=True) - before)
+        print(held(peak=True) - before)
     return 0
 
 
-def _settle() -> None:
+def settle() -> None:
     """Gives back what making the inputs has left, and, where Linux does so, counts the peak from here."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
@@ -64,7 +64,7 @@ def _settle() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def _held(*, peak: bool) -> int:
+def held(*, peak: bool) -> int:
     """Bytes held now, or at the peak so far."""
     if jax.default_backend() == "gpu":
         stats = jax.devices()[0].memory_stats() or {}

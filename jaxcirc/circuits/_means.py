@@ -105,9 +105,9 @@ def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, rep
             sums[site] = sums.get(site, NodeList.empty(*shape)).plus(index, effects * real[index[:, 0]])
         remembered = _memory(model, problem, found, how)
         # The runs of some batches would take the room of the gradients of others, which take longer to be found again.
-        choices = (remembered if len(batches) * remembered.nbytes() <= KEEP else None, remembered.listed(), None)
-        memory.append(next(each for each in choices if each is None or each.nbytes() <= room))
-        room -= 0 if memory[-1] is None else memory[-1].nbytes()
+        remembered = remembered if len(batches) * remembered.nbytes() <= KEEP else remembered.listed()
+        memory.append(remembered if remembered.nbytes() <= room else None)
+        room -= 0 if memory[-1] is None else remembered.nbytes()
     assert problem is not None
     report(len(batches), len(batches), "nodes")
     clean, total = np.concatenate(metrics, axis=1)

@@ -40,7 +40,7 @@ def rounded_up(n: int, *, steps: int = 1) -> int:
     return -(-max(n, 1) // step) * step
 
 
-def some_at_once(f: Callable[..., T], each: int, *examples: PyTree[Array], granted: int = BUDGET) -> T:
+def some_at_once(f: Callable[..., T], each: int, *examples: PyTree[Array | np.ndarray], granted: int = BUDGET) -> T:
     """Maps `f` over the leading axis of all arrays: over as many examples at a time as are `granted`, in the unit in which one takes
     `each`.
     """
