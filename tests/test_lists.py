@@ -15,6 +15,7 @@ from jaxcirc import Kind, Site
 from jaxcirc.attribution import Lists
 from jaxcirc.circuits._means import Memory
 from jaxcirc.runs import some_at_once
+from jaxcirc.units import listed, write
 from tests.helpers import assert_close, MODELS, tokens_for
 
 
@@ -145,3 +146,15 @@ def test_examples_some_at_a_time(granted):
     got = some_at_once(double, 10, x, y, granted=granted)
     assert_close(got["sum"], x.sum(1) + y)
     assert_close(got["x"], 2 * x)
+
+
+@pytest.mark.parametrize("seq", [31, 33, 100])
+def test_what_latents_write_at_many_positions(seq):
+    """In tiles of positions and latents, some of them empty, and one example longer than another."""
+    rng, width = np.random.default_rng(seq), 3
+    rows = jnp.asarray(rng.normal(size=(400, width)))
+    dense = np.where(rng.random((2, seq, 400)) < 0.04, rng.normal(size=(2, seq, 400)), 0)
+    dense[0, 5:70], dense[1, -3:] = 0, 0
+    latents = listed(dense.astype(rows.dtype))
+    got = jax.vmap(lambda latents: write(latents, rows, seq))(latents)
+    assert_close(got, dense @ np.asarray(rows))

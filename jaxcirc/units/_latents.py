@@ -5,8 +5,10 @@ Of tens of thousands of latents a few are on at each position, and only those ar
 """
 
 from collections.abc import Hashable, Mapping
+from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -89,22 +91,70 @@ def write(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> Floa
             jnp.zeros((seq, len(rows)), latents.values.dtype).at[latents.positions, latents.units].add(latents.values)
         )
         return dense @ wide(rows)
-    at = jnp.arange(seq, dtype=latents.positions.dtype)[:, None]
-    # [seq n] · [n width]
-    return jnp.where(latents.positions == at, latents.values, 0) @ wide(rows[latents.units])
+    if seq <= _tiles().positions:
+        return _written(latents, rows, 0, seq)
+    in_tiles = jax.custom_batching.sequential_vmap(lambda latents, rows: _write_in_tiles(latents, rows, seq))
+    return in_tiles(latents, rows)
+
+
+class _Tiles(NamedTuple):
+    """How many positions are written at once, and by how many latents."""
+
+    positions: int
+    latents: int
+
+
+def _tiles() -> _Tiles:
+    """Chooses the sizes: a few kernels for an accelerator, and what a core's cache holds else."""
+    return _Tiles(32, 512) if jax.default_backend() == "cpu" else _Tiles(256, 8192)
+
+
+def _write_in_tiles(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> Float[Array, "seq width"]:
+    """Writes some positions at a time, as latents are in their order: work grows with the latents, and not with them times positions."""
+    (size, width), n = _tiles(), latents.units.shape[0]
+    blocks, pad = -(-seq // size), lambda x, value: jnp.pad(x, (0, -n % width), constant_values=value)
+    latents = Latents(pad(latents.positions, 0), pad(latents.units, -1), pad(latents.values, 0))
+    at = jnp.where(latents.units < 0, seq, latents.positions)
+    begins = jnp.searchsorted(at, jnp.minimum(jnp.arange(blocks + 1) * size, seq).astype(at.dtype))
+
+    def some_positions(block, out):
+        def some_latents(tile, found):
+            part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, tile * width, width), latents)
+            return found + _written(part, rows, block * size, size)
+
+        there = begins[block] // width, -(-begins[block + 1] // width)
+        found = jax.lax.fori_loop(*there, some_latents, jnp.zeros((size, rows.shape[1]), out.dtype))
+        return jax.lax.dynamic_update_slice_in_dim(out, found, block * size, 0)
+
+    nothing = jnp.zeros((blocks * size, rows.shape[1]), jnp.result_type(latents.values, wide(rows)))
+    return jax.lax.fori_loop(0, blocks, some_positions, nothing)[:seq]
+
+
+def _written(latents: Latents, rows: Float[Array, "d_sae width"], first, count: int) -> Float[Array, "count width"]:
+    """What latents write at `count` positions from the `first` on."""
+    dtype = latents.positions.dtype
+    at = jnp.arange(count, dtype=dtype)[:, None] + jnp.asarray(first, dtype)
+    # [position n] · [n width]
+    return jnp.where(latents.positions == at, latents.values, 0) @ wide(take(rows, _units(latents)))
 
 
 def read(latents: Latents, rows: Float[Array, "d_sae width"], vectors: Float[Array, "seq width"]) -> Float[Array, " n"]:
     """The inner product of each latent's row with the vector at its position."""
     if _most(latents, rows, len(vectors)):
         return (vectors @ wide(rows).T)[latents.positions, latents.units]
-    # [n width] · [n width] -> [n]
-    return jnp.einsum("nd,nd->n", wide(rows[latents.units]), vectors[latents.positions])
+    # As one fused loop: an einsum writes down what is gathered, which takes several times as long.
+    return (wide(take(rows, _units(latents))) * take(vectors, latents.positions)).sum(-1)
+
+
+def _units(latents: Latents) -> Int[Array, " n"]:
+    """Which rows are theirs; behind the last latent any will do, as its value is 0."""
+    return jnp.maximum(latents.units, 0)
 
 
 def bytes_through(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> int:
     """Counts what is held while the latents of one example are read, or write."""
-    numbers = seq * len(rows) if _most(latents, rows, seq) else latents.units.shape[-1] * (seq + 2 * rows.shape[1])
+    few = latents.units.shape[-1] * (min(seq, _tiles().positions) + rows.shape[1])
+    numbers = seq * len(rows) if _most(latents, rows, seq) else few
     return numbers * latents.values.dtype.itemsize
 
 
