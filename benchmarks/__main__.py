@@ -19,12 +19,11 @@ from ._measure import measure, Settings
 from ._plots import draw
 from ._report import table, write
 from ._row import make_row, ROWS
-from ._settings import describe, one_thread, precise
+from ._settings import describe, one_thread, precise, QUICK_COMPILES
 from ._sweeps import sweep
 from ._timing import matmul_rate, Unequal
 
 
-QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 BEGAN = time.monotonic()
 
 

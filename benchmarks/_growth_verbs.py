@@ -1,13 +1,16 @@
 """Verbs whose growth is measured, each on a random problem whose sizes are a point: everything in GPT-2-small's proportions."""
 
 import dataclasses
+import functools as ft
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxcirc as jc
+from jaxcirc.graph import wiring
 from jaxcirc.parts import LayerNorm
 
 from ._circuits import between, make_model, make_pairs, sites
@@ -17,7 +20,7 @@ from ._timing import Run
 
 
 ITEMS = 256  # rows and columns of a contraction
-KEPT = 20  # nodes of a circuit at a site, on average
+KEPT = 8  # nodes of a circuit at a site, on average
 
 
 class Point(NamedTuple):
@@ -55,8 +58,8 @@ class Problem(NamedTuple):
 
     model: jc.Transformer
     saes: dict[str, jc.saes.SAE]
-    clean: jnp.ndarray
-    corrupt: jnp.ndarray
+    clean: jax.Array
+    corrupt: jax.Array
     metric: jc.LogitDiff
 
 
@@ -70,9 +73,14 @@ def make_problem(point: Point, names: tuple[str, ...] | None = None) -> Problem:
     pairs = make_pairs(point.batch, point.seq, vocabulary)
     clean, corrupt = jnp.asarray(pairs.clean), jnp.asarray(pairs.corrupt)
     names = sites(point.blocks) if names is None else names
-    saes = _dictionaries(point, jc.run(model, clean[0], record=names)[1] if names else {})
+    saes = _dictionaries(point, _values(model, clean[0], names) if names else {})
     each = lambda token: np.full(point.batch, token)
     return Problem(model, saes, clean, corrupt, jc.LogitDiff(each(pairs.answer), each(pairs.foil)))
+
+
+@ft.partial(jax.jit, static_argnames="names")
+def _values(model: jc.Transformer, tokens: jax.Array, names: tuple[str, ...]) -> dict[jc.Site, jax.Array]:
+    return dict(jc.run(model, tokens, record=names)[1])
 
 
 def _dictionaries(point: Point, values) -> dict[str, jc.saes.SAE]:
@@ -122,21 +130,33 @@ def edge_effects(point: Point) -> Run:
 
 def discover(point: Point) -> Run:
     given = make_problem(point)
-    thresholds = _thresholds(given)
-    return lambda: jc.discover(*given, **thresholds)
+    threshold = float(_nodes(given).nodes["effect"].abs().min())
+    return lambda: jc.discover(*given, node_threshold=0.999 * threshold, edge_threshold=0.0)
 
 
-def _thresholds(given: Problem) -> dict[str, float]:
-    """Thresholds that `KEPT` nodes a site are above, and every edge between them."""
+def _nodes(given: Problem) -> jc.Circuit:
+    """The strongest nodes, `KEPT` a site."""
     every = jc.discover(*given, node_threshold=0.0, edge_threshold=None, method=jc.Gradient())
-    sizes = np.sort(np.abs(every.nodes["effect"].to_numpy()))
-    return {"node_threshold": float(sizes[-min(KEPT * len(given.saes), len(sizes))]), "edge_threshold": 0.0}
+    strongest = every.nodes["effect"].abs().nlargest(KEPT * len(given.saes)).index
+    return every.subgraph(every.nodes["node"][strongest])
 
 
-def evaluate(point: Point, *, level: str) -> Run:
+def evaluate(point: Point) -> Run:
+    """By edges, of a circuit with every edge between its nodes."""
+    import pandas as pd
+
     given = make_problem(point)
-    circuit = jc.discover(*given, **_thresholds(given), method=jc.Gradient())
-    return lambda: jc.evaluate(circuit, *given, level=level)
+    circuit = _nodes(given)
+    at = {site: list(names) for site, names in circuit.nodes.groupby("site")["node"]}
+    between_nodes = [
+        (str(wire.source), str(wire.target)) for wire in wiring(given.model, map(jc.Site.parse, given.saes))
+    ]
+    last = list(given.saes)[-1]
+    pairs = [(u, d) for source, target in between_nodes for u in at.get(source, ()) for d in at.get(target, ())]
+    pairs += [(u, jc.circuits.METRIC) for u in at.get(last, ())]
+    edges = pd.DataFrame(pairs, columns=["source", "target"]).assign(weight=1.0)
+    circuit = dataclasses.replace(circuit, edges=edges)
+    return lambda: jc.evaluate(circuit, *given, level="edges")
 
 
 def patched_heads(point: Point) -> Run:
@@ -157,7 +177,7 @@ def direct_effects(point: Point) -> Run:
 def feature_jacobian(point: Point) -> Run:
     ends = _ends(point)
     model, saes, clean, *_ = make_problem(point, ends)
-    return lambda: jc.feature_jacobian(model, saes, clean[0], *ends, minimum=0.0)
+    return lambda: jc.feature_jacobian(model, saes, clean[0], *ends, minimum=0.0, substitute=())
 
 
 EVERY_SITE = "what enters the dictionaries and the gradients at every site, for every position of every prompt"
@@ -167,8 +187,7 @@ VERBS: dict[str, Verb] = {
     "node_effects": Verb(node_effects, True, EVERY_SITE),
     "edge_effects": Verb(edge_effects, True, "the edges, which are the result, and a chunk of targets"),
     "discover": Verb(discover, True, EVERY_SITE),
-    "evaluate, by nodes": Verb(lambda point: evaluate(point, level="nodes"), True, "latents of every site"),
-    "evaluate, by edges": Verb(lambda point: evaluate(point, level="edges"), True, "latents of every site"),
+    "evaluate, by edges": Verb(evaluate, True, "the latents of every site, clean and ablated, for every prompt"),
     "head_effects, by patching": Verb(patched_heads, True, "attention's patterns on both prompts"),
     "self_repair": Verb(self_repair, True, "direct effects of all heads, and the runs at once"),
     "direct_effects": Verb(direct_effects, True, "what every head writes"),

@@ -12,6 +12,7 @@ import jax
 from . import peers
 
 
+QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 PRECISIONS = {"highest": "highest", "tf32": "high"}  # ours -> PyTorch's name
 
 
