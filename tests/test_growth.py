@@ -1,0 +1,84 @@
+"""The growth table: that every verb can be measured, that powers are found again, and that times of a CPU are ratios."""
+
+import json
+
+import jaxtyping
+import pytest
+
+from jaxcirc.cli._bench import load
+
+
+growth, fit, verbs, point = load("growth"), load("_growth_fit"), load("_growth_verbs"), load("_growth_point")
+Point = verbs.Point
+BASE = Point(64, 4, 4, 64)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_users_run_them():
+    """Without the suite's type checks, which would be timed too."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def made_up(constant: float = 0.0) -> list[dict]:
+    """Points whose memory grows with the square of the length, with prompts and the width, and not with blocks."""
+    wanted = growth.points(growth.parser().parse_args([]), batched=True)[1]
+    memory = lambda p: int(constant + 1000 * p.seq**2 * p.batch * p.width)
+    return [{**p._asdict(), "seconds": 0.1 * p.blocks, "peak_bytes": memory(p)} for p in wanted]
+
+
+def test_points_differ_from_the_middle_in_one_size():
+    base, wanted = growth.points(growth.parser().parse_args([]), batched=True)
+    assert base == BASE
+    assert len(wanted) == len({*wanted}) == 8
+    assert all(sum(a != b for a, b in zip(base, each, strict=True)) <= 1 for each in wanted)
+    alone = growth.points(growth.parser().parse_args(["--lengths", "8", "32"]), batched=False)
+    assert alone[0] == Point(32, 1, 4, 64)
+    assert {each.batch for each in alone[1]} == {1}
+
+
+def test_powers_and_what_fits_are_found_again():
+    powers = fit.exponents(made_up(), BASE, "peak_bytes")
+    assert powers == pytest.approx({"seq": 2, "batch": 1, "blocks": 0, "width": 1})
+    assert fit.exponents(made_up(), BASE, "seconds") == pytest.approx({"seq": 0, "batch": 0, "blocks": 1, "width": 0})
+    like = {"seq": 256, "batch": 16, "blocks": 12, "width": 768}
+    room = 1000 * 256**2 * 768 * 100.5
+    assert fit.largest(made_up(), BASE, like, "batch", room) == 100
+    assert fit.largest(made_up(), BASE, like, "seq", room) == int((100.5 / 16) ** 0.5 * 256)
+    assert fit.largest(made_up(), BASE, like, "blocks", room) is None
+
+
+def test_what_is_constant_is_no_part_of_powers_for_long():
+    base = BASE._asdict()
+    points = [{**base, "seq": seq, "peak_bytes": 10**6 + seq**2 * 10**4} for seq in (16, 64, 256)]
+    assert fit.exponents(points, BASE, "peak_bytes")["seq"] == pytest.approx(2, abs=0.02)
+
+
+@pytest.mark.parametrize("name", verbs.VERBS)
+def test_every_verb_can_be_measured(name):
+    found = point.measure(verbs.VERBS[name], Point(4, 2 if verbs.VERBS[name].batched else 1, 1, 8), 1)
+    assert found.programs > 0
+    assert found.seconds > 0
+    assert found.peak_bytes >= 0
+
+
+def test_a_quick_table(tmp_path, capsys):
+    assert growth.main(["--quick", "--verbs", "direct_effects", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.strip() == (tmp_path / "growth.md").read_text(encoding="utf-8").strip()
+    assert "| direct_effects | 8 | 2 | 1 | 8 |" in said
+    (row,) = json.loads((tmp_path / "growth.json").read_text(encoding="utf-8"))["rows"]
+    assert row["points"][0]["time_ratio"] == 1
+    assert not {"seconds", "compile_seconds"} & {*row["points"][0]}, "of a CPU there are ratios"
+    assert all(each["programs"] > 0 for each in row["points"])
+
+
+def test_a_verb_that_there_is_not(capsys):
+    assert growth.main(["--verbs", "nodes"]) == 2
+    assert "No verb is called 'nodes'; there are contraction" in capsys.readouterr().err
+
+
+def test_a_point_that_fails_says_why():
+    with pytest.raises(RuntimeError, match=r"direct_effects at Point\(seq=0.*failed"):
+        point.measure_alone("direct_effects", Point(0, 1, 1, 8), 1)
