@@ -1,15 +1,15 @@
-"""How what was measured grows: powers of each size, and the largest problem that they say fits."""
+"""How what was measured grows: powers of each size, and the parts of memory, which say what problem is the largest that fits."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from ._growth_verbs import Point
+import numpy as np
+
+from ._growth_verbs import Point, Term
 
 
 AXES = Point._fields
-GIB = 2**30
-NEVER = 10**6  # of what hardly grows with a size any number fits, as far as was measured
+MOST = 10**7  # of a size that memory does not grow with any number fits
 
 
 def exponents(points: list[dict[str, Any]], base: Point, of: str) -> dict[str, float]:
@@ -18,34 +18,57 @@ def exponents(points: list[dict[str, Any]], base: Point, of: str) -> dict[str, f
     """
     found = {}
     for axis in AXES:
-        line = sorted(_along(points, base, axis), key=lambda point: point[axis])[-2:]
+        others = [(name, value) for name, value in base._asdict().items() if name != axis]
+        line = [point for point in points if all(point[name] == value for name, value in others)]
+        line = sorted(line, key=lambda point: point[axis])[-2:]
         if len(line) == 2 and all(point[of] > 0 for point in line):
             small, large = line
             found[axis] = math.log(large[of] / small[of]) / math.log(large[axis] / small[axis])
     return found
 
 
-def _along(points: list[dict[str, Any]], base: Point, axis: str) -> list[dict[str, Any]]:
-    others = [(name, value) for name, value in base._asdict().items() if name != axis]
-    return [point for point in points if all(point[name] == value for name, value in others)]
+class Fit(NamedTuple):
+    """Memory as a sum of parts: `constant` bytes, and of each term so many bytes a number, at most its own most."""
+
+    terms: tuple[Term, ...]
+    constant: float
+    each: tuple[float, ...]
+
+    def parts(self, point: Point) -> dict[str, float]:
+        """The bytes of each part at a point."""
+        pairs = zip(self.terms, self.each, strict=True)
+        return {term.what: min(each * term.numbers(point), term.most) for term, each in pairs}
+
+    def expected(self, point: Point) -> float:
+        """The bytes at a point."""
+        return self.constant + sum(self.parts(point).values())
+
+    def bound(self, point: Point) -> str:
+        """The largest part at a point."""
+        parts = self.parts(point)
+        return max(parts, key=parts.__getitem__)
+
+    def largest(self, like: Point, axis: str, room: float) -> int | None:
+        """The largest size along `axis`, the others as in `like`, whose memory is within `room` bytes: 0 if none is, `None` for any."""
+        fits = lambda size: self.expected(like._replace(**{axis: size})) <= room
+        if fits(MOST):
+            return None
+        low, high = 0, MOST
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
 
 
-def expected(points: list[dict[str, Any]], base: Point, at: Mapping[str, int], powers: Mapping[str, float]) -> float:
-    """The memory at another point, in bytes: from the largest that was measured along each size, by its power."""
-    begin = next(point["peak_bytes"] for point in points if all(point[n] == v for n, v in base._asdict().items()))
-    bytes_there = float(begin)
-    for axis, power in powers.items():
-        largest = max(_along(points, base, axis), key=lambda point: point[axis])
-        # What was measured up to the largest, and the power from there on.
-        bytes_there *= largest["peak_bytes"] / begin * (at[axis] / largest[axis]) ** power
-    return bytes_there
+def fit(points: list[dict[str, Any]], terms: tuple[Term, ...]) -> Fit:
+    """Fits the parts of memory, each within its bounds, by least squares of relative errors."""
+    from scipy.optimize import lsq_linear
 
-
-def largest(points: list[dict[str, Any]], base: Point, like: Mapping[str, int], axis: str, room: float) -> int | None:
-    """The largest size along `axis`, the others as in `like`, whose memory is within `room` bytes; `None` for any."""
-    powers = exponents(points, base, "peak_bytes")
-    if powers.get(axis, 0) <= 0:
-        return None
-    there = expected(points, base, {**like, axis: 1}, powers)
-    found = (room / there) ** (1 / powers[axis])
-    return None if found > NEVER else int(found)
+    measured = np.array([max(point["peak_bytes"], 1) for point in points], float)
+    at = [Point(*(point[axis] for axis in AXES)) for point in points]
+    numbers = np.array([[1.0, *(term.numbers(point) for term in terms)] for point in at])
+    bounds = zip((0.0, math.inf), *(term.each for term in terms), strict=True)
+    size = np.abs(numbers / measured[:, None]).max(0)  # or the solver stops too early
+    least, most = (np.array(end) * size for end in bounds)
+    constant, *each = lsq_linear(numbers / measured[:, None] / size, np.ones(len(points)), (least, most)).x / size
+    return Fit(terms, float(constant), tuple(map(float, each)))

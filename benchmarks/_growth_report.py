@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ._growth_fit import GIB, largest
-from ._growth_verbs import Point
+from ._growth_fit import Fit, fit
+from ._growth_verbs import Point, VERBS
 
 
 SIZES = {"seq": "T", "batch": "B", "blocks": "L", "width": "D"}
-SHAPE = {"seq": 256, "batch": 16, "blocks": 12, "width": 768}  # GPT-2-small's, and prompts
-ROOMS = (24, 80)  # GiB
+SHAPE = Point(seq=256, batch=16, blocks=12, width=768)  # GPT-2-small's, and prompts
+ROOMS, GIB = (24, 80), 2**30
 
 
 def table(results: dict[str, Any]) -> str:
@@ -18,36 +18,42 @@ def table(results: dict[str, Any]) -> str:
     device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
     about = (
         f"{device}, {machine['cores']} cores, {machine['dtype']}, jax {machine['jax']}. T tokens, B prompts, L blocks, D the width; "
-        "of dictionaries, at every sublayer's output, every block's and the embedding, 32 D latents, one in 512 on; 64 D words."
+        "of dictionaries, at every sublayer's output, every block's and the embedding, 32 D latents, one in 512 on; 64 D words. "
+        f"GPT-2-small's shape is L {SHAPE.blocks}, D {SHAPE.width}, with T {SHAPE.seq} and B {SHAPE.batch}, or one prompt where a "
+        "verb takes one. Memory is beside the model, the dictionaries and programs; at that shape it is computed from a sum of parts "
+        "that is fitted to the points, and some of which are held within budgets."
     )
     return "\n\n".join([about, "\n".join(_fits(results["rows"])), "\n".join(_points(results["rows"]))]) + "\n"
 
 
 def _fits(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Powers, and what fits of GPT-2-small's shape."""
-    names = [f"fits into {room} GiB" for room in ROOMS]
-    yield from _head(["verb", "time grows as", "memory grows as", "what bounds it", *names])
+    fits_into = [f"fits into {room} GiB" for room in ROOMS]
+    yield from _head(
+        [
+            *("verb", "time grows as", "memory grows as", "fitted / measured memory", "memory at GPT-2-small's shape"),
+            *("what bounds it there", *fits_into),
+        ]
+    )
     for row in rows:
-        fits = (_largest(row, room) for room in ROOMS)
-        yield _join(
-            row["name"], *(_powers(row["exponents"][of]) for of in ("seconds", "peak_bytes")), row["bound"], *fits
-        )
+        verb = VERBS[row["name"]]
+        found, like = fit(row["points"], verb.memory), SHAPE if verb.batched else SHAPE._replace(batch=1)
+        fits = (_largest(found, like, room, verb.batched) for room in ROOMS)
+        powers = (_powers(row["exponents"][of]) for of in ("seconds", "peak_bytes"))
+        off = [found.expected(Point(*(p[axis] for axis in SIZES))) / max(p["peak_bytes"], 1) for p in row["points"]]
+        there = f"{min(off):.2f} to {max(off):.2f}", f"{found.expected(like) / GIB:.2g} GiB"
+        yield _join(row["name"], *powers, *there, found.bound(like), *fits)
 
 
 def _powers(powers: dict[str, float]) -> str:
     return " ".join(f"{SIZES[axis]}^{power:.1f}" for axis, power in powers.items())
 
 
-def _largest(row: dict[str, Any], room: int) -> str:
-    """The longest prompts, and the most of `SHAPE`'s length, that memory of `room` GiB has place for."""
-    base, like = Point(**row["base"]), SHAPE
-    batched = len({point["batch"] for point in row["points"]}) > 1
-    say = lambda symbol, found: f"any {symbol}" if found is None else f"{symbol} {found}"
-    if not batched:
-        return say("T", largest(row["points"], base, {**like, "batch": 1}, "seq", room * GIB))
-    longest = largest(row["points"], base, like, "seq", room * GIB)
-    most = largest(row["points"], base, like, "batch", room * GIB)
-    return f"{say('T', longest)} at B {like['batch']}; {say('B', most)} at T {like['seq']}"
+def _largest(found: Fit, like: Point, room: int, batched: bool) -> str:
+    """The longest prompts, and the most of the shape's length, that memory of `room` GiB has place for."""
+    most = lambda axis: found.largest(like, axis, room * GIB)
+    say = lambda axis: f"any {SIZES[axis]}" if most(axis) is None else f"{SIZES[axis]} {most(axis)}"
+    return f"{say('seq')} at B {like.batch}; {say('batch')} at T {like.seq}" if batched else say("seq")
 
 
 def _points(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools as ft
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import jaxcirc as jc
 from jaxcirc.graph import wiring
 from jaxcirc.parts import LayerNorm
+from jaxcirc.runs import TOKENS_AT_ONCE
 
 from ._circuits import between, make_model, make_pairs, sites
 from ._ours import make_model as to_jax
@@ -36,21 +38,47 @@ class Point(NamedTuple):
         return 32 * self.width
 
     @property
+    def tokens(self) -> int:
+        return self.batch * self.seq
+
+    @property
+    def heads(self) -> int:
+        return max(1, self.width // 64)
+
+    @property
+    def sites(self) -> int:
+        """How many have dictionaries: every sublayer's output, every block's, and the embedding."""
+        return 3 * self.blocks + 1
+
+    @property
     def active(self) -> int:
         """How many latents are on at a position, on average."""
         return max(2, self.d_sae // 512)
 
 
+class Term(NamedTuple):
+    """A part of a verb's memory.
+
+    **Attributes:** - `what`: it is. - `numbers(point)`: that it is in proportion to. - `each`: how many bytes a number takes, at least and
+    at most. - `most`: the most bytes that all of them ever take, where they are held within a budget.
+    """
+
+    what: str
+    numbers: Callable[[Point], float]
+    each: tuple[float, float] = (0.0, math.inf)
+    most: float = math.inf
+
+
 class Verb(NamedTuple):
     """One row of the table.
 
-    **Attributes:** - `prepare(point)`: a run, with what it needs on the device. - `batched`: whether it takes many prompts. - `bound`: what
-    takes the most of its memory.
+    **Attributes:** - `prepare(point)`: a run, with what it needs on the device. - `batched`: whether it takes many prompts. - `memory`: of
+    what parts its memory is, beside one that is constant.
     """
 
     prepare: Callable[[Point], Run]
     batched: bool
-    bound: str
+    memory: tuple[Term, ...]
 
 
 class Problem(NamedTuple):
@@ -66,8 +94,7 @@ class Problem(NamedTuple):
 def make_problem(point: Point, names: tuple[str, ...] | None = None) -> Problem:
     """A model, prompts that differ everywhere, and dictionaries of the same weights at every site of `names`, or at all of a circuit's."""
     vocabulary = 64 * point.width
-    heads = max(1, point.width // 64)
-    shape = {"d_model": point.width, "heads": heads, "seq": point.seq, "vocabulary": vocabulary}
+    shape = {"d_model": point.width, "heads": point.heads, "seq": point.seq, "vocabulary": vocabulary}
     final = LayerNorm(None, None, EPS, (jc.Kind.FINAL_SCALE, jc.Kind.FINAL_NORMALIZED))
     model = dataclasses.replace(to_jax(make_model(layers=point.blocks, **shape)), ln_final=final)
     pairs = make_pairs(point.batch, point.seq, vocabulary)
@@ -130,15 +157,15 @@ def edge_effects(point: Point) -> Run:
 
 def discover(point: Point) -> Run:
     given = make_problem(point)
-    threshold = float(np.abs(_nodes(given).nodes["effect"].to_numpy()).min())
+    threshold = float(_nodes(given).nodes["effect"].abs().min())
     return lambda: jc.discover(*given, node_threshold=0.999 * threshold, edge_threshold=0.0)
 
 
 def _nodes(given: Problem) -> jc.Circuit:
     """The strongest nodes, `KEPT` a site."""
     every = jc.discover(*given, node_threshold=0.0, edge_threshold=None, method=jc.Gradient())
-    sizes = np.abs(every.nodes["effect"].to_numpy())
-    return every.subgraph(every.nodes["node"].to_numpy()[np.argsort(-sizes)[: KEPT * len(given.saes)]])
+    strongest = every.nodes["effect"].abs().nlargest(KEPT * len(given.saes)).index
+    return every.subgraph(every.nodes["node"][strongest])
 
 
 def evaluate(point: Point) -> Run:
@@ -160,8 +187,8 @@ def evaluate(point: Point) -> Run:
 
 
 def patched_heads(point: Point) -> Run:
-    model, _, clean, corrupt, metric = make_problem(point, ())
-    return lambda: jc.head_effects(model, clean, corrupt, metric, method=jc.ExactPatching())
+    model, _, *prompts = make_problem(point, ())
+    return lambda: jc.head_effects(model, *prompts, method=jc.ExactPatching())
 
 
 def self_repair(point: Point) -> Run:
@@ -180,16 +207,87 @@ def feature_jacobian(point: Point) -> Run:
     return lambda: jc.feature_jacobian(model, saes, clean[0], *ends, minimum=0.0, substitute=())
 
 
-EVERY_SITE = "what enters the dictionaries and the gradients at every site, for every position of every prompt"
+BUDGET, WAY_BACK = 2**29, 2**28  # bytes; a group on its way back holds a few times what it is granted
+AT_SITES = Term(
+    "values, differences and gradients at every site, and the latents that are on there",
+    lambda p: p.tokens * p.sites * p.width,
+    each=(
+        32,
+        40,
+    ),  # three numbers of four bytes, lists, and while prompts are run both sides twice: 35 in a run at GPT-2-small's shape
+)
+ENCODED = Term("all latents of some positions", lambda p: p.tokens * p.d_sae, most=BUDGET)
+BACK = Term("a group of runs on its way back", lambda p: p.tokens * p.blocks * p.width, most=WAY_BACK)
 VERBS: dict[str, Verb] = {
-    f"contraction, {ITEMS} x {ITEMS}": Verb(contraction, False, "the linearised blocks, and what the columns make"),
-    "rows of a position": Verb(rows, False, "the rows, which are the result"),
-    "node_effects": Verb(node_effects, True, EVERY_SITE),
-    "edge_effects": Verb(edge_effects, True, "the edges, which are the result, and a chunk of targets"),
-    "discover": Verb(discover, True, EVERY_SITE),
-    "evaluate, by edges": Verb(evaluate, True, "the latents of every site, clean and ablated, for every prompt"),
-    "head_effects, by patching": Verb(patched_heads, True, "attention's patterns on both prompts"),
-    "self_repair": Verb(self_repair, True, "direct effects of all heads, and the runs at once"),
-    "direct_effects": Verb(direct_effects, True, "what every head writes"),
-    "feature_jacobian": Verb(feature_jacobian, False, "the pairs, which are the result"),
+    f"contraction, {ITEMS} x {ITEMS}": Verb(
+        contraction,
+        False,
+        (
+            Term("rows on their way", lambda p: (p.blocks > 1) * p.seq * p.width, most=BUDGET),
+            Term("the blocks, linearised", lambda p: p.blocks * p.seq * p.width),
+            Term("attention's patterns", lambda p: p.blocks * p.seq**2 * p.heads),
+        ),
+    ),
+    "rows of a position": Verb(
+        rows,
+        False,
+        (
+            Term("the rows, which are the result", lambda p: p.seq * p.width**2, each=(4, math.inf)),
+            Term("rows on their way", lambda p: (p.blocks > 1) * p.blocks * p.seq * p.width**2, most=BUDGET),
+            Term("the blocks, linearised", lambda p: p.blocks * p.width**2),
+        ),
+    ),
+    "node_effects": Verb(node_effects, True, (AT_SITES, ENCODED, BACK)),
+    "edge_effects": Verb(
+        edge_effects, True, (AT_SITES, Term("the edges, which are the result", lambda p: p.batch * p.blocks))
+    ),
+    "discover": Verb(discover, True, (AT_SITES, ENCODED, BACK)),
+    "evaluate, by edges": Verb(
+        evaluate,
+        True,
+        (
+            Term(
+                "all latents of every site, clean and ablated",
+                lambda p: p.tokens * p.sites * p.d_sae,
+                each=(8, math.inf),
+            ),
+            Term("targets at once", lambda p: p.tokens * p.d_sae, most=BUDGET),
+        ),
+    ),
+    "head_effects, by patching": Verb(
+        patched_heads,
+        True,
+        (
+            Term("queries, keys, values and outputs on both sides", lambda p: p.tokens * p.blocks * p.width),
+            Term("attention's patterns", lambda p: p.tokens * p.seq * p.blocks * p.heads),
+            Term("patched runs in flight", lambda p: p.width),
+        ),
+    ),
+    "self_repair": Verb(
+        self_repair,
+        True,
+        (
+            Term("the effects, which are the result", lambda p: p.tokens * p.blocks * p.heads, each=(4, math.inf)),
+            Term("the clean run of every block", lambda p: p.tokens * p.blocks * p.width),
+            Term("ablated runs in flight", lambda p: min(p.tokens * p.heads, TOKENS_AT_ONCE) * p.width),
+        ),
+    ),
+    "direct_effects": Verb(
+        direct_effects,
+        True,
+        (
+            Term("the effects, which are the result", lambda p: p.tokens * p.blocks * p.heads, each=(4, math.inf)),
+            Term("the run of every block", lambda p: min(p.tokens, TOKENS_AT_ONCE) * p.blocks * p.width),
+            Term("what every head writes", lambda p: min(p.tokens, TOKENS_AT_ONCE) * p.heads * p.width),
+        ),
+    ),
+    "feature_jacobian": Verb(
+        feature_jacobian,
+        False,
+        (
+            Term("the pairs, which are the result", lambda p: p.seq * p.active**2),
+            Term("all latents of both dictionaries", lambda p: p.seq * p.d_sae),
+            Term("vectors on their way", lambda p: p.blocks * p.seq * p.width),
+        ),
+    ),
 }

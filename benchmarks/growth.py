@@ -29,7 +29,7 @@ BEGAN = time.monotonic()
 
 
 def points(arguments: argparse.Namespace, batched: bool) -> tuple[Point, list[Point]]:
-    """The middle of all sizes, and the points that differ from it in one size."""
+    """A prompt of the middle length, with the middle number of blocks, and the points that differ from it in one size."""
     sizes = {
         "seq": arguments.lengths,
         "batch": arguments.batches,
@@ -38,8 +38,8 @@ def points(arguments: argparse.Namespace, batched: bool) -> tuple[Point, list[Po
     }
     if not batched:
         sizes["batch"] = [1]
-    # The first width, as all other points are at it.
-    base = Point(**{name: values[0 if name == "width" else len(values) // 2] for name, values in sizes.items()})
+    middle = lambda values: values[len(values) // 2]
+    base = Point(middle(arguments.lengths), sizes["batch"][0], middle(arguments.blocks), arguments.widths[0])
     every = [base._replace(**{name: value}) for name, values in sizes.items() for value in values]
     return base, sorted({*every})
 
@@ -56,7 +56,7 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             f"{took:6.0f} s  {name}: {', '.join(f'{n} {v}' for n, v in found[-1].items())}", file=sys.stderr, flush=True
         )
     fitted = {of: exponents(found, base, of) for of in ("seconds", "peak_bytes")}
-    return {"name": name, "bound": VERBS[name].bound, "base": base._asdict(), "points": found, "exponents": fitted}
+    return {"name": name, "base": base._asdict(), "points": found, "exponents": fitted}
 
 
 def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
@@ -74,11 +74,15 @@ def parser() -> argparse.ArgumentParser:
     numbers = {"type": int, "nargs": "+", "metavar": "N"}
     found.add_argument("--verbs", nargs="+", metavar="NAME", help="only these (a wrong name lists all)")
     found.add_argument("--lengths", **numbers, default=[16, 64, 256], help="tokens of a prompt (%(default)s)")
-    found.add_argument("--batches", **numbers, default=[1, 4, 16], help="prompts (%(default)s)")
-    found.add_argument("--blocks", **numbers, default=[1, 4, 12], help="blocks (%(default)s)")
-    found.add_argument("--widths", **numbers, default=[64, 128], help="d_model; the first is that of all other points")
     found.add_argument(
-        "--repeats", type=int, default=2, metavar="N", help="later calls, the fastest counts (%(default)s)"
+        "--batches", **numbers, default=[1, 4, 16], help="prompts; the first is that of all other points (%(default)s)"
+    )
+    found.add_argument("--blocks", **numbers, default=[1, 4, 12], help="blocks (%(default)s)")
+    found.add_argument(
+        "--widths", **numbers, default=[64, 128], help="d_model; the first is that of all other points (%(default)s)"
+    )
+    found.add_argument(
+        "--repeats", type=int, default=1, metavar="N", help="later calls, the fastest counts (%(default)s)"
     )
     found.add_argument("--quick", action="store_true", help="tiny sizes: that all of it runs; its numbers mean nothing")
     found.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON and table (%(default)s)")

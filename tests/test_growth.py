@@ -10,7 +10,7 @@ from jaxcirc.cli._bench import load
 
 growth, fit, verbs, point = load("growth"), load("_growth_fit"), load("_growth_verbs"), load("_growth_point")
 Point = verbs.Point
-BASE = Point(64, 4, 4, 64)
+BASE = Point(64, 1, 4, 64)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,15 +38,27 @@ def test_points_differ_from_the_middle_in_one_size():
     assert {each.batch for each in alone[1]} == {1}
 
 
-def test_powers_and_what_fits_are_found_again():
+def test_powers_are_found_again():
     powers = fit.exponents(made_up(), BASE, "peak_bytes")
     assert powers == pytest.approx({"seq": 2, "batch": 1, "blocks": 0, "width": 1})
     assert fit.exponents(made_up(), BASE, "seconds") == pytest.approx({"seq": 0, "batch": 0, "blocks": 1, "width": 0})
-    like = {"seq": 256, "batch": 16, "blocks": 12, "width": 768}
-    room = 1000 * 256**2 * 768 * 100.5
-    assert fit.largest(made_up(), BASE, like, "batch", room) == 100
-    assert fit.largest(made_up(), BASE, like, "seq", room) == int((100.5 / 16) ** 0.5 * 256)
-    assert fit.largest(made_up(), BASE, like, "blocks", room) is None
+
+
+def test_parts_of_memory_are_found_again_and_say_what_fits():
+    held = verbs.Term("held", lambda p: p.seq**2 * p.batch * p.width)
+    other = verbs.Term("other", lambda p: p.blocks**3)
+    found = fit.fit(made_up(10**7), (held, other._replace(most=10**6)))
+    assert found.constant == pytest.approx(10**7, rel=1e-3)
+    assert found.each == pytest.approx((1000, 0), abs=2)  # of a cube, up to 12**3
+    like = Point(256, 16, 12, 768)
+    assert found.bound(like) == "held"
+    room = 10**7 + 1000 * 256**2 * 768 * 100.5
+    assert found.largest(like, "batch", room) == 100
+    assert found.largest(like, "seq", room) == int((100.5 / 16) ** 0.5 * 256)
+    assert found.largest(like, "blocks", 2 * found.expected(like)) is None
+    assert found.largest(like, "seq", 1000) == 0
+    within = fit.fit(made_up(10**7), (held._replace(most=10**9),))
+    assert within.largest(like, "seq", 2 * 10**9) is None
 
 
 def test_what_is_constant_is_no_part_of_powers_for_long():

@@ -52,7 +52,7 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         caches = windows.caches(model, at.resid)
         masks, clean = model.batch_masks(problem.mask), np.asarray(at.clean)
         for (site, each), groups in zip(differing.items(), windows.groups(lists, self.tokens_at_once), strict=True):
-            value = at.values[site][each[0], index[site][:, 1]]
+            value = at.values[site][*index[site].T[:2]]
             cut, changes = entry(model, site), enters(model, site, value, _vectors(problem, site, packs)[each]).at(1)
             effects = np.zeros(len(index[site]), model.activation_dtype)
             for numbers, size in groups:
