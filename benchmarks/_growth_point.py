@@ -66,7 +66,7 @@ def _programs() -> list[str]:
     """A list that grows whenever a program is compiled."""
     programs: list[str] = []
 
-    def compiled(event: str, duration: float, **about: object) -> None:
+    def compiled(event: str, duration_secs: float, **about: str | int) -> None:
         programs.extend([str(about.get("fun_name"))] if event == _COMPILED else [])
 
     jax.monitoring.register_event_duration_secs_listener(compiled)

@@ -157,15 +157,15 @@ def edge_effects(point: Point) -> Run:
 
 def discover(point: Point) -> Run:
     given = make_problem(point)
-    threshold = float(_nodes(given).nodes["effect"].abs().min())
+    threshold = float(np.abs(_nodes(given).nodes["effect"].to_numpy()).min())
     return lambda: jc.discover(*given, node_threshold=0.999 * threshold, edge_threshold=0.0)
 
 
 def _nodes(given: Problem) -> jc.Circuit:
     """The strongest nodes, `KEPT` a site."""
     every = jc.discover(*given, node_threshold=0.0, edge_threshold=None, method=jc.Gradient())
-    strongest = every.nodes["effect"].abs().nlargest(KEPT * len(given.saes)).index
-    return every.subgraph(every.nodes["node"][strongest])
+    sizes = np.abs(every.nodes["effect"].to_numpy())
+    return every.subgraph(every.nodes["node"].to_numpy()[np.argsort(-sizes)[: KEPT * len(given.saes)]])
 
 
 def evaluate(point: Point) -> Run:
@@ -187,8 +187,8 @@ def evaluate(point: Point) -> Run:
 
 
 def patched_heads(point: Point) -> Run:
-    model, _, *prompts = make_problem(point, ())
-    return lambda: jc.head_effects(model, *prompts, method=jc.ExactPatching())
+    model, _, clean, corrupt, metric = make_problem(point, ())
+    return lambda: jc.head_effects(model, clean, corrupt, metric, method=jc.ExactPatching())
 
 
 def self_repair(point: Point) -> Run:

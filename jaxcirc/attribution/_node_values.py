@@ -26,7 +26,7 @@ class NodeValues(eqx.Module):
     """
 
     latents: Latents
-    error: Float[Array | np.ndarray, "batch seq"]
+    error: Float[Array, "batch seq"]
     d_sae: int = eqx.field(static=True)
 
     def acts(self) -> Float[Array, "batch seq d_sae"]:
@@ -64,7 +64,7 @@ class NodeValues(eqx.Module):
 
 
 def node_values(
-    index: Int[np.ndarray, "n 3"], values: Float[np.ndarray, " n"], shape: tuple[int, int], d_sae: int
+    index: Int[np.ndarray, "n 3"], values: Float[np.ndarray, " n"], shape: tuple[int, ...], d_sae: int
 ) -> NodeValues:
     """Numbers of nodes that are listed in order as (example, position, node), of prompts of `shape` `[batch seq]`; of others 0."""
     is_error = index[:, 2] == d_sae

@@ -31,7 +31,7 @@ def every_node(site: Site, index: Int[np.ndarray, "n 3"]) -> Bool[np.ndarray, " 
 
 
 def nodes_among(
-    chosen: Mapping[Site, Int[np.ndarray, "n 3"]], shape: tuple[int, int], saes: Mapping[Site, AbstractDictionary]
+    chosen: Mapping[Site, Int[np.ndarray, "n 3"]], shape: tuple[int, ...], saes: Mapping[Site, AbstractDictionary]
 ) -> NodeMask:
     """Takes the nodes that are listed, of prompts of `shape` `[batch seq]`."""
     shapes = {site: (*shape, sae.d_sae + 1) for site, sae in saes.items()}

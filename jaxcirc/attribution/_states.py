@@ -131,7 +131,7 @@ def _difference(after, before, mask) -> Float[Array, "batch seq width"]:
     return jnp.where(mask[..., None], after - before, 0)
 
 
-def _in_lists(sae: AbstractDictionary, shape: tuple[int, int], of_positions: Callable) -> list[Latents]:
+def _in_lists(sae: AbstractDictionary, shape: tuple[int, ...], of_positions: Callable) -> list[Latents]:
     """Lists what is not zero in the arrays `[place d_sae]` that `of_positions` makes of some places in the flat array of positions, of
     `shape` `[batch seq]`. Of so many places at a time that these fit.
     """
@@ -143,7 +143,7 @@ def _in_lists(sae: AbstractDictionary, shape: tuple[int, int], of_positions: Cal
     return [_of_flat(shape, *map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*found, strict=True)]
 
 
-def _of_flat(shape: tuple[int, int], index: Int[np.ndarray, "n 2"], values: Float[np.ndarray, " n"]) -> Latents:
+def _of_flat(shape: tuple[int, ...], index: Int[np.ndarray, "n 2"], values: Float[np.ndarray, " n"]) -> Latents:
     """Lists latents by example, given their places in the flat array of positions."""
     place, unit = index.T
     return from_instances(np.stack([*np.divmod(place, shape[1]), unit], axis=-1), values, shape[0])

@@ -143,7 +143,7 @@ def read(latents: Latents, rows: Float[Array, "d_sae width"], vectors: Float[Arr
     if _most(latents, rows, len(vectors)):
         return (vectors @ wide(rows).T)[latents.positions, latents.units]
     # As one fused loop: an einsum writes down what is gathered, which takes several times as long.
-    return (wide(take(rows, _units(latents))) * take(vectors, latents.positions)).sum(-1)
+    return (wide(take(rows, _units(latents))) * take(vectors, jnp.asarray(latents.positions))).sum(-1)
 
 
 def _units(latents: Latents) -> Int[Array, " n"]:
