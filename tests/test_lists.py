@@ -1,6 +1,5 @@
 """Latents that are off take no memory: what is held grows with those that are on, and nothing is run or encoded twice."""
 
-import dataclasses
 import gc
 import tracemalloc
 import weakref
@@ -103,14 +102,17 @@ def test_discover_runs_its_prompts_once(given, monkeypatch):
 
 @pytest.mark.parametrize(("keep", "run", "encoded"), [(9, 3, 3), (8, 6, 3), (2, 6, 4), (0, 6, 6)])
 def test_what_does_not_fit_is_found_again_and_what_takes_longest_last(given, monkeypatch, keep, run, encoded):
-    want = jc.discover(*given, **CUTS, batch_size=1)
+    cuts = {**CUTS, "edge_threshold": 0.0}
+    want = jc.discover(*given, **cuts, batch_size=1)
     runs, lists = counted(monkeypatch, "record_sides"), counted(monkeypatch, "_lists")
     monkeypatch.setattr("jaxcirc.circuits._means.KEEP", keep)
     monkeypatch.setattr(Memory, "nbytes", lambda memory: 1 if isinstance(memory.runs, Lists) else 3)
-    got = jc.discover(*given, **CUTS, batch_size=1)
+    got = jc.discover(*given, **cuts, batch_size=1)
     assert (len(runs), len(lists)) == (run, encoded)
-    for table in ("nodes", "edges"):
-        assert dataclasses.asdict(got)[table].equals(dataclasses.asdict(want)[table])
+    # The last sums of edges may be in another order, and so rounded otherwise.
+    both = got.edges.merge(want.edges, on=["source", "target"], how="outer").fillna(0.0)
+    assert_close(both["weight_x"].to_numpy(), both["weight_y"].to_numpy())
+    assert_close(got.nodes["effect"].to_numpy(), want.nodes["effect"].to_numpy())
 
 
 def counted(monkeypatch, name: str) -> list[None]:
