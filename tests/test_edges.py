@@ -2,6 +2,7 @@
 
 import functools as ft
 import itertools
+import json
 
 import equinox as eqx
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc.cli import main
 from jaxcirc.nodes import name_of, parse_node
 from jaxcirc.saes import Decoder, ReLU
 
@@ -589,3 +591,38 @@ def test_names_and_nodes():
     assert name_of("neuron", 1, 2, 3) == "neuron 1 2 3"
     head = parse_node("head 1 0 -1 2 q", SEQ)
     assert (head.layer, int(head.query), head.part) == (1, SEQ - 1, "q")
+
+
+def test_the_command_prints_what_the_verb_gives(capsys):
+    given = [
+        "edges",
+        "--model",
+        "tiny-gpt2",
+        "--prompt",
+        "The teachers that the doctor likes",
+        "--node",
+        "neuron 2 -1 130",
+    ]
+    metric = ["--answer", " are", "--foil", " is"]
+    assert main([*given, *metric, "--most", "5", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
+    tokens = jnp.asarray([tokenizer.bos_token_id, *tokenizer.encode("The teachers that the doctor likes")], jnp.int32)
+    answer, foil = (tokenizer.encode(text)[0] for text in (" are", " is"))
+    node = jc.Neuron(2, len(tokens) - 1, 130)
+    want = jc.edges_into(model, tokens, jc.LogitDiff(answer, foil), node, frozen=jc.frozen.layer_norms(model)).table(5)
+    assert [edge["node"] for edge in said["edges"]] == list(want.node)
+    assert_close(np.array([edge["edge"] for edge in said["edges"]]), want.edge.to_numpy(np.float64), tolerance=1e-3)
+    assert len(said["tokens"]) == len(tokens)
+
+    assert main([*given[:-1], "token 1", *metric, "--freeze", "nothing", "--saes", "tiny-gpt2"]) == 0
+    printed = capsys.readouterr().out
+    assert "20 edges out of token 1 of tiny-gpt2; logit of ' are' less ' is'" in printed
+    assert "held: nothing" in printed
+    for more, error in (
+        (["--answer", " teachers likes"], "--answer takes one token, and ' teachers likes' is 2"),
+        (["--node", "neuron 9 1 1"], "has layers 0 to 3, got layer 9"),
+        (["--node", "nothing 1"], "No node is called 'nothing 1'"),
+    ):
+        assert main([*given, *more]) == 2
+        assert error in capsys.readouterr().err

@@ -55,8 +55,8 @@ def check_one(batch: tuple[int, ...]) -> None:
     """ValueError for edges of several nodes."""
     if batch:
         raise ValueError(
-            f"These are the edges of {' x '.join(map(str, batch))} nodes. A table is of one: take it out by jax.tree.map(lambda x: x[i], edges), "
-            "or use jc.edges.strongest_edges."
+            f"These are the edges of {' x '.join(map(str, batch))} nodes. A table is of one: take it out by "
+            "jax.tree.map(lambda x: x[i], edges), or use jc.edges.strongest_edges."
         )
 
 
