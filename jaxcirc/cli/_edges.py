@@ -67,7 +67,7 @@ def edges(arguments: argparse.Namespace) -> int:
     saes = load_saes(arguments.saes) if arguments.saes else {}
     found = (edges_out_of if out else edges_into)(model, tokens, LogitDiff(answer, foil), node, saes=saes, frozen=held)
     table = found.table(arguments.most)
-    texts = [_text(tokenizer, token) for token in np.asarray(tokens)]
+    texts = [_text(tokenizer, int(token)) for token in np.asarray(tokens)]
     metric = _text(tokenizer, answer) + ("" if foil is None else f" less {_text(tokenizer, foil)}")
     facts = {
         "model": model.name,
