@@ -1,7 +1,7 @@
 """Jacobians, edges and circuits of transformers in JAX.
 
 What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
-`jc.edges`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
+`jc.edges`, `jc.attribution_graphs`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
 """
 
 # First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
@@ -11,6 +11,7 @@ from . import _stop as _stop
 # isort: split
 from . import (
     attribution as attribution,
+    attribution_graphs as attribution_graphs,
     circuits as circuits,
     components as components,
     data as data,
@@ -51,6 +52,7 @@ from .attribution import (
     node_effects as node_effects,
     NodeEffects as NodeEffects,
 )
+from .attribution_graphs import attribution_graph as attribution_graph, AttributionGraph as AttributionGraph
 from .circuits import (
     Circuit as Circuit,
     discover as discover,

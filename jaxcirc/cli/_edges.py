@@ -57,7 +57,7 @@ def edges(arguments: argparse.Namespace) -> int:
     tokens = tokens_of(arguments)
     node = parse_node(arguments.node, len(tokens))
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
-    answer, foil = (_token(tokenizer, f"--{name}", getattr(arguments, name)) for name in ("answer", "foil"))
+    answer, foil = (token_of(tokenizer, f"--{name}", getattr(arguments, name)) for name in ("answer", "foil"))
     model = load_model(arguments)
     answer = likeliest(model, tokens) if answer is None else answer
     held: set[Any] = set()
@@ -105,7 +105,7 @@ def _usual(node: str) -> str:
     return "out" if node.split()[0] in ("token", "position", "bias", "error") else "into"
 
 
-def _token(tokenizer: Any, option: str, text: str | None) -> int | None:
+def token_of(tokenizer: Any, option: str, text: str | None) -> int | None:
     """The id of one token. **Raises:** `ValueError` for a text of several."""
     if text is None or text.isdecimal():
         return None if text is None else int(text)
