@@ -44,7 +44,7 @@ def check_targets(model: Transformer, targets: Any, seq: int) -> None:
                 f"{_VERB}: a target is one token, and here each has {array.shape[-1]}: ids of shape {list(array.shape)}. Give of each "
                 "answer one token, for example its first."
             )
-        check_token_ids(model, array, len(model.b_U))
+        check_token_ids(model, jnp.asarray(array), len(model.b_U))
         if len(np.unique(array)) < len(array):
             raise ValueError(f"{_VERB}: a token is given twice in {array.tolist()}. Give each once.")
         return
@@ -118,7 +118,7 @@ def make_outputs(linear: Linearised, targets: Targets) -> Outputs:
         names, tokens = tuple(f"direction {i}" for i in range(len(directions))), np.arange(len(directions))
         probability = np.full(len(directions), 1 / len(directions))
     else:
-        chances = np.asarray(_probabilities(ends, end), np.float64)
+        chances = np.asarray(_probabilities(ends, end))
         tokens = _salient(chances) if targets is None else np.asarray(targets)
         directions, constants = _centred(ends, jnp.asarray(tokens, jnp.int32))
         names, probability = None, chances[tokens]
