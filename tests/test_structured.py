@@ -65,6 +65,9 @@ HOLD = [
     (Kind.MLP_PRE_LINEAR,),
     (Kind.NEURONS_OUT, Kind.Q),
     (Kind.LN2_POST_NORMALIZED,),
+    (Kind.MLP_GATE,),
+    (Kind.PATTERN, Kind.MLP_GATE, Kind.LN1_SCALE, Kind.LN2_SCALE, Kind.LN1_POST_SCALE, Kind.LN2_POST_SCALE),
+    (Kind.MLP_PRE, Kind.MLP_GATE),
 ]
 LEFT_POS, RIGHT_POS = jnp.array([4, 2, 4]), jnp.array([0, 4, 2, 2])
 
