@@ -11,6 +11,7 @@ from . import _stop as _stop
 # isort: split
 from . import (
     attribution as attribution,
+    attribution_graphs as attribution_graphs,
     circuits as circuits,
     components as components,
     data as data,
@@ -27,6 +28,7 @@ from ._edits import (
     Blend as Blend,
     Detach as Detach,
     Replace as Replace,
+    Scale as Scale,
 )
 from ._metrics import (
     AbstractMetric as AbstractMetric,
@@ -50,6 +52,7 @@ from .attribution import (
     node_effects as node_effects,
     NodeEffects as NodeEffects,
 )
+from .attribution_graphs import generate as generate, intervene as intervene
 from .circuits import (
     Circuit as Circuit,
     discover as discover,
