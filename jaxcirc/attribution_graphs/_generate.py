@@ -21,8 +21,8 @@ from ..parts import KVCache
 from ..runs import padded_length
 from ._changes import Change, check_changes, Moves, moves_of
 from ._intervene import rows_of_moves
-from ._replaced_run import flat, Rows
 from ._latent_sites import find_latents, LatentSites, Transcoders
+from ._replaced_run import flat, Rows
 
 
 class Generation(eqx.Module):

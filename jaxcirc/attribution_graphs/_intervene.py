@@ -16,8 +16,8 @@ from ..models import Transformer
 from ..runs import filled, shortened
 from ..saes import Decoder
 from ._changes import Change, check_changes, Moves, moves_of
-from ._replaced_run import Clean, run_clean, run_moved, State
 from ._latent_sites import find_latents, LatentSites, Transcoders
+from ._replaced_run import Clean, run_clean, run_moved, State
 
 
 class Intervention(eqx.Module):
