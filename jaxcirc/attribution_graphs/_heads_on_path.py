@@ -33,9 +33,7 @@ class Passing(NamedTuple):
 
 
 @jax.jit
-def values_of(
-    here: Passing, vectors: Float[Array, "n seq d_model"]
-) -> Float[Array, "n seq kv_head d_head"]:
+def values_of(here: Passing, vectors: Float[Array, "n seq d_model"]) -> Float[Array, "n seq kv_head d_head"]:
     """Pushes vectors that enter attention to its values."""
     here = _of_first(here, vectors.shape[1])
 

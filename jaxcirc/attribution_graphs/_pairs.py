@@ -17,7 +17,10 @@ def strongest_pairs(
     No entry is larger than the product of its rows' norms. So rows are gone through from the largest norms on, and what cannot reach the
     least of those found so far is never multiplied.
     """
-    by_norm = lambda x: (order := np.argsort(-np.linalg.norm(x, axis=1), kind="stable"), np.linalg.norm(x, axis=1)[order])
+    by_norm = lambda x: (
+        order := np.argsort(-np.linalg.norm(x, axis=1), kind="stable"),
+        np.linalg.norm(x, axis=1)[order],
+    )
     (rows, row_norms), (columns, column_norms) = by_norm(left), by_norm(right)
     index, values = np.zeros((0, 2), int), np.zeros(0, np.result_type(left, right))
     for block in _blocks(len(rows), max(1, AT_ONCE // max(1, min(len(columns), AT_ONCE)))):
