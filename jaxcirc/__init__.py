@@ -1,7 +1,7 @@
 """Jacobians, edges and circuits of transformers in JAX.
 
 What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
-`jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
+`jc.attribution_graphs`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
 """
 
 # First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
@@ -52,7 +52,14 @@ from .attribution import (
     node_effects as node_effects,
     NodeEffects as NodeEffects,
 )
-from .attribution_graphs import generate as generate, intervene as intervene
+from .attribution_graphs import (
+    attribution_graph as attribution_graph,
+    AttributionGraph as AttributionGraph,
+    generate as generate,
+    head_loadings as head_loadings,
+    intervene as intervene,
+    qk_attribution as qk_attribution,
+)
 from .circuits import (
     Circuit as Circuit,
     discover as discover,

@@ -64,6 +64,12 @@ def check_share(name: str, what: str, value: Any) -> None:
         raise ValueError(f"{name} is a part of the {what}, above 0 and up to 1; got {value!r}.")
 
 
+def check_part(name: str, what: str, value: Any) -> None:
+    """ValueError unless `value` is a part of `what`, from 0, none of it, to 1, all."""
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is a part of the {what}, from 0 to 1; got {value!r}.")
+
+
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
     """ValueError unless `value` is one of the words that there are."""
     if value not in known:

@@ -27,6 +27,12 @@ def take(array: Shaped[Array, "..."], positions: Int[Array, "..."], axis: int = 
     return array.at[(slice(None),) * axis + (positions,)].get(mode="promise_in_bounds")
 
 
+def slice_filled(x: Shaped[np.ndarray, "n ..."], begin: int, size: int) -> Shaped[np.ndarray, "size_out ..."]:
+    """Takes `size` entries from `begin` on; behind the last there are zeros, so that all slices have one size."""
+    found = x[begin : begin + size]
+    return np.pad(found, [(0, size - len(found))] + [(0, 0)] * (x.ndim - 1))
+
+
 @jax.jit
 def rows_of(tree: T, rows: Int[Array | np.ndarray, " row"]) -> T:
     """Takes rows of every array of a tree, by one program: each by itself would take several."""

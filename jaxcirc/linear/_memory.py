@@ -13,7 +13,12 @@ def available() -> int | None:
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    if device.platform == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+    return available_on_host() if device.platform == "cpu" else None
+
+
+def available_on_host() -> int | None:
+    """Free memory of the host in bytes, `None` where it is not known."""
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         # What the kernel would free of its file cache is not counted, so this errs on the safe side by little.
         return _linux_available() or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
@@ -27,9 +32,9 @@ def _linux_available() -> int | None:
         return None
 
 
-def check_fits(what: str, shape: tuple[int, ...], dtype, instead: str) -> None:
-    """ValueError if a result of `shape` is larger than the memory that is free."""
-    size, free = math.prod(shape) * np.dtype(dtype).itemsize, available()
+def check_fits(what: str, shape: tuple[int, ...], dtype, instead: str, *, on_host: bool = False) -> None:
+    """ValueError if a result of `shape` is larger than the memory that is free, of the default device or `on_host`."""
+    size, free = math.prod(shape) * np.dtype(dtype).itemsize, available_on_host() if on_host else available()
     if free is not None and size > free:
         raise ValueError(
             f"{what} of shape {shape} takes {_readable(size)}, and {_readable(free)} of memory are free. {instead}"

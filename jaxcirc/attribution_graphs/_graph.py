@@ -1,0 +1,231 @@
+"""An attribution graph: nodes, what each contributes to which other, and what of it is kept."""
+
+import dataclasses
+import functools as ft
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from .._checks import check_list, check_part, check_path
+from .._files import write_text, writing_file
+from .._fingerprint import difference, fingerprint
+from .._words import counted
+from ..linear import check_fits
+from ..models import Transformer
+from ._influence import prune
+from ._read_json import read_graph
+from ._store import read_stored, write_stored
+from ._table import KINDS, LOGIT, Table
+from ._whole import Whole
+from ._write_json import graph_document, Kept
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class AttributionGraph:
+    """The graph of one prompt, as much of it as its thresholds keep.
+
+    **Attributes:**
+
+    - `nodes`: a table, one row a node, in the order of the adjacency matrix:
+      `kind`: `"latent"` (a neuron, where there are no dictionaries), `"error"`, `"token"`, `"position"`, `"bias"`, `"logit"`;
+      `site`: the dictionary's, or where the node writes; `layer`: -1 for embeddings, the number of layers for logits; `pos`, the position;
+      `unit`: the latent, the token id, or of a direction its number; of an error -1, or -2 for the one that stands for all latents at its
+      site and position without a row of their own (beyond `max_nodes`); -1 of what has none. The bias with layer and position -1 is each
+      row's own: its encoder's bias and what it reads of the norm's before it.
+      `activation`: of latents, NaN elsewhere; `probability`: of logits, 0 elsewhere; `influence`: of all paths to the logits, by shares of
+      absolute values, in the graph before it was pruned.
+    - `adjacency` `[target source]`: how much of the target's pre-activation the source contributes. Before pruning a row sums to that,
+      `values`; rows of nodes that only write are 0.
+    - `values` `[node]`: the pre-activation of latents, the value of logits (before a cap, less the mean logit), NaN elsewhere.
+    - `replacement_score`, `completeness_score`: of the graph before it was pruned.
+    - `meta`: model, prompt, dictionaries and settings, as plain JSON.
+    """
+
+    whole: Whole
+    kept: Int[np.ndarray, " kept"]
+    edges: Bool[np.ndarray, "kept_target kept"]
+    node_threshold: float
+    edge_threshold: float
+
+    def __repr__(self) -> str:
+        return (
+            f"AttributionGraph({counted(len(self.kept), 'node')} of {len(self.whole.table)}, "
+            f"{counted(int(self.edges.sum()), 'edge')}, of {self.meta.get('model') or 'a model'})"
+        )
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.whole.meta
+
+    @ft.cached_property
+    def table(self) -> Table:
+        """The nodes as arrays."""
+        return self.whole.table.some(self.kept)
+
+    @ft.cached_property
+    def targets(self) -> Int[np.ndarray, " kept_target"]:
+        """The nodes that have a row, by their place in `nodes`."""
+        return np.flatnonzero(np.isin(self.kept, self.whole.targets))
+
+    @ft.cached_property
+    def rows(self) -> Float[np.ndarray, "kept_target kept"]:
+        """The rows of the adjacency matrix that are not empty: those of `targets`."""
+        mine = np.searchsorted(self.whole.targets, self.kept[self.targets])
+        return np.where(self.edges, self.whole.rows[mine][:, self.kept], 0)
+
+    @ft.cached_property
+    def nodes(self) -> "pd.DataFrame":
+        import pandas as pd
+
+        table = self.table
+        columns = {
+            "kind": np.array(KINDS, object)[table.kind],
+            "site": np.array(table.sites, object)[table.site],
+            "layer": table.layer.astype(np.int64),
+            "pos": table.pos.astype(np.int64),
+            "unit": table.unit.astype(np.int64),
+            "activation": table.activation,
+            "probability": table.probability,
+            "influence": self.whole.influence[self.kept],
+        }
+        return pd.DataFrame(columns)
+
+    @property
+    def adjacency(self) -> Float[np.ndarray, "node node"]:
+        """Made when it is asked for, a square of all nodes; `rows` is what of it is not empty."""
+        n = len(self.kept)
+        instead = "Prune it further, or use .rows and .targets."
+        check_fits("AttributionGraph.adjacency", (n, n), self.rows.dtype, instead, on_host=True)
+        found = np.zeros((n, n), self.rows.dtype)
+        found[self.targets] = self.rows
+        return found
+
+    @property
+    def values(self) -> Float[np.ndarray, " node"]:
+        return self.table.value
+
+    @property
+    def replacement_score(self) -> float:
+        """Of the influence of where paths begin, the share of tokens and position embeddings against that of errors."""
+        return self.whole.scores.replacement
+
+    @property
+    def completeness_score(self) -> float:
+        """The share of nodes' inputs that are not errors, weighed by the nodes' influence."""
+        return self.whole.scores.completeness
+
+    def prune(self, *, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> "AttributionGraph":
+        """The same graph by other thresholds, of all that was computed: more can come back, and nothing is computed anew.
+
+        **Arguments:** - `node_threshold`: the share of all influence that the kept nodes make up, from 0 to 1; tokens and logits stay. -
+        `edge_threshold`: so too of the edges between these. 1 keeps all.
+
+        **Raises:** `ValueError` for a threshold that is not from 0 to 1.
+        """
+        return pruned(self.whole, node_threshold, edge_threshold, "AttributionGraph.prune")
+
+    def check_model(self, model: Transformer) -> None:
+        """ValueError unless the graph is of this model, by what it computes; a graph from JSON does not say, and passes."""
+        recorded = self.meta.get("fingerprints", {}).get("model")
+        apart = None if recorded is None else difference(recorded, fingerprint(model))
+        if apart is not None:
+            raise ValueError(
+                f"This graph is of {self.meta['model']}, and not of the {model.name} that was given{apart}."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Writes all that was computed, and what of it is kept, to one safetensors file; whole or not at all."""
+        with writing_file(path) as aside:
+            write_stored(aside, self.whole, self.kept, self.edges, (self.node_threshold, self.edge_threshold))
+
+    @staticmethod
+    def load(path: str | Path) -> "AttributionGraph":
+        """Reads a graph that was saved: the same to the last bit.
+
+        **Raises:** `ValueError` if the file is damaged, or holds something else.
+        """
+        whole, kept, edges, thresholds = read_stored(check_path("AttributionGraph.load: path", path))
+        return AttributionGraph(whole, kept, edges, *thresholds)
+
+    def to_json(
+        self,
+        path: str | Path,
+        *,
+        tokens: "Sequence[str] | PreTrainedTokenizerBase | None" = None,
+        outputs: Sequence[str] | None = None,
+    ) -> None:
+        """Writes what is kept as attribution-graph JSON (schema version 1), which circuit-tracer's viewer and Neuronpedia open. The file's
+        name is the graph's `slug` there. A node's `influence` is there the share of all influence that it and stronger ones make up.
+
+        Ids are those of circuit-tracer, but for errors, which there share ids with latents of the first layer; position embeddings and
+        biases, which it has none of, have ids of their own, too. Where `meta` has `qk_tracing_results`, by id of a node, they are written.
+
+        **Arguments:** - `tokens`: the prompt's tokens as text, or a tokenizer; of a graph from JSON they are known. - `outputs`: the texts
+        of the logits' tokens, in the order of `nodes`; without them, and without a tokenizer, their ids.
+
+        **Raises:** `ValueError` if there are not as many texts as tokens, or none.
+        """
+        path = check_path("AttributionGraph.to_json: path", path)
+        texts, names = self._texts(tokens, outputs)
+        shares = self.whole.cumulated()[self.kept]
+        thresholds = self.node_threshold, self.edge_threshold
+        kept = Kept(self.table, self.targets, self.rows, self.edges, shares, self.meta, thresholds)
+        made = graph_document(kept, texts, names, slug=path.stem, scan=str(self.meta.get("model") or ""))
+        with writing_file(path) as aside:
+            write_text(aside, json.dumps(made, ensure_ascii=False))
+
+    @staticmethod
+    def from_json(path: str | Path) -> "AttributionGraph":
+        """Reads a graph from JSON, as `to_json`, circuit-tracer and Neuronpedia write it (schema version 1).
+
+        What a file has of a graph is what was left after pruning: rows do not sum to pre-activations, `values` are NaN, and influence and
+        scores are those of what is there. Where a latent and an error share an id, a link from it is the latent's, which is warned of.
+
+        **Raises:** `ValueError` for a file that is no such graph, or of another schema version.
+        """
+        whole, thresholds = read_graph(check_path("AttributionGraph.from_json: path", path))
+        return AttributionGraph(whole, np.arange(len(whole.table)), whole.rows != 0, *thresholds)
+
+    def _texts(self, tokens: Any, outputs: Sequence[str] | None) -> tuple[list[str], list[str]]:
+        """The texts of the prompt's tokens and of the outputs."""
+        verb = "AttributionGraph.to_json"
+        ids, units = self.meta["tokens"], self.table.unit[self.table.kind == LOGIT].tolist()
+        decode = None if tokens is None or isinstance(tokens, Sequence) else tokens.decode
+        known = self.meta.get("prompt_tokens") if tokens is None else tokens
+        texts = (
+            [decode([i]) for i in ids] if decode else check_list(f"{verb}: tokens", "texts, one a token", known or [])
+        )
+        if len(texts) != len(ids) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"{verb}: tokens are the prompt's {len(ids)} tokens as text, or a tokenizer; got {len(texts)}. Give them: "
+                "tokens=['The', ' keys', …]."
+            )
+        named = self.meta.get("targets")
+        names = [named[unit] for unit in units] if named is not None else outputs or self.meta.get("output_tokens")
+        if names is None:
+            names = [decode([unit]) if decode else f"#{unit}" for unit in units]
+        if len(names) != len(units):
+            raise ValueError(f"{verb}: outputs are the texts of the {len(units)} logits, got {len(names)}.")
+        return texts, list(names)
+
+
+def pruned(whole: Whole, node_threshold: float, edge_threshold: float, verb: str) -> AttributionGraph:
+    """Prunes a graph."""
+    check_thresholds(verb, node_threshold, edge_threshold)
+    kept = prune(whole.rows, whole.targets, whole.table, whole.influence, node_threshold, edge_threshold)
+    return AttributionGraph(whole, kept.nodes, kept.edges, float(node_threshold), float(edge_threshold))
+
+
+def check_thresholds(verb: str, node_threshold: Any, edge_threshold: Any) -> None:
+    """ValueError unless both are from 0 to 1."""
+    check_part(f"{verb}: node_threshold", "influence", node_threshold)
+    check_part(f"{verb}: edge_threshold", "influence", edge_threshold)
