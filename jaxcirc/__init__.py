@@ -55,6 +55,8 @@ from .attribution import (
 from .attribution_graphs import (
     attribution_graph as attribution_graph,
     AttributionGraph as AttributionGraph,
+    check_graph as check_graph,
+    explain_edge as explain_edge,
     generate as generate,
     head_loadings as head_loadings,
     intervene as intervene,

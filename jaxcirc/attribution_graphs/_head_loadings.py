@@ -72,8 +72,8 @@ def head_loadings(
 ) -> HeadLoadings:
     r"""Splits edges of an attribution graph at every layer of attention that they pass: one part for each head, and what goes past.
 
-    Between source and target a graph is linear (patterns and scales of norms are held, and no path crosses a nonlinearity), so at each layer
-    in between
+    Between source and target a graph is linear (patterns and scales of norms are held, and no path crosses a nonlinearity), so at each
+    layer in between
 
     $$\text{edge} = \text{bypass} + \sum_h \sum_{q,k} A^h_{qk} \langle W_O^h g_q, W_V^h v_k \rangle,$$
 
@@ -93,8 +93,8 @@ def head_loadings(
     **Raises:** `ValueError` for nodes that are not there, a target into which nothing leads, another model, and other dictionaries.
 
     **Reference:** Kamath et al. 2025, "Tracing Attention Computation Through Feature Interactions", Transformer Circuits, on head loadings.
-    There an edge that passes several layers is split into paths of heads; here it is split at each layer by itself, which is exact and costs
-    two sweeps.
+    Here an edge that passes several layers of attention is split at each layer by itself, which is exact and costs two sweeps, and not into
+    paths of heads, of which there are many.
     """
     check_count("head_loadings: most", "edges", most)
     check_known("head_loadings", model, "attn")
@@ -111,22 +111,33 @@ def parts_of_edges(
     prompt: Prompt, targets: Int[np.ndarray, " edge"], sources: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, "edge layer head"]:
     """Splits edges, by the nodes of a prompt. Each target and each source goes its way once."""
-    model, seq, n = prompt.linear.model, prompt.reach(targets), len(targets)
+    model, n = prompt.linear.model, len(targets)
     to, which_target = np.unique(targets, return_inverse=True)
     names = sorted({tuple(each) for each in sources})
-    which_source = np.array([names.index(tuple(each)) for each in sources])
-    # As many as there are edges, so that other edges run the same programs.
-    covectors = prompt.covectors(np.pad(to, (0, n - len(to)), constant_values=-1), seq)
-    vectors = prompt.vectors([*names, *[()] * (n - len(names))], seq)
+    which_source = [names.index(tuple(each)) for each in sources]
     which = tuple(jnp.asarray(x, jnp.int32) for x in (which_target, which_source))
-    entering = {layer_of(site): moved for site, moved in prompt.linear.push(vectors) if site.kind == Kind.RESID_PRE}
+    # As many as there are edges, so that other edges run the same programs.
+    to, names = np.pad(to, (0, n - len(to)), constant_values=-1), [*names, *[()] * (n - len(names))]
     parts = np.zeros((n, model.n_layers, model.n_heads), model.activation_dtype)
+    for layer, pattern, averages, values in at_attention(prompt, to, names):
+        parts[:, layer] = parts_of_heads(pattern, averages, values, *which)
+    return parts
+
+
+def at_attention(
+    prompt: Prompt, targets: Int[np.ndarray, " target"], sources: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, Array, Array, Array]]:
+    """Yields layers on the way from any source to any target: the pattern, the covectors of the heads' averages of values, and the values
+    that come of the sources. A target numbered -1 is none, and so is a source of no nodes.
+    """
+    seq = prompt.reach(targets[targets >= 0])
+    vectors, covectors = prompt.vectors(sources, seq), prompt.covectors(targets, seq)
+    entering = {layer_of(site): moved for site, moved in prompt.linear.push(vectors) if site.kind == Kind.RESID_PRE}
     for layer, gradient in _read_of_attention(prompt.linear, covectors):
         if layer in entering:
             here = prompt.passing(layer)
             averages, pattern = averages_of(here, gradient)
-            parts[:, layer] = parts_of_heads(pattern, averages, values_of(here, entering[layer]), *which)
-    return parts
+            yield layer, pattern, averages, values_of(here, entering[layer])
 
 
 def _read_of_attention(

@@ -18,7 +18,7 @@ from ..parts import GatedMLP
 from ..saes import AbstractDictionary, CrossLayerTranscoder, Identity, Saes
 
 
-Transcoders: TypeAlias = Saes | CrossLayerTranscoder
+Transcoders: TypeAlias = Saes | CrossLayerTranscoder | None  # None: neurons alone
 
 OF_ATTENTION = (Kind.Z, Kind.HEADS_OUT, Kind.ATTN_OUT)
 OF_MLP = (Kind.MLP_POST, Kind.NEURONS_OUT, Kind.MLP_OUT)
@@ -26,12 +26,14 @@ OF_MLP = (Kind.MLP_POST, Kind.NEURONS_OUT, Kind.MLP_OUT)
 
 class LatentSites(eqx.Module):
     """Latents by the site that their dictionary reconstructs: `own` write there alone, those of `across` to later layers, too. Neurons are
-    latents of an `Identity` at `mlp.hook_post`, some of them `gated`.
+    latents of an `Identity` at `mlp.hook_post`, those of a gated MLP are `gated`. `seen_through` are the neurons of MLPs whose output is read
+    by latents.
     """
 
     own: dict[Site, AbstractDictionary]
     across: CrossLayerTranscoder | None
     gated: frozenset[Site] = eqx.field(static=True)
+    seen_through: frozenset[Site] = eqx.field(static=True)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -64,8 +66,12 @@ class LatentSites(eqx.Module):
     def observed(self, site: Site) -> Site:
         """What their pre-activations are computed from: of neurons what is linear in the MLP's input, of others what they read."""
         if self.is_neurons(site):
-            return Site(site.layer, Kind.MLP_PRE_LINEAR if site in self.gated else Kind.MLP_PRE)
+            return self.into_neurons(site)
         return self.reads(site)
+
+    def into_neurons(self, neurons: Site) -> Site:
+        """What neurons are linear in while their gates are held."""
+        return Site(neurons.layer, Kind.MLP_PRE_LINEAR if neurons in self.gated else Kind.MLP_PRE)
 
     def is_neurons(self, site: Site) -> bool:
         """Whether the latents at `site` are the neurons themselves."""
@@ -84,6 +90,13 @@ class LatentSites(eqx.Module):
             return self.own[site].pre_activations(x)
         across, layer = self._layer(site)
         return across.pre_activations(layer, x)
+
+    def slopes(self, site: Site, x: Float[Array, "seq d_in"]) -> Float[Array, "seq d_sae"]:
+        """Computes the derivatives of a dictionary's latents by their pre-activations, from what they read."""
+        if site in self.own:
+            return self.own[site].slopes(x)
+        across, layer = self._layer(site)
+        return across.slopes(layer, x)
 
     def targets(self, site: Site) -> tuple[Site, ...]:
         """Where the latents at `site` write."""
@@ -130,11 +143,11 @@ def find_latents(verb: str, model: Transformer, transcoders: Transcoders) -> Lat
     check_kind(
         f"{verb}: transcoders",
         transcoders,
-        (Mapping, CrossLayerTranscoder),
-        "a mapping from sites to dictionaries, as jc.load_saes(…) gives, or a jc.CrossLayerTranscoder",
+        (Mapping, CrossLayerTranscoder, type(None)),
+        "a mapping from sites to dictionaries, as jc.load_saes(…) gives, a jc.CrossLayerTranscoder, or None for neurons",
     )
     across = transcoders if isinstance(transcoders, CrossLayerTranscoder) else None
-    own = {} if isinstance(transcoders, CrossLayerTranscoder) else by_site(transcoders)
+    own = {} if isinstance(transcoders, CrossLayerTranscoder) else by_site(transcoders or {})
     check_dictionaries(model, own)
     shapes = site_shapes(model, 1)
     places = [(site, site_read(site, sae)) for site, sae in own.items()]
@@ -160,12 +173,10 @@ def find_latents(verb: str, model: Transformer, transcoders: Transcoders) -> Lat
     bare = [i for i, block in enumerate(model.blocks) if block.mlp is not None and i not in of_mlp]
     unit = jnp.ones((), model.activation_dtype)
     neurons = {site: Identity(width(site), site, unit=unit) for site in (Site(i, Kind.MLP_POST) for i in bare)}
-    gated = [site for site in (*own, *neurons) if _is_gated(model, site)]
-    return LatentSites({**own, **neurons}, across, frozenset(gated))
-
-
-def _is_gated(model: Transformer, site: Site) -> bool:
-    return site.kind == Kind.MLP_POST and isinstance(model.blocks[layer_of(site)].mlp, GatedMLP)
+    everywhere = {i: Site(i, Kind.MLP_POST) for i, block in enumerate(model.blocks) if block.mlp is not None}
+    gated = {site for i, site in everywhere.items() if isinstance(model.blocks[i].mlp, GatedMLP)}
+    seen = {everywhere[layer_of(site)] for site, reads in places if reads.kind in (Kind.NEURONS_OUT, Kind.MLP_OUT)}
+    return LatentSites({**own, **neurons}, across, frozenset(gated), frozenset(seen))
 
 
 def _check_place(verb: str, model: Transformer, shapes: Mapping[Site, object], site: Site, reads: Site) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from .._checks import check_kind
 from ..models import Transformer
@@ -38,6 +38,11 @@ class OfGraph:
         """The edges between kept nodes, as they were computed: also those that pruning left out."""
         whole, kept = self.graph.whole, self.graph.kept
         return whole.rows[np.searchsorted(whole.targets, kept[targets]), kept[sources]]
+
+    def rows(self) -> Float[np.ndarray, "target node"]:
+        """All edges between kept nodes as they were computed."""
+        whole, kept = self.graph.whole, self.graph.kept
+        return whole.rows[np.searchsorted(whole.targets, kept[self.graph.targets])][:, kept]
 
 
 def of_graph(

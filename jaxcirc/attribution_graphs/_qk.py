@@ -104,8 +104,8 @@ def qk_attribution(
 ) -> QKAttribution:
     r"""Splits an attention score into pairs of nodes: what stands in the query against what stands in the key.
 
-    With the scale of the norm in front of attention held, and those of the norms of queries and keys where there are such, a query and a key
-    are affine in what latents, errors, embeddings and biases write, and so the score before a cap and the softmax is
+    With the scale of the norm in front of attention held, and those of the norms of queries and keys where there are such, a query and a
+    key are affine in what latents, errors, embeddings and biases write, and so the score before a cap and the softmax is
 
     $$S = \text{scale} \, \Big\langle \sum_i M_q^i, \sum_j M_k^j \Big\rangle = \sum_{i,j} \text{scale} \, \langle M_q^i, M_k^j \rangle,$$
 
@@ -124,9 +124,10 @@ def qk_attribution(
 
     **Raises:** `ValueError` for a layer, head or position that is not there, and for a key to which the query does not attend.
 
-    **Reference:** Kamath et al. 2025, "Tracing Attention Computation Through Feature Interactions", Transformer Circuits, on QK attributions.
-    There biases are nodes of the query and key side, too; here position embeddings and the errors of earlier layers are as well, so that the
-    pairs sum to the score exactly, also with norms of queries and keys, rotary positions and shared keys.
+    **Reference:** Kamath et al. 2025, "Tracing Attention Computation Through Feature Interactions", Transformer Circuits, on QK
+    attributions. There pairs are of features at the query's own position and at the key's; here nodes reach both by all linear paths before,
+    from earlier positions, too, and errors, embeddings and biases are nodes, so that the pairs sum to the score exactly, also with norms of
+    queries and keys, rotary positions and shared keys.
     """
     check_tokens(model, tokens)
     check_count("qk_attribution: pairs", "pairs to list", pairs)

@@ -1,7 +1,7 @@
 """Runs of the replacement model: latents move, what dictionaries do not reconstruct stays as it was, and the rest follows or is held."""
 
 import functools as ft
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from .._run import run
 from .._sites import Kind, layer_of, Site
 from .._typing import Keys, Logits, Resid, Tokens
 from ..models import Transformer
-from ..parts import LayerNorm
+from ..parts import GatedMLP, LayerNorm
 from ..parts._held_norm import weighed
 from ._changes import Moves
 from ._latent_sites import LatentSites
@@ -39,8 +39,8 @@ class State(eqx.Module):
 
 class Clean(eqx.Module):
     """What other runs need of the clean one: the values that are `held`, what dictionaries `read`, the latents `acts`, by what their
-    normalisations stretch what they write (`scales`), the `gates` of neurons that have one, and the whole `outputs` that latents and errors
-    stand for.
+    normalisations stretch what they write (`scales`), and the whole `outputs` that latents and errors stand for. Of the neurons whose gates
+    are held: the `gates`, what these multiply (`gated`), and their `posts`.
     """
 
     held: dict[Site, Float[Array, "..."]]
@@ -48,6 +48,8 @@ class Clean(eqx.Module):
     acts: dict[Site, Float[Array, "seq d_sae"]]
     scales: dict[Site, Float[Array, " seq"]]
     gates: dict[Site, Float[Array, "seq d_mlp"]]
+    gated: dict[Site, Float[Array, "seq d_mlp"]]
+    posts: dict[Site, Float[Array, "seq d_mlp"]]
     outputs: dict[Site, Float[Array, "seq ..."]]
 
 
@@ -69,8 +71,11 @@ def run_clean(
     """Runs the prompt as it is, and keeps what is held and the latents; of those in `record` the state has them, too."""
     reads = {site: latents.reads(site) for site in latents.sites}
     observed = {site: latents.observed(site) for site in record}
-    before_gates = {site: Site(site.layer, Kind.MLP_PRE) for site in latents.gated}
-    wanted = {*frozen, *latents.sites, *reads.values(), *observed.values(), *before_gates.values(), *_final(model)}
+    neurons = {*latents.seen_through, *(latents.gated & record)}
+    of_neurons = {
+        site for post in neurons for site in (post, latents.into_neurons(post), Site(post.layer, Kind.MLP_PRE))
+    }
+    wanted = {*frozen, *latents.sites, *reads.values(), *observed.values(), *of_neurons, *_final(model)}
     logits, cache = run(model, tokens, record=wanted, mask=mask)
     x = {site: flat(cache[reads[site]]) for site in latents.sites}
     acts = {site: latents.encode(site, x[site]) for site in latents.sites}
@@ -79,7 +84,9 @@ def run_clean(
         read=x,
         acts=acts,
         scales={site: latents.decoder_scale(site, x[site]) for site in latents.sites},
-        gates={site: _act(model, site)(cache[before]) for site, before in before_gates.items()},
+        gates={post: _gates(model, post, cache[Site(post.layer, Kind.MLP_PRE)]) for post in neurons},
+        gated={post: cache[latents.into_neurons(post)] for post in neurons},
+        posts={post: cache[post] for post in neurons},
         outputs={site: cache[site] for site in latents.sites},
     )
     pre = _pre_activations(latents, clean, {site: flat(cache[observed[site]]) for site in record})
@@ -113,16 +120,18 @@ def run_moved(
     return State(logits, _final_read(model, cache), acts, pre)
 
 
-def _act(model: Transformer, site: Site) -> Callable[[Array], Array]:
-    mlp = model.blocks[layer_of(site)].mlp
+def _gates(model: Transformer, post: Site, pre: Float[Array, "seq d_mlp"]) -> Float[Array, "seq d_mlp"]:
+    """By what neurons multiply what they are linear in: the activations of gates, or of plain neurons `act(pre) / pre`."""
+    mlp = model.blocks[layer_of(post)].mlp
     assert mlp is not None
-    return mlp.act
+    act = mlp.act(pre)
+    return act if isinstance(mlp, GatedMLP) else jnp.where(pre == 0, 0, act / jnp.where(pre == 0, 1, pre))
 
 
 def _pre_activations(
     latents: LatentSites, clean: Clean, observed: Mapping[Site, Float[Array, "seq d_in"]]
 ) -> dict[Site, Float[Array, "seq d_sae"]]:
-    gates = lambda site: clean.gates[site] if site in latents.gated else 1
+    gates = lambda site: clean.gates[site] if site in latents.gated and latents.is_neurons(site) else 1
     return {site: latents.pre_activations(site, x) * gates(site) for site, x in observed.items()}
 
 
@@ -133,16 +142,23 @@ class _Trace:
         self.latents, self.clean, self.moves, self.rows, self.live = latents, clean, moves, rows, live
         self.read: dict[Site, Array] = {}
         self.made: dict[Site, Array] = {}
+        # Latents that keep their clean values read of an MLP what it makes with its gates held: what an edge of a graph says.
+        live_layers = {site.layer for site in live}
+        self._held_gates = {post for post in latents.seen_through if post.layer not in live_layers}
 
     def edits(self) -> dict[Site, Apply]:
         sites = self.latents.sites
         touched = {*self.clean.held, *sites, *(self.latents.reads(site) for site in sites)}
+        touched |= {site for post in self._held_gates for site in (post, self.latents.into_neurons(post))}
         return {site: Apply(ft.partial(self.visit, site)) for site in touched}
 
     def visit(self, site: Site, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Holds the value, remembers it, and puts what latents and errors make in its place, as each is due."""
         if site in self.clean.held:
             x = self.clean.held[site]
+        elif site in self._held_gates:
+            moved = self.read[self.latents.into_neurons(site)] - self.clean.gated[site]
+            x = self.clean.posts[site] + self.clean.gates[site] * moved
         self.read[site] = flat(x)
         if site not in self.latents.sites or site in self.clean.held:
             return x
