@@ -42,9 +42,11 @@ def spliced(model, saes, tokens, clean, steps, held, errors):
     edits |= {site.acts: jc.Replace(clean[site.acts] + steps[site]) for site in saes}
     edits |= {site.error: jc.Replace(clean[site.error] + errors.get(site, 0)) for site in saes}
     model = dataclasses.replace(model, logit_cap=None)
+    # What reads the place where it writes reads, in such a run, what is there after it is moved.
     observed = {site: _observed(model, site, sae) for site, sae in saes.items()}
+    observed = {site: read for site, read in observed.items() if read != site}
     logits, cache = jc.run(model, tokens, saes=saes, edits=edits, record=set(observed.values()))
-    pre = {site: saes[site].pre_activations(cache[observed[site]]) for site in saes}
+    pre = {site: saes[site].pre_activations(cache[observed[site]]) for site in observed}
     return {site: x * _gates(model, clean, site) for site, x in pre.items()}, logits
 
 
@@ -93,7 +95,6 @@ def uncapped(model, state):
 def check_direct(model, run, direct):
     """The run's changes are the direct effects."""
     pre, logits = direct
-    # A latent that reads where it writes itself reads what is there before it is moved.
     for site, effect in pre.items():
         if jnp.abs(effect).max() > 1e-3:
             assert_close(run.changed.pre[site] - run.clean.pre[site], effect)
@@ -331,9 +332,10 @@ def test_generated_tokens_are_those_of_whole_runs(name):
     key = jax.random.key(8)
     more = {"temperature": 0.7, "key": key}
     got = jc.generate(model, tokens, 6, transcoders=transcoders, changes=changes, **more)
-    steered, log_probs = by_hand(model, tokens, 6, logits_of, **more)
-    assert got.tokens.tolist() == steered != want
-    assert_close(got.log_probs, jnp.stack(log_probs))
+    want, steered = by_hand(model, tokens, 6, logits_of, **more)
+    assert got.tokens.tolist() == want
+    assert_close(got.log_probs, jnp.stack(steered))
+    assert abs(steered[0] - jax.nn.log_softmax(jc.run(model, tokens)[0][-1])[want[0]]) > 1e-3
 
 
 def test_generation_with_latents_that_write_to_later_layers():

@@ -48,8 +48,8 @@ def check_graph(
     $$\Delta_t = (f - 1) A_{ts} + \sum_{u\ \text{live}} A_{tu} \frac{\Delta a_u}{a_u}, \qquad \Delta a_u = \phi'_u \Delta_u,$$
 
     with $\phi'$ the slope of the latent's nonlinearity. With everything held, as it is by default, there are no live latents, and
-    prediction and measurement are equal to rounding: that is what an edge is. With `live_from` and `frozen=()` they differ by what the graph
-    leaves out: other patterns and scales, latents that go on or off, and nodes beyond those of the graph.
+    prediction and measurement are equal to rounding: that is what an edge is. With `live_from` and `frozen=()` they differ by what the
+    graph leaves out: other patterns and scales, latents that go on or off, and nodes beyond those of the graph.
 
     **Arguments:**
 

@@ -26,8 +26,8 @@ OF_MLP = (Kind.MLP_POST, Kind.NEURONS_OUT, Kind.MLP_OUT)
 
 class LatentSites(eqx.Module):
     """Latents by the site that their dictionary reconstructs: `own` write there alone, those of `across` to later layers, too. Neurons are
-    latents of an `Identity` at `mlp.hook_post`, those of a gated MLP are `gated`. `seen_through` are the neurons of MLPs whose output is read
-    by latents.
+    latents of an `Identity` at `mlp.hook_post`; `gated` are those of gated MLPs, `seen_through` those of MLPs whose output is read by
+    latents.
     """
 
     own: dict[Site, AbstractDictionary]

@@ -18,7 +18,9 @@ from ._replaced_run import Clean, Rows, run_moved, State
 
 
 class Watched(NamedTuple):
-    """What is measured of a run: pre-activations `unit` at `pos` `[n]`, by site, and what the unembedding reads at `last` along directions."""
+    """What is measured of a run: by site the pre-activations of `unit` at `pos`, `[n]`; and along directions what the unembedding reads at
+    `last`.
+    """
 
     pos: dict[Site, Int[np.ndarray, " n"]]
     unit: dict[Site, Int[np.ndarray, " n"]]

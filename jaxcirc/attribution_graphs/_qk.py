@@ -125,9 +125,9 @@ def qk_attribution(
     **Raises:** `ValueError` for a layer, head or position that is not there, and for a key to which the query does not attend.
 
     **Reference:** Kamath et al. 2025, "Tracing Attention Computation Through Feature Interactions", Transformer Circuits, on QK
-    attributions. There pairs are of features at the query's own position and at the key's; here nodes reach both by all linear paths before,
-    from earlier positions, too, and errors, embeddings and biases are nodes, so that the pairs sum to the score exactly, also with norms of
-    queries and keys, rotary positions and shared keys.
+    attributions. There pairs are of features at the query's own position and at the key's; here nodes reach both by all linear paths
+    before, from earlier positions, too, and errors, embeddings and biases are nodes, so that the pairs sum to the score exactly, also with
+    norms of queries and keys, rotary positions and shared keys.
     """
     check_tokens(model, tokens)
     check_count("qk_attribution: pairs", "pairs to list", pairs)
