@@ -172,7 +172,8 @@ class _Tiles(NamedTuple):
     ) -> "_Tiles":
         """Lays out latents, which are in the order of their positions."""
         count = np.bincount(pos) if len(pos) else np.zeros(1, int)
-        size = int(min(256, max(8, rounded_up(int(count.sum()) // (2 * max(1, np.count_nonzero(count))) + 1))))
+        half = len(pos) // (2 * max(1, np.count_nonzero(count)))  # of what is on at a position, on average
+        size = min(256, max(8, rounded_up(int(half))))
         tiles = -(-count // size)
         first = np.cumsum(tiles) - tiles
         nth = np.arange(len(pos)) - np.repeat(np.cumsum(count) - count, count)
