@@ -1,9 +1,12 @@
 """The replacement model: which latents stand for which parts of a model, what they read, and what they write where."""
 
+import dataclasses
+import functools as ft
 from collections.abc import Mapping
 from typing import TypeAlias
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -15,7 +18,8 @@ from .._sites import by_site, did_you_mean, Kind, layer_of, Site
 from .._tap import site_read
 from ..models import Transformer
 from ..parts import GatedMLP
-from ..saes import AbstractDictionary, CrossLayerTranscoder, Identity, Saes
+from ..saes import AbstractDictionary, CrossLayerTranscoder, Identity, SAE, Saes
+from ._replacement import apply_held
 
 
 Transcoders: TypeAlias = Saes | CrossLayerTranscoder | None  # None: neurons alone
@@ -84,10 +88,18 @@ class LatentSites(eqx.Module):
         across, layer = self._layer(site)
         return across.encode(layer, x)
 
-    def pre_activations(self, site: Site, x: Float[Array, "seq d_in"]) -> Float[Array, "seq d_sae"]:
-        """Computes their pre-activations from what is `observed`."""
+    def pre_activations(
+        self, site: Site, x: Float[Array, "seq d_in"], held_at: Float[Array, "seq d_in"] | None = None
+    ) -> Float[Array, "seq d_sae"]:
+        """Computes their pre-activations from what is `observed`; the scale of a dictionary's normalisation can be held at its value for
+        another input.
+        """
         if site in self.own:
-            return self.own[site].pre_activations(x)
+            sae = self.own[site]
+            if held_at is None or not isinstance(sae, SAE) or sae.normalisation is None:
+                return sae.pre_activations(x)
+            x = jax.vmap(ft.partial(apply_held, sae.normalisation))(held_at, x)
+            return dataclasses.replace(sae, normalisation=None).pre_activations(x)
         across, layer = self._layer(site)
         return across.pre_activations(layer, x)
 

@@ -111,7 +111,7 @@ def check_node(verb: str, graph: AttributionGraph, node: Any) -> None:
     """ValueError unless it is the number of a node."""
     if not isinstance(node, numbers.Integral) or not 0 <= node < len(graph.kept):
         raise ValueError(
-            f"{verb}: the graph has nodes 0 to {len(graph.kept) - 1}, the rows of graph.nodes; got {node!r}."
+            f"{verb}: the graph has nodes 0 to {len(graph.kept) - 1}, the rows of graph.nodes; got {node}."
         )
 
 

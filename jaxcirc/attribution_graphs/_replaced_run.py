@@ -89,7 +89,7 @@ def run_clean(
         posts={post: cache[post] for post in neurons},
         outputs={site: cache[site] for site in latents.sites},
     )
-    pre = _pre_activations(latents, clean, {site: flat(cache[observed[site]]) for site in record})
+    pre = _pre_activations(latents, clean, {site: flat(cache[observed[site]]) for site in record}, frozenset())
     return State(logits, _final_read(model, cache), {site: acts[site] for site in record}, pre), clean
 
 
@@ -115,7 +115,7 @@ def run_moved(
     logits, cache = run(model, tokens, edits=trace.edits(), record=wanted, mask=mask)
     # What the latents of an output read is its value before they replace it.
     seen = lambda site: trace.read[site] if site in trace.read else flat(cache[site])
-    pre = _pre_activations(latents, clean, {site: seen(observed[site]) for site in record})
+    pre = _pre_activations(latents, clean, {site: seen(observed[site]) for site in record}, live)
     acts = {site: trace.acts(site) for site in record}
     return State(logits, _final_read(model, cache), acts, pre)
 
@@ -129,10 +129,12 @@ def _gates(model: Transformer, post: Site, pre: Float[Array, "seq d_mlp"]) -> Fl
 
 
 def _pre_activations(
-    latents: LatentSites, clean: Clean, observed: Mapping[Site, Float[Array, "seq d_in"]]
+    latents: LatentSites, clean: Clean, observed: Mapping[Site, Float[Array, "seq d_in"]], live: frozenset[Site]
 ) -> dict[Site, Float[Array, "seq d_sae"]]:
+    """Computes pre-activations; where latents are not live all that they depend on by no straight line is held."""
     gates = lambda site: clean.gates[site] if site in latents.gated and latents.is_neurons(site) else 1
-    return {site: latents.pre_activations(site, x) * gates(site) for site, x in observed.items()}
+    held_at = lambda site: None if site in live else clean.read[site]
+    return {site: latents.pre_activations(site, x, held_at(site)) * gates(site) for site, x in observed.items()}
 
 
 class _Trace:
