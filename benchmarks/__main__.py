@@ -25,6 +25,7 @@ from ._timing import matmul_rate, Unequal
 
 
 BEGAN = time.monotonic()
+EXPERIMENTS = ("circuit-edges", "circuit-nodes", "self-repair", "feature-jacobian", "node-edges")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,11 +42,20 @@ def run(arguments: argparse.Namespace) -> int:
         results = measured(
             size, arguments.rows or list(ROWS), arguments.repeats, arguments.precision, plots=not arguments.rows
         )
-    plot = draw(results["plots"]) if results["plots"] else None
-    paths = write(results, arguments.out, arguments.name, plot)
+    paths = []
+    for name, part in tables_of(results, arguments.name, apart=not arguments.rows).items():
+        paths += write(part, arguments.out, name, draw(part["plots"]) if part["plots"] else None)
     print(json.dumps(results) if arguments.json else table(results))
     progress(f"written: {', '.join(map(str, paths))}")
     return int(any("failed" in row for row in results["rows"]) or "plots_failed" in results)
+
+
+def tables_of(results: dict[str, Any], name: str, *, apart: bool) -> dict[str, dict[str, Any]]:
+    """The results by what their files are called: all in one, or whole experiments `apart` from the Jacobians."""
+    if not apart:
+        return {name: results}
+    some = lambda whole: [row for row in results["rows"] if (row["name"] in EXPERIMENTS) == whole]
+    return {name: {**results, "rows": some(False)}, "experiments": {**results, "rows": some(True), "plots": []}}
 
 
 def measured(size: str, names: list[str], repeats: int, precision: str, *, plots: bool) -> dict[str, Any]:

@@ -139,3 +139,13 @@ def self_repair(*, layers: int, d_model: int, heads: int, seq: int, batch: int, 
     whole = layers * block + T * D * vocabulary
     loop = layers * heads * (2 * whole + layers * (D * D * T + heads * T * D))
     return {"own": 2.0 * batch * own, "autodiff": 2.0 * batch * loop}
+
+
+def node_edges(*, layers: int, d_model: int, seq: int, nodes: int) -> dict[str, float]:
+    """Two thirds of the layers are upstream of a node on average: of each its neurons (4 D D) and its heads (D D, and T D with the values);
+    the way back through the sublayer is not counted; the clean run there, and there and back again (4 times 12 T D D a layer). Autodiff:
+    the same at all positions.
+    """
+    D, T, L = d_model, seq, layers
+    each = 2 / 3 * L * (5 * D * D + T * D)
+    return {"own": 2 * (nodes * each + 4 * L * 12 * T * D * D), "autodiff": 2 * nodes * T * each}

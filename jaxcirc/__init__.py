@@ -1,7 +1,7 @@
 """Jacobians, edges and circuits of transformers in JAX.
 
 What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
-`jc.attribution_graphs`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
+`jc.attribution_graphs`, `jc.edges`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
 """
 
 # First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
@@ -15,6 +15,7 @@ from . import (
     circuits as circuits,
     components as components,
     data as data,
+    edges as edges,
     features as features,
     interop as interop,
     jacobian as jacobian,
@@ -95,6 +96,12 @@ from .components import (
     Zero as Zero,
     ZeroAblation as ZeroAblation,
 )
+from .edges import (
+    edges_into as edges_into,
+    edges_out_of as edges_out_of,
+    EdgesInto as EdgesInto,
+    EdgesOutOf as EdgesOutOf,
+)
 from .features import (
     feature_jacobian as feature_jacobian,
     FeatureJacobian as FeatureJacobian,
@@ -125,6 +132,17 @@ from .jacobian import (
     select as select,
 )
 from .models import process_weights as process_weights, Transformer as Transformer
+from .nodes import (
+    Bias as Bias,
+    Direction as Direction,
+    Error as Error,
+    Final as Final,
+    Head as Head,
+    Latent as Latent,
+    Neuron as Neuron,
+    Position as Position,
+    Token as Token,
+)
 from .saes import CrossLayerTranscoder as CrossLayerTranscoder
 from .view import (
     draw_curves as draw_curves,

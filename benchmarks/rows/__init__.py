@@ -5,6 +5,7 @@ from . import (
     _features as _features,
     _full as _full,
     _latents as _latents,
+    _node_edges as _node_edges,
     _self_repair as _self_repair,
     _sparse_circuits as _sparse_circuits,
 )

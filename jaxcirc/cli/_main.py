@@ -10,7 +10,20 @@ from typing import NoReturn
 
 from .. import _stop
 from .._version import __version__
-from . import _bench, _convert, _demo, _discover, _doctor, _evaluate, _features, _heads, _jacobian, _self_repair, _steer
+from . import (
+    _bench,
+    _convert,
+    _demo,
+    _discover,
+    _doctor,
+    _edges,
+    _evaluate,
+    _features,
+    _heads,
+    _jacobian,
+    _self_repair,
+    _steer,
+)
 from ._language import in_options
 from ._screen import keep_compilations, leave_cleanly, notes, quiet_cache
 
@@ -60,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         _jacobian,
         _features,
         _heads,
+        _edges,
         _self_repair,
         _doctor,
         _bench,

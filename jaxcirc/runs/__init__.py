@@ -20,6 +20,7 @@ from ._lengths import (
 )
 from ._problem import (
     ALL_LOGITS as ALL_LOGITS,
+    check_saes as check_saes,
     prepare as prepare,
     prepare_prompts as prepare_prompts,
     Problem as Problem,

@@ -1,0 +1,182 @@
+"""The clean run that edges are taken at: values, and the metric's gradients, with what is frozen held.
+
+Block by block, there and back: blocks share their programs, and each is run again on the way back, so that nothing but what enters a block
+is kept between them.
+"""
+
+import functools as ft
+from collections.abc import Iterable, Mapping
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .._edits import AbstractEdit, Add, Detach
+from .._metrics import Metric
+from .._run import NOTHING, only_position
+from .._sites import Kind, Site
+from .._tap import Tap
+from .._typing import Keys, Mask, Resid, Tokens
+from ..models import Transformer
+from ..parts import Block
+
+
+Values = dict[Kind, Float[Array, "..."]]  # of one block
+Kinds = frozenset[Kind]
+
+
+class Point(eqx.Module):
+    """One prompt's clean run.
+
+    **Attributes:**
+
+    - `values[layer]`, `gradients[layer]`: by kind of site; the gradients are those of the metric, `None` without one.
+    - `embed`: what enters the first block, and of it the part of the positions, `None` where they are rotary.
+    - `last`: the last residual stream, `last_gradient` the metric's there.
+    - `frozen[layer]`: the kinds that are held in each block.
+    """
+
+    values: tuple[Values, ...]
+    gradients: tuple[Values, ...] | None
+    masks: tuple[Bool[Array, "q_seq k_seq"], ...]
+    embed: Resid
+    token: Resid
+    positions: Resid | None
+    embed_gradient: Resid | None
+    last: Resid
+    last_gradient: Resid | None
+    frozen: tuple[Kinds, ...] = eqx.field(static=True)
+
+    @property
+    def seq(self) -> int:
+        return self.last.shape[0]
+
+
+def clean_point(
+    model: Transformer,
+    metric: Metric | None,
+    tokens: Tokens,
+    mask: Keys | None,
+    sites: Iterable[Site],
+    frozen: Iterable[Site],
+) -> Point:
+    """Runs a prompt there and back. **Arguments:** - `sites`: inside blocks, of which values and gradients are wanted beside those that all
+    edges need.
+    """
+    held = frozenset(frozen)
+    frozen_kinds = tuple(frozenset(s.kind for s in held if s.layer == layer) for layer in range(model.n_layers))
+    more = {
+        site.kind for site in sites if site.layer is not None
+    }  # the same in all blocks, so that they share programs
+    masks, ends = model.masks(tokens.shape[0], mask), model.without_blocks
+    embed, outside = _embed(ends, tokens, mask)
+    resid, values, entering = embed, [], []
+    for block, each in zip(model.blocks, masks, strict=True):
+        entering.append(resid)
+        resid, found = _forward(block, each, resid, kinds=_there(block, _VALUES | more))
+        values.append(found)
+    gradient, gradients, last_gradient = None, None, None
+    if metric is not None:
+        gradient = last_gradient = _at_end(ends, metric, resid, held=Site(None, Kind.FINAL_SCALE) in held)
+        gradients = []
+        for layer in reversed(range(model.n_layers)):
+            block, kinds = model.blocks[layer], _there(model.blocks[layer], _GRADIENTS | more)
+            here = (block, masks[layer], entering[layer])
+            gradient, found = _backward(*here, gradient, frozen=frozen_kinds[layer], kinds=kinds)
+            gradients.insert(0, found)
+    return Point(
+        values=tuple(values),
+        gradients=None if gradients is None else tuple(gradients),
+        masks=masks,
+        embed=embed,
+        token=outside[Site(None, Kind.EMBED)],
+        positions=outside.get(Site(None, Kind.POS_EMBED)),
+        embed_gradient=gradient,
+        last=resid,
+        last_gradient=last_gradient,
+        frozen=frozen_kinds,
+    )
+
+
+_VALUES = frozenset(
+    {
+        Kind.RESID_PRE,
+        Kind.RESID_MID,
+        Kind.PATTERN,
+        Kind.V,
+        Kind.HEADS_OUT,
+        Kind.LN1_POST_SCALE,
+        Kind.MLP_POST,
+        Kind.NEURONS_OUT,
+        Kind.LN2_POST_SCALE,
+    }
+)
+_GRADIENTS = frozenset({Kind.Z, Kind.ATTN_OUT, Kind.MLP_PRE, Kind.MLP_POST, Kind.MLP_OUT})
+
+
+def _there(block: Block, kinds: Iterable[Kind]) -> Kinds:
+    """Those of some kinds that a block has."""
+    missing = set() if block.has_middle else {Kind.RESID_MID}
+    missing |= set() if block.ln1_post is not None else {Kind.HEADS_OUT, Kind.LN1_POST_SCALE}
+    missing |= set() if block.ln2_post is not None else {Kind.NEURONS_OUT, Kind.LN2_POST_SCALE}
+    missing |= {kind for kind in Kind if Kind.LN2_SCALE <= kind <= Kind.MLP_OUT} if block.mlp is None else set()
+    return frozenset(kinds) - missing
+
+
+@jax.jit
+def _embed(ends: Transformer, tokens: Tokens, mask: Keys | None) -> tuple[Resid, dict[Site, Resid]]:
+    tap = Tap(NOTHING, NOTHING, {Site(None, Kind.EMBED), Site(None, Kind.POS_EMBED)})
+    return ends.embed(tokens, tap, mask), tap.cache
+
+
+@ft.partial(jax.jit, static_argnames="kinds")
+def _forward(block: Block, mask: Mask, resid: Resid, *, kinds: Kinds) -> tuple[Resid, Values]:
+    tap = Tap(NOTHING, NOTHING, {Site(0, kind) for kind in kinds}, layer=0)
+    out = block(resid, mask, tap)
+    return out, {site.kind: value for site, value in tap.cache.items()}
+
+
+class _Step(AbstractEdit):
+    """Adds `step`, to a value that is held if it is frozen."""
+
+    step: Float[Array, "..."]
+    held: bool = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return Add(self.step)(jax.lax.stop_gradient(x) if self.held else x)
+
+
+@ft.partial(jax.jit, static_argnames=("frozen", "kinds"))
+def _backward(
+    block: Block, mask: Mask, resid: Resid, gradient: Resid, *, frozen: Kinds, kinds: Kinds
+) -> tuple[Resid, Values]:
+    """Pulls a gradient behind a block back to where it begins, and to the kinds of sites in it."""
+
+    def run(resid, steps):
+        edits: Mapping[Site, AbstractEdit] = holding(frozen) | {
+            Site(0, kind): _Step(step, kind in frozen) for kind, step in steps.items()
+        }
+        return block(resid, mask, Tap(NOTHING, edits, frozenset(), layer=0))
+
+    shapes = jax.eval_shape(lambda resid: _forward(block, mask, resid, kinds=kinds)[1], resid)
+    steps = {kind: jnp.zeros(shape.shape, shape.dtype) for kind, shape in shapes.items()}
+    return jax.vjp(run, resid, steps)[1](gradient)
+
+
+def holding(kinds: Iterable[Kind]) -> dict[Site, AbstractEdit]:
+    """Edits that hold sites of one block."""
+    return {Site(0, kind): Detach() for kind in kinds}
+
+
+@ft.partial(jax.jit, static_argnames="held")
+def _at_end(ends: Transformer, metric: Metric, resid: Resid, *, held: bool) -> Resid:
+    """The metric's gradient at the last residual stream, with the final norm's scale live or held; `ends` is the model without blocks."""
+
+    def value(resid):
+        position, of_position = only_position(metric)
+        edits = {Site(None, Kind.FINAL_SCALE): Detach()} if held else NOTHING
+        read = resid if position is None else resid[position][None]
+        return of_position(ends.unembed(read, Tap(NOTHING, edits, frozenset())))
+
+    return jax.grad(value)(resid)
