@@ -65,6 +65,12 @@ def check_graph(
     **Raises:** `ValueError` for nodes that are not there, or no latents, for another model or other dictionaries; and what `jc.intervene`
     raises.
 
+    >>> graph = jc.attribution_graph(model, None, tokens, max_nodes=100)
+    >>> node = graph.nodes.index[graph.nodes["kind"] == "latent"][0]
+    >>> table = jc.check_graph(graph, model, None, [node], strengths=[0.0])
+    >>> bool(abs(table["measured"] - table["predicted"]).max() < 1e-3)
+    True
+
     **Reference:** Ameisen et al. 2025, "Circuit Tracing: Revealing Computational Graphs in Language Models", Transformer Circuits, on
     validating a graph by perturbations.
     """

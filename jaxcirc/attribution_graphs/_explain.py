@@ -88,6 +88,11 @@ def explain_edge(
 
     **Raises:** `ValueError` for nodes that are not there, a target into which nothing leads, another model, and other dictionaries.
 
+    >>> graph = jc.attribution_graph(model, None, tokens, max_nodes=100)
+    >>> logit, token = (graph.nodes.index[graph.nodes["kind"] == kind][0] for kind in ("logit", "token"))
+    >>> [type(each).__name__ for each in jc.explain_edge(graph, model, None, logit, token, heads=1).heads]
+    ['HeadOnEdge']
+
     **Reference:** Kamath et al. 2025, "Tracing Attention Computation Through Feature Interactions", Transformer Circuits.
     """
     check_count("explain_edge: heads", "heads", heads)

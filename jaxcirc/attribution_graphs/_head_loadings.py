@@ -92,6 +92,11 @@ def head_loadings(
 
     **Raises:** `ValueError` for nodes that are not there, a target into which nothing leads, another model, and other dictionaries.
 
+    >>> graph = jc.attribution_graph(model, None, tokens, max_nodes=100)
+    >>> loadings = jc.head_loadings(graph, model, None, most=8)
+    >>> loadings.heads.shape
+    (8, 4, 4)
+
     **Reference:** Kamath et al. 2025, "Tracing Attention Computation Through Feature Interactions", Transformer Circuits, on head loadings.
     Here an edge that passes several layers of attention is split at each layer by itself, which is exact and costs two sweeps, and not into
     paths of heads, of which there are many.

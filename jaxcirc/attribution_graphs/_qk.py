@@ -124,6 +124,10 @@ def qk_attribution(
 
     **Raises:** `ValueError` for a layer, head or position that is not there, and for a key to which the query does not attend.
 
+    >>> score = jc.qk_attribution(model, None, tokens, layer=1, head=0, query=5, key=3, pairs=4)
+    >>> score.table()["value"].shape
+    (4,)
+
     **Reference:** Kamath et al. 2025, "Tracing Attention Computation Through Feature Interactions", Transformer Circuits, on QK
     attributions. There pairs are of features at the query's own position and at the key's; here nodes reach both by all linear paths
     before, from earlier positions, too, and errors, embeddings and biases are nodes, so that the pairs sum to the score exactly, also with
