@@ -1,6 +1,5 @@
 """Changes of single latents: which, at which positions, and how."""
 
-import dataclasses
 import numbers
 from collections.abc import Sequence
 
@@ -20,8 +19,7 @@ from ._latent_sites import LatentSites
 EDITS = (Scale, Add, Replace)
 
 
-@dataclasses.dataclass(frozen=True)
-class Change:
+class Change(eqx.Module):
     """One latent, or neuron, and what happens to it.
 
     **Arguments:**
@@ -35,13 +33,12 @@ class Change:
     17
     """
 
-    site: Site
-    pos: int | slice
-    unit: int
+    site: Site = eqx.field(static=True, converter=Site.parse)
+    pos: int | slice = eqx.field(static=True)
+    unit: int = eqx.field(static=True)
     edit: AbstractEdit
 
-    def __post_init__(self):
-        object.__setattr__(self, "site", Site.parse(self.site))
+    def __check_init__(self):
         if isinstance(self.pos, slice):
             ends = (self.pos.start, self.pos.stop, self.pos.step)
             whole = all(end is None or isinstance(end, numbers.Integral) for end in ends)
