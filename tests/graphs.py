@@ -88,7 +88,8 @@ class Frozen:
     """A model at a prompt, run by `jc.run` with patterns, norm scales and what sublayers add held, but for steps that are added to it."""
 
     def __init__(self, model, dictionaries, tokens):
-        self.model, self.tokens = model, tokens
+        self.model = dataclasses.replace(model, logit_cap=None)  # logits are explained before their cap
+        self.tokens = tokens
         self.given = dictionaries
         self.by_site = {} if dictionaries is None or isinstance(dictionaries, jc.CrossLayerTranscoder) else dictionaries
         everything = [site for site in jc.sites(model) if site.kind != Kind.RESULT]
@@ -97,7 +98,7 @@ class Frozen:
         self.values = jax.jit(self._values)
 
     def __call__(self, steps: Mapping[Site, jax.Array]) -> dict[Site, jax.Array]:
-        """Everything that is read, with steps added where something is written: by site of the read, the logits before their cap too."""
+        """Everything that is read, with steps added where something is written: by site of the read, the logits too."""
         full = {site: steps.get(site, jnp.zeros_like(self.clean[site])) for site in self.written()}
         return self.values(full)
 
@@ -126,9 +127,7 @@ class Frozen:
                 reads[site] = self._run(edits, site)[1][site]
             reads |= self._gated(edits, layer)
             edits[mlp] = jc.Replace(self.clean[mlp] + steps[mlp] + self._by_skip(reads, layer))
-        logits = self._run(edits)[0][-1]
-        cap = self.model.logit_cap
-        reads[Site(None, Kind.LOGITS)] = logits if cap is None else cap * jnp.arctanh(logits / cap)
+        reads[Site(None, Kind.LOGITS)] = self._run(edits)[0][-1]
         return reads
 
     def _gated(self, edits, layer):

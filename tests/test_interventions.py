@@ -278,7 +278,7 @@ def test_a_latent_that_is_off_cannot_be_scaled():
         jc.intervene(model, transcoders, tokens, [Change(site, 2, unit, jc.Scale(2.0))])
 
 
-def test_bad_changes():
+def test_bad_changes(untyped):
     site = Site(0, Kind.MLP_OUT)
     with pytest.raises(TypeError, match=r"expected whole numbers, or a slice of positions; got pos=1.5"):
         Change(site, 1.5, 3, jc.Add(1.0))  # pyright: ignore[reportArgumentType]

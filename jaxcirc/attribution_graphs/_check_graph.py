@@ -134,7 +134,7 @@ def _measured(
     state, clean = run_clean(*given, frozen=held, record=record)
     before = watched.of(state)
     changes = [
-        Change(Site.parse(sites[node]), int(table.pos[node]), int(table.unit[node]), Scale(factor))
+        Change(Site.parse(str(sites[node])), int(table.pos[node]), int(table.unit[node]), Scale(factor))
         for node in nodes
         for factor in factors
     ]

@@ -125,6 +125,10 @@ def _generate(
         log_probs = jax.nn.log_softmax(logits)
         return token, Generation(written.tokens.at[i].set(token), written.log_probs.at[i].set(log_probs[token]))
 
+    def at_position(cache: tuple[Array, Array], at: Int[Array, ""]) -> KVCache:
+        k, v = cache
+        return KVCache(k, v, at)
+
     def one_more(i, state):
         buffer, caches, token, written = state
         at = (seq + i).astype(jnp.int32)
@@ -132,8 +136,8 @@ def _generate(
         here = take(model.embed(buffer, bare_tap()), at[None])
         tap = _tap(model, latents, _at_positions(moves, at, 1), rows)
         for layer, (block, mask) in enumerate(zip(model.blocks, masks, strict=True)):
-            here = block(here, take(mask, at[None]), tap.at(layer), KVCache(*caches[layer], at))
-        caches = [KVCache(*cache, at).updated(*_kept(model, tap, i)) for i, cache in enumerate(caches)]
+            here = block(here, take(mask, at[None]), tap.at(layer), at_position(caches[layer], at))
+        caches = [at_position(cache, at).updated(*_kept(model, tap, i)) for i, cache in enumerate(caches)]
         return buffer, caches, *chosen(model.unembed(here, bare_tap())[0], i + 1, written)
 
     tap = _tap(model, latents, _at_positions(moves, jnp.zeros((), jnp.int32), len(prompt)), rows)

@@ -183,12 +183,16 @@ def find_latents(verb: str, model: Transformer, transcoders: Transcoders) -> Lat
             "`mlp.hook_post`."
         )
     bare = [i for i, block in enumerate(model.blocks) if block.mlp is not None and i not in of_mlp]
-    unit = jnp.ones((), model.activation_dtype)
-    neurons = {site: Identity(width(site), site, unit=unit) for site in (Site(i, Kind.MLP_POST) for i in bare)}
+    neurons = {site: _neurons(model, site, width(site)) for site in (Site(i, Kind.MLP_POST) for i in bare)}
     everywhere = {i: Site(i, Kind.MLP_POST) for i, block in enumerate(model.blocks) if block.mlp is not None}
     gated = {site for i, site in everywhere.items() if isinstance(model.blocks[i].mlp, GatedMLP)}
     seen = {everywhere[layer_of(site)] for site, reads in places if reads.kind in (Kind.NEURONS_OUT, Kind.MLP_OUT)}
     return LatentSites({**own, **neurons}, across, frozenset(gated), frozenset(seen))
+
+
+def _neurons(model: Transformer, site: Site, width: int) -> Identity:
+    unit = jnp.ones((), model.activation_dtype)
+    return Identity(width=width, site=site, unit=unit)  # pyright: ignore[reportCallIssue]  # its bases are properties, and no fields
 
 
 def _check_place(verb: str, model: Transformer, shapes: Mapping[Site, object], site: Site, reads: Site) -> None:

@@ -1,7 +1,6 @@
 """A graph's nodes as those of its prompt, linearised anew."""
 
 import dataclasses
-import numbers
 from typing import Any
 
 import jax.numpy as jnp
@@ -109,7 +108,7 @@ def check_edges(verb: str, graph: AttributionGraph, edges: Any) -> Int[np.ndarra
 
 def check_node(verb: str, graph: AttributionGraph, node: Any) -> None:
     """ValueError unless it is the number of a node."""
-    if not isinstance(node, numbers.Integral) or not 0 <= node < len(graph.kept):
+    if not isinstance(node, int | np.integer) or not 0 <= node < len(graph.kept):
         raise ValueError(
             f"{verb}: the graph has nodes 0 to {len(graph.kept) - 1}, the rows of graph.nodes; got {node}."
         )

@@ -26,6 +26,7 @@ from .._sites import Kind, layer_of, Site
 from .._tap import site_read
 from ..parts import GatedMLP, MLP
 from ..parts._held_norm import push_through_norm
+from ..runs import rounded_up
 from ..saes import (
     AbstractDictionary,
     AbstractNormalisation,
@@ -164,54 +165,55 @@ def _bias_and_error(
     """Splits what the latents do not write at a site into a bias and the error; `baseline` is what no latent at all would write there."""
     layer = layer_of(site)
     value = linear.values(layer, site.kind)[site.kind]
-    bias = jnp.broadcast_to(baseline, value.shape)
-    error = value - bias
+    path = None
     if site.kind == Kind.MLP_OUT and layer in linear.skips:
         read, W = linear.skips[layer].at(layer)
-        x, constant = linear.values(layer, read.kind)[read.kind], linear.constant(read)
-        bias, error = _with_path(bias, error, x, constant, W)
+        path = linear.values(layer, read.kind)[read.kind], linear.constant(read), W
+    bias, error = _split(value, baseline, path)
     for each in features:
         for written in each.writes:
             if written.site == site:
-                error = error - _sum_of(written, each.pos, len(value))
+                error = _without(error, written, each.pos)
     return bias, error
 
 
 @jax.jit
-def _with_path(bias, error, x, constant, W):
-    """Of a linear path what it makes of the constant part of what it reads is a bias; the rest goes on."""
+def _split(value, baseline, path):
+    """The bias and the rest. Of a linear path what it makes of the constant part of what it reads is a bias; the rest goes on."""
+    bias = jnp.broadcast_to(baseline, value.shape)
+    if path is None:
+        return bias, value - bias
+    x, constant, W = path
     # [seq d_in] · [d_in d_model] -> [seq d_model]
-    return bias + constant @ wide(W), error - x @ wide(W)
+    return bias + constant @ wide(W), value - bias - x @ wide(W)
 
 
-def _sum_of(written: Written, pos: Int[np.ndarray, " latent"], seq: int) -> Float[Array, "seq d_model"]:
-    """Sums what latents write at each position; some at a time, as of each there is a vector."""
-    total = jnp.zeros((seq, written.rows.shape[1]), wide(written.rows).dtype)
+def _without(error: Float[Array, "seq d_model"], written: Written, pos: Int[np.ndarray, " latent"]):
+    """Subtracts what latents write at each position; some at a time, as of each there is a vector."""
     for begin in range(0, len(pos), _AT_ONCE):
         some = (slice_filled(x, begin, _AT_ONCE) for x in (pos, written.index, written.scale))
-        total = _add_rows(total, written.rows, *some)
-    return total
+        error = _subtract(error, written.rows, *some)
+    return error
 
 
 _AT_ONCE = 4096  # latents whose vectors are summed at once
 
 
 @jax.jit
-def _add_rows(total, rows, pos, index, scale):
-    return total.at[pos].add(scale[:, None] * wide(take(rows, index)))
+def _subtract(error, rows, pos, index, scale):
+    return error.at[pos].add(-scale[:, None] * wide(take(rows, index)))
 
 
 def _of_dictionary(linear: Linearised, site: Site, sae: AbstractDictionary) -> Features:
     read = site_read(site, sae)
     x = linear.values(layer_of(site), read.kind)[read.kind]
-    acts, pre, stretch = (np.asarray(each) for each in _encode(anonymous(sae), x))
+    acts, pre, stretch, constants = _encode(anonymous(sae), x)
+    stretch, index, on = np.asarray(stretch), *not_zero(np.asarray(acts))
     normalisation = sae.normalisation if isinstance(sae, SAE) else None
-    encoder = Encoder(sae.W_enc, _constants(sae), None, normalisation, clean=None if normalisation is None else x)
-    index, on = not_zero(acts)
+    encoder = Encoder(sae.W_enc, constants, None, normalisation, clean=None if normalisation is None else x)
     pos, unit = index.T
-    units, which = np.unique(unit, return_inverse=True)
-    written = Written(site, take(sae.W_dec, units), which, on * stretch[pos])
-    return Features(site, read, encoder, pos, unit, on, pre[pos, unit], (written,))
+    written = Written(site, sae.W_dec, unit, on * stretch[pos])
+    return Features(site, read, encoder, pos, unit, on, np.asarray(pre)[pos, unit], (written,))
 
 
 def _of_cross_layer(linear: Linearised, clt: CrossLayerTranscoder) -> Iterator[Features]:
@@ -219,17 +221,22 @@ def _of_cross_layer(linear: Linearised, clt: CrossLayerTranscoder) -> Iterator[F
         x = linear.values(layer, read.kind)[read.kind]
         nothing = jnp.zeros((clt.W_enc[layer].shape[1], 0), x.dtype)
         encoding = Transcoder(clt.W_enc[layer], clt.b_enc[layer], nothing, nothing[0], clt.activations[layer])
-        acts, pre, _ = (np.asarray(each) for each in _encode(encoding, x))
-        index, on = not_zero(acts)
+        acts, pre, _, _ = _encode(encoding, x)
+        index, on = not_zero(np.asarray(acts))
         pos, unit = index.T
         units, which = np.unique(unit, return_inverse=True)
         # Of decoders in files only these rows are read, once.
         writes = tuple(
-            Written(clt.sites[target], clt.decoder_rows(layer, units, target), which, on)
+            Written(clt.sites[target], _of_a_size(clt.decoder_rows(layer, units, target)), which, on)
             for target in range(layer, clt.n_layers)
         )
         encoder = Encoder(clt.W_enc[layer], clt.b_enc[layer])
-        yield Features(site, read, encoder, pos, unit, on, pre[pos, unit], writes)
+        yield Features(site, read, encoder, pos, unit, on, np.asarray(pre)[pos, unit], writes)
+
+
+def _of_a_size(rows: Float[Array, "row d_model"]) -> Float[Array, "filled d_model"]:
+    """Fills rows up to one of few sizes, so that layers share programs."""
+    return jax.device_put(slice_filled(np.asarray(rows), 0, rounded_up(len(rows), steps=2)))
 
 
 def _of_neurons(linear: Linearised, layer: int) -> tuple[Features, Float[Array, "seq d_model"]]:
@@ -259,22 +266,18 @@ def _of_neurons(linear: Linearised, layer: int) -> tuple[Features, Float[Array, 
 @jax.jit
 def _encode(
     sae: AbstractDictionary, x: Float[Array, "seq d_in"]
-) -> tuple[Float[Array, "seq d_sae"], Float[Array, "seq d_sae"], Float[Array, " seq"]]:
-    """Computes latents, pre-activations, and by how much the decoder stretches what is written at each position."""
-    return sae.encode(x), _linear(sae).encode(x), sae.decoder_scale(x)
+) -> tuple[Float[Array, "seq d_sae"], Float[Array, "seq d_sae"], Float[Array, " seq"], Float[Array, " d_sae"]]:
+    """Computes latents, pre-activations, by how much the decoder stretches what is written at each position, and the pre-activations of
+    nothing, behind what is done to the input.
+    """
+    linear = _linear(sae)
+    bare = dataclasses.replace(linear, normalisation=None) if isinstance(linear, SAE) else linear
+    return sae.encode(x), linear.encode(x), sae.decoder_scale(x), bare.encode(jnp.zeros_like(x[0]))
 
 
 def _linear(sae: AbstractDictionary) -> AbstractDictionary:
     """The same dictionary without its activation function: it encodes to pre-activations."""
     return dataclasses.replace(sae, activation=Linear()) if isinstance(sae, SAE | Transcoder) else sae
-
-
-@jax.jit
-def _constants(sae: AbstractDictionary) -> Float[Array, " d_sae"]:
-    """Computes the pre-activations of nothing, behind what is done to the input."""
-    sae = _linear(sae)
-    sae = dataclasses.replace(sae, normalisation=None) if isinstance(sae, SAE) else sae
-    return sae.encode(jnp.zeros(sae.d_in, wide(sae.W_enc).dtype))
 
 
 def _baseline(sae: AbstractDictionary, values: Mapping[Kind, Float[Array, "seq d_in"]]) -> Float[Array, "*seq d_out"]:

@@ -11,20 +11,19 @@ target of `P` positions about `8 P max(d_model, n_heads d_head)` numbers are hel
 
 import functools as ft
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._indexing import slice_filled, take
-from .._precision import wide
+from .._indexing import take
 from .._sites import Kind, Site
-from ..runs import BUDGET, of_size, rounded_up, TOKENS_AT_ONCE, WAY_BACK
+from ..runs import BUDGET, of_size, rounded_up, TOKENS_AT_ONCE
 from ._linear import FINAL, Linearised
 from ._replacement import Encoder, Features, Replaced
 from ._table import Columns, Outputs
+from ._tiles import writings_of
 
 
 EMBED = Site(None, Kind.EMBED)
@@ -45,11 +44,7 @@ class Rows:
         self.readers = [*replaced.features, last]
         self.begins = np.array([*columns.features, columns.outputs])
         self.constants = {each.read: linear.constant(each.read) for each in self.readers}
-        self.writings: dict[Site, list[_Writing]] = {}
-        for features, first in zip(replaced.features, columns.features, strict=True):
-            for written in features.writes:
-                tiles = _Tiles.of(features.pos, written.index, written.scale)
-                self.writings.setdefault(written.site, []).append(_Writing(written.rows, tiles, first))
+        self.writings = writings_of(replaced, columns)
         self.everywhere: dict[Site, tuple[list[int], Float[Array, "kind seq d_model"]]] = {}
         for site in sorted({*replaced.errors, *replaced.biases}):
             found = [
@@ -112,9 +107,8 @@ class Rows:
                 found = np.asarray(_along(gradient, vectors))[real]
                 for i, first in enumerate(firsts):
                     out[into, first : first + gradient.shape[1]] += found[:, i]
-            for writing in self.writings.get(site, ()):
-                for columns, found in writing.contract(gradient):
-                    out[into, columns] += found[real]
+            for columns, found in self.writings.contract(site, gradient):
+                out[into, columns] += found[real]
 
 
 class Covectors(Mapping[Site, Array]):
@@ -153,71 +147,6 @@ def _place(encoder: Encoder, constant, here, pos, unit, *, seq: int):
     # [n d_in] · [n d_in] -> [n]
     own = jnp.einsum("nd,nd->n", rows, take(constant, pos)) + jnp.where(here, encoder.constants(pos, unit), 0)
     return jnp.zeros((len(pos), seq, rows.shape[1]), rows.dtype).at[jnp.arange(len(pos)), pos].set(rows), own
-
-
-class _Tiles(NamedTuple):
-    """Latents in tiles of one position each, so that a tile is one product with the gradients there.
-
-    `pos` `[tile]`; `index`, `scale` `[tile slot]`, 0 where a tile is filled up; `place` `[latent]`, where each latent is.
-    """
-
-    pos: Int[np.ndarray, " tile"]
-    index: Int[np.ndarray, "tile slot"]
-    scale: Float[np.ndarray, "tile slot"]
-    place: Int[np.ndarray, " latent"]
-
-    @staticmethod
-    def of(
-        pos: Int[np.ndarray, " latent"], index: Int[np.ndarray, " latent"], scale: Float[np.ndarray, " latent"]
-    ) -> "_Tiles":
-        """Lays out latents, which are in the order of their positions."""
-        count = np.bincount(pos) if len(pos) else np.zeros(1, int)
-        half = len(pos) // (2 * max(1, np.count_nonzero(count)))  # of what is on at a position, on average
-        size = min(256, max(8, rounded_up(int(half))))
-        tiles = -(-count // size)
-        first = np.cumsum(tiles) - tiles
-        nth = np.arange(len(pos)) - np.repeat(np.cumsum(count) - count, count)
-        place = (np.repeat(first, count) + nth // size) * size + nth % size
-        fill = lambda x, dtype: np.zeros(int(tiles.sum()) * size, dtype)
-        into = lambda x, dtype: _put(fill(x, dtype), place, x).reshape(-1, size)
-        at = np.repeat(np.arange(len(count)), tiles).astype(np.int32)
-        return _Tiles(at, into(index, np.int32), into(scale, scale.dtype), place)
-
-
-def _put(array: np.ndarray, place: np.ndarray, values: np.ndarray) -> np.ndarray:
-    array[place] = values
-    return array
-
-
-class _Writing(NamedTuple):
-    """What the latents of a dictionary write at a site: their rows, in tiles, and the first of their columns."""
-
-    rows: Float[Array, "row d_model"]
-    tiles: _Tiles
-    first: int
-
-    def contract(
-        self, gradient: Float[Array, "n seq d_model"]
-    ) -> Iterator[tuple[slice, Float[np.ndarray, "n latent"]]]:
-        """Contracts gradients with what is written at their positions: some columns at a time, and their entries."""
-        n, seq, d_model = gradient.shape
-        tiles, size = int(np.searchsorted(self.tiles.pos, seq)), self.tiles.index.shape[1]
-        together = max(1, min(WAY_BACK // ((n + size) * d_model * gradient.dtype.itemsize), rounded_up(tiles, steps=2)))
-        for begin in range(0, tiles, together):
-            some = (slice_filled(x[:tiles], begin, together) for x in self.tiles[:3])
-            found = _contract(gradient, self.rows, *some)
-            end = min(begin + together, tiles)
-            columns = slice(*np.searchsorted(self.tiles.place, [begin * size, end * size]))
-            kept = self.tiles.place[columns] - begin * size
-            yield slice(self.first + columns.start, self.first + columns.stop), np.asarray(found)[:, kept]
-
-
-@jax.jit
-def _contract(gradient, rows, pos, index, scale):
-    vectors = scale[..., None].astype(gradient.dtype) * wide(take(rows, index))
-    there = take(gradient, pos, axis=1)
-    # [n tile d_model] · [tile slot d_model] -> [n tile slot]
-    return jnp.einsum("ntd,tsd->nts", there, vectors).reshape(len(gradient), -1)
 
 
 @jax.jit

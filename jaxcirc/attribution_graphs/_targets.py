@@ -44,7 +44,7 @@ def check_targets(model: Transformer, targets: Any, seq: int) -> None:
                 f"{_VERB}: a target is one token, and here each has {array.shape[-1]}: ids of shape {list(array.shape)}. Give of each "
                 "answer one token, for example its first."
             )
-        check_token_ids(model, array, len(model.b_U))
+        check_token_ids(model, jnp.asarray(array), len(model.b_U))
         if len(np.unique(array)) < len(array):
             raise ValueError(f"{_VERB}: a token is given twice in {array.tolist()}. Give each once.")
         return
