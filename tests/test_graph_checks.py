@@ -119,7 +119,7 @@ def test_other_nodes_run_the_same_program():
     assert not calls
 
 
-def test_what_checking_refuses():
+def test_what_checking_refuses(untyped):
     graph, model, transcoders = graph_of("gpt2")
     token = numbers_of(graph, "token")[0]
     with pytest.raises(ValueError, match=rf"check_graph: node {token} is of kind token; what can be moved are latents"):

@@ -259,7 +259,7 @@ def test_an_edge_explained_by_heads_and_pairs():
     assert {"layer", "head", "loading", "attends", "value", "query_kind", "key_unit"} <= {*table.columns}
 
 
-def test_what_loadings_refuse():
+def test_what_loadings_refuse(untyped):
     graph, model, transcoders = graph_of("gpt2")
     token, logit = numbers_of(graph, "token")[0], numbers_of(graph, "logit")[0]
     with pytest.raises(ValueError, match=rf"head_loadings: node {token} is of kind token, and nothing leads into it"):
@@ -272,7 +272,7 @@ def test_what_loadings_refuse():
         jc.head_loadings(graph, model, None)
 
 
-def test_what_scores_refuse():
+def test_what_scores_refuse(untyped):
     _, model, transcoders = graph_of("gpt2")
     tokens = tokens_for(model, 6)
     of = lambda *where, **more: jc.qk_attribution(model, transcoders, tokens, *where, **more)

@@ -229,7 +229,7 @@ def test_other_changes_run_the_same_program(name):
         assert len(calls) == first
 
 
-def test_bad_input():
+def test_bad_input(untyped):
     model, transcoders, tokens = given("gpt2")
     site = Site(0, Kind.MLP_OUT)
     change = Change(site, 1, 3, jc.Add(1.0))
@@ -360,7 +360,7 @@ def test_generation_of_other_lengths_runs_the_same_program():
         assert len(calls) == first
 
 
-def test_what_generation_refuses():
+def test_what_generation_refuses(untyped):
     model, transcoders, tokens = given("gpt2")
     with pytest.raises(ValueError, match="prompt and new tokens are 13, and random has a context of 12"):
         jc.generate(model, tokens, 6)

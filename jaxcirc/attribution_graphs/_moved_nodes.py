@@ -4,6 +4,7 @@ import functools as ft
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,12 +23,12 @@ class Watched(NamedTuple):
     `last`.
     """
 
-    pos: dict[Site, Int[np.ndarray, " n"]]
-    unit: dict[Site, Int[np.ndarray, " n"]]
-    last: Int[np.ndarray, ""]
+    pos: dict[Site, Int[np.ndarray | Array, " _"]]
+    unit: dict[Site, Int[np.ndarray | Array, " _"]]
+    last: Int[np.ndarray | Array, ""]
     directions: Float[Array, "output d_model"]
 
-    def of(self, state: State) -> tuple[dict[Site, Float[Array, " n"]], Float[Array, " output"]]:
+    def of(self, state: State) -> tuple[dict[Site, Float[Array, " _"]], Float[Array, " output"]]:
         # [output d_model] · [d_model] -> [output]
         return {site: state.pre[site][self.pos[site], self.unit[site]] for site in self.pos}, (
             self.directions @ state.final[self.last]
@@ -36,7 +37,7 @@ class Watched(NamedTuple):
 
 def stacked(
     latents: LatentSites, changes: Sequence[Change], seq: int, padded: int, dtype: jnp.dtype
-) -> tuple[dict[Site, Moves], dict[tuple[Site, Site], Array]]:
+) -> tuple[dict[Site, Moves], dict[tuple[Site, Site], Float[np.ndarray, "run _ _"]]]:
     """One run for each change, as moves with a leading axis: at every site one latent, which is moved in the runs that change one there.
 
     **Returns:** the moves, and what the moved latents write.
@@ -49,15 +50,11 @@ def stacked(
         mine = [moves_of([change if change.site == site else stand_in], seq, padded, dtype)[site] for change in changes]
         moves[site] = jax.tree.map(lambda *x: np.stack(x), *jax.tree.map(np.asarray, mine))
         here = np.array([change.site == site for change in changes])
-        moves[site] = Moves(moves[site].unit, moves[site].at & here[:, None, None], *_numbers(moves[site]))
+        moves[site] = eqx.tree_at(lambda m: m.at, moves[site], moves[site].at & here[:, None, None])
         for target in latents.targets(site):
             units, which = np.unique(moves[site].unit, return_inverse=True)
             rows[site, target] = np.asarray(latents.rows(site, target, jnp.asarray(units)))[which.reshape(-1, 1)]
     return moves, rows
-
-
-def _numbers(moves: Moves) -> tuple[Array, Array]:
-    return moves.factor, moves.offset
 
 
 @ft.partial(jax.jit, static_argnames=("live", "record"))
@@ -73,7 +70,7 @@ def run_each(
     *,
     live: frozenset[Site],
     record: frozenset[Site],
-) -> tuple[dict[Site, Float[Array, "run n"]], Float[Array, "run output"]]:
+) -> tuple[dict[Site, Float[Array, "run _"]], Float[Array, "run output"]]:
     """Runs the prompt once for each of the moves, and measures."""
     one = lambda each: watched.of(run_moved(model, latents, tokens, mask, clean, *each, live=live, record=record))
     return jax.lax.map(one, (moves, rows))

@@ -33,8 +33,8 @@ class State(eqx.Module):
 
     logits: Logits
     final: Resid
-    acts: dict[Site, Float[Array, "seq d_sae"]]
-    pre: dict[Site, Float[Array, "seq d_sae"]]
+    acts: dict[Site, Float[Array, "seq _"]]
+    pre: dict[Site, Float[Array, "seq _"]]
 
 
 class Clean(eqx.Module):
@@ -44,12 +44,12 @@ class Clean(eqx.Module):
     """
 
     held: dict[Site, Float[Array, "..."]]
-    read: dict[Site, Float[Array, "seq d_in"]]
-    acts: dict[Site, Float[Array, "seq d_sae"]]
+    read: dict[Site, Float[Array, "seq _"]]
+    acts: dict[Site, Float[Array, "seq _"]]
     scales: dict[Site, Float[Array, " seq"]]
-    gates: dict[Site, Float[Array, "seq d_mlp"]]
-    gated: dict[Site, Float[Array, "seq d_mlp"]]
-    posts: dict[Site, Float[Array, "seq d_mlp"]]
+    gates: dict[Site, Float[Array, "seq _"]]
+    gated: dict[Site, Float[Array, "seq _"]]
+    posts: dict[Site, Float[Array, "seq _"]]
     outputs: dict[Site, Float[Array, "seq ..."]]
 
 
@@ -129,8 +129,8 @@ def _gates(model: Transformer, post: Site, pre: Float[Array, "seq d_mlp"]) -> Fl
 
 
 def _pre_activations(
-    latents: LatentSites, clean: Clean, observed: Mapping[Site, Float[Array, "seq d_in"]], live: frozenset[Site]
-) -> dict[Site, Float[Array, "seq d_sae"]]:
+    latents: LatentSites, clean: Clean, observed: Mapping[Site, Float[Array, "seq _"]], live: frozenset[Site]
+) -> dict[Site, Float[Array, "seq _"]]:
     """Computes pre-activations; where latents are not live all that they depend on by no straight line is held."""
     gates = lambda site: clean.gates[site] if site in latents.gated and latents.is_neurons(site) else 1
     held_at = lambda site: None if site in live else clean.read[site]
