@@ -53,9 +53,8 @@ class Clean(eqx.Module):
     outputs: dict[Site, Float[Array, "seq ..."]]
 
 
-Rows = Mapping[
-    tuple[Site, Site], Float[Array, "n d_out"]
-]  # what moved latents write, by their site and the one written to
+# What moved latents write, by their site and the one written to; of several runs with an axis in front.
+Rows = Mapping[tuple[Site, Site], Float[Array, "... _"]]
 
 
 @ft.partial(jax.jit, static_argnames=("frozen", "record"))
