@@ -1,7 +1,7 @@
 """Jacobians, edges and circuits of transformers in JAX.
 
 What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
-`jc.edges`, `jc.attribution_graphs`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
+`jc.attribution_graphs`, `jc.edges`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
 """
 
 # First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
@@ -29,6 +29,7 @@ from ._edits import (
     Blend as Blend,
     Detach as Detach,
     Replace as Replace,
+    Scale as Scale,
 )
 from ._metrics import (
     AbstractMetric as AbstractMetric,
@@ -52,7 +53,16 @@ from .attribution import (
     node_effects as node_effects,
     NodeEffects as NodeEffects,
 )
-from .attribution_graphs import attribution_graph as attribution_graph, AttributionGraph as AttributionGraph
+from .attribution_graphs import (
+    attribution_graph as attribution_graph,
+    AttributionGraph as AttributionGraph,
+    check_graph as check_graph,
+    explain_edge as explain_edge,
+    generate as generate,
+    head_loadings as head_loadings,
+    intervene as intervene,
+    qk_attribution as qk_attribution,
+)
 from .circuits import (
     Circuit as Circuit,
     discover as discover,

@@ -40,6 +40,15 @@ class Add(AbstractEdit):
         return x + _like(x, self.value, "Add's value")
 
 
+class Scale(AbstractEdit):
+    """Multiplies by `factor`, of the site's shape or broadcasting to it."""
+
+    factor: Float[Array, "..."] = eqx.field(converter=jnp.asarray)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return x * _like(x, self.factor, "Scale's factor")
+
+
 class Blend(AbstractEdit):
     """`(1 - mask) x + mask value`; `mask` is boolean or a strength and broadcasts to the site's shape.
 

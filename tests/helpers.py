@@ -204,6 +204,7 @@ def model_named(name: str) -> jc.Transformer:
 NEUTRAL_EDITS: dict[str, Callable[[jax.Array], jc.AbstractEdit]] = {
     "Replace": lambda value: jc.Replace(value),
     "Add": lambda value: jc.Add(jnp.zeros((), value.dtype)),
+    "Scale": lambda value: jc.Scale(jnp.ones((), value.dtype)),
     "Blend": lambda value: jc.Blend(jnp.zeros((), value.dtype), jnp.ones_like(value)),
     "Blend with itself": lambda value: jc.Blend(jnp.ones(value.shape[-1], bool), value),
     "Detach": lambda value: jc.Detach(),

@@ -60,7 +60,7 @@ class Encoder(eqx.Module):
         normalisation = self.normalisation
         if normalisation is None or self.clean is None:
             return rows
-        pull = lambda clean, row: jax.vjp(lambda x: _held(normalisation, clean, x), clean)[1](row)[0]
+        pull = lambda clean, row: jax.vjp(lambda x: apply_held(normalisation, clean, x), clean)[1](row)[0]
         return jax.vmap(pull)(take(self.clean, pos), rows)
 
     def constants(self, pos: Int[Array, " n"], unit: Int[Array, " n"]) -> Float[Array, " n"]:
@@ -299,7 +299,7 @@ def _baseline(sae: AbstractDictionary, values: Mapping[Kind, Float[Array, "seq d
     )
 
 
-def _held(
+def apply_held(
     normalisation: AbstractNormalisation, clean: Float[Array, " d_in"], x: Float[Array, " d_in"]
 ) -> Float[Array, " d_in"]:
     """What a dictionary reads of `x` with the scale of its normalisation held at that of `clean`."""

@@ -98,20 +98,30 @@ class Rows:
         out: Float[np.ndarray, "target node"],
     ) -> None:
         """Computes the rows of a chunk of targets, those that are `real`, over the first `seq` positions, and adds them to rows `into`."""
-        chunk = _Chunk(self, reader, np.where(real, which, -1), seq)
+        chunk = Covectors(self, reader, np.where(real, which, -1), seq)
         into = into[real]
-        for site, gradient in self.linear.pull(chunk):
+        self.along(chunk, out, into, real)
+        out[into, self.columns.own] += chunk.own()[real]
+
+    def along(
+        self,
+        covectors: Mapping[Site, Float[Array, "n seq d_model"]],
+        out: Float[np.ndarray, "target node"],
+        into: Int[np.ndarray, " real"],
+        real: Bool[np.ndarray, " n"],
+    ) -> None:
+        """Adds what every node writes along covectors at cuts, pulled back, to the rows `into` of `out`: of those that are `real`."""
+        for site, gradient in self.linear.pull(covectors):
             if site in self.everywhere:
                 firsts, vectors = self.everywhere[site]
                 found = np.asarray(_along(gradient, vectors))[real]
                 for i, first in enumerate(firsts):
-                    out[into, first : first + seq] += found[:, i]
+                    out[into, first : first + gradient.shape[1]] += found[:, i]
             for columns, found in self.writings.contract(site, gradient):
                 out[into, columns] += found[real]
-        out[into, self.columns.own] += chunk.own()[real]
 
 
-class _Chunk(Mapping[Site, Array]):
+class Covectors(Mapping[Site, Array]):
     """The covectors of a chunk of targets, at the cuts of what they read, made when they are asked for."""
 
     def __init__(self, rows: Rows, reader: Int[np.ndarray, " n"], which: Int[np.ndarray, " n"], seq: int):

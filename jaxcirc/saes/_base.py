@@ -65,6 +65,10 @@ class AbstractDictionary(eqx.Module):
         """The latents of `x`."""
 
     @abc.abstractmethod
+    def pre_activations(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        """What the latents are made of: readings of `x`, bias included, before the nonlinearity."""
+
+    @abc.abstractmethod
     def decode(
         self, acts: Float[Array, "... d_sae"], x: Float[Array, "... d_in"] | None = None
     ) -> Float[Array, "... d_out"]:

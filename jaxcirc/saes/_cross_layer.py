@@ -117,13 +117,14 @@ class CrossLayerTranscoder(eqx.Module):
 
     def encode(self, layer: int, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         """The latents of `layer` at `x`, the value at `reads[layer]`."""
-        return self.activations[layer](self._pre(layer, x))
+        return self.activations[layer](self.pre_activations(layer, x))
 
     def slopes(self, layer: int, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         """The derivative of each latent of `layer` with respect to its own pre-activation: 0 where it is off."""
-        return slopes_of(self.activations[layer], self._pre(layer, x))
+        return slopes_of(self.activations[layer], self.pre_activations(layer, x))
 
-    def _pre(self, layer: int, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+    def pre_activations(self, layer: int, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        """What the latents of `layer` are made of at `x`, before the nonlinearity."""
         # [... d_in] · [d_in d_sae] -> [... d_sae]
         return wide(x) @ wide(self.W_enc[layer]) + wide(self.b_enc[layer])
 

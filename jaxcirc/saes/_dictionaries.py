@@ -65,15 +65,14 @@ class SAE(AbstractDictionary):
         return self.normalisation is not None
 
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        x = wide(x) if self.normalisation is None else self.normalisation.apply(x)
-        return self.activation(self._pre(x))
+        return self.activation(self.pre_activations(x))
 
-    def _pre(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+    def pre_activations(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        x = wide(x) if self.normalisation is None else self.normalisation.apply(x)
         return (x - wide(self.b_dec) if self.centred else x) @ wide(self.W_enc) + wide(self.b_enc)
 
     def slopes(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        x = wide(x) if self.normalisation is None else self.normalisation.apply(x)
-        return slopes_of(self.activation, self._pre(x))
+        return slopes_of(self.activation, self.pre_activations(x))
 
     def pull_input(self, x: Float[Array, "n d_in"], covectors: Float[Array, "n d_in"]) -> Float[Array, "n d_in"]:
         if self.normalisation is None:
@@ -136,14 +135,14 @@ class Transcoder(AbstractDictionary):
         return self.W_skip is not None
 
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        return self.activation(self._pre(x))
+        return self.activation(self.pre_activations(x))
 
-    def _pre(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+    def pre_activations(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         x = wide(x)
         return (x if self.b_in is None else x - wide(self.b_in)) @ wide(self.W_enc) + wide(self.b_enc)
 
     def slopes(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
-        return slopes_of(self.activation, self._pre(x))
+        return slopes_of(self.activation, self.pre_activations(x))
 
     def pull_input(self, x: Float[Array, "n d_in"], covectors: Float[Array, "n d_in"]) -> Float[Array, "n d_in"]:
         return covectors
@@ -202,6 +201,9 @@ class Identity(AbstractDictionary):
         return False
 
     def encode(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
+        return wide(x)
+
+    def pre_activations(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
         return wide(x)
 
     def decode(
