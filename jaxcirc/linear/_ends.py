@@ -103,7 +103,9 @@ def _width(segment: Segment, site) -> int:
     return int(shape[-1] if len(shape) == 2 else shape[-1] * shape[-2])
 
 
-@ft.partial(jax.jit, static_argnums=1)  # never run: so that a segment is traced once, however often the width of a site is asked for
+@ft.partial(
+    jax.jit, static_argnums=1
+)  # never run: so that a segment is traced once, however often the width of a site is asked for
 def _value_at(segment: Segment, site: Site) -> Float[Array, "seq ..."]:
     return segment.record({site})[site]
 
