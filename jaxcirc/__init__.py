@@ -145,6 +145,7 @@ from .nodes import (
 )
 from .saes import CrossLayerTranscoder as CrossLayerTranscoder
 from .view import (
+    draw_attribution_graph as draw_attribution_graph,
     draw_curves as draw_curves,
     draw_features as draw_features,
     draw_head_effects as draw_head_effects,

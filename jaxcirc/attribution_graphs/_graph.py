@@ -10,13 +10,13 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from .._checks import check_list, check_part, check_path
+from .._checks import check_choice, check_count, check_list, check_part, check_path
 from .._files import write_text, writing_file
 from .._fingerprint import difference, fingerprint
 from .._words import counted
 from ..linear import check_fits
 from ..models import Transformer
-from ._influence import prune
+from ._influence import edge_influence, output_weights, prune
 from ._read_json import read_graph
 from ._store import read_stored, write_stored
 from ._table import KINDS, LOGIT, Table
@@ -122,6 +122,26 @@ class AttributionGraph:
     def completeness_score(self) -> float:
         """The share of nodes' inputs that are not errors, weighed by the nodes' influence."""
         return self.whole.scores.completeness
+
+    def strongest(self, k: int = 20, *, by: str = "influence") -> Int[np.ndarray, "edge 2"]:
+        """The `k` first edges as pairs (target, source) of rows of `nodes`: by their influence on the outputs, which is their share of
+        their target's inputs times the influence of that, or by their size, `by="weight"`.
+
+        **Raises:** `ValueError` for less than one edge, and another word.
+        """
+        check_count("AttributionGraph.strongest: k", "edges to list", k)
+        check_choice("AttributionGraph.strongest: by", by, ("influence", "weight"))
+        sizes = np.abs(self.rows)
+        if by == "influence":
+            sizes = edge_influence(self.rows, self.targets, output_weights(self.table))
+        first = np.argsort(-sizes, axis=None, kind="stable")[:k]
+        target, source = np.unravel_index(first[sizes.reshape(-1)[first] > 0], sizes.shape)
+        return np.stack([self.targets[target], source], axis=1)
+
+    def weight(self, target: int, source: int) -> float:
+        """The edge between two rows of `nodes`; 0 where there is none."""
+        row = np.flatnonzero(self.targets == target)
+        return float(self.rows[row[0], source]) if len(row) else 0.0
 
     def prune(self, *, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> "AttributionGraph":
         """The same graph by other thresholds, of all that was computed: more can come back, and nothing is computed anew.

@@ -16,7 +16,7 @@ from ._graph import AttributionGraph
 from ._heads_on_path import averages_of, parts_of_heads, values_of
 from ._latent_sites import Transcoders
 from ._linear import Linearised
-from ._of_graph import check_edges, of_graph, strongest_edges
+from ._of_graph import check_edges, of_graph
 from ._prompt import Prompt
 from ._rows import Covectors
 from ._targets import Targets
@@ -104,7 +104,7 @@ def head_loadings(
     check_count("head_loadings: most", "edges", most)
     check_known("head_loadings", model, "attn")
     found = of_graph("head_loadings", graph, model, transcoders, targets)
-    chosen = strongest_edges(graph, most) if edges is None else check_edges("head_loadings", graph, edges)
+    chosen = graph.strongest(most, by="weight") if edges is None else check_edges("head_loadings", graph, edges)
     to, of = found.targets(chosen[:, 0]), found.sources(chosen[:, 1])
     heads = np.zeros((len(chosen), model.n_layers, model.n_heads), model.activation_dtype)
     for group in in_groups(len(chosen), _bytes_of_edge(model, len(graph.meta["tokens"])), BUDGET):

@@ -112,11 +112,3 @@ def check_node(verb: str, graph: AttributionGraph, node: Any) -> None:
         raise ValueError(
             f"{verb}: the graph has nodes 0 to {len(graph.kept) - 1}, the rows of graph.nodes; got {node}."
         )
-
-
-def strongest_edges(graph: AttributionGraph, most: int) -> Int[np.ndarray, "edge 2"]:
-    """The edges of largest absolute value, target and source."""
-    size = np.abs(graph.rows).reshape(-1)
-    order = np.argsort(-size, kind="stable")[: min(most, int((size > 0).sum()))]
-    row, source = np.unravel_index(order, graph.rows.shape)
-    return np.stack([graph.targets[row], source], axis=1)

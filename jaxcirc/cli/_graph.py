@@ -8,11 +8,12 @@ import numpy as np
 
 from .._metrics import LogitDiff
 from .._words import counted
-from ..attribution_graphs import attribution_graph, AttributionGraph
+from ..attribution_graphs import attribution_graph
 from ..interop import check_saes, load_cross_layer_transcoder, load_saes
+from ..view import draw_attribution_graph
 from ._common import add_text_options, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
 from ._edges import token_of
-from ._options import count, new_file, part
+from ._options import count, figure, new_file, part
 
 
 def add(subparsers: Subparsers) -> None:
@@ -59,6 +60,9 @@ def add(subparsers: Subparsers) -> None:
         help="the kept part as JSON, for circuit-tracer's viewer and Neuronpedia",
     )
     parser.add_argument(
+        "--plot", type=figure("--plot"), metavar="FILE", help="draw the strongest edges, as SVG, PDF or PNG"
+    )
+    parser.add_argument(
         "--most", type=count("--most", "nodes and edges to print"), default=12, metavar="N", help="(%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -86,7 +90,10 @@ def graph(arguments: argparse.Namespace) -> int:
         found.save(arguments.out)
     if arguments.json_graph:
         found.to_json(arguments.json_graph, tokens=texts if tokenizer is None else tokenizer)
-    nodes, edges = found.nodes, strongest(found, arguments.most)
+    if arguments.plot:
+        draw_attribution_graph(found, arguments.plot, tokens=texts)
+    nodes = found.nodes
+    edges = [(s, t, found.weight(t, s)) for t, s in found.strongest(arguments.most).tolist()]
     facts = {
         "model": model.name,
         "nodes": len(nodes),
@@ -95,6 +102,7 @@ def graph(arguments: argparse.Namespace) -> int:
         "completeness_score": found.completeness_score,
         "out": str(arguments.out) if arguments.out else None,
         "json_graph": str(arguments.json_graph) if arguments.json_graph else None,
+        "plot": str(arguments.plot) if arguments.plot else None,
     }
     names = [name_of(row, texts) for row in nodes.itertuples()]
     first = np.argsort(-nodes["influence"].to_numpy(), kind="stable")[: arguments.most]
@@ -111,21 +119,13 @@ def graph(arguments: argparse.Namespace) -> int:
     print("\nmost influence")
     for i in first:
         print(f"  {nodes['influence'].iloc[i]:8.4f}  {names[i]}")
-    print("\nstrongest edges")
+    print("\nedges of most influence")
     for source, target, weight in edges:
         print(f"  {weight:+z9.4f}  {names[source]:<44} -> {names[target]}")
-    for path in (arguments.out, arguments.json_graph):
+    for path in (arguments.out, arguments.json_graph, arguments.plot):
         if path:
             print(f"\nsaved to {path}.")
     return 0
-
-
-def strongest(found: AttributionGraph, most: int) -> list[tuple[int, int, float]]:
-    """The edges of largest weight: their source and target, by place in `nodes`, and the weight."""
-    rows = np.asarray(found.rows, np.float64)
-    order = np.argsort(-np.abs(rows), axis=None, kind="stable")[:most]
-    where = [(int(t), int(s)) for t, s in zip(*np.unravel_index(order, rows.shape), strict=True)]
-    return [(s, int(found.targets[t]), float(rows[t, s])) for t, s in where if rows[t, s]]
 
 
 def name_of(row: Any, texts: list[str]) -> str:

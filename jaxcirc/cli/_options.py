@@ -12,6 +12,7 @@ from .._checks import check_count, check_number, check_part, check_share, check_
 from .._files import check_writable
 from .._sites import Site
 from ..circuits._circuit import check_output
+from ..view._attribution_graph import check_figure
 from ..view._svg import check_svg
 
 
@@ -43,6 +44,11 @@ def share(option: str, what: str) -> Callable[[str], float]:
 def part(option: str, what: str) -> Callable[[str], float]:
     """Takes a part of `what`, from 0 to 1."""
     return _reader(float, lambda value: check_part(option, what, value))
+
+
+def figure(option: str) -> Callable[[str], Path]:
+    """Takes where a picture may be written, of a kind that its suffix says."""
+    return _reader(Path, lambda value: check_figure(option, value))
 
 
 def one_of(option: str, known: Sequence[str], says: str = "is one of {}") -> Callable[[str], str]:

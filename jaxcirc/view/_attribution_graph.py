@@ -1,0 +1,141 @@
+"""Attribution graphs, drawn: positions by layers, nodes by influence, edges by weight and sign."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .._checks import check_count, check_kind, check_path
+from .._words import counted
+from ..attribution_graphs import AttributionGraph
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+POSITIVE, NEGATIVE, GREY = "#c2410c", "#0b5fa5", "#555555"
+MARKS = {"latent": "o", "error": "D", "token": "s", "position": "^", "bias": "P", "logit": "*"}
+PICTURES = (".svg", ".pdf", ".png")
+
+
+def draw_attribution_graph(
+    graph: AttributionGraph,
+    path: str | Path | None = None,
+    *,
+    tokens: Sequence[str] | None = None,
+    most_edges: int = 200,
+) -> "Figure":
+    """Draws the edges of most influence of an attribution graph and the nodes at their ends: from left to right the prompt's positions,
+    from bottom to top embeddings, layers and logits.
+
+    The area of a node is its influence (logits are of one size), its mark what it is; red edges are positive, blue ones negative, and
+    their width is their weight. A row's own bias, which is at no position, is left out.
+
+    **Arguments:** - `path`: also writes the picture, by its suffix `.svg`, `.pdf` or `.png`. - `tokens`: the prompt's tokens as text. -
+    `most_edges`: how many edges are drawn.
+
+    **Returns:** a matplotlib figure, which is part of no global state.
+
+    **Raises:** `ValueError` for another suffix, a folder that is not there, and another number of tokens.
+
+    >>> graph = jc.attribution_graph(model, None, tokens, max_nodes=50)
+    >>> type(jc.draw_attribution_graph(graph, "graph.svg", most_edges=20)).__name__
+    'Figure'
+    """
+    from matplotlib.figure import Figure
+
+    check_kind("draw_attribution_graph: graph", graph, AttributionGraph, "what jc.attribution_graph gives")
+    check_count("draw_attribution_graph: most_edges", "edges to draw", most_edges)
+    target = None if path is None else check_figure("draw_attribution_graph: path", path)
+    ids = graph.meta["tokens"]
+    texts = [str(each) for each in (ids if tokens is None else tokens)]
+    if len(texts) != len(ids):
+        raise ValueError(
+            f"draw_attribution_graph: tokens are the prompt's {len(ids)} tokens as text, got {len(texts)}."
+        )
+    edges = _drawn(graph, most_edges)
+    figure = Figure(figsize=(max(7.0, 0.8 * len(texts) + 2), max(5.0, 0.32 * (graph.nodes["layer"].max() + 2) + 2)))
+    axes = figure.add_subplot()
+    _draw(axes, graph, edges)
+    axes.set_xticks(range(len(texts)), [text.replace("$", r"\$") for text in texts], rotation=45, ha="right")
+    axes.set_xlabel("token at the position")
+    axes.set_ylabel("layer")
+    axes.set_title(
+        f"Attribution graph of {graph.meta.get('model') or 'a model'}: the {counted(len(edges), 'edge')} of most influence of "
+        f"{int(graph.edges.sum())}\npatterns and norms' scales held; red positive, blue negative",
+        fontsize=10,
+    )
+    figure.tight_layout()
+    if target is not None:
+        figure.savefig(target)
+    return figure
+
+
+def check_figure(name: str, path: str | Path) -> Path:
+    """`path` as a path. **Raises:** `ValueError` unless a picture can be written there."""
+    target = check_path(name, path)
+    if target.suffix not in PICTURES:
+        raise ValueError(f"{name}: {target} does not end in one of {', '.join(PICTURES)}. Name it so.")
+    if not target.parent.is_dir():
+        raise ValueError(f"{name}: there is no folder {target.parent} for {target.name}. Make it first.")
+    return target
+
+
+def _drawn(graph: AttributionGraph, most: int) -> list[tuple[int, int, float]]:
+    """The edges of most influence between nodes that have a position: target, source, weight."""
+    there = graph.nodes["pos"].to_numpy() >= 0
+    # Each row has at most one edge from a node without a position, its own bias.
+    some = graph.strongest(most + len(graph.targets))
+    return [(t, s, graph.weight(t, s)) for t, s in some.tolist() if there[t] and there[s]][:most]
+
+
+def _draw(axes: "Axes", graph: AttributionGraph, edges: list[tuple[int, int, float]]) -> None:
+    used = np.unique([end for target, source, _ in edges for end in (target, source)]).astype(int)
+    x, y = _places(graph, used)
+    where = {int(node): i for i, node in enumerate(used)}
+    largest = max((abs(weight) for *_, weight in edges), default=1.0)
+    for target, source, weight in reversed(edges):  # the strongest on top
+        ends, share = (where[source], where[target]), abs(weight) / largest
+        colour = POSITIVE if weight > 0 else NEGATIVE
+        axes.plot(
+            x[list(ends)], y[list(ends)], color=colour, linewidth=0.3 + 2.5 * share, alpha=0.25 + 0.6 * share, zorder=1
+        )
+    nodes = graph.nodes.iloc[used]
+    size = 12 + 160 * (nodes["influence"] / max(float(graph.nodes["influence"].max()), 1e-30)).to_numpy()
+    size[(nodes["kind"] == "logit").to_numpy()] = 120
+    for kind, mark in MARKS.items():
+        some = (nodes["kind"] == kind).to_numpy()
+        if some.any():
+            axes.scatter(
+                x[some],
+                y[some],
+                s=size[some],
+                marker=mark,
+                color=GREY,
+                edgecolors="white",
+                linewidths=0.5,
+                label=kind,
+                zorder=2,
+            )
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+    last = int(graph.nodes["layer"].max())
+    axes.set_yticks(range(-1, last + 1), ["embedding", *map(str, range(last)), "logits"])
+
+
+def _places(
+    graph: AttributionGraph, used: Int[np.ndarray, " node"]
+) -> tuple[Float[np.ndarray, " node"], Float[np.ndarray, " node"]]:
+    """Where nodes stand: at their position and layer, those of one place beside each other, the most influential in the middle."""
+    nodes = graph.nodes.iloc[used]
+    x, y = nodes["pos"].to_numpy(float), nodes["layer"].to_numpy(float)
+    influence = nodes["influence"].to_numpy()
+    for place in {*zip(x, y, strict=True)}:
+        here = np.flatnonzero((x == place[0]) & (y == place[1]))
+        here = here[np.argsort(-influence[here], kind="stable")]
+        beside = np.array([(i + 1) // 2 * (1 if i % 2 else -1) for i in range(len(here))])
+        x[here] += 0.8 * beside / max(len(here), 4)
+        y[here] += 0.12 * (np.arange(len(here)) % 3 - 1) * (len(here) > 1)
+    return x, y
