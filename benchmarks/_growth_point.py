@@ -1,4 +1,6 @@
-"""One point of the growth table, in a process of its own: `python -m benchmarks._growth_point VERB SEQ BATCH BLOCKS WIDTH REPEATS`."""
+"""One point of a table of growth or of depth, in a process of its own: `python -m benchmarks._growth_point VERB SEQ BATCH BLOCKS WIDTH
+REPEATS`.
+"""
 
 import functools as ft
 import json
@@ -10,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 
+from ._depth_verbs import DEPTH_VERBS
 from ._growth_verbs import Point, Verb, VERBS
 from ._memory import held, settle
 from ._settings import precise
@@ -77,7 +80,7 @@ def main(argv: list[str]) -> int:
     name, *sizes, repeats = argv
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
     with precise("highest"):
-        found = measure(VERBS[name], Point(*map(int, sizes)), int(repeats))
+        found = measure((VERBS | DEPTH_VERBS)[name], Point(*map(int, sizes)), int(repeats))
     print(json.dumps(found._asdict()))
     return 0
 

@@ -19,7 +19,7 @@ from ._checks import check_kind, check_list
 from ._edits import AbstractEdit
 from ._metrics import AbstractMetric, AbstractPositionMetric, LogitDiff, Metric, position_read
 from ._sites import by_site, BySite, Kind, Site
-from ._tap import bare_tap, Everything, site_read, Tap
+from ._tap import Everything, site_read, Tap
 from ._typing import Keys, Logits, Resid, Tokens
 from .models import Transformer
 from .saes import AbstractDictionary, mismatch, Transcoder
@@ -98,11 +98,14 @@ def run_metric(
     return value, {site: x for site, x in cache.items() if site in wanted}
 
 
-def metric_of_last(model: Transformer, metric: Metric, resid: Resid) -> Any:
-    """The metric of the last residual stream, of which only what is read is unembedded."""
+def metric_of_last(
+    model: Transformer, metric: Metric, resid: Resid, edits: Mapping[Site, AbstractEdit] = NOTHING
+) -> Any:
+    """The metric of the last residual stream, of which only what is read is unembedded, with edits to the final norm."""
     position, metric = only_position(metric)
     tokens, metric = _only_tokens(metric)
-    return metric(model.unembed(resid if position is None else resid[position][None], bare_tap(), tokens))
+    read = resid if position is None else resid[position][None]
+    return metric(model.unembed(read, Tap(NOTHING, edits, frozenset()), tokens))
 
 
 def only_position(metric: Metric) -> tuple[Int[Array, "..."] | None, Metric]:

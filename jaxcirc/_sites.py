@@ -50,6 +50,7 @@ class Kind(enum.IntEnum):
     | `mlp.hook_in` | `seq d_model` | what the MLP reads: `ln2.hook_normalized` after weight and bias |
     | `mlp.hook_pre` | `seq d_mlp` | neurons before the activation function, bias included; of a gated MLP the gates |
     | `mlp.hook_pre_linear` | `seq d_mlp` | of a gated MLP what the gates multiply, bias included |
+    | `mlp.hook_act_gate` | `seq d_mlp` | `(act(pre) - act(0)) / pre`, of a gated MLP `act(pre)`; made only where it is asked for |
     | `mlp.hook_post` | `seq d_mlp` | neurons after the activation function, of a gated MLP times `mlp.hook_pre_linear` |
     | `mlp.hook_out` | `seq d_model` | the neurons through `W_out`, and `b_out`; of blocks with a norm behind the MLP |
     | `ln2_post.hook_scale` | `seq 1` | what the norm behind the MLP divides by |
@@ -58,9 +59,11 @@ class Kind(enum.IntEnum):
     | `hook_resid_post` | `seq d_model` | what leaves the block: `hook_resid_pre`, `hook_attn_out` and `hook_mlp_out`, summed |
     | `ln_final.hook_scale` | `seq 1` | what the final norm divides by |
     | `ln_final.hook_normalized` | `seq d_model` | the last residual stream by it, before the final norm's weight and bias |
+    | `hook_logit_gate` | `seq d_vocab` | logits by what they were before the cap, if there is one; made only where it is asked for |
     | `logits` | `seq d_vocab` | the final norm's output through `W_U`, and `b_U`; capped where the model caps them |
 
     A site that a model has no part for is not there: no norm sites in a model without norms, no MLP sites in one of attention only.
+    Gates are what is left of a nonlinear function where it is held, `act(pre) = gate * pre + act(0)`; at 0 they are its derivative.
     `hook_normalized` is that of TransformerLens from version 3 on; in version 2 a layer norm's is the value *after* weight and bias, which
     is `attn.hook_in` or `mlp.hook_in` here. With a dictionary at a site, `jc.Part` says what else there is.
     """
@@ -94,15 +97,17 @@ class Kind(enum.IntEnum):
     MLP_IN = 26
     MLP_PRE = 27
     MLP_PRE_LINEAR = 28
-    MLP_POST = 29
-    NEURONS_OUT = 30
-    LN2_POST_SCALE = 31
-    LN2_POST_NORMALIZED = 32
-    MLP_OUT = 33
-    RESID_POST = 34
-    FINAL_SCALE = 35
-    FINAL_NORMALIZED = 36
-    LOGITS = 37
+    MLP_GATE = 29
+    MLP_POST = 30
+    NEURONS_OUT = 31
+    LN2_POST_SCALE = 32
+    LN2_POST_NORMALIZED = 33
+    MLP_OUT = 34
+    RESID_POST = 35
+    FINAL_SCALE = 36
+    FINAL_NORMALIZED = 37
+    LOGIT_GATE = 38
+    LOGITS = 39
 
     @property
     def in_block(self) -> bool:
@@ -150,6 +155,7 @@ _NAMES = {
     Kind.MLP_IN: "mlp.hook_in",
     Kind.MLP_PRE: "mlp.hook_pre",
     Kind.MLP_PRE_LINEAR: "mlp.hook_pre_linear",
+    Kind.MLP_GATE: "mlp.hook_act_gate",
     Kind.MLP_POST: "mlp.hook_post",
     Kind.NEURONS_OUT: "mlp.hook_out",
     Kind.LN2_POST_SCALE: "ln2_post.hook_scale",
@@ -158,6 +164,7 @@ _NAMES = {
     Kind.RESID_POST: "hook_resid_post",
     Kind.FINAL_SCALE: "ln_final.hook_scale",
     Kind.FINAL_NORMALIZED: "ln_final.hook_normalized",
+    Kind.LOGIT_GATE: "hook_logit_gate",
     Kind.LOGITS: "logits",
 }
 _KINDS = {name: kind for kind, name in _NAMES.items()}

@@ -1,5 +1,6 @@
 """Strictness for the whole suite: no silent promotion, full matrix-product precision, float64 unless JAXCIRC_TEST_X64=0."""
 
+import functools as ft
 import gc
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import jax
 import jaxtyping
 import pytest
+from jax._src.interpreters import mlir
 
 
 # Programs here are compiled often and run briefly: without optimisation, with the older of XLA's two ways to write fused loops, and each
@@ -34,6 +36,9 @@ jax.config.update("jax_enable_x64", os.environ.get("JAXCIRC_TEST_X64", "1") == "
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
+# Each program is written down in a context of its own, and making that takes as long as writing a small program: here a test file has one.
+mlir.make_ir_context = ft.cache(mlir.make_ir_context)
+
 # Tracing makes objects by the million, and hardly any are garbage: at Python's own pace a tenth of a run is looking for it.
 gc.set_threshold(50_000, 10, 10)
 
@@ -58,6 +63,7 @@ def _few_programs():
     the compiler crashes.
     """
     yield
+    mlir.make_ir_context.cache_clear()
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 10_000:
         jax.clear_caches()

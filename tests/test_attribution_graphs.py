@@ -27,8 +27,13 @@ from .odd_parts import ODD
 
 
 SEQ = 5
+# Every family with dictionaries, with neurons, and with one of the other kinds.
 CASES = [
-    (name, kind) for name in MODELS for kind in REPLACEMENTS if name != "attention-only" or kind in ("saes", "neurons")
+    (name, kind)
+    for i, name in enumerate(MODELS)
+    for kind in (
+        ("saes", "neurons") if name == "attention-only" else ("transcoders", "neurons", ("saes", "cross-layer")[i % 2])
+    )
 ]
 # Every family with one kind of replacement, and every kind with several families.
 ORACLE = [(name, list(REPLACEMENTS)[i % 4] if name != "attention-only" else "saes") for i, name in enumerate(MODELS)]
@@ -119,7 +124,7 @@ def test_chunks_cones_and_tiles_change_nothing(model, dictionaries, tokens, grap
     few = whole(model, dictionaries, tokens)
     assert_close(few.adjacency, graph.adjacency)
     monkeypatch.undo()
-    monkeypatch.setattr(_rows.Rows, "_sizes", lambda self: np.array([self.linear.seq]))
+    monkeypatch.setattr(_rows.Rows, "_sizes", lambda self: [self.linear.seq])
     assert_close(whole(model, dictionaries, tokens).adjacency, graph.adjacency)
 
 
@@ -145,7 +150,7 @@ def test_the_most_influential_latents_have_rows(model, dictionaries, tokens, gra
         key for key, is_known in zip(keys, known, strict=True) if is_known and key[0] == "latent"
     }
     kept = [key for key in keys_of(some) if key[-1] != -2]
-    np.testing.assert_allclose(part_of(some, kept), part_of(graph, kept), atol=1e-6 if A.dtype == np.float32 else 1e-12)
+    assert_close(part_of(some, kept), part_of(graph, kept))
     # What has no row stands together, and rows sum as before.
     assert_close(some.adjacency.sum(axis=1)[some.targets], some.values[some.targets])
     rest = some.nodes[some.nodes.unit == -2]
@@ -230,7 +235,7 @@ def test_directions(model, dictionaries, tokens):
         named.values[-3:],
         [logits[-1, 3] - logits[-1, 5], logits[-1, 3] - logits[-1, 5] - biases[3] + biases[5], logits[-1, 3]],
     )
-    assert named.nodes.probability[-3:].tolist() == [1 / 3] * 3
+    assert named.nodes.probability[-3:].tolist() == pytest.approx([1 / 3] * 3)
     assert_close(named.adjacency.sum(axis=1)[-3:], named.values[-3:])
     n = len(plain.nodes) - 1
     own = (plain.nodes.kind == "bias") & (plain.nodes.layer == -1)

@@ -13,7 +13,7 @@ import jaxcirc
 LIST = Path(__file__).with_name("public_api.txt")
 
 
-NAMESPACES = ("circuits", "components", "data", "features", "jacobian", "saes", "view")
+NAMESPACES = ("attribution_graphs", "circuits", "components", "data", "features", "jacobian", "saes", "view")
 
 
 def public_names() -> dict[str, Any]:

@@ -104,7 +104,8 @@ def test_a_record_is_what_downstream_sees(name):
         if block.mlp is not None:
             act = np.asarray(block.mlp.act(jnp.asarray(at(Kind.MLP_PRE))))
             gated = isinstance(block.mlp, GatedMLP)
-            made[Kind.MLP_POST] = act * at(Kind.MLP_PRE_LINEAR) if gated else act
+            made[Kind.MLP_GATE] = act if gated else act / at(Kind.MLP_PRE)
+            made[Kind.MLP_POST] = at(Kind.MLP_GATE) * at(Kind.MLP_PRE_LINEAR if gated else Kind.MLP_PRE)
             neurons_out = Kind.MLP_OUT if block.ln2_post is None else Kind.NEURONS_OUT
             made[neurons_out] = at(Kind.MLP_POST) @ block.mlp.W_out + block.mlp.b_out
         made[Kind.RESID_PRE] = cache[Site(layer - 1, Kind.RESID_POST)] if layer else cache[sites[0]]

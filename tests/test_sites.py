@@ -50,13 +50,15 @@ def table(model: jc.Transformer) -> dict[str, str]:
             of_block |= {} if block.parallel else {"hook_resid_mid": resid}
             of_block |= norm("ln2", block.ln2) | {"mlp.hook_in": resid, "mlp.hook_pre": "seq d_mlp"}
             of_block |= {"mlp.hook_pre_linear": "seq d_mlp"} if gated else {}
-            of_block |= {"mlp.hook_post": "seq d_mlp"}
+            of_block |= {"mlp.hook_act_gate": "seq d_mlp", "mlp.hook_post": "seq d_mlp"}
             if block.ln2_post is not None:
                 of_block |= {"mlp.hook_out": resid} | norm("ln2_post", block.ln2_post)
             of_block |= {"hook_mlp_out": resid}
         of_block |= {"hook_resid_post": resid}
         names |= {f"blocks.{layer}.{name}": axes for name, axes in of_block.items()}
-    return names | norm("ln_final", model.ln_final) | {"logits": "seq d_vocab_out"}
+    names |= norm("ln_final", model.ln_final)
+    names |= {} if model.logit_cap is None else {"hook_logit_gate": "seq d_vocab_out"}
+    return names | {"logits": "seq d_vocab_out"}
 
 
 KEYS_AND_VALUES = (("k", "kv_head"), ("v", "kv_head"))
@@ -129,9 +131,10 @@ def forward(model: jc.Transformer, tokens) -> dict[str, np.ndarray]:
             linear = x @ array(mlp.W_in) + array(mlp.b_in)
             if hasattr(mlp, "W_gate"):
                 gates = put("mlp.hook_pre", x @ array(mlp.W_gate) + array(mlp.b_gate))
-                post = act(gates) * put("mlp.hook_pre_linear", linear)
+                post = put("mlp.hook_pre_linear", linear) * put("mlp.hook_act_gate", act(gates))
             else:
                 post = act(put("mlp.hook_pre", linear))
+                put("mlp.hook_act_gate", post / linear)  # of activation functions that are 0 at 0
             out = put("mlp.hook_post", post) @ array(mlp.W_out) + array(mlp.b_out)
             if block.ln2_post is not None:
                 out = norm(f"{here}.ln2_post", block.ln2_post, put("mlp.hook_out", out))
@@ -139,6 +142,8 @@ def forward(model: jc.Transformer, tokens) -> dict[str, np.ndarray]:
         put("hook_resid_post", resid)
     logits = norm("ln_final", model.ln_final, resid) @ array(model.W_U) + array(model.b_U)
     found["logits"] = capped(logits, model.logit_cap)
+    if model.logit_cap is not None:
+        found["hook_logit_gate"] = found["logits"] / logits
     return found
 
 

@@ -249,36 +249,32 @@ def at_many_lengths(lengths, seed: int, verb) -> None:
         verb(*problem(seq, n_ctx=32, batch=5, seed=seed), 0.01 * (1 + (number + seed) % 4))
 
 
-def small_circuit(model, saes, clean, corrupt, metric, mask, threshold):
-    jc.discover(model, saes, clean, corrupt, metric, mask=mask, node_threshold=threshold, edge_threshold=threshold / 10)
-
-
 def small_edges(model, saes, clean, corrupt, metric, mask, threshold):
     found = jc.node_effects(model, saes, clean, corrupt, metric, mask=mask, method=jc.Gradient())
     jc.edge_effects(model, saes, clean, corrupt, metric, found, mask=mask, threshold=threshold)
 
 
-def small_evaluation(model, saes, clean, corrupt, metric, mask, threshold):
+def small_circuit(model, saes, clean, corrupt, metric, mask, threshold):
     given = model, saes, clean, corrupt, metric
-    found = jc.discover(*given, mask=mask, node_threshold=threshold, edge_threshold=threshold / 10)
-    jc.evaluate(found, *given, mask=mask, level="edges")
+    return jc.discover(*given, mask=mask, node_threshold=threshold, edge_threshold=threshold / 10)
 
 
-@pytest.mark.parametrize(
-    ("verb", "most"),
-    [(small_edges, 250), (small_circuit, 600), (small_evaluation, 750)],
-    ids=lambda x: getattr(x, "__name__", ""),
-)
-def test_a_hundred_prompts_of_ten_lengths_run_few_programs(verb, most):
-    """And after the first half of them none is new."""
+def small_evaluation(model, saes, clean, corrupt, metric, mask, threshold):
+    found = small_circuit(model, saes, clean, corrupt, metric, mask, threshold)
+    jc.evaluate(found, model, saes, clean, corrupt, metric, mask=mask, level="edges")
+
+
+def test_a_hundred_prompts_of_ten_lengths_run_few_programs():
+    """One verb after another, each beside the programs of those before; and after the first half of the prompts none is new."""
     lengths = [16, 8, 20, 5, 11, 23, 6, 13, 18, 7]
     jax.clear_caches()
     with counting_programs() as programs:
-        at_many_lengths(lengths, 0, verb)
-        first = len(programs)
-        at_many_lengths(lengths, 1, verb)
-    assert 0 < first <= most
-    assert programs[first:] == []
+        for verb, most in ((small_edges, 250), (small_circuit, 600), (small_evaluation, 750)):
+            at_many_lengths(lengths, 0, verb)
+            first = len(programs)
+            assert 0 < first <= most
+            at_many_lengths(lengths, 1, verb)
+            assert programs[first:] == []
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if not verb.endswith("by patching")])

@@ -14,6 +14,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc._run import site_shapes
 from jaxcirc.graph import reaches
 from jaxcirc.jacobian import _engine, _matrix as _whole
 from jaxcirc.linear import _contract as contract
@@ -24,8 +25,9 @@ from jaxcirc.linear._steps import steps_of
 from jaxcirc.linear._tiles import tile
 
 from .dictionaries import DICTIONARIES, make_sae
-from .helpers import assert_close, make_model, model_named, MODELS, needs_x64, RMS_GATED, tokens_for
-from .laws.test_jacobian_laws import direction, record
+from .helpers import assert_close, Chosen, make_model, model_named, MODELS, needs_x64, RMS_GATED, tokens_for
+from .laws.test_jacobian_laws import direction
+from .laws.test_run_laws import InTurn
 
 
 SEQ, LAYER = 5, 1
@@ -65,6 +67,9 @@ HOLD = [
     (Kind.MLP_PRE_LINEAR,),
     (Kind.NEURONS_OUT, Kind.Q),
     (Kind.LN2_POST_NORMALIZED,),
+    (Kind.MLP_GATE,),
+    (Kind.PATTERN, Kind.MLP_GATE, Kind.LN1_SCALE, Kind.LN2_SCALE, Kind.LN1_POST_SCALE, Kind.LN2_POST_SCALE),
+    (Kind.MLP_PRE, Kind.MLP_GATE),
 ]
 LEFT_POS, RIGHT_POS = jnp.array([4, 2, 4]), jnp.array([0, 4, 2, 2])
 
@@ -106,29 +111,41 @@ def test_the_edges_are_all_of_them():
     assert met >= set(map(frozenset, HOLD))
 
 
+def images_of_runs(model, tokens, edges, rights):
+    """`{target: [edge item …]}`: of each edge the images of its items by forward mode of a run with what is held detached: one program."""
+    sources, targets = (sorted({edge[end] for edge in edges}) for end in (0, 1))
+    held = sorted(frozenset().union(*(edge[2] for edge in edges)))
+    choices = np.array([[site in there for site in held] for *_, there in edges], int)
+    shape = site_shapes(model, SEQ)
+    zeros = {site: np.zeros(shape[site].shape, model.dtype) for site in sources}
+    tangents = {site: np.zeros((len(edges), len(RIGHT_POS), *x.shape), x.dtype) for site, x in zeros.items()}
+    for i, ((source, *_), right) in enumerate(zip(edges, rights, strict=True)):
+        for j, position in enumerate(RIGHT_POS):
+            tangents[source][i, j, position] = right[j].reshape(zeros[source].shape[1:])
+
+    def image(choices, tangents, model, tokens, zeros):
+        detached = {site: Chosen(choice, (jc.Detach(),)) for site, choice in zip(held, choices, strict=True)}
+
+        def values(steps):
+            moved = {site: InTurn((*filter(None, [detached.get(site)]), jc.Add(step))) for site, step in steps.items()}
+            return dict(jc.run(model, tokens, edits=detached | moved, record=targets)[1])
+
+        return jax.jvp(values, (zeros,), (tangents,))[1]
+
+    over_items = jax.vmap(image, in_axes=(None, 0, None, None, None))
+    return jax.jit(jax.vmap(over_items, in_axes=(0, 0, None, None, None)))(choices, tangents, model, tokens, zeros)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_edge_inside_a_block(name):
     """Bilinear forms at random and repeated positions, with what is held given, or nothing; and of every third edge the matrix."""
     model, edges = model_named(name), edges_of(name)
     tokens = tokens_for(model, SEQ)
-    cache = jax.jit(lambda model, tokens: jc.run(model, tokens, record=jc.sites(model))[1])(model, tokens)
-    ends = sorted({end for edge in edges for end in edge[:2]})
-    zeros = {site: jnp.zeros_like(cache[site]) for site in ends}
-    flat = lambda site: cache[site].reshape(SEQ, -1).shape[1]
+    shape = {site: x.shape for site, x in site_shapes(model, SEQ).items()}
+    flat = lambda site: math.prod(shape[site][1:])
     lefts = [direction((len(LEFT_POS), flat(target)), i) for i, (_, target, _) in enumerate(edges)]
     rights = [direction((len(RIGHT_POS), flat(source)), 100 + i) for i, (source, *_) in enumerate(edges)]
-
-    tangents = {site: np.zeros((len(edges), len(RIGHT_POS), *x.shape), x.dtype) for site, x in zeros.items()}
-    for i, ((source, *_), right) in enumerate(zip(edges, rights, strict=True)):
-        for j, position in enumerate(RIGHT_POS):
-            tangents[source][i, j, position] = right[j].reshape(cache[source].shape[1:])
-    choices = np.array([[2 * (site in held) for site in cache] for *_, held in edges])
-
-    def derivative(choices, tangents, model, tokens, cache, zeros):
-        return jax.jvp(lambda steps: record(steps, model, tokens, choices, cache), (zeros,), (tangents,))[1]
-
-    over = lambda function, *axes: jax.vmap(function, in_axes=(*axes, *[None] * 4))
-    images = jax.jit(over(over(derivative, None, 0), 0, 0))(choices, tangents, model, tokens, cache, zeros)
+    images = images_of_runs(model, tokens, edges, rights)
     for i, (source, target, held) in enumerate(edges):
         image = np.asarray(images[target][i]).reshape(len(RIGHT_POS), SEQ, -1)[:, LEFT_POS]
         want = np.einsum("kmd,md->mk", image, lefts[i])
@@ -136,9 +153,9 @@ def test_every_edge_inside_a_block(name):
         assert jc.select(J) == "structured"
         with jax.disable_jit():
             got = [J.contract(lefts[i], LEFT_POS, rights[i], RIGHT_POS)]
-            if (i + list(MODELS).index(name)) % 3 == 0:
-                block = J.as_matrix().reshape(SEQ, -1, SEQ, rights[i].shape[1])[LEFT_POS][:, :, RIGHT_POS]
-                got.append(jnp.einsum("md,mdke,ke->mk", lefts[i], block, rights[i]))
+        if (i + list(MODELS).index(name)) % 3 == 0:
+            block = np.asarray(J.as_matrix()).reshape(SEQ, -1, SEQ, rights[i].shape[1])
+            got.append(np.einsum("md,mdke,ke->mk", lefts[i], block[LEFT_POS][:, :, RIGHT_POS], rights[i]))
         try:
             for edges in got:
                 assert_close(edges, want)
@@ -469,9 +486,14 @@ SPANS = {
 }
 
 
-@pytest.mark.parametrize("budget", [2**29, 20_000])
-@pytest.mark.parametrize(("m", "k"), [(5, 40), (40, 5), (60, 70)])
-@pytest.mark.parametrize("span", SPANS)
+SHAPES, BUDGETS = [(5, 40), (40, 5), (60, 70)], [2**29, 20_000]
+# Every span with every shape, and each of both with either budget.
+FORMS = [(span, *shape, BUDGETS[(i + j) % 2]) for i, span in enumerate(SPANS) for j, shape in enumerate(SHAPES)] + [
+    ("three blocks, held sites", *shape, BUDGETS[j % 2]) for j, shape in enumerate(SHAPES)
+]
+
+
+@pytest.mark.parametrize(("span", "m", "k", "budget"), FORMS)
 def test_forms_of_several_blocks(deep, span, m, k, budget):
     """In closed form, rows pulled or columns pushed, in one window or in many, against autodiff of the whole matrix."""
     source, target, frozen = SPANS[span]
@@ -522,12 +544,11 @@ def test_forms_of_several_blocks_of_other_models(name):
     model = model_named(name)
     ends = model, tokens_for(model, SEQ), Site(0, Kind.RESID_PRE), Site(1, Kind.RESID_POST)
     left, right, positions = direction((12, model.d_model)), direction((9, model.d_model), 1), jnp.arange(12) % SEQ
-    items = left, positions, right, positions[:9]
-    J, want = jc.edge(*ends, engine="structured"), jc.edge(*ends, engine="autodiff")
-    assert_close(J.contract(*items), want.contract(*items))
-    few = left[:5], positions[:5], right[:3], positions[:3]  # pushed, and not pulled
-    assert_close(J.contract(*few), want.contract(*few))
-    assert_close(J.as_matrix(), want.as_matrix())
+    J, matrix = jc.edge(*ends, engine="structured"), np.asarray(jc.edge(*ends, engine="autodiff").as_matrix())
+    pulled, pushed = (left, positions, right, positions[:9]), (left[:5], positions[:5], right[:3], positions[:3])
+    for items in (pulled, pushed):
+        assert_close(J.contract(*items), bilinear(matrix, *items))
+    assert_close(J.as_matrix(), matrix)
 
 
 def test_a_chain_of_blocks_at_some_positions_and_in_little_memory(deep):
@@ -619,9 +640,8 @@ def test_single_precision(name):
     single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
     ends = tokens_for(model, SEQ), at(Kind.RESID_PRE), at(Kind.RESID_POST)
     items = direction((3, 16))
-    with jax.disable_jit():
-        got, want = (
-            jc.edge(m, *ends, engine="structured").contract(items, LEFT_POS, items, LEFT_POS) for m in (single, model)
-        )
+    got, want = (
+        jc.edge(m, *ends, engine="structured").contract(items, LEFT_POS, items, LEFT_POS) for m in (single, model)
+    )
     assert got.dtype == jnp.float32
     assert_close(got, np.asarray(want), tolerance=1e-5)

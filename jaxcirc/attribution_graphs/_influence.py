@@ -166,4 +166,4 @@ def _least(values: Float[np.ndarray, " value"], share: float) -> float:
     falling = np.sort(values)[::-1]
     reached = np.cumsum(falling, dtype=np.float64)
     at = np.searchsorted(reached, share * reached[-1])
-    return falling[min(int(at), len(falling) - 1)]
+    return float(falling[min(int(at), len(falling) - 1)])

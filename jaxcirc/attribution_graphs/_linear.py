@@ -116,7 +116,7 @@ class Linearised(eqx.Module):
         **Returns:** layer by layer, from behind: the site where something is written (`hook_mlp_out`, `hook_attn_out`, at the end
         `hook_embed`) with the gradient there, of what is read with respect to what is added to the residual stream.
         """
-        at: dict[Site, Array] = {}
+        at: dict[Site, Array | None] = {}
         arrived = lambda cut: _sum(at.pop(cut, None), covectors.get(cut))
         for layer in reversed(range(self.model.n_layers)):
             block, attn = self.model.blocks[layer], Site(layer, Kind.ATTN_OUT)

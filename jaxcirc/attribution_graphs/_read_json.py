@@ -118,7 +118,8 @@ def _site(node: Mapping[str, Any], kind: int) -> str:
 
 def _unit(node: Mapping[str, Any], kind: int) -> int:
     """The latent, or the token: as the id says, which in all files is made of them, or else the number of the feature."""
-    name, feature = str(node["node_id"]), node.get("feature")
+    name = str(node["node_id"])
+    feature: Any = node.get("feature")
     if kind == LATENT:
         match, layer = _NUMBERS.fullmatch(name), _layer(node)
         if match and int(match[2]) == layer:

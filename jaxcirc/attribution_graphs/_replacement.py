@@ -57,9 +57,10 @@ class Encoder(eqx.Module):
         rows = wide(take(self.W, unit, axis=1)).T
         if self.gates is not None:
             rows = rows * self.gates[pos, unit][:, None]
-        if self.normalisation is None or self.clean is None:
+        normalisation = self.normalisation
+        if normalisation is None or self.clean is None:
             return rows
-        pull = lambda clean, row: jax.vjp(lambda x: apply_held(self.normalisation, clean, x), clean)[1](row)[0]
+        pull = lambda clean, row: jax.vjp(lambda x: apply_held(normalisation, clean, x), clean)[1](row)[0]
         return jax.vmap(pull)(take(self.clean, pos), rows)
 
     def constants(self, pos: Int[Array, " n"], unit: Int[Array, " n"]) -> Float[Array, " n"]:
@@ -220,7 +221,13 @@ def _of_cross_layer(linear: Linearised, clt: CrossLayerTranscoder) -> Iterator[F
     for layer, (read, site) in enumerate(zip(clt.reads, clt.sites, strict=True)):
         x = linear.values(layer, read.kind)[read.kind]
         nothing = jnp.zeros((clt.W_enc[layer].shape[1], 0), x.dtype)
-        encoding = Transcoder(clt.W_enc[layer], clt.b_enc[layer], nothing, nothing[0], clt.activations[layer])
+        encoding = Transcoder(
+            W_enc=clt.W_enc[layer],
+            b_enc=clt.b_enc[layer],
+            W_dec=nothing,
+            b_dec=nothing[0],
+            activation=clt.activations[layer],
+        )
         acts, pre, _, _ = _encode(encoding, x)
         index, on = not_zero(np.asarray(acts))
         pos, unit = index.T

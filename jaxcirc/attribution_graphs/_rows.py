@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._indexing import take
 from .._sites import Kind, Site
-from ..runs import BUDGET, of_size, rounded_up, TOKENS_AT_ONCE
+from ..runs import BUDGET, of_size, repeated, rounded_up, TOKENS_AT_ONCE
 from ._linear import FINAL, Linearised
 from ._replacement import Encoder, Features, Replaced
 from ._table import Columns, Outputs
@@ -62,15 +62,17 @@ class Rows:
         """Computes the rows of nodes, latents or outputs, into `out`, which is zero. `report` is called with how many are done."""
         reader = np.searchsorted(self.begins, targets, side="right") - 1
         which = targets - self.begins[reader]
-        for group, chunk, seq in self._chunks(reader, which):
-            self._add(reader[group], which[group], chunk, seq, out, group)
-            report(len(np.unique(group)))
+        for group, real, seq in self._chunks(reader, which):
+            self._add(reader[group], which[group], group, real, seq, out)
+            report(int(real.sum()))
 
     def _chunks(
         self, reader: Int[np.ndarray, " target"], which: Int[np.ndarray, " target"]
-    ) -> Iterator[tuple[Int[np.ndarray, " chunk"], Int[np.ndarray, " chunk"], int]]:
-        """Yields targets in groups, by number; which of them only fill it up; and how many positions they need."""
-        pos = np.array([self.readers[r].pos[i] for r, i in zip(reader, which, strict=True)], int)
+    ) -> Iterator[tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"], int]]:
+        """Yields targets in groups, by number; which of them do not only fill it up; and how many positions they need."""
+        pos = np.zeros(len(reader), int)
+        for r in np.unique(reader):
+            pos[reader == r] = self.readers[r].pos[which[reader == r]]
         sizes = self._sizes()
         size_of = np.searchsorted(sizes, pos + 1)
         for number, seq in enumerate(sizes):
@@ -78,20 +80,28 @@ class Rows:
             mine = mine[np.argsort(-reader[mine], kind="stable")]  # the last layers first
             most = max(1, min(TOKENS_AT_ONCE // seq, BUDGET // (seq * self.each)))
             for group in of_size(len(mine), min(most, rounded_up(len(mine), steps=2))):
-                yield mine[group], np.diff(group, prepend=-1) == 0, seq
+                yield mine[group], ~repeated(group), seq
 
-    def _sizes(self) -> Int[np.ndarray, " size"]:
+    def _sizes(self) -> list[int]:
         """The numbers of positions that rows are computed over: as a causal model's target depends on none behind its own."""
         seq = self.linear.seq
         count = max(1, min(4, seq // 16)) if self.linear.model.causal else 1
-        return np.unique([-(-seq * (i + 1) // count) for i in range(count)])
+        return [-(-seq * (i + 1) // count) for i in range(count)]
 
-    def _add(self, reader, which, filling, seq: int, out: Float[np.ndarray, "target node"], group) -> None:
-        """Computes the rows of a chunk of targets over the first `seq` positions."""
-        chunk = Covectors(self, reader, np.where(filling, -1, which), seq)
-        real = ~filling
-        self.along(chunk, out, group[real], real)
-        out[group[real], self.columns.own] += chunk.own[real]
+    def _add(
+        self,
+        reader: Int[np.ndarray, " n"],
+        which: Int[np.ndarray, " n"],
+        into: Int[np.ndarray, " n"],
+        real: Bool[np.ndarray, " n"],
+        seq: int,
+        out: Float[np.ndarray, "target node"],
+    ) -> None:
+        """Computes the rows of a chunk of targets, those that are `real`, over the first `seq` positions, and adds them to rows `into`."""
+        chunk = Covectors(self, reader, np.where(real, which, -1), seq)
+        into = into[real]
+        self.along(chunk, out, into, real)
+        out[into, self.columns.own] += chunk.own()[real]
 
     def along(
         self,
@@ -116,13 +126,13 @@ class Covectors(Mapping[Site, Array]):
 
     def __init__(self, rows: Rows, reader: Int[np.ndarray, " n"], which: Int[np.ndarray, " n"], seq: int):
         self.rows, self.reader, self.which, self.seq = rows, reader, which, seq
-        self.own = np.zeros(len(which))
         self.cuts: dict[Site, list[int]] = {}
         for r in np.unique(reader):
             self.cuts.setdefault(rows.linear.cut_of(rows.readers[r].read), []).append(int(r))
 
-    def __getitem__(self, cut: Site) -> Array:
-        return sum(map(self._placed, self.cuts[cut][1:]), self._placed(self.cuts[cut][0]))
+    def __getitem__(self, cut: Site) -> Float[Array, "n seq d_model"]:
+        first, *others = self.cuts[cut]
+        return sum(map(self._placed, others), self._placed(first))
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.cuts)
@@ -130,23 +140,39 @@ class Covectors(Mapping[Site, Array]):
     def __len__(self) -> int:
         return len(self.cuts)
 
+    def own(self) -> Float[np.ndarray, " n"]:
+        """What each target has of its own: its bias, and what it reads of the constant part of its site."""
+        each = [
+            np.asarray(_own(self.rows.constants[self.rows.readers[r].read], *self._given(r)))
+            for readers in self.cuts.values()
+            for r in readers
+        ]
+        return sum(each[1:], each[0])
+
     def _placed(self, r: int) -> Float[Array, "n seq d_model"]:
-        features, linear = self.rows.readers[r], self.rows.linear
-        here = (self.reader == r) & (self.which >= 0)
+        placed = _place(*self._given(r), seq=self.seq)
+        return self.rows.linear.pull_read(self.rows.readers[r].read, placed)
+
+    def _given(self, r: int) -> tuple[Encoder, np.ndarray, np.ndarray, np.ndarray]:
+        """How the latents of a dictionary read, and which targets are of it, with their positions and units."""
+        features, here = self.rows.readers[r], (self.reader == r) & (self.which >= 0)
         i = np.where(here, self.which, 0)
         pos, unit = (np.where(here, x[i], 0).astype(np.int32) for x in (features.pos, features.unit))
-        placed, own = _place(features.encoder, self.rows.constants[features.read], here, pos, unit, seq=self.seq)
-        self.own += np.asarray(own)
-        return linear.pull_read(features.read, placed)
+        return features.encoder, here, pos, unit
+
+
+@jax.jit
+def _own(constant, encoder: Encoder, here, pos, unit) -> Float[Array, " n"]:
+    # [n d_in] · [n d_in] -> [n]
+    read = jnp.einsum("nd,nd->n", encoder.covectors(pos, unit), take(constant, pos))
+    return jnp.where(here, read + encoder.constants(pos, unit), 0)
 
 
 @ft.partial(jax.jit, static_argnames="seq")
-def _place(encoder: Encoder, constant, here, pos, unit, *, seq: int):
-    """Puts covectors at their positions; and what each reads of the constant part there, with its bias."""
+def _place(encoder: Encoder, here, pos, unit, *, seq: int) -> Float[Array, "n seq d_in"]:
+    """Puts covectors at their positions."""
     rows = jnp.where(here[:, None], encoder.covectors(pos, unit), 0)
-    # [n d_in] · [n d_in] -> [n]
-    own = jnp.einsum("nd,nd->n", rows, take(constant, pos)) + jnp.where(here, encoder.constants(pos, unit), 0)
-    return jnp.zeros((len(pos), seq, rows.shape[1]), rows.dtype).at[jnp.arange(len(pos)), pos].set(rows), own
+    return jnp.zeros((len(pos), seq, rows.shape[1]), rows.dtype).at[jnp.arange(len(pos)), pos].set(rows)
 
 
 @jax.jit

@@ -1,5 +1,7 @@
 """Which latents get rows: those of most influence, found as rows are computed."""
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -46,7 +48,7 @@ def _ranked(found, targets, table: Table) -> Int[np.ndarray, " latent"]:
 
 def merge_unselected(
     found: Float[np.ndarray, "target node"], targets: Int[np.ndarray, " target"], table: Table
-) -> tuple[Float[np.ndarray, "target node"], Int[np.ndarray, " target"], Table]:
+) -> tuple[Float[np.ndarray, "target left"], Int[np.ndarray, " target"], Table]:
     """Puts latents without a row together: those of one site and position become one node, of kind error, so that rows sum as before.
 
     **Returns:** rows, targets and table of the nodes that are left.
@@ -59,18 +61,14 @@ def merge_unselected(
     # They lie in the order of sites and positions.
     first = np.flatnonzero(np.diff(table.site[rest], prepend=-1) | np.diff(table.pos[rest], prepend=-1))
     merged = np.add.reduceat(found[:, rest], first, axis=1)
-    more = table.some(rest[first])
-    n = len(first)
-    more = Table(
-        table.sites,
-        np.full(n, ERROR, np.int8),
-        more.site,
-        more.layer,
-        more.pos,
-        np.full(n, UNSELECTED, np.int32),
-        np.full(n, np.nan),
-        np.full(n, np.nan),
-        np.zeros(n),
+    of_each = table.some(rest[first])
+    nothing = np.full_like(of_each.value, np.nan)
+    more = dataclasses.replace(
+        of_each,
+        kind=np.full_like(of_each.kind, ERROR),
+        unit=np.full_like(of_each.unit, UNSELECTED),
+        activation=nothing,
+        value=nothing,
     )
     return (
         np.concatenate([found[:, kept], merged], axis=1),

@@ -87,7 +87,7 @@ class Columns:
 def make_table(linear: Linearised, replaced: Replaced, outputs: Outputs) -> tuple[Table, Columns]:
     """Lists the nodes: latents, errors, tokens, position embeddings, biases, each row's own bias, outputs."""
     n_layers, seq = linear.model.n_layers, linear.seq
-    listed = _Listed()
+    listed = _Listed(outputs.values.dtype)
     everywhere = np.arange(seq)
     features = [
         listed.add(LATENT, each.site, each.pos, each.unit, activation=each.acts, value=each.pre)
@@ -109,8 +109,8 @@ def make_table(linear: Linearised, replaced: Replaced, outputs: Outputs) -> tupl
 class _Listed:
     """Nodes, gathered group by group."""
 
-    def __init__(self) -> None:
-        self.count, self.sites = 0, dict[str, int]()
+    def __init__(self, dtype: np.dtype):
+        self.dtype, self.count, self.sites = dtype, 0, dict[str, int]()
         self.parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
 
     def add(
@@ -132,10 +132,10 @@ class _Listed:
             "layer": np.full(n, layer_of(site) if isinstance(site, Site) else layer, np.int32),
             "pos": np.asarray(pos, np.int32),
             "unit": np.full(n, NOWHERE, np.int32) if unit is None else np.asarray(unit, np.int32),
-            "activation": np.full(n, np.nan),
-            "value": np.full(n, np.nan),
-            "probability": np.zeros(n),
-            **{name: np.asarray(values, np.float64) for name, values in numbers.items()},
+            "activation": np.full(n, np.nan, self.dtype),
+            "value": np.full(n, np.nan, self.dtype),
+            "probability": np.zeros(n, self.dtype),
+            **{name: np.asarray(values, self.dtype) for name, values in numbers.items()},
         }
         for name, values in entries.items():
             self.parts[name].append(values)

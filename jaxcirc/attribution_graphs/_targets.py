@@ -118,7 +118,7 @@ def make_outputs(linear: Linearised, targets: Targets) -> Outputs:
         names, tokens = tuple(f"direction {i}" for i in range(len(directions))), np.arange(len(directions))
         probability = np.full(len(directions), 1 / len(directions))
     else:
-        chances = np.asarray(_probabilities(ends, end), np.float64)
+        chances = np.asarray(_probabilities(ends, end))
         tokens = _salient(chances) if targets is None else np.asarray(targets)
         directions, constants = _centred(ends, jnp.asarray(tokens, jnp.int32))
         names, probability = None, chances[tokens]

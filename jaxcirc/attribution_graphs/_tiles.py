@@ -19,11 +19,11 @@ from ._table import Columns
 class Tiles(NamedTuple):
     """Latents in tiles of one position each.
 
-    `pos` `[tile]`; `index`, `scale` `[tile slot]`, 0 where a tile is filled up; `place` `[latent]`, where each latent is.
+    `pos` `[tile]`; `rows`, `scale` `[tile slot]`, 0 where a tile is filled up; `place` `[latent]`, where each latent is.
     """
 
     pos: Int[np.ndarray, " tile"]
-    index: Int[np.ndarray, "tile slot"]
+    rows: Int[np.ndarray, "tile slot"]
     scale: Float[np.ndarray, "tile slot"]
     place: Int[np.ndarray, " latent"]
 

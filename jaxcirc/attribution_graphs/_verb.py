@@ -83,10 +83,10 @@ def attribution_graph(
     tokens of the model; for thresholds that are not from 0 to 1; if the rows are larger than the memory that is free.
 
     A row takes four bytes a node on the host: 2,000 latents with rows, of 40,000 nodes, 320 MB. On the device are two residual streams a
-    layer, `8 n_layers d_model` bytes a token; one layer's pattern, `4 n_heads seq` bytes a token and twice that again in use; and of
-    targets as many at a time as half a gigabyte takes, `32 max(d_model, n_heads d_head)` bytes a token and target, at least one.
-    At 6,000 tokens of a model of 26 layers, d_model 2,304 and 8 heads of 256 these are 2.9, 3.5 and 0.5 GB, beside the weights and
-    dictionaries.
+    layer, `8 n_layers d_model` bytes a token; while one layer's attention is gone through three and a half times its pattern, `14 n_heads
+    seq` bytes a token; and as many targets at a time as half a gigabyte takes, `32 max(d_model, n_heads d_head)` bytes a token and target,
+    at least one. At 6,000 tokens of a model of 26 layers, d_model 2,304 and 8 heads of 256 that is 2.9, 4.0 and 0.5 GB, beside the weights
+    and dictionaries.
 
     >>> graph = jc.attribution_graph(model, None, tokens, max_nodes=100)
     >>> graph.prune(node_threshold=0.5, edge_threshold=0.8).nodes["kind"].value_counts()["token"].item()

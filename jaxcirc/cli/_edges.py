@@ -57,7 +57,7 @@ def edges(arguments: argparse.Namespace) -> int:
     tokens = tokens_of(arguments)
     node = parse_node(arguments.node, len(tokens))
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
-    answer, foil = (_token(tokenizer, f"--{name}", getattr(arguments, name)) for name in ("answer", "foil"))
+    answer, foil = (token_of(tokenizer, f"--{name}", getattr(arguments, name)) for name in ("answer", "foil"))
     model = load_model(arguments)
     answer = likeliest(model, tokens) if answer is None else answer
     held: set[Any] = set()
@@ -67,7 +67,7 @@ def edges(arguments: argparse.Namespace) -> int:
     saes = load_saes(arguments.saes) if arguments.saes else {}
     found = (edges_out_of if out else edges_into)(model, tokens, LogitDiff(answer, foil), node, saes=saes, frozen=held)
     table = found.table(arguments.most)
-    texts = [_text(tokenizer, token) for token in np.asarray(tokens)]
+    texts = [_text(tokenizer, int(token)) for token in np.asarray(tokens)]
     metric = _text(tokenizer, answer) + ("" if foil is None else f" less {_text(tokenizer, foil)}")
     facts = {
         "model": model.name,
@@ -105,7 +105,7 @@ def _usual(node: str) -> str:
     return "out" if node.split()[0] in ("token", "position", "bias", "error") else "into"
 
 
-def _token(tokenizer: Any, option: str, text: str | None) -> int | None:
+def token_of(tokenizer: Any, option: str, text: str | None) -> int | None:
     """The id of one token. **Raises:** `ValueError` for a text of several."""
     if text is None or text.isdecimal():
         return None if text is None else int(text)

@@ -13,7 +13,12 @@ from ._common import add_text_options, load_model, progress_bar, Subparsers, tok
 from ._options import count, new_file, site, whole_number
 
 
-HELD = {"layer_norms": jac.frozen.layer_norms, "patterns": jac.frozen.patterns}
+HELD = {
+    "layer_norms": jac.frozen.layer_norms,
+    "patterns": jac.frozen.patterns,
+    "gates": jac.frozen.gates,
+    "detached": jac.frozen.detached,
+}
 
 
 def add(subparsers: Subparsers) -> None:
@@ -43,7 +48,7 @@ def add(subparsers: Subparsers) -> None:
         nargs="+",
         default=[],
         metavar="WHAT",
-        help="layer_norms, patterns, between, or any sites, held without tangent",
+        help="layer_norms, patterns, gates, detached (all three), between, or any sites, held without tangent",
     )
     parser.add_argument(
         "--saes", help="a shipped model's name, or a folder of dictionaries, for ends that are latents or errors"

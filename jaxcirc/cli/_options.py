@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._checks import check_count, check_number, check_share, check_threshold
+from .._checks import check_count, check_number, check_part, check_share, check_threshold
 from .._files import check_writable
 from .._sites import Site
 from ..circuits._circuit import check_output
@@ -38,6 +38,11 @@ def threshold(option: str) -> Callable[[str], float]:
 def share(option: str, what: str) -> Callable[[str], float]:
     """Takes a part of `what`, above 0 and up to 1."""
     return _reader(float, lambda value: check_share(option, what, value))
+
+
+def part(option: str, what: str) -> Callable[[str], float]:
+    """Takes a part of `what`, from 0 to 1."""
+    return _reader(float, lambda value: check_part(option, what, value))
 
 
 def one_of(option: str, known: Sequence[str], says: str = "is one of {}") -> Callable[[str], str]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from .._checks import check_kind
 from .._precision import wide
@@ -15,6 +15,7 @@ from .._run import site_shapes
 from .._sites import by_site, did_you_mean, Site
 from .._tap import site_read
 from ..models import Transformer
+from ..nodes import Index
 from ..runs import check_saes
 from ..saes import AbstractDictionary, CrossLayerTranscoder, Decoder
 
@@ -92,9 +93,7 @@ def slopes(site: Site, dictionary: Dictionary, x: Float[Array, "seq d_in"]) -> F
     return dictionary.slopes(x)
 
 
-def covector(
-    site: Site, dictionary: Dictionary, x: Float[Array, "1 d_in"], unit: Int[Array, ""] | int
-) -> Float[Array, "1 d_in"]:
+def covector(site: Site, dictionary: Dictionary, x: Float[Array, "1 d_in"], unit: Index) -> Float[Array, "1 d_in"]:
     """How one latent's pre-activation reads what is at one position."""
     if isinstance(dictionary, CrossLayerTranscoder):
         return wide(dictionary.W_enc[dictionary.sites.index(site)][:, unit])[None]
@@ -127,7 +126,7 @@ def error(
 
 
 def write(
-    site: Site, dictionary: Dictionary, x: Float[Array, "1 d_in"], unit: Int[Array, ""] | int, target: Site
+    site: Site, dictionary: Dictionary, x: Float[Array, "1 d_in"], unit: Index, target: Site
 ) -> Float[Array, "1 d_out"]:
     """What one latent at one position writes at `target`, for each unit of its activation."""
     if isinstance(dictionary, CrossLayerTranscoder):

@@ -82,7 +82,7 @@ def edges_into(
     sum to the whole.
     """
     question = ask(
-        "edges_into", model, tokens, metric, node, saes=saes, frozen=frozen, activation=activation, mask=mask
+        "edges_into", model, tokens, metric, [node], saes=saes, frozen=frozen, activation=activation, mask=mask
     )
     check_on(question, node)
     return sources_of(question, target_of(node, question))

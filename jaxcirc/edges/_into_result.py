@@ -1,7 +1,7 @@
 """The edges into one node, as arrays that users index by layer and position."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import equinox as eqx
 import jax
@@ -15,6 +15,9 @@ from ._table import check_one, Part, sums_of, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+Either: TypeAlias = Array | np.ndarray  # NumPy's, where the edges of many nodes have come to the host
 
 
 class EdgesInto(eqx.Module):
@@ -37,52 +40,52 @@ class EdgesInto(eqx.Module):
     and the gradient's product with the stream. Latents and errors split the same values anew, and are not in it.
     """
 
-    rows: Int[Array, " row"]
-    neurons_at_rows: Float[Array, "layer row d_mlp"]
-    heads_at_rows: Float[Array, "layer head row k_seq"]
-    latents_at_rows: BySite[Float[Array, "row d_sae"]]
-    errors_at_rows: BySite[Float[Array, " row"]]
-    tokens_at_rows: Float[Array, " row"]
-    positions_at_rows: Float[Array, " row"]
-    biases_at_rows: Float[Array, "layer sublayer row"]
-    gradient_at_rows: Float[Array, "row d_model"]
-    activation: Float[Array, ""]
-    derivative: Float[Array, ""]
+    rows: Int[Either, " row"]
+    neurons_at_rows: Float[Either, "layer row d_mlp"]
+    heads_at_rows: Float[Either, "layer head row k_seq"]
+    latents_at_rows: BySite[Float[Either, "row d_sae"]]
+    errors_at_rows: BySite[Float[Either, " row"]]
+    tokens_at_rows: Float[Either, " row"]
+    positions_at_rows: Float[Either, " row"]
+    biases_at_rows: Float[Either, "layer sublayer row"]
+    gradient_at_rows: Float[Either, "row d_model"]
+    activation: Float[Either, ""]
+    derivative: Float[Either, ""]
 
     @property
-    def neurons(self) -> Float[Array, "layer seq d_mlp"]:
+    def neurons(self) -> Float[Array, "*node layer seq d_mlp"]:
         return self._laid_out(self.neurons_at_rows, -2)
 
     @property
-    def heads(self) -> Float[Array, "layer head q_seq k_seq"]:
+    def heads(self) -> Float[Array, "*node layer head q_seq k_seq"]:
         return self._laid_out(self.heads_at_rows, -2)
 
     @property
-    def latents(self) -> BySite[Float[Array, "seq d_sae"]]:
+    def latents(self) -> BySite[Float[Array, "*node seq d_sae"]]:
         return BySite((site, self._laid_out(each, -2)) for site, each in self.latents_at_rows.items())
 
     @property
-    def errors(self) -> BySite[Float[Array, " seq"]]:
+    def errors(self) -> BySite[Float[Array, "*node seq"]]:
         return BySite((site, self._laid_out(each, -1)) for site, each in self.errors_at_rows.items())
 
     @property
-    def tokens(self) -> Float[Array, " seq"]:
+    def tokens(self) -> Float[Array, "*node seq"]:
         return self._laid_out(self.tokens_at_rows, -1)
 
     @property
-    def positions(self) -> Float[Array, " seq"]:
+    def positions(self) -> Float[Array, "*node seq"]:
         return self._laid_out(self.positions_at_rows, -1)
 
     @property
-    def biases(self) -> Float[Array, "layer sublayer seq"]:
+    def biases(self) -> Float[Array, "*node layer sublayer seq"]:
         return self._laid_out(self.biases_at_rows, -1)
 
     @property
-    def gradient(self) -> Float[Array, "seq d_model"]:
+    def gradient(self) -> Float[Array, "*node seq d_model"]:
         return self._laid_out(self.gradient_at_rows, -2)
 
     @property
-    def total(self) -> Float[Array, ""]:
+    def total(self) -> Float[Array, "*node"]:
         """The sum of the edges from heads, neurons, biases and tokens."""
         parts = (self.neurons_at_rows, self.heads_at_rows, self.tokens_at_rows, self.biases_at_rows)
         return sum(
@@ -91,7 +94,7 @@ class EdgesInto(eqx.Module):
         )
 
     @property
-    def by_position(self) -> Float[Array, " seq"]:
+    def by_position(self) -> Float[Array, "*node seq"]:
         """The same sum by the position whose content it is: a neuron's, bias' and token's own, and of a head the key's."""
         own = self.neurons_at_rows.sum((-3, -1)) + self.tokens_at_rows + self.biases_at_rows.sum((-3, -2))
         return self.heads_at_rows.sum((-4, -3, -2)) + self._laid_out(own, -1)
@@ -133,7 +136,7 @@ class EdgesInto(eqx.Module):
         """The axes over nodes, in front of all others, that `jax.vmap` has added."""
         return self.rows.shape[:-1]
 
-    def _laid_out(self, at_rows: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    def _laid_out(self, at_rows: Float[Either, "..."], axis: int) -> Float[Array, "..."]:
         """Lays rows, along an axis counted from the end, out over all positions."""
         seq = self.heads_at_rows.shape[-1]
 

@@ -12,12 +12,12 @@ from .._typing import Keys, Tokens
 from ..models import Transformer
 from ..nodes import Node
 from ._dictionaries import encode_tangent, Given, reads, slopes
-from ._order import end, in_mlp, Place, read_at, RESIDUAL
+from ._layer import move_heads, move_neurons
+from ._order import end, Place, read_at, RESIDUAL
 from ._out_result import EdgesOutOf
 from ._question import ask, Question
 from ._sources import Source, source_of
-from ._sublayer import one_row, push
-from ._targets import derivative_of_latents, derivative_of_pattern, derivative_of_scores, stream_of
+from ._targets import derivative_of_latents
 
 
 def edges_out_of(
@@ -52,7 +52,7 @@ def edges_out_of(
     **Reference:** as `jc.edges_into`.
     """
     question = ask(
-        "edges_out_of", model, tokens, metric, node, saes=saes, frozen=frozen, activation=activation, mask=mask
+        "edges_out_of", model, tokens, metric, [node], saes=saes, frozen=frozen, activation=activation, mask=mask
     )
     return targets_of(question, source_of(node, question))
 
@@ -65,12 +65,13 @@ def targets_of(question: Question, source: Source) -> EdgesOutOf:
         width = 0 if block.mlp is None else point.values[layer][Kind.MLP_POST].shape[1]
         arrived = None if block.mlp is None else _arrived(source, read_at(model, Site(layer, Kind.MLP_POST)))
         nothing = jnp.zeros(width, point.last.dtype)
-        neurons.append(nothing if arrived is None else _into_neurons(question, source, layer, arrived))
+        here = question.layer(layer)
+        neurons.append(nothing if arrived is None else move_neurons(here, source.row, arrived))
         arrived = _arrived(source, read_at(model, Site(layer, Kind.Z)))
         for part, edges in heads.items():
             if part != "v" or point.gradients is not None:
                 nothing = jnp.zeros_like(point.values[layer][Kind.PATTERN])
-                edges.append(nothing if arrived is None else _into_heads(question, source, layer, part, arrived))
+                edges.append(nothing if arrived is None else move_heads(here, source.row, arrived, part=part))
     last, gradient = _arrived(source, end(model)), point.last_gradient
     assert last is not None
     return EdgesOutOf(
@@ -92,45 +93,13 @@ def _arrived(source: Source, place: Place) -> Float[Array, "1 d_model"] | None:
     return sum(vectors[1:], vectors[0]) if vectors else None
 
 
-def _into_neurons(
-    question: Question, source: Source, layer: int, arrived: Float[Array, "1 d_model"]
-) -> Float[Array, " d_mlp"]:
-    kind = Kind.MLP_POST if question.activation == "post" else Kind.MLP_PRE
-    moved = _moved(question, source, Site(layer, kind), arrived)[0]
-    known = question.point.gradients is not None
-    return moved * question.gradient(Site(layer, kind))[source.row] if known else moved
-
-
-_STOPPED = {"q": frozenset({Kind.K, Kind.V}), "k": frozenset({Kind.Q, Kind.V}), "v": frozenset()}
-
-
-def _into_heads(
-    question: Question, source: Source, layer: int, part: str, arrived: Float[Array, "1 d_model"]
-) -> Float[Array, "head q_seq k_seq"]:
-    """Edges into all pairs of positions of a layer's heads, through one of their parts."""
-    scores, known = question.activation == "pre", question.point.gradients is not None
-    kind = Kind.V if part == "v" else Kind.ATTN_SCORES if scores else Kind.PATTERN
-    moved = _moved(question, source, Site(layer, kind), arrived, _STOPPED[part])
-    if part == "v":
-        values, group = question.point.values[layer], question.model.n_heads // question.model.n_kv_heads
-        assert question.point.gradients is not None
-        gradient = question.point.gradients[layer][Kind.Z]
-        # [q_seq head d_head] · [k_seq head d_head] -> [head q_seq k_seq]
-        along = jnp.einsum("qhd,khd->hqk", gradient, jnp.repeat(moved, group, axis=1))
-        return along * values[Kind.PATTERN]
-    moved = jnp.where(jnp.isfinite(moved), moved, 0)
-    if not known:
-        return moved
-    return moved * (derivative_of_scores if scores else derivative_of_pattern)(question, layer)
-
-
 def _into_latents(question: Question, source: Source, site: Site) -> Float[Array, "seq d_sae"]:
     """Edges into the latents of a dictionary."""
     dictionary, acts = question.dictionaries[site], question.acts[site]
     read, everything = reads(site, dictionary), jnp.arange(len(acts), dtype=jnp.int32)
     if read.layer is None or (arrived := _arrived(source, read_at(question.model, read))) is None:
         return jnp.zeros_like(acts)
-    moved = arrived if read.kind in RESIDUAL else _moved(question, source, read, arrived)
+    moved = arrived if read.kind in RESIDUAL else question.layer(layer_of(read)).push(read.kind, source.row, arrived)
     rows = everything if len(moved) > 1 else source.row[None]
     x = question.flat(read)[rows]
     edges = encode_tangent(site, dictionary, x, moved.reshape(len(rows), -1))
@@ -138,20 +107,3 @@ def _into_latents(question: Question, source: Source, site: Site) -> Float[Array
         edges = edges * slopes(site, dictionary, x)
     edges = edges * derivative_of_latents(question, site, rows)
     return jnp.zeros_like(acts).at[rows].set(edges)
-
-
-def _moved(
-    question: Question,
-    source: Source,
-    site: Site,
-    arrived: Float[Array, "1 d_model"],
-    stopped: frozenset[Kind] = frozenset(),
-) -> Float[Array, "..."]:
-    """How the value at a site moves: of an MLP's sites the one position, of attention's all."""
-    layer = layer_of(site)
-    block, resid, frozen = question.model.blocks[layer], stream_of(question, site), question.point.frozen[layer]
-    if in_mlp(site.kind):
-        alone = (jnp.ones((1, 1), bool), one_row(resid, source.row))
-        return push(block, *alone, arrived, site=site.kind, frozen=frozen)
-    tangent = jnp.zeros_like(resid).at[source.row].set(arrived[0])
-    return push(block, question.point.masks[layer], resid, tangent, site=site.kind, frozen=frozen | stopped)

@@ -42,14 +42,14 @@ class EdgesOutOf(eqx.Module):
     derivative: Float[Array, ""]
 
     @property
-    def neurons(self) -> Float[Array, "layer seq d_mlp"]:
+    def neurons(self) -> Float[Array, "*node layer seq d_mlp"]:
         at_row, seq = self.neurons_at_row, self.q.shape[-1]
         here = jnp.arange(seq) == self.row[..., None]
         # [layer d_mlp] · [seq] -> [layer seq d_mlp]
         return jnp.where(here[..., None, :, None], at_row[..., :, None, :], 0)
 
     @property
-    def v(self) -> Float[Array, "layer head q_seq k_seq"]:
+    def v(self) -> Float[Array, "*node layer head q_seq k_seq"]:
         if self.values is None:
             raise ValueError(
                 "EdgesOutOf.v: without a metric an edge into a head's value has no size, as what passes is a vector. Give a metric."
@@ -57,12 +57,12 @@ class EdgesOutOf(eqx.Module):
         return self.values
 
     @property
-    def attribution(self) -> Float[Array, ""]:
+    def attribution(self) -> Float[Array, "*node"]:
         """The node's activation times the metric's derivative by it: its effect on the metric along all paths, to first order."""
         return self.activation * self.derivative
 
     @property
-    def total(self) -> Float[Array, ""]:
+    def total(self) -> Float[Array, "*node"]:
         """The sum of the edges into neurons, q, k, v and the last stream; latents read the same values anew, and are not in it."""
         batch = self.row.shape  # the axes over nodes that `jax.vmap` has added
         parts = (self.neurons_at_row, self.q, self.k, self.v, self.final)

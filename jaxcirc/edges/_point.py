@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._edits import AbstractEdit, Add, Detach
 from .._metrics import Metric
-from .._run import NOTHING, only_position
+from .._run import metric_of_last, NOTHING
 from .._sites import Kind, Site
 from .._tap import Tap
 from .._typing import Keys, Mask, Resid, Tokens
@@ -31,7 +31,8 @@ class Point(eqx.Module):
 
     **Attributes:**
 
-    - `values[layer]`, `gradients[layer]`: by kind of site; the gradients are those of the metric, `None` without one.
+    - `values[layer]`, `gradients[layer]`: by kind of site; the gradients are those of the metric, `None` without one, and none below the
+      layer that was asked for.
     - `embed`: what enters the first block, and of it the part of the positions, `None` where they are rotary.
     - `last`: the last residual stream, `last_gradient` the metric's there.
     - `frozen[layer]`: the kinds that are held in each block.
@@ -60,9 +61,10 @@ def clean_point(
     mask: Keys | None,
     sites: Iterable[Site],
     frozen: Iterable[Site],
+    lowest: int,
 ) -> Point:
     """Runs a prompt there and back. **Arguments:** - `sites`: inside blocks, of which values and gradients are wanted beside those that all
-    edges need.
+    edges need. - `lowest`: the layer down to which gradients are wanted; those of the embedding are with layer 0.
     """
     held = frozenset(frozen)
     frozen_kinds = tuple(frozenset(s.kind for s in held if s.layer == layer) for layer in range(model.n_layers))
@@ -80,11 +82,12 @@ def clean_point(
     if metric is not None:
         gradient = last_gradient = _at_end(ends, metric, resid, held=Site(None, Kind.FINAL_SCALE) in held)
         gradients = []
-        for layer in reversed(range(model.n_layers)):
+        for layer in reversed(range(lowest, model.n_layers)):
             block, kinds = model.blocks[layer], _there(model.blocks[layer], _GRADIENTS | more)
             here = (block, masks[layer], entering[layer])
             gradient, found = _backward(*here, gradient, frozen=frozen_kinds[layer], kinds=kinds)
             gradients.insert(0, found)
+        gradients = [{}] * min(lowest, model.n_layers) + gradients
     return Point(
         values=tuple(values),
         gradients=None if gradients is None else tuple(gradients),
@@ -92,7 +95,7 @@ def clean_point(
         embed=embed,
         token=outside[Site(None, Kind.EMBED)],
         positions=outside.get(Site(None, Kind.POS_EMBED)),
-        embed_gradient=gradient,
+        embed_gradient=None if lowest > 0 else gradient,
         last=resid,
         last_gradient=last_gradient,
         frozen=frozen_kinds,
@@ -173,10 +176,5 @@ def holding(kinds: Iterable[Kind]) -> dict[Site, AbstractEdit]:
 def _at_end(ends: Transformer, metric: Metric, resid: Resid, *, held: bool) -> Resid:
     """The metric's gradient at the last residual stream, with the final norm's scale live or held; `ends` is the model without blocks."""
 
-    def value(resid):
-        position, of_position = only_position(metric)
-        edits = {Site(None, Kind.FINAL_SCALE): Detach()} if held else NOTHING
-        read = resid if position is None else resid[position][None]
-        return of_position(ends.unembed(read, Tap(NOTHING, edits, frozenset())))
-
-    return jax.grad(value)(resid)
+    edits = {Site(None, Kind.FINAL_SCALE): Detach()} if held else NOTHING
+    return jax.grad(lambda resid: metric_of_last(ends, metric, resid, edits))(resid)

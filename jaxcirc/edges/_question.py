@@ -1,6 +1,6 @@
 """What a verb about edges is asked: its arguments, checked before any run, and the clean run that answers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -15,11 +15,12 @@ from .._edits import as_pytree
 from .._guard import check_backend
 from .._metrics import AbstractMetric, Metric
 from .._run import check_mask, check_metric, check_scalar, check_tokens, site_shapes
-from .._sites import did_you_mean, Kind, Site
+from .._sites import did_you_mean, Kind, layer_of, Site
 from .._typing import Keys, Tokens
 from ..models import check_known, Transformer
-from ..nodes import check_node, Node
+from ..nodes import Bias, check_node, Direction, Error, Final, Head, Latent, Neuron, Node
 from ._dictionaries import Dictionaries, encode, error, Given, given_dictionaries, reads, sites_of
+from ._layer import Layer
 from ._point import clean_point, Point
 
 
@@ -36,6 +37,19 @@ class Question(eqx.Module):
     acts: dict[Site, Float[Array, "seq d_sae"]]
     errors: dict[Site, Float[Array, "seq width"]]
     activation: str = eqx.field(static=True)
+
+    def layer(self, number: int) -> Layer:
+        """One block of the run."""
+        point, gradients = self.point, self.point.gradients
+        here = None if gradients is None else gradients[number]
+        return Layer(
+            self.model.blocks[number],
+            point.masks[number],
+            point.values[number],
+            here,
+            point.frozen[number],
+            self.activation,
+        )
 
     def flat(self, site: Site) -> Float[Array, "seq width"]:
         """The value at a site, one vector a position."""
@@ -58,7 +72,7 @@ def ask(
     model: Transformer,
     tokens: Tokens,
     metric: Metric | None,
-    node: Node | None,
+    nodes: Sequence[Node],
     *,
     saes: Given,
     frozen: Iterable[Site | str],
@@ -75,14 +89,31 @@ def ask(
     held = check_frozen(what, model, frozen)
     if metric is not None:
         metric = _of_one_prompt(what, model, metric, tokens.shape[0])
-    if node is not None:
-        real = np.ones(tokens.shape, bool) if mask is None or isinstance(mask, Tracer) else np.asarray(mask)
-        check_node(what, model, node, real, {site: each.d_sae for site, each in dictionaries.items()})
-    point = clean_point(model, metric, jnp.asarray(tokens), mask, sites_of(dictionaries), held)
+    real = np.ones(tokens.shape, bool) if mask is None or isinstance(mask, Tracer) else np.asarray(mask)
+    widths = {site: each.d_sae for site, each in dictionaries.items()}
+    for node in nodes:
+        check_node(what, model, node, real, widths)
+    lowest = min((_lowest_layer(model, node, dictionaries) for node in nodes), default=model.n_layers)
+    point = clean_point(model, metric, jnp.asarray(tokens), mask, sites_of(dictionaries), held, lowest)
     question = Question(model, point, dictionaries, {}, {}, activation)
     acts = {site: encode(site, each, question.flat(reads(site, each))) for site, each in dictionaries.items()}
     errors = {site: _error(question, acts, site) for site in dictionaries}
     return Question(model, point, dictionaries, acts, errors, activation)
+
+
+def _lowest_layer(model: Transformer, node: Node, dictionaries: Dictionaries) -> int:
+    """The lowest layer in which the metric's gradients are wanted."""
+    match node:
+        case Neuron() | Head():
+            return node.layer
+        case Latent() | Error():
+            sites = (node.site, reads(node.site, dictionaries[node.site]))
+            return min(0 if site.layer is None else site.layer for site in sites)
+        case Bias():
+            return layer_of(node.site)
+        case Direction() | Final():
+            return model.n_layers
+    return 0
 
 
 def _error(question: Question, acts: dict[Site, Array], site: Site) -> Float[Array, "seq width"]:

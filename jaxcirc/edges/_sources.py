@@ -13,7 +13,7 @@ from ._dictionaries import reads, write, writes
 from ._order import Place, written_at
 from ._question import Question
 from ._sublayer import bias_behind, one_row, push_behind
-from ._targets import derivative_of_latents, derivative_of_pattern
+from ._targets import derivative_of_latents
 
 
 class Written(NamedTuple):
@@ -62,7 +62,7 @@ def _(node: Head, question: Question) -> Source:
     # [d_head] · [d_head d_model] -> [d_model]
     vector = own * values[Kind.V][node.key, node.head // group] @ wide(attn.W_O[node.head])
     at = (node.head, node.query, node.key)
-    derivative = None if question.point.gradients is None else derivative_of_pattern(question, node.layer)[at]
+    derivative = None if question.point.gradients is None else question.layer(node.layer).of_pattern()[at]
     return _source(question, node.query, [(Site(node.layer, Kind.HEADS_OUT), vector[None])], own, derivative)
 
 

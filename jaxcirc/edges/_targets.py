@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 from .._indexing import take
 from .._sites import Kind, layer_of, Site
 from ..nodes import Direction, Final, Head, Index, Latent, Neuron
-from ..parts._attention import grouped_scores
 from ._dictionaries import covector, read_writes, reads, slopes, writes
+from ._layer import read_head, read_neuron
 from ._order import end, in_mlp, Place, read_at, RESIDUAL
 from ._question import Question
-from ._sublayer import AtRows, one_row, pull, Rows
+from ._sublayer import AtRows, one_row, Rows
 
 
 class Target(NamedTuple):
@@ -36,13 +36,8 @@ def target_of(node: Any, question: Question) -> Target:
 
 @target_of.register
 def _(node: Neuron, question: Question) -> Target:
-    kind = Kind.MLP_POST if question.activation == "post" else Kind.MLP_PRE
-    derivative = _derivative(question, Site(node.layer, kind), node.pos, node.index)
-    value = question.point.values[node.layer][Kind.MLP_POST]
-    unit = jnp.zeros((1, value.shape[1]), value.dtype).at[0, node.index].set(derivative)
-    own = question.point.values[node.layer][Kind.MLP_POST][node.pos, node.index]
-    own_derivative = _derivative(question, Site(node.layer, Kind.MLP_POST), node.pos, node.index)
-    return _at_one(question, Site(node.layer, kind), node.pos, unit, own, own_derivative)
+    place = read_at(question.model, Site(node.layer, Kind.MLP_POST))
+    return Target(place, _row(node.pos), *read_neuron(question.layer(node.layer), node.pos, node.index))
 
 
 @target_of.register
@@ -61,47 +56,31 @@ def _(node: Latent, question: Question) -> Target:
     factor = derivative * (1 if bare else slope)
     here = factor * covector(site, dictionary, x, node.index)
     if read.kind in RESIDUAL:
-        return Target(read_at(question.model, read), jnp.asarray(node.pos)[None], here, own, derivative)
+        return Target(read_at(question.model, read), _row(node.pos), here, own, derivative)
+    layer, place = question.layer(layer_of(read)), read_at(question.model, read)
+    value = layer.values[read.kind]
+    here = here.reshape(1, *value.shape[1:])
     if in_mlp(read.kind):
-        return _at_one(question, read, node.pos, here, own, derivative)
-    value = question.point.values[layer_of(read)][read.kind]
-    spread = jnp.zeros_like(value).at[node.pos].set(here.reshape(value.shape[1:]))
-    return _everywhere(question, read, spread, frozenset(), own, derivative)
+        return Target(place, _row(node.pos), layer.pull_at(read.kind, node.pos, here), own, derivative)
+    gradient = layer.pull(read.kind, jnp.zeros_like(value).at[node.pos].set(here[0]))
+    return Target(place, _all_rows(question), gradient, own, derivative)
 
 
 @target_of.register
 def _(node: Head, question: Question) -> Target:
-    layer, at = node.layer, (node.head, node.query, node.key)
-    values = question.point.values[layer]
-    own, derivative = values[Kind.PATTERN][at], jnp.ones((), values[Kind.PATTERN].dtype)
-    scores = question.activation == "pre"
-    if question.point.gradients is not None:
-        derivative = derivative_of_pattern(question, layer)[at]
-    elif node.part in (None, "v"):
+    parts = ("qk", "v") if node.part is None else (node.part,)
+    if question.point.gradients is None and "v" in parts:
         raise ValueError(
             "edges_into: without a metric an edge into a head's value has no size: what passes is a vector. Give a metric, or part='q', "
             "'k' or 'qk'."
         )
-    found = []
-    if node.part in (None, "q", "k", "qk"):
-        kind = Kind.ATTN_SCORES if scores else Kind.PATTERN
-        factor = (
-            derivative if not scores or question.point.gradients is None else derivative_of_scores(question, layer)[at]
-        )
-        unit = jnp.zeros_like(values[Kind.PATTERN]).at[at].set(factor)
-        stopped = {"q": {Kind.K, Kind.V}, "k": {Kind.Q, Kind.V}}.get(node.part or "", {Kind.V})
-        found.append(_everywhere(question, Site(layer, kind), unit, frozenset(stopped), own, derivative))
-    if node.part in (None, "v"):
-        v = values[Kind.V]
-        group = question.model.n_heads // question.model.n_kv_heads
-        passed = values[Kind.PATTERN][at] * _gradient(question, layer, Kind.Z)[node.query, node.head]
-        unit = jnp.zeros_like(v).at[node.key, node.head // group].set(passed)
-        found.append(_everywhere(question, Site(layer, Kind.V), unit, frozenset(), own, derivative))
-    gradient = ft.reduce(jnp.add, (each.gradient for each in found))
+    at, place = (node.head, node.query, node.key), read_at(question.model, Site(node.layer, Kind.Z))
+    found = [read_head(question.layer(node.layer), *at, part=part) for part in parts]
+    gradient = ft.reduce(jnp.add, (each[0] for each in found))
     row = _row_read(node, question)
     if row is None:
-        return found[0]._replace(gradient=gradient)
-    return found[0]._replace(rows=jnp.asarray(row)[None], gradient=one_row(gradient, jnp.asarray(row)))
+        return Target(place, _all_rows(question), gradient, *found[0][1:])
+    return Target(place, _row(row), one_row(gradient, jnp.asarray(row)), *found[0][1:])
 
 
 def _row_read(node: Head, question: Question) -> Index | None:
@@ -113,7 +92,7 @@ def _row_read(node: Head, question: Question) -> Index | None:
 
 @target_of.register
 def _(node: Direction, question: Question) -> Target:
-    place, row = read_at(question.model, node.site), jnp.asarray(node.pos)[None]
+    place, row = read_at(question.model, node.site), _row(node.pos)
     layer = layer_of(node.site)
     vector = jnp.asarray(node.vector, question.point.last.dtype)
     if node.site == Site(question.model.n_layers - 1, Kind.RESID_POST):
@@ -130,66 +109,16 @@ def _(node: Final, question: Question) -> Target:
     gradient = question.point.last_gradient
     if gradient is None:
         raise ValueError("edges_into: jc.Final() is read along the metric's gradient, and no metric was given.")
-    rows = jnp.arange(question.point.seq, dtype=jnp.int32)
     total = jnp.vdot(gradient, question.point.last)
-    return Target(end(question.model), rows, gradient, total, jnp.ones((), gradient.dtype))
+    return Target(end(question.model), _all_rows(question), gradient, total, jnp.ones((), gradient.dtype))
 
 
-def _at_one(question: Question, site: Site, pos, covectors, activation, derivative) -> Target:
-    """Pulls a covector at one position back through a sublayer that works on each position by itself."""
-    layer = layer_of(site)
-    block, resid = question.model.blocks[layer], stream_of(question, site)
-    row, alone = one_row(resid, jnp.asarray(pos)), jnp.ones((1, 1), bool)
-    gradient = pull(block, alone, row, covectors, site=site.kind, frozen=question.point.frozen[layer])
-    return Target(read_at(question.model, site), jnp.asarray(pos)[None], gradient, activation, derivative)
+def _row(pos: Index) -> Rows:
+    return jnp.asarray(pos, jnp.int32)[None]
 
 
-def _everywhere(question: Question, site: Site, covectors, stopped, activation, derivative) -> Target:
-    """Pulls covectors back through attention."""
-    layer, point = layer_of(site), question.point
-    frozen = point.frozen[layer] | stopped
-    gradient = pull(
-        question.model.blocks[layer],
-        point.masks[layer],
-        stream_of(question, site),
-        covectors,
-        site=site.kind,
-        frozen=frozen,
-    )
-    rows = jnp.arange(point.seq, dtype=jnp.int32)
-    return Target(read_at(question.model, site), rows, gradient, activation, derivative)
-
-
-def stream_of(question: Question, site: Site) -> Float[Array, "seq d_model"]:
-    """The stream that the sublayer of a site reads."""
-    from_middle = in_mlp(site.kind) and question.model.blocks[layer_of(site)].has_middle
-    return question.point.values[layer_of(site)][Kind.RESID_MID if from_middle else Kind.RESID_PRE]
-
-
-def _gradient(question: Question, layer: int, kind: Kind) -> Float[Array, "..."]:
-    assert question.point.gradients is not None
-    return question.point.gradients[layer][kind]
-
-
-def _derivative(question: Question, site: Site, pos, index) -> Float[Array, ""]:
-    """The metric's derivative by one number at a site; 1 without a metric."""
-    if question.point.gradients is None:
-        return jnp.ones((), question.point.last.dtype)
-    return question.gradient(site)[pos, index]
-
-
-def derivative_of_pattern(question: Question, layer: int) -> Float[Array, "head q_seq k_seq"]:
-    """The metric's derivative by each probability, whether patterns are held or not: what is read there, along the gradient at `z`."""
-    return grouped_scores(_gradient(question, layer, Kind.Z), question.point.values[layer][Kind.V])
-
-
-def derivative_of_scores(question: Question, layer: int) -> Float[Array, "head q_seq k_seq"]:
-    """The same by each score: back through the softmax, unless patterns are held."""
-    if Kind.PATTERN in question.point.frozen[layer]:
-        return jnp.zeros_like(question.point.values[layer][Kind.PATTERN])
-    pattern, gradient = question.point.values[layer][Kind.PATTERN], derivative_of_pattern(question, layer)
-    # [head q_seq k_seq] · [head q_seq k_seq] -> [head q_seq 1]
-    return pattern * (gradient - jnp.sum(pattern * gradient, axis=-1, keepdims=True))
+def _all_rows(question: Question) -> Rows:
+    return jnp.arange(question.point.seq, dtype=jnp.int32)
 
 
 def derivative_of_latents(question: Question, site: Site, rows: Rows) -> Float[Array, "row d_sae"]:

@@ -43,7 +43,7 @@ def write_norms(model: Transformer, tokens: Tokens, *, saes: Given = NOTHING, ma
     **Reference:** transformer-debugger (OpenAI 2024), write norms of neurons and of attention's pairs of positions.
     """
     held = frozen.layer_norms(model)
-    question = ask("write_norms", model, tokens, None, None, saes=saes, frozen=held, mask=mask)
+    question = ask("write_norms", model, tokens, None, [], saes=saes, frozen=held, mask=mask)
     layers = list(zip(model.blocks, question.point.values, strict=True))
     return WriteNorms(
         neurons=jnp.stack([_of_neurons(*layer) for layer in layers]),

@@ -1,6 +1,6 @@
 """Which sites feed which, and which nodes feed which directly."""
 
-from ._dependence import is_elementwise as is_elementwise, keeps_positions as keeps_positions
+from ._affine import first_curved as first_curved
 from ._sites import graph_of as graph_of, next_of as next_of, reaches as reaches, structure_of as structure_of
 from ._wiring import (
     as_output as as_output,

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from .._dependence import dependence
 from .._edits import Apply
 from .._sites import Site
 from .._tap import EditEach, Tap
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._dependence import dependence
 
 
 Dictionaries = Mapping[Site, AbstractDictionary]

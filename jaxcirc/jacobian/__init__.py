@@ -3,6 +3,7 @@
 from . import frozen as frozen
 from ._certificate import Certificate as Certificate
 from ._edge import edge as edge
+from ._intercept import intercept as intercept
 from ._operator import EdgeJacobian as EdgeJacobian, select as select
 from ._paths import block_paths as block_paths, mediated_edges as mediated_edges, MediatedEdges as MediatedEdges
 from ._product import Product as Product
@@ -11,3 +12,4 @@ from ._save import (
     save_jacobian as save_jacobian,
     SavedJacobian as SavedJacobian,
 )
+from ._spectra import Spectra as Spectra, spectra as spectra, top_tokens as top_tokens

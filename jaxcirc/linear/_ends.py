@@ -5,6 +5,7 @@ unit vector is one latent, and becomes its decoder direction, or its encoder dir
 into the contraction, and an array of all latents by all latents never exists.
 """
 
+import functools as ft
 from collections.abc import Callable
 
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from .._indexing import take
 from .._precision import wide
-from .._sites import Part
+from .._sites import Part, Site
 from .._tap import site_read
 from ..saes import AbstractDictionary
 from ..units import covectors, vectors
@@ -98,8 +99,15 @@ def _raw(segment: Segment, site) -> Fold:
 
 
 def _width(segment: Segment, site) -> int:
-    shape = jax.eval_shape(lambda segment: segment.record({site})[site], segment).shape
+    shape = _value_at.eval_shape(segment, site).shape
     return int(shape[-1] if len(shape) == 2 else shape[-1] * shape[-2])
+
+
+@ft.partial(
+    jax.jit, static_argnums=1
+)  # never run: so that a segment is traced once, however often the width of a site is asked for
+def _value_at(segment: Segment, site: Site) -> Float[Array, "seq ..."]:
+    return segment.record({site})[site]
 
 
 def _flat(x: Float[Array, "seq ..."]) -> Float[Array, "seq width"]:

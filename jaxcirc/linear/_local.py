@@ -7,7 +7,8 @@ class derived from it may compute anything.
 - Norm with value $\hat y$ (before weight and bias) and scale $s$: $d\hat y = (dx - \hat y\,\overline{\hat y\,dx}) / s$, with $dx$ less
   its mean first in a layer norm; with the scale held the second term is missing. Then the weight.
 - MLP: $d\,\mathrm{pre} = W_{in}^T dx$, $d\,\mathrm{post} = act'(\mathrm{pre}) \odot d\,\mathrm{pre}$,
-  $d\,\mathrm{out} = W_{out}^T d\,\mathrm{post}$; a gated one has two such paths, each times what the other has.
+  $d\,\mathrm{out} = W_{out}^T d\,\mathrm{post}$; a gated one has two such paths, each times what the other has. Where its gates $g$ are
+  an end or held, a plain one has two as well, $d\,\mathrm{post} = g \odot d\,\mathrm{pre} + \mathrm{pre} \odot dg$.
 """
 
 import functools as ft
@@ -19,13 +20,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._dependence import is_elementwise, keeps_positions
 from .._edits import Add, Detach
 from .._indexing import take
 from .._precision import wide, widened
 from .._sites import Kind, Site
 from .._tap import EditEach, Everything, Tap
-from ..graph import graph_of, is_elementwise, keeps_positions, structure_of
-from ..parts import GatedMLP, LayerNorm, MLP, Norm, RMSNorm
+from ..graph import graph_of, structure_of
+from ..parts import gate_of, GatedMLP, LayerNorm, MLP, Norm, RMSNorm
 from ._maps import dense, diagonal, Items, LocalMap, Positions, Push
 from ._slots import Slot
 
@@ -89,11 +91,7 @@ def has_local_maps(slot: Slot, part: Any, resid: Float[Array, "seq d_model"]) ->
 
 @ft.lru_cache(maxsize=256)
 def _is_local(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int, dtype: Any) -> bool:
-    def everything(x, *leaves):
-        tap = Tap({}, {}, Everything(), layer=0)
-        _run(slot, jax.tree.unflatten(tree, leaves), x, tap)
-        return list(tap.cache.values())
-
+    everything = lambda x, *leaves: list(_values_of(slot, jax.tree.unflatten(tree, leaves), x).values())
     x = jax.ShapeDtypeStruct((3, d_model), dtype)  # three positions stand for any number
     return keeps_positions(everything, x, *leaves, axes=[0, *(None for _ in leaves)])
 
@@ -111,10 +109,19 @@ def norm_maps(norm: LinearNorm, reads: Kind, value: Kind, writes: Kind) -> list[
 def _plain_mlp(slot: Slot, mlp: MLP, values: Values, frozen: Collection[Kind]) -> list[LocalMap]:
     mlp = widened(mlp)
     d_model, d_mlp = mlp.W_in.shape
-    _, slope = _value_and_slope(mlp.act, values[Kind.MLP_PRE])
+    pre, gate = values[Kind.MLP_PRE], values.get(Kind.MLP_GATE)
+    slope = lambda function: _value_and_slope(function, pre)[1]
+    if gate is None:
+        through = [LocalMap(Kind.MLP_PRE, Kind.MLP_POST, diagonal(slope(mlp.act)), d_mlp)]
+    else:
+        through = [
+            LocalMap(Kind.MLP_PRE, Kind.MLP_GATE, diagonal(slope(ft.partial(gate_of, mlp.act))), d_mlp),
+            LocalMap(Kind.MLP_PRE, Kind.MLP_POST, diagonal(gate), d_mlp),
+            LocalMap(Kind.MLP_GATE, Kind.MLP_POST, diagonal(pre), d_mlp),
+        ]
     return [
         LocalMap(slot.reads, Kind.MLP_PRE, dense(mlp.W_in), d_model),
-        LocalMap(Kind.MLP_PRE, Kind.MLP_POST, diagonal(slope), d_mlp),
+        *through,
         LocalMap(Kind.MLP_POST, slot.writes, dense(mlp.W_out), d_mlp),
     ]
 
@@ -123,10 +130,18 @@ def _gated_mlp(slot: Slot, mlp: GatedMLP, values: Values, frozen: Collection[Kin
     mlp = widened(mlp)
     d_model, d_mlp = mlp.W_in.shape
     gate, slope = _value_and_slope(mlp.act, values[Kind.MLP_PRE])
+    linear = values[Kind.MLP_PRE_LINEAR]
+    if Kind.MLP_GATE in values:
+        through = [
+            LocalMap(Kind.MLP_PRE, Kind.MLP_GATE, diagonal(slope), d_mlp),
+            LocalMap(Kind.MLP_GATE, Kind.MLP_POST, diagonal(linear), d_mlp),
+        ]
+    else:
+        through = [LocalMap(Kind.MLP_PRE, Kind.MLP_POST, diagonal(slope * linear), d_mlp)]
     return [
         LocalMap(slot.reads, Kind.MLP_PRE, dense(mlp.W_gate), d_model),
         LocalMap(slot.reads, Kind.MLP_PRE_LINEAR, dense(mlp.W_in), d_model),
-        LocalMap(Kind.MLP_PRE, Kind.MLP_POST, diagonal(slope * values[Kind.MLP_PRE_LINEAR]), d_mlp),
+        *through,
         LocalMap(Kind.MLP_PRE_LINEAR, Kind.MLP_POST, diagonal(gate), d_mlp),
         LocalMap(Kind.MLP_POST, slot.writes, dense(mlp.W_out), d_mlp),
     ]
@@ -147,10 +162,9 @@ CLOSED: dict[type, Callable[..., list[LocalMap]]] = {
 def _by_autodiff(slot: Slot, part: Any, values: Values) -> list[LocalMap]:
     """Makes a map between every two kinds of the part's sites, what it reads and makes among them, of which one feeds the other first."""
     x = values[slot.reads]
-    feeds = _graph_of(*structure_of(part), slot, x.shape[1], x.dtype)
-    width = lambda kind: x.shape[1] if kind == slot.reads else values[kind].shape[1]
+    feeds, widths = _graph_of(*structure_of(part), slot, x.shape[1], x.dtype)
     pairs = sorted(((source, target) for source in feeds for target in feeds[source]), key=lambda pair: pair[::-1])
-    return [LocalMap(*pair, _derivative(slot, part, x, *pair), width(pair[0])) for pair in pairs]
+    return [LocalMap(*pair, _derivative(slot, part, x, *pair), widths[pair[0]]) for pair in pairs]
 
 
 def _derivative(slot: Slot, part: Any, x: Float[Array, "seq d_model"], source: Kind, target: Kind) -> Push:
@@ -174,9 +188,21 @@ def _run(slot: Slot, part: Any, x: Float[Array, "n d_model"], tap: Tap) -> None:
     tap(slot.writes, part(tap(slot.reads, x), tap))
 
 
+def _values_of(slot: Slot, part: Any, x: Float[Array, "n d_model"]) -> Values:
+    """Runs a part and returns the values at all of its sites, those that are made only where they are asked for among them."""
+    tap = Tap({}, {}, Everything(), layer=0)
+    _run(slot, part, x, tap)
+    return {site.kind: value for site, value in tap.cache.items()}
+
+
 @ft.lru_cache(maxsize=256)
-def _graph_of(tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int, dtype: Any) -> dict[Kind, list[Kind]]:
-    """Finds for each kind of a part's sites the kinds that read it first."""
+def _graph_of(
+    tree: Any, leaves: tuple[Any, ...], slot: Slot, d_model: int, dtype: Any
+) -> tuple[dict[Kind, list[Kind]], dict[Kind, int]]:
+    """Finds for each kind of a part's sites the kinds that read it first, and its width."""
+    part, x = jax.tree.unflatten(tree, leaves), jax.ShapeDtypeStruct((1, d_model), dtype)
     forward = lambda edits, part, x: _run(slot, part, x, Tap({}, edits, frozenset(), layer=0))
-    graph = graph_of(forward, jax.tree.unflatten(tree, leaves), jax.ShapeDtypeStruct((1, d_model), dtype))
-    return {site.kind: [s.kind for s in sorted(read)] for site, read in graph.items()}
+    graph = graph_of(forward, part, x)
+    shapes = jax.eval_shape(ft.partial(_values_of, slot), part, x)
+    feeds = {site.kind: [s.kind for s in sorted(read)] for site, read in graph.items()}
+    return feeds, {kind: value.shape[1] for kind, value in shapes.items()}

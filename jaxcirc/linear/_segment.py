@@ -78,9 +78,14 @@ class Segment(eqx.Module):
         return tap.cache
 
     def inside(self) -> dict[Kind, Array]:
-        """The values inside the first block, `[seq …]` by kind of site; what the block does not have is not there."""
-        # Each head's result is large, and made only where it is asked for.
-        kinds = [kind for kind in Kind if kind.in_block and kind != Kind.RESULT]
+        """The values inside the first block, `[seq …]` by kind of site; what the block does not have is not there, nor are gates that are
+        no end of the segment and not held.
+        """
+        read = [site_read(site, sae) for site, sae in self.saes.items()]
+        asked = {site.kind for site in (self.source, self.target, *self.frozen, *read)}
+        # Each head's result is large, and never needed.
+        left_out = {Kind.RESULT} | ({Kind.MLP_GATE} - asked)
+        kinds = [kind for kind in Kind if kind.in_block and kind not in left_out]
         return {site.kind: value for site, value in self.record({Site(0, kind) for kind in kinds}).items()}
 
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

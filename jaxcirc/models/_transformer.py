@@ -16,9 +16,9 @@ from .._indexing import entries
 from .._labels import with_labels
 from .._precision import wide, wide_dtype
 from .._sites import Kind
-from .._tap import Tap
+from .._tap import bare_tap, Tap
 from .._typing import Keys, Logits, Mask, Resid, Tokens
-from ..parts import Block, Norm, Rotary
+from ..parts import Block, gate_of, Norm, Rotary
 from ._masks import attention_mask, batch_masks
 from ._spans import through_blocks
 
@@ -154,13 +154,19 @@ class Transformer(eqx.Module):
             own = self.untied_W_U
             directions = entries(self.W_E, tokens).T if own is None else entries(own, tokens, axis=1)
             # [seq d_model] · [d_model token] -> [seq token]
-            return self._capped(normalized @ wide(directions) + wide(entries(self.b_U, tokens)))
+            return self._capped(normalized @ wide(directions) + wide(entries(self.b_U, tokens)), bare_tap())
         if self.untied_W_U is None and len(normalized) == 1:
             # Of few rows with a transposed matrix XLA on CPUs first copies all of that, and takes ten times as long.
             logits = jax.lax.optimization_barrier(wide(self.W_E) @ normalized[0])[None]
         else:
             logits = normalized @ wide(self.W_U)
-        return tap(Kind.LOGITS, self._capped(logits + wide(self.b_U)))
+        return tap(Kind.LOGITS, self._capped(logits + wide(self.b_U), tap))
 
-    def _capped(self, logits: Float[Array, "..."]) -> Float[Array, "..."]:
-        return logits if self.logit_cap is None else self.logit_cap * jnp.tanh(logits / self.logit_cap)
+    def _capped(self, logits: Float[Array, "seq token"], tap: Tap) -> Float[Array, "seq token"]:
+        cap = self.logit_cap
+        if cap is None:
+            return logits
+        capped = lambda x: cap * jnp.tanh(x / cap)
+        if tap.uses(Kind.LOGIT_GATE):
+            return logits * tap(Kind.LOGIT_GATE, gate_of(capped, logits))
+        return capped(logits)

@@ -7,13 +7,14 @@ over them serves many nodes of a layer, and none costs a compilation.
 from typing import Literal, TypeAlias
 
 import equinox as eqx
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from .._sites import Site
 
 
-Index: TypeAlias = int | Int[Array, ""]
+Index: TypeAlias = int | np.integer | Int[Array | np.ndarray, ""]
 HeadPart: TypeAlias = Literal["q", "k", "qk", "v"]
 
 

@@ -7,6 +7,7 @@ layers. Each part widens its weights where it reads them, so that of a model in 
 
 from ._attention import Attention as Attention, KVCache as KVCache
 from ._block import Block as Block
+from ._gate import gate_of as gate_of
 from ._mlp import (
     ACTIVATIONS as ACTIVATIONS,
     GatedMLP as GatedMLP,

@@ -4,12 +4,15 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._dependence import is_elementwise
 from .._precision import widened
 from .._sites import Kind
 from .._tap import Tap
 from .._typing import Resid
+from ._gate import gate_of
 
 
 def gelu_new(x: Array) -> Array:
@@ -47,7 +50,11 @@ class MLP(eqx.Module):
     def __call__(self, x: Resid, tap: Tap) -> Resid:
         weights = widened(self)
         pre = tap(Kind.MLP_PRE, x @ weights.W_in + weights.b_in)
-        post = tap(Kind.MLP_POST, self.act(pre))
+        if tap.uses(Kind.MLP_GATE) and is_elementwise(self.act):  # a division that only who holds it needs
+            post = pre * tap(Kind.MLP_GATE, gate_of(self.act, pre)) + self.act(jnp.zeros_like(pre))
+        else:
+            post = self.act(pre)
+        post = tap(Kind.MLP_POST, post)
         return post @ weights.W_out + weights.b_out
 
 
@@ -64,7 +71,7 @@ class GatedMLP(eqx.Module):
 
     def __call__(self, x: Resid, tap: Tap) -> Resid:
         weights = widened(self)
-        gate = tap(Kind.MLP_PRE, x @ weights.W_gate + weights.b_gate)
+        pre = tap(Kind.MLP_PRE, x @ weights.W_gate + weights.b_gate)
         linear = tap(Kind.MLP_PRE_LINEAR, x @ weights.W_in + weights.b_in)
-        post = tap(Kind.MLP_POST, self.act(gate) * linear)
+        post = tap(Kind.MLP_POST, tap(Kind.MLP_GATE, self.act(pre)) * linear)
         return post @ weights.W_out + weights.b_out

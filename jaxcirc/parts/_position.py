@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._indexing import take
 from .._precision import wide
 
 
-STEPS = 1024  # the angles of a position are those of its quotient and of its remainder by this, added
+BITS = 10
+STEPS = 1 << BITS  # the angles of a position are those of its quotient and of its remainder by this, added
 
 
 class Rotary(eqx.Module):
@@ -35,9 +37,8 @@ class Rotary(eqx.Module):
 
     def _angles(self, positions: Int[Array, " seq"]) -> tuple[Float[Array, "seq 1 pair"], Float[Array, "seq 1 pair"]]:
         """Cosine and sine of a sum of two angles."""
-        high, low = positions // STEPS, positions % STEPS
-        cos, sin = wide(self.cos), wide(self.sin)
-        (a, b), (c, d) = (cos[0, high], cos[1, low]), (sin[0, high], sin[1, low])
+        high, low = positions >> BITS, positions & (STEPS - 1)
+        (a, b), (c, d) = ((take(table[0], high), take(table[1], low)) for table in (wide(self.cos), wide(self.sin)))
         return (a * b - c * d)[:, None], (c * b + a * d)[:, None]
 
 

@@ -248,6 +248,8 @@ def family_activations(model: torch.nn.Module, tokens: np.ndarray, **kwargs) -> 
         **norm("ln_final", "final_layer_norm" if neox else "norm"),
         "logits": logits[0].numpy(),
     }
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        values["hook_logit_gate"] = values["logits"] / out("lm_head")
     assert len(rotated) == len(softmaxes.seen) == config.num_hidden_layers
     for layer, ((scores, pattern), (q, k)) in enumerate(zip(softmaxes.seen, rotated, strict=True)):
         block = _neox_block if neox else _block
@@ -287,6 +289,7 @@ def _neox_block(model, at, into, out, norm) -> dict[str, np.ndarray]:
         **norm("ln2", f"{at}.post_attention_layernorm"),
         "mlp.hook_in": into(f"{at}.mlp"),
         "mlp.hook_pre": out(f"{at}.mlp.dense_h_to_4h"),
+        "mlp.hook_act_gate": into(f"{at}.mlp.dense_4h_to_h") / out(f"{at}.mlp.dense_h_to_4h"),
         "mlp.hook_post": into(f"{at}.mlp.dense_4h_to_h"),
         "hook_mlp_out": out(f"{at}.mlp"),
         "hook_resid_post": out(at),
@@ -313,6 +316,7 @@ def _block(model, at, into, out, norm) -> dict[str, np.ndarray]:
         "mlp.hook_in": into(mlp),
         "mlp.hook_pre": out(f"{mlp}.gate_proj"),
         "mlp.hook_pre_linear": out(f"{mlp}.up_proj"),
+        "mlp.hook_act_gate": out(f"{mlp}.act_fn"),
         "mlp.hook_post": into(f"{mlp}.down_proj"),
         "hook_resid_post": out(at),
     }

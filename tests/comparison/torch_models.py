@@ -147,6 +147,7 @@ def torch_activations(model: torch.nn.Module, tokens: np.ndarray, **kwargs) -> d
             "ln2.hook_normalized": normalized(into(f"{h}.ln_2")),
             "mlp.hook_in": out(f"{h}.ln_2"),
             "mlp.hook_pre": out(f"{h}.mlp.c_fc"),
+            "mlp.hook_act_gate": out(f"{h}.mlp.act") / out(f"{h}.mlp.c_fc"),
             "mlp.hook_post": out(f"{h}.mlp.act"),
             "hook_mlp_out": out(f"{h}.mlp"),
             "hook_resid_post": out(h),

@@ -1,0 +1,88 @@
+"""What is compiled for models of many blocks: verbs on a random model of Llama's kind, small in all but the number of its blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxcirc as jc
+from jaxcirc.parts import Attention, Block, GatedMLP, make_rotary, RMSNorm, silu
+
+from ._growth_verbs import Point, Verb
+from ._problems import EPS, make_items
+from ._timing import Run
+
+
+HEADS, KV_HEADS, VOCABULARY = 4, 2, 64
+ITEMS = 64  # rows and columns of a contraction
+
+
+def make_model(point: Point) -> jc.Transformer:
+    """RMS norms, rotary positions, heads in groups that share keys and values, and gated MLPs."""
+    rng, d_model = np.random.default_rng(0), point.width
+    d_head, d_mlp = d_model // HEADS, 3 * d_model
+    random = lambda *shape: jnp.asarray((rng.standard_normal(shape) / shape[-2] ** 0.5).astype(np.float32))
+    zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
+    frequencies = 1e4 ** (-np.arange(d_head // 2) / (d_head // 2))
+
+    def norm(*sites: jc.Kind) -> RMSNorm:
+        scale, value = sites
+        return RMSNorm(1 + random(1, d_model)[0] / 4, EPS, (scale, value))
+
+    def block() -> Block:
+        into = lambda n: (random(n, d_model, d_head), zeros(n, d_head))
+        scale, rotary = jnp.asarray(d_head**-0.5, jnp.float32), make_rotary(frequencies, np.dtype(np.float32))
+        keys = *into(KV_HEADS), *into(KV_HEADS)
+        attn = Attention(*into(HEADS), *keys, random(HEADS, d_head, d_model), zeros(d_model), scale, rotary=rotary)
+        hidden = random(d_model, d_mlp), zeros(d_mlp)
+        mlp = GatedMLP(*hidden, random(d_model, d_mlp), zeros(d_mlp), random(d_mlp, d_model), zeros(d_model), silu)
+        ln1, ln2 = norm(jc.Kind.LN1_SCALE, jc.Kind.LN1_NORMALIZED), norm(jc.Kind.LN2_SCALE, jc.Kind.LN2_NORMALIZED)
+        return Block(ln1, attn, ln2, mlp)
+
+    return jc.Transformer(
+        W_E=random(VOCABULARY, d_model) * d_model**0.5,
+        W_pos=None,
+        blocks=tuple(block() for _ in range(point.blocks)),
+        ln_final=norm(jc.Kind.FINAL_SCALE, jc.Kind.FINAL_NORMALIZED),
+        untied_W_U=None,
+        b_U=zeros(VOCABULARY),
+        windows=(None,) * point.blocks,
+        causal=True,
+        architecture="llama",
+        name="random",
+        context=point.seq,
+    )
+
+
+def make_tokens(point: Point) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).integers(0, VOCABULARY, point.seq), jnp.int32)
+
+
+def make_jacobian(point: Point) -> jc.EdgeJacobian:
+    """Of what leaves the last block with respect to what enters the first."""
+    ends = "blocks.0.hook_resid_pre", f"blocks.{point.blocks - 1}.hook_resid_post"
+    return jc.edge(make_model(point), make_tokens(point), *ends)
+
+
+def logits(point: Point) -> Run:
+    model, tokens = make_model(point), make_tokens(point)
+    run = jax.jit(lambda model, tokens: jc.run(model, tokens)[0])
+    return lambda: run(model, tokens)
+
+
+def image(point: Point) -> Run:
+    J = make_jacobian(point)
+    tangent = jnp.asarray(np.random.default_rng(2).standard_normal(J.source_shape), jnp.float32)
+    return lambda: J.mv(tangent)
+
+
+def contraction(point: Point) -> Run:
+    J = make_jacobian(point)
+    items = [jnp.asarray(x) for x in make_items(d_model=point.width, seq=point.seq, m=ITEMS, k=ITEMS)]
+    return lambda: J.contract(*items)
+
+
+DEPTH_VERBS: dict[str, Verb] = {
+    "jax.jit of jc.run": Verb(logits, False, ()),
+    "J.mv": Verb(image, False, ()),
+    f"J.contract, {ITEMS} x {ITEMS}": Verb(contraction, False, ()),
+}

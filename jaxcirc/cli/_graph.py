@@ -1,0 +1,141 @@
+"""`jaxcirc graph`: the attribution graph of a prompt."""
+
+import argparse
+import json
+from typing import Any
+
+import numpy as np
+
+from .._metrics import LogitDiff
+from .._words import counted
+from ..attribution_graphs import attribution_graph, AttributionGraph
+from ..interop import check_saes, load_cross_layer_transcoder, load_saes
+from ._common import add_text_options, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
+from ._edges import token_of
+from ._options import count, new_file, part
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "graph",
+        help="the attribution graph of a prompt",
+        description="Which latents of transcoders (neurons, without any), tokens, biases and errors contribute how much to which others, "
+        "and to the logits at the end of a prompt, with attention patterns and norms' scales held.",
+        epilog="example: jaxcirc graph --model tiny-gpt2 --prompt 'The teachers that the doctor likes' --answer ' are' --foil ' is' "
+        "--out graph.safetensors --json-graph graph.json",
+    )
+    add_text_options(parser)
+    dictionaries = parser.add_mutually_exclusive_group()
+    dictionaries.add_argument("--transcoders", help="a folder of dictionaries, one for each MLP (neurons)")
+    dictionaries.add_argument(
+        "--cross-layer-transcoder", metavar="PATH", help="a folder, or a Hub id, of one for all layers"
+    )
+    parser.add_argument(
+        "--answer", metavar="TOKEN", help="explain one token's logit: its text, or its id (the likeliest ones)"
+    )
+    parser.add_argument("--foil", metavar="TOKEN", help="less the logit of this one")
+    parser.add_argument(
+        "--max-nodes",
+        type=count("--max-nodes", "latents to have rows"),
+        default=1000,
+        metavar="N",
+        help="latents that have rows, the most influential (%(default)s)",
+    )
+    for name, what, default in (("node", "nodes", 0.8), ("edge", "edges between these", 0.98)):
+        parser.add_argument(
+            f"--{name}-threshold",
+            type=part(f"--{name}-threshold", "influence"),
+            default=default,
+            metavar="X",
+            help=f"the share of all influence that the kept {what} make up (%(default)s)",
+        )
+    parser.add_argument(
+        "--out", type=new_file("--out"), help="safetensors file for the graph, all of it: jc.AttributionGraph.load"
+    )
+    parser.add_argument(
+        "--json-graph",
+        type=new_file("--json-graph"),
+        metavar="FILE",
+        help="the kept part as JSON, for circuit-tracer's viewer and Neuronpedia",
+    )
+    parser.add_argument(
+        "--most", type=count("--most", "nodes and edges to print"), default=12, metavar="N", help="(%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(command=graph)
+
+
+def graph(arguments: argparse.Namespace) -> int:
+    if arguments.transcoders:
+        check_saes(arguments.transcoders)
+    tokens = tokens_of(arguments)
+    tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
+    answer, foil = (token_of(tokenizer, f"--{name}", getattr(arguments, name)) for name in ("answer", "foil"))
+    if foil is not None and answer is None:
+        raise ValueError("--foil is subtracted from an answer's logit. Give --answer, too.")
+    transcoders: Any = load_saes(arguments.transcoders) if arguments.transcoders else None
+    if arguments.cross_layer_transcoder:
+        transcoders = load_cross_layer_transcoder(arguments.cross_layer_transcoder)
+    model = load_model(arguments)
+    targets = None if answer is None else [answer] if foil is None else {"answer less foil": LogitDiff(answer, foil)}
+    settings = {name: getattr(arguments, name) for name in ("max_nodes", "node_threshold", "edge_threshold")}
+    with progress_bar() as progress:
+        found = attribution_graph(model, transcoders, tokens, targets=targets, progress=progress, **settings)
+    texts = [str(token) if tokenizer is None else tokenizer.decode([token]) for token in np.asarray(tokens).tolist()]
+    if arguments.out:
+        found.save(arguments.out)
+    if arguments.json_graph:
+        found.to_json(arguments.json_graph, tokens=texts if tokenizer is None else tokenizer)
+    nodes, edges = found.nodes, strongest(found, arguments.most)
+    facts = {
+        "model": model.name,
+        "nodes": len(nodes),
+        "edges": int(found.edges.sum()),
+        "replacement_score": found.replacement_score,
+        "completeness_score": found.completeness_score,
+        "out": str(arguments.out) if arguments.out else None,
+        "json_graph": str(arguments.json_graph) if arguments.json_graph else None,
+    }
+    names = [name_of(row, texts) for row in nodes.itertuples()]
+    first = np.argsort(-nodes["influence"].to_numpy(), kind="stable")[: arguments.most]
+    if arguments.json:
+        rows = [{"node": names[i], "influence": float(nodes["influence"].iloc[i])} for i in first]
+        links = [{"source": names[s], "target": names[t], "weight": weight} for s, t, weight in edges]
+        print(json.dumps({**facts, "tokens": texts, "strongest_nodes": rows, "strongest_edges": links}))
+        return 0
+    print(f"{counted(facts['nodes'], 'node')} and {counted(facts['edges'], 'edge')} kept of the graph of {model.name}")
+    print(
+        f"of the influence on the outputs {found.replacement_score:.1%} begins at tokens and not at errors; "
+        f"{found.completeness_score:.1%} of nodes' inputs are not errors"
+    )
+    print("\nmost influence")
+    for i in first:
+        print(f"  {nodes['influence'].iloc[i]:8.4f}  {names[i]}")
+    print("\nstrongest edges")
+    for source, target, weight in edges:
+        print(f"  {weight:+z9.4f}  {names[source]:<44} -> {names[target]}")
+    for path in (arguments.out, arguments.json_graph):
+        if path:
+            print(f"\nsaved to {path}.")
+    return 0
+
+
+def strongest(found: AttributionGraph, most: int) -> list[tuple[int, int, float]]:
+    """The edges of largest weight: their source and target, by place in `nodes`, and the weight."""
+    rows = np.asarray(found.rows, np.float64)
+    order = np.argsort(-np.abs(rows), axis=None, kind="stable")[:most]
+    where = [(int(t), int(s)) for t, s in zip(*np.unravel_index(order, rows.shape), strict=True)]
+    return [(s, int(found.targets[t]), float(rows[t, s])) for t, s in where if rows[t, s]]
+
+
+def name_of(row: Any, texts: list[str]) -> str:
+    """A node for people: what it is, where, and at which token."""
+    if row.kind == "logit":
+        return f"logit {row.unit}"
+    if row.pos < 0:
+        return "own bias"
+    at = f"at {row.pos} {texts[row.pos]!r}"
+    if row.kind in ("token", "position"):
+        return f"{row.kind} {at}"
+    where = row.site if row.unit < 0 else f"{row.site} {row.unit}"
+    return f"{row.kind} {where} {at}"
