@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._checks import check_count
 from .._sites import Kind, layer_of, Site
 from ..models import check_known, Transformer
-from ..runs import BUDGET, in_groups
+from ..runs import BUDGET, rounded_up
 from ._graph import AttributionGraph
 from ._heads_on_path import averages_of, parts_of_heads, values_of
 from ._latent_sites import Transcoders
@@ -107,7 +107,7 @@ def head_loadings(
     chosen = graph.strongest(most, by="weight") if edges is None else check_edges("head_loadings", graph, edges)
     to, of = found.targets(chosen[:, 0]), found.sources(chosen[:, 1])
     heads = np.zeros((len(chosen), model.n_layers, model.n_heads), model.activation_dtype)
-    for group in in_groups(len(chosen), _bytes_of_edge(model, len(graph.meta["tokens"])), BUDGET):
+    for group in _groups(to, of, BUDGET // _bytes_of_end(model, len(graph.meta["tokens"]))):
         heads[group] = parts_of_edges(found.prompt, to[group], [of[i] for i in group])
     return HeadLoadings(chosen, found.weights(*chosen.T), heads, _on_path(found.prompt, to, of))
 
@@ -119,14 +119,33 @@ def parts_of_edges(
     model, n = prompt.linear.model, len(targets)
     to, which_target = np.unique(targets, return_inverse=True)
     names = sorted({tuple(each) for each in sources})
-    which_source = [names.index(tuple(each)) for each in sources]
-    which = tuple(jnp.asarray(x, jnp.int32) for x in (which_target, which_source))
-    # As many as there are edges, so that other edges run the same programs.
-    to, names = np.pad(to, (0, n - len(to)), constant_values=-1), [*names, *[()] * (n - len(names))]
+    number = {name: i for i, name in enumerate(names)}
+    which_source = [number[tuple(each)] for each in sources]
+    # Filled up to few sizes, so that other edges run the same programs.
+    more = lambda count: rounded_up(count, steps=2) - count
+    which = (np.pad(np.asarray(x, np.int32), (0, more(n))) for x in (which_target, which_source))
+    which = tuple(map(jnp.asarray, which))
+    to, names = np.pad(to, (0, more(len(to))), constant_values=-1), [*names, *[()] * more(len(names))]
     parts = np.zeros((n, model.n_layers, model.n_heads), model.activation_dtype)
     for layer, pattern, averages, values in at_attention(prompt, to, names):
-        parts[:, layer] = parts_of_heads(pattern, averages, values, *which)
+        parts[:, layer] = np.asarray(parts_of_heads(pattern, averages, values, *which))[:n]
     return parts
+
+
+def _groups(
+    targets: Int[np.ndarray, " edge"], sources: Sequence[Sequence[int]], most: int
+) -> Iterator[Int[np.ndarray, " group"]]:
+    """Yields edges in groups of `most` different targets and sources each, or one edge."""
+    group, ends = [], set()
+    for edge in sorted(range(len(targets)), key=lambda edge: (targets[edge], *sources[edge])):
+        mine = {(True, int(targets[edge])), (False, *sources[edge])}
+        if group and len(ends | mine) > most:
+            yield np.array(group)
+            group, ends = [], set()
+        group.append(edge)
+        ends |= mine
+    if group:
+        yield np.array(group)
 
 
 def at_attention(
@@ -171,8 +190,8 @@ def _on_path(
     return between & (open_to | (reads_it[:, None] & (layers == last[:, None])))
 
 
-def _bytes_of_edge(model: Transformer, seq: int) -> int:
-    """What is held for an edge: its source's vector where it enters each layer, and in one layer values and averages of them."""
+def _bytes_of_end(model: Transformer, seq: int) -> int:
+    """What is held for an end of an edge: a vector where it enters each layer, and in one layer values or averages of them."""
     return (
         seq
         * (model.d_model * (model.n_layers + 4) + 4 * model.n_heads * model.d_head)
