@@ -14,14 +14,15 @@ from tests.test_attribution import one, problem
 pytestmark = needs_x64
 
 HEADS, NEURONS = (Kind.Z, Kind.MLP_OUT, Kind.RESID_POST), (Kind.ATTN_OUT, Kind.MLP_POST, Kind.RESID_POST)
+INSIDE, SUBLAYERS = (Kind.Z, Kind.ATTN_OUT, Kind.MLP_POST), (Kind.Z, Kind.ATTN_OUT, Kind.MLP_OUT, Kind.RESID_POST)
 CASES = {
     "neox": ("neox", NEURONS),
     "llama": ("llama", HEADS),
-    "qwen3": ("qwen3", NEURONS),
-    "olmo2": ("olmo2", HEADS),
+    "qwen3": ("qwen3", INSIDE),
+    "olmo2": ("olmo2", SUBLAYERS),
     "gemma2": ("gemma2", HEADS),  # where feature-circuits has its dictionaries
     "gemma2, neurons": ("gemma2", NEURONS),
-    "gemma3": ("gemma3", HEADS),
+    "gemma3": ("gemma3", INSIDE),
 }
 
 

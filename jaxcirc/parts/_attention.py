@@ -13,7 +13,7 @@ from .._sites import Kind
 from .._tap import bare_tap, Tap
 from .._typing import Mask
 from ._norm import Norm
-from ._position import Rotary
+from ._position import Angles, rotate, Rotary
 
 
 class KVCache(NamedTuple):
@@ -24,6 +24,10 @@ class KVCache(NamedTuple):
     k: Float[Array, "k_seq kv_head d_head"]
     v: Float[Array, "k_seq kv_head d_head"]
     first: Int[Array, ""]
+
+    def positions(self, count: int) -> Int[Array, " seq"]:
+        """So many from the first on."""
+        return self.first.astype(jnp.int32) + jnp.arange(count, dtype=jnp.int32)
 
     def updated(
         self, k: Float[Array, "seq kv_head d_head"], v: Float[Array, "seq kv_head d_head"]
@@ -72,8 +76,7 @@ class Attention(eqx.Module):
         alone, with the keys and values of the others in a `cache`.
         """
         weights = widened(self)
-        positions = jnp.arange(x.shape[0], dtype=jnp.int32) + (0 if cache is None else cache.first.astype(jnp.int32))
-        asking, asked_from = (x, positions) if only is None else (take(x, only), take(positions, only))
+        asking = x if only is None else take(x, only)
         # [seq d_model] · [head d_model d_head] -> [seq head d_head]
         q = tap(Kind.Q, jnp.einsum("sm,hmd->shd", asking, weights.W_Q) + weights.b_Q)
         k = tap(Kind.K, jnp.einsum("sm,hmd->shd", x, weights.W_K) + weights.b_K)
@@ -81,7 +84,9 @@ class Attention(eqx.Module):
         q = q if self.q_norm is None else self.q_norm(q, tap)
         k = k if self.k_norm is None else self.k_norm(k, tap)
         if self.rotary is not None:
-            q, k = self.rotary(q, asked_from), self.rotary(k, positions)
+            angles = self.rotary.angles(len(x) if cache is None else cache.positions(len(x)))
+            k = rotate(k, angles)
+            q = rotate(q, angles if only is None else Angles(*(take(x, only) for x in angles)))
         q = tap(Kind.ROT_Q, q) if self.places_queries else q
         k = tap(Kind.ROT_K, k) if self.places_keys else k
         if cache is not None:
@@ -119,7 +124,7 @@ class Attention(eqx.Module):
         of = lambda W, b: jnp.einsum("sm,hmd->shd", x, wide(W)) + wide(b)
         keys = of(self.W_K, self.b_K)
         keys = keys if self.k_norm is None else self.k_norm(keys, bare_tap(0))
-        keys = keys if self.rotary is None else self.rotary(keys, jnp.arange(x.shape[0], dtype=jnp.int32))
+        keys = keys if self.rotary is None else rotate(keys, self.rotary.angles(len(x)))
         return keys, of(self.W_V, self.b_V)
 
 

@@ -1,5 +1,7 @@
 """Positions that act inside attention: queries and keys, rotated by angles that grow with their position."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -30,16 +32,32 @@ class Rotary(eqx.Module):
         self, x: Float[Array, "seq head d_head"], positions: Int[Array, " seq"]
     ) -> Float[Array, "seq head d_head"]:
         """Rotates what is at `positions`: linear in `x`, and orthogonal, so that the transpose rotates back."""
-        cos, sin = self._angles(positions)
-        pair = self.cos.shape[-1]
-        first, second, rest = x[..., :pair], x[..., pair : 2 * pair], x[..., 2 * pair :]
-        return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+        return rotate(x, self.angles(positions))
 
-    def _angles(self, positions: Int[Array, " seq"]) -> tuple[Float[Array, "seq 1 pair"], Float[Array, "seq 1 pair"]]:
-        """Cosine and sine of a sum of two angles."""
-        high, low = positions >> BITS, positions & (STEPS - 1)
-        (a, b), (c, d) = ((take(table[0], high), take(table[1], low)) for table in (wide(self.cos), wide(self.sin)))
-        return (a * b - c * d)[:, None], (c * b + a * d)[:, None]
+    def angles(self, positions: int | Int[Array, " seq"]) -> "Angles":
+        """Cosine and sine of the angles at positions, or at so many from the first on."""
+        cos, sin = wide(self.cos), wide(self.sin)
+        if isinstance(positions, int) and positions <= STEPS:  # rows of a table: few operations, in the program of every block
+            return Angles(*(table[1, :positions, None] for table in (cos, sin)))
+        at = jnp.arange(positions, dtype=jnp.int32) if isinstance(positions, int) else positions
+        high, low = at >> BITS, at & (STEPS - 1)
+        (a, b), (c, d) = ((take(table[0], high), take(table[1], low)) for table in (cos, sin))
+        return Angles((a * b - c * d)[:, None], (c * b + a * d)[:, None])
+
+
+class Angles(NamedTuple):
+    """Cosine and sine of angles."""
+
+    cos: Float[Array, "seq 1 pair"]
+    sin: Float[Array, "seq 1 pair"]
+
+
+def rotate(x: Float[Array, "seq head d_head"], by: Angles) -> Float[Array, "seq head d_head"]:
+    """Rotates coordinate `i` and coordinate `i + pair` by an angle at each position."""
+    pair = by.cos.shape[-1]
+    first, second = x[..., :pair], x[..., pair : 2 * pair]
+    rest = [x[..., 2 * pair :]] if x.shape[-1] > 2 * pair else []
+    return jnp.concatenate([first * by.cos - second * by.sin, second * by.cos + first * by.sin, *rest], axis=-1)
 
 
 def make_rotary(frequencies: Float[np.ndarray, " pair"], dtype: np.dtype) -> Rotary:

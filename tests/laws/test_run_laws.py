@@ -182,6 +182,24 @@ def test_a_batch_is_a_loop_and_jit_is_eager(clean):
         assert_close(value, clean.cache[site])
 
 
+@ft.partial(jax.jit, static_argnums=3)
+def record_masked(model, tokens, mask, sites):
+    return jc.run(model, tokens, record=sites, mask=mask)[1]
+
+
+def test_padding_behind_a_prompt_has_no_part_in_it(clean):
+    """At no site, whatever its tokens are; positions count from the first."""
+    seq, padding = len(clean.tokens), 2
+    tokens = jnp.concatenate([clean.tokens, (clean.tokens[:padding] + 1) % clean.model.d_vocab])
+    cache = record_masked(clean.model, tokens, jnp.arange(seq + padding) < seq, clean.sites)
+    for site, value in cache.items():
+        if site.kind in (Kind.ATTN_SCORES, Kind.PATTERN):
+            value = value[:, :seq, :seq]
+        else:
+            value = value[:seq]
+        assert_close(value, clean.cache[site])
+
+
 @needs_x64
 def test_single_precision_is_close_to_double(clean):
     single = record_batch(as_dtype(clean.model, jnp.float32), clean.batch, clean.sites)
