@@ -57,7 +57,8 @@ def of_graph(graph: jc.AttributionGraph, texts: list[str]) -> str:
 
 `jc.attribution_graph(model, None, tokens, targets={{name: jc.LogitDiff(answer, foil)}}, max_nodes={ROWS})`: of {len(graph.whole.table):,}
 nodes the {ROWS} neurons of most influence have rows, and thresholds of 0.8 and 0.98 keep {len(nodes)} nodes and
-{int(graph.edges.sum()):,} edges. The difference of logits is {value:.4f}, and its row sums to {total:.4f}. Of the influence, {graph.replacement_score:.0%} begins at tokens and not at neurons without rows, and {graph.completeness_score:.0%} of what nodes
+{int(graph.edges.sum()):,} edges. The difference of logits is {value:.4f}, and its row sums to {total:.4f}. Of the influence,
+{graph.replacement_score:.0%} begins at tokens and not at neurons without rows, and {graph.completeness_score:.0%} of what nodes
 read is not of these.
 
 ![The graph](smollm2-graph.png)
@@ -71,10 +72,12 @@ The neurons of most influence:
 
 def checked(graph: jc.AttributionGraph, model: jc.Transformer, targets: dict[str, jc.LogitDiff]) -> str:
     """Ten neurons taken out, one at a time: what the edges predict, and what the model does."""
-    held = jc.check_graph(graph, model, None, strengths=[0.0], targets=targets)
+    latents = graph.nodes[(graph.nodes["kind"] == "latent") & (graph.nodes["pos"] > 0)]
+    chosen = latents.sort_values("influence", ascending=False).index[:MOVED].tolist()
+    held = jc.check_graph(graph, model, None, chosen, strengths=[0.0], targets=targets)
     size = float(held["measured"].abs().max())
     off = float((held["measured"] - held["predicted"]).abs().max()) / size
-    live = jc.check_graph(graph, model, None, strengths=[0.0], targets=targets, frozen=(), live_from=0)
+    live = jc.check_graph(graph, model, None, chosen, strengths=[0.0], targets=targets, frozen=(), live_from=0)
     logit = graph.nodes.index[graph.nodes["kind"] == "logit"][0]
     rows = live[live["target"] == logit]
     every = float(np.corrcoef(live["predicted"], live["measured"])[0, 1])
@@ -86,7 +89,8 @@ def checked(graph: jc.AttributionGraph, model: jc.Transformer, targets: dict[str
     )
     return f"""## Ten interventions
 
-`jc.check_graph` takes the {MOVED} neurons of most influence out, one at a time. With patterns, scales and all other neurons held, what
+`jc.check_graph` takes neurons out, one at a time: the {MOVED} of most influence behind the first position, at which models park attention
+that goes nowhere, so that every pattern changes with what is there. With patterns, scales and all other neurons held, what
 their edges predict for {len(held):,} pairs of nodes is what the model does: the largest difference is {off:.0e} of the largest change. With
 everything live, from the neuron on, the graph predicts to first order, along paths through its own nodes; over {len(live):,} pairs
 prediction and measurement correlate at {every:.2f}. On the difference of logits:
@@ -114,8 +118,8 @@ def edges(model: jc.Transformer, tokens, metric: jc.LogitDiff, texts: list[str])
     return f"""## The head that writes the name
 
 Of all direct effects on the difference (`jc.edges_into(…, jc.Final())`) the strongest of a head is {float(head["edge"]):+.3f}, of head
-{at[0]}.{at[1]}, which attends from `{texts[at[2]]}` at {at[2]} to `{texts[at[3]]}` at {at[3]}. Why does it look there? The edges into its query and its key
-there (`jc.edges_into(…, jc.Head({at[0]}, {at[1]}, {at[2]}, {at[3]}, "q"))`), in units of the difference:
+{at[0]}.{at[1]}, which attends from `{texts[at[2]]}` at {at[2]} to `{texts[at[3]]}` at {at[3]}. Why there? The edges into its query and
+key (`jc.edges_into(…, jc.Head({at[0]}, {at[1]}, {at[2]}, {at[3]}, "q"))`), in units of the difference:
 
 | into its | from | edge |
 |---|---|---|

@@ -48,7 +48,11 @@ def part(option: str, what: str) -> Callable[[str], float]:
 
 def figure(option: str) -> Callable[[str], Path]:
     """Takes where a picture may be written, of a kind that its suffix says."""
-    return _reader(Path, lambda value: check_figure(option, value))
+
+    def check(value: str) -> None:
+        check_figure(option, value)
+
+    return _reader(Path, check)
 
 
 def one_of(option: str, known: Sequence[str], says: str = "is one of {}") -> Callable[[str], str]:

@@ -57,7 +57,8 @@ def draw_attribution_graph(
             f"draw_attribution_graph: tokens are the prompt's {len(ids)} tokens as text, got {len(texts)}."
         )
     edges = _drawn(graph, most_edges)
-    figure = Figure(figsize=(max(7.0, 0.8 * len(texts) + 2), max(5.0, 0.32 * (graph.nodes["layer"].max() + 2) + 2)))
+    last = int(graph.table.layer.max())
+    figure = Figure(figsize=(max(7.0, 0.8 * len(texts) + 2), max(5.0, 0.32 * (last + 2) + 2)))
     axes = figure.add_subplot()
     _draw(axes, graph, edges)
     axes.set_xticks(range(len(texts)), [text.replace("$", r"\$") for text in texts], rotation=45, ha="right")
@@ -104,7 +105,7 @@ def _draw(axes: "Axes", graph: AttributionGraph, edges: list[tuple[int, int, flo
             x[list(ends)], y[list(ends)], color=colour, linewidth=0.3 + 2.5 * share, alpha=0.25 + 0.6 * share, zorder=1
         )
     nodes = graph.nodes.iloc[used]
-    size = 12 + 160 * (nodes["influence"] / max(float(graph.nodes["influence"].max()), 1e-30)).to_numpy()
+    size = 12 + 160 * (nodes["influence"] / max(float(graph.nodes["influence"].to_numpy().max()), 1e-30)).to_numpy()
     size[(nodes["kind"] == "logit").to_numpy()] = 120
     for kind, mark in MARKS.items():
         some = (nodes["kind"] == kind).to_numpy()
@@ -121,7 +122,7 @@ def _draw(axes: "Axes", graph: AttributionGraph, edges: list[tuple[int, int, flo
                 zorder=2,
             )
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
-    last = int(graph.nodes["layer"].max())
+    last = int(graph.table.layer.max())
     axes.set_yticks(range(-1, last + 1), ["embedding", *map(str, range(last)), "logits"])
 
 
