@@ -32,7 +32,7 @@ def draw_attribution_graph(
     from bottom to top embeddings, layers and logits.
 
     The area of a node is its influence (logits are of one size), its mark what it is; red edges are positive, blue ones negative, and
-    their width is their weight. A row's own bias, which is at no position, is left out.
+    the wider the more influence they have. A row's own bias, which is at no position, is left out.
 
     **Arguments:** - `path`: also writes the picture, by its suffix `.svg`, `.pdf` or `.png`. - `tokens`: the prompt's tokens as text. -
     `most_edges`: how many edges are drawn.
@@ -97,13 +97,10 @@ def _draw(axes: "Axes", graph: AttributionGraph, edges: list[tuple[int, int, flo
     used = np.unique([end for target, source, _ in edges for end in (target, source)]).astype(int)
     x, y = _places(graph, used)
     where = {int(node): i for i, node in enumerate(used)}
-    largest = max((abs(weight) for *_, weight in edges), default=1.0)
-    for target, source, weight in reversed(edges):  # the strongest on top
-        ends, share = (where[source], where[target]), abs(weight) / largest
+    for rank, (target, source, weight) in reversed([*enumerate(edges)]):  # those of most influence on top
+        ends, share = [where[source], where[target]], 1 - rank / len(edges)
         colour = POSITIVE if weight > 0 else NEGATIVE
-        axes.plot(
-            x[list(ends)], y[list(ends)], color=colour, linewidth=0.3 + 2.5 * share, alpha=0.25 + 0.6 * share, zorder=1
-        )
+        axes.plot(x[ends], y[ends], color=colour, linewidth=0.4 + 1.8 * share**2, alpha=0.3 + 0.6 * share, zorder=1)
     nodes = graph.nodes.iloc[used]
     size = 12 + 160 * (nodes["influence"] / max(float(graph.nodes["influence"].to_numpy().max()), 1e-30)).to_numpy()
     size[(nodes["kind"] == "logit").to_numpy()] = 120
