@@ -173,14 +173,18 @@ def by_definition(model, tokens, source, target, held):
 @needs_x64
 @pytest.mark.parametrize("name", WITH_MLP)
 def test_all_engines_agree_where_gates_are_held(name):
-    """Matrices, bilinear forms, rows and columns; and all are the derivative of a run. Operation by operation, as they are many."""
+    """Matrices, bilinear forms, rows and columns of a block and of another edge; and all are the derivative of a run. Operation by
+    operation, as they are many.
+    """
     model = model_named(name)
     tokens, number = tokens_for(model, SEQ), list(MODELS).index(name)
     rng, compared = np.random.default_rng(0), 0
-    for turn, (edge, (source, target)) in enumerate(EDGES.items()):
-        if edge == "through neurons" and isinstance(model.blocks[1].mlp, GatedMLP):
-            continue  # the gate is their only connection
-        which = list(HELD)[(number + turn) % len(HELD)]
+    others = list(EDGES)[
+        1 : -1 if isinstance(model.blocks[1].mlp, GatedMLP) else None
+    ]  # whose gate is all that connects
+    for edge in ("block", others[number % len(others)]):
+        source, target = EDGES[edge]
+        which = "detached" if edge == "block" else list(HELD)[number % len(HELD)]
         held = HELD[which](model) - {source, target}
         operators = [jc.edge(model, tokens, source, target, frozen=held, engine=engine) for engine in ENGINES]
         n, k = operators[0].target_shape[1], operators[0].source_shape[1]
@@ -207,7 +211,7 @@ def test_all_engines_agree_where_gates_are_held(name):
                     except AssertionError as error:
                         raise AssertionError(f"{edge}, {which} held, {J.engine}: {error}") from None
                     compared += 1
-    assert compared >= 72
+    assert compared >= 12
 
 
 @needs_x64
