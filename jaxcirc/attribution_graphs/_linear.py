@@ -1,12 +1,13 @@
 r"""The linearised model of one prompt: what is written to its residual stream goes on linearly to whatever reads it.
 
-Held at their clean values are every attention pattern, the scale of every norm (in front of sublayers and behind them, of queries and keys,
-the final one), and what every MLP adds, but for a linear path beside its dictionary. What is left is affine: attention moves values by its
-pattern, norms subtract their mean and weigh, the residual stream adds up. So a vector $w$ that is written at one place changes what is
-read at another by $J w$ with one matrix $J$, and nowhere does a path cross a nonlinearity (Ameisen et al. 2025, "Circuit Tracing",
-Transformer Circuits). `pull` brings covectors of what is read back to everything that writes, `push` brings what is written forward to everything that reads; both go layer by
-layer, for many at once, and over as many positions as the covectors or vectors have: in a causal model those up to the last that is read.
-Axes: `n` covectors or vectors, each at the first `seq` positions of the prompt.
+Held at their clean values are every attention pattern, the scale of every norm (in front of sublayers and behind them, the final one), and
+what every MLP adds, but for a linear path beside its dictionary. What is left is affine: attention moves values by its pattern, norms
+subtract their mean and weigh, the residual stream adds up. So a vector $w$ that is written at one place changes what is read at another by
+$J w$ with one matrix $J$, and nowhere does a path cross a nonlinearity (Ameisen et al. 2025, "Circuit Tracing", Transformer Circuits).
+
+`pull` brings covectors of what is read back to everything that writes, `push` brings what is written forward to everything that reads; both
+go layer by layer, for many at once, and over as many positions as the covectors or vectors have: in a causal model those up to the last
+that is read. Axes: `n` covectors or vectors, each at the first `seq` positions of the prompt.
 """
 
 from collections.abc import Callable, Iterator, Mapping
