@@ -12,7 +12,7 @@ from .._sites import by_site, did_you_mean, Kind, Part, Site
 from .._tap import site_read
 from ..models import check_known, Transformer
 from ..saes import AbstractDictionary, CrossLayerTranscoder, mismatch, Transcoder
-from ._linear import BEFORE_ATTENTION, BEFORE_MLP
+from ._held_maps import BEFORE_ATTENTION, BEFORE_MLP
 from ._replacement import Dictionaries
 
 

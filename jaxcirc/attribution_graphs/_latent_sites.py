@@ -19,7 +19,7 @@ from .._tap import site_read
 from ..models import Transformer
 from ..parts import GatedMLP
 from ..saes import AbstractDictionary, CrossLayerTranscoder, Identity, SAE, Saes
-from ._replacement import apply_held
+from ._encoder import apply_held
 
 
 Transcoders: TypeAlias = Saes | CrossLayerTranscoder | None  # None: neurons alone

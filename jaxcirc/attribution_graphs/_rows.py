@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from .._indexing import take
 from .._sites import Kind, Site
 from ..runs import BUDGET, of_size, repeated, rounded_up, TOKENS_AT_ONCE
+from ._encoder import Encoder
 from ._linear import FINAL, Linearised
-from ._replacement import Encoder, Features, Replaced
+from ._replacement import Features, Replaced
 from ._table import Columns, Outputs
 from ._tiles import writings_of
 
