@@ -13,7 +13,7 @@ from .._sites import Kind
 from .._tap import bare_tap, Tap
 from .._typing import Mask
 from ._norm import Norm
-from ._position import Angles, rotate, Rotary
+from ._position import Angles, Rotary, rotate
 
 
 class KVCache(NamedTuple):
