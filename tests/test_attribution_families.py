@@ -7,8 +7,9 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind
+from tests import oracle
 from tests.helpers import assert_close, needs_x64
-from tests.test_attribution import one, problem
+from tests.test_attribution import metric_of_run, one, problem
 
 
 pytestmark = needs_x64
@@ -32,39 +33,49 @@ def arguments(request):
     return problem(name, batch=2, kinds=kinds)
 
 
-def differences(model, saes, clean, corrupt):
-    record = jax.jit(jax.vmap(lambda model, tokens: jc.run(model, tokens, record=list(saes))[1], in_axes=(None, 0)))
-    before, after = record(model, clean), record(model, corrupt)
-    return {site: np.asarray(after[site] - before[site]) for site in saes}, before
+METHODS = [jc.Gradient(), jc.IntegratedGradients(3)]
+POINTS, WEIGHTS = METHODS[1].points()
+FRACTIONS = np.array([0.0, *POINTS])
+WEIGHED = {METHODS[0]: np.eye(len(FRACTIONS))[0], METHODS[1]: np.array([0.0, *WEIGHTS])}
 
 
-@pytest.mark.parametrize("method", [jc.Gradient(), jc.IntegratedGradients(3)])
-def test_gradients_are_those_of_runs_with_the_site_moved(arguments, method):
-    """At the clean point or along the path of the site's own value, on which what enters the residual stream need not be a line."""
+@jax.jit
+def slopes(model, tokens, metric, moves):
+    """Gradients of the metric with respect to what is added at each site, of several runs with `moves` `{site: [run …]}`."""
+    value = lambda moves: metric(jc.run(model, tokens, edits={site: jc.Add(x) for site, x in moves.items()})[0])
+    return jax.vmap(jax.grad(value))(moves)
+
+
+@pytest.fixture(scope="module")
+def walked(arguments):
+    """Of each site the difference `[batch seq width]`, and the gradient `[batch fraction seq width]` with the site alone moved so far."""
     model, saes, clean, corrupt, metric = arguments
+    sites = list(saes)
+    change = {site: [] for site in sites}
+    gradient = {site: [] for site in sites}
+    for i in range(len(clean)):
+        before, after = (oracle.record(model, tokens[i], {}, sites) for tokens in (clean, corrupt))
+        moves = {site: np.zeros((len(sites), len(FRACTIONS), *x.shape), x.dtype) for site, x in before.items()}
+        for row, site in enumerate(sites):
+            moves[site][row] = np.multiply.outer(FRACTIONS, after[site] - before[site])
+        found = slopes(model, clean[i], one(metric, i), {s: x.reshape(-1, *x.shape[2:]) for s, x in moves.items()})
+        for row, site in enumerate(sites):
+            change[site].append(np.asarray(after[site] - before[site]).reshape(clean.shape[1], -1))
+            here = np.asarray(found[site]).reshape(len(sites), len(FRACTIONS), clean.shape[1], -1)
+            gradient[site].append(here[row])
+    return {site: (np.stack(change[site]), np.stack(gradient[site])) for site in sites}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_those_of_runs_with_the_site_moved(arguments, walked, method):
+    """At the clean point or along the path of the site's own value, on which what enters the residual stream need not be a line."""
     nodes = jc.node_effects(*arguments, method=method)
-    change, _ = differences(model, saes, clean, corrupt)
-    fractions, weights = method.points() if isinstance(method, jc.IntegratedGradients) else (np.zeros(1), np.ones(1))
-
-    def gradient(model, tokens, metric, moved, site):
-        value = lambda step: metric(jc.run(model, tokens, edits={site: jc.Add(step)})[0])
-        return jax.grad(value)(moved)
-
-    over = jax.jit(
-        jax.vmap(jax.vmap(gradient, in_axes=(None, None, None, 0, None)), in_axes=(None, 0, 0, 0, None)),
-        static_argnums=4,
-    )
-    for site in saes:
-        moved = np.einsum("f,b...->bf...", fractions, change[site])
-        found = np.asarray(over(model, clean, jax.tree.map(jnp.asarray, metric), moved, site))
-        want = np.einsum("f,bf...->b...", weights, found).reshape(*clean.shape, -1)
+    for site, (change, gradient) in walked.items():
+        want = np.einsum("f,bfsw->bsw", WEIGHED[method], gradient)
         assert np.abs(want).max() > 1e-3
-        flat = lambda x: x.reshape(*clean.shape, -1)
-        total = (want * flat(change[site])).sum(
-            -1
-        )  # dictionaries are affine where latents keep their side of zero: compare the whole
+        # Dictionaries are affine where latents keep their side of zero: the whole is compared.
         got = np.asarray(nodes.acts[site]).sum(-1) + np.asarray(nodes.error[site])
-        assert_close(got, total)
+        assert_close(got, (want * change).sum(-1))
 
 
 def test_patching_is_a_run_with_the_node_changed(arguments):
@@ -72,17 +83,20 @@ def test_patching_is_a_run_with_the_node_changed(arguments):
     model, saes, clean, corrupt, metric = arguments
     nodes = jc.node_effects(*arguments, method=jc.ExactPatching())
     site = next(iter(saes))
-    record = lambda tokens: jc.run(model, tokens, saes={site: saes[site]}, record=[site.acts])[1][site.acts]
+    saes = {site: saes[site]}
     got, want = [], []
     for i in range(len(clean)):
-        before, after = np.asarray(record(clean[i])), np.asarray(record(corrupt[i]))
-        base = float(one(metric, i)(jc.run(model, clean[i])[0]))
+        before, after = (
+            np.asarray(oracle.record(model, tokens[i], saes, [site.acts])[site.acts]) for tokens in (clean, corrupt)
+        )
+        value = lambda acts, i=i: metric_of_run(
+            model, saes, clean[i], one(metric, i), {site.acts: jc.Replace(jnp.asarray(acts))}
+        )
         for position, unit in np.argwhere(before != after)[:3]:
-            moved = jnp.asarray(before).at[position, unit].set(after[position, unit])
-            edits = {site.acts: jc.Replace(moved)}
-            value = float(one(metric, i)(jc.run(model, clean[i], saes={site: saes[site]}, edits=edits)[0]))
+            moved = before.copy()
+            moved[position, unit] = after[position, unit]
             got.append(np.asarray(nodes.acts[site])[i, position, unit])
-            want.append(value - base)
+            want.append(float(value(moved) - value(before)))
     assert np.count_nonzero(want) > 2
     assert_close(got, want)
 

@@ -37,9 +37,8 @@ class Rotary(eqx.Module):
     def angles(self, positions: int | Int[Array, " seq"]) -> "Angles":
         """Cosine and sine of the angles at positions, or at so many from the first on."""
         cos, sin = wide(self.cos), wide(self.sin)
-        if (
-            isinstance(positions, int) and positions <= STEPS
-        ):  # rows of a table: few operations, in the program of every block
+        # Rows of a table: few operations, in the program of every block.
+        if isinstance(positions, int) and positions <= STEPS:
             return Angles(*(table[1, :positions, None] for table in (cos, sin)))
         at = jnp.arange(positions, dtype=jnp.int32) if isinstance(positions, int) else positions
         high, low = at >> BITS, at & (STEPS - 1)
