@@ -19,7 +19,7 @@ from ._common import add_text_options, load_model, Subparsers, tokenizer_of, tok
 from ._options import count
 
 
-HELD = {"norms": frozen.layer_norms, "patterns": frozen.patterns}
+HELD = {"norms": frozen.layer_norms, "patterns": frozen.patterns, "gates": frozen.gates}
 
 
 def add(subparsers: Subparsers) -> None:

@@ -63,7 +63,8 @@ def edges_into(
       takes many nodes of a layer at once.
     - `saes`: dictionaries, by site: their latents and errors become nodes. That changes no derivative. A cross-layer transcoder is given
       at all its sites, `{site: clt for site in clt.sites}`.
-    - `frozen`: what is held, in the metric's gradient and in the edges alike: norms' scales, patterns, scores, queries, keys, values.
+    - `frozen`: what is held, in the metric's gradient and in the edges alike: norms' scales, patterns, gates, scores, queries, keys,
+      values.
     - `activation`: `"post"`, or `"pre"` for neurons before their activation function (of a gated MLP: its gate), latents before theirs,
       and scores in place of patterns.
     - `mask` `[seq]`: False for padding.

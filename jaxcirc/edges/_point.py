@@ -80,7 +80,8 @@ def clean_point(
         values.append(found)
     gradient, gradients, last_gradient = None, None, None
     if metric is not None:
-        gradient = last_gradient = _at_end(ends, metric, resid, held=Site(None, Kind.FINAL_SCALE) in held)
+        outside_held = frozenset(site for site in held if site.layer is None)
+        gradient = last_gradient = _at_end(ends, metric, resid, held=outside_held)
         gradients = []
         for layer in reversed(range(lowest, model.n_layers)):
             block, kinds = model.blocks[layer], _there(model.blocks[layer], _GRADIENTS | more)
@@ -173,8 +174,7 @@ def holding(kinds: Iterable[Kind]) -> dict[Site, AbstractEdit]:
 
 
 @ft.partial(jax.jit, static_argnames="held")
-def _at_end(ends: Transformer, metric: Metric, resid: Resid, *, held: bool) -> Resid:
-    """The metric's gradient at the last residual stream, with the final norm's scale live or held; `ends` is the model without blocks."""
-
-    edits = {Site(None, Kind.FINAL_SCALE): Detach()} if held else NOTHING
+def _at_end(ends: Transformer, metric: Metric, resid: Resid, *, held: frozenset[Site]) -> Resid:
+    """The metric's gradient at the last residual stream, with what is `held` behind it; `ends` is the model without blocks."""
+    edits = dict.fromkeys(held, Detach())
     return jax.grad(lambda resid: metric_of_last(ends, metric, resid, edits))(resid)

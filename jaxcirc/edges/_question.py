@@ -146,8 +146,10 @@ HELD = (
     Kind.PATTERN,
     Kind.LN1_POST_SCALE,
     Kind.LN2_SCALE,
+    Kind.MLP_GATE,
     Kind.LN2_POST_SCALE,
     Kind.FINAL_SCALE,
+    Kind.LOGIT_GATE,
 )
 
 
@@ -163,7 +165,7 @@ def check_frozen(what: str, model: Transformer, frozen: Iterable[Site | str]) ->
         if site.kind not in HELD:
             raise ValueError(
                 f"{what}: frozen: `{site}` is on the way of nodes themselves, so that their edges would be cut, not held. What can be "
-                "held are norms' scales (jc.frozen.layer_norms(model)), patterns (jc.frozen.patterns(model)), scores, queries, keys and "
-                "values."
+                "held are norms' scales (jc.frozen.layer_norms(model)), patterns (jc.frozen.patterns(model)), gates "
+                "(jc.frozen.gates(model)), scores, queries, keys and values."
             )
     return held

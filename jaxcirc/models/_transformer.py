@@ -16,7 +16,7 @@ from .._indexing import entries
 from .._labels import with_labels
 from .._precision import wide, wide_dtype
 from .._sites import Kind
-from .._tap import bare_tap, Tap
+from .._tap import Tap
 from .._typing import Keys, Logits, Mask, Resid, Tokens
 from ..parts import Block, gate_of, Norm, Rotary
 from ._masks import attention_mask, batch_masks
@@ -154,7 +154,7 @@ class Transformer(eqx.Module):
             own = self.untied_W_U
             directions = entries(self.W_E, tokens).T if own is None else entries(own, tokens, axis=1)
             # [seq d_model] · [d_model token] -> [seq token]
-            return self._capped(normalized @ wide(directions) + wide(entries(self.b_U, tokens)), bare_tap())
+            return self._capped(normalized @ wide(directions) + wide(entries(self.b_U, tokens)), tap)
         if self.untied_W_U is None and len(normalized) == 1:
             # Of few rows with a transposed matrix XLA on CPUs first copies all of that, and takes ten times as long.
             logits = jax.lax.optimization_barrier(wide(self.W_E) @ normalized[0])[None]
