@@ -93,7 +93,8 @@ def checked(graph: jc.AttributionGraph, model: jc.Transformer, targets: dict[str
 that goes nowhere, so that every pattern changes with what is there. With patterns, scales and all other neurons held, what
 their edges predict for {len(held):,} pairs of nodes is what the model does: the largest difference is {off:.0e} of the largest change. With
 everything live, from the neuron on, the graph predicts to first order, along paths through its own nodes; over {len(live):,} pairs
-prediction and measurement correlate at {every:.2f}. On the difference of logits:
+prediction and measurement correlate at {every:.2f}: neurons of late layers come out as predicted, and those of early ones do not, as what
+lies between changes its patterns, scales and gates. On the difference of logits:
 
 | neuron | predicted | measured, all live |
 |---|---|---|
