@@ -159,4 +159,5 @@ def top_tokens(
 def _top(ends: Transformer, directions: Float[Array, "*items d_model"], k: int) -> tuple[Array, Array]:
     read = directions if ends.ln_final is None else push_through_norm(ends.ln_final, directions)
     # [… d_model] · [d_model d_vocab] -> [… d_vocab]
-    return jax.lax.top_k(jnp.einsum("...m,mv->...v", read, wide(ends.W_U)), k)
+    values, ids = jax.lax.top_k(jnp.einsum("...m,mv->...v", read, wide(ends.W_U)), k)  # a list in newer JAX
+    return values, ids
