@@ -366,7 +366,7 @@ def test_what_generation_refuses(untyped):
         jc.generate(model, tokens, 6)
     with pytest.raises(ValueError, match="n is how many tokens to generate, at least 1; got 0"):
         jc.generate(model, tokens, 0)
-    with pytest.raises(ValueError, match="to draw tokens give a key"):
+    with pytest.raises(ValueError, match="tokens are drawn, which takes a key"):
         jc.generate(model, tokens, 1, temperature=1.0)
     with pytest.raises(ValueError, match="temperature is 0 for the likeliest token, or above 0; got -1"):
         jc.generate(model, tokens, 1, temperature=-1.0)

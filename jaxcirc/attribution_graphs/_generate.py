@@ -74,7 +74,9 @@ def generate(
     if temperature < 0:
         raise ValueError(f"generate: temperature is 0 for the likeliest token, or above 0; got {temperature}.")
     if key is None and temperature > 0:
-        raise ValueError("generate: to draw tokens give a key, such as key=jax.random.key(0), or temperature=0.")
+        raise ValueError(
+            "generate: above temperature 0 tokens are drawn, which takes a key. Give key=jax.random.key(0), or temperature=0."
+        )
     seq = len(tokens)
     _check_model(model, seq + n)
     latents = find_latents("generate", model, transcoders)

@@ -118,7 +118,7 @@ def graph(arguments: argparse.Namespace) -> int:
     )
     print("\nmost influence")
     for i in first:
-        print(f"  {nodes['influence'].iloc[i]:8.4f}  {names[i]}")
+        print(f"  {nodes['influence'].iloc[i]:z8.4f}  {names[i]}")
     print("\nedges of most influence")
     for source, target, weight in edges:
         print(f"  {weight:+z9.4f}  {names[source]:<44} -> {names[target]}")

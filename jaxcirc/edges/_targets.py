@@ -108,7 +108,9 @@ def _(node: Direction, question: Question) -> Target:
 def _(node: Final, question: Question) -> Target:
     gradient = question.point.last_gradient
     if gradient is None:
-        raise ValueError("edges_into: jc.Final() is read along the metric's gradient, and no metric was given.")
+        raise ValueError(
+            "edges_into: the last stream is read along the metric's gradient, and no metric was given. Give one."
+        )
     total = jnp.vdot(gradient, question.point.last)
     return Target(end(question.model), _all_rows(question), gradient, total, jnp.ones((), gradient.dtype))
 

@@ -64,8 +64,10 @@ def _check_layer(what: str, model: Transformer, layer: int) -> None:
 
 def _check_known(what: str, node: Latent | Error, widths: Collection[Site]) -> None:
     if node.site not in widths:
-        have = f"There are some at {', '.join(f'`{site}`' for site in widths)}." if widths else "None was given."
-        raise ValueError(f"{what}: {node} is of a dictionary at `{node.site}`. {have} Pass saes={{site: dictionary}}.")
+        there = ", ".join(f"`{site}`" for site in widths) or "none"
+        raise ValueError(
+            f"{what}: {node} is of a dictionary at `{node.site}`, and those given are at: {there}. Pass saes={{…}} with one there."
+        )
 
 
 def _check_site(what: str, model: Transformer, node: Bias | Direction, kinds: tuple[Kind, ...]) -> None:

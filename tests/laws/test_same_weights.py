@@ -115,6 +115,34 @@ VERBS = {
     ),
     "sites": lambda model: [(site.layer or 0, int(site.kind)) for site in jc.sites(model)],
 }
+NODE, METRIC = jc.Neuron(1, SEQ - 1, 3), jc.LogitDiff(1, 2)
+
+
+def graph_of(model):
+    return jc.attribution_graph(model, None, prompts(model)[0][0], targets=[1], max_nodes=20)
+
+
+def edge_of(model):
+    """A row of a graph and a column in it."""
+    return graph_of(model).strongest(1)[0].tolist()
+
+
+def moved(model):
+    changes = [jc.attribution_graphs.Change("blocks.0.mlp.hook_post", 1, 3, jc.Scale(2.0))]
+    return jc.intervene(model, {}, prompts(model)[0][0], changes, live_from=1)
+
+
+VERBS |= {
+    "edges_into": lambda model: jc.edges_into(model, prompts(model)[0][0], METRIC, NODE),
+    "edges_out_of": lambda model: jc.edges_out_of(model, prompts(model)[0][0], METRIC, jc.Token(1)),
+    "attribution_graph": lambda model: graph_of(model).rows,
+    "check_graph": lambda model: jc.check_graph(graph_of(model), model, None, strengths=[0.0]),
+    "intervene": moved,
+    "generate": lambda model: jc.generate(model, prompts(model)[0][0], 2),
+    "head_loadings": lambda model: jc.head_loadings(graph_of(model), model, None, most=4).heads,
+    "qk_attribution": lambda model: jc.qk_attribution(model, None, prompts(model)[0][0], 1, 0, 4, 3).M_q,
+    "explain_edge": lambda model: jc.explain_edge(graph_of(model), model, None, *edge_of(model), heads=1).table(),
+}
 OF_FILES = {"to_torch_state_dict"}  # gives the names of an architecture, of which this one has none on disk
 
 
