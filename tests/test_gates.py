@@ -124,7 +124,7 @@ def test_a_function_that_is_not_zero_at_zero():
     kinds = (Kind.MLP_PRE, Kind.MLP_GATE, Kind.MLP_POST)
     _, cache = jc.run(model, tokens, record=map(at, kinds))
     pre, gate, post = (np.asarray(cache[at(kind)]) for kind in kinds)
-    assert_close(pre * gate + np.log(2), post)
+    assert_close(pre * gate + pre.dtype.type(np.log(2)), post)
     _, moved = jc.run(model, tokens, edits={GATE: jc.Add(1.0)}, record=[at(Kind.MLP_POST)])
     assert_close(moved[at(Kind.MLP_POST)], post + pre)
 
