@@ -107,6 +107,7 @@ from .features import (
     FeatureJacobian as FeatureJacobian,
     steer_features as steer_features,
 )
+from .graph import component_graph as component_graph, ComponentGraph as ComponentGraph
 from .interop import (
     from_pretrained as from_pretrained,
     from_torch as from_torch,

@@ -1,0 +1,250 @@
+"""The component graph: which heads and MLPs write what which others read, through the residual stream, directly."""
+
+import dataclasses
+import functools as ft
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from .._checks import check_choice, check_count
+from .._run import check_model
+from .._sites import did_you_mean
+from ..models import Transformer
+
+
+Embeddings = Literal["joint", "split", "tokens"]
+
+
+class Slot(NamedTuple):
+    """A sender or a receiver by what it is: `part` is `embed`, `pos_embed`, `head`, `bias` (of attention), `mlp`, `mlp_bias`, `q`, `k`,
+    `v` or `logits`; without a layer or a head these are -1.
+    """
+
+    part: str
+    layer: int = -1
+    head: int = -1
+
+    @property
+    def name(self) -> str:
+        place = {"head": f"a{self.layer}.h{self.head}", "bias": f"a{self.layer}.bias", "mlp": f"m{self.layer}"}
+        place |= {"mlp_bias": f"m{self.layer}.bias", **{part: f"a{self.layer}.h{self.head}.{part}" for part in "qkv"}}
+        return place.get(self.part, self.part)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentGraph:
+    """The residual stream written out as edges: each from a component that adds to it to one that reads it further on.
+
+    **Attributes:**
+
+    - `senders`: `embed`, heads `a0.h1`, MLPs `m0`; with `embeddings="split"` also `pos_embed`, with biases `a0.bias` and `m0.bias`.
+    - `receivers`: what each head's query, key and value read, `a0.h1.q`, each MLP `m0`, `logits`. Where heads share keys and values, `k` and
+      `v` are of the heads that have them, or of each that reads them if they are `"each"`.
+    - `edges` `[sender receiver]`: which sender writes before which receiver reads; `[position sender receiver]` with positions.
+
+    Indices into all results over the graph are `graph.sender("m0")`, `graph.receiver("a1.h0.q")`.
+
+    >>> graph = jc.component_graph(model)
+    >>> len(graph.senders), len(graph.receivers), graph.n_edges
+    (21, 53, 529)
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    has_mlp: bool
+    parallel: bool
+    embeddings: Embeddings = "joint"
+    biases: bool = False
+    n_positions: int | None = None
+
+    @ft.cached_property
+    def sender_slots(self) -> tuple[Slot, ...]:
+        return tuple(self._senders())
+
+    @ft.cached_property
+    def receiver_slots(self) -> tuple[Slot, ...]:
+        return tuple(self._receivers())
+
+    @ft.cached_property
+    def senders(self) -> tuple[str, ...]:
+        return tuple(slot.name for slot in self.sender_slots)
+
+    @ft.cached_property
+    def receivers(self) -> tuple[str, ...]:
+        return tuple(slot.name for slot in self.receiver_slots)
+
+    @ft.cached_property
+    def edges(self) -> Bool[np.ndarray, "*position sender receiver"]:
+        after = [self._written(slot) for slot in self.sender_slots]
+        before = [self._read(slot) for slot in self.receiver_slots]
+        edges = np.less.outer(np.array(after), np.array(before))
+        if self.n_positions is not None:
+            edges = np.broadcast_to(edges, (self.n_positions, *edges.shape))
+        edges.setflags(write=False)
+        return edges
+
+    @property
+    def n_edges(self) -> int:
+        return int(self.edges.sum())
+
+    @property
+    def n_edges_with_projections(self) -> int:
+        """Counts also the edge from each query, key and value input to its own projection, which ACDC (Conmy et al. 2023, arXiv
+        2304.14997) has as nodes of their own.
+        """
+        each = sum(slot.part in ("q", "k", "v") for slot in self.receiver_slots)
+        return self.n_edges + each * (self.n_positions or 1)
+
+    def sender(self, name: str) -> int:
+        """The index of a sender. **Raises:** `ValueError` for a name that is none."""
+        return _index("sender", name, self._sender_index)
+
+    def receiver(self, name: str) -> int:
+        """The index of a receiver. **Raises:** `ValueError` for a name that is none."""
+        return _index("receiver", name, self._receiver_index)
+
+    def edge(self, name: str) -> tuple[int, int]:
+        """The indices of an edge, `"a0.h1->a1.h0.q"`. **Raises:** `ValueError` where there is none of that name."""
+        sender, arrow, receiver = name.partition("->")
+        if not arrow:
+            raise ValueError(f"Expected an edge such as 'm0->logits', got {name!r}.")
+        found = self.sender(sender), self.receiver(receiver)
+        if not self.edges[(..., *found)].any():
+            raise ValueError(
+                f"There is no edge {name}: {receiver} reads the residual stream before {sender} writes to it."
+            )
+        return found
+
+    def mask(self, edges: Iterable[str]) -> Bool[np.ndarray, "*position sender receiver"]:
+        """The edges of these names, at every position. **Raises:** `ValueError` for a name that is none."""
+        kept = np.zeros(self.edges.shape, bool)
+        for name in edges:
+            kept[(..., *self.edge(name))] = True
+        return kept
+
+    def edge_names(self, mask: Bool[np.ndarray, "sender receiver"] | None = None) -> list[str]:
+        """The names of the edges in a mask, or of all, in order of their senders."""
+        mask = self._of_one_position if mask is None else np.asarray(mask)
+        return [f"{self.senders[i]}->{self.receivers[j]}" for i, j in np.argwhere(mask)]
+
+    def of_sender(self, layer: int) -> slice:
+        """Where the heads of a layer stand among the senders."""
+        first = self._sender_index[Slot("head", layer, 0).name]
+        return slice(first, first + self.n_heads)
+
+    @property
+    def _of_one_position(self) -> Bool[np.ndarray, "sender receiver"]:
+        return self.edges if self.n_positions is None else self.edges[0]
+
+    @ft.cached_property
+    def _sender_index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.senders)}
+
+    @ft.cached_property
+    def _receiver_index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.receivers)}
+
+    def _senders(self) -> Iterator[Slot]:
+        yield Slot("embed")
+        if self.embeddings == "split":
+            yield Slot("pos_embed")
+        for layer in range(self.n_layers):
+            yield from (Slot("head", layer, head) for head in range(self.n_heads))
+            if self.biases:
+                yield Slot("bias", layer)
+            if self.has_mlp:
+                yield Slot("mlp", layer)
+                if self.biases:
+                    yield Slot("mlp_bias", layer)
+
+    def _receivers(self) -> Iterator[Slot]:
+        for layer in range(self.n_layers):
+            for part in "qkv":
+                heads = self.n_heads if part == "q" else self.n_kv_heads
+                yield from (Slot(part, layer, head) for head in range(heads))
+            if self.has_mlp:
+                yield Slot("mlp", layer)
+        yield Slot("logits")
+
+    def _written(self, slot: Slot) -> int:
+        """Counts the cuts of the residual stream before what a sender writes arrives; two are in each layer."""
+        if slot.layer < 0:
+            return -1
+        return 2 * slot.layer + (1 if self.parallel or slot.part in ("mlp", "mlp_bias") else 0)
+
+    def _read(self, slot: Slot) -> int:
+        """The same for a receiver: it reads what is written before."""
+        if slot.layer < 0:
+            return 2 * self.n_layers
+        return 2 * slot.layer + (1 if slot.part == "mlp" and not self.parallel else 0)
+
+
+def component_graph(
+    model: Transformer,
+    *,
+    embeddings: Embeddings = "joint",
+    biases: bool = False,
+    shared: Literal["kv", "each"] = "kv",
+    positions: int | None = None,
+) -> ComponentGraph:
+    """The graph of a model's components: the embedding, heads and MLPs as senders, what heads and MLPs read and the logits as receivers.
+
+    What a component adds to the residual stream is a sender; an edge goes to each receiver further on, past all that lies between. In a
+    parallel block attention and MLP read the same stream, so that there is no edge between them. Biases of the outputs belong to no sender
+    unless asked for: they are the same in every run.
+
+    **Arguments:**
+
+    - `embeddings`: tokens and learned positions as one sender, `"joint"`; as two, `"split"`; or those of the tokens alone, `"tokens"`, with
+      positions that are part of every run, as in Hanna et al. 2024 (arXiv 2403.17806). Of rotary positions there is nothing to split.
+    - `biases`: whether biases of attention's and the MLPs' outputs are senders. They matter to ablations that are no runs, such as zero.
+    - `shared`: where query heads share keys and values, whether their inputs are one receiver for each head that has them, `"kv"`, or one
+      for `"each"` head that reads them, as in the benchmark of Mueller et al. 2025 (arXiv 2504.13151).
+    - `positions`: how many tokens the prompts have, for edges at each position apart.
+
+    **Raises:** `ValueError` for another word, or a model whose blocks are not alike.
+
+    >>> jc.component_graph(model, positions=6).edges.shape
+    (6, 21, 53)
+    """
+    check_model(model)
+    check_choice("component_graph: embeddings", embeddings, ("joint", "split", "tokens"))
+    check_choice("component_graph: shared", shared, ("kv", "each"))
+    if positions is not None:
+        check_count("component_graph: positions", "positions of the prompts", positions)
+    kinds = {(block.mlp is None, block.parallel, len(block.attn.W_Q), len(block.attn.W_K)) for block in model.blocks}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"component_graph: the blocks of {model.name} are not alike: heads, MLP and order must be the same in all."
+        )
+    if model.W_pos is None and embeddings == "split":
+        raise ValueError(
+            f"component_graph: {model.name} has no embedding of positions to split off. Use embeddings='joint'."
+        )
+    return ComponentGraph(
+        n_layers=model.n_layers,
+        n_heads=model.n_heads,
+        n_kv_heads=model.n_heads if shared == "each" else model.n_kv_heads,
+        has_mlp=model.blocks[0].mlp is not None,
+        parallel=model.blocks[0].parallel and model.blocks[0].mlp is not None,
+        embeddings=embeddings,
+        biases=biases,
+        n_positions=positions,
+    )
+
+
+def _index(kind: str, name: str, numbers: dict[str, int]) -> int:
+    if not isinstance(name, str) or name not in numbers:
+        hint = did_you_mean(name, numbers) if isinstance(name, str) else ""
+        raise ValueError(
+            f"Expected a {kind} of the component graph, such as {next(iter(numbers))!r}, got {name!r}. {hint}".rstrip()
+        )
+    return numbers[name]
+
+
+def sender_layers(graph: ComponentGraph) -> Int[np.ndarray, " sender"]:
+    """The layer of each sender, -1 for embeddings."""
+    return np.array([slot.layer for slot in graph.sender_slots])
