@@ -1,7 +1,7 @@
 """Jacobians, edges and circuits of transformers in JAX.
 
 What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
-`jc.attribution_graphs`, `jc.edges`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
+`jc.attribution_graphs`, `jc.edges`, `jc.patching`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
 """
 
 # First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
@@ -19,6 +19,7 @@ from . import (
     features as features,
     interop as interop,
     jacobian as jacobian,
+    patching as patching,
     saes as saes,
     view as view,
 )
@@ -144,6 +145,7 @@ from .nodes import (
     Position as Position,
     Token as Token,
 )
+from .patching import patch_edges as patch_edges
 from .saes import CrossLayerTranscoder as CrossLayerTranscoder
 from .view import (
     draw_attribution_graph as draw_attribution_graph,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from .._checks import check_choice, check_count
 from .._run import check_model
@@ -33,6 +33,14 @@ class Slot(NamedTuple):
         return place.get(self.part, self.part)
 
 
+class LayerShape(NamedTuple):
+    """`first`: the number of the first sender in a block; how many `senders` and `receivers` are in each."""
+
+    first: int
+    senders: int
+    receivers: int
+
+
 @dataclasses.dataclass(frozen=True)
 class ComponentGraph:
     """The residual stream written out as edges: each from a component that adds to it to one that reads it further on.
@@ -40,8 +48,8 @@ class ComponentGraph:
     **Attributes:**
 
     - `senders`: `embed`, heads `a0.h1`, MLPs `m0`; with `embeddings="split"` also `pos_embed`, with biases `a0.bias` and `m0.bias`.
-    - `receivers`: what each head's query, key and value read, `a0.h1.q`, each MLP `m0`, `logits`. Where heads share keys and values, `k` and
-      `v` are of the heads that have them, or of each that reads them if they are `"each"`.
+    - `receivers`: what each head's query, key and value read, `a0.h1.q`, each MLP `m0`, `logits`. Where heads share keys and values `k`
+      and `v` are of the heads that have them, or of each that reads them if they are `"each"`.
     - `edges` `[sender receiver]`: which sender writes before which receiver reads; `[position sender receiver]` with positions.
 
     Indices into all results over the graph are `graph.sender("m0")`, `graph.receiver("a1.h0.q")`.
@@ -130,10 +138,12 @@ class ComponentGraph:
         mask = self._of_one_position if mask is None else np.asarray(mask)
         return [f"{self.senders[i]}->{self.receivers[j]}" for i, j in np.argwhere(mask)]
 
-    def of_sender(self, layer: int) -> slice:
-        """Where the heads of a layer stand among the senders."""
-        first = self._sender_index[Slot("head", layer, 0).name]
-        return slice(first, first + self.n_heads)
+    @property
+    def of_layer(self) -> "LayerShape":
+        """How many of the senders and receivers each layer has; they stand one layer behind the other."""
+        embeddings = sum(slot.layer < 0 for slot in self.sender_slots)
+        senders, receivers = len(self.senders) - embeddings, len(self.receivers) - 1
+        return LayerShape(embeddings, senders // self.n_layers, receivers // self.n_layers)
 
     @property
     def _of_one_position(self) -> Bool[np.ndarray, "sender receiver"]:
@@ -243,8 +253,3 @@ def _index(kind: str, name: str, numbers: dict[str, int]) -> int:
             f"Expected a {kind} of the component graph, such as {next(iter(numbers))!r}, got {name!r}. {hint}".rstrip()
         )
     return numbers[name]
-
-
-def sender_layers(graph: ComponentGraph) -> Int[np.ndarray, " sender"]:
-    """The layer of each sender, -1 for embeddings."""
-    return np.array([slot.layer for slot in graph.sender_slots])

@@ -34,3 +34,20 @@ from ._resume import (
 )
 from ._sizes import cheapest as cheapest, size_for as size_for
 from ._windows import windows_of as windows_of
+from ._worlds import (
+    attend_each as attend_each,
+    bytes_of_variant as bytes_of_variant,
+    feed_own as feed_own,
+    HeadReads as HeadReads,
+    mixed as mixed,
+    of_graph as of_graph,
+    run_worlds as run_worlds,
+)
+from ._writes import (
+    attention_writes as attention_writes,
+    embedding_writes as embedding_writes,
+    kinds_written as kinds_written,
+    mlp_writes as mlp_writes,
+    sender_writes as sender_writes,
+    writes_of as writes_of,
+)

@@ -1,0 +1,3 @@
+"""Patching: what the metric is with parts of one run put into another, by sites, by edges between components, and along paths."""
+
+from ._patch_edges import patch_edges as patch_edges

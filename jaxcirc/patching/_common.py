@@ -1,0 +1,82 @@
+"""What the verbs over the component graph share: the graph and the values that it is given, checked, and the writes of the other run."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._checks import check_kind
+from .._indexing import rows_of
+from ..components import AbstractAblation
+from ..components._reference import Receivers
+from ..graph import component_graph, ComponentGraph
+from ..models import check_known, Transformer
+from ..runs import BUDGET, in_groups, Problem, sender_writes
+
+
+Others = Callable[[Int[np.ndarray, " some"]], Float[Array, "some sender seq d_model"]]
+
+
+def graph_for(who: str, model: Transformer, graph: ComponentGraph | None, seq: int) -> ComponentGraph:
+    """The graph, or the model's own where none was given.
+
+    **Raises:** `TypeError` for what is no graph; `ValueError` for the graph of another model, or of prompts of another length, and where
+    parts of the model are of classes whose weights are not known.
+    """
+    if graph is None:
+        graph = component_graph(model)
+    check_kind(f"{who}: graph", graph, ComponentGraph, "a graph as jc.component_graph(model) gives one")
+    own = component_graph(model)
+    numbers = ("n_layers", "n_heads", "has_mlp", "parallel")
+    wrong = [name for name in numbers if getattr(graph, name) != getattr(own, name)]
+    if graph.n_kv_heads not in (own.n_kv_heads, own.n_heads):
+        wrong.append("n_kv_heads")
+    if wrong:
+        said = ", ".join(f"{name} {getattr(graph, name)} and not {getattr(own, name)}" for name in wrong)
+        raise ValueError(
+            f"{who}: the graph is of another model than {model.name}: it has {said}. Make one: jc.component_graph(model)."
+        )
+    if graph.n_positions not in (None, seq):
+        raise ValueError(
+            f"{who}: the graph has edges at {graph.n_positions} positions, and the prompts have {seq} tokens."
+        )
+    check_known(who, model, "attn", "ln1_post", "ln2_post")
+    return graph
+
+
+def others_of(model: Transformer, graph: ComponentGraph, problem: Problem, ablation: AbstractAblation | None) -> Others:
+    """What senders write in the other run of some prompts, given by number: on the corrupt prompts, or what an ablation takes.
+
+    **Raises:** `ValueError` where there is no such value, before anything is run.
+    """
+    of = lambda tokens, mask: sender_writes(model, graph, tokens, mask)
+    if ablation is None:
+        tokens, mask = problem.corrupt, problem.mask
+        assert tokens is not None
+        return lambda rows: of(tokens[rows], mask[rows])
+    seq, length = problem.clean.shape[1], int(problem.length)
+    tokens = problem.clean[:, :length]
+    receivers = Receivers(
+        model=model,
+        tokens=tokens,
+        mask=problem.given_mask(),
+        others=tokens if problem.corrupt is None else problem.corrupt[:, :length],
+        of=of,
+        zeros=lambda: jnp.zeros((1, len(graph.senders), seq, model.d_model), model.activation_dtype),
+        groups=lambda count: prompt_groups(model, graph, count, seq),
+    )
+    return ablation.values(receivers)
+
+
+def prompt_groups(
+    model: Transformer, graph: ComponentGraph, count: int, seq: int, budget: int = BUDGET
+) -> list[Int[np.ndarray, " group"]]:
+    """So many prompts, by number, in groups of which all that senders write fits into a budget of bytes, twice."""
+    each = 2 * len(graph.senders) * seq * model.d_model * model.activation_dtype.itemsize
+    return in_groups(count, each, budget)
+
+
+def some_prompts(problem: Problem, rows: Int[np.ndarray, " some"]) -> tuple:
+    """The clean and the corrupt prompts, mask and metric of some, by number."""
+    return rows_of((problem.clean, problem.corrupt, problem.mask, problem.metric), rows)
