@@ -39,7 +39,7 @@ class Zero(AbstractAblation):
 
 
 class Mean(AbstractAblation):
-    """The mean over prompts, for each position apart, of those that are real there.
+    """The mean over prompts, for each position apart, of those that are real there; or over all real positions of all prompts.
 
     **Arguments:**
 
@@ -48,10 +48,12 @@ class Mean(AbstractAblation):
     - `mask` `[prompt seq]`: False for padding of `tokens`, which is not in the mean; needed if the prompts that are run have padding. A
       position is a column: prompts of several lengths are padded on one side, all of them, and a position at which none is real has no
       mean.
+    - `by_position`: False for one mean of all real tokens, which every position gets.
     """
 
     tokens: Int[Array, "prompt seq"] | None = None
     mask: Bool[Array, "prompt seq"] | None = None
+    by_position: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
         if self.tokens is None and self.mask is not None:
@@ -59,6 +61,8 @@ class Mean(AbstractAblation):
 
     def values(self, receivers):
         reference = receivers.beside("Mean") if self.tokens is None else self._given(receivers, self.tokens)
+        if not self.by_position:
+            return _repeated(ft.cache(reference.mean_of_all))
         reference.check_mean(np.asarray(receivers.mask))
         return _repeated(ft.cache(reference.mean))
 

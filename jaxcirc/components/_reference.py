@@ -36,7 +36,14 @@ class Reference(NamedTuple):
 
     def mean(self) -> Values:
         """The mean over the prompts that are real at a position, for each position apart, `[1 seq_run …]`."""
-        weights = self.mask_run / np.maximum(self.mask_run.sum(0), 1)
+        return self._summed(self.mask_run / np.maximum(self.mask_run.sum(0), 1))
+
+    def mean_of_all(self) -> Values:
+        """The mean over all real tokens of the prompts, the same at every position, `[1 seq_run …]`."""
+        return _of_all_positions(self._summed(self.mask_run / self.mask_run.sum()))
+
+    def _summed(self, weights: Float[np.ndarray, "prompt seq_run"]) -> Values:
+        """Sums the values on all prompts, each position by its weight."""
         total = None
         for rows in self.groups:
             once = np.diff(rows, prepend=-1) > 0
@@ -145,3 +152,9 @@ def _check_means(who: str, references: np.ndarray, receivers: np.ndarray) -> Non
 def _weighted(values: Values, weights: Float[Array, "batch seq"]) -> Values:
     # [batch seq] · [batch seq …] -> [seq …]
     return jax.tree.map(lambda x: jnp.einsum("bs,bs...->s...", weights.astype(x.dtype), x)[None], values)
+
+
+@jax.jit
+def _of_all_positions(values: Values) -> Values:
+    """Gives every position of `[1 seq …]` the sum over positions."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x.sum(1, keepdims=True), x.shape), values)

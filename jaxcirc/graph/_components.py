@@ -56,7 +56,7 @@ class ComponentGraph:
 
     >>> graph = jc.component_graph(model)
     >>> len(graph.senders), len(graph.receivers), graph.n_edges
-    (21, 53, 529)
+    (21, 53, 479)
     """
 
     n_layers: int

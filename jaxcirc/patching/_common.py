@@ -50,11 +50,12 @@ def others_of(model: Transformer, graph: ComponentGraph, problem: Problem, ablat
 
     **Raises:** `ValueError` where there is no such value, before anything is run.
     """
-    of = lambda tokens, mask: sender_writes(model, graph, tokens, mask)
     if ablation is None:
         tokens, mask = problem.corrupt, problem.mask
         assert tokens is not None
-        return lambda rows: of(tokens[rows], mask[rows])
+        return lambda rows: sender_writes(model, graph, tokens[rows], mask[rows])
+    # Values of other prompts have their positions as the second axis.
+    positions_second = lambda x: jnp.swapaxes(x, 1, 2)
     seq, length = problem.clean.shape[1], int(problem.length)
     tokens = problem.clean[:, :length]
     receivers = Receivers(
@@ -62,11 +63,12 @@ def others_of(model: Transformer, graph: ComponentGraph, problem: Problem, ablat
         tokens=tokens,
         mask=problem.given_mask(),
         others=tokens if problem.corrupt is None else problem.corrupt[:, :length],
-        of=of,
-        zeros=lambda: jnp.zeros((1, len(graph.senders), seq, model.d_model), model.activation_dtype),
+        of=lambda tokens, mask: positions_second(sender_writes(model, graph, tokens, mask)),
+        zeros=lambda: jnp.zeros((1, seq, len(graph.senders), model.d_model), model.activation_dtype),
         groups=lambda count: prompt_groups(model, graph, count, seq),
     )
-    return ablation.values(receivers)
+    values = ablation.values(receivers)
+    return lambda rows: positions_second(values(rows))
 
 
 def prompt_groups(
