@@ -12,14 +12,16 @@ from ..components import AbstractAblation
 from ..components._reference import Receivers
 from ..graph import component_graph, ComponentGraph
 from ..models import check_known, Transformer
-from ..runs import BUDGET, in_groups, Problem, sender_writes
+from ..runs import as_graph, BUDGET, in_groups, Problem, sender_writes
 
 
 Others = Callable[[Int[np.ndarray, " some"]], Float[Array, "some sender seq d_model"]]
 
 
-def graph_for(who: str, model: Transformer, graph: ComponentGraph | None, seq: int) -> ComponentGraph:
-    """The graph, or the model's own where none was given.
+def graph_for(
+    who: str, model: Transformer, graph: ComponentGraph | None, seq: int
+) -> tuple[Transformer, ComponentGraph]:
+    """The model as the graph has it, and the graph: the model's own where none was given.
 
     **Raises:** `TypeError` for what is no graph; `ValueError` for the graph of another model, or of prompts of another length, and where
     parts of the model are of classes whose weights are not known.
@@ -42,7 +44,7 @@ def graph_for(who: str, model: Transformer, graph: ComponentGraph | None, seq: i
             f"{who}: the graph has edges at {graph.n_positions} positions, and the prompts have {seq} tokens."
         )
     check_known(who, model, "attn", "ln1_post", "ln2_post")
-    return graph
+    return as_graph(model, graph), graph
 
 
 def others_of(model: Transformer, graph: ComponentGraph, problem: Problem, ablation: AbstractAblation | None) -> Others:

@@ -85,7 +85,7 @@ def patch_edges(
             f"{who}: the convention 'edge' runs the corrupt prompt, and an ablation is no run. Use convention='tree' with it."
         )
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
-    graph = graph_for(who, model, graph, int(problem.length))
+    model, graph = graph_for(who, model, graph, int(problem.length))
     keep = _checked(keep, graph, model)
     masks, flat = keep.shape[: keep.ndim - graph.edges.ndim], keep.reshape(-1, *graph.edges.shape)
     weight = jnp.where(graph.edges, 1 - flat if convention == "tree" else flat, 0)

@@ -25,6 +25,7 @@ from ._problem import (
     prepare_prompts as prepare_prompts,
     Problem as Problem,
 )
+from ._receivers import bytes_of_way_back as bytes_of_way_back, receiver_gradients as receiver_gradients
 from ._recorded import apart as apart, record as record, record_sides as record_sides, Recorded as Recorded
 from ._resume import (
     metric_from as metric_from,
@@ -35,12 +36,12 @@ from ._resume import (
 from ._sizes import cheapest as cheapest, size_for as size_for
 from ._windows import windows_of as windows_of
 from ._worlds import (
+    as_graph as as_graph,
     attend_each as attend_each,
     bytes_of_variant as bytes_of_variant,
     feed_own as feed_own,
     HeadReads as HeadReads,
     mixed as mixed,
-    of_graph as of_graph,
     run_worlds as run_worlds,
 )
 from ._writes import (
@@ -49,5 +50,6 @@ from ._writes import (
     kinds_written as kinds_written,
     mlp_writes as mlp_writes,
     sender_writes as sender_writes,
+    sites_written as sites_written,
     writes_of as writes_of,
 )

@@ -47,15 +47,18 @@ class HeadReads(eqx.Module):
     v: Float[Array, "kv_head seq d_model"]
 
 
-def of_graph(graph: ComponentGraph, block: Block) -> Block:
-    """The block as the graph has it: with keys and values of its own for each head, where heads that share them are receivers each."""
-    share = graph.n_heads // len(block.attn.W_K)
+def as_graph(model: Transformer, graph: ComponentGraph) -> Transformer:
+    """The model as the graph has it: with keys and values of its own for each head, where heads that share them are receivers each."""
+    share = graph.n_heads // model.n_kv_heads
     if graph.n_kv_heads != graph.n_heads or share == 1:
-        return block
+        return model
+    return eqx.tree_at(lambda model: model.blocks, model, tuple(_ungrouped(block, share) for block in model.blocks))
+
+
+def _ungrouped(block: Block, share: int) -> Block:
     each = lambda x: jnp.repeat(x, share, axis=0)
-    attn = block.attn
     owned = lambda attn: [attn.W_K, attn.b_K, attn.W_V, attn.b_V]
-    attn = eqx.tree_at(owned, attn, list(map(each, owned(attn))))
+    attn = eqx.tree_at(owned, block.attn, list(map(each, owned(block.attn))))
     if attn.k_norm is not None and attn.k_norm.joint:  # its mean is over heads of which each is there as often
         attn = eqx.tree_at(lambda attn: attn.k_norm.weight, attn, each(attn.k_norm.weight))
     return eqx.tree_at(lambda block: block.attn, block, attn)
@@ -114,7 +117,7 @@ def run_worlds(
 ) -> Float[Array, " variant"]:
     """Runs variants of prompts `rows`, each with its own mixture of two worlds.
 
-    **Arguments:** - `other`: what senders wrote in the other run of each prompt, or of all, `[1 …]`. - `weight`: how much of the other
+    **Arguments:** - `model`: as the graph has it. - `other`: what senders wrote in the other run of each prompt, or of all, `[1 …]`. - `weight`: how much of the other
     world each receiver reads from each sender; 0 where there is no edge.
 
     **Returns:** the metric.
@@ -124,7 +127,7 @@ def run_worlds(
     step = _through if any(isinstance(x, Tracer) for x in (moved, weight)) else _through_in_place
     for layer, block in enumerate(model.blocks):
         numbers = np.asarray(layer, np.int32)
-        resid, moved = step(graph, of_graph(graph, block), masks[layer], numbers, rows, resid, moved, weight, other)
+        resid, moved = step(graph, block, masks[layer], numbers, rows, resid, moved, weight, other)
     resid = _leave(graph, resid, moved, weight)
     return metric_of_variants(model.without_blocks, metric, rows, resid)
 

@@ -80,9 +80,13 @@ def sender_writes(
     mask: Bool[Array | np.ndarray, "batch seq"],
 ) -> Float[Array, "batch sender seq d_model"]:
     """Runs a batch of prompts and returns what each sender writes."""
+    return writes_of(model, graph, record(model, tokens, mask, sites_written(model)))
+
+
+def sites_written(model: Transformer) -> set[Site]:
+    """What is recorded of a run so that `writes_of` can tell what its senders write."""
     inside = {Site(layer, kind) for layer, block in enumerate(model.blocks) for kind in kinds_written(block)}
-    outside = {Site(None, kind) for kind in EMBEDDED[: 1 if model.W_pos is None else 2]}
-    return writes_of(model, graph, record(model, tokens, mask, inside | outside))
+    return inside | {Site(None, kind) for kind in EMBEDDED[: 1 if model.W_pos is None else 2]}
 
 
 def writes_of(model: Transformer, graph: ComponentGraph, run: Recorded) -> Float[Array, "batch sender seq d_model"]:
