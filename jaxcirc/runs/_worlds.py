@@ -117,8 +117,8 @@ def run_worlds(
 ) -> Float[Array, " variant"]:
     """Runs variants of prompts `rows`, each with its own mixture of two worlds.
 
-    **Arguments:** - `model`: as the graph has it. - `other`: what senders wrote in the other run of each prompt, or of all, `[1 …]`. - `weight`: how much of the other
-    world each receiver reads from each sender; 0 where there is no edge.
+    **Arguments:** - `model`: as the graph has it. - `other`: what senders wrote in the other run of each prompt, or of all, `[1 …]`. -
+    `weight`: how much of the other world each receiver reads from each sender; 0 where there is no edge.
 
     **Returns:** the metric.
     """
