@@ -145,7 +145,7 @@ from .nodes import (
     Position as Position,
     Token as Token,
 )
-from .patching import edge_attribution as edge_attribution, patch_edges as patch_edges
+from .patching import edge_attribution as edge_attribution, patch_edges as patch_edges, path_patch as path_patch
 from .saes import CrossLayerTranscoder as CrossLayerTranscoder
 from .view import (
     draw_attribution_graph as draw_attribution_graph,

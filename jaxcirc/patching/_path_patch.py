@@ -1,0 +1,298 @@
+"""Path patching: what a sender does to the metric by way of some receivers alone."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from .._checks import check_choice, check_count, check_list
+from .._edits import Replace
+from .._indexing import rows_of
+from .._metrics import Metric
+from .._run import metric_of_last, only_position
+from .._sites import Kind, Site
+from ..components._written import final_scale
+from ..graph import ComponentGraph
+from ..models import Transformer
+from ..runs import (
+    in_groups,
+    lengthened,
+    metric_from,
+    metric_of_variants,
+    prepare_prompts,
+    record,
+    Recorded,
+    resume,
+    sites_written,
+    TOKENS_AT_ONCE,
+    windows_of,
+    writes_of,
+)
+from ._common import graph_for, prompt_groups, some_prompts
+from ._positions import where_of
+from ._stages import added, Change, Enters, Read, read_stage, sites_read, Stage, stage_of, written_by
+
+
+Group = str | Sequence[str]
+
+
+def path_patch(
+    model: Transformer,
+    clean: Int[Array, "batch seq"],
+    corrupt: Int[Array, "batch seq"],
+    metric: Metric,
+    *,
+    receivers: Sequence[str] | Sequence[Sequence[str]],
+    senders: Sequence[Group] | None = None,
+    mlps: Literal["frozen", "recomputed"] = "frozen",
+    norms: Literal["live", "frozen"] = "live",
+    positions: ArrayLike | None = None,
+    receiver_positions: ArrayLike | None = None,
+    graph: ComponentGraph | None = None,
+    mask: Bool[Array, "batch seq"] | None = None,
+    tokens_at_once: int = TOKENS_AT_ONCE,
+) -> Float[Array, "sender batch"]:
+    r"""The metric with what a sender writes on the corrupt prompt put in along one path: directly into the receivers, and on from there.
+
+    Each receiver $v$ reads $x_v + \sum_{u} (u_{corrupt} - u_{clean})$, the sum over what is sent; everything else between is held at the
+    clean run. Behind the last receivers all is recomputed from what they then write.
+
+    **Arguments:**
+
+    - `receivers`: names of the component graph, `["a9.h9.q", "a9.h6.q"]`, `["logits"]`, `["m11"]`; or a chain of such lists: what the first
+      write is sent on to the second, and so on. A chain that ends in `["logits"]` holds all that is not on the path, also behind.
+    - `senders`: names, or tuples of names that are patched together, a run for each. `None` for every sender of the graph; one that does
+      not reach the receivers leaves the metric as it is.
+    - `mlps`: `"frozen"` at the clean run, or `"recomputed"`, so that a path passes through MLPs too, but through no attention.
+    - `norms`: whether the receivers' norms divide by what they now read, `"live"`, or by what they did in the clean run, `"frozen"`.
+    - `positions`: at which the senders are patched: one for all, `[batch]` one a prompt, `[batch k]` several, negative from the end;
+      `None` for all. - `receiver_positions`: at which the receivers read it, of the last and of all before in a chain.
+    - `graph`: as `jc.component_graph` gives one. - `mask` `[batch seq]`: False for padding.
+    - `tokens_at_once`: how many tokens are in flight; it changes memory and time only.
+
+    To put clean values into corrupt runs, exchange the prompts; the metric stays that of the answers.
+
+    **Returns:** `[sender batch]`, in the metric's units.
+
+    **Raises:** `ValueError` for names that are none, a sender asked for that does not reach the receivers, a chain that does not go on from
+    its receivers, positions outside the prompts, and as `jc.patch_edges`.
+
+    >>> prompts = jc.data.ioi(tokenizer, 2, seed=0)
+    >>> found = jc.path_patch(model, prompts.clean, prompts.corrupt, prompts.metric(), receivers=["a3.h0.q", "a3.h1.q"])
+    >>> found.shape
+    (21, 2)
+
+    **Reference:** Wang et al. 2022 (arXiv 2211.00593, appendix B) has `mlps="recomputed"`; Goldowsky-Dill et al. 2023 (arXiv 2304.05969)
+    hold all but the path, `mlps="frozen"` and a chain to the logits. With `norms="frozen"` the direct path is linear, as in the
+    demonstrations of TransformerLens.
+    """
+    who = "path_patch"
+    check_choice(f"{who}: mlps", mlps, ("frozen", "recomputed"))
+    check_choice(f"{who}: norms", norms, ("live", "frozen"))
+    check_count(f"{who}: tokens_at_once", "tokens are run at once", tokens_at_once)
+    problem = prepare_prompts(model, clean, corrupt, metric, mask)
+    assert problem.corrupt is not None
+    length = int(problem.length)
+    model, graph = graph_for(who, model, graph, length)
+    chain = _chain(who, graph, receivers)
+    groups = _groups(who, graph, senders, chain[0])
+    real, (batch, seq) = problem.given_mask(), problem.clean.shape
+    places = [where_of(f"{who}: {name}", given, real) for name, given in _named(positions, receiver_positions)]
+    sent, read_at = (lengthened(where, seq, False) for where in places)
+    stages = [stage_of(graph, stage) for stage in chain]
+    reached = np.flatnonzero((groups @ graph_edges(graph)[:, chain[0]]).any(1))
+    wanted = sites_written(model) | sites_read(model, stages, norms=norms == "frozen")
+    found = np.zeros((len(groups), batch), model.activation_dtype)
+    for rows in prompt_groups(model, graph, batch, seq):
+        own, other, keys, of_rows = some_prompts(problem, rows)
+        run = record(model, own, keys, wanted, metric=of_rows)
+        theirs = writes_of(model, graph, record(model, other, keys, sites_written(model)))
+        moved = _moved(theirs, writes_of(model, graph, run), jnp.asarray(sent[rows]))
+        found[:, rows] = np.asarray(run.metric)
+        ways = _Paths(
+            model, graph, run, of_rows, stages, jnp.asarray(read_at[rows]), mlps == "recomputed", norms == "frozen"
+        )
+        count = len(reached) * len(rows)
+        for numbers in in_groups(count, seq, tokens_at_once) if count else ():
+            which, of = np.divmod(numbers, len(rows))
+            members = groups[reached[which]].astype(model.activation_dtype)
+            found[reached[which], rows[of]] = np.asarray(ways.metric(moved, members, of))
+    return jnp.asarray(found)
+
+
+class _Paths(NamedTuple):
+    """The paths of one group of prompts, whose clean run is known: through which stages, where receivers read, whether MLPs are computed
+    anew on the way, and whether norms divide as in the clean run.
+    """
+
+    model: Transformer
+    graph: ComponentGraph
+    run: Recorded
+    of_prompts: Metric
+    stages: list[Stage]
+    where: Bool[Array, "batch seq"]
+    recompute: bool
+    norms: bool
+
+    def metric(
+        self, moved: Float[Array, "batch sender seq d_model"], members: Float[np.ndarray, "variant sender"], rows
+    ) -> Float[Array, " variant"]:
+        """The metric of variants of prompts `rows`, each with what some senders moved sent along the path."""
+        enters = lambda layer, part: self._sent(moved, members, rows, layer, part)
+        stages = iter(self.stages)
+        read = self._read(next(stages), enters, rows)
+        for stage in stages:
+            written = written_by(self.model, self.run, read, rows)
+            read = self._read(stage, lambda layer, part, written=written: written.get((layer, part)), rows)
+        return self._behind(self.stages[-1], read, rows)
+
+    def _read(self, stage: Stage, enters: Enters, rows) -> Read:
+        given = self.model, self.run, stage, enters, rows, self.where
+        return read_stage(*given, recompute=self.recompute, norms=self.norms)
+
+    def _sent(self, moved, members, rows, layer: int, part: str) -> Change | None:
+        """What the senders of a part of a layer moved, `None` where none of these variants has any."""
+        shape, attention = self.graph.of_layer, self.graph.n_heads + self.graph.biases
+        first = shape.first + layer * shape.senders + (attention if part == "mlp" else 0)
+        count = attention if part == "attn" else shape.senders - attention
+        first, count = (0, shape.first) if part == "embed" else (first, count)
+        mine = members[:, first : first + count]
+        return _sum_of(moved, mine, rows, np.asarray(first, np.int32)) if mine.any() else None
+
+    def _behind(self, stage: Stage, read: Read, rows) -> Float[Array, " variant"]:
+        """Runs the clean prompts with what the last receivers read in place, from the first of them on."""
+        model, run, of_prompts = self.model, self.run, self.of_prompts
+        if not stage.layers:
+            assert read.logits is not None
+            scale = run.last if self.norms else None
+            return _metric_at_logits(model.without_blocks, of_prompts, rows, run.last, read.logits, scale)
+        edits = {site: Replace(value) for site, value in read.heads.items()}
+        for layer, change in read.mlps.items():
+            site = Site(layer, Kind.MLP_OUT)
+            edits[site] = Replace(_of_rows(run.values[site], rows, change))
+        first, last = min(stage.layers), max(stage.layers)
+        alone = first not in stage.heads and model.blocks[first].has_middle
+        cut = Site(first, Kind.RESID_MID if alone else Kind.RESID_PRE)
+        entering = rows_of(run.at_cut(cut), rows)
+        resid, _ = resume(model, run.masks, cut, rows, entering, edits=edits, until=last)
+        behind = Site(last + 1, Kind.RESID_PRE)
+        if read.logits is None:
+            window = windows_of(model, of_prompts, entering.shape[1], len(rows)).whole(rows)
+            return metric_from(model, of_prompts, run.masks, behind, rows, resid, window)
+        if last < model.n_layers - 1:
+            resid, _ = resume(model, run.masks, behind, rows, resid)
+        return metric_of_variants(model.without_blocks, of_prompts, rows, added(resid, read.logits))
+
+
+def graph_edges(graph: ComponentGraph) -> Bool[np.ndarray, "sender receiver"]:
+    """The edges, whichever position they are at."""
+    return graph.edges if graph.n_positions is None else graph.edges[0]
+
+
+def _chain(who: str, graph: ComponentGraph, receivers) -> list[list[int]]:
+    """The numbers of the receivers, stage by stage. **Raises:** `ValueError` for a name that is none, or a stage that nothing reaches."""
+    given = check_list(f"{who}: receivers", "receivers", receivers)
+    if not given:
+        raise ValueError(f"{who}: no receiver was given. Name some, such as ['a1.h0.q'] or ['logits'].")
+    nested = [not isinstance(each, str) for each in given]
+    if any(nested) and not all(nested):
+        raise ValueError(f"{who}: receivers are names, or lists of names that are a chain; got both, {given!r}.")
+    names = [list(stage) for stage in given] if all(nested) else [list(given)]
+    chain = [[graph.receiver(name) for name in stage] for stage in names]
+    edges = graph_edges(graph)
+    for number, stage in enumerate(chain):
+        if not stage:
+            raise ValueError(f"{who}: stage {number} of the chain has no receiver.")
+        if number == len(chain) - 1:
+            continue
+        writers = _writers(graph, stage)
+        for receiver in chain[number + 1]:
+            if not edges[writers, receiver].any():
+                raise ValueError(
+                    f"{who}: {graph.receivers[receiver]} reads the residual stream before any of "
+                    f"{', '.join(names[number])} writes to it, so that the chain does not go on there. Order the stages from the "
+                    "embedding to the logits."
+                )
+    return chain
+
+
+def _writers(graph: ComponentGraph, stage: list[int]) -> list[int]:
+    """The senders that write what these receivers make of what they read."""
+    found = []
+    share = graph.n_heads // graph.n_kv_heads
+    for slot in (graph.receiver_slots[number] for number in stage):
+        if slot.part == "mlp":
+            found.append(graph.sender(f"m{slot.layer}"))
+        elif slot.part != "logits":
+            heads = [slot.head] if slot.part == "q" else range(slot.head * share, (slot.head + 1) * share)
+            found += [graph.sender(f"a{slot.layer}.h{head}") for head in heads]
+    return found
+
+
+def _groups(who: str, graph: ComponentGraph, senders, first: list[int]) -> Bool[np.ndarray, "group sender"]:
+    """Which senders are patched together. **Raises:** `ValueError` for one that reaches none of the first receivers."""
+    if senders is None:
+        return np.eye(len(graph.senders), dtype=bool)
+    given = check_list(f"{who}: senders", "senders", senders)
+    if not given:
+        raise ValueError(
+            f"{who}: no sender was given. Name some, such as ['a0.h1', 'm0'], or leave senders out for all."
+        )
+    groups = np.zeros((len(given), len(graph.senders)), bool)
+    edges = graph_edges(graph)
+    for number, group in enumerate(given):
+        for name in [group] if isinstance(group, str) else group:
+            sender = graph.sender(name)
+            if not edges[sender, first].any():
+                raise ValueError(
+                    f"{who}: {name} writes to the residual stream behind all that {', '.join(graph.receivers[i] for i in first)} read. "
+                    "Senders are before receivers."
+                )
+            groups[number, sender] = True
+    return groups
+
+
+def _named(positions, receiver_positions):
+    return (("positions", positions), ("receiver_positions", receiver_positions))
+
+
+@jax.jit
+def _moved(theirs, own, where) -> Float[Array, "batch sender seq d_model"]:
+    return jnp.where(where[:, None, :, None], theirs - own, 0)
+
+
+@jax.jit
+def _sum_of(moved, members, rows, first) -> Change:
+    """Sums what some senders behind `first` moved, for each variant those that are its own."""
+    count = members.shape[1]
+
+    def one(row, members):
+        mine = jax.lax.dynamic_slice_in_dim(moved[row], first, count)
+        # [sender] · [sender seq d_model] -> [seq d_model]
+        return jnp.einsum("u,utm->tm", members, mine)
+
+    return jax.vmap(one)(rows, members)
+
+
+@jax.jit
+def _of_rows(values, rows, change: Change) -> Change:
+    return values[rows] + change
+
+
+@jax.jit
+def _metric_at_logits(ends: Transformer, metric: Metric, rows, last, change: Change, clean) -> Float[Array, " variant"]:
+    """The metric where the logits read a changed stream; given the `clean` one, at its final norm's scale."""
+
+    def one(row, change):
+        mine, edits = jax.tree.map(lambda x: x[row], metric), {}
+        if clean is not None and ends.ln_final is not None:
+            scale, (position, _) = final_scale(ends.ln_final, clean[row])[:, None], only_position(mine)
+            scale = scale if position is None else scale[position][None]
+            edits = {Site(None, Kind.FINAL_SCALE): Replace(scale)}
+        return metric_of_last(ends, mine, last[row] + change, edits)
+
+    return jax.vmap(one)(rows, change)
