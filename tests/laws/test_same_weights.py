@@ -143,6 +143,15 @@ VERBS |= {
     "qk_attribution": lambda model: jc.qk_attribution(model, None, prompts(model)[0][0], 1, 0, 4, 3).M_q,
     "explain_edge": lambda model: jc.explain_edge(graph_of(model), model, None, *edge_of(model), heads=1).table(),
 }
+PATCHED = jc.LogitDiff(1, 2)
+VERBS |= {
+    "component_graph": lambda model: jc.component_graph(model).edges.astype(int),
+    "patch_edges": lambda model: jc.patch_edges(
+        model, *prompts(model), PATCHED, jc.component_graph(model).mask(["embed->m1", "a0.h1->logits"])
+    ),
+    "edge_attribution": lambda model: jc.edge_attribution(model, *prompts(model), PATCHED),
+    "path_patch": lambda model: jc.path_patch(model, *prompts(model), PATCHED, receivers=["a1.h0.q", "m1"]),
+}
 OF_FILES = {"to_torch_state_dict"}  # gives the names of an architecture, of which this one has none on disk
 
 
