@@ -10,7 +10,7 @@ import pytest
 import jaxcirc as jc
 
 from .helpers import assert_close, counting_programs, make_model, model_named, MODELS
-from .test_patch_edges import changed_writes, metric_of, problem
+from .test_patch_edges import assert_moved_alike, changed_writes, metric_of, problem
 
 
 def held_between(model, clean, change, sender, *, recompute):
@@ -83,7 +83,7 @@ def test_paths_are_their_definition(name, mlps):
                 given = model, clean[row], one, change, sender, receivers
                 want.append(by_definition(*given, recompute=mlps == "recomputed"))
         want = np.reshape(want, (len(reach), 2))
-        assert_close(np.asarray(got) - base, want - base)
+        assert_moved_alike(got, want, base)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "gemma2", "attention-only"])
@@ -200,7 +200,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input(case):
+def test_bad_input(case, untyped):
     more, message = BAD[case]
     model = model_named("gpt2")
     clean, corrupt, metric = problem(model)
