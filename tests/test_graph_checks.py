@@ -10,7 +10,7 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.attribution_graphs import Change
 from tests import oracle
-from tests.helpers import assert_close, counting_calls, model_named, MODELS, needs_x64, tokens_for
+from tests.helpers import assert_close, counting_calls, make_model, model_named, MODELS, needs_x64, tokens_for
 from tests.replacements import graph_of, numbers_of, random_cross_layer
 
 
@@ -60,6 +60,25 @@ def test_dictionaries_that_read_what_they_stand_for(name):
     graph = jc.attribution_graph(model, saes, tokens_for(model, 6), **WHOLE)
     nodes = [numbers_of(graph, "latent", layer=0, pos=pos)[-1] for pos in (1, 3)]
     check_law(jc.check_graph(graph, model, saes, nodes), graph)
+
+
+@needs_x64
+@pytest.mark.parametrize("act", [jax.nn.softplus, jax.numpy.cos])
+def test_activation_functions_that_are_not_0_at_0(act):
+    """What they are at 0 is a bias of the MLP, which its gates have no part in; a neuron's gate at 0 is the slope there."""
+    model = make_model(jax.random.key(5), act=act)
+    mlp = model.blocks[1].mlp
+    silent = dataclasses.replace(mlp, W_in=mlp.W_in.at[:, 3].set(0), b_in=mlp.b_in.at[3].set(0))
+    blocks = (model.blocks[0], dataclasses.replace(model.blocks[1], mlp=silent))
+    model = dataclasses.replace(model, blocks=blocks)
+    tokens = tokens_for(model, 6)
+    saes = oracle.random_saes(jax.random.key(4), model, (Kind.ATTN_OUT, Kind.MLP_OUT))
+    del saes[Site(0, Kind.RESID_PRE)]
+    for given in (saes, None):
+        graph = jc.attribution_graph(model, given, tokens, **WHOLE)
+        assert_close(graph.adjacency.sum(axis=1)[graph.targets], graph.values[graph.targets])
+        nodes = [numbers_of(graph, "latent", layer=0, pos=pos)[-1] for pos in (1, 3)]
+        check_law(jc.check_graph(graph, model, given, nodes), graph)
 
 
 @needs_x64
