@@ -105,7 +105,7 @@ def intervene(
 
 
 def filled_prompt(
-    model: Transformer, tokens: Tokens, real: Bool[np.ndarray, " seq"]
+    model: Transformer, tokens: Tokens | Int[np.ndarray, " seq"], real: Bool[np.ndarray, " seq"]
 ) -> tuple[Int[np.ndarray, " seq_run"], Bool[np.ndarray, " seq_run"]]:
     """Fills a prompt and its mask up to the length at which it is run: within the context that the model was trained on, if it is."""
     prompts, masks = filled(np.asarray(tokens)[None], real[None], max(len(tokens), model.n_ctx))

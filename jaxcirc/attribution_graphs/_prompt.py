@@ -113,11 +113,15 @@ class Vectors(Mapping[Site, Array]):
 
 
 def linearised_prompt(
-    model: Transformer, dictionaries: Dictionaries, tokens: Tokens, real: Real, targets: Targets | Directions
+    model: Transformer,
+    dictionaries: Dictionaries,
+    tokens: Tokens | Int[np.ndarray, " seq"],
+    real: Real,
+    targets: Targets | Directions,
 ) -> Prompt:
     """Linearises what is real of a prompt; dictionaries and targets have been checked."""
-    tokens = jnp.asarray(np.asarray(tokens)[real.slice])
-    linear = linearise(model, tokens, linear_paths(dictionaries), closed_layers(dictionaries))
+    of_real = jnp.asarray(np.asarray(tokens)[real.slice])
+    linear = linearise(model, of_real, linear_paths(dictionaries), closed_layers(dictionaries))
     replaced = replace_sublayers(linear, dictionaries)
     outputs = make_outputs(linear, targets)
     table, columns = make_table(linear, replaced, outputs)
