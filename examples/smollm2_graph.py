@@ -74,10 +74,10 @@ def checked(graph: jc.AttributionGraph, model: jc.Transformer, targets: dict[str
     """Ten neurons taken out, one at a time: what the edges predict, and what the model does."""
     latents = graph.nodes[(graph.nodes["kind"] == "latent") & (graph.nodes["pos"] > 0)]
     chosen = latents.sort_values("influence", ascending=False).index[:MOVED].tolist()
-    held = jc.check_graph(graph, model, None, chosen, strengths=[0.0], targets=targets)
+    held = jc.check_graph(graph, model, None, chosen, strengths=[0.0])
     size = float(held["measured"].abs().max())
     off = float((held["measured"] - held["predicted"]).abs().max()) / size
-    live = jc.check_graph(graph, model, None, chosen, strengths=[0.0], targets=targets, frozen=(), live_from=0)
+    live = jc.check_graph(graph, model, None, chosen, strengths=[0.0], frozen=(), live_from=0)
     logit = graph.nodes.index[graph.nodes["kind"] == "logit"][0]
     rows = live[live["target"] == logit]
     every = float(np.corrcoef(live["predicted"], live["measured"])[0, 1])

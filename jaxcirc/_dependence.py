@@ -9,11 +9,33 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 
 def dependence(jaxpr: ClosedJaxpr) -> dict[str, set[str]]:
     """For each value that the function named by `checkpoint_name` the names of those that it is computed from first."""
+    return {name: read - {_JUMP} for name, read in _found(jaxpr).items()}
+
+
+def reached_by_jumps(jaxpr: ClosedJaxpr) -> set[str]:
+    """The names of the values that follow another that is named by a jump, of which its derivative does not tell: a sign, a comparison, a
+    number that is rounded, or for which no derivative is taken.
+    """
+    return {name for name, read in _found(jaxpr).items() if _JUMP in read}
+
+
+_JUMP = "by a jump"
+JUMPS = frozenset("ceil floor rem round sign stop_gradient".split())  # beside all that makes no real numbers
+
+
+def _jumps(equation: Any) -> bool:
+    """Whether what an equation makes follows its operands without a derivative."""
+    real = [jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in equation.outvars]
+    return equation.primitive.name in JUMPS or not any(real)
+
+
+def _found(jaxpr: ClosedJaxpr) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     _collect(jaxpr.jaxpr, [set() for _ in jaxpr.in_avals], found)
     return found
@@ -32,7 +54,8 @@ def _collect(jaxpr: Jaxpr, inputs: Sequence[set[str]], found: dict[str, set[str]
         elif inner is not None:
             results = _collect(inner, operands, found)
         else:
-            results = [set().union(*operands)] * len(equation.outvars)
+            read = set().union(*operands)
+            results = [read | {_JUMP} if read and _jumps(equation) else read] * len(equation.outvars)
         sets |= dict(zip(equation.outvars, results, strict=True))
     return [of(var) for var in jaxpr.outvars]
 

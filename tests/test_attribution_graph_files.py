@@ -243,6 +243,67 @@ def test_what_query_and_key_tracing_found_is_kept(tmp_path):
     assert ours["qk_only_nodes"] == {"5_5_5": {}}
 
 
+@pytest.mark.parametrize("kind", ["saes", "neurons"])
+def test_scores_by_pairs_of_nodes_go_to_a_file_and_back(kind, model, tmp_path):
+    dictionaries, tokens = REPLACEMENTS[kind](model), tokens_for(model, 5)
+    graph = whole(model, dictionaries, tokens).prune(node_threshold=0.7, edge_threshold=0.9)
+    first, second = (int(i) for i in graph.nodes.index[graph.nodes.kind == "latent"][:2])
+    score = jc.qk_attribution(model, dictionaries, tokens, 1, 0, 4, 2, pairs=30)
+    other = jc.qk_attribution(model, dictionaries, tokens, 0, 1, 3, 3, pairs=4)
+    graph.to_json(tmp_path / "graph.json", tokens=TEXTS, qk={first: score, np.int64(second): other})
+    held = json.loads((tmp_path / "graph.json").read_text(encoding="utf-8"))
+    ids = [node["node_id"] for node in held["nodes"]]
+    assert [i for i, node in enumerate(held["nodes"]) if "qk_tracing_results" in node] == [first, second]
+    found = held["nodes"][first]["qk_tracing_results"]
+    assert found.keys() == {"pair_wise_contributors", "top_q_marginal_contributors", "top_k_marginal_contributors"}
+    assert [value for *_, value in found["pair_wise_contributors"]] == score.values.tolist()
+    # Every id is that of a node of the graph or one beside it, and of the same node.
+    only = held["qk_only_nodes"]
+    assert only
+    assert not only.keys() & set(ids)
+    known = {node["node_id"]: node for node in held["nodes"]} | only
+    for (query, key, _), numbers in zip(found["pair_wise_contributors"], score.pairs, strict=True):
+        for name, row in zip((query, key), score.nodes.iloc[numbers].itertuples(), strict=True):
+            assert known[name]["ctx_idx"] == max(row.pos, 0)
+            if row.kind == "latent":
+                assert known[name]["clerp"] == f"{row.site} {row.unit}"
+                assert known[name]["activation"] == row.activation
+    for side, values in (("q", score.of_queries), ("k", score.of_keys)):
+        marginal = found[f"top_{side}_marginal_contributors"]
+        assert [value for _, value in marginal] == sorted(values, key=lambda x: -abs(x))[: len(marginal)]
+        assert len(marginal) == 10
+        assert {name for name, _ in marginal} <= known.keys()
+    again = jc.AttributionGraph.from_json(tmp_path / "graph.json")
+    assert again.meta["qk_tracing_results"][ids[first]] == found
+    again.to_json(tmp_path / "again.json")
+    once_more = json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))
+    for name in ("qk_only_nodes", "links"):
+        assert once_more[name] == held[name]
+    results = lambda of: [node.get("qk_tracing_results") for node in of["nodes"]]
+    assert results(once_more) == results(held)
+
+
+def test_scores_that_are_not_of_the_graph(model, tmp_path, untyped):
+    tokens = tokens_for(model, 5)
+    graph = whole(model, None, tokens)
+    score = jc.qk_attribution(model, None, tokens, 1, 0, 4, 2)
+    write = lambda qk: graph.to_json(tmp_path / "graph.json", tokens=TEXTS, qk=qk)
+    with pytest.raises(
+        ValueError, match=r"to_json: qk: the graph has nodes 0 to \d+, the rows of graph.nodes; got 9999"
+    ):
+        write({9999: score})
+    with pytest.raises(
+        TypeError, match=r"to_json: qk: of node 0: expected an attention score, as jc.qk_attribution gives"
+    ):
+        write({0: 3.0})
+    with pytest.raises(TypeError, match="to_json: qk: expected attention scores by row of nodes"):
+        write([score])
+    other = jc.qk_attribution(model, None, (tokens + 1) % 13, 1, 0, 4, 2)
+    with pytest.raises(ValueError, match="to_json: qk: the score of node 0 is of another prompt"):
+        write({0: other})
+    assert not (tmp_path / "graph.json").exists()
+
+
 BAD = {
     "no JSON": (lambda held: "{", "line 1 is not JSON"),
     "a list": (lambda held: [], "is JSON, and no graph"),

@@ -360,6 +360,43 @@ def test_bad_arguments(case, model, dictionaries, tokens, untyped):
         jc.attribution_graph(model, make(model, dictionaries), tokens, **more)
 
 
+CHANGES = [jc.attribution_graphs.Change("blocks.0.hook_mlp_out", 1, 3, jc.Add(1.0))]
+VERBS = {
+    "attribution_graph": jc.attribution_graph,
+    "qk_attribution": lambda model, given, tokens: jc.qk_attribution(model, given, tokens, 1, 0, 3, 2),
+    "intervene": lambda model, given, tokens: jc.intervene(model, given, tokens, CHANGES),
+    "generate": lambda model, given, tokens: jc.generate(model, tokens, 1, transcoders=given, changes=CHANGES),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_all_verbs_check_dictionaries_alike(verb, model, dictionaries, tokens, untyped):
+    run, first = lambda given, model=model: VERBS[verb](model, given, tokens[:5]), next(iter(dictionaries.values()))
+    clt = REPLACEMENTS["cross-layer"](model)
+    with pytest.raises(TypeError, match=f"{verb}: transcoders: expected a mapping from sites to dictionaries"):
+        run(list(dictionaries))
+    with pytest.raises(TypeError, match=rf"{verb}: transcoders: at `blocks\.0\.hook_mlp_out`: expected a dictionary"):
+        run({**dictionaries, at("hook_mlp_out"): 3})
+    with pytest.raises(ValueError, match=rf"{verb}: transcoders: no site `blocks\.7\.hook_mlp_out` in random with 3"):
+        run({**dictionaries, at("hook_mlp_out", 7): first})
+    with pytest.raises(
+        ValueError, match=rf"{verb}: transcoders: the transcoder for `.*` does not say which site it reads"
+    ):
+        run({**dictionaries, at("hook_mlp_out"): dataclasses.replace(first, reads=None)})
+    narrow = dataclasses.replace(clt, W_enc=tuple(W[1:] for W in clt.W_enc), W_skip=None)
+    with pytest.raises(
+        ValueError, match=rf"{verb}: transcoders: layer 0 of this cross-layer transcoder maps 15 numbers to 16"
+    ):
+        run(narrow)
+    with pytest.warns(UserWarning, match="The cross-layer transcoder was trained on weights processed otherwise"):
+        run(dataclasses.replace(clt, processing=("center_writing",)))
+    soft = ODD["activation that is not elementwise"][0](make_model(jax.random.key(2), layers=3))
+    with pytest.raises(
+        ValueError, match=f"{verb}: dictionaries that read `hook_mlp_out` .* of layer 0 has none: its activation"
+    ):
+        run({site: spliced_at("relu", soft, site) for site in mlp_sites(soft)}, soft)
+
+
 def test_odd_parts(tokens):
     """Parts of classes of one's own are linearised by their own code; where their weights are needed they are refused."""
     model = make_model(jax.random.key(2))

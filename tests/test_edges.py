@@ -17,7 +17,7 @@ from jaxcirc.nodes import name_of, parse_node
 from jaxcirc.saes import Decoder, ReLU
 
 from .dictionaries import make_sae, spliced_at, weights
-from .helpers import as_dtype, assert_close, counting_programs, model_named, MODELS, needs_x64, tokens_for
+from .helpers import as_dtype, assert_close, counting_programs, make_model, model_named, MODELS, needs_x64, tokens_for
 
 
 METRIC = jc.LogitDiff(2, 0)
@@ -464,6 +464,58 @@ def test_the_strongest_edges_of_many_nodes_are_those_of_each(name):
         got = table[table.target == number]
         assert list(got.node) == list(want.node)
         assert_close(got.edge.to_numpy(), want.edge.to_numpy(), mass=1e-9)
+
+
+@needs_x64
+@pytest.mark.parametrize("activation", ["post", "pre"])
+@pytest.mark.parametrize("name", ["gpt2-inverse-layer-scale", "gemma2", "parallel"])
+def test_nodes_of_all_layers_together_are_those_of_each(name, activation, monkeypatch):
+    """Each layer meets the gradients of all nodes behind it at once; and in groups, where there are more than memory is budgeted for."""
+    model, tokens = case(name)
+    clt = cross_layer(model)
+    ends = [(layer, pos) for layer in range(model.n_layers) for pos in (3, LAST)]
+    nodes = [jc.Head(layer, 1, pos, 3, part) for layer, pos in ends for part in ("q", "k", "v", "qk", None)]
+    nodes += [jc.Neuron(layer, pos, 3) for layer, pos in reversed(ends)]
+    settings = {"saes": {site: clt for site in clt.sites}, "activation": activation}
+    want = [jc.edges_into(model, tokens, METRIC, node, **settings) for node in nodes]
+    for budget in (2**30, 2**13):
+        monkeypatch.setattr("jaxcirc.edges._many.BUDGET", budget)
+        for got, one in zip(jc.edges.edges_into_each(model, tokens, METRIC, nodes, **settings), want, strict=True):
+            assert jax.tree.structure(got) == jax.tree.structure(one)
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12), got, one)
+
+
+def test_each_layer_meets_all_nodes_at_once(monkeypatch):
+    from jaxcirc.edges import _along
+
+    model, tokens = case("gpt2-inverse-layer-scale")
+    met: list[int] = []
+    one = _along._of_neurons
+    monkeypatch.setattr(_along, "_of_neurons", lambda *given, **more: met.append(given[-1]) or one(*given, **more))
+    nodes = [jc.Neuron(layer, LAST, unit) for layer in range(model.n_layers) for unit in range(3)]
+    nodes += [jc.Head(layer, 0, LAST, 2, part) for layer in range(model.n_layers) for part in ("q", "k", "v")]
+    jc.edges.edges_into_each(model, tokens, METRIC, nodes, activation="pre")
+    assert met == [6 * (model.n_layers - 1 - layer) for layer in range(model.n_layers - 1)]
+    others = [eqx.tree_at(lambda x: jax.tree.leaves(x)[-1], node, 1) for node in nodes]
+    with counting_programs() as programs:
+        jc.edges.edges_into_each(model, tokens, METRIC, others, activation="pre")
+    assert not programs, programs
+
+
+def test_the_way_back_makes_no_product_anew():
+    """Behind the products with the weights a block is known, so that going back costs what going there does, and not twice."""
+    from jaxcirc.edges import _point
+
+    model = make_model(jax.random.key(0), d_model=64, d_mlp=256, n_ctx=16)
+    block, (mask, *_) = model.blocks[0], model.masks(16, None)
+    resid = jnp.ones((16, model.d_model), model.dtype)
+    kinds, of = _point._there(block, _point._VALUES), _point._there(block, _point._GRADIENTS)
+    _, values = _point._forward(block, mask, resid, kinds=kinds)
+    known = {kind: values[kind] for kind in _point._there(block, _point._KNOWN)}
+    there = _point._forward.lower(block, mask, resid, kinds=kinds)
+    back = _point._backward.lower(block, mask, resid, resid, known, frozen=frozenset(), kinds=of)
+    flops = lambda lowered: lowered.compile().cost_analysis()["flops"]
+    assert flops(back) < 1.2 * flops(there)
 
 
 def test_two_prompts_side_by_side_and_many_with_error_bars():

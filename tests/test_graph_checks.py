@@ -10,7 +10,7 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.attribution_graphs import Change
 from tests import oracle
-from tests.helpers import assert_close, counting_calls, model_named, MODELS, needs_x64, tokens_for
+from tests.helpers import assert_close, counting_calls, make_model, model_named, MODELS, needs_x64, tokens_for
 from tests.replacements import graph_of, numbers_of, random_cross_layer
 
 
@@ -63,6 +63,25 @@ def test_dictionaries_that_read_what_they_stand_for(name):
 
 
 @needs_x64
+@pytest.mark.parametrize("act", [jax.nn.softplus, jax.numpy.cos])
+def test_activation_functions_that_are_not_0_at_0(act):
+    """What they are at 0 is a bias of the MLP, which its gates have no part in; a neuron's gate at 0 is the slope there."""
+    model = make_model(jax.random.key(5), act=act)
+    mlp = model.blocks[1].mlp
+    silent = dataclasses.replace(mlp, W_in=mlp.W_in.at[:, 3].set(0), b_in=mlp.b_in.at[3].set(0))
+    blocks = (model.blocks[0], dataclasses.replace(model.blocks[1], mlp=silent))
+    model = dataclasses.replace(model, blocks=blocks)
+    tokens = tokens_for(model, 6)
+    saes = oracle.random_saes(jax.random.key(4), model, (Kind.ATTN_OUT, Kind.MLP_OUT))
+    del saes[Site(0, Kind.RESID_PRE)]
+    for given in (saes, None):
+        graph = jc.attribution_graph(model, given, tokens, **WHOLE)
+        assert_close(graph.adjacency.sum(axis=1)[graph.targets], graph.values[graph.targets])
+        nodes = [numbers_of(graph, "latent", layer=0, pos=pos)[-1] for pos in (1, 3)]
+        check_law(jc.check_graph(graph, model, given, nodes), graph)
+
+
+@needs_x64
 def test_with_live_latents_small_changes_are_predicted_to_first_order():
     """Patterns and norms held, latents that stay on are linear: where no latent switches, paths by way of latents are exact."""
     graph, model, transcoders = graph_of("gpt2-inverse-layer-scale")
@@ -104,10 +123,46 @@ def test_a_pruned_graph_and_one_of_directions():
     assert (table["edge"] == 0).any()
     targets = {"difference": jc.LogitDiff(2, 5)}
     graph = jc.attribution_graph(model, transcoders, tokens_for(model, 6), targets=targets, max_nodes=20)
-    table = jc.check_graph(graph, model, transcoders, targets=targets)
+    table = jc.check_graph(graph, model, transcoders)
+    assert "logit" in set(graph.nodes["kind"][table["target"]])
     assert_close(table["measured"], table["predicted"])
-    with pytest.raises(ValueError, match="the graph explains directions, and does not hold them"):
-        jc.check_graph(graph, model, transcoders)
+
+
+@needs_x64
+@pytest.mark.parametrize("way", ["computed", "pruned", "loaded"])
+def test_a_graph_keeps_its_directions(way, tmp_path):
+    """With their constants: verbs of the graph ask for none again."""
+    model = model_named("gpt2")
+    model = dataclasses.replace(model, b_U=jax.numpy.linspace(-1.0, 1.0, len(model.b_U)))
+    tokens, direction = tokens_for(model, 6), np.linspace(-1, 1, model.d_model)
+    for targets in ({"difference": jc.LogitDiff(2, 5), "mine": direction}, direction[None]):
+        graph = jc.attribution_graph(model, None, tokens, targets=targets, **WHOLE)
+        if way == "pruned":
+            graph = graph.prune()
+        if way == "loaded":
+            graph.save(tmp_path / "graph.safetensors")
+            graph = jc.AttributionGraph.load(tmp_path / "graph.safetensors")
+        ends = numbers_of(graph, "logit")
+        assert len(ends) == len(targets)
+        nodes = numbers_of(graph, "latent", layer=0)[:2]
+        table = jc.check_graph(graph, model, None, nodes)
+        found = table[table["target"].isin(ends)]
+        assert len(found) == 2 * len(nodes) * len(ends)
+        assert_close(found["measured"], found["predicted"])
+        edges = [(end, nodes[0]) for end in ends]
+        loadings = jc.head_loadings(graph, model, None, edges)
+        rows = graph.whole.rows[-len(ends) :, graph.kept[nodes[0]]]
+        assert (loadings.values == rows).all()
+        assert np.abs(loadings.heads[:, 1]).max() > 1e-8
+        assert jc.explain_edge(graph, model, None, *edges[0]).value == loadings.values[0]
+
+
+def test_a_file_from_before_graphs_kept_directions():
+    model = model_named("gpt2")
+    graph = jc.attribution_graph(model, None, tokens_for(model, 6), targets={"mine": jc.LogitDiff(2, 5)}, max_nodes=5)
+    old = dataclasses.replace(graph, whole=dataclasses.replace(graph.whole, directions=None))
+    with pytest.raises(ValueError, match="the graph explains directions, and its file is from before graphs kept them"):
+        jc.check_graph(old, model, None)
 
 
 def test_other_nodes_run_the_same_program():

@@ -268,6 +268,15 @@ def test_bad_input(untyped):
         run(saes={site: behind})
 
 
+def test_a_prompt_within_the_context_is_run_within_it():
+    """Filled up to few lengths, it is not taken for longer than a model with rotary positions was trained on."""
+    model = model_named("llama")
+    tokens = tokens_for(model, 9)
+    assert model.n_ctx < 16
+    change = Change("blocks.0.mlp.hook_post", 1, 3, jc.Add(1.0))
+    assert jc.intervene(model, None, tokens, [change]).clean.logits.shape == (9, len(model.b_U))  # warnings are errors
+
+
 def test_a_latent_that_is_off_cannot_be_scaled():
     model, transcoders, tokens = given("gpt2")
     site = Site(0, Kind.MLP_OUT)

@@ -12,16 +12,15 @@ from .._checks import check_list, check_numbers
 from .._edits import Scale
 from .._sites import Kind, layer_of, Site
 from ..models import Transformer
-from ..runs import filled
 from ._changes import Change
-from ._graph import AttributionGraph
-from ._intervene import held_sites, live_sites
-from ._latent_sites import find_latents, LatentSites, Transcoders
+from ._given import Transcoders
+from ._graph import AttributionGraph, check_node
+from ._intervene import filled_prompt, held_sites, live_sites
+from ._latent_sites import find_latents, LatentSites
 from ._moved_nodes import run_each, stacked, Watched
-from ._of_graph import check_node, of_graph, OfGraph
+from ._of_graph import of_graph, OfGraph
 from ._replaced_run import run_clean
 from ._table import LATENT, LOGIT
-from ._targets import Targets
 
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ def check_graph(
     strengths: Sequence[float] = (0.0, 2.0),
     frozen: Iterable[Site | str] | None = None,
     live_from: int | None = None,
-    targets: Targets = None,
 ) -> "pd.DataFrame":
     r"""Moves latents of an attribution graph, one at a time, and compares what its edges predict with what the model does.
 
@@ -57,7 +55,6 @@ def check_graph(
     - `nodes`: latents, by their rows in `graph.nodes`; by default the ten of most influence.
     - `strengths`: the factors; 0 takes the latent out.
     - `frozen`, `live_from`: as to `jc.intervene`.
-    - `targets`: where the graph explains directions, the same that `jc.attribution_graph` was given.
 
     **Returns:** a data frame, a row for each node, strength and target whose site comes behind the node's: `node`, `strength`, `target`,
     `edge` (0 where there is none), `predicted` and `measured` change of the target's pre-activation, or of its logit before a cap.
@@ -75,7 +72,7 @@ def check_graph(
     validating a graph by perturbations.
     """
     factors = check_numbers("check_graph: strengths", strengths)
-    found = of_graph("check_graph", graph, model, transcoders, targets)
+    found = of_graph("check_graph", graph, model, transcoders)
     chosen = _chosen(graph, nodes)
     latents = find_latents("check_graph", model, transcoders)
     held, live = held_sites("check_graph", model, frozen), live_sites("check_graph", model, latents, live_from)
@@ -115,8 +112,9 @@ def _measured(
 ) -> Float[np.ndarray, "node strength target"]:
     """Measures the change of every target when each node is multiplied by each factor."""
     graph, table = found.graph, found.graph.table
-    tokens = np.asarray(graph.meta["tokens"], np.int32)
-    seq, (prompts, mask) = len(tokens), filled(tokens[None], np.ones((1, len(tokens)), bool), model.most_positions)
+    tokens = np.asarray(found.prompt.linear.tokens)
+    pos = table.pos - found.prompt.real.first
+    seq, prompt = len(tokens), filled_prompt(model, tokens, np.ones(len(tokens), bool))
     sites = np.array(table.sites, object)[table.site]
     targets = graph.targets
     at = {site: targets[(sites[targets] == str(site)) & (table.kind[targets] == LATENT)] for site in latents.sites}
@@ -124,21 +122,21 @@ def _measured(
     outputs = found.prompt.rows.readers[-1].encoder.W.T  # [output d_model]
     which = np.array(found.targets(ends)) - found.prompt.columns.outputs
     watched = Watched(
-        {site: table.pos[of] for site, of in at.items() if len(of)},
+        {site: pos[of] for site, of in at.items() if len(of)},
         {site: table.unit[of] for site, of in at.items() if len(of)},
         np.asarray(seq - 1, np.int32),
         outputs[which],
     )
     record = frozenset(watched.pos)
-    given = model, latents, prompts[0], mask[0]
+    given = model, latents, *prompt
     state, clean = run_clean(*given, frozen=held, record=record)
     before = watched.of(state)
     changes = [
-        Change(Site.parse(str(sites[node])), int(table.pos[node]), int(table.unit[node]), Scale(factor))
+        Change(Site.parse(str(sites[node])), int(pos[node]), int(table.unit[node]), Scale(factor))
         for node in nodes
         for factor in factors
     ]
-    moves, rows = stacked(latents, changes, seq, prompts.shape[1], model.activation_dtype)
+    moves, rows = stacked(latents, changes, seq, len(prompt[0]), model.activation_dtype)
     after = run_each(*given, clean, moves, rows, watched, live=live, record=record)
     out = np.zeros((len(changes), len(graph.kept)))
     for site in watched.pos:
@@ -182,7 +180,8 @@ def _slopes(
             slopes = np.asarray(
                 _slopes_of_neurons(model, latents, site, x) if latents.is_neurons(site) else latents.slopes(site, x)
             )
-            out[here] = slopes[table.pos[here], table.unit[here]] / table.activation[here]
+            pos = table.pos[here] - found.prompt.real.first
+            out[here] = slopes[pos, table.unit[here]] / table.activation[here]
     return out
 
 

@@ -8,13 +8,12 @@ import numpy as np
 
 from .._checks import check_count
 from ..models import check_known, Transformer
+from ._given import Transcoders
 from ._graph import AttributionGraph
 from ._head_loadings import at_attention
 from ._heads_on_path import by_positions, parts_of_heads
-from ._latent_sites import Transcoders
 from ._of_graph import check_edges, of_graph
 from ._qk import attribute_score, QKAttribution
-from ._targets import Targets
 
 
 if TYPE_CHECKING:
@@ -72,7 +71,6 @@ def explain_edge(
     *,
     heads: int = 3,
     pairs: int = 10,
-    targets: Targets = None,
 ) -> EdgeExplanation:
     """Explains an edge that passes attention, head by head: its strongest heads of all layers on the way (`jc.head_loadings`), for each the
     query and key between which most of that goes, and the pairs of nodes that make this head attend there (`jc.qk_attribution`).
@@ -82,7 +80,6 @@ def explain_edge(
     - `graph`: with the `model` and `transcoders` that it was made with.
     - `target`, `source`: rows of `graph.nodes`.
     - `heads`: how many heads; `pairs`: how many pairs of nodes for each.
-    - `targets`: where the graph explains directions, the same that `jc.attribution_graph` was given.
 
     **Returns:** the heads, each with its loading, positions, and the attribution of its score there; none for an edge that passes none.
 
@@ -98,7 +95,7 @@ def explain_edge(
     check_count("explain_edge: heads", "heads", heads)
     check_count("explain_edge: pairs", "pairs", pairs)
     check_known("explain_edge", model, "attn")
-    found = of_graph("explain_edge", graph, model, transcoders, targets)
+    found = of_graph("explain_edge", graph, model, transcoders)
     edge = check_edges("explain_edge", graph, [(target, source)])
     to, of = found.targets(edge[:, 0]), found.sources(edge[:, 1])
     none, there = jnp.zeros(1, jnp.int32), {}
@@ -113,5 +110,6 @@ def explain_edge(
         query, key = (int(i) for i in np.unravel_index(np.argmax(np.abs(of_pairs)), of_pairs.shape))
         score = attribute_score(found.prompt, layer, head, query, key, pairs)
         at = float(of_pairs[query, key]), float(pattern[head, query, key])
-        explained.append(HeadOnEdge(layer, head, loading, query, key, *at, score))
+        first = found.prompt.real.first
+        explained.append(HeadOnEdge(layer, head, loading, first + query, first + key, *at, score))
     return EdgeExplanation(target, source, float(found.weights(*edge.T)[0]), tuple(explained))

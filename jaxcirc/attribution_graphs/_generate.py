@@ -20,8 +20,9 @@ from ..models import check_known, Transformer
 from ..parts import KVCache
 from ..runs import padded_length
 from ._changes import Change, check_changes, Moves, moves_of
+from ._given import Transcoders
 from ._intervene import rows_of_moves
-from ._latent_sites import find_latents, LatentSites, Transcoders
+from ._latent_sites import find_latents, LatentSites
 from ._replaced_run import flat, Rows
 
 

@@ -3,25 +3,28 @@
 import dataclasses
 import functools as ft
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from .._checks import check_choice, check_count, check_list, check_part, check_path
+from .._checks import check_choice, check_count, check_kind, check_list, check_part, check_path
 from .._files import write_text, writing_file
 from .._fingerprint import difference, fingerprint
+from .._run import NOTHING
 from .._words import counted
 from ..linear import check_fits
 from ..models import Transformer
 from ._influence import edge_influence, output_weights, prune
+from ._qk import QKAttribution
 from ._read_json import read_graph
 from ._store import read_stored, write_stored
 from ._table import KINDS, LOGIT, Table
 from ._whole import Whole
 from ._write_json import graph_document, Kept
+from ._write_qk import same_prompt
 
 
 if TYPE_CHECKING:
@@ -182,24 +185,30 @@ class AttributionGraph:
         *,
         tokens: "Sequence[str] | PreTrainedTokenizerBase | None" = None,
         outputs: Sequence[str] | None = None,
+        qk: Mapping[int, QKAttribution] = NOTHING,
     ) -> None:
         """Writes what is kept as attribution-graph JSON (schema version 1), which circuit-tracer's viewer and Neuronpedia open. The file's
         name is the graph's `slug` there. A node's `influence` is there the share of all influence that it and stronger ones make up.
 
         Ids are those of circuit-tracer, but for errors, which there share ids with latents of the first layer; position embeddings and
-        biases, which it has none of, have ids of their own, too. Where `meta` has `qk_tracing_results`, by id of a node, they are written.
+        biases, which it has none of, have ids of their own, too.
 
         **Arguments:** - `tokens`: the prompt's tokens as text, or a tokenizer; of a graph from JSON they are known. - `outputs`: the texts
-        of the logits' tokens, in the order of `nodes`; without them, and without a tokenizer, their ids.
+        of the logits' tokens, in the order of `nodes`; without them, and without a tokenizer, their ids. - `qk`: by row of `nodes` an
+        attention score by pairs of nodes, `{node: jc.qk_attribution(…)}` of the same prompt, so that a latent of attention tells why its
+        head attends: it is written as the node's `qk_tracing_results`, with nodes that the graph does not keep in `qk_only_nodes`. A graph
+        from JSON has in `meta`, by id of a node, what its file has of these, and writes that, too.
 
-        **Raises:** `ValueError` if there are not as many texts as tokens, or none.
+        **Raises:** `ValueError` if there are not as many texts as tokens, or none; for rows that are not there, and scores of another
+        prompt.
         """
         path = check_path("AttributionGraph.to_json: path", path)
         texts, names = self._texts(tokens, outputs)
+        self._check_scores(qk)
         shares = self.whole.cumulated()[self.kept]
         thresholds = self.node_threshold, self.edge_threshold
         kept = Kept(self.table, self.targets, self.rows, self.edges, shares, self.meta, thresholds)
-        made = graph_document(kept, texts, names, slug=path.stem, scan=str(self.meta.get("model") or ""))
+        made = graph_document(kept, texts, names, qk, slug=path.stem, scan=str(self.meta.get("model") or ""))
         with writing_file(path) as aside:
             write_text(aside, json.dumps(made, ensure_ascii=False))
 
@@ -214,6 +223,20 @@ class AttributionGraph:
         """
         whole, thresholds = read_graph(check_path("AttributionGraph.from_json: path", path))
         return AttributionGraph(whole, np.arange(len(whole.table)), whole.rows != 0, *thresholds)
+
+    def _check_scores(self, qk: Mapping[int, QKAttribution]) -> None:
+        """ValueError unless scores are of this prompt, and their keys nodes."""
+        what = "AttributionGraph.to_json: qk"
+        check_kind(what, qk, Mapping, "attention scores by row of nodes, {node: jc.qk_attribution(…)}")
+        for node, score in qk.items():
+            check_node(what, self, node)
+            check_kind(
+                f"{what}: of node {node}", score, QKAttribution, "an attention score, as jc.qk_attribution gives one"
+            )
+            if not same_prompt(score.records, self.table):
+                raise ValueError(
+                    f"{what}: the score of node {node} is of another prompt. Give it the graph's tokens and mask."
+                )
 
     def _texts(self, tokens: Any, outputs: Sequence[str] | None) -> tuple[list[str], list[str]]:
         """The texts of the prompt's tokens and of the outputs."""
@@ -249,3 +272,11 @@ def check_thresholds(verb: str, node_threshold: Any, edge_threshold: Any) -> Non
     """ValueError unless both are from 0 to 1."""
     check_part(f"{verb}: node_threshold", "influence", node_threshold)
     check_part(f"{verb}: edge_threshold", "influence", edge_threshold)
+
+
+def check_node(what: str, graph: AttributionGraph, node: Any) -> None:
+    """ValueError unless it is the number of a node; `what` asks."""
+    if isinstance(node, bool) or not isinstance(node, int | np.integer) or not 0 <= node < len(graph.kept):
+        raise ValueError(
+            f"{what}: the graph has nodes 0 to {len(graph.kept) - 1}, the rows of graph.nodes; got {node}."
+        )

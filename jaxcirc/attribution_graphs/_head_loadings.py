@@ -12,14 +12,13 @@ from .._checks import check_count
 from .._sites import Kind, layer_of, Site
 from ..models import check_known, Transformer
 from ..runs import BUDGET, rounded_up
+from ._given import Transcoders
 from ._graph import AttributionGraph
 from ._heads_on_path import averages_of, parts_of_heads, values_of
-from ._latent_sites import Transcoders
 from ._linear import Linearised
 from ._of_graph import check_edges, of_graph
 from ._prompt import Prompt
 from ._rows import Covectors
-from ._targets import Targets
 
 
 if TYPE_CHECKING:
@@ -68,7 +67,6 @@ def head_loadings(
     edges: Sequence[tuple[int, int]] | Int[np.ndarray, "edge 2"] | None = None,
     *,
     most: int = 100,
-    targets: Targets = None,
 ) -> HeadLoadings:
     r"""Splits edges of an attribution graph at every layer of attention that they pass: one part for each head, and what goes past.
 
@@ -86,7 +84,6 @@ def head_loadings(
 
     - `graph`: with the `model` and `transcoders` that it was made with.
     - `edges`: pairs (target, source) of rows of `graph.nodes`; by default the `most` strongest that the graph keeps.
-    - `targets`: where the graph explains directions, the same that `jc.attribution_graph` was given.
 
     **Returns:** the parts, `heads` `[edge layer head]`, and what goes past, `bypass` `[edge layer]`.
 
@@ -103,11 +100,11 @@ def head_loadings(
     """
     check_count("head_loadings: most", "edges", most)
     check_known("head_loadings", model, "attn")
-    found = of_graph("head_loadings", graph, model, transcoders, targets)
+    found = of_graph("head_loadings", graph, model, transcoders)
     chosen = graph.strongest(most, by="weight") if edges is None else check_edges("head_loadings", graph, edges)
     to, of = found.targets(chosen[:, 0]), found.sources(chosen[:, 1])
     heads = np.zeros((len(chosen), model.n_layers, model.n_heads), model.activation_dtype)
-    for group in _groups(to, of, BUDGET // _bytes_of_end(model, len(graph.meta["tokens"]))):
+    for group in _groups(to, of, BUDGET // _bytes_of_end(model, found.prompt.linear.seq)):
         heads[group] = parts_of_edges(found.prompt, to[group], [of[i] for i in group])
     return HeadLoadings(chosen, found.weights(*chosen.T), heads, _on_path(found.prompt, to, of))
 

@@ -5,18 +5,21 @@ from collections.abc import Iterable, Sequence
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Bool, Int
 
 from .._checks import check_list
 from .._edits import Scale
 from .._run import check_tokens, sites
 from .._sites import did_you_mean, Kind, layer_of, Site
-from .._typing import Tokens
+from .._typing import Keys, Tokens
 from ..jacobian import frozen as holding
 from ..models import Transformer
 from ..runs import filled, shortened
 from ..saes import Decoder
 from ._changes import Change, check_changes, Moves, moves_of
-from ._latent_sites import find_latents, LatentSites, Transcoders
+from ._given import Transcoders
+from ._latent_sites import find_latents, LatentSites
+from ._padding import real_part
 from ._replaced_run import Clean, run_clean, run_moved, State
 
 
@@ -36,6 +39,7 @@ def intervene(
     frozen: Iterable[Site | str] | None = None,
     live_from: int | None = None,
     record: Iterable[Site | str] | None = None,
+    mask: Keys | None = None,
 ) -> Intervention:
     r"""Runs a prompt with single latents scaled, moved or set, and tells what becomes of the logits and of all other latents.
 
@@ -59,6 +63,7 @@ def intervene(
     - `live_from`: latents of this layer and of later ones are encoded anew; a change then acts on what they are in the changed run.
       `None`: no latents are.
     - `record`: the sites whose latents are wanted; by default all.
+    - `mask` `[seq]`: False for padding before or behind the prompt; positions count from the first token, padding or not.
 
     **Returns:** `clean` and `changed`, each with `logits` `[seq d_vocab]`, `final` `[seq d_model]`, and by site `acts` and `pre`
     `[seq d_sae]`.
@@ -76,19 +81,35 @@ def intervene(
     or the MLPs of a range of layers; here every site can be held or live.
     """
     check_tokens(model, tokens)
+    real = real_part("intervene", tokens, mask)
     latents = find_latents("intervene", model, transcoders)
     found = check_changes("intervene", latents, changes, len(tokens))
+    there = np.zeros(len(tokens), bool)
+    there[real.slice] = True
+    for change in found:
+        if not change.positions(len(tokens))[there].any():
+            raise ValueError(
+                f"intervene: {change}: that is padding; real tokens are at {real.first} to {real.end - 1}."
+            )
     held = held_sites("intervene", model, frozen)
     live = live_sites("intervene", model, latents, live_from)
     wanted = recorded_sites("intervene", latents, record)
-    seq, (prompts, mask) = len(tokens), filled(tokens[None], np.ones((1, len(tokens)), bool), model.most_positions)
-    given = model, latents, prompts[0], mask[0]
+    seq, prompt = len(tokens), filled_prompt(model, tokens, there)
+    given = model, latents, *prompt
     before, clean = run_clean(*given, frozen=held, record=wanted)
     check_on("intervene", found, clean, live, seq)
-    moves = moves_of(found, seq, prompts.shape[1], model.activation_dtype)
+    moves = moves_of(found, seq, len(prompt[0]), model.activation_dtype)
     rows = rows_of_moves(latents, moves)
     after = run_moved(*given, clean, moves, rows, live=live, record=wanted)
     return Intervention(*jax.tree.map(lambda x: shortened(x, seq, axis=0), (before, after)))
+
+
+def filled_prompt(
+    model: Transformer, tokens: Tokens | Int[np.ndarray, " seq"], real: Bool[np.ndarray, " seq"]
+) -> tuple[Int[np.ndarray, " seq_run"], Bool[np.ndarray, " seq_run"]]:
+    """Fills a prompt and its mask up to the length at which it is run: within the context that the model was trained on, if it is."""
+    prompts, masks = filled(np.asarray(tokens)[None], real[None], max(len(tokens), model.n_ctx))
+    return prompts[0], masks[0]
 
 
 def held_sites(verb: str, model: Transformer, frozen: Iterable[Site | str] | None) -> frozenset[Site]:

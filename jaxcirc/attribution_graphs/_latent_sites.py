@@ -2,27 +2,23 @@
 
 import dataclasses
 import functools as ft
-from collections.abc import Mapping
-from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_kind
 from .._indexing import take
 from .._precision import wide
-from .._run import check_dictionaries, check_model, site_shapes
-from .._sites import by_site, did_you_mean, Kind, layer_of, Site
+from .._run import site_shapes
+from .._sites import Kind, layer_of, Site
 from .._tap import site_read
 from ..models import Transformer
 from ..parts import GatedMLP
-from ..saes import AbstractDictionary, CrossLayerTranscoder, Identity, SAE, Saes
+from ..saes import AbstractDictionary, CrossLayerTranscoder, Identity, SAE
 from ._encoder import apply_held
+from ._given import given_dictionaries, Transcoders
 
-
-Transcoders: TypeAlias = Saes | CrossLayerTranscoder | None  # None: neurons alone
 
 OF_ATTENTION = (Kind.Z, Kind.HEADS_OUT, Kind.ATTN_OUT)
 OF_MLP = (Kind.MLP_POST, Kind.NEURONS_OUT, Kind.MLP_OUT)
@@ -151,31 +147,13 @@ def find_latents(verb: str, model: Transformer, transcoders: Transcoders) -> Lat
 
     **Raises:** `TypeError` for what is no dictionary, `ValueError` for one of another site or width, and for two of one MLP.
     """
-    check_model(model)
-    check_kind(
-        f"{verb}: transcoders",
-        transcoders,
-        (Mapping, CrossLayerTranscoder, type(None)),
-        "a mapping from sites to dictionaries, as jc.load_saes(…) gives, a jc.CrossLayerTranscoder, or None for neurons",
-    )
-    across = transcoders if isinstance(transcoders, CrossLayerTranscoder) else None
-    own = {} if isinstance(transcoders, CrossLayerTranscoder) else by_site(transcoders or {})
-    check_dictionaries(model, own)
+    found = given_dictionaries(verb, model, transcoders, ft.partial(_check_place, verb))
+    across = found if isinstance(found, CrossLayerTranscoder) else None
+    own = {} if isinstance(found, CrossLayerTranscoder) else dict(found)
     shapes = site_shapes(model, 1)
     places = [(site, site_read(site, sae)) for site, sae in own.items()]
     places += [] if across is None else list(zip(across.sites, across.reads, strict=True))
-    for site, reads in places:
-        _check_place(verb, model, shapes, site, reads)
     width = lambda site: shapes[site].size
-    for site, sae in own.items():
-        sae.check_width(site, width(site_read(site, sae)), width(site))
-    for layer, (site, reads) in enumerate([] if across is None else places):
-        assert across is not None
-        if (got := (across.W_enc[layer].shape[0], across.d_out)) != (want := (width(reads), width(site))):
-            raise ValueError(
-                f"{verb}: at `{site}` the cross-layer transcoder maps {got[0]} numbers to {got[1]}, and there the model has {want[0]} and "
-                f"{want[1]}. Was it trained for another model?"
-            )
     of_mlp = [site.layer for site, _ in places if site.kind in OF_MLP]
     if twice := [layer for layer in of_mlp if of_mlp.count(layer) > 1]:
         raise ValueError(
@@ -195,12 +173,7 @@ def _neurons(model: Transformer, site: Site, width: int) -> Identity:
     return Identity(width=width, site=site, unit=unit)  # pyright: ignore[reportCallIssue]  # its bases are properties, and no fields
 
 
-def _check_place(verb: str, model: Transformer, shapes: Mapping[Site, object], site: Site, reads: Site) -> None:
-    for place in (site, reads):
-        if place not in shapes:
-            raise ValueError(
-                f"{verb}: no site `{place}` in {model.name} with {model.n_layers} layers. {did_you_mean(str(place), map(str, shapes))}"
-            )
+def _check_place(verb: str, site: Site, reads: Site) -> None:
     if site.kind not in (*OF_ATTENTION, *OF_MLP):
         raise ValueError(
             f"{verb}: a dictionary at `{site}` stands for no part of the model. Give transcoders that write at `hook_mlp_out`, or "

@@ -3,18 +3,19 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from .._checks import check_kind
 from ..models import Transformer
-from ._graph import AttributionGraph
-from ._latent_sites import Transcoders
+from ._checked import checked_dictionaries
+from ._given import Transcoders
+from ._graph import AttributionGraph, check_node
+from ._padding import Real
 from ._prompt import linearised_prompt, Prompt
 from ._select import UNSELECTED
 from ._table import ERROR, LATENT, LOGIT, Table
-from ._targets import Targets
+from ._targets import check_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,24 +45,28 @@ class OfGraph:
         return whole.rows[np.searchsorted(whole.targets, kept[self.graph.targets])][:, kept]
 
 
-def of_graph(
-    verb: str, graph: AttributionGraph, model: Transformer, transcoders: Transcoders, targets: Targets
-) -> OfGraph:
+def of_graph(verb: str, graph: AttributionGraph, model: Transformer, transcoders: Transcoders) -> OfGraph:
     """Linearises a graph's prompt, and finds the graph's nodes there.
 
-    **Raises:** `ValueError` for another model or other dictionaries, for a graph that is not of a prompt's own run, and for directions that
-    were not given.
+    **Raises:** `ValueError` for another model or other dictionaries, for a graph that is not of a prompt's own run, and for one that does
+    not hold the directions that it explains.
     """
     check_kind(f"{verb}: graph", graph, AttributionGraph, "a graph, as jc.attribution_graph gives one")
     graph.check_model(model)
-    named, ids = graph.meta.get("targets"), graph.whole.table.unit[graph.whole.table.kind == LOGIT]
-    if named is not None and targets is None:
-        raise ValueError(
-            f"{verb}: the graph explains directions, and does not hold them. Give targets=… as to jc.attribution_graph."
-        )
-    tokens = jnp.asarray(graph.meta["tokens"], jnp.int32)
-    prompt = linearised_prompt(model, transcoders, tokens, ids if named is None else targets)
-    return OfGraph(graph, prompt, _parts(verb, graph.whole.table, prompt.table))
+    dictionaries = checked_dictionaries(verb, model, transcoders)
+    whole, tokens = graph.whole, np.asarray(graph.meta["tokens"], np.int32)
+    real = Real(*graph.meta.get("real", (0, len(tokens))))
+    targets = whole.directions
+    if targets is None:
+        if whole.meta.get("targets") is not None:
+            raise ValueError(
+                f"{verb}: the graph explains directions, and its file is from before graphs kept them. Compute it anew by "
+                "jc.attribution_graph."
+            )
+        targets = whole.table.unit[whole.table.kind == LOGIT]
+        check_targets(model, targets, real.end - 1)
+    prompt = linearised_prompt(model, dictionaries, tokens, real, targets)
+    return OfGraph(graph, prompt, _parts(verb, whole.table, prompt.table.moved(real.first)))
 
 
 def _parts(verb: str, table: Table, of_prompt: Table) -> list[list[int]]:
@@ -104,11 +109,3 @@ def check_edges(verb: str, graph: AttributionGraph, edges: Any) -> Int[np.ndarra
             f"{verb}: node {without[0]} is of kind {kind}, and nothing leads into it. An edge is (target, source)."
         )
     return given
-
-
-def check_node(verb: str, graph: AttributionGraph, node: Any) -> None:
-    """ValueError unless it is the number of a node."""
-    if not isinstance(node, int | np.integer) or not 0 <= node < len(graph.kept):
-        raise ValueError(
-            f"{verb}: the graph has nodes 0 to {len(graph.kept) - 1}, the rows of graph.nodes; got {node}."
-        )

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,17 +10,14 @@ from jaxtyping import Array, Float, Int
 from .._sites import Kind, layer_of, Site
 from .._typing import Tokens
 from ..models import Transformer
-from ._checked import checked_dictionaries
+from ._given import Dictionaries
 from ._heads_on_path import Passing
 from ._linear import linearise, Linearised
+from ._padding import Real
 from ._replacement import closed_layers, linear_paths, replace_sublayers, Replaced
 from ._rows import Covectors, EMBED, Rows
-from ._table import BIAS, Columns, ERROR, LATENT, make_table, POSITION, Table, TOKEN
-from ._targets import check_targets, make_outputs, Targets
-
-
-if TYPE_CHECKING:
-    from ._latent_sites import Transcoders
+from ._table import BIAS, Columns, Directions, ERROR, LATENT, make_table, Outputs, POSITION, Table, TOKEN
+from ._targets import make_outputs, Targets
 
 
 Write = tuple[Site, int, Float[np.ndarray, " d_model"]]  # where in the model, at which position, what
@@ -29,12 +25,16 @@ Write = tuple[Site, int, Float[np.ndarray, " d_model"]]  # where in the model, a
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt, linearised, and all nodes that it has: of every latent that is on, and of what a graph explains."""
+    """What is `real` of a prompt, linearised, and all nodes that it has: of every latent that is on, and of what a graph explains, the
+    `outputs`. Positions are counted from the first that is real.
+    """
 
+    real: Real
     linear: Linearised
     replaced: Replaced
     table: Table
     columns: Columns
+    outputs: Outputs
     rows: Rows
 
     def passing(self, layer: int) -> Passing:
@@ -112,12 +112,17 @@ class Vectors(Mapping[Site, Array]):
         return len(self.at)
 
 
-def linearised_prompt(model: Transformer, transcoders: "Transcoders", tokens: Tokens, targets: Targets) -> Prompt:
-    """Linearises a prompt; dictionaries and targets are checked."""
-    dictionaries = checked_dictionaries(model, transcoders)
-    check_targets(model, targets, len(tokens))
-    linear = linearise(model, jnp.asarray(tokens), linear_paths(dictionaries), closed_layers(dictionaries))
+def linearised_prompt(
+    model: Transformer,
+    dictionaries: Dictionaries,
+    tokens: Tokens | Int[np.ndarray, " seq"],
+    real: Real,
+    targets: Targets | Directions,
+) -> Prompt:
+    """Linearises what is real of a prompt; dictionaries and targets have been checked."""
+    of_real = jnp.asarray(np.asarray(tokens)[real.slice])
+    linear = linearise(model, of_real, linear_paths(dictionaries), closed_layers(dictionaries))
     replaced = replace_sublayers(linear, dictionaries)
     outputs = make_outputs(linear, targets)
     table, columns = make_table(linear, replaced, outputs)
-    return Prompt(linear, replaced, table, columns, Rows(linear, replaced, outputs, columns))
+    return Prompt(real, linear, replaced, table, columns, outputs, Rows(linear, replaced, outputs, columns))

@@ -12,9 +12,11 @@ from jaxtyping import Array, Float, Int
 from .._checks import check_count
 from .._run import check_tokens
 from .._sites import Kind, Site
-from .._typing import Tokens
+from .._typing import Keys, Tokens
 from ..models import check_known, Transformer
-from ._latent_sites import Transcoders
+from ._checked import checked_dictionaries
+from ._given import Transcoders
+from ._padding import check_real, real_part
 from ._pairs import strongest_pairs
 from ._prompt import linearised_prompt, Prompt
 from ._score_reading import key_kind, query_kind, reading_of
@@ -101,6 +103,7 @@ def qk_attribution(
     key: int,
     *,
     pairs: int = 100,
+    mask: Keys | None = None,
 ) -> QKAttribution:
     r"""Splits an attention score into pairs of nodes: what stands in the query against what stands in the key.
 
@@ -119,6 +122,7 @@ def qk_attribution(
     - `layer`, `head`: a query head; heads that share keys and values each have their own scores.
     - `query`, `key`: positions.
     - `pairs`: how many pairs to list.
+    - `mask` `[seq]`: False for padding before or behind the prompt.
 
     **Returns:** the score, `M_q` and `M_k` `[node d_head]` of all nodes, and the strongest pairs.
 
@@ -136,6 +140,10 @@ def qk_attribution(
     check_tokens(model, tokens)
     check_count("qk_attribution: pairs", "pairs to list", pairs)
     check_known("qk_attribution", model, "attn")
+    dictionaries, real = (
+        checked_dictionaries("qk_attribution", model, transcoders),
+        real_part("qk_attribution", tokens, mask),
+    )
     seq = len(tokens)
     ranges = {"layer": model.n_layers, "head": model.n_heads, "query": seq, "key": seq}
     for (name, size), value in zip(ranges.items(), (layer, head, query, key), strict=True):
@@ -146,12 +154,13 @@ def qk_attribution(
             f"qk_attribution: in layer {layer} the query at {query} does not attend to the key at {key}"
             + (", which comes behind it." if model.causal and key > query else ": it is outside the layer's window.")
         )
-    prompt = linearised_prompt(model, transcoders, tokens, None)
-    return attribute_score(prompt, int(layer), int(head), int(query), int(key), pairs)
+    check_real("qk_attribution", real, query=query, key=key)
+    prompt = linearised_prompt(model, dictionaries, tokens, real, None)
+    return attribute_score(prompt, int(layer), int(head), int(query) - real.first, int(key) - real.first, pairs)
 
 
 def attribute_score(prompt: Prompt, layer: int, head: int, query: int, key: int, pairs: int) -> QKAttribution:
-    """Splits a score of a prompt that is linearised already."""
+    """Splits a score of a prompt that is linearised already, `query` and `key` counted from the first real token."""
     attn = prompt.linear.model.blocks[layer].attn
     kv_head = head // (attn.W_Q.shape[0] // attn.W_K.shape[0])
     of = lambda pos, head: (jnp.asarray(pos, jnp.int32), jnp.asarray(head, jnp.int32))
@@ -165,7 +174,9 @@ def attribute_score(prompt: Prompt, layer: int, head: int, query: int, key: int,
     index, values = strongest_pairs(M_q, M_k, pairs)
     n = prompt.columns.outputs  # behind the other nodes
     score = float(M_q.sum(0) @ M_k.sum(0))
-    return QKAttribution(layer, head, query, key, score, prompt.table.some(np.arange(n)), M_q, M_k, index, values)
+    first, nodes = prompt.real.first, prompt.table.some(np.arange(n))
+    at = layer, head, first + query, first + key
+    return QKAttribution(*at, score, nodes.moved(first), M_q, M_k, index, values)
 
 
 def _made_of(

@@ -184,6 +184,7 @@ def _meta(
         "model": about.get("scan") or "",
         "n_layers": n_layers,
         "tokens": [ids.get(i, NOWHERE) for i in range(len(prompt))],
+        "real": [min(ids, default=0), max(ids, default=len(prompt) - 1) + 1],  # token nodes stay in any graph
         "prompt_tokens": prompt,
         "output_tokens": [match[1] if match else "" for match in labels],
         "dictionaries": {name: "" for name in about.get("transcoder_list") or []},

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 from .._edits import Apply
 from .._precision import wide
 from .._run import run
-from .._sites import Kind, layer_of, Site
+from .._sites import Kind, Site
 from .._typing import Keys, Logits, Resid, Tokens
 from ..models import Transformer
-from ..parts import GatedMLP, LayerNorm
+from ..parts import LayerNorm
 from ..parts._held_norm import weighed
 from ._changes import Moves
 from ._latent_sites import LatentSites
@@ -71,9 +71,8 @@ def run_clean(
     reads = {site: latents.reads(site) for site in latents.sites}
     observed = {site: latents.observed(site) for site in record}
     neurons = {*latents.seen_through, *(latents.gated & record)}
-    of_neurons = {
-        site for post in neurons for site in (post, latents.into_neurons(post), Site(post.layer, Kind.MLP_PRE))
-    }
+    gates = {post: Site(post.layer, Kind.MLP_GATE) for post in neurons}
+    of_neurons = {*neurons, *map(latents.into_neurons, neurons), *gates.values()}
     wanted = {*frozen, *latents.sites, *reads.values(), *observed.values(), *of_neurons, *_final(model)}
     logits, cache = run(model, tokens, record=wanted, mask=mask)
     x = {site: flat(cache[reads[site]]) for site in latents.sites}
@@ -83,7 +82,7 @@ def run_clean(
         read=x,
         acts=acts,
         scales={site: latents.decoder_scale(site, x[site]) for site in latents.sites},
-        gates={post: _gates(model, post, cache[Site(post.layer, Kind.MLP_PRE)]) for post in neurons},
+        gates={post: cache[gates[post]] for post in neurons},
         gated={post: cache[latents.into_neurons(post)] for post in neurons},
         posts={post: cache[post] for post in neurons},
         outputs={site: cache[site] for site in latents.sites},
@@ -117,14 +116,6 @@ def run_moved(
     pre = _pre_activations(latents, clean, {site: seen(observed[site]) for site in record}, live)
     acts = {site: trace.acts(site) for site in record}
     return State(logits, _final_read(model, cache), acts, pre)
-
-
-def _gates(model: Transformer, post: Site, pre: Float[Array, "seq d_mlp"]) -> Float[Array, "seq d_mlp"]:
-    """By what neurons multiply what they are linear in: the activations of gates, or of plain neurons `act(pre) / pre`."""
-    mlp = model.blocks[layer_of(post)].mlp
-    assert mlp is not None
-    act = mlp.act(pre)
-    return act if isinstance(mlp, GatedMLP) else jnp.where(pre == 0, 0, act / jnp.where(pre == 0, 1, pre))
 
 
 def _pre_activations(

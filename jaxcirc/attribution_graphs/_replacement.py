@@ -37,6 +37,7 @@ from ..saes import (
 )
 from ..units import not_zero
 from ._encoder import Encoder
+from ._given import Dictionaries
 from ._linear import Linearised, Skip
 
 
@@ -75,9 +76,6 @@ class Replaced:
     features: tuple[Features, ...]
     errors: dict[Site, Float[Array, "seq d_model"]]
     biases: dict[Site, Float[Array, "seq d_model"]]
-
-
-Dictionaries = Mapping[Site, AbstractDictionary] | CrossLayerTranscoder
 
 
 def linear_paths(dictionaries: Dictionaries) -> dict[int, Skip]:

@@ -1,6 +1,7 @@
 """The nodes of an attribution graph, in the order of its columns, and where each kind of them stands."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -13,6 +14,14 @@ from ._replacement import Replaced
 KINDS = ("latent", "error", "token", "position", "bias", "logit")
 LATENT, ERROR, TOKEN, POSITION, BIAS, LOGIT = range(len(KINDS))
 NOWHERE = -1
+
+
+class Directions(NamedTuple):
+    """Directions of what the unembedding reads, each with a constant and a name."""
+
+    names: tuple[str, ...]
+    vectors: Float[Array | np.ndarray, "output d_model"]
+    constants: Float[Array | np.ndarray, " output"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +38,13 @@ class Outputs:
     constants: Float[Array, " output"]
     probability: Float[np.ndarray, " output"]
     values: Float[np.ndarray, " output"]
+
+    @property
+    def given(self) -> Directions | None:
+        """The directions that were asked for, on the host; `None` for tokens."""
+        if self.names is None:
+            return None
+        return Directions(self.names, np.asarray(self.directions), np.asarray(self.constants))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +72,12 @@ class Table:
     def some(self, nodes: Int[np.ndarray, " some"]) -> "Table":
         """The table of some of the nodes."""
         return dataclasses.replace(self, **{name: getattr(self, name)[nodes] for name in COLUMNS})
+
+    def moved(self, by: int) -> "Table":
+        """The same nodes at positions by so many further on."""
+        return dataclasses.replace(
+            self, pos=np.where(self.pos == NOWHERE, NOWHERE, self.pos + by).astype(self.pos.dtype)
+        )
 
     def joined(self, other: "Table") -> "Table":
         """This table and, behind it, another of the same sites."""

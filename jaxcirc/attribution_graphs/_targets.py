@@ -14,7 +14,7 @@ from .._run import check_token_ids
 from .._tap import bare_tap
 from ..models import Transformer
 from ._linear import Linearised
-from ._table import Outputs
+from ._table import Directions, Outputs
 
 
 MOST, MASS = 10, 0.95  # salient tokens: at most so many, of so much probability together
@@ -28,12 +28,14 @@ _WANTED = (
 )
 
 
-def check_targets(model: Transformer, targets: Any, seq: int) -> None:
-    """ValueError or TypeError unless targets are of a kind that there is; before anything is computed."""
+def check_targets(model: Transformer, targets: Any, last: int) -> None:
+    """ValueError or TypeError unless targets are of a kind that there is; before anything is computed. `last` is the position that they
+    read.
+    """
     if targets is None:
         return
     if isinstance(targets, Mapping):
-        _check_named(model, targets, seq)
+        _check_named(model, targets, last)
         return
     array = _as_array(targets)
     if array.ndim == 0 or len(array) == 0:
@@ -75,7 +77,7 @@ def _as_array(targets: Any) -> np.ndarray:
         ) from None
 
 
-def _check_named(model: Transformer, targets: Mapping[Any, Any], seq: int) -> None:
+def _check_named(model: Transformer, targets: Mapping[Any, Any], last: int) -> None:
     if not targets or not all(isinstance(name, str) for name in targets):
         raise ValueError(f"{_VERB}: {_WANTED}; got names {list(targets)!r}.")
     for name, direction in targets.items():
@@ -84,9 +86,9 @@ def _check_named(model: Transformer, targets: Mapping[Any, Any], seq: int) -> No
             continue
         if any(np.ndim(ids) for ids in (*direction.token_ids(), direction.position)):
             raise ValueError(f"{_VERB}: {name!r} is of a batch of prompts, and a graph is of one. Give one answer.")
-        if int(direction.position) not in (-1, seq - 1):
+        if int(direction.position) not in (-1, last):
             raise ValueError(
-                f"{_VERB}: {name!r} reads position {int(direction.position)}; a graph explains the last of the prompt's {seq}. Cut the "
+                f"{_VERB}: {name!r} reads position {int(direction.position)}; a graph explains the last of the prompt, {last}. Cut the "
                 "prompt behind the position."
             )
         for ids in direction.token_ids():
@@ -104,19 +106,13 @@ def _check_direction(model: Transformer, which: str, direction: Any) -> None:
         raise ValueError(f"{_VERB}: {which} is 0, or not finite.")
 
 
-def make_outputs(linear: Linearised, targets: Targets) -> Outputs:
+def make_outputs(linear: Linearised, targets: Targets | Directions) -> Outputs:
     """Makes directions, constants and weights of checked targets. A token's is its logit, before a cap, less the mean over all tokens."""
     ends, end = linear.model.without_blocks, linear.resid[linear.end][-1:]
-    if isinstance(targets, Mapping):
-        found = [_named(ends, direction) for direction in targets.values()]
-        directions, constants = (jnp.stack(parts) for parts in zip(*found, strict=True))
-        names, tokens = tuple(targets), np.arange(len(targets))
-        probability = np.full(len(targets), 1 / len(targets))
-    elif targets is not None and np.issubdtype(np.asarray(targets).dtype, np.floating):
-        directions = jnp.asarray(targets, end.dtype)
-        constants = jnp.zeros(len(directions), end.dtype)
-        names, tokens = tuple(f"direction {i}" for i in range(len(directions))), np.arange(len(directions))
-        probability = np.full(len(directions), 1 / len(directions))
+    given = _directions(ends, targets)
+    if given is not None:
+        names, directions, constants = given.names, *(jnp.asarray(x, end.dtype) for x in given[1:])
+        tokens, probability = np.arange(len(names)), np.full(len(names), 1 / len(names))
     else:
         chances = np.asarray(_probabilities(ends, end))
         tokens = _salient(chances) if targets is None else np.asarray(targets)
@@ -125,6 +121,21 @@ def make_outputs(linear: Linearised, targets: Targets) -> Outputs:
     read = _read_last(ends, end)
     values = np.asarray(_values(directions, read, constants))
     return Outputs(names, tokens, directions, constants, probability, values)
+
+
+def _directions(ends: Transformer, targets: Targets | Directions) -> Directions | None:
+    """The directions that targets are; `None` for tokens."""
+    if targets is None or isinstance(targets, Directions):
+        return targets
+    if isinstance(targets, Mapping):
+        vectors, constants = zip(*(_named(ends, direction) for direction in targets.values()), strict=True)
+        return Directions(tuple(targets), jnp.stack(vectors), jnp.stack(constants))
+    vectors = np.asarray(targets)
+    if not np.issubdtype(vectors.dtype, np.floating):
+        return None
+    return Directions(
+        tuple(f"direction {i}" for i in range(len(vectors))), vectors, np.zeros(len(vectors), vectors.dtype)
+    )
 
 
 def _salient(chances: Float[np.ndarray, " d_vocab"]) -> Int[np.ndarray, " output"]:

@@ -1,32 +1,26 @@
 """The attribution graph of a prompt."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_optional_count
 from .._fingerprint import fingerprint
 from .._guard import check_backend
 from .._run import check_tokens
-from .._sites import Site
-from .._typing import Progress, Tokens
+from .._typing import Keys, Progress, Tokens
 from ..linear import check_fits
 from ..models import Transformer
-from ..saes import AbstractDictionary, CrossLayerTranscoder
+from ..saes import CrossLayerTranscoder
 from ._checked import checked_dictionaries
+from ._given import Dictionaries, Transcoders
 from ._graph import AttributionGraph, check_thresholds, pruned
-from ._linear import linearise
-from ._replacement import closed_layers, Dictionaries, linear_paths, replace_sublayers
-from ._rows import Rows
+from ._padding import Real, real_part
+from ._prompt import linearised_prompt
 from ._select import merge_unselected, select
-from ._table import LATENT, make_table, Outputs, Table
-from ._targets import check_targets, make_outputs, Targets
+from ._table import LATENT, Outputs
+from ._targets import check_targets, Targets
 from ._whole import Whole
-
-
-Transcoders = Mapping[Site, AbstractDictionary] | Mapping[str, AbstractDictionary] | CrossLayerTranscoder | None
 
 
 def attribution_graph(
@@ -35,6 +29,7 @@ def attribution_graph(
     tokens: Tokens,
     *,
     targets: Targets = None,
+    mask: Keys | None = None,
     max_nodes: int | None = 7500,
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
@@ -68,9 +63,11 @@ def attribution_graph(
       attention adds, `hook_attn_out`, in whichever layers; or a cross-layer transcoder. Transcoders read what is in front of their
       layer's attention or MLP (`hook_resid_mid`, `ln2.hook_normalized`, `mlp.hook_in`, …), SAEs their own site. `None` or `{}`: neurons.
     - `tokens` `[seq]`: one prompt.
-    - `targets`: what is explained at the last position. `None`: the most probable tokens, until they make up 0.95, at most 10. Or token
-      ids; or directions `[n d_model]` of what the unembedding reads, also by name, `{name: direction}`; or differences of logits by name,
-      `{name: jc.LogitDiff(answer, foil)}`. Tokens weigh as they are probable, directions alike.
+    - `targets`: what is explained at the last real position. `None`: the most probable tokens, until they make up 0.95, at most 10. Or
+      token ids; or directions `[n d_model]` of what the unembedding reads, also by name, `{name: direction}`; or differences of logits by
+      name, `{name: jc.LogitDiff(answer, foil)}`. Tokens weigh as they are probable, directions alike.
+    - `mask` `[seq]`: False for padding before or behind the prompt, where there are no nodes: the graph is that of the prompt without it,
+      at the positions that its tokens have here.
     - `max_nodes`: how many latents have rows; those of most influence, found row by row, ranked anew after every 1,024. `None`: all that
       are on. Latents beyond that are summed up in nodes of kind `"error"`, one a site and position, so that rows sum as before.
     - `node_threshold`, `edge_threshold`: how much of all influence the kept nodes, and the edges between these, make up, from 0 to 1; 1
@@ -80,7 +77,8 @@ def attribution_graph(
     **Returns:** an `AttributionGraph`; its numbers are in the dtype of the model's activations.
 
     **Raises:** `ValueError` for dictionaries of another model or another site, or missing in some layers; for targets that are no single
-    tokens of the model; for thresholds that are not from 0 to 1; if the rows are larger than the memory that is free.
+    tokens of the model; for padding between tokens; for thresholds that are not from 0 to 1; if the rows are larger than the memory that
+    is free.
 
     A row takes four bytes a node on the host: 2,000 latents with rows, of 40,000 nodes, 320 MB. On the device are two residual streams a
     layer, `8 n_layers d_model` bytes a token; while one layer's attention is gone through three and a half times its pattern, `14 n_heads
@@ -99,14 +97,13 @@ def attribution_graph(
     """
     check_backend()
     check_tokens(model, tokens)
-    dictionaries = checked_dictionaries(model, transcoders)
-    check_targets(model, targets, len(tokens))
+    real = real_part("attribution_graph", tokens, mask)
+    dictionaries = checked_dictionaries("attribution_graph", model, transcoders)
+    check_targets(model, targets, real.end - 1)
     check_optional_count("attribution_graph: max_nodes", "latents to have rows", max_nodes)
     check_thresholds("attribution_graph", node_threshold, edge_threshold)
-    linear = linearise(model, jnp.asarray(tokens), linear_paths(dictionaries), closed_layers(dictionaries))
-    replaced = replace_sublayers(linear, dictionaries)
-    outputs = make_outputs(linear, targets)
-    table, columns = make_table(linear, replaced, outputs)
+    prompt = linearised_prompt(model, dictionaries, tokens, real, targets)
+    table, outputs = prompt.table, prompt.outputs
     latents = int((table.kind == LATENT).sum())
     rows_wanted = len(outputs.tokens) + (latents if max_nodes is None else min(max_nodes, latents))
     dtype = np.dtype(model.activation_dtype)
@@ -125,19 +122,19 @@ def attribution_graph(
         done += more
         report(done, rows_wanted, "rows")
 
-    computed = Rows(linear, replaced, outputs, columns)
-    found, kept = select(computed, table, max_nodes, dtype, count)
+    found, kept = select(prompt.rows, table, max_nodes, dtype, count)
     found, kept, table = merge_unselected(found, kept, table)
-    meta = _meta(model, dictionaries, tokens, outputs, table, max_nodes, latents)
-    return pruned(Whole(table, found, kept, meta), node_threshold, edge_threshold, "attribution_graph")
+    meta = _meta(model, dictionaries, tokens, real, outputs, max_nodes, latents)
+    whole = Whole(table.moved(real.first), found, kept, meta, outputs.given)
+    return pruned(whole, node_threshold, edge_threshold, "attribution_graph")
 
 
 def _meta(
     model: Transformer,
     dictionaries: Dictionaries,
     tokens: Tokens,
+    real: Real,
     outputs: Outputs,
-    table: Table,
     max_nodes: int | None,
     latents: int,
 ) -> dict[str, Any]:
@@ -148,6 +145,7 @@ def _meta(
         "n_layers": model.n_layers,
         "d_vocab": len(model.b_U),
         "tokens": np.asarray(tokens).tolist(),
+        "real": list(real),
         "dictionaries": {name: getattr(of, "origin", "") for name, of in of_each.items()},
         "targets": None if outputs.names is None else list(outputs.names),
         "latents_on": latents,

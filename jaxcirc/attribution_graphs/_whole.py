@@ -8,17 +8,20 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ._influence import influence, output_weights, Scores, scores
-from ._table import Table
+from ._table import Directions, Table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Whole:
-    """All that was computed of a graph: its nodes, the rows of those that have one, `targets`, and what it is of, `meta`."""
+    """All that was computed of a graph: its nodes, the rows of those that have one, `targets`, what it is of, `meta`, and the `directions`
+    that it explains, if it does not explain tokens.
+    """
 
     table: Table
     rows: Float[np.ndarray, "target node"]
     targets: Int[np.ndarray, " target"]
     meta: dict[str, Any]
+    directions: Directions | None = None
 
     @ft.cached_property
     def influence(self) -> Float[np.ndarray, " node"]:

@@ -8,8 +8,10 @@ from jaxtyping import Bool, Float, Int
 
 from .._version import __version__
 from . import _schema
+from ._qk import QKAttribution
 from ._select import UNSELECTED
 from ._table import BIAS, ERROR, LATENT, LOGIT, NOWHERE, POSITION, Table, TOKEN
+from ._write_qk import traced
 
 
 class Kept(NamedTuple):
@@ -32,18 +34,25 @@ _QK = "qk_tracing_results"
 
 
 def graph_document(
-    graph: Kept, tokens: Sequence[str], outputs: Sequence[str], *, slug: str, scan: str
+    graph: Kept,
+    tokens: Sequence[str],
+    outputs: Sequence[str],
+    qk: Mapping[int, QKAttribution],
+    *,
+    slug: str,
+    scan: str,
 ) -> dict[str, Any]:
-    """Makes what the file holds; `tokens` and `outputs` are texts: the prompt's, and those of logits."""
+    """Makes what the file holds; `tokens` and `outputs` are texts: the prompt's, and those of logits; `qk`: scores by node."""
     table, meta = graph.table, graph.meta
     names, shares = node_names(graph), graph.shares.tolist()
     texts = dict(zip(np.flatnonzero(table.kind == LOGIT).tolist(), outputs, strict=True))
-    traced = meta.get(_QK, {})
+    found = traced({names[i]: (each, node_names(graph._replace(table=each.records))) for i, each in qk.items()})
+    results = meta.get(_QK, {}) | found.results
     nodes = []
     for i, name in enumerate(names):
         nodes.append(_entry(graph, i, name, shares[i], tokens, texts))
-        if name in traced:
-            nodes[-1][_QK] = traced[name]
+        if name in results:
+            nodes[-1][_QK] = results[name]
     row, source = np.nonzero(graph.edges)
     weights = graph.rows[row, source].tolist()
     links = [
@@ -65,8 +74,10 @@ def graph_document(
         generation_settings={name: value for name, value in more.items() if value is not None},
         info={"generator": {"name": "jaxcirc", "version": __version__}},
     )
-    if meta.get("qk_only_nodes"):
-        made["qk_only_nodes"] = meta["qk_only_nodes"]
+    only = {name: each for name, each in found.named.items() if name not in set(names)}
+    of = lambda name, table, i: _entry(graph._replace(table=table), i, name, None, tokens, {})
+    if beside := meta.get("qk_only_nodes", {}) | {name: of(name, *each) for name, each in only.items()}:
+        made["qk_only_nodes"] = beside
     return made
 
 
@@ -98,7 +109,7 @@ def _output(graph: Kept, unit: int) -> int:
 
 
 def _entry(
-    graph: Kept, i: int, name: str, share: float, tokens: Sequence[str], outputs: Mapping[int, str]
+    graph: Kept, i: int, name: str, share: float | None, tokens: Sequence[str], outputs: Mapping[int, str]
 ) -> dict[str, Any]:
     table, length = graph.table, len(graph.meta["tokens"])
     kind, layer, pos, unit = (int(getattr(table, column)[i]) for column in ("kind", "layer", "pos", "unit"))

@@ -14,7 +14,7 @@ from ..parts import Block
 from ..parts._attention import grouped_scores
 from ._order import in_mlp
 from ._point import Kinds, Values
-from ._sublayer import AtRows, one_row, pull, push
+from ._sublayer import AtRows, one_row, pull, pull_inside, push
 
 
 class Layer(eqx.Module):
@@ -65,6 +65,17 @@ class Layer(eqx.Module):
         row = one_row(self.stream(kind), jnp.asarray(pos))
         return pull(self.block, jnp.ones((1, 1), bool), row, covectors, site=kind, frozen=self.frozen)
 
+    def pull_at_projection(self, kind: Kind, to: Kind, pos: Index, covectors: Float[Array, "..."]) -> AtRows:
+        """Pulls a covector of scores or patterns back through the queries or keys, that at one position alone."""
+        projected = pull_inside(self.block, self.mask, self.values, covectors, site=kind, to=to, frozen=self.frozen)
+        return self.pull_at(to, pos, one_row(projected, jnp.asarray(pos)))
+
+    def row_read(self, part: str, query: Index, key: Index) -> Index | None:
+        """The one position that a part of a head reads; `None` where it may read several: the softmax compares a key with all others."""
+        if part == "q":
+            return query
+        return key if part == "v" or (part == "k" and self.activation == "pre") else None
+
     def push(
         self, kind: Kind, pos: Index, vector: Float[Array, "1 d_model"], stopped: Kinds = frozenset()
     ) -> Float[Array, "..."]:
@@ -98,21 +109,24 @@ def read_neuron(layer: Layer, pos: Index, index: Index) -> tuple[AtRows, Float[A
 @ft.partial(jax.jit, static_argnames="part")
 def read_head(
     layer: Layer, head: Index, query: Index, key: Index, *, part: str
-) -> tuple[Resid, Float[Array, ""], Float[Array, ""]]:
-    """The gradient of a part of a head at a pair of positions by the stream, the pair's probability, and the metric's derivative by it."""
+) -> tuple[AtRows, Float[Array, ""], Float[Array, ""]]:
+    """The gradient of a part of a head at a pair of positions by the stream, at the row that it reads if there is one; the pair's
+    probability, and the metric's derivative by it.
+    """
     at, pattern = (head, query, key), layer.values[Kind.PATTERN]
+    row, about = layer.row_read(part, query, key), (pattern[at], layer.of_pattern()[at])
     if part == "v":
         assert layer.gradients is not None
         v = layer.values[Kind.V]
         group = pattern.shape[0] // v.shape[1]
-        unit = jnp.zeros_like(v).at[key, head // group].set(pattern[at] * layer.gradients[Kind.Z][query, head])
-        gradient = layer.pull(Kind.V, unit)
-    else:
-        scores = layer.activation == "pre"
-        factor = (layer.of_scores() if scores else layer.of_pattern())[at]
-        unit = jnp.zeros_like(pattern).at[at].set(factor)
-        gradient = layer.pull(Kind.ATTN_SCORES if scores else Kind.PATTERN, unit, STOPPED[part])
-    return gradient, pattern[at], layer.of_pattern()[at]
+        unit = jnp.zeros_like(v[:1]).at[0, head // group].set(pattern[at] * layer.gradients[Kind.Z][query, head])
+        return layer.pull_at(Kind.V, key, unit), *about
+    scores = layer.activation == "pre"
+    kind, factor = (Kind.ATTN_SCORES, layer.of_scores()) if scores else (Kind.PATTERN, layer.of_pattern())
+    unit = jnp.zeros_like(pattern).at[at].set(factor[at])
+    if row is None:
+        return layer.pull(kind, unit, STOPPED[part]), *about
+    return layer.pull_at_projection(kind, Kind.Q if part == "q" else Kind.K, row, unit), *about
 
 
 @jax.jit

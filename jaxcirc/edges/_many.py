@@ -1,8 +1,8 @@
 """The strongest edges into many nodes at once."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from .._typing import Keys, Tokens
 from ..models import Transformer
 from ..nodes import Node
 from ..runs import BUDGET, in_groups
+from ._along import edges_along
 from ._dictionaries import Given
-from ._into import check_on, sources_of
+from ._into import check_on
 from ._into_result import EdgesInto
 from ._order import Place
 from ._question import ask, Question
@@ -83,17 +84,16 @@ def edges_into_each(
     )
     for node in nodes:
         check_on(question, node)
-    # What nodes of one kind read, by one program; what they meet where they read the stream at the same place, too.
+    # What nodes of one kind read, by one program; and what all of them meet, layer by layer.
     alike = lambda number: str(jax.tree.structure(nodes[number]))
-    by_place: dict[Place, list[tuple[int, Target]]] = {}
+    numbers, targets = [], []
     for _, group in itertools.groupby(sorted(range(len(nodes)), key=alike), key=alike):
-        numbers = list(group)
-        for number, target in zip(numbers, _targets(question, [nodes[i] for i in numbers]), strict=True):
-            by_place.setdefault(target.place, []).append((number, target))
-    found: dict[int, EdgesInto] = {}
-    for some in by_place.values():
-        numbers, targets = zip(*some, strict=True)
-        found |= dict(zip(numbers, _meet(question, targets), strict=True))
+        some = list(group)
+        numbers += some
+        targets += _targets(question, [nodes[i] for i in some])
+    order = sorted(range(len(targets)), key=lambda i: targets[i].place, reverse=True)
+    met = _meet(question, [targets[i] for i in order])
+    found = dict(zip((numbers[i] for i in order), met, strict=True))
     return [found[number] for number in range(len(nodes))]
 
 
@@ -121,45 +121,45 @@ def _targets(question: Question, nodes: Sequence[Node]) -> list[Target]:
 
 
 def _meet(question: Question, targets: Sequence[Target]) -> list[EdgesInto]:
-    """The edges into targets at one place, on the host: all their rows as those of one gradient meet what is written."""
+    """The edges into targets, those furthest on first, on the host: all their rows as those of one gradient meet what is written."""
     rows, gradient = (np.concatenate([target[i] for target in targets]) for i in (1, 2))
-    place, scalar = targets[0].place, jnp.zeros((), gradient.dtype)
+    places = [target.place for target in targets for _ in target.rows]
     parts = []
-    for numbers in in_groups(len(rows), _bytes_of_row(question), BUDGET):
-        some = sources_of(
-            question, Target(place, jnp.asarray(rows[numbers]), jnp.asarray(gradient[numbers]), scalar, scalar)
+    for group in in_groups(len(rows), _bytes_of_row(question), BUDGET):
+        given = jnp.asarray(rows[group]), jnp.asarray(gradient[group]), [places[i] for i in group]
+        parts.append(jax.device_get(edges_along(question, *given)))
+    neurons, heads, biases = (
+        _joined([np.stack(part[i]) for part in parts], axis) for i, axis in ((0, 1), (1, 2), (2, 2))
+    )
+    latents, errors = (
+        BySite((site, _joined([part[i][site] for part in parts], 0)) for site in question.dictionaries) for i in (3, 4)
+    )
+    tokens, positions = (_joined([part[i] for part in parts], 0) for i in (5, 6))
+    ends = np.cumsum([len(target.rows) for target in targets])
+    found = []
+    for target, end in zip(targets, ends, strict=True):
+        mine = slice(end - len(target.rows), end)
+        found.append(
+            EdgesInto(
+                rows=target.rows,
+                neurons_at_rows=neurons[:, mine],
+                heads_at_rows=heads[:, :, mine],
+                latents_at_rows=BySite((site, each[mine]) for site, each in latents.items()),
+                errors_at_rows=BySite((site, each[mine]) for site, each in errors.items()),
+                tokens_at_rows=tokens[mine],
+                positions_at_rows=positions[mine],
+                biases_at_rows=biases[:, :, mine],
+                gradient_at_rows=target.gradient,
+                activation=np.asarray(target.activation),
+                derivative=np.asarray(target.derivative),
+            )
         )
-        parts.append(jax.device_get(some))
-    begin, found = 0, []
-    for target in targets:
-        found.append(_rows_of(parts, len(parts[0].rows), begin, begin + len(target.rows), target))
-        begin += len(target.rows)
     return found
 
 
-def _rows_of(parts: Sequence[EdgesInto], size: int, begin: int, end: int, target: Target) -> EdgesInto:
-    """Takes the rows of one target out of edges that are in parts of one size."""
-    some = [(parts[n], slice(max(begin - n * size, 0), end - n * size)) for n in range(begin // size, -(-end // size))]
-
-    def of(array: Callable[[EdgesInto], Any], axis: int) -> np.ndarray:
-        found = [array(part)[(slice(None),) * (array(part).ndim + axis) + (at,)] for part, at in some]
-        return found[0] if len(found) == 1 else np.concatenate(found, axis)
-
-    return EdgesInto(
-        rows=target.rows,
-        neurons_at_rows=of(lambda part: part.neurons_at_rows, -2),
-        heads_at_rows=of(lambda part: part.heads_at_rows, -2),
-        latents_at_rows=BySite(
-            (s, of(lambda part, s=s: part.latents_at_rows[s], -2)) for s in parts[0].latents_at_rows
-        ),
-        errors_at_rows=BySite((s, of(lambda part, s=s: part.errors_at_rows[s], -1)) for s in parts[0].errors_at_rows),
-        tokens_at_rows=of(lambda part: part.tokens_at_rows, -1),
-        positions_at_rows=of(lambda part: part.positions_at_rows, -1),
-        biases_at_rows=of(lambda part: part.biases_at_rows, -1),
-        gradient_at_rows=target.gradient,
-        activation=np.asarray(target.activation),
-        derivative=np.asarray(target.derivative),
-    )
+def _joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Puts groups of rows together; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
 
 
 def _bytes_of_row(question: Question) -> int:

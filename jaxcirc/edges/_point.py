@@ -1,7 +1,7 @@
 """The clean run that edges are taken at: values, and the metric's gradients, with what is frozen held.
 
-Block by block, there and back: blocks share their programs, and each is run again on the way back, so that nothing but what enters a block
-is kept between them.
+Block by block, there and back: blocks share their programs. On the way back a block is linearised at the values of the way there, so that
+of it only what is cheap, between these values, is computed again.
 """
 
 import functools as ft
@@ -19,7 +19,7 @@ from .._sites import Kind, Site
 from .._tap import Tap
 from .._typing import Keys, Mask, Resid, Tokens
 from ..models import Transformer
-from ..parts import Block
+from ..parts import Block, GatedMLP
 
 
 Values = dict[Kind, Float[Array, "..."]]  # of one block
@@ -86,7 +86,8 @@ def clean_point(
         for layer in reversed(range(lowest, model.n_layers)):
             block, kinds = model.blocks[layer], _there(model.blocks[layer], _GRADIENTS | more)
             here = (block, masks[layer], entering[layer])
-            gradient, found = _backward(*here, gradient, frozen=frozen_kinds[layer], kinds=kinds)
+            known = {kind: values[layer][kind] for kind in _there(block, _KNOWN)}
+            gradient, found = _backward(*here, gradient, known, frozen=frozen_kinds[layer], kinds=kinds)
             gradients.insert(0, found)
         gradients = [{}] * min(lowest, model.n_layers) + gradients
     return Point(
@@ -103,12 +104,12 @@ def clean_point(
     )
 
 
-_VALUES = frozenset(
+# What a product with weights makes inside a block.
+_KNOWN = frozenset({Kind.Q, Kind.K, Kind.V, Kind.RESID_MID, Kind.MLP_PRE, Kind.MLP_PRE_LINEAR})
+_VALUES = _KNOWN | frozenset(
     {
         Kind.RESID_PRE,
-        Kind.RESID_MID,
         Kind.PATTERN,
-        Kind.V,
         Kind.HEADS_OUT,
         Kind.LN1_POST_SCALE,
         Kind.MLP_POST,
@@ -124,6 +125,7 @@ def _there(block: Block, kinds: Iterable[Kind]) -> Kinds:
     missing = set() if block.has_middle else {Kind.RESID_MID}
     missing |= set() if block.ln1_post is not None else {Kind.HEADS_OUT, Kind.LN1_POST_SCALE}
     missing |= set() if block.ln2_post is not None else {Kind.NEURONS_OUT, Kind.LN2_POST_SCALE}
+    missing |= set() if isinstance(block.mlp, GatedMLP) else {Kind.MLP_PRE_LINEAR}
     missing |= {kind for kind in Kind if Kind.LN2_SCALE <= kind <= Kind.MLP_OUT} if block.mlp is None else set()
     return frozenset(kinds) - missing
 
@@ -141,26 +143,39 @@ def _forward(block: Block, mask: Mask, resid: Resid, *, kinds: Kinds) -> tuple[R
     return out, {site.kind: value for site, value in tap.cache.items()}
 
 
-class _Step(AbstractEdit):
-    """Adds `step`, to a value that is held if it is frozen."""
+class _At(AbstractEdit):
+    """Takes for a value the one that is `known`, if it is, with the value's own derivatives unless it is `held`; and adds `step`."""
 
-    step: Float[Array, "..."]
+    known: Float[Array, "..."] | None
+    step: Float[Array, "..."] | None
     held: bool = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return Add(self.step)(jax.lax.stop_gradient(x) if self.held else x)
+        x = jax.lax.stop_gradient(x) if self.held else x
+        x = x if self.known is None else _moving_as(x, self.known)
+        return x if self.step is None else Add(self.step)(x)
+
+
+@jax.custom_jvp
+def _moving_as(x: Float[Array, "..."], known: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Gives the value that is known for `x`, with the derivatives of `x`."""
+    return known
+
+
+@_moving_as.defjvp
+def _(primals, tangents):
+    return primals[1], tangents[0]
 
 
 @ft.partial(jax.jit, static_argnames=("frozen", "kinds"))
 def _backward(
-    block: Block, mask: Mask, resid: Resid, gradient: Resid, *, frozen: Kinds, kinds: Kinds
+    block: Block, mask: Mask, resid: Resid, gradient: Resid, known: Values, *, frozen: Kinds, kinds: Kinds
 ) -> tuple[Resid, Values]:
-    """Pulls a gradient behind a block back to where it begins, and to the kinds of sites in it."""
+    """Pulls a gradient behind a block back to where it begins, and to the kinds of sites in it; `known` are values in it."""
 
     def run(resid, steps):
-        edits: Mapping[Site, AbstractEdit] = holding(frozen) | {
-            Site(0, kind): _Step(step, kind in frozen) for kind, step in steps.items()
-        }
+        at = lambda kind: _At(known.get(kind), steps.get(kind), kind in frozen)
+        edits: Mapping[Site, AbstractEdit] = {Site(0, kind): at(kind) for kind in {*frozen, *known, *steps}}
         return block(resid, mask, Tap(NOTHING, edits, frozenset(), layer=0))
 
     shapes = jax.eval_shape(lambda resid: _forward(block, mask, resid, kinds=kinds)[1], resid)

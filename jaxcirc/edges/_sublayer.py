@@ -8,6 +8,7 @@ import functools as ft
 import jax
 from jaxtyping import Array, Float, Int
 
+from .._edits import Replace
 from .._indexing import take
 from .._precision import wide
 from .._run import NOTHING
@@ -46,6 +47,22 @@ def _value(block: Block, mask: Mask, resid: Resid, kind: Kind, frozen: Kinds) ->
     else:  # compiled, what is not asked for is not computed
         block(resid, mask, tap)
     return tap.cache[Site(0, kind)]
+
+
+@ft.partial(jax.jit, static_argnames=("site", "to", "frozen"))
+def pull_inside(
+    block: Block, mask: Mask, values: Values, covector: Float[Array, "..."], *, site: Kind, to: Kind, frozen: Kinds
+) -> Float[Array, "..."]:
+    """Pulls a covector of the value at a site of attention back to its queries, keys or values, one of them, at which it is computed."""
+
+    def value(x):
+        projected = {kind: values[kind] for kind in (Kind.Q, Kind.K, Kind.V)} | {to: x}
+        edits = holding(frozen) | {Site(0, kind): Replace(each) for kind, each in projected.items()}
+        tap = Tap(NOTHING, edits, {Site(0, site)}, layer=0)
+        block(values[Kind.RESID_PRE], mask, tap)
+        return tap.cache[Site(0, site)]
+
+    return jax.vjp(value, values[to])[1](covector)[0]
 
 
 def one_row(x: Float[Array, "seq ..."], row: Int[Array, ""]) -> Float[Array, "1 ..."]:

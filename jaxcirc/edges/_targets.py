@@ -75,19 +75,12 @@ def _(node: Head, question: Question) -> Target:
             "'k' or 'qk'."
         )
     at, place = (node.head, node.query, node.key), read_at(question.model, Site(node.layer, Kind.Z))
-    found = [read_head(question.layer(node.layer), *at, part=part) for part in parts]
-    gradient = ft.reduce(jnp.add, (each[0] for each in found))
-    row = _row_read(node, question)
-    if row is None:
-        return Target(place, _all_rows(question), gradient, *found[0][1:])
-    return Target(place, _row(row), one_row(gradient, jnp.asarray(row)), *found[0][1:])
-
-
-def _row_read(node: Head, question: Question) -> Index | None:
-    """The one position that a part of a head reads; `None` where it may read several: the softmax compares a key with all others."""
-    if node.part == "q":
-        return node.query
-    return node.key if node.part == "v" or (node.part == "k" and question.activation == "pre") else None
+    layer = question.layer(node.layer)
+    gradient, *about = read_head(layer, *at, part=parts[0])
+    if node.part is None:  # beside what query and key read at many positions, what the value reads at one
+        gradient = gradient.at[node.key].add(read_head(layer, *at, part="v")[0][0])
+    row = None if node.part is None else layer.row_read(node.part, node.query, node.key)
+    return Target(place, _all_rows(question) if row is None else _row(row), gradient, *about)
 
 
 @target_of.register

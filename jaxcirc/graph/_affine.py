@@ -1,4 +1,4 @@
-"""Whether a model is affine in what is embedded, with some of its sites held: read off the derivative of its own forward pass."""
+"""Whether a model is affine in what is embedded, with some of its sites held: read off its own forward pass and the derivative of that."""
 
 import functools as ft
 from collections.abc import Collection
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from .._dependence import dependence
+from .._dependence import dependence, reached_by_jumps
 from .._edits import AbstractEdit, Apply
 from .._sites import Kind, Site
 from .._tap import EditEach, Tap
@@ -24,8 +24,8 @@ POINT = "point"
 
 
 def first_curved(model: Transformer, held: Collection[Site]) -> Site | None:
-    """Finds the first site behind a part whose derivative with respect to what is embedded is not the same at every point, with the values
-    at the sites `held` given; `None` if there is none, so that the model is affine.
+    """Finds the first site behind a part whose derivative with respect to what is embedded is not the same at every point, or that jumps,
+    with the values at the sites `held` given; `None` if there is none, so that the model is affine.
     """
     return _first_curved(*structure_of(model), frozenset(held))
 
@@ -34,29 +34,41 @@ def first_curved(model: Transformer, held: Collection[Site]) -> Site | None:
 def _first_curved(tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], held: frozenset[Site]) -> Site | None:
     model = jax.tree.unflatten(tree, leaves)
     embedded = jax.ShapeDtypeStruct((3, model.d_model), model.activation_dtype)  # three positions stand for any number
-    jaxpr = jax.make_jaxpr(ft.partial(_tangents, held))(model, embedded, embedded)
-    curved = [Site.parse(name) for name, read in dependence(jaxpr).items() if POINT in read]
-    return min(curved, default=None)
+    tangents = dependence(jax.make_jaxpr(ft.partial(_tangents, held))(model, embedded, embedded))
+    curved = {name for name, read in tangents.items() if POINT in read}
+    curved |= reached_by_jumps(jax.make_jaxpr(ft.partial(_named_values, held))(model, embedded))
+    return min(map(Site.parse, curved), default=None)
 
 
 def _tangents(
     held: frozenset[Site], model: Transformer, point: Float[Array, "seq d_model"], step: Float[Array, "seq d_model"]
 ) -> dict[Site, Array]:
     """Takes the derivative of a run along `step` at the cuts, each with its site's name, where `point` is embedded, which is named too."""
+    values = ft.partial(_values, held, model)
+    return _named(jax.jvp(values, (checkpoint_name(point, POINT),), (step,))[1])
 
-    def values(point: Float[Array, "seq d_model"]) -> dict[Site, Array]:
-        def edit(site: Site) -> AbstractEdit | None:
-            if site in held:
-                return Apply(jnp.zeros_like)  # whatever is held, it does not move
-            return Apply(lambda _: point) if site.kind == Kind.EMBED else None
 
-        cuts = frozenset(Site(layer, kind) for kind in CUTS for layer in _layers(model, kind))
-        tap = Tap({}, EditEach(edit), cuts)
-        model(jnp.zeros(point.shape[0], jnp.int32), tap)
-        return tap.cache
+def _named_values(held: frozenset[Site], model: Transformer, point: Float[Array, "seq d_model"]) -> dict[Site, Array]:
+    """Runs to the cuts, each with its site's name, where `point` is embedded, which is named too."""
+    return _named(_values(held, model, checkpoint_name(point, POINT)))
 
-    tangents = jax.jvp(values, (checkpoint_name(point, POINT),), (step,))[1]
-    return {site: checkpoint_name(tangent, str(site)) for site, tangent in tangents.items()}
+
+def _named(found: dict[Site, Array]) -> dict[Site, Array]:
+    return {site: checkpoint_name(each, str(site)) for site, each in found.items()}
+
+
+def _values(held: frozenset[Site], model: Transformer, point: Float[Array, "seq d_model"]) -> dict[Site, Array]:
+    """Runs to the cuts where `point` is embedded, with what is held not moving."""
+
+    def edit(site: Site) -> AbstractEdit | None:
+        if site in held:
+            return Apply(jnp.zeros_like)  # whatever is held, it does not move
+        return Apply(lambda _: point) if site.kind == Kind.EMBED else None
+
+    cuts = frozenset(Site(layer, kind) for kind in CUTS for layer in _layers(model, kind))
+    tap = Tap({}, EditEach(edit), cuts)
+    model(jnp.zeros(point.shape[0], jnp.int32), tap)
+    return tap.cache
 
 
 def _layers(model: Transformer, kind: Kind) -> Collection[int | None]:

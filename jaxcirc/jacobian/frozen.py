@@ -83,8 +83,8 @@ def detached(model: Transformer) -> frozenset[Site]:
     if curved is not None:
         raise ValueError(
             f"frozen.detached: with its scales, patterns and gates held {model.name} is not affine in what is embedded: what is computed "
-            f"at `{curved}` still bends, for a part before it has a function that no site holds. Hold more: unite jc.frozen.layer_norms, "
-            "patterns and gates of the model with sites behind that part."
+            f"at `{curved}` still bends or jumps, for a part before it has a function that no site holds. Hold more: unite "
+            "jc.frozen.layer_norms, patterns and gates of the model with sites behind that part."
         )
     return held
 

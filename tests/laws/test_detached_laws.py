@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools as ft
+from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc.parts import MLP
 
 from ..helpers import assert_close, make_model, model_named, MODELS, needs_x64, tokens_for
 from ..odd_parts import ODD, odd_model
@@ -167,6 +170,39 @@ def test_a_model_that_is_not_affine_then_is_refused(name):
     clean = {each: cache[each] for each in held}
     none, once, twice = (held_run(model, tokens, clean, jnp.asarray(scale), (site,))[site] for scale in (0.0, 1.0, 2.0))
     assert np.abs(twice - 2 * once + none).max() > 1e-3 * np.abs(once).max()
+
+
+JUMPS = {
+    "sign": jnp.sign,
+    "rounding": lambda x: jnp.round(4 * x),
+    "step": lambda x: jnp.where(x > 0, 1.0, -1.0).astype(x.dtype),
+    "largest": lambda x: jax.nn.one_hot(jnp.argmax(x, axis=-1), x.shape[-1], dtype=x.dtype),
+    "derivative that is not taken": lambda x: jax.lax.stop_gradient(x) * x,
+    "derivative of another function": lambda x: x + jax.lax.stop_gradient(jnp.sign(x) - x),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_a_model_that_jumps_is_refused(name):
+    """Of a jump its derivative does not tell."""
+    model = make_model(jax.random.key(9))
+    blocks = [dataclasses.replace(block, mlp=Jumping(block.mlp, JUMPS[name])) for block in model.blocks]
+    odd = dataclasses.replace(model, blocks=tuple(blocks))
+    with pytest.raises(
+        ValueError, match=r"is not affine in what is embedded.*`blocks\.0\.hook_mlp_out` still bends or jumps"
+    ):
+        jc.frozen.detached(odd)
+    assert jc.frozen.detached(model)
+
+
+class Jumping(eqx.Module):
+    """An MLP beside which a function of what it reads is added."""
+
+    mlp: MLP
+    function: Callable = eqx.field(static=True)
+
+    def __call__(self, x, tap):
+        return self.mlp(x, tap) + self.function(x)
 
 
 def test_the_rest_of_a_tangent_has_more_than_biases():
