@@ -145,12 +145,20 @@ from .nodes import (
     Position as Position,
     Token as Token,
 )
-from .patching import edge_attribution as edge_attribution, patch_edges as patch_edges, path_patch as path_patch
+from .patching import (
+    activation_patch as activation_patch,
+    edge_attribution as edge_attribution,
+    patch_edges as patch_edges,
+    PatchedMetrics as PatchedMetrics,
+    path_patch as path_patch,
+)
 from .saes import CrossLayerTranscoder as CrossLayerTranscoder
 from .view import (
     draw_attribution_graph as draw_attribution_graph,
     draw_curves as draw_curves,
     draw_features as draw_features,
     draw_head_effects as draw_head_effects,
+    draw_patching as draw_patching,
+    draw_patterns as draw_patterns,
     draw_self_repair as draw_self_repair,
 )

@@ -22,6 +22,7 @@ from . import (
     _graph,
     _heads,
     _jacobian,
+    _patch,
     _self_repair,
     _steer,
 )
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         _jacobian,
         _features,
         _heads,
+        _patch,
         _edges,
         _graph,
         _self_repair,

@@ -91,8 +91,7 @@ def ablate_each(
     found = []
     if inside.any():
         mine = [place for place in places if place.site.layer is not None]
-        of_mine = {site: which[inside] for site, which in member.items()}
-        found.append(ablated_from_blocks(model, used, problem, mine, of_mine, at, tokens_at_once))
+        found.append(ablated_from_blocks(model, used, problem, mine, at, tokens_at_once))
     outside = np.flatnonzero(~inside)
     for numbers in in_groups(len(outside), problem.clean.size, tokens_at_once):
         some = {site: which[outside[numbers]] for site, which in member.items() if site.layer is None}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 420.0, 300.0, 64.0, 34.0, 14.0, 64.0
 COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#6d28d9")
 GREY = "#777777"
+ROOM = 26.0  # pixels more that slanted names of columns take below a panel, and twice what names of rows take beside it
 EMPTY = "#dddddd"  # a cell of a heat map without a number: light, so that the dash in it is read
 
 Point = tuple[int | float, int | float]  # an axis may count
@@ -146,15 +147,30 @@ def scatter(
 
 
 def heat_map(
-    values: Sequence[Sequence[float]], *, label: str, side: str, title: str = "", note: str = "", unit: str = ""
+    values: Sequence[Sequence[float]],
+    *,
+    label: str,
+    side: str,
+    title: str = "",
+    note: str = "",
+    unit: str = "",
+    columns: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+    most: float | None = None,
+    positive: bool = False,
 ) -> str:
     """Draws a panel of coloured cells, the first row on top; colours are symmetric around 0, and a bar beside says what they mean in
     `unit`. Numbers stand in cells that have room for them; what is not a number is grey, with a dash.
+
+    **Arguments:** - `columns`, `rows`: their names; without any they are counted from 0. - `most`: the size at which colours are full, by
+    default the largest of the values. - `positive`: no value is below 0, and the bar begins there.
     """
-    rows, columns = len(values), len(values[0])
-    x, y = Axis(0, columns, LEFT, WIDTH - RIGHT - 58), Axis(0, rows, TOP, HEIGHT - BOTTOM)
-    most = max((abs(value) for row in values for value in row if not math.isnan(value)), default=0) or 1.0
-    wide, high = (x.end - x.begin) / columns, (y.end - y.begin) / rows
+    x = Axis(0, len(values[0]), LEFT if rows is None else LEFT + ROOM / 2, WIDTH - RIGHT - 58)
+    names_below = ROOM if _slants(x, columns) else 0.0
+    y = Axis(0, len(values), TOP, HEIGHT - BOTTOM - names_below)
+    sizes = (abs(value) for row in values for value in row if not math.isnan(value))
+    most = (max(sizes, default=0) if most is None else most) or 1.0
+    wide, high = (x.end - x.begin) / len(values[0]), (y.end - y.begin) / len(values)
     size = min(10.0, high - 3, wide / 2.9)  # of numbers such as -0.41
     parts = [text((x.begin + x.end) / 2, TOP - 10, title, anchor="middle")]
     for i, row in enumerate(values):
@@ -166,19 +182,43 @@ def heat_map(
                 ink = "#ffffff" if abs(value) > 0.6 * most else "#222222"
                 middle = (x.at(j + 0.5), y.at(i + 0.5) + size / 3)
                 parts += [f'<g font-size="{size:.1f}">{text(*middle, shown, anchor="middle", fill=ink)}</g>']
-    for j in range(0, columns, _every(wide, 16.0)):
-        parts += [text(x.at(j + 0.5), y.end + 14, str(j), anchor="middle")]
-    for i in range(0, rows, _every(high, 11.0)):
-        parts += [text(x.begin - 6, y.at(i + 0.5) + 4, str(i), anchor="end")]
+    parts += [*_column_names(x, y.end, len(values[0]), columns), *_row_names(x.begin, y, len(values), rows)]
     corners = [(x.begin, y.begin), (x.end, y.begin), (x.end, y.end), (x.begin, y.end), (x.begin, y.begin)]
     parts += [line(corners)]
     middle = (x.begin + x.end) / 2
     parts += [
-        text(middle, y.end + 33, label, anchor="middle"),
-        text(middle, y.end + 48, note, anchor="middle", fill=GREY),
+        text(middle, y.end + 33 + names_below, label, anchor="middle"),
+        text(middle, y.end + 48 + names_below, note, anchor="middle", fill=GREY),
     ]
-    parts += [_turned(14.0, (y.begin + y.end) / 2, side), _colour_bar(most, unit)]
+    bar = Axis(0.0 if positive else -most, most, y.end, TOP)
+    parts += [_turned(14.0, (y.begin + y.end) / 2, side), _colour_bar(bar, unit)]
     return "".join(parts)
+
+
+def _column_names(x: Axis, below: float, count: int, names: Sequence[str] | None) -> list[str]:
+    """Writes the numbers of columns below a heat map, or their names."""
+    wide = (x.end - x.begin) / count
+    if names is not None and _slants(x, names):
+        return [
+            _slanted(x.at(j + 0.5) + 3, below + 10, _shortened(names[j])) for j in range(0, count, _every(wide, 10.0))
+        ]
+    shown = [str(j) for j in range(count)] if names is None else names
+    return [text(x.at(j + 0.5), below + 14, shown[j], anchor="middle") for j in range(0, count, _every(wide, 16.0))]
+
+
+def _slants(x: Axis, names: Sequence[str] | None) -> bool:
+    """Says whether names of columns are too long to stand beside each other."""
+    return names is not None and 6.2 * max(map(len, names)) > (x.end - x.begin) / len(names)
+
+
+def _row_names(beside: float, y: Axis, count: int, names: Sequence[str] | None) -> list[str]:
+    """Writes the numbers of rows beside a heat map, or their names."""
+    high = (y.end - y.begin) / count
+    if names is None:
+        places = range(0, count, _every(high, 11.0))
+        return [text(beside - 6, y.at(i + 0.5) + 4, str(i), anchor="end") for i in places]
+    label = lambda i: text(beside - 4, y.at(i + 0.5) + 3, _shortened(names[i]), anchor="end")
+    return [f'<g font-size="8">{label(i)}</g>' for i in range(0, count, _every(high, 8.0))]
 
 
 def diverging(part: float) -> str:
@@ -227,11 +267,11 @@ def dot(x: float, y: float, colour: str, *, radius: float = 3.0, opacity: float 
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}"{thin}/>'
 
 
-def _colour_bar(most: float, unit: str, steps: int = 40) -> str:
-    """Draws what the colours of a heat map mean, from `-most` to `most`."""
-    x, y = WIDTH - RIGHT - 44, Axis(-most, most, HEIGHT - BOTTOM, TOP)
-    high = (y.begin - y.end) / steps
-    shades = (diverging(2 * (i + 0.5) / steps - 1) for i in range(steps))
+def _colour_bar(y: Axis, unit: str, steps: int = 40) -> str:
+    """Draws what the colours of a heat map mean, along an axis that ends where they are full."""
+    x, high = WIDTH - RIGHT - 44, (y.begin - y.end) / steps
+    value = lambda i: y.low + (y.high - y.low) * (i + 0.5) / steps
+    shades = (diverging(value(i) / y.high) for i in range(steps))
     parts = [_cell(x, y.begin - (i + 1) * high, 10.0, high + 0.3, shade) for i, shade in enumerate(shades)]
     parts += [text(x + 14, y.at(tick) + 4, f"{tick:g}") for tick in y.ticks()]
     return "".join([*parts, text(x + 5, y.begin + 16, unit, anchor="middle", fill=GREY)])
@@ -249,6 +289,17 @@ def _every(pixels: float, needed: float) -> int:
 def _turned(x: float, y: float, label: str) -> str:
     """Writes text upwards."""
     return f'<g transform="translate({x:g},{y:.1f}) rotate(-90)">{text(0.0, 0.0, label, anchor="middle")}</g>'
+
+
+def _slanted(x: float, y: float, label: str) -> str:
+    """Writes small text that rises to a pixel."""
+    written = text(0.0, 0.0, label, anchor="end")
+    return f'<g transform="translate({x:.1f},{y:.1f}) rotate(-55)" font-size="9">{written}</g>'
+
+
+def _shortened(name: str, most: int = 12) -> str:
+    """Shortens a name to what there is room for, its end kept."""
+    return name if len(name) <= most else f"{name[: most - 5]}…{name[-4:]}"
 
 
 def _beside(x: float, y: float, name: str) -> str:
