@@ -25,7 +25,7 @@ from ._timing import matmul_rate, Unequal
 
 
 BEGAN = time.monotonic()
-EXPERIMENTS = ("circuit-edges", "circuit-nodes", "self-repair", "feature-jacobian", "node-edges")
+EXPERIMENTS = ("circuit-edges", "circuit-nodes", "self-repair", "feature-jacobian", "node-edges", "patching")
 
 
 def run(arguments: argparse.Namespace) -> int:

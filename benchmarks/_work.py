@@ -141,6 +141,23 @@ def self_repair(*, layers: int, d_model: int, heads: int, seq: int, batch: int, 
     return {"own": 2.0 * batch * own, "autodiff": 2.0 * batch * loop}
 
 
+def patching(*, layers: int, d_model: int, heads: int, seq: int, batch: int, vocabulary: int) -> dict[str, float]:
+    """For every cell the blocks behind it (12 D D T + T T D each), of a head after its layer's MLP (8 D D T); of positions those that can
+    differ, all from the first token that does, and at the first layer three; and two clean runs. `autodiff` is a whole run for every cell,
+    with the unembedding.
+    """
+    D, T = d_model, seq
+    block = 12 * D * D * T + T * T * D
+    moved = lambda layer: T - T // 6 if layer else 3
+    of_positions = sum(moved(layer) * (layers - layer) * block for layer in range(layers))
+    of_heads = heads * sum(8 * D * D * T + later * block for later in range(layers))
+    whole = layers * block + T * D * vocabulary
+    return {
+        "own": 2.0 * batch * (of_positions + of_heads + 4 * layers * block),
+        "autodiff": 2.0 * batch * layers * (T + heads) * whole,
+    }
+
+
 def node_edges(*, layers: int, d_model: int, seq: int, nodes: int) -> dict[str, float]:
     """Two thirds of the layers are upstream of a node on average: of each its neurons (4 D D) and its heads (D D, and T D with the values);
     the way back through the sublayer is not counted; the clean run there, and there and back again (4 times 12 T D D a layer). Autodiff:

@@ -50,6 +50,7 @@ NOT_MODELS = {
     "block_paths": lambda model: jc.block_paths(model, TOKENS[0], 0),
     "node_effects": lambda model: jc.node_effects(model, SAES, *GIVEN),
     "head_effects": lambda model: jc.head_effects(model, *GIVEN),
+    "activation_patch": lambda model: jc.activation_patch(model, *GIVEN),
     "discover": lambda model: jc.discover(model, SAES, *GIVEN, node_threshold=0.1, edge_threshold=0.1),
     "direct_effects": lambda model: jc.direct_effects(model, TOKENS),
     "logit_lens": lambda model: jc.logit_lens(model, TOKENS),
@@ -59,7 +60,13 @@ NOT_MODELS = {
     "process_weights": jc.process_weights,
     "to_torch_state_dict": jc.to_torch_state_dict,
 }
-DRAW = {"head_effects": "effects", "self_repair": "repair", "features": "jacobian", "curves": "curves"}
+DRAW = {
+    "head_effects": "effects",
+    "patching": "found",
+    "self_repair": "repair",
+    "features": "jacobian",
+    "curves": "curves",
+}
 CASES = {
     **{
         f"{verb} of {bad!r}": (lambda _, call=call, bad=bad: call(bad), "xpected a model, as jc.from_pretrained gives one, got")

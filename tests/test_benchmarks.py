@@ -54,7 +54,15 @@ def test_every_row_is_there():
     assert list(row_module.ROWS) == [
         *("attention-block", "attention-block-frozen", "mlp-block", "block", "grouped-attention-block"),
         *("two-blocks", "six-blocks"),
-        *("feature-jacobian", "full-one-block", "full-several-blocks", "sae-edges", "node-edges", "self-repair"),
+        *(
+            "feature-jacobian",
+            "full-one-block",
+            "full-several-blocks",
+            "sae-edges",
+            "node-edges",
+            "patching",
+            "self-repair",
+        ),
         *("circuit-nodes", "circuit-edges"),
     ]
     assert all(set(sizes) == {"quick", "small", "xl"} for _, sizes in row_module.ROWS.values())
@@ -71,6 +79,7 @@ def test_every_row_is_there():
             "feature-jacobian",
             "full-one-block",
             "node-edges",
+            "patching",
             "self-repair",
         ),
         *("circuit-nodes", "circuit-edges"),

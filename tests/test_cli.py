@@ -245,6 +245,57 @@ def test_heads_of_a_prompts_file(prompts, tmp_path, capsys):
         assert error in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_patching_of_a_prompts_file(prompts, files, tmp_path, capsys):
+    drawn = tmp_path / "patching.svg"
+    given = ["patch", "--model", "tiny-gpt2", "--prompts", str(prompts), "--batch-size", "2"]
+    assert main([*given, "--sites", "resid_pre", "attn_out", "--plot", str(drawn), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
+    pairs = jc.data.load_prompts(prompts, tokenizer)
+    want = jc.activation_patch(model, pairs.clean, pairs.corrupt, pairs.metric(), sites=["resid_pre", "attn_out"])
+    assert (said["prompts"], said["by"], said["direction"], said["plot"]) == (
+        4,
+        "layer_position",
+        "denoise",
+        str(drawn),
+    )
+    assert said["clean"] == pytest.approx(float(np.mean(want.clean)), rel=1e-4)
+    table = want.table()
+    assert len(said["rows"]) == len(table)
+    assert said["rows"][0]["site"] == table["site"][0]
+    for key in ("value", "standard_error"):
+        assert said["rows"][0][key] == pytest.approx(table[key][0], rel=1e-3, abs=1e-5)
+    text = drawn.read_text("utf-8")
+    assert "teacher… 2" in text  # of the first prompt; others have another noun there
+    assert "likes 6" in text
+
+    heads = [*given, "--sites", "z", "--by", "head", "--direction", "noise", "--normalise", "difference", "--most", "2"]
+    assert main(heads) == 0
+    printed = capsys.readouterr().out
+    assert "clean run, corrupt values put in" in printed
+    assert len(printed.split("(standard error)\n")[1].splitlines()) == 2
+    latents = [*given, "--saes", str(files / "saes"), "--sites", "resid_post.acts", "--limit", "1", "--json"]
+    assert main(latents) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["site"] for row in rows} == {f"blocks.{at}.hook_resid_post.hook_sae_acts_post" for at in (0, 1)}
+    assert rows[0]["standard_error"] is None
+    for more, error in (
+        (["--sites", "resid_per"], "no site or kind of site is called 'resid_per'. Did you mean `resid_pre`?"),
+        (
+            ["--by", "head"],
+            "--by head replaces one head at a time, and `blocks.0.hook_resid_pre` is not of single heads",
+        ),
+        (["--by", "head"], "choose --by layer or --by layer_position"),
+        (["--sites", "mlp_out.acts"], "there is none there. Name a folder with one there by --saes."),
+        (["--sites", "logits"], "is behind the blocks"),
+        (["--direction", "up"], "--direction"),
+    ):
+        assert main([*given, *more]) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error in said
+        assert not PYTHON.search(said)
+
+
 @pytest.mark.parametrize("command", ["heads", "jacobian", "demo"])
 def test_a_shipped_model_takes_no_transformers(command, prompts, tmp_path, monkeypatch):
     """Whose import takes longer than most of what is asked."""
@@ -276,7 +327,19 @@ def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "discover", "doctor", "evaluate", "steer", "convert", "jacobian", "features", "heads", "self-repair"],
+    [
+        "demo",
+        "discover",
+        "doctor",
+        "evaluate",
+        "steer",
+        "convert",
+        "jacobian",
+        "features",
+        "heads",
+        "patch",
+        "self-repair",
+    ],
 )
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -430,15 +493,17 @@ COUNTS = {  # every option that is a count, of every command
         ["discover", *PAIRED],
         ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
         ["heads", *PAIRED[:2], *PAIRED[4:]],
+        ["patch", *PAIRED[:2], *PAIRED[4:]],
     ],
     "--batch-size": [
         ["discover", *PAIRED],
         ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
         ["heads", *PAIRED[:2], *PAIRED[4:]],
+        ["patch", *PAIRED[:2], *PAIRED[4:]],
     ],
     "--minimality": [["evaluate", "--circuit", "CIRCUIT", *PAIRED]],
     "--strongest": [STEER],
-    "--most": [["features", *TEXT], ["heads", *PAIRED[:2], *PAIRED[4:]]],
+    "--most": [["features", *TEXT], ["heads", *PAIRED[:2], *PAIRED[4:]], ["patch", *PAIRED[:2], *PAIRED[4:]]],
     "--rank": [["jacobian", *TEXT]],
     "--length": [["self-repair"]],
     "--repeats": [["bench"]],
@@ -450,6 +515,7 @@ PLACES = {
         ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
         ["features", *TEXT],
         ["heads", *PAIRED[:2], *PAIRED[4:]],
+        ["patch", *PAIRED[:2], *PAIRED[4:]],
         ["self-repair"],
     ],
 }

@@ -31,6 +31,7 @@ VERBS = {
         MODEL, SAES, g["clean"], g["corrupt"], g["metric"], nodes(), threshold=0.1, mask=g["mask"]
     ),
     "head_effects": lambda g: jc.head_effects(MODEL, g["clean"], g["corrupt"], g["metric"], mask=g["mask"]),
+    "activation_patch": lambda g: jc.activation_patch(MODEL, g["clean"], g["corrupt"], g["metric"], mask=g["mask"]),
     "discover": lambda g: jc.discover(
         MODEL,
         SAES,

@@ -245,6 +245,11 @@ def head_effects(method):
     return compute
 
 
+def patched(model, saes, *prompts):
+    given = {"sites": ["resid_pre", "q", "pattern", "mlp_out.acts"], "saes": saes, "normalise": "metric"}
+    return jc.activation_patch(model, *prompts, **given).values
+
+
 def direct_effects(model, saes, clean, *_):
     return jc.direct_effects(model, clean, jnp.asarray([1, 2]), foils=0, neurons=[0], sources=[(1, 0)])
 
@@ -286,6 +291,7 @@ VERBS = {
     "heads by gradients": head_effects(jc.Gradient()),
     "heads by AtP*": head_effects(jc.AtPStar()),
     "heads by patching": head_effects(jc.ExactPatching()),
+    "activation patching": patched,
     "direct effects": direct_effects,
     "direct effects of a direction": direct_effects_of_a_direction,
     "logit lens": logit_lens,

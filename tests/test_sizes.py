@@ -160,6 +160,13 @@ def ablated(model, saes, clean, corrupt, metric, mask, *, values, metric_too: bo
     ]
 
 
+def patched(model, saes, clean, corrupt, metric, mask):
+    given = {"saes": saes, "mask": mask}
+    by_position = jc.activation_patch(model, clean, corrupt, metric, sites=["resid_pre", "pattern"], **given)
+    heads = jc.activation_patch(model, clean, corrupt, metric, sites=["z"], by="head", direction="noise", **given)
+    return [*by_position.values.values(), heads.values["z"], heads.clean, heads.corrupt]
+
+
 VERBS = {
     "nodes": nodes,
     "nodes, by patching": lambda *given: nodes(*given, method=jc.ExactPatching()),
@@ -169,6 +176,7 @@ VERBS = {
     "a circuit, integrated": lambda *given: table(*given, edges="integrated", method=jc.IntegratedGradients(2)),
     "heads, by patching": lambda *given: heads(*given, method=jc.ExactPatching()),
     "heads, by AtP*": lambda *given: heads(*given, method=jc.AtPStar(grad_drop=True)),
+    "activations, by patching": patched,
     "an evaluation by nodes": evaluation,
     "an evaluation by edges": lambda *given: evaluation(*given, level="edges"),
     "steering": steered,

@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": ("evaluate", *SHIPPED, "--prompts", "prompts.jsonl", "--circuit", "circuit", "--plot", "curve.svg"),
     "steer": ("steer", *SHIPPED, "--prompts", "prompts.jsonl", "--circuit", "circuit", "--strongest", "3"),
     "heads": ("heads", "--model", "tiny-gpt2", "--prompts", "prompts.jsonl", "--plot", "heads.svg"),
+    "patch": ("patch", "--model", "tiny-gpt2", "--prompts", "prompts.jsonl", "--plot", "patching.svg"),
     "self-repair": ("self-repair", "--prompts", "16", "--plot", "repair.svg"),
     "features": (
         *(

@@ -6,6 +6,7 @@ from . import (
     _full as _full,
     _latents as _latents,
     _node_edges as _node_edges,
+    _patching as _patching,
     _self_repair as _self_repair,
     _sparse_circuits as _sparse_circuits,
 )

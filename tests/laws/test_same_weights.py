@@ -1,6 +1,9 @@
 """Every verb gives the same for a model from TransformerLens' state dict as for the same weights from a Hugging Face folder."""
 
 import inspect
+import re
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +83,14 @@ def operators(model):
     }
 
 
+def pattern_colours(model):
+    """The strengths of red in the picture, which is all that drawing gives."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "patterns.svg"
+        jc.draw_patterns(model, prompts(model)[0][0], [(0, 1), (1, 0)], path, value_weighted=True)
+        return [int(colour, 16) / 255 for colour in re.findall(r'fill="#(?:..)(?:..)(..)"', path.read_text("utf-8"))]
+
+
 VERBS = {
     "run": lambda model: jax.vmap(lambda tokens: jc.run(model, tokens, record=jc.sites(model)))(prompts(model)[0]),
     "process_weights": lambda model: jc.run(jc.process_weights(model), prompts(model)[0][0], record=[POST]),
@@ -100,6 +111,12 @@ VERBS = {
     "recovery_curve": lambda model: jc.recovery_curve(*circuit_of(model), thresholds=[0.0, 0.1]),
     "steer": steered,
     "head_effects": lambda model: jc.head_effects(model, *prompts(model), jc.LogitDiff(1, 2)).z,
+    "activation_patch": lambda model: (
+        jc.activation_patch(
+            model, *prompts(model), jc.LogitDiff(1, 2), sites=["resid_pre", "pattern"], by="layer_position"
+        ).values
+    ),
+    "draw_patterns": pattern_colours,
     "direct_effects": lambda model: jc.direct_effects(model, prompts(model)[0]),
     "logit_lens": lambda model: [
         f(jc.logit_lens(model, prompts(model)[0])) for f in (lambda x: x.logits(1), jc.LogitLens.answers)
