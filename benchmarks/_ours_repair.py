@@ -11,18 +11,18 @@ import jaxcirc as jc
 from jaxcirc.parts import LayerNorm
 
 from ._ours import make_model
-from ._problems import EPS
+from ._problems import Blocks, EPS
 from ._repair import Repair
 
 
-def model_of(problem: Repair) -> jc.Transformer:
+def model_of(blocks: Blocks) -> jc.Transformer:
     final = LayerNorm(None, None, EPS, (jc.Kind.FINAL_SCALE, jc.Kind.FINAL_NORMALIZED))
-    return dataclasses.replace(make_model(problem.blocks), ln_final=final)
+    return dataclasses.replace(make_model(blocks), ln_final=final)
 
 
 def repair(problem: Repair):
     """A run of all heads."""
-    given = model_of(problem), jnp.asarray(problem.tokens), jnp.asarray(problem.resample)
+    given = model_of(problem.blocks), jnp.asarray(problem.tokens), jnp.asarray(problem.resample)
     return lambda: jc.self_repair(*given)
 
 
@@ -34,7 +34,7 @@ def repair_numbers(problem: Repair, found: jc.SelfRepair) -> np.ndarray:
 
 def check_repair(problem: Repair, numbers: np.ndarray, *, most: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """A few heads on the first prompt, and the same from a run of the whole model with the head's `z` replaced."""
-    model, (tokens, other) = model_of(problem), (jnp.asarray(x[0]) for x in (problem.tokens, problem.resample))
+    model, (tokens, other) = model_of(problem.blocks), (jnp.asarray(x[0]) for x in (problem.tokens, problem.resample))
     sites = tuple(jc.Site(layer, jc.Kind.Z) for layer in range(problem.layers))
     clean, others = (_run(model, x, {}, sites=sites) for x in (tokens, other))
     want, rows = [], np.linspace(0, len(numbers) - 1, most).astype(int)

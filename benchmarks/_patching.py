@@ -49,7 +49,7 @@ def make_patching(*, layers: int, d_model: int, heads: int, batch: int, seq: int
 
 def run(problem: Patching):
     """A run of both sweeps: the residual stream by layer and position, and heads' outputs by head."""
-    model, metric = model_of(problem), jc.LogitDiff(problem.answer, problem.foil)
+    model, metric = model_of(problem.blocks), jc.LogitDiff(problem.answer, problem.foil)
     given = model, jnp.asarray(problem.base), jnp.asarray(problem.other), metric
     patch = ft.partial(jc.activation_patch, *given, direction="noise", normalise="difference")
     return lambda: (patch(sites="resid_pre", by="layer_position").values, patch(sites="z", by="head").values)
@@ -63,7 +63,7 @@ def numbers(problem: Patching, found) -> np.ndarray:
 
 def check(problem: Patching, found: np.ndarray, *, most: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """A few cells on the first prompt, and the same from runs of the whole model with the cell replaced."""
-    model, cells = model_of(problem), problem.cells()
+    model, cells = model_of(problem.blocks), problem.cells()
     rows = np.unique(np.linspace(0, len(cells) - 1, most).astype(int))
     kinds = (jc.Kind.RESID_PRE, jc.Kind.Z)
     sites = tuple(jc.Site(layer, kind) for layer in range(problem.layers) for kind in kinds)

@@ -113,7 +113,9 @@ class PatchedMetrics(eqx.Module):
         """
         import pandas as pd
 
-        columns: dict[str, list] = {name: [] for name in ("site", *self.axes, "value", "standard_error")}
+        if tokens is not None:
+            self.check_tokens("table", tokens)
+        columns: dict[str, list] = {name: [] for name in ("site", *self.axes, "token", "value", "standard_error")}
         mean, error = self.mean(), self.standard_error()
         for name in self.names:
             own = [site for site in self.sites if group_name(site) == name]
@@ -122,12 +124,11 @@ class PatchedMetrics(eqx.Module):
             columns["layer"] += [own[i].layer for i in index[0]]
             for axis, numbers in zip(self.axes[1:], index[1:], strict=True):
                 columns[axis] += numbers.tolist()
+            if tokens is not None and "position" in self.axes:
+                columns["token"] += [tokens[at] for at in index[-1]]
             columns["value"] += mean[name].ravel().tolist()
             columns["standard_error"] += error[name].ravel().tolist()
-        table = pd.DataFrame(columns)
-        if tokens is not None and "position" in self.axes:
-            self.check_tokens("table", tokens)
-            table.insert(table.columns.get_loc("position") + 1, "token", [tokens[at] for at in columns["position"]])
+        table = pd.DataFrame({name: column for name, column in columns.items() if column or name != "token"})
         # By size where 0 is no change, and as it is where the values are the metric.
         size = table["value"] if self.normalise == "metric" else table["value"].abs()
         return table.iloc[np.argsort(-size.to_numpy(), kind="stable")].reset_index(drop=True)

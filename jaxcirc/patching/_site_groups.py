@@ -10,6 +10,7 @@ from ..saes import AbstractDictionary
 
 
 SiteGroup: TypeAlias = str | Kind | Site
+ANY = "any layer"
 PARTS = {Part.VALUE: "", Part.ACTS: ".acts", Part.ERROR: ".error"}
 OF_HEADS = frozenset(
     {
@@ -62,32 +63,35 @@ def _known(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> list[
 
 
 def _sites(who: str, model: Transformer, known: Sequence[Site], wanted: SiteGroup) -> list[Site]:
-    if isinstance(wanted, str) and wanted not in _SHORT:
-        names = [*dict.fromkeys(map(group_name, known)), *map(str, known)]
-        try:
-            wanted = Site.parse(wanted)
-        except ValueError:
-            raise ValueError(
-                f"{who}: no site or kind of site is called {wanted!r}. {did_you_mean(wanted, names)}"
-            ) from None
-    if isinstance(wanted, Site):
-        found = [site for site in known if site == wanted]
-    elif isinstance(wanted, str | Kind):
-        kind, part = _SHORT[wanted] if isinstance(wanted, str) else (wanted, Part.VALUE)
-        found = [site for site in known if (site.kind, site.part) == (kind, part)]
-    else:
-        raise TypeError(f"{who}: expected a kind of site such as 'resid_pre', or a site, got {wanted!r}.")
+    """Finds one site, or all of a kind."""
+    layer, kind, part = _asked(who, known, wanted)
+    found = [site for site in known if (site.kind, site.part) == (kind, part) and layer in (ANY, site.layer)]
     if not found:
-        raise ValueError(f"{who}: {_missing(model, wanted)}")
+        name = repr(group_name(Site(0 if kind.in_block else None, kind, part))) if layer == ANY else f"`{wanted}`"
+        raise ValueError(f"{who}: {_missing(model, name, kind, part)}")
     return found
 
 
-def _missing(model: Transformer, wanted: SiteGroup) -> str:
+def _asked(who: str, known: Sequence[Site], wanted: SiteGroup) -> tuple[int | str | None, Kind, Part]:
+    """Reads the layer, `ANY` for all, the kind and the part that are asked for."""
+    if isinstance(wanted, str) and wanted in _SHORT:
+        return ANY, *_SHORT[wanted]
+    if isinstance(wanted, Kind):
+        return ANY, wanted, Part.VALUE
+    if not isinstance(wanted, str | Site):
+        raise TypeError(f"{who}: expected a kind of site such as 'resid_pre', or a site, got {wanted!r}.")
+    try:
+        site = Site.parse(wanted)
+    except ValueError:
+        names = [*dict.fromkeys(map(group_name, known)), *map(str, known)]
+        raise ValueError(
+            f"{who}: no site or kind of site is called {wanted!r}. {did_you_mean(str(wanted), names)}"
+        ) from None
+    return site.layer, site.kind, site.part
+
+
+def _missing(model: Transformer, name: str, kind: Kind, part: Part) -> str:
     """Says why there is no such site among those that can be patched."""
-    kind, part = _SHORT[wanted] if isinstance(wanted, str) else (wanted, Part.VALUE)
-    if isinstance(wanted, Site):
-        kind, part = wanted.kind, wanted.part
-    name = f"`{wanted}`" if isinstance(wanted, Site | str) else repr(kind.name.lower())
     if part != Part.VALUE:
         return f"{name} is of a dictionary, and there is none there. Pass saes={{…}} with one there."
     if kind > Kind.RESID_POST:

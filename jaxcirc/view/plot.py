@@ -217,8 +217,9 @@ def _row_names(beside: float, y: Axis, count: int, names: Sequence[str] | None) 
     if names is None:
         places = range(0, count, _every(high, 11.0))
         return [text(beside - 6, y.at(i + 0.5) + 4, str(i), anchor="end") for i in places]
-    label = lambda i: text(beside - 4, y.at(i + 0.5) + 3, _shortened(names[i]), anchor="end")
-    return [f'<g font-size="8">{label(i)}</g>' for i in range(0, count, _every(high, 8.0))]
+    shown = [(i, _shortened(names[i])) for i in range(0, count, _every(high, 8.0))]
+    labels = [text(beside - 4, y.at(i + 0.5) + 3, name, anchor="end") for i, name in shown]
+    return [f'<g font-size="8">{label}</g>' for label in labels]
 
 
 def diverging(part: float) -> str:
