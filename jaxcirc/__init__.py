@@ -1,7 +1,7 @@
 """Jacobians, edges and circuits of transformers in JAX.
 
 What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
-`jc.attribution_graphs`, `jc.edges`, `jc.patching`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
+`jc.attribution_graphs`, `jc.edges`, `jc.patching`, `jc.localisation`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
 """
 
 # First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
@@ -19,6 +19,7 @@ from . import (
     features as features,
     interop as interop,
     jacobian as jacobian,
+    localisation as localisation,
     patching as patching,
     saes as saes,
     view as view,
@@ -133,6 +134,7 @@ from .jacobian import (
     SavedJacobian as SavedJacobian,
     select as select,
 )
+from .localisation import circuit_curve as circuit_curve, CircuitCurve as CircuitCurve
 from .models import process_weights as process_weights, Transformer as Transformer
 from .nodes import (
     Bias as Bias,
@@ -155,6 +157,7 @@ from .patching import (
 from .saes import CrossLayerTranscoder as CrossLayerTranscoder
 from .view import (
     draw_attribution_graph as draw_attribution_graph,
+    draw_circuit_curve as draw_circuit_curve,
     draw_curves as draw_curves,
     draw_features as draw_features,
     draw_head_effects as draw_head_effects,

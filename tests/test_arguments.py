@@ -55,6 +55,7 @@ NOT_MODELS = {
     "direct_effects": lambda model: jc.direct_effects(model, TOKENS),
     "logit_lens": lambda model: jc.logit_lens(model, TOKENS),
     "self_repair": lambda model: jc.self_repair(model, TOKENS, OTHERS),
+    "circuit_curve": lambda model: jc.circuit_curve(model, *GIVEN, np.zeros((7, 15))),
     "ablate": lambda model: jc.ablate(model, TOKENS, [(0, 0)], jc.Zero()),
     "feature_jacobian": lambda model: jc.feature_jacobian(model, SAES, TOKENS[0], SITE, LATER),
     "process_weights": jc.process_weights,
@@ -66,6 +67,7 @@ DRAW = {
     "self_repair": "repair",
     "features": "jacobian",
     "curves": "curves",
+    "circuit_curve": "curves",
 }
 CASES = {
     **{

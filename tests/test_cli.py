@@ -296,6 +296,35 @@ def test_patching_of_a_prompts_file(prompts, files, tmp_path, capsys):
         assert not PYTHON.search(said)
 
 
+def test_circuit_curve_of_a_prompts_file(prompts, tmp_path, capsys):
+    drawn, written = tmp_path / "curve.svg", tmp_path / "importances.json"
+    given = ["circuit-curve", "--model", "tiny-gpt2", "--prompts", str(prompts)]
+    assert main([*given, "--steps", "2", "--out", str(written), "--plot", str(drawn), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["prompts"], said["test_prompts"], said["steps"], said["scores"]) == (4, 4, 2, None)
+    assert (said["out"], said["plot"]) == (str(written), str(drawn))
+    model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
+    pairs = jc.data.load_prompts(prompts, tokenizer)
+    graph, given_pairs = jc.localisation.benchmark_graph(model), (pairs.clean, pairs.corrupt, pairs.metric())
+    scores = -np.asarray(jc.edge_attribution(model, *given_pairs, graph=graph, steps=2, start="corrupt")).mean(0)
+    read = jc.localisation.load_scores(written, model)
+    assert np.abs(read.scores - scores).max() < 1e-3 * np.abs(scores).max()
+    assert said["edges"] == graph.n_edges
+    for by in ("signed", "absolute"):
+        want = jc.circuit_curve(model, *given_pairs, read.scores, graph=graph, by=by)
+        assert [row["faithfulness"] for row in said[by]["rows"]] == pytest.approx(want.faithfulness.tolist(), abs=1e-3)
+        assert said[by]["cpr"][0] == pytest.approx(want.cpr, abs=1e-3)
+    assert "accuracy" in drawn.read_text()
+
+    assert main([*given, "--scores", str(written), "--test-prompts", str(prompts), "--limit", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        "479 edges of tiny-gpt2 scored by importances.json, circuits measured on 1 prompt; metric"
+    )
+    assert "(one prompt tells nothing of others)" in printed
+    assert len(printed.split("accuracy\n")[1].split("\n\n")[0].splitlines()) == 10
+
+
 @pytest.mark.parametrize("command", ["heads", "jacobian", "demo"])
 def test_a_shipped_model_takes_no_transformers(command, prompts, tmp_path, monkeypatch):
     """Whose import takes longer than most of what is asked."""
@@ -339,6 +368,7 @@ def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
         "heads",
         "patch",
         "self-repair",
+        "circuit-curve",
     ],
 )
 def test_help_shows_an_example(command, capsys):
@@ -486,10 +516,12 @@ PAIRED = [*SHIPPED, "--prompts", "PROMPTS"]
 SITES = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_mlp_out"]
 TEXT = [*SHIPPED, "--prompt", "The teacher", *SITES]
 STEER = ["steer", "--circuit", "CIRCUIT", *PAIRED]
+CURVE = ["circuit-curve", *PAIRED[:2], *PAIRED[4:]]
 COUNTS = {  # every option that is a count, of every command
     "--prompts": [["demo"], ["self-repair"]],
-    "--steps": [["demo"], ["discover", *PAIRED]],
+    "--steps": [["demo"], ["discover", *PAIRED], CURVE],
     "--limit": [
+        CURVE,
         ["discover", *PAIRED],
         ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
         ["heads", *PAIRED[:2], *PAIRED[4:]],
@@ -510,8 +542,9 @@ COUNTS = {  # every option that is a count, of every command
 }
 SIZES = {"--node-threshold": ["discover", *PAIRED], "--edge-threshold": ["demo"], "--minimum": ["features", *TEXT]}
 PLACES = {
-    "--out": [["demo"], ["discover", *PAIRED], ["convert", "PROMPTS"], ["jacobian", *TEXT], ["bench"]],
+    "--out": [["demo"], ["discover", *PAIRED], ["convert", "PROMPTS"], ["jacobian", *TEXT], ["bench"], CURVE],
     "--plot": [
+        CURVE,
         ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
         ["features", *TEXT],
         ["heads", *PAIRED[:2], *PAIRED[4:]],
@@ -543,6 +576,9 @@ BAD_OPTIONS = [
     ([*STEER, "--nodes"], "--nodes: expected at least one argument"),
     (STEER, "one of the arguments --nodes --strongest is required"),
     (["features", *TEXT, "--step", "inf"], "--step: expected a finite number, got inf"),
+    ([*CURVE, "--out", "scores.txt"], r"--out: scores are written as \.json or \.pt, and scores\.txt is neither"),
+    ([*CURVE, "--scores", "nowhere.json"], r"--scores nowhere\.json: No such file"),
+    ([*CURVE, "--how", "topn"], "--how: invalid choice: 'topn'"),
     (["self-repair", "--minimum", "nan"], "--minimum: expected a finite number, got nan"),
     (["self-repair", "--share", "1.5"], "--share is a part of the tokens, above 0 and up to 1; got 1.5"),
     (["self-repair", "--only", "9"], "--only: A head is written LAYER.HEAD, such as 9.6; got '9'"),

@@ -13,7 +13,17 @@ import jaxcirc
 LIST = Path(__file__).with_name("public_api.txt")
 
 
-NAMESPACES = ("attribution_graphs", "circuits", "components", "data", "features", "jacobian", "saes", "view")
+NAMESPACES = (
+    "attribution_graphs",
+    "circuits",
+    "components",
+    "data",
+    "features",
+    "jacobian",
+    "localisation",
+    "saes",
+    "view",
+)
 
 
 def public_names() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -60,10 +61,14 @@ def progress_bar() -> Iterator[Any]:
 
 
 def add_prompt_options(
-    parser: argparse.ArgumentParser, *, prompts: str = "file of prompt pairs", dictionaries: bool = True
+    parser: argparse.ArgumentParser,
+    *,
+    prompts: str = "file of prompt pairs",
+    dictionaries: bool = True,
+    batches: bool = True,
 ) -> None:
     """Adds the options of every command that runs a given model, with `dictionaries` or without, on the prompts of a file; `prompts`
-    explains the file.
+    explains the file, and `batches` says whether one may tell how many are in memory at once.
     """
     parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
     if dictionaries:
@@ -87,12 +92,13 @@ def add_prompt_options(
         parser,
         "before each prompt (it is put where the model's tokenizer puts it by itself, as what is published was measured)",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=count("--batch-size", "prompt pairs are in memory at once"),
-        metavar="N",
-        help="prompt pairs in memory at once (all)",
-    )
+    if batches:
+        parser.add_argument(
+            "--batch-size",
+            type=count("--batch-size", "prompt pairs are in memory at once"),
+            metavar="N",
+            help="prompt pairs in memory at once (all)",
+        )
 
 
 def load_given(
@@ -107,11 +113,12 @@ def load_given(
     return load_model(arguments), saes, prompts, tokenizer
 
 
-def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
-    """Loads the prompts that are asked for."""
+def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any, path: Path | None = None) -> Prompts:
+    """Loads the prompts that are asked for, or those of another file in the same way."""
+    file: Path = arguments.prompts if path is None else path
     put_there = bool(beginning(tokenizer, arguments.bos, of_file=True))
     prompts = load_prompts(
-        arguments.prompts,
+        file,
         tokenizer,
         limit=arguments.limit,
         skip_unusable=arguments.skip_unusable,
@@ -125,7 +132,7 @@ def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
         if put_there
         else "prompts as they stand in the file"
     )
-    note(f"{arguments.prompts.name}: {counted(len(prompts), 'pair')} of {size}, {put}")
+    note(f"{file.name}: {counted(len(prompts), 'pair')} of {size}, {put}")
     return prompts
 
 

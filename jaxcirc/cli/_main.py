@@ -12,6 +12,7 @@ from .. import _stop
 from .._version import __version__
 from . import (
     _bench,
+    _circuit_curve,
     _convert,
     _demo,
     _discover,
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         _patch,
         _edges,
         _graph,
+        _circuit_curve,
         _self_repair,
         _doctor,
         _bench,

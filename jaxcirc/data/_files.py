@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import check_count, check_optional_count, check_path
+from .._checks import check_count, check_kind, check_optional_count, check_path
 from .._records import Problems, read_records
 from ._encode import beginning, check_beginnings, check_tokenizer
 from ._prompts import as_ids, Prompts
-from ._rows import Malformed, NAMES, pair_of, PromptRow, ROWS, Unusable
+from ._row_problems import Malformed, Unusable
+from ._rows import NAMES, pair_of, PromptRow, ROWS
 
 
 class _Reading(NamedTuple):
@@ -23,6 +24,7 @@ class _Reading(NamedTuple):
     bos: bool | None
     first_answer: bool
     skip_unusable: bool
+    counterfactual: str | None
 
     def rows(self, *, limit: int | None = None, warn: bool = True) -> Iterator[PromptRow]:
         """Yields the usable pairs; at the end one error for all that are not, or a warning of those that were left out."""
@@ -30,7 +32,9 @@ class _Reading(NamedTuple):
         problems, left_out, first, malformed, count = Problems(), 0, "", False, 0
         for record in read_records(self.path, NAMES, f"one {ROWS}"):
             try:
-                row = pair_of(record, self.tokenizer, start, first_answer=self.first_answer)
+                row = pair_of(
+                    record, self.tokenizer, start, first_answer=self.first_answer, counterfactual=self.counterfactual
+                )
             except Malformed as problem:
                 malformed = True
                 problems.add(str(problem))
@@ -62,6 +66,7 @@ def load_prompts(
     skip_unusable: bool = False,
     bos: bool | None = None,
     first_answer: bool = False,
+    counterfactual: str | None = None,
 ) -> Prompts:
     """Reads pairs of prompts, one JSON object a line:
     `{"clean_prefix": "The boy", "patch_prefix": "The boys", "clean_answer": " is", "patch_answer": " are"}`.
@@ -84,6 +89,8 @@ def load_prompts(
       puts it for models whose tokenizer does that by itself, and for Gemma.
     - `first_answer`: of several answers take the first; otherwise they are an error, because the metric, the answer's logit less the
       foil's, is of one each.
+    - `counterfactual`: of rows of the circuit-localisation benchmark, which have several, the name of the one that is the corrupt prompt,
+      such as `"abc"`; `None` takes the one that the benchmark does. The answers are their first tokens there, and `bos=True` as there.
 
     **Returns:** `Prompts` with the position end, and a mask if the lengths differ between pairs.
 
@@ -102,7 +109,8 @@ def load_prompts(
     path = check_path("load_prompts: path", path)
     check_tokenizer("load_prompts", tokenizer)
     check_optional_count("load_prompts: limit", "pairs to read at most", limit)
-    rows = list(_Reading(path, tokenizer, bos, first_answer, skip_unusable).rows(limit=limit))
+    _check_counterfactual("load_prompts", counterfactual)
+    rows = list(_Reading(path, tokenizer, bos, first_answer, skip_unusable, counterfactual).rows(limit=limit))
     check_beginnings(tokenizer, [row.clean for row in rows], stacklevel=3)
     return _padded(rows, max(len(row.clean) for row in rows), tokenizer)
 
@@ -113,7 +121,8 @@ class PromptFile:
     On making it the file is read once, so that a row that cannot be used is told before any work. All batches are as long as the longest
     prompt, so that they are compiled once. JSON lines, CSV, TSV and parquet are read row by row, a JSON list or object at once.
 
-    **Arguments:** - `path`, `skip_unusable`, `bos`, `first_answer`: as in `jc.data.load_prompts`. - `batch_size`: how many pairs at a time.
+    **Arguments:** - `path`, `skip_unusable`, `bos`, `first_answer`, `counterfactual`: as in `jc.data.load_prompts`. - `batch_size`: how
+    many pairs at a time.
 
     **Raises:** `ValueError` as `jc.data.load_prompts`.
     """
@@ -127,11 +136,13 @@ class PromptFile:
         skip_unusable: bool = False,
         bos: bool | None = None,
         first_answer: bool = False,
+        counterfactual: str | None = None,
     ):
         check_tokenizer("PromptFile", tokenizer)
         check_count("PromptFile: batch_size", "pairs at a time", batch_size)
         self.path, self.tokenizer, self.batch_size = check_path("PromptFile: path", path), tokenizer, batch_size
-        self._reading = _Reading(self.path, tokenizer, bos, first_answer, skip_unusable)
+        _check_counterfactual("PromptFile", counterfactual)
+        self._reading = _Reading(self.path, tokenizer, bos, first_answer, skip_unusable, counterfactual)
         self._count = self._longest = 0
         beginnings = []
         for row in self._reading.rows():
@@ -147,6 +158,11 @@ class PromptFile:
         rows = self._reading.rows(warn=False)
         while batch := list(itertools.islice(rows, self.batch_size)):
             yield _padded(batch, self._longest, self.tokenizer)
+
+
+def _check_counterfactual(who: str, name: str | None) -> None:
+    if name is not None:
+        check_kind(f"{who}: counterfactual", name, str, "the name of one, such as 's2_io_flip'")
 
 
 def _nothing(path: Path, left_out: int, first: str) -> str:

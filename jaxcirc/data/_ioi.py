@@ -16,7 +16,8 @@ from ._words import ARRIVALS, GIVING, held_out, IOI, NAMES, OBJECTS, OPENERS, PL
 
 
 FLIPS = ("IO", "S", "S1", "S2", "order")
-_ROLES = ("IO", "S1", "S2")
+ROLES = ("IO", "S1", "S2")
+SWAPPED = {"ABBA": "BABA", "BABA": "ABBA"}
 _VERB = "jc.data.ioi"
 
 
@@ -56,22 +57,41 @@ def ioi(
 
     **Reference:** Wang et al. 2022, arXiv 2211.00593, §2 and appendix E.
     """
-    check_choice(f"{_VERB}: template", template, (*IOI, "mixed"))
-    check_choice(f"{_VERB}: split", split, SPLITS)
-    check_seed(f"{_VERB}: seed", seed)
-    check_tokenizer(_VERB, tokenizer)
-    check_count(f"{_VERB}: n", "prompts to make", n)
-    blanks = _Blanks.of(tokenizer)
-    check_number(_VERB, n, how_many(template, split, blanks), f"template={template!r}, split={split!r}")
+    drawn = draw_sentences(_VERB, tokenizer, n, template, seed, split)
     _check_flip(flip)
-    # One stream a role: what one flip draws does not depend on which others are asked for.
-    base, *streams = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(1 + len(FLIPS)))
-    draws = dict(zip(FLIPS, streams, strict=True))
+    draws = dict(zip(FLIPS, drawn.streams, strict=False))
+    pairs = [_pair(sentence, draws, flip, drawn.names) for sentence in drawn.sentences]
+    return encoded(_VERB, tokenizer, pairs, bos)
+
+
+class Drawn(NamedTuple):
+    """Clean sentences, the words of each by its blanks; the names to draw others from, and random streams to draw them by."""
+
+    sentences: list[dict[str, str]]
+    names: Sequence[str]
+    streams: list[np.random.Generator]
+
+
+def draw_sentences(verb: str, tokenizer: Any, n: int, template: str, seed: int, split: str) -> Drawn:
+    """Draws clean sentences, no two the same. **Raises:** `ValueError` as `ioi`."""
+    check_choice(f"{verb}: template", template, (*IOI, "mixed"))
+    check_choice(f"{verb}: split", split, SPLITS)
+    check_seed(f"{verb}: seed", seed)
+    check_tokenizer(verb, tokenizer)
+    check_count(f"{verb}: n", "prompts to make", n)
+    blanks = _Blanks.of(tokenizer)
+    check_number(verb, n, how_many(template, split, blanks), f"template={template!r}, split={split!r}")
+    # One stream a role: what one flip draws does not depend on which others are asked for. The last is for whole sets of other names.
+    base, *streams = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2 + len(FLIPS)))
     sentences = distinct(
         lambda: _sentence(base, template, split, blanks), n, key=lambda sentence: tuple(sentence.values())
     )
-    pairs = [_pair(sentence, draws, flip, blanks.names) for sentence in sentences]
-    prompts = encode_pairs(tokenizer, pairs, bos=bos, what=_VERB)
+    return Drawn(sentences, blanks.names, streams)
+
+
+def encoded(verb: str, tokenizer: Any, pairs: Sequence[Pair], bos: bool | None) -> Prompts:
+    """Encodes pairs, with the position behind S1 too."""
+    prompts = encode_pairs(tokenizer, pairs, bos=bos, what=verb)
     after = as_ids(np.asarray(prompts.positions["S1"]) + 1)
     return dataclasses.replace(prompts, positions=prompts.positions | {"S1+1": after})
 
@@ -129,9 +149,9 @@ def _pair(
             name = next(name for name in _shuffled(draws[role], names) if name not in used)
             used.add(name)
             new |= {"S1": name, "S2": name} if role == "S" else {role: name}
-    other = ("BABA" if order == "ABBA" else "ABBA") if "order" in flip else order
-    clean = fill(IOI[order], sentence | words, _ROLES)
-    return Pair(clean, fill(IOI[other], sentence | new, _ROLES), answer=" " + IO, foil=" " + S)
+    other = SWAPPED[order] if "order" in flip else order
+    clean = fill(IOI[order], sentence | words, ROLES)
+    return Pair(clean, fill(IOI[other], sentence | new, ROLES), answer=" " + IO, foil=" " + S)
 
 
 def _names(rng: np.random.Generator, split: str, names: Sequence[str]) -> tuple[str, str]:

@@ -3,7 +3,9 @@
 from typing import Any, NamedTuple
 
 from .._records import Record
+from ._counterfactual_rows import fields_of, has_counterfactuals
 from ._encode import begun
+from ._row_problems import Malformed, Unusable
 
 
 # The four fields of a pair in each of the schemas in use; the last are the names in `Prompts`.
@@ -27,24 +29,23 @@ class PromptRow(NamedTuple):
     foil: int
 
 
-class Unusable(ValueError):
-    """A row that is well-formed, and that this tokenizer cannot make a prompt of."""
-
-
-class Malformed(ValueError):
-    """A row that is no pair of prompts."""
-
-
-def pair_of(record: Record, tokenizer: Any, start: list[int], *, first_answer: bool) -> PromptRow:
+def pair_of(
+    record: Record, tokenizer: Any, start: list[int], *, first_answer: bool, counterfactual: str | None
+) -> PromptRow:
     """Makes the pair in a row, with `start` put before its prompts. **Raises:** `Malformed`; `Unusable`."""
-    return _encode(_fields(record, first_answer), tokenizer, start, record.where)
-
-
-def _fields(record: Record, first_answer: bool) -> dict[str, str]:
-    """Finds the row's clean and corrupt prompt, answer and foil, in this order, by the names that they have there."""
     if record.problem:
         raise Malformed(f"{record.where} {record.problem}")
     fields, where = {name.lower(): value for name, value in record.fields.items()}, record.where
+    if has_counterfactuals(fields):
+        found = fields_of(fields, counterfactual, tokenizer, where)
+        texts = {name: _text(name, value, where) for name, value in found}
+        return _encode(texts, tokenizer, start, where, by_first_token=True)
+    return _encode(_fields(record, fields, first_answer), tokenizer, start, where)
+
+
+def _fields(record: Record, fields: dict[str, Any], first_answer: bool) -> dict[str, str]:
+    """Finds the row's clean and corrupt prompt, answer and foil, in this order, by the names that they have there, in small letters."""
+    where = record.where
     schema = max(_SCHEMAS, key=lambda schema: sum(name in fields for name in schema))
     missing = [name for name in schema if name not in fields]
     if missing:
@@ -83,7 +84,9 @@ def _answer(name: str, value: Any, where: str, first_answer: bool) -> str:
     return _text(name, value[0], where)
 
 
-def _encode(fields: dict[str, str], tokenizer: Any, start: list[int], where: str) -> PromptRow:
+def _encode(
+    fields: dict[str, str], tokenizer: Any, start: list[int], where: str, *, by_first_token: bool = False
+) -> PromptRow:
     encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     of_clean, of_corrupt, *of_answers = fields
     clean, corrupt = encode(fields[of_clean]), encode(fields[of_corrupt])
@@ -101,7 +104,7 @@ def _encode(fields: dict[str, str], tokenizer: Any, start: list[int], where: str
     for name in of_answers:
         text = fields[name].removeprefix(tokenizer.bos_token) if tokenizer.bos_token else fields[name]
         ids = encode(text)
-        if len(ids) != 1:
+        if len(ids) != 1 and not (by_first_token and ids):
             raise Unusable(
                 f"{where}: {name} {text!r} must be one token, and is {tokenizer.convert_ids_to_tokens(ids)}. (Words in a sentence begin "
                 "with a space.)"

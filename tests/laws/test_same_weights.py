@@ -74,6 +74,11 @@ def steered(model):
     return jc.steer(circuit, *arguments, [circuit.node_rows()[0].node], strengths=[0.5])
 
 
+def curve_of(model):
+    scores = np.random.default_rng(0).normal(size=jc.component_graph(model).edges.shape)
+    return jc.circuit_curve(model, *prompts(model), jc.LogitDiff(1, 2), scores, sizes=(0.3, 0.6, 1.0))
+
+
 def operators(model):
     _, saes, clean, *_ = problem(model)
     return {
@@ -125,6 +130,7 @@ VERBS = {
     "ablate_each": lambda model: jc.ablate_each(
         model, prompts(model)[0], [(0, 1), FIRST], jc.Zero(), jc.LogitDiff(1, 2)
     ),
+    "circuit_curve": lambda model: curve_of(model).values,
     "self_repair": lambda model: vars(jc.self_repair(model, *prompts(model))),
     "feature_jacobian": features,
     "steer_features": lambda model: jc.steer_features(

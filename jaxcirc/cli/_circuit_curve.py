@@ -1,0 +1,171 @@
+"""`jaxcirc circuit-curve`: how much of a behaviour circuits of increasing size carry, edges ranked by attribution or by a file's scores."""
+
+import argparse
+import json
+from typing import Any
+
+import numpy as np
+
+from .._words import counted
+from ..data import Prompts
+from ..graph import component_graph, ComponentGraph
+from ..localisation import benchmark_graph, circuit_curve, CircuitCurve, EdgeScores, load_scores, save_scores
+from ..localisation._score_files import SUFFIXES
+from ..models import Transformer
+from ..patching import edge_attribution
+from ..view import draw_circuit_curve
+from ._common import add_prompt_options, load_model, load_prompt_file, Subparsers, tokenizer_of
+from ._options import count, existing_file, new_file, picture
+
+
+RANKINGS = ("signed", "absolute")
+AREAS = {"cpr": "area under faithfulness", "cmd": "area between it and 1", "acc_auc": "mean accuracy"}
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "circuit-curve",
+        help="how much circuits of increasing size carry, as the circuit-localisation benchmark measures it",
+        description="Scores every edge between the components of a model, by attribution with integrated gradients, and runs circuits of "
+        "the best edges, from a thousandth of them to all, with all others as on the corrupt prompt.",
+        epilog="example: jaxcirc circuit-curve --model tiny-gpt2 --prompts prompts.jsonl --out importances.json --plot curve.svg",
+    )
+    add_prompt_options(parser, dictionaries=False, batches=False)
+    parser.add_argument(
+        "--test-prompts",
+        type=existing_file("--test-prompts"),
+        metavar="FILE",
+        help="prompts that circuits are measured on (those that edges are scored on)",
+    )
+    parser.add_argument(
+        "--scores",
+        type=existing_file("--scores"),
+        metavar="FILE",
+        help="take the scores of a file, as the benchmark's .json and .pt, and compute none",
+    )
+    parser.add_argument(
+        "--steps",
+        type=count("--steps", "gradients to integrate"),
+        default=5,
+        metavar="N",
+        help="how many gradients are integrated from the corrupt prompt on (%(default)s)",
+    )
+    parser.add_argument(
+        "--how",
+        choices=("best", "greedy"),
+        default="best",
+        help="take the best edges anywhere, or always the best into the circuit, from the logits backwards (%(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=new_file("--out"), metavar="FILE", help="write the scores as the benchmark's .json or .pt"
+    )
+    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw the curves as an SVG file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(command=curve)
+
+
+def curve(arguments: argparse.Namespace) -> int:
+    if arguments.out is not None and arguments.out.suffix not in SUFFIXES:
+        raise ValueError(f"--out: scores are written as .json or .pt, and {arguments.out.name} is neither.")
+    tokenizer = tokenizer_of(arguments)
+    prompts = load_prompt_file(arguments, tokenizer)
+    test = prompts if arguments.test_prompts is None else load_prompt_file(arguments, tokenizer, arguments.test_prompts)
+    model = load_model(arguments)
+    if arguments.out or arguments.scores:
+        benchmark_graph(model)  # whether these files have a form for the model shows before the work
+    graph = component_graph(model, embeddings="tokens", shared="each")
+    scores = _scores(arguments, model, graph, prompts)
+    measure = lambda by: circuit_curve(
+        model, test.clean, test.corrupt, test.metric(), scores, graph=graph, by=by, how=arguments.how, mask=test.mask
+    )
+    curves = {by: measure(by) for by in RANKINGS}
+    if arguments.out:
+        save_scores(EdgeScores.of(model, scores), arguments.out)
+    if arguments.plot:
+        draw_circuit_curve(curves, arguments.plot)
+    if arguments.json:
+        print(json.dumps(_summary(arguments, model, graph, prompts, curves)))
+    else:
+        _show(arguments, model, graph, prompts, curves)
+    return 0
+
+
+def _scores(arguments: argparse.Namespace, model: Transformer, graph: ComponentGraph, prompts: Prompts) -> np.ndarray:
+    """Scores `[sender receiver]` of a file, or by attribution, above 0 for edges that help."""
+    if arguments.scores is not None:
+        return load_scores(arguments.scores, model).scores
+    given = (prompts.clean, prompts.corrupt, prompts.metric())
+    effects = edge_attribution(model, *given, steps=arguments.steps, start="corrupt", graph=graph, mask=prompts.mask)
+    return -np.asarray(effects, np.float64).mean(0)
+
+
+def _summary(
+    arguments: argparse.Namespace,
+    model: Transformer,
+    graph: ComponentGraph,
+    prompts: Prompts,
+    curves: dict[str, CircuitCurve],
+) -> dict[str, Any]:
+    named = lambda path: None if path is None else str(path)
+    number = lambda value: None if value != value else value
+    found = {
+        by: {
+            "rows": [{name: number(value) for name, value in row.items()} for row in each.table().to_dict("records")],
+            **{name: [number(value) for value in values] for name, values in each.summary().items()},
+        }
+        for by, each in curves.items()
+    }
+    signed = curves["signed"]
+    return {
+        "model": model.name,
+        "edges": graph.n_edges,
+        "prompts": len(prompts),
+        "test_prompts": len(signed.full),
+        "steps": None if arguments.scores else arguments.steps,
+        "scores": named(arguments.scores),
+        "full": float(signed.full.mean()),
+        "empty": float(signed.empty.mean()),
+        **found,
+        "out": named(arguments.out),
+        "plot": named(arguments.plot),
+    }
+
+
+def _show(
+    arguments: argparse.Namespace,
+    model: Transformer,
+    graph: ComponentGraph,
+    prompts: Prompts,
+    curves: dict[str, CircuitCurve],
+) -> None:
+    signed = curves["signed"]
+    where = f"by {arguments.scores.name}" if arguments.scores else f"on {counted(len(prompts), 'prompt')}"
+    print(
+        f"{counted(graph.n_edges, 'edge')} of {model.name} scored {where}, circuits measured on {counted(len(signed.full), 'prompt')}; "
+        f"metric {signed.full.mean():z.3f}, without any edge {signed.empty.mean():z.3f}"
+    )
+    moved = signed.full - signed.empty
+    if abs(moved.mean()) < 2 * moved.std() / len(moved) ** 0.5:
+        print(
+            "note: ablating every edge changes the metric by no more than prompts differ, so these shares of it say little"
+        )
+    print("\n              by signed score              by absolute score")
+    print("size   edges  faithfulness       accuracy  faithfulness       accuracy")
+    for rows in zip(*(each.table().to_dict("records") for each in curves.values()), strict=True):
+        values = "".join(f"  {_interval(row)}{row['accuracy']:z6.2f}" for row in rows)
+        print(f"{rows[0]['size']:<6.3g}{rows[0]['edges']:>6}{values}")
+    print()
+    summaries = {by: each.summary() for by, each in curves.items()}
+    for name, by in (("cpr", "signed"), ("cmd", "absolute"), ("acc_auc", "signed"), ("acc_auc", "absolute")):
+        value, low, high = summaries[by][name]
+        interval = "(one prompt tells nothing of others)" if low != low else f"(95 %: {low:z.3f} to {high:z.3f})"
+        print(f"{name.replace('_', '-').upper():<8} {value:z7.3f}   {interval}   {AREAS[name]}, by {by} score")
+    for path, what in ((arguments.out, "scores written to"), (arguments.plot, "drawn in")):
+        if path:
+            print(f"\n{what} {path}.")
+
+
+def _interval(row: dict[str, Any]) -> str:
+    value, low, high = (row[f"faithfulness{end}"] for end in ("", "_low", "_high"))
+    ends = "" if low != low else f"({low:z.2f} to {high:z.2f})"
+    return f"{value:z5.2f} {ends:<16}"
