@@ -1,7 +1,8 @@
 """Jacobians, edges and circuits of transformers in JAX.
 
 What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
-`jc.attribution_graphs`, `jc.edges`, `jc.patching`, `jc.localisation`, `jc.jacobian`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
+`jc.attribution_graphs`, `jc.edges`, `jc.patching`, `jc.localisation`, `jc.scrubbing`, `jc.jacobian`, `jc.view`, `jc.data`,
+`jc.saes`, `jc.interop`.
 """
 
 # First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
@@ -22,6 +23,7 @@ from . import (
     localisation as localisation,
     patching as patching,
     saes as saes,
+    scrubbing as scrubbing,
     view as view,
 )
 from ._edits import (
@@ -155,6 +157,14 @@ from .patching import (
     path_patch as path_patch,
 )
 from .saes import CrossLayerTranscoder as CrossLayerTranscoder
+from .scrubbing import (
+    Claim as Claim,
+    Conditional as Conditional,
+    Exact as Exact,
+    Scrub as Scrub,
+    scrub as scrub,
+    Unconditional as Unconditional,
+)
 from .view import (
     draw_attribution_graph as draw_attribution_graph,
     draw_circuit_curve as draw_circuit_curve,

@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 
+import jax
 import numpy as np
 import pytest
 
@@ -367,6 +368,7 @@ def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
         "features",
         "heads",
         "patch",
+        "scrub",
         "self-repair",
         "circuit-curve",
     ],
@@ -511,6 +513,58 @@ def test_self_repair_refuses_in_one_line(options, message, tmp_path, capsys, mon
     assert not (tmp_path / "unused.svg").exists()
 
 
+HYPOTHESIS = """
+name = "logits"
+sampler = "exact"
+[[children]]
+name = "a1.h0"
+sampler = { class = "answer" }
+[[children]]
+name = "m1"
+sampler = "exact"
+[[children.children]]
+name = "m0"
+sampler = "exact"
+"""
+
+
+def test_scrub_a_hypothesis(prompts, tmp_path, capsys):
+    (tmp_path / "tree.toml").write_text(HYPOTHESIS, encoding="utf-8")
+    given = ["scrub", str(tmp_path / "tree.toml"), "--model", "tiny-gpt2", "--samples", "3"]
+    assert main([*given, "--prompts", str(prompts), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    loaded = jc.data.load_prompts(prompts, jc.load_tokenizer("tiny-gpt2"))
+    tree = jc.scrubbing.load_hypothesis(tmp_path / "tree.toml")
+    model = jc.from_pretrained("tiny-gpt2")
+    want = jc.scrub(model, tree, loaded, loaded.metric(), jax.random.key(0), samples=3)
+    for name in ("recovered", "standard_error", "recovered_standard_error"):
+        assert said[name] == pytest.approx(getattr(want, name))
+    assert said["metric"] == pytest.approx(want.values.mean())
+    assert [row["path"] for row in said["claims"]] == ["logits", "logits/a1.h0", "logits/m1", "logits/m1/m0"]
+    assert (said["prompts"], said["samples"], said["runs"]) == (4, 3, want.runs)
+    assert main([*given, "--ioi", "4", "--seed", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "4 indirect-object prompts of 16 tokens" in printed.err
+    assert "metric, all resampled" in printed.out
+    assert re.search(r"recovered +-?[\d.]+% ± [\d.]+%", printed.out)
+    assert "    m0 " in printed.out
+
+
+def test_scrub_refuses_in_one_line(prompts, tmp_path, capsys):
+    for change, message in {
+        ("m0", "m2"): "logits/m1 does not read m2",
+        ("answer", "IO"): "no position of the prompts is named 'IO'; these have 'end'",
+        ("class", "klass"): "sampler of /logits/a1.h0: expected 'exact'",
+    }.items():
+        (tmp_path / "tree.toml").write_text(HYPOTHESIS.replace(*change), encoding="utf-8")
+        given = ["scrub", str(tmp_path / "tree.toml"), "--model", "tiny-gpt2", "--prompts", str(prompts)]
+        assert main(given) == 2
+        said = capsys.readouterr()
+        assert message in said.err.strip().splitlines()[-1]
+        assert not PYTHON.search(said.err)
+        assert said.out == ""
+
+
 SHIPPED = ["--model", "tiny-gpt2", "--saes", "tiny-gpt2"]
 PAIRED = [*SHIPPED, "--prompts", "PROMPTS"]
 SITES = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_mlp_out"]
@@ -538,6 +592,7 @@ COUNTS = {  # every option that is a count, of every command
     "--most": [["features", *TEXT], ["heads", *PAIRED[:2], *PAIRED[4:]], ["patch", *PAIRED[:2], *PAIRED[4:]]],
     "--rank": [["jacobian", *TEXT]],
     "--length": [["self-repair"]],
+    "--samples": [["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "4"]],
     "--repeats": [["bench"]],
 }
 SIZES = {"--node-threshold": ["discover", *PAIRED], "--edge-threshold": ["demo"], "--minimum": ["features", *TEXT]}
@@ -601,6 +656,10 @@ BAD_OPTIONS = [
     (["steer", "--circuit", "nowhere", *PAIRED, "--strongest", "1"], "--circuit nowhere: No such folder"),
     (["jacobian", "--model", "tiny-gpt2", "--tokens", "none.npy", *SITES], "--tokens none.npy: No such file"),
     (["convert", "none.pt"], "none.pt: No such file"),
+    (["scrub", "none.toml", *PAIRED[:2], "--ioi", "4"], "hypothesis none.toml: No such file"),
+    (["scrub", "PROMPTS", *PAIRED[:2]], "one of the arguments --prompts and --ioi is required, and not both"),
+    (["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "1"], "--ioi is how many indirect-object prompts are made, at least 2"),
+    (["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "4"], "PROMPTS is no TOML: "),
     ([], "the following arguments are required: COMMAND"),
     (["divine"], "invalid choice: 'divine'"),
     *(

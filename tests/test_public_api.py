@@ -22,6 +22,7 @@ NAMESPACES = (
     "jacobian",
     "localisation",
     "saes",
+    "scrubbing",
     "view",
 )
 

@@ -65,17 +65,18 @@ def add_prompt_options(
     *,
     prompts: str = "file of prompt pairs",
     dictionaries: bool = True,
+    required: bool = True,
     batches: bool = True,
 ) -> None:
     """Adds the options of every command that runs a given model, with `dictionaries` or without, on the prompts of a file; `prompts`
-    explains the file, and `batches` says whether one may tell how many are in memory at once.
+    explains the file, which is `required` unless they may come from elsewhere. Without `batches` all are in memory at once.
     """
     parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
     if dictionaries:
         parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
     parser.add_argument(
         "--prompts",
-        required=True,
+        required=required,
         type=existing_file("--prompts"),
         help=f"{prompts}: JSON lines, JSON, CSV, TSV or parquet",
     )

@@ -24,6 +24,7 @@ from . import (
     _heads,
     _jacobian,
     _patch,
+    _scrub,
     _self_repair,
     _steer,
 )
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         _edges,
         _graph,
         _circuit_curve,
+        _scrub,
         _self_repair,
         _doctor,
         _bench,

@@ -46,6 +46,7 @@ from ._worlds import (
 )
 from ._writes import (
     attention_writes as attention_writes,
+    block_writes as block_writes,
     embedding_writes as embedding_writes,
     kinds_written as kinds_written,
     mlp_writes as mlp_writes,

@@ -93,8 +93,15 @@ def writes_of(model: Transformer, graph: ComponentGraph, run: Recorded) -> Float
     """The same of a run in which all that it takes was recorded."""
     embedded = {site.kind: value for site, value in run.values.items() if site.kind in EMBEDDED}
     found = [embedding_writes(graph, embedded)]
-    found += [_of_block(graph, block, run.in_layer(layer)) for layer, block in enumerate(model.blocks)]
+    found += [block_writes(graph, block, run.in_layer(layer)) for layer, block in enumerate(model.blocks)]
     return jnp.concatenate(found, axis=1)
+
+
+def block_writes(
+    graph: ComponentGraph, block: Block, values: Mapping[Kind, Float[Array, "batch ..."]]
+) -> Float[Array, "batch sender seq d_model"]:
+    """The same of one block; what else was recorded there is no part of the program, which all blocks share."""
+    return _of_block(graph, block, {kind: values[kind] for kind in kinds_written(block)})
 
 
 @ft.partial(jax.jit, static_argnames="graph")
@@ -105,7 +112,7 @@ def _of_block(
         attention = attention_writes(graph, block, values)
         return attention if block.mlp is None else jnp.concatenate([attention, mlp_writes(graph, block, values)])
 
-    return jax.vmap(one)({kind: values[kind] for kind in kinds_written(block)})
+    return jax.vmap(one)(values)
 
 
 def _bias(norm: Norm) -> Float[Array, " d_model"] | float:

@@ -175,6 +175,13 @@ VERBS |= {
     "edge_attribution": lambda model: jc.edge_attribution(model, *prompts(model), PATCHED),
     "path_patch": lambda model: jc.path_patch(model, *prompts(model), PATCHED, receivers=["a1.h0.q", "m1"]),
 }
+HYPOTHESIS = jc.Claim(
+    "logits", jc.Exact(), children=[jc.Claim("a1.h0", jc.Exact(), children=[jc.Claim("m0", jc.Exact())])]
+)
+VERBS["scrub"] = lambda model: [
+    getattr(jc.scrub(model, HYPOTHESIS, prompts(model)[0], METRIC, jax.random.key(0), samples=2), name)
+    for name in ("values", "reference", "baseline")
+]
 OF_FILES = {"to_torch_state_dict"}  # gives the names of an architecture, of which this one has none on disk
 
 
