@@ -25,7 +25,15 @@ from ._timing import matmul_rate, Unequal
 
 
 BEGAN = time.monotonic()
-EXPERIMENTS = ("circuit-edges", "circuit-nodes", "self-repair", "feature-jacobian", "node-edges", "patching")
+EXPERIMENTS = (
+    "circuit-edges",
+    "circuit-nodes",
+    "self-repair",
+    "feature-jacobian",
+    "node-edges",
+    "patching",
+    "scrubbing",
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

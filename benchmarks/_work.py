@@ -158,6 +158,18 @@ def patching(*, layers: int, d_model: int, heads: int, seq: int, batch: int, voc
     }
 
 
+def scrubbing(
+    *, layers: int, d_model: int, heads: int, seq: int, batch: int, vocabulary: int, samples: int
+) -> dict[str, float]:
+    """A plain run of each prompt, and for each of three heads in each sample the attention of its layer (4 D D T + T T D). `autodiff` is
+    a whole run for each of 12 claims and the 3 heads that read them, for these 3 once more without them, and for the logits.
+    """
+    D, T = d_model, seq
+    attention, whole = 4 * D * D * T + T * T * D, layers * (12 * D * D * T + T * T * D)
+    own = whole + samples * 3 * attention
+    return {"own": 2.0 * batch * own, "autodiff": 2.0 * batch * samples * 19 * whole}
+
+
 def node_edges(*, layers: int, d_model: int, seq: int, nodes: int) -> dict[str, float]:
     """Two thirds of the layers are upstream of a node on average: of each its neurons (4 D D) and its heads (D D, and T D with the values);
     the way back through the sublayer is not counted; the clean run there, and there and back again (4 times 12 T D D a layer). Autodiff:
