@@ -54,7 +54,8 @@ def plain_runs(model: Transformer, graph: ComponentGraph, problem: Problem, name
     kept, count = sorted({*cuts, last_stream(model)}), len(problem.clean)
     found = []
     for rows in prompt_groups(model, graph, count, problem.clean.shape[1], budget):
-        run = record(model, *rows_of([problem.clean, problem.mask], rows), recorded)
+        tokens, mask = rows_of((problem.clean, problem.mask), rows)
+        run = record(model, tokens, mask, recorded)
         blocks = {layer: block_writes(graph, model.blocks[layer], run.in_layer(layer)) for layer in layers}
         blocks[-1] = embedding_writes(
             graph, {site.kind: value for site, value in run.values.items() if site.layer is None}

@@ -4,41 +4,24 @@ import dataclasses
 import functools as ft
 from collections.abc import Hashable
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from .._edits import Apply
 from .._metrics import Metric
-from .._precision import widened
-from .._run import NOTHING
 from .._sites import Kind, Site
-from .._tap import bare_tap, Tap
 from ..graph import ComponentGraph
 from ..models import Transformer
-from ..parts import Block
-from ..runs import (
-    attention_writes,
-    feed_own,
-    kinds_written,
-    metric_of_variants,
-    mlp_writes,
-    of_size,
-    rounded_up,
-)
+from ..runs import metric_of_variants, of_size, rounded_up
 from ._between import Put, Stream, stream_with
 from ._drawn import Drawn
 from ._plain import last_stream, Plain
+from ._programs import run_head, run_mlp, stream_by_edges, Table, value_by_number
 
 
-Numbers = Int[
-    np.ndarray, " variant"
-]  # of values: below the number of data the plain run of one, above it what was computed
+# Of values: below the number of data that of a plain run, from there on what was computed.
+Numbers = Int[np.ndarray, " variant"]
 Inputs = Int[np.ndarray, "row column"]  # what a value depends on, a row each
-Table = Float[Array, "_ seq d_model"]  # of what was computed, as many as there are
-OfData = Float[Array, "datum seq d_model"]  # of the plain runs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,10 +128,10 @@ def _written(scene: Scene, node: Drawn, inputs: Inputs, tables: dict[Hashable, T
         streams = {fed: _stream(scene, node, fed, cut, some, tables) for fed in set(feeds.values())}
         reads = [streams[fed] for fed in feeds.values()]
         if slot.part == "mlp":
-            found.append(_run_mlp(graph, block, *reads))
+            found.append(run_mlp(graph, block, *reads))
         else:
             head = np.asarray(slot.head, np.int32)
-            found.append(_run_head(graph, block, masks, some[:, 0], plain.streams[cut], reads, head))
+            found.append(run_head(graph, block, masks, some[:, 0], plain.streams[cut], reads, head))
     return found[0] if len(found) == 1 else jnp.concatenate(found)
 
 
@@ -170,14 +153,14 @@ def _stream(
     for i in np.flatnonzero(fed):
         child = node.children[i]
         name, positions = child.claim.name, child.claim.where
-        value = _value(plain.writes[name], tables.get(child.form), inputs[:, 1 + i])
+        value = value_by_number(plain.writes[name], tables.get(child.form), inputs[:, 1 + i])
         everywhere = np.ones((len(inputs), scene.seq), bool)
         columns = everywhere if positions is None else scene.columns[positions][inputs[:, -1]]
         puts.append(Put(graph.sender_slots[graph.sender(name)], value, columns))
     if puts and node.claim.paths == "any":
         return stream_with(scene.model, graph, plain, others, puts, cut)
     own = [plain.writes[put.slot.name] for put in puts]
-    return _by_edges(plain.streams[cut], others, own, [(put.value, put.columns) for put in puts])
+    return stream_by_edges(plain.streams[cut], others, own, [(put.value, put.columns) for put in puts])
 
 
 def _groups(scene: Scene, node: Drawn, count: int) -> list[Int[np.ndarray, " group"]]:
@@ -187,63 +170,3 @@ def _groups(scene: Scene, node: Drawn, count: int) -> list[Int[np.ndarray, " gro
     wide = node.claim.is_head or node.claim.paths == "any"
     most = max(1, scene.budget // scene.bytes_of(12 + (6 * scene.graph.n_heads if wide else 0)))
     return of_size(count, min(rounded_up(count), 1 << (most.bit_length() - 1)))
-
-
-@jax.jit
-def _value(plain: OfData, computed: Table | None, numbers) -> Stream:
-    """Values by their numbers."""
-    if computed is None:
-        return plain[numbers]
-    was_run = (numbers >= len(plain))[:, None, None]
-    of_computed = computed[jnp.maximum(numbers - len(plain), 0)]
-    return jnp.where(was_run, of_computed, plain[jnp.minimum(numbers, len(plain) - 1)])
-
-
-@jax.jit
-def _by_edges(streams: OfData, others, own: list[OfData], there) -> Stream:
-    """The residual stream of plain runs, in which some edges carry another value."""
-    changes = zip(own, there, strict=True)
-    return sum((jnp.where(at[..., None], value - of[others], 0) for of, (value, at) in changes), streams[others])
-
-
-@ft.partial(jax.jit, static_argnames="graph")
-def _run_head(graph: ComponentGraph, block: Block, masks, rows, streams: OfData, reads: list[Stream], head) -> Stream:
-    """What a head writes whose query, key and value read streams of their own; all other heads read that of a plain run."""
-    block, here = _alone(block, head)
-    attn, kinds = widened(block.attn), (Kind.Q, Kind.K, Kind.V)
-    weights = [(attn.W_Q[here], attn.b_Q[here]), (attn.W_K[here], attn.b_K[here]), (attn.W_V[here], attn.b_V[here])]
-
-    def one(row, *reads):
-        normed = (x if block.ln1 is None else block.ln1(x, bare_tap(0)) for x in reads)
-        # [seq d_model] · [d_model d_head] -> [seq d_head]
-        own = [x @ W + b for x, (W, b) in zip(normed, weights, strict=True)]
-        edits = {
-            Site(0, kind): Apply(lambda x, mine=mine: x.at[:, here].set(mine))
-            for kind, mine in zip(kinds, own, strict=True)
-        }
-        tap = Tap(NOTHING, edits, {Site(0, kind) for kind in kinds_written(block)}, layer=0)
-        block.attend(streams[row], masks[row], tap)
-        return attention_writes(graph, block, {site.kind: value for site, value in tap.cache.items()})[here]
-
-    return jax.vmap(one)(rows, *reads)
-
-
-def _alone(block: Block, head: Int[Array, ""]) -> tuple[Block, Int[Array, ""] | int]:
-    """A block with one head, and its number there; as it is where a norm is over all heads, so that each depends on the others."""
-    attn = block.attn
-    if block.ln1_post is not None or any(norm is not None and norm.joint for norm in (attn.q_norm, attn.k_norm)):
-        return block, head
-    of_heads = lambda attn: [attn.W_Q, attn.b_Q, attn.W_K, attn.b_K, attn.W_V, attn.b_V, attn.W_O]
-    only = eqx.tree_at(of_heads, attn, [x[head][None] for x in of_heads(attn)])
-    return eqx.tree_at(lambda block: block.attn, block, only), 0
-
-
-@ft.partial(jax.jit, static_argnames="graph")
-def _run_mlp(graph: ComponentGraph, block: Block, reads: Stream) -> Stream:
-    """What an MLP writes."""
-
-    def one(read):
-        _, values = feed_own(block, read, read, record=kinds_written(block))
-        return mlp_writes(graph, block, values)[0]
-
-    return jax.vmap(one)(reads)
