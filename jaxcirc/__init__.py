@@ -172,6 +172,7 @@ from .view import (
     draw_features as draw_features,
     draw_head_effects as draw_head_effects,
     draw_patching as draw_patching,
+    draw_path_patching as draw_path_patching,
     draw_patterns as draw_patterns,
     draw_self_repair as draw_self_repair,
 )

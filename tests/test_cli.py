@@ -326,6 +326,72 @@ def test_circuit_curve_of_a_prompts_file(prompts, tmp_path, capsys):
     assert len(printed.split("accuracy\n")[1].split("\n\n")[0].splitlines()) == 10
 
 
+def test_path_patching_of_made_prompts(tmp_path, capsys):
+    drawn = tmp_path / "paths.svg"
+    given = ["path-patch", "--model", "tiny-gpt2", "--ioi", "4", "--flip", "IO"]
+    queries = ["--receivers", "a3.h0.q,a2.h1.q", "--positions", "end", "S1"]
+    assert main([*given, *queries, "--batch-size", "2", "--plot", str(drawn), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
+    prompts = jc.data.ioi(tokenizer, 4, template="mixed", flip=("IO",), seed=0)
+    pairs = model, prompts.clean, prompts.corrupt, prompts.metric()
+    at = np.stack([prompts.positions[name] for name in ("end", "S1")], axis=1)
+    found = jc.path_patch(*pairs, receivers=["a3.h0.q", "a2.h1.q"], positions=at)
+    clean = np.asarray(jax.vmap(lambda tokens, metric: metric(jc.run(model, tokens)[0]))(prompts.clean, pairs[-1]))
+    graph, changes = jc.component_graph(model), np.asarray(found) - clean
+    assert (said["prompts"], said["receivers"], said["mlps"], said["positions"], said["plot"]) == (
+        *(4, [["a3.h0.q", "a2.h1.q"]], "frozen", ["end", "S1"]),
+        str(drawn),
+    )
+    assert said["clean"] == pytest.approx(clean.mean(), rel=1e-4)
+    assert {row["sender"] for row in said["rows"]} == set(graph.senders[: graph.sender("a3.h0")])
+    for row in said["rows"]:
+        mine = changes[graph.sender(row["sender"])]
+        assert row["change"] == pytest.approx(mine.mean(), rel=1e-3, abs=1e-5)
+        assert row["standard_error"] == pytest.approx(mine.std(ddof=1) / 2, rel=1e-3, abs=1e-5)
+    assert "to a3.h0.q, a2.h1.q" in drawn.read_text("utf-8")
+
+    chain = ["--receivers", "m2", "--chain", "a3.h0.k,a3.h0.v", "logits", "--senders", "a1.h0,a1.h1", "embed"]
+    assert main([*given, *chain, "--mlps", "recomputed", "--norms", "frozen", "--receiver-positions", "-1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        "2 senders of tiny-gpt2 to m2, then to a3.h0.k, a3.h0.v, then to logits; 4 prompts; metric clean"
+    )
+    assert "MLPs on the way computed anew" in printed
+    assert [line.split()[0] for line in printed.splitlines()[-2:]] in (
+        ["a1.h0,a1.h1", "embed"],
+        ["embed", "a1.h0,a1.h1"],
+    )
+
+
+def test_path_patching_of_a_prompts_file(prompts, capsys):
+    given = ["path-patch", "--model", "tiny-gpt2", "--prompts", str(prompts), "--receivers", "logits"]
+    assert main([*given, "--limit", "1", "--positions", "end", "--most", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "21 senders of tiny-gpt2 to logits; 1 prompt; " in printed
+    assert len(printed.split("(standard error)\n")[1].splitlines()) == 3
+    for more, error in (
+        (
+            ["--positions", "IO"],
+            "--positions: no position of these prompts is named 'IO'; they have 'end'. Or give a number",
+        ),
+        (["--receiver-positions", "99"], "has 7 tokens, and none at position 99"),
+        (
+            ["--senders", "a9.h0"],
+            "Expected a sender of the component graph, such as 'embed', got 'a9.h0'. Did you mean",
+        ),
+        (["--receivers", "a1.h0.z"], "Expected a receiver of the component graph, such as 'a0.h0.q', got 'a1.h0.z'"),
+        (["--receivers", "a1.h0.q", "--senders", "m3"], "Senders are before receivers"),
+        (["--receivers", "a3.h0.q", "--chain", "a1.h0.k"], "Order the stages from the embedding to the logits"),
+        (["--flip", "IO"], "--flip is about --ioi prompts"),
+        (["--senders", "m0", "--plot", "all.svg"], "--plot draws all senders. Leave --senders out"),
+    ):
+        assert main([*given, *more]) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error in said
+        assert not PYTHON.search(said)
+
+
 @pytest.mark.parametrize("command", ["heads", "jacobian", "demo"])
 def test_a_shipped_model_takes_no_transformers(command, prompts, tmp_path, monkeypatch):
     """Whose import takes longer than most of what is asked."""
@@ -368,6 +434,7 @@ def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
         "features",
         "heads",
         "patch",
+        "path-patch",
         "scrub",
         "self-repair",
         "circuit-curve",
@@ -569,6 +636,7 @@ SHIPPED = ["--model", "tiny-gpt2", "--saes", "tiny-gpt2"]
 PAIRED = [*SHIPPED, "--prompts", "PROMPTS"]
 SITES = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_mlp_out"]
 TEXT = [*SHIPPED, "--prompt", "The teacher", *SITES]
+PATHS = ["path-patch", *PAIRED[:2], *PAIRED[4:], "--receivers", "logits"]
 STEER = ["steer", "--circuit", "CIRCUIT", *PAIRED]
 CURVE = ["circuit-curve", *PAIRED[:2], *PAIRED[4:]]
 COUNTS = {  # every option that is a count, of every command
@@ -580,16 +648,18 @@ COUNTS = {  # every option that is a count, of every command
         ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
         ["heads", *PAIRED[:2], *PAIRED[4:]],
         ["patch", *PAIRED[:2], *PAIRED[4:]],
+        PATHS,
     ],
     "--batch-size": [
         ["discover", *PAIRED],
         ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
         ["heads", *PAIRED[:2], *PAIRED[4:]],
         ["patch", *PAIRED[:2], *PAIRED[4:]],
+        PATHS,
     ],
     "--minimality": [["evaluate", "--circuit", "CIRCUIT", *PAIRED]],
     "--strongest": [STEER],
-    "--most": [["features", *TEXT], ["heads", *PAIRED[:2], *PAIRED[4:]], ["patch", *PAIRED[:2], *PAIRED[4:]]],
+    "--most": [["features", *TEXT], ["heads", *PAIRED[:2], *PAIRED[4:]], ["patch", *PAIRED[:2], *PAIRED[4:]], PATHS],
     "--rank": [["jacobian", *TEXT]],
     "--length": [["self-repair"]],
     "--samples": [["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "4"]],
@@ -604,6 +674,7 @@ PLACES = {
         ["features", *TEXT],
         ["heads", *PAIRED[:2], *PAIRED[4:]],
         ["patch", *PAIRED[:2], *PAIRED[4:]],
+        PATHS,
         ["self-repair"],
     ],
 }
@@ -657,6 +728,9 @@ BAD_OPTIONS = [
     (["jacobian", "--model", "tiny-gpt2", "--tokens", "none.npy", *SITES], "--tokens none.npy: No such file"),
     (["convert", "none.pt"], "none.pt: No such file"),
     (["scrub", "none.toml", *PAIRED[:2], "--ioi", "4"], "hypothesis none.toml: No such file"),
+    ([*PATHS[:3], *PATHS[5:]], "one of the arguments --prompts and --ioi is required, and not both"),
+    ([*PATHS, "--chain", "m1,,m2"], "--chain names receivers of each stage, .*, with commas between; got 'm1,,m2'"),
+    ([*PATHS, "--flip", "S3"], "--flip names of --ioi prompts .*; got 'S3'"),
     (["scrub", "PROMPTS", *PAIRED[:2]], "one of the arguments --prompts and --ioi is required, and not both"),
     (["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "1"], "--ioi is how many indirect-object prompts are made, at least 2"),
     (["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "4"], "PROMPTS is no TOML: "),

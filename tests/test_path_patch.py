@@ -1,6 +1,7 @@
 """Path patching in each of its meanings, against plain runs with edits at sites."""
 
 import re
+import xml.etree.ElementTree as ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +180,33 @@ def test_sweeps_share_their_programs():
     with counting_programs() as programs:
         of(7, ["a2.h1.q"])
     assert not programs
+
+
+def test_a_sweep_is_drawn_by_layer_and_sender(tmp_path):
+    model, path = model_named("gpt2"), tmp_path / "paths.svg"
+    graph = jc.component_graph(model, embeddings="split", biases=True)
+    changes = np.zeros((len(graph.senders), 2))
+    changes[graph.sender("a1.h0")], changes[graph.sender("m0")], changes[graph.sender("m1.bias")] = -4, (1, 3), 1
+    changes[graph.sender("pos_embed")] = (0.25, 0.5)
+    jc.draw_path_patching({"to <the> logits": changes, "again": changes[:, :1]}, graph, path)
+    texts = [text.text for text in ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")]
+    assert {"to <the> logits", "again", "layer", "change", "0", "bias", "mlp", "mlp bias"} <= {*texts}
+    assert {"embed +0, pos embed +0.375; mean of 2 prompts", "embed +0, pos embed +0.25; mean of 1 prompt"} <= {*texts}
+    cells = re.findall(
+        r'<rect[^>]* fill="(#\w+)"', path.read_text("utf-8").split("to &lt;the&gt; logits")[1].split("again")[0]
+    )
+    full, empty, half = (jc.view.plot.diverging(part) for part in (-1, 0, 0.5))
+    a_layer = graph.of_layer.senders
+    assert (cells[0], cells[a_layer]) == (empty, full)
+    assert cells[graph.n_heads + 1] == half  # behind the heads and the bias of attention
+    with pytest.raises(ValueError, match=r"all \d+ senders of the graph for 'short', got shape \(3, 2\)"):
+        jc.draw_path_patching({"short": changes[:3]}, graph, path)
+    with pytest.raises(ValueError, match="sweeps is empty"):
+        jc.draw_path_patching({}, graph, path)
+    with pytest.raises(ValueError, match=r"does not end in \.svg"):
+        jc.draw_path_patching({"one": changes}, graph, tmp_path / "paths.png")
+    with pytest.raises(TypeError, match="titles and the changes of each sweep"):
+        jc.draw_path_patching(changes, graph, path)
 
 
 BAD = {

@@ -19,7 +19,7 @@ from .._words import counted
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
 from ..circuits import annotate_latents, Circuit, discover
 from ..circuits._rows import note_of
-from ..data import load_prompts, Prompts
+from ..data import ioi, load_prompts, Prompts
 from ..data._encode import beginning, begun, check_beginnings
 from ..interop import check_pretrained, check_saes, from_pretrained, load_saes
 from ..interop._beginning import with_family
@@ -134,6 +134,31 @@ def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any, path: Path |
         else "prompts as they stand in the file"
     )
     note(f"{file.name}: {counted(len(prompts), 'pair')} of {size}, {put}")
+    return prompts
+
+
+def add_ioi_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--ioi`, in place of a file of prompts."""
+    parser.add_argument(
+        "--ioi",
+        type=count("--ioi", "indirect-object prompts are made", least=2),
+        metavar="N",
+        help="make so many indirect-object prompts instead, in both orders of names; they have positions IO, S1, S1+1, S2 and end",
+    )
+
+
+def check_prompts_or_ioi(arguments: argparse.Namespace) -> None:
+    """ValueError unless a file of prompts or `--ioi` is asked for, and not both."""
+    if (arguments.prompts is None) == (arguments.ioi is None):
+        raise ValueError("one of the arguments --prompts and --ioi is required, and not both.")
+
+
+def prompts_or_ioi(arguments: argparse.Namespace, tokenizer: Any, *, seed: int = 0, **options: Any) -> Prompts:
+    """Loads the prompts of the file, or makes those that `--ioi` asks for, with the `options` of `jc.data.ioi`."""
+    if arguments.prompts is not None:
+        return load_prompt_file(arguments, tokenizer)
+    prompts = ioi(tokenizer, arguments.ioi, template="mixed", seed=seed, bos=arguments.bos, **options)
+    note(f"{counted(len(prompts), 'indirect-object prompt')} of {prompts.clean.shape[1]} tokens")
     return prompts
 
 

@@ -8,10 +8,18 @@ from typing import Any
 import jax
 
 from .._words import counted
-from ..data import ioi, Prompts
 from ..models import Transformer
 from ..scrubbing import load_hypothesis, Scrub, scrub
-from ._common import add_prompt_options, load_model, load_prompt_file, note, progress_bar, Subparsers, tokenizer_of
+from ._common import (
+    add_ioi_option,
+    add_prompt_options,
+    check_prompts_or_ioi,
+    load_model,
+    progress_bar,
+    prompts_or_ioi,
+    Subparsers,
+    tokenizer_of,
+)
 from ._options import count, existing_file
 
 
@@ -26,12 +34,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("hypothesis", type=existing_file("hypothesis"), help="TOML file of claims")
     about = "file of prompt pairs, of which the clean ones are taken"
     add_prompt_options(parser, dictionaries=False, prompts=about, required=False, batches=False)
-    parser.add_argument(
-        "--ioi",
-        type=count("--ioi", "indirect-object prompts are made", least=2),
-        metavar="N",
-        help="make so many indirect-object prompts instead, in both orders of names; they have positions IO, S1, S1+1, S2 and end",
-    )
+    add_ioi_option(parser)
     parser.add_argument(
         "--samples",
         type=count("--samples", "times data are drawn for each prompt"),
@@ -51,11 +54,10 @@ def add(subparsers: Subparsers) -> None:
 
 
 def scrub_file(arguments: argparse.Namespace) -> int:
-    if (arguments.prompts is None) == (arguments.ioi is None):
-        raise ValueError("one of the arguments --prompts and --ioi is required, and not both.")
+    check_prompts_or_ioi(arguments)
     hypothesis = load_hypothesis(arguments.hypothesis)
     tokenizer = tokenizer_of(arguments)
-    prompts = _prompts(arguments, tokenizer)
+    prompts = prompts_or_ioi(arguments, tokenizer, seed=arguments.seed)
     model = load_model(arguments)
     with progress_bar() as progress:
         found = scrub(
@@ -72,14 +74,6 @@ def scrub_file(arguments: argparse.Namespace) -> int:
     else:
         _show(model, found)
     return 0
-
-
-def _prompts(arguments: argparse.Namespace, tokenizer: Any) -> Prompts:
-    if arguments.prompts is not None:
-        return load_prompt_file(arguments, tokenizer)
-    prompts = ioi(tokenizer, arguments.ioi, template="mixed", seed=arguments.seed, bos=arguments.bos)
-    note(f"{counted(len(prompts), 'indirect-object prompt')} of {prompts.clean.shape[1]} tokens")
-    return prompts
 
 
 def _summary(model: Transformer, found: Scrub) -> dict[str, Any]:

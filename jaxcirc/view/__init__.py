@@ -7,5 +7,6 @@ from ._curves import draw_curves as draw_curves
 from ._features import draw_features as draw_features
 from ._heads import draw_head_effects as draw_head_effects
 from ._patching import draw_patching as draw_patching
+from ._path_patching import draw_path_patching as draw_path_patching
 from ._patterns import draw_patterns as draw_patterns
 from ._self_repair import draw_self_repair as draw_self_repair
