@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxcirc as jc
+from jaxcirc.patching._path_patch import _sum_of
 
 from .helpers import assert_close, counting_programs, make_model, model_named, MODELS
 from .test_patch_edges import assert_moved_alike, changed_writes, metric_of, problem
@@ -182,6 +183,16 @@ def test_sweeps_share_their_programs():
     assert not programs
 
 
+def test_what_a_sweep_holds_does_not_grow_with_the_layers_that_it_does_not_send():
+    held = lambda senders: (
+        _sum_of.lower(jnp.ones((3, senders, 7, 16)), np.ones((20, 5)), np.arange(20) % 3, np.asarray(2, np.int32))
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
+    assert held(200) == held(20) > 0
+
+
 def test_a_sweep_is_drawn_by_layer_and_sender(tmp_path):
     model, path = model_named("gpt2"), tmp_path / "paths.svg"
     graph = jc.component_graph(model, embeddings="split", biases=True)
@@ -191,7 +202,7 @@ def test_a_sweep_is_drawn_by_layer_and_sender(tmp_path):
     jc.draw_path_patching({"to <the> logits": changes, "again": changes[:, :1]}, graph, path)
     texts = [text.text for text in ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")]
     assert {"to <the> logits", "again", "layer", "change", "0", "bias", "mlp", "mlp bias"} <= {*texts}
-    assert {"embed +0, pos embed +0.375; mean of 2 prompts", "embed +0, pos embed +0.25; mean of 1 prompt"} <= {*texts}
+    assert {"embed +0.00, pos embed +0.38; mean of 2 prompts", "embed +0.00, pos embed +0.25; mean of 1 prompt"} <= {*texts}
     cells = re.findall(
         r'<rect[^>]* fill="(#\w+)"', path.read_text("utf-8").split("to &lt;the&gt; logits")[1].split("again")[0]
     )

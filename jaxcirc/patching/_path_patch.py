@@ -268,14 +268,10 @@ def _moved(theirs, own, where) -> Float[Array, "batch sender seq d_model"]:
 @jax.jit
 def _sum_of(moved, members, rows, first) -> Change:
     """Sums what some senders behind `first` moved, for each variant those that are its own."""
-    count = members.shape[1]
-
-    def one(row, members):
-        mine = jax.lax.dynamic_slice_in_dim(moved[row], first, count)
-        # [sender] · [sender seq d_model] -> [seq d_model]
-        return jnp.einsum("u,utm->tm", members, mine)
-
-    return jax.vmap(one)(rows, members)
+    # These senders of all prompts first: of every variant the whole of `moved` would be as many gigabytes as there are layers.
+    moved = jax.lax.dynamic_slice_in_dim(moved, first, members.shape[1], axis=1)
+    # [variant sender] · [variant sender seq d_model] -> [variant seq d_model]
+    return jnp.einsum("vu,vutm->vtm", members, moved[rows])
 
 
 @jax.jit

@@ -82,4 +82,4 @@ def _table(
 
 def _embeddings(graph: ComponentGraph, mean: Float[np.ndarray, " sender"]) -> str:
     shown = zip(graph.sender_slots, mean, strict=True)
-    return ", ".join(f"{slot.name.replace('_', ' ')} {value:+z.3g}" for slot, value in shown if slot.layer < 0)
+    return ", ".join(f"{slot.name.replace('_', ' ')} {value:+z.2f}" for slot, value in shown if slot.layer < 0)
