@@ -56,8 +56,9 @@ def by_definition(model, clean, metric, change, sender, receivers, *, recompute=
         else:
             layer, head, part = re.match(r"a(\d+)\.h(\d+)\.(.)", receiver).groups()
             site = f"blocks.{layer}.attn.hook_{part}"
-            before = put[site].value if site in put else own[site]
-            put[site] = jc.Replace(before.at[:, int(head)].set(there[site][:, int(head)]))
+            mask = put[site].mask if site in put else jnp.zeros(own[site].shape, bool)
+            # The other heads of the layer are free: they read what an earlier receiver has changed.
+            put[site] = jc.Blend(mask.at[:, int(head)].set(True), there[site])
     return metric(jc.run(model, clean, edits=put)[0])
 
 
@@ -72,6 +73,7 @@ def test_paths_are_their_definition(name, mlps):
     graph, last = jc.component_graph(model), model.n_layers - 1
     sets = [(f"a{last}.h0.q", f"a{last}.h1.k", f"a{last}.h1.v"), ("logits",)]
     sets += [(f"m{last}", f"a{last}.h1.v"), ("m0", "logits")] if graph.has_mlp else []
+    sets += [("a0.h0.v", f"a{last}.h1.q")]
     senders = ["embed", "a0.h1", *(["m0"] if graph.has_mlp else [])]
     base = np.asarray(metric_of(model, clean, metric))
     for receivers in sets:
@@ -202,7 +204,9 @@ def test_a_sweep_is_drawn_by_layer_and_sender(tmp_path):
     jc.draw_path_patching({"to <the> logits": changes, "again": changes[:, :1]}, graph, path)
     texts = [text.text for text in ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")]
     assert {"to <the> logits", "again", "layer", "change", "0", "bias", "mlp", "mlp bias"} <= {*texts}
-    assert {"embed +0.00, pos embed +0.38; mean of 2 prompts", "embed +0.00, pos embed +0.25; mean of 1 prompt"} <= {*texts}
+    assert {"embed +0.00, pos embed +0.38; mean of 2 prompts", "embed +0.00, pos embed +0.25; mean of 1 prompt"} <= {
+        *texts
+    }
     cells = re.findall(
         r'<rect[^>]* fill="(#\w+)"', path.read_text("utf-8").split("to &lt;the&gt; logits")[1].split("again")[0]
     )

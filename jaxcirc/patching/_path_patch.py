@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_choice, check_count, check_list
-from .._edits import Replace
+from .._edits import Blend, Replace
 from .._indexing import rows_of
 from .._metrics import Metric
 from .._run import metric_of_last, only_position
@@ -170,10 +170,15 @@ class _Paths(NamedTuple):
             assert read.logits is not None
             scale = run.last if self.norms else None
             return _metric_at_logits(model.without_blocks, of_prompts, rows, run.last, read.logits, scale)
-        edits = {site: Replace(value) for site, value in read.heads.items()}
+        # Only what the receivers make of it: heads and positions beside them read what an earlier receiver has changed.
+        where = self.where[rows]
+        edits = {}
+        for site, value in read.heads.items():
+            assert site.layer is not None
+            edits[site] = Blend(where[..., None, None] & stage.heads[site.layer][site.kind][:, None], value)
         for layer, change in read.mlps.items():
             site = Site(layer, Kind.MLP_OUT)
-            edits[site] = Replace(_of_rows(run.values[site], rows, change))
+            edits[site] = Blend(where[..., None], _of_rows(run.values[site], rows, change))
         first, last = min(stage.layers), max(stage.layers)
         alone = first not in stage.heads and model.blocks[first].has_middle
         cut = Site(first, Kind.RESID_MID if alone else Kind.RESID_PRE)
