@@ -33,6 +33,7 @@ EXPERIMENTS = (
     "node-edges",
     "patching",
     "scrubbing",
+    "path-patching",
 )
 
 

@@ -170,6 +170,21 @@ def scrubbing(
     return {"own": 2.0 * batch * own, "autodiff": 2.0 * batch * samples * 19 * whole}
 
 
+def path_patching(
+    *, layers: int, d_model: int, heads: int, seq: int, batch: int, vocabulary: int, senders: int, first: int
+) -> dict[str, float]:
+    """For every sender three queries (D D T / heads each), and the blocks from the `first` receiver's on (12 D D T + T T D each); and two
+    clean runs. `autodiff` is a whole run for every sender, with the unembedding.
+    """
+    D, T = d_model, seq
+    block = 12 * D * D * T + T * T * D
+    of_sender = 3 * D * D * T / heads + (layers - first) * block
+    return {
+        "own": 2.0 * batch * (senders * of_sender + 2 * layers * block),
+        "autodiff": 2.0 * batch * senders * (layers * block + T * D * vocabulary),
+    }
+
+
 def node_edges(*, layers: int, d_model: int, seq: int, nodes: int) -> dict[str, float]:
     """Two thirds of the layers are upstream of a node on average: of each its neurons (4 D D) and its heads (D D, and T D with the values);
     the way back through the sublayer is not counted; the clean run there, and there and back again (4 times 12 T D D a layer). Autodiff:

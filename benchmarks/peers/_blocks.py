@@ -1,6 +1,7 @@
 """GPT-2's blocks as PyTorch functions of a tensor `[... seq d_model]`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from .._problems import Blocks, EPS
@@ -84,10 +85,19 @@ def hidden(weights: dict[str, Tensor], x: Tensor) -> Tensor:
     return torch.nn.functional.gelu(pre, approximate="tanh")
 
 
-def _pattern(weights: dict[str, Tensor], y: Tensor, heads: int) -> Tensor:
+def pattern_with(weights: dict[str, Tensor], x: Tensor, heads: int, queries: Mapping[int, Tensor]) -> Tensor:
+    """The attention pattern of a block of which some heads have given queries."""
+    return _pattern(weights, _norm(weights, "ln1", x), heads, queries)
+
+
+def _pattern(
+    weights: dict[str, Tensor], y: Tensor, heads: int, queries: Mapping[int, Tensor] = MappingProxyType({})
+) -> Tensor:
     import torch
 
     q, k = (_rotated(weights, _heads(weights, name, y, heads)) for name in "QK")
+    for head, given in queries.items():
+        q[..., head, :, :] = given
     k, seq = _shared(k, heads), y.shape[-2]
     future = torch.ones(seq, seq, dtype=torch.bool, device=y.device).triu(1)
     return ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).masked_fill(future, -torch.inf).softmax(-1)

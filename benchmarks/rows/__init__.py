@@ -7,6 +7,7 @@ from . import (
     _latents as _latents,
     _node_edges as _node_edges,
     _patching as _patching,
+    _path_patching as _path_patching,
     _scrubbing as _scrubbing,
     _self_repair as _self_repair,
     _sparse_circuits as _sparse_circuits,

@@ -39,6 +39,14 @@ def test_self_repair_is_that_of_two_runs_a_head_and_of_runs_from_its_layer():
     assert (whole["timed"], whole["all"], later["timed"]) == (4, 8, 8)
 
 
+def test_path_patching_is_that_of_a_run_a_sender_and_of_runs_from_the_first_receiver():
+    whole, later = measured("path-patching")["rivals"]
+    assert list(later["tried"]) == ["1 at once", "16 at once"]
+    for rival in (whole, later):
+        assert all(0 < numbers["error"] < 1e-5 for numbers in rival["tried"].values())
+    assert (whole["timed"], whole["all"], later["timed"]) == (4, 6, 6)
+
+
 def test_a_mistake_in_pytorch_is_refused(monkeypatch):
     peer = load("peers._blocks")
     monkeypatch.setattr(peer, "EPS", 0.1)
