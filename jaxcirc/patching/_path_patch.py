@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_choice, check_count, check_list
@@ -33,7 +32,7 @@ from ..runs import (
     writes_of,
 )
 from ._common import graph_for, prompt_groups, some_prompts
-from ._positions import where_of
+from ._positions import Positions, where_of
 from ._stages import added, Change, Enters, Read, read_stage, sites_read, Stage, stage_of, written_by
 
 
@@ -50,8 +49,8 @@ def path_patch(
     senders: Sequence[Group] | None = None,
     mlps: Literal["frozen", "recomputed"] = "frozen",
     norms: Literal["live", "frozen"] = "live",
-    positions: ArrayLike | None = None,
-    receiver_positions: ArrayLike | None = None,
+    positions: Positions | None = None,
+    receiver_positions: Positions | None = None,
     graph: ComponentGraph | None = None,
     mask: Bool[Array, "batch seq"] | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,

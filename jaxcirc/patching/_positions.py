@@ -1,12 +1,17 @@
 """Positions as verbs take them: one for all prompts, one a prompt, or several a prompt."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Bool
 
 
+Positions = ArrayLike | Sequence[int] | Sequence[Sequence[int]]
+
+
 def where_of(
-    name: str, positions: ArrayLike | None, mask: Bool[np.ndarray, "batch seq"]
+    name: str, positions: Positions | None, mask: Bool[np.ndarray, "batch seq"]
 ) -> Bool[np.ndarray, "batch seq"]:
     """Which positions of each prompt are meant. **Raises:** `ValueError` for one that a prompt does not have, or that is padding."""
     batch, seq = mask.shape

@@ -27,7 +27,7 @@ from .._sites import Kind, Site
 from .._tap import Tap
 from ..graph import ComponentGraph
 from ..models import Transformer
-from ..parts import Attention, Block
+from ..parts import Attention, Block, RMSNorm
 from ._resume import metric_of_variants
 from ._writes import attention_writes, EMBEDDED, embedding_writes, kinds_written, mlp_writes
 
@@ -59,7 +59,7 @@ def _ungrouped(block: Block, share: int) -> Block:
     each = lambda x: jnp.repeat(x, share, axis=0)
     owned = lambda attn: [attn.W_K, attn.b_K, attn.W_V, attn.b_V]
     attn = eqx.tree_at(owned, block.attn, list(map(each, owned(block.attn))))
-    if attn.k_norm is not None and attn.k_norm.joint:  # its mean is over heads of which each is there as often
+    if isinstance(attn.k_norm, RMSNorm) and attn.k_norm.joint:  # its mean is over heads of which each is there as often
         attn = eqx.tree_at(lambda attn: attn.k_norm.weight, attn, each(attn.k_norm.weight))
     return eqx.tree_at(lambda block: block.attn, block, attn)
 
