@@ -40,7 +40,7 @@ def make_paths(*, layers: int, heads: int, **sizes: int) -> Paths:
 def run(problem: Paths):
     """A sweep over all senders."""
     given = problem.patching
-    model, metric = model_of(given), jc.LogitDiff(given.answer, given.foil)
+    model, metric = model_of(given.blocks), jc.LogitDiff(given.answer, given.foil)
     pairs = model, jnp.asarray(given.base), jnp.asarray(given.other), metric
     receivers = [f"a{layer}.h{head}.q" for layer, head in problem.receivers]
     return lambda: jc.path_patch(*pairs, receivers=receivers)
@@ -54,7 +54,7 @@ def numbers(problem: Paths, found) -> np.ndarray:
 def check(problem: Paths, found: np.ndarray, *, most: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """The metric with what a few senders write on the first prompt, and the same from whole runs with the receivers' queries replaced."""
     given = problem.patching
-    model, metric = model_of(given), jc.LogitDiff(given.answer, given.foil)
+    model, metric = model_of(given.blocks), jc.LogitDiff(given.answer, given.foil)
     base, other = (jnp.asarray(x[0]) for x in (given.base, given.other))
     kinds = (jc.Kind.RESID_PRE, jc.Kind.RESULT, jc.Kind.MLP_OUT, jc.Kind.Q)
     sites = (jc.Site(None, jc.Kind.EMBED), *(jc.Site(layer, kind) for layer in range(given.layers) for kind in kinds))
@@ -67,6 +67,7 @@ def check(problem: Paths, found: np.ndarray, *, most: int = 5) -> tuple[np.ndarr
             site = jc.Site(layer, jc.Kind.Q)
             moved = _written(name, theirs) - _written(name, own) if _before(name, layer) else 0.0
             block = model.blocks[layer]
+            assert block.ln1 is not None
             read = block.ln1(own[jc.Site(layer, jc.Kind.RESID_PRE)] + moved, bare_tap(0))
             query = read @ block.attn.W_Q[head] + block.attn.b_Q[head]
             mask, value = (

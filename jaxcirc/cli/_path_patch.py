@@ -139,7 +139,7 @@ def _patched(
 ) -> tuple[Values, Metrics, Metrics]:
     """By how much the metric changes, and what it is on the clean and on the corrupt prompts."""
     size = len(prompts) if arguments.batch_size is None else arguments.batch_size
-    asked = {name: getattr(arguments, name) for name in ("mlps", "norms", "senders")}
+    asked: dict[str, Any] = {name: getattr(arguments, name) for name in ("mlps", "norms", "senders")}
     changes, sides = [], []
     with progress_bar() as progress:
         for first in range(0, len(prompts), size):
@@ -147,7 +147,9 @@ def _patched(
             rows = slice(first, first + size)
             some = prompts[rows]
             given = model, some.clean, some.corrupt, some.metric()
-            at = {name.replace("-", "_"): None if where is None else where[rows] for name, where in places.items()}
+            at: dict[str, Any] = {
+                name.replace("-", "_"): None if where is None else where[rows] for name, where in places.items()
+            }
             found = path_patch(*given, receivers=_chain(arguments), mask=some.mask, **asked, **at)
             clean, corrupt = record_sides(model, prepare_prompts(*given, some.mask), ())
             assert corrupt is not None
@@ -181,7 +183,8 @@ def _places(option: str, given: list[str] | None, prompts: Prompts) -> Int[np.nd
 
 def _rows(arguments: argparse.Namespace, graph: ComponentGraph, changes: Values) -> list[dict[str, Any]]:
     """Makes a row for every sender that the receivers read, or that was named, the largest change first."""
-    reached = graph_edges(graph)[:, [graph.receiver(name) for name in arguments.receivers]].any(1)
+    receivers = [graph.receiver(name) for name in arguments.receivers]
+    reached: Any = graph_edges(graph)[:, receivers].any(axis=1)
     names = graph.senders if arguments.senders is None else [",".join(group) for group in arguments.senders]
     error = changes.std(1, ddof=1) / changes.shape[1] ** 0.5 if changes.shape[1] > 1 else [None] * len(changes)
     rows = [
@@ -195,7 +198,9 @@ def _rows(arguments: argparse.Namespace, graph: ComponentGraph, changes: Values)
 def _summary(
     arguments: argparse.Namespace, model: Transformer, rows: list[dict[str, Any]], clean: Metrics, corrupt: Metrics
 ) -> dict[str, Any]:
-    asked = {name: getattr(arguments, name) for name in ("mlps", "norms", "positions", "receiver_positions")}
+    asked: dict[str, Any] = {
+        name: getattr(arguments, name) for name in ("mlps", "norms", "positions", "receiver_positions")
+    }
     metrics = {"clean": float(clean.mean()), "corrupt": float(corrupt.mean())}
     plot = str(arguments.plot) if arguments.plot else None
     about = {"model": model.name, "prompts": len(clean), "receivers": [list(stage) for stage in _chain(arguments)]}
