@@ -208,8 +208,8 @@ The edges that act and have no gradient at the clean input:
 A compiled query meets its key with a score so large that the softmax gives all of the attention to one position: its derivative
 `p (1 - p)` is 0 to rounding, so an edge into such a query or key has no gradient, although another value there moves the attention to
 another position. Compiled MLPs look their input up with ReLUs that are steps: between two steps they are flat, and an edge into them is
-missed likewise. A mean of gradients on the way sees the jump only where one of its points falls onto the slope, which is as narrow as the
-scores are large; where a point does, the score is of the right edge and of a size that says little. Patching needs no slope.
+missed likewise. A mean of gradients on the way sees the jump where one of its points falls onto the slope, which is as narrow as the
+scores are large. Patching needs no slope.
 """
 
 

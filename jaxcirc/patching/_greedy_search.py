@@ -46,7 +46,7 @@ def greedy_search(
     An edge is one run from its receiver's layer on, where all before is the clean run. Edges into one receiver are run ahead several at
     once, each as if all before it were removed; behind the first that is not, what was run ahead is thrown away, so that the outcome is
     that of one at a time. Edges into a component of which no edge is left, and those that carry the same in both runs, change nothing and
-    take no run.
+    take no run. What no edge leads to any more may be left; `jc.localisation.prune` drops it.
 
     **Arguments:**
 
