@@ -43,7 +43,7 @@ def test_it_is_one_run_an_edge(name):
     assert near > 1e-4  # no decision hangs on rounding
     assert (found.kept == kept).all()
     assert 0.05 < kept.sum() / graph.n_edges < 0.95
-    assert_close(np.array([step.without for step in found.steps]), without.astype(model.dtype))
+    assert_close(np.array([step.without for step in found.steps], model.dtype), without.astype(model.dtype))
     whole = jc.patch_edges(model, *given, found.kept, graph=graph).mean()
     assert_close(np.asarray(found.metric[-1], model.dtype), np.asarray(whole))
 
@@ -77,7 +77,7 @@ def test_ends_orders_and_tables():
     assert not all_out.kept.any()
     assert all_out.start == pytest.approx(ends[0], abs=1e-5)
     assert all_out.metric[-1] == pytest.approx(ends[1], abs=1e-5)
-    none_out = jc.patching.greedy_search(model, *given, threshold=0, absolute=True)
+    none_out = jc.patching.greedy_search(model, *given, threshold=0.0, absolute=True)
     assert (none_out.kept == graph.edges).all()
     scores = np.asarray(jc.edge_attribution(model, *given)).mean(0)
     by_score = jc.patching.greedy_search(model, *given, threshold=0.1, absolute=True, order=scores)
@@ -103,7 +103,7 @@ def test_positions_and_ablations():
     kept, without, near = one_at_a_time(model, clean, corrupt, metric, graph, 0.05, edges, absolute=True)
     assert near > 1e-5
     assert (found.kept == kept).all()
-    assert_close(np.array([step.without for step in found.steps]), without.astype(model.dtype))
+    assert_close(np.array([step.without for step in found.steps], model.dtype), without.astype(model.dtype))
     assert "position" in found.table()
     given = jc.Resample(corrupt)
     same = jc.patching.greedy_search(
@@ -134,7 +134,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input(case):
+def test_bad_input(case, untyped):
     more, message = BAD[case]
     model = model_named("gpt2")
     clean, corrupt, metric = problem(model)

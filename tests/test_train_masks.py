@@ -77,7 +77,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input(case):
+def test_bad_input(case, untyped):
     more, message = BAD[case]
     model = model_named("gpt2")
     clean, corrupt, metric = problem(model)
