@@ -34,6 +34,8 @@ EXPERIMENTS = (
     "patching",
     "scrubbing",
     "path-patching",
+    "exact-edges",
+    "edge-attribution",
 )
 
 

@@ -193,3 +193,27 @@ def node_edges(*, layers: int, d_model: int, seq: int, nodes: int) -> dict[str, 
     D, T, L = d_model, seq, layers
     each = 2 / 3 * L * (5 * D * D + T * D)
     return {"own": 2 * (nodes * each + 4 * L * 12 * T * D * D), "autodiff": 2 * nodes * T * each}
+
+
+def exact_edges(
+    *, layers: int, d_model: int, seq: int, batch: int, receivers: list[tuple[str, int]]
+) -> dict[str, float]:
+    """For every edge, given its receiver's part and layer: the MLP of that layer (8 D D T) and all blocks after it (12 D D T + T T D), the
+    last at one position but for its keys and values (2 D D T + 10 D D); into the logits nothing. `autodiff` is a whole run an edge.
+    """
+    D, T = d_model, seq
+    block = 12 * D * D * T + T * T * D
+    last = 2 * D * D * T + 10 * D * D
+    behind = {layer: 8 * D * D * T + max(0, layers - 2 - layer) * block + last for layer in range(layers - 1)}
+    own = sum(behind.get(layer, 8 * D * D) for part, layer in receivers if part != "logits")
+    return {"own": 2.0 * batch * own, "autodiff": 2.0 * batch * len(receivers) * layers * block}
+
+
+def edge_attribution(*, layers: int, d_model: int, heads: int, seq: int, batch: int) -> dict[str, float]:
+    """Three runs there and one back (12 D D T + T T D a layer each, twice as much back), and each sender's difference times each receiver's
+    gradient (T D). `autodiff` is the same.
+    """
+    D, T, H, L = d_model, seq, heads, layers
+    products = sum(3 * H * (1 + (H + 1) * i) + 1 + H + (H + 1) * i for i in range(L)) + 1 + (H + 1) * L
+    own = 2.0 * batch * (5 * L * (12 * D * D * T + T * T * D) + products * T * D)
+    return {"own": own, "autodiff": own}

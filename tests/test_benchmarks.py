@@ -65,7 +65,7 @@ def test_every_row_is_there():
             "path-patching",
             "self-repair",
         ),
-        *("circuit-nodes", "circuit-edges"),
+        *("circuit-nodes", "circuit-edges", "exact-edges", "edge-attribution"),
     ]
     assert all(set(sizes) == {"quick", "small", "xl"} for _, sizes in row_module.ROWS.values())
 
@@ -86,7 +86,7 @@ def test_every_row_is_there():
             "path-patching",
             "self-repair",
         ),
-        *("circuit-nodes", "circuit-edges"),
+        *("circuit-nodes", "circuit-edges", "exact-edges", "edge-attribution"),
     ],
 )
 def test_a_row_equals_jvp_and_has_all_numbers(name):

@@ -21,6 +21,7 @@ NAMESPACES = (
     "features",
     "jacobian",
     "localisation",
+    "patching",
     "saes",
     "scrubbing",
     "view",

@@ -11,4 +11,5 @@ from . import (
     _scrubbing as _scrubbing,
     _self_repair as _self_repair,
     _sparse_circuits as _sparse_circuits,
+    _whole_graph as _whole_graph,
 )

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_kind
 from .._indexing import rows_of
@@ -16,6 +17,16 @@ from ..runs import as_graph, BUDGET, in_groups, Problem, sender_writes
 
 
 Others = Callable[[Int[np.ndarray, " some"]], Float[Array, "some sender seq d_model"]]
+
+
+def check_carried(who: str, corrupt: object, ablation: object) -> None:
+    """**Raises:** `TypeError` for an ablation that is none, `ValueError` where it is not known what patched edges carry."""
+    if ablation is not None:
+        check_kind(f"{who}: ablation", ablation, AbstractAblation, "jc.Zero(), jc.Mean(tokens) or jc.Resample(tokens)")
+    elif corrupt is None:
+        raise ValueError(
+            f"{who}: without corrupt prompts it is not known what edges carry that are not kept. Give them, or an ablation."
+        )
 
 
 def graph_for(
@@ -45,6 +56,17 @@ def graph_for(
         )
     check_known(who, model, "attn", "ln1_post", "ln2_post")
     return as_graph(model, graph), graph
+
+
+def mask_of(what: str, graph: ComponentGraph, given: object) -> Bool[np.ndarray, "*position sender receiver"]:
+    """A mask of edges of the graph. **Raises:** `TypeError` for what is none, `ValueError` for one of another shape."""
+    if not isinstance(given, (jax.Array, np.ndarray)) or np.dtype(given.dtype) != np.bool_:
+        came = f"dtype {given.dtype}" if isinstance(given, (jax.Array, np.ndarray)) else f"a {type(given).__name__}"
+        raise TypeError(f"{what}: expected a mask of booleans, as graph.mask([…]) gives one, got {came}.")
+    if given.shape != graph.edges.shape:
+        words = "[sender receiver]" if graph.n_positions is None else "[position sender receiver]"
+        raise ValueError(f"{what}: expected a mask {words}, here {graph.edges.shape}, got {given.shape}.")
+    return np.asarray(given)
 
 
 def others_of(model: Transformer, graph: ComponentGraph, problem: Problem, ablation: AbstractAblation | None) -> Others:
@@ -84,3 +106,9 @@ def prompt_groups(
 def some_prompts(problem: Problem, rows: Int[np.ndarray, " some"]) -> tuple:
     """The clean and the corrupt prompts, mask and metric of some, by number."""
     return rows_of((problem.clean, problem.corrupt, problem.mask, problem.metric), rows)
+
+
+@jax.jit
+def difference(one: Array, other: Array) -> Array:
+    """By how much what senders write differs in one run from another."""
+    return one - other

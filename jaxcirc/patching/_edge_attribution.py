@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_choice, check_count, check_kind
+from .._checks import check_choice, check_count
 from .._edits import Detach
 from .._metrics import Metric
 from .._sites import Kind, Site
@@ -31,7 +31,7 @@ from ..runs import (
     sites_written,
     writes_of,
 )
-from ._common import graph_for, others_of, prompt_groups, some_prompts
+from ._common import check_carried, difference, graph_for, others_of, prompt_groups, some_prompts
 
 
 def edge_attribution(
@@ -91,12 +91,7 @@ def edge_attribution(
     path = IntegratedGradients(steps, rule, start)
     check_choice(f"{who}: along", along, ("inputs", "activations"))
     check_count(f"{who}: budget", "bytes may be taken", budget)
-    if ablation is not None:
-        check_kind(f"{who}: ablation", ablation, AbstractAblation, "jc.Zero(), jc.Mean(tokens) or jc.Resample(tokens)")
-    if ablation is None and corrupt is None:
-        raise ValueError(
-            f"{who}: without corrupt prompts it is not known what edges would carry. Give them, or an ablation."
-        )
+    check_carried(who, corrupt, ablation)
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
     model, graph = graph_for(who, model, graph, int(problem.length))
     held = {site: Detach() for site in check_frozen(who, model, frozen)}
@@ -110,17 +105,20 @@ def edge_attribution(
         run = record(model, own, real, sites_written(model) | {way.cut for way in ways}, metric=of_rows)
         if others is None:
             theirs = record(model, other, real, sites_written(model), metric=of_rows)
-            moved = _difference(writes_of(model, graph, theirs), writes_of(model, graph, run))
+            moved = difference(writes_of(model, graph, theirs), writes_of(model, graph, run))
             totals.append(theirs.metric - run.metric)
+            del theirs
         else:
-            moved = _difference(others(rows), writes_of(model, graph, run))
+            moved = difference(others(rows), writes_of(model, graph, run))
+        masks, entering = run.masks, {way.cut: run.at_cut(way.cut) for way in ways}
+        del run  # what each head writes by itself is as large as all that was moved
         scores = jnp.zeros((len(rows), *_shape(graph, seq)), model.activation_dtype)
         for way in ways:
             for some in in_groups(len(fractions), len(rows) * each, budget):
                 once = np.where(repeated(some), 0, weights[some])
                 variants = np.tile(np.arange(len(rows)), len(some))
-                resid = _on_the_way(run.at_cut(way.cut), moved, way.moves, fractions[some])
-                back = receiver_gradients(model, graph, of_rows, run.masks, way.cut, variants, resid, held)
+                resid = _on_the_way(entering[way.cut], moved, way.moves, fractions[some])
+                back = receiver_gradients(model, graph, of_rows, masks, way.cut, variants, resid, held)
                 for first, gradient in back:
                     scores = _added(graph, scores, moved, gradient, once, way.scores, np.asarray(first, np.int32))
         parts.append(scores)
@@ -166,11 +164,6 @@ def _sublayers(model: Transformer, graph: ComponentGraph, layers: np.ndarray) ->
 def _shape(graph: ComponentGraph, seq: int) -> tuple[int, ...]:
     positions = () if graph.n_positions is None else (seq,)
     return (*positions, len(graph.senders), len(graph.receivers))
-
-
-@jax.jit
-def _difference(one: Array, other: Array) -> Array:
-    return one - other
 
 
 @jax.jit

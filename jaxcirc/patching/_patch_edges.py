@@ -8,13 +8,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_choice, check_count, check_kind
+from .._checks import check_choice, check_count
 from .._metrics import Metric
 from ..components import AbstractAblation
 from ..graph import ComponentGraph
 from ..models import Transformer
 from ..runs import BUDGET, bytes_of_variant, in_groups, prepare_prompts, run_worlds, sender_writes
-from ._common import graph_for, others_of, prompt_groups, some_prompts
+from ._common import check_carried, graph_for, others_of, prompt_groups, some_prompts
 
 
 Convention = Literal["tree", "edge"]
@@ -74,12 +74,7 @@ def patch_edges(
     who = "patch_edges"
     check_choice(f"{who}: convention", convention, ("tree", "edge"))
     check_count(f"{who}: budget", "bytes may be taken", budget)
-    if ablation is not None:
-        check_kind(f"{who}: ablation", ablation, AbstractAblation, "jc.Zero(), jc.Mean(tokens) or jc.Resample(tokens)")
-    if ablation is None and corrupt is None:
-        raise ValueError(
-            f"{who}: without corrupt prompts it is not known what edges carry that are not kept. Give them, or an ablation."
-        )
+    check_carried(who, corrupt, ablation)
     if convention == "edge" and ablation is not None:
         raise ValueError(
             f"{who}: the convention 'edge' runs the corrupt prompt, and an ablation is no run. Use convention='tree' with it."

@@ -28,13 +28,14 @@ from ._problem import (
 from ._receivers import bytes_of_way_back as bytes_of_way_back, receiver_gradients as receiver_gradients
 from ._recorded import apart as apart, record as record, record_sides as record_sides, Recorded as Recorded
 from ._resume import (
+    attend as attend,
     metric_from as metric_from,
     metric_of_variants as metric_of_variants,
     onwards as onwards,
     resume as resume,
 )
 from ._sizes import cheapest as cheapest, size_for as size_for
-from ._windows import windows_of as windows_of
+from ._windows import Window as Window, windows_of as windows_of
 from ._worlds import (
     as_graph as as_graph,
     attend_each as attend_each,
@@ -43,6 +44,7 @@ from ._worlds import (
     HeadReads as HeadReads,
     mixed as mixed,
     run_worlds as run_worlds,
+    worlds_from as worlds_from,
 )
 from ._writes import (
     attention_writes as attention_writes,

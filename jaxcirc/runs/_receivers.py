@@ -1,7 +1,7 @@
 """The way back to every receiver: the gradient of the metric at what each head's query, key and value and each MLP reads by itself."""
 
 import functools as ft
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import Metric
+from .._precision import widened
 from .._run import metric_of_last, NOTHING
-from .._sites import Site
+from .._sites import Kind, Site
+from .._tap import Tap
 from ..graph import ComponentGraph
 from ..models import Transformer
 from ..parts import Block
 from ._resume import blocks_from, Edits, onwards, Variants
-from ._worlds import attend_each, feed_own, HeadReads
+from ._worlds import attend_projected, feed_own
 
 
 Gradients = Float[Array, "variant receiver seq d_model"]
@@ -62,24 +64,49 @@ def bytes_of_way_back(model: Transformer, graph: ComponentGraph, seq: int) -> in
 def _back(
     graph: ComponentGraph, block: Block, masks, rows, resid: Variants, gradient: Variants, edits: Edits, *, whole: bool
 ) -> tuple[Variants, Gradients]:
-    """Pulls the gradient behind a block, or behind its MLP, back to what enters, and to each receiver in it by itself."""
+    """Pulls the gradient behind a block, or behind its MLP, back to what enters, and to each receiver in it by itself.
+
+    All heads read the same on the way there, so the norm in front of them is run once; on the way back each query, key and value has a
+    gradient of its own, which passes it by itself.
+    """
 
     def one(row, resid, gradient):
-        repeat = lambda count: jnp.broadcast_to(resid, (count, *resid.shape))
-        heads = HeadReads(repeat(graph.n_heads), repeat(graph.n_kv_heads), repeat(graph.n_kv_heads))
+        of_heads, own = (lambda own: resid[None][:0]), {}
+        if whole:
+            own, of_heads = _projections(block, resid, edits)
 
-        def run(resid, heads, change):
-            after = attend_each(block, resid, heads, masks[row], edits)[0] if whole else resid
+        def run(resid, own, change):
+            after = attend_projected(block, resid, own, masks[row], edits)[0] if whole else resid
             if block.mlp is None:
                 return after
             return feed_own(block, after, (resid if graph.parallel else after) + change, edits)[0]
 
-        of_stream, of_heads, of_mlp = jax.vjp(run, resid, heads, jnp.zeros_like(resid))[1](gradient)
-        found = [of_heads.q, of_heads.k, of_heads.v] if whole else []
-        before = of_stream + sum(each.sum(0) for each in found)
-        return before, jnp.concatenate([*found, *([] if block.mlp is None else [of_mlp[None]])])
+        of_stream, of_own, of_mlp = jax.vjp(run, resid, own, jnp.zeros_like(resid))[1](gradient)
+        found = of_heads(of_own)
+        return of_stream + found.sum(0), jnp.concatenate([found, of_mlp[None]] if block.mlp is not None else [found])
 
     return jax.vmap(one)(rows, resid, gradient)
+
+
+def _projections(
+    block: Block, resid: Float[Array, "seq d_model"], edits: Edits
+) -> tuple[
+    dict[Kind, Float[Array, "seq head d_head"]], Callable[[dict[Kind, Array]], Float[Array, "slot seq d_model"]]
+]:
+    """All queries, keys and values where `resid` enters; and a function from gradients at these to those at what each by itself reads."""
+    attn = widened(block.attn)
+    weights = {Kind.Q: (attn.W_Q, attn.b_Q), Kind.K: (attn.W_K, attn.b_K), Kind.V: (attn.W_V, attn.b_V)}
+    in_norm = lambda x: x if block.ln1 is None else block.ln1(x, Tap(NOTHING, edits, (), layer=0))
+    read, through_norm = jax.vjp(in_norm, resid)
+    # [seq d_model] · [head d_model d_head] -> [seq head d_head]
+    own = {kind: jnp.einsum("tm,hmd->thd", read, W) + b for kind, (W, b) in weights.items()}
+
+    def back(of_own):
+        # [seq head d_head] · [head d_model d_head] -> [head seq d_model]
+        at_read = [jnp.einsum("thd,hmd->htm", of_own[kind], W) for kind, (W, _) in weights.items()]
+        return jax.vmap(lambda x: through_norm(x)[0])(jnp.concatenate(at_read))
+
+    return own, back
 
 
 @jax.jit

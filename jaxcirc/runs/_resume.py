@@ -83,6 +83,21 @@ def onwards(
         yield layer, resid, values
 
 
+def attend(
+    model: Transformer,
+    masks: Masks,
+    layer: int,
+    rows: Rows,
+    resid: Variants,
+    *,
+    edits: Edits = NOTHING,
+    window: Window | None = None,
+) -> Variants:
+    """Runs the attention of a block alone: what enters the block with what attention makes of it added."""
+    changed = {site.offset_layers(-layer): edit for site, edit in edits.items()}
+    return _attend(model.blocks[layer], masks[layer], rows, resid, changed, _earlier(window, layer))
+
+
 Earlier = tuple[Rows, Array, Array]  # a window's first position in each variant, and the keys and values of a layer
 
 
@@ -111,6 +126,16 @@ def _through(
         return block(resid, *_seen(masks, earlier, row, first, len(resid), tap)), tap.cache
 
     return jax.vmap(one)(rows, resid, edits, None if earlier is None else earlier[0])
+
+
+@jax.jit
+def _attend(block: Block, masks, rows: Rows, resid: Variants, edits: Edits, earlier: Earlier | None) -> Variants:
+    def one(row, resid, edits, first):
+        tap = Tap(NOTHING, edits, frozenset(), layer=0)
+        mask, tap, *cache = _seen(masks, earlier, row, first, len(resid), tap)
+        return block.attend(resid, mask, tap, *cache)
+
+    return jax.vmap(one)(jnp.asarray(rows), resid, edits, None if earlier is None else earlier[0])
 
 
 def _seen(masks, earlier: Earlier | None, row, first, size: int, *more) -> tuple:

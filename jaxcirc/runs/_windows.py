@@ -17,7 +17,8 @@ from .._metrics import Metric, position_read
 from .._sites import Kind, Site
 from ..models import is_all_known, Transformer
 from ..parts import Block
-from ._batches import in_groups, rounded_up
+from ._batches import in_groups, of_size, rounded_up
+from ._sizes import FEWEST
 
 
 PROGRAMS = 5e11  # operations done in the seconds in which the few programs of a size are compiled
@@ -52,9 +53,14 @@ class Windows:
     only_read: bool
 
     def groups(
-        self, lists: Sequence[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]], tokens_at_once: int
+        self,
+        lists: Sequence[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]],
+        tokens_at_once: int,
+        *,
+        rest: int = 1,
     ) -> list[list[tuple[Int[np.ndarray, " _"], int]]]:
-        """Groups variants to be run together, given the rows and the first positions that differ of several lists of them.
+        """Groups variants to be run together, given the rows and the first positions that differ of several lists of them; what a list has
+        beyond full groups in groups `rest` times as small, which is another size of programs.
 
         **Returns:** for each list the numbers of the variants in each group, and the size of its windows. Variants that cannot move the
         metric are in none.
@@ -63,9 +69,10 @@ class Windows:
         found = [[] for _ in lists]
         for size in self.sizes:
             numbers = [np.flatnonzero(each == size) for each in sizes]
-            each, most = self._tokens(size), rounded_up(max(map(len, numbers)), steps=8)
+            each, most = self._tokens(size), rounded_up(max(map(len, numbers), default=0), steps=8)
             for into, mine in zip(found, numbers, strict=True):
-                into += [(mine[group], size) for group in in_groups(len(mine), each, tokens_at_once, most=most)]
+                groups = in_groups(len(mine), each, tokens_at_once, most=most)
+                into += [(mine[group], size) for group in _filled(groups, len(mine), rest)]
         return found
 
     def caches(self, model: Transformer, resid: Mapping[Site, Float[Array, "batch seq d_model"]]) -> Caches | None:
@@ -92,6 +99,17 @@ class Windows:
     def _tokens(self, size: int) -> int:
         """Counts a variant's tokens; keys and values of the others are a quarter of what a token takes."""
         return size + (self.seq - size) // 4
+
+
+def _filled(groups: list[Int[np.ndarray, " group"]], count: int, rest: int) -> list[Int[np.ndarray, " _"]]:
+    """The same groups, but where much of the last one fills it up, smaller ones for what it holds."""
+    if not groups or rest == 1:
+        return groups
+    size, full = len(groups[0]), len(groups) - 1
+    small, left = max(FEWEST, -(-size // rest)), count - full * size
+    if -(-left // small) * small >= size:
+        return groups
+    return [*groups[:full], *(full * size + group for group in of_size(left, small))]
 
 
 def windows_of(model: Transformer, metric: Metric, seq: int, variants: int) -> Windows:

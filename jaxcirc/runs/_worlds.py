@@ -28,7 +28,7 @@ from .._tap import Tap
 from ..graph import ComponentGraph
 from ..models import Transformer
 from ..parts import Attention, Block, RMSNorm
-from ._resume import metric_of_variants
+from ._resume import Masks, metric_of_variants, Variants
 from ._writes import attention_writes, EMBEDDED, embedding_writes, kinds_written, mlp_writes
 
 
@@ -85,8 +85,21 @@ def attend_each(
         Kind.K: project(reads.k, attn.W_K, attn.b_K),
         Kind.V: project(reads.v, attn.W_V, attn.b_V),
     }
-    own = {Site(0, kind): Replace(edits[Site(0, kind)](x) if Site(0, kind) in edits else x) for kind, x in own.items()}
-    tap = Tap(NOTHING, {**edits, **own}, {Site(0, kind) for kind in record}, layer=0)
+    return attend_projected(block, resid, own, mask, edits, record)
+
+
+def attend_projected(
+    block: Block,
+    resid: Float[Array, "seq d_model"],
+    own: Values,
+    mask: Bool[Array, "q_seq k_seq"],
+    edits: Edits = NOTHING,
+    record: Collection[Kind] = (),
+) -> tuple[Float[Array, "seq d_model"], Values]:
+    """The same with queries, keys and values at hand."""
+    edited = lambda site, x: Replace(edits[site](x) if site in edits else x)
+    placed = {Site(0, kind): edited(Site(0, kind), x) for kind, x in own.items()}
+    tap = Tap(NOTHING, {**edits, **placed}, {Site(0, kind) for kind in record}, layer=0)
     after = block.attend(resid, mask, tap)
     return after, {site.kind: value for site, value in tap.cache.items()}
 
@@ -122,12 +135,32 @@ def run_worlds(
 
     **Returns:** the metric.
     """
-    masks = model.batch_masks(mask)
-    resid, moved = _enter(graph, model.without_blocks, tokens, mask, other, jnp.asarray(rows))
+    start = _enter(graph, model.without_blocks, tokens, mask, other, jnp.asarray(rows))
+    return worlds_from(model, graph, model.batch_masks(mask), metric, other, rows, weight, start)
+
+
+def worlds_from(
+    model: Transformer,
+    graph: ComponentGraph,
+    masks: Masks,
+    metric: Metric,
+    other: Float[Array, "other sender seq d_model"],
+    rows: Int[np.ndarray, " variant"],
+    weight: Weights,
+    start: tuple[Variants, Float[Array, "variant sender seq d_model"]],
+    *,
+    layer: int = 0,
+    half: bool = False,
+) -> Float[Array, " variant"]:
+    """The same from the beginning of a layer on, or from its second `half`: `start` is the residual stream there, and by how much what
+    senders write differs from the other world, of which those further on are not read. Both may be overwritten.
+    """
+    resid, moved = start
     step = _through if any(isinstance(x, Tracer) for x in (moved, weight)) else _through_in_place
-    for layer, block in enumerate(model.blocks):
-        numbers = np.asarray(layer, np.int32)
-        resid, moved = step(graph, block, masks[layer], numbers, rows, resid, moved, weight, other)
+    for number in range(layer, model.n_layers):
+        numbers, whole = np.asarray(number, np.int32), number > layer or not half
+        given = masks[number], numbers, rows, resid, moved, weight, other
+        resid, moved = step(graph, model.blocks[number], *given, whole=whole)
     resid = _leave(graph, resid, moved, weight)
     return metric_of_variants(model.without_blocks, metric, rows, resid)
 
@@ -154,8 +187,10 @@ def _enter(
     return jax.vmap(one)(rows)
 
 
-def _step(graph: ComponentGraph, block: Block, masks, layer, rows, resid, moved, weight, other):
-    """Runs a block, the same program for all: the residual stream behind it, and what its senders moved put with the others'."""
+def _step(graph: ComponentGraph, block: Block, masks, layer, rows, resid, moved, weight, other, *, whole: bool):
+    """Runs a block, or its MLP alone, the same program for all: the residual stream behind it, and what its senders moved put with the
+    others'.
+    """
     shape = graph.of_layer
     H, K = graph.n_heads, graph.n_kv_heads
 
@@ -167,22 +202,23 @@ def _step(graph: ComponentGraph, block: Block, masks, layer, rows, resid, moved,
             theirs = jax.lax.dynamic_slice_in_dim(other[row % len(other)], first, len(own))
             return jax.lax.dynamic_update_slice_in_dim(moved, theirs - own, first, axis=0)
 
-        reads = resid + mixed(mine[..., : H + 2 * K], moved)
-        reads = HeadReads(reads[:H], reads[H : H + K], reads[H + K :])
-        after, values = attend_each(block, resid, reads, masks[row], record=kinds_written(block))
-        own = attention_writes(graph, block, values)
-        moved = differing(own, moved, first)
+        after = resid
+        if whole:
+            reads = resid + mixed(mine[..., : H + 2 * K], moved)
+            reads = HeadReads(reads[:H], reads[H : H + K], reads[H + K :])
+            after, values = attend_each(block, resid, reads, masks[row], record=kinds_written(block))
+            moved = differing(attention_writes(graph, block, values), moved, first)
         if block.mlp is None:
             return after, moved
         read = (resid if graph.parallel else after) + mixed(mine[..., H + 2 * K :], moved)[0]
         after, values = feed_own(block, after, read, record=kinds_written(block))
-        return after, differing(mlp_writes(graph, block, values), moved, first + len(own))
+        return after, differing(mlp_writes(graph, block, values), moved, first + H + int(graph.biases))
 
     return jax.vmap(one)(rows, resid, moved, weight)
 
 
-_through = jax.jit(_step, static_argnames="graph")
-_through_in_place = jax.jit(_step, static_argnames="graph", donate_argnames=("resid", "moved"))
+_through = jax.jit(_step, static_argnames=("graph", "whole"))
+_through_in_place = jax.jit(_step, static_argnames=("graph", "whole"), donate_argnames=("resid", "moved"))
 
 
 @ft.partial(jax.jit, static_argnames="graph")

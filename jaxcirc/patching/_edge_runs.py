@@ -1,0 +1,239 @@
+"""Runs with one edge patched: each the clean run up to the edge's receiver, and only what lies behind that is run.
+
+What an edge carries changes one query, key or value of one head, or what one MLP reads. So the clean run is known up to there, all
+projections of what a sender moves are computed together, and the run goes on behind the receiver's sublayer.
+"""
+
+import functools as ft
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._edits import Replace
+from .._metrics import Metric
+from .._precision import widened
+from .._sites import Kind, Site
+from .._tap import bare_tap
+from ..graph import ComponentGraph, entry
+from ..models import Transformer
+from ..parts import Block
+from ..runs import (
+    attend,
+    feed_own,
+    in_groups,
+    metric_from,
+    metric_of_variants,
+    Recorded,
+    sites_written,
+    TOKENS_AT_ONCE,
+    Window,
+    windows_of,
+)
+
+
+PROJECTED: tuple[Kind, ...] = (Kind.Q, Kind.K, Kind.V)
+
+
+class Patches(NamedTuple):
+    """Edges patched, each by itself: of which prompt, at which position (-1: at all), from which sender into which receiver."""
+
+    rows: Int[np.ndarray, " patch"]
+    positions: Int[np.ndarray, " patch"]
+    senders: Int[np.ndarray, " patch"]
+    receivers: Int[np.ndarray, " patch"]
+
+    def take(self, numbers: Int[np.ndarray, " some"]) -> "Patches":
+        return Patches(*(x[numbers] for x in self))
+
+
+class Clean(NamedTuple):
+    """The clean run of some prompts, and by how much what senders write differs in the other one."""
+
+    run: Recorded
+    moved: Float[Array, "batch sender seq d_model"]
+
+
+def sites_needed(model: Transformer) -> set[Site]:
+    """What is recorded of the clean run."""
+    kinds = (Kind.RESID_PRE, *PROJECTED, *((Kind.RESID_MID,) if model.blocks[0].has_middle else ()))
+    return sites_written(model) | {Site(layer, kind) for layer in range(model.n_layers) for kind in kinds}
+
+
+class EdgeRuns(NamedTuple):
+    """What runs with edges patched need: the model as the graph has it, and the clean run of some prompts."""
+
+    model: Transformer
+    graph: ComponentGraph
+    metric: Metric
+    clean: Clean
+    budget: int
+
+    def run(
+        self, patches: Patches, first: Int[np.ndarray, " patch"]
+    ) -> Iterator[tuple[Int[np.ndarray, " some"], Float[Array, " some"]]]:
+        """Yields the numbers of some patches, and the metric of each, until all have been run that can move it; `first` are the positions
+        from which they differ on.
+        """
+        run, seq = self.clean.run, self.clean.moved.shape[2]
+        windows = windows_of(self.model, self.metric, seq, len(first))
+        resid = {site: value for site, value in run.values.items() if site.kind == Kind.RESID_PRE}
+        caches, tokens = windows.caches(self.model, resid), self._tokens_at_once()
+        yield from self._into_logits(patches, tokens)
+        for lists in (self._into_heads(patches), self._into_mlps(patches)):
+            groups = windows.groups(
+                [(patches.rows[part.patches], first[part.patches]) for part in lists], tokens, rest=4
+            )
+            for part, some in zip(lists, groups, strict=True):
+                projected = self._projected(part) if some else None
+                for of_part, size in some:
+                    numbers = part.patches[of_part]
+                    window, given = windows.window(first[numbers], size, caches), patches.take(numbers)
+                    if projected is None:
+                        cut, resid = self._behind_mlp(part.layer, given, window, size)
+                    else:
+                        cut, resid = self._behind_attention(
+                            part.layer, given, projected, part.which[of_part], window, size
+                        )
+                    yield numbers, metric_from(self.model, self.metric, run.masks, cut, given.rows, resid, window)
+
+    def _into_heads(self, patches: Patches) -> "list[_Part]":
+        """Parts of a layer, of which all projections of what senders move fit into the budget."""
+        shape, heads, moved = self.graph.of_layer, self.graph.n_heads + 2 * self.graph.n_kv_heads, self.clean.moved
+        each = 2 * moved.shape[2] * (heads * self.model.d_head + self.model.d_model) * moved.dtype.itemsize
+        most, parts = moved.shape[0] * moved.shape[1], []
+        for layer in range(self.model.n_layers):
+            slot = patches.receivers - layer * shape.receivers
+            mine = np.flatnonzero((slot >= 0) & (slot < heads))
+            moves = np.stack([patches.rows, patches.positions, patches.senders], axis=1)[mine]
+            moves, which = np.unique(moves, axis=0, return_inverse=True)
+            which = which.reshape(-1)
+            for some in in_groups(len(moves), each, self.budget, most=most) if len(moves) else ():
+                here = (which >= some[0]) & (which <= some[-1])
+                parts.append(_Part(layer, mine[here], moves[some], which[here] - some[0]))
+        return parts
+
+    def _into_mlps(self, patches: Patches) -> "list[_Part]":
+        receivers = self.graph.of_layer.receivers
+        layers = range(self.model.n_layers if self.graph.has_mlp else 0)
+        of_layer = [np.flatnonzero(patches.receivers == (layer + 1) * receivers - 1) for layer in layers]
+        return [_Part(layer, mine) for layer, mine in enumerate(of_layer) if len(mine)]
+
+    def _into_logits(self, patches: Patches, tokens: int) -> Iterator[tuple[np.ndarray, Array]]:
+        """Those into the logits, without a run."""
+        mine = np.flatnonzero(patches.receivers == len(self.graph.receivers) - 1)
+        last = self.clean.run.last
+        for some in in_groups(len(mine), last.shape[1], tokens) if len(mine) else ():
+            given = patches.take(mine[some])
+            resid = _read(last, self.clean.moved, given)
+            yield mine[some], metric_of_variants(self.model.without_blocks, self.metric, given.rows, resid)
+
+    def _projected(self, part: "_Part") -> Float[Array, "move seq slot d_head"] | None:
+        if part.moves is None:
+            return None
+        resid = self.clean.run.values[Site(part.layer, Kind.RESID_PRE)]
+        return _projections(self.model.blocks[part.layer], resid, self.clean.moved, *part.moves.T)
+
+    def _behind_attention(
+        self, layer: int, some: Patches, projected, which, window: Window, size: int
+    ) -> tuple[Site, Float[Array, "patch seq d_model"]]:
+        """The residual stream that attention enters, with one query, key or value of one head in its place."""
+        run, slots = self.clean.run, some.receivers - layer * self.graph.of_layer.receivers
+        clean = {kind: run.values[Site(layer, kind)] for kind in (Kind.RESID_PRE, *PROJECTED)}
+        resid, edits = _placed(clean, projected, some.rows, which, slots, window.first, size=size)
+        edits = {Site(layer, kind): Replace(value) for kind, value in edits.items()}
+        after = attend(self.model, run.masks, layer, some.rows, resid, edits=edits, window=window)
+        if self.graph.parallel:
+            after = _beside(after, run.values[Site(layer, Kind.MLP_OUT)], some.rows, window.first)
+        return entry(self.model, Site(layer, Kind.Z)), after
+
+    def _behind_mlp(
+        self, layer: int, some: Patches, window: Window, size: int
+    ) -> tuple[Site, Float[Array, "patch seq d_model"]]:
+        """The residual stream behind a block, with another input of its MLP."""
+        block, run, behind = self.model.blocks[layer], self.clean.run, Site(layer + 1, Kind.RESID_PRE)
+        read, out = run.values[Site(layer, block.mlp_reads)], run.values[Site(layer, Kind.MLP_OUT)]
+        return behind, _fed(block, read, run.at_cut(behind), out, self.clean.moved, some, window.first, size=size)
+
+    def _tokens_at_once(self) -> int:
+        """Counts the tokens of variants for which the budget is enough; with more than a few thousand none takes less time."""
+        each = 16 * self.model.d_model * self.model.activation_dtype.itemsize
+        return max(1, min(TOKENS_AT_ONCE // 2, self.budget // each))
+
+
+class _Part(NamedTuple):
+    """Patches of a layer, by number; of heads also what senders move that they carry, by row, position and sender, and which each does."""
+
+    layer: int
+    patches: Int[np.ndarray, " patch"]
+    moves: Int[np.ndarray, "move 3"] | None = None
+    which: Int[np.ndarray, " patch"] = np.zeros(0, int)
+
+
+def _carried(moved: Float[Array, "batch sender seq d_model"], row, position, sender) -> Float[Array, "seq d_model"]:
+    """What a sender moves, at a position alone where there is one."""
+    change = moved[row, sender]
+    here = (position < 0) | (jnp.arange(len(change)) == position)
+    return jnp.where(here[:, None], change, 0)
+
+
+@jax.jit
+def _projections(block: Block, resid, moved, rows, positions, senders) -> Float[Array, "move seq slot d_head"]:
+    """Computes all queries, keys and values of a block that reads what a sender moves, too."""
+    attn = widened(block.attn)
+    W = jnp.concatenate([attn.W_Q, attn.W_K, attn.W_V])
+    b = jnp.concatenate([attn.b_Q, attn.b_K, attn.b_V])
+
+    def one(row, position, sender):
+        read = resid[row] + _carried(moved, row, position, sender)
+        read = read if block.ln1 is None else block.ln1(read, bare_tap(0))
+        # [seq d_model] · [slot d_model d_head] -> [seq slot d_head]
+        return jnp.einsum("sm,hmd->shd", read, W) + b
+
+    return jax.vmap(one)(rows, positions, senders)
+
+
+@ft.partial(jax.jit, static_argnames="size")
+def _placed(
+    clean: dict[Kind, Array], projected, rows, which, slots, first, *, size: int
+) -> tuple[Float[Array, "patch seq d_model"], dict[Kind, Float[Array, "patch seq _ d_head"]]]:
+    """Cuts the windows out of the clean stream and of the clean queries, keys and values, with one of them exchanged."""
+    numbers = np.cumsum([clean[kind].shape[2] for kind in PROJECTED])[:-1]
+
+    def one(row, which, slot, first):
+        ours = lambda x: jax.lax.dynamic_slice_in_dim(x, first, size)
+        joined = jnp.concatenate([ours(clean[kind][row]) for kind in PROJECTED], axis=1)
+        joined = joined.at[:, slot].set(ours(projected[which, :, slot]))
+        return ours(clean[Kind.RESID_PRE][row]), dict(zip(PROJECTED, jnp.split(joined, numbers, axis=1), strict=True))
+
+    return jax.vmap(one)(rows, which, slots, first)
+
+
+@jax.jit
+def _beside(after: Float[Array, "patch seq d_model"], out: Float[Array, "batch all_seq d_model"], rows, first):
+    """Adds what the MLP of a parallel block writes in the clean run."""
+    ours = lambda row, first: jax.lax.dynamic_slice_in_dim(out[row], first, after.shape[1])
+    return after + jax.vmap(ours)(rows, first)
+
+
+@ft.partial(jax.jit, static_argnames="size")
+def _fed(
+    block: Block, read, behind, out, moved, some: Patches, first, *, size: int
+) -> Float[Array, "patch seq d_model"]:
+    """Runs an MLP on what it reads with what a sender moves, in its windows: the clean stream behind it with its output exchanged."""
+
+    def one(row, position, sender, first):
+        ours = lambda x: jax.lax.dynamic_slice_in_dim(x, first, size)
+        changed = ours(read[row] + _carried(moved, row, position, sender))
+        return feed_own(block, ours(behind[row] - out[row]), changed)[0]
+
+    return jax.vmap(one)(*some[:3], first)
+
+
+@jax.jit
+def _read(last, moved, some: Patches) -> Float[Array, "patch seq d_model"]:
+    """What the logits read with what a sender moves."""
+    return last[some.rows] + jax.vmap(ft.partial(_carried, moved))(*some[:3])
