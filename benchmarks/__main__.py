@@ -25,18 +25,13 @@ from ._timing import matmul_rate, Unequal
 
 
 BEGAN = time.monotonic()
-EXPERIMENTS = (
-    "circuit-edges",
-    "circuit-nodes",
-    "self-repair",
-    "feature-jacobian",
-    "node-edges",
-    "patching",
-    "scrubbing",
-    "path-patching",
-    "exact-edges",
-    "edge-attribution",
-)
+TABLES = {  # of the rows that are no Jacobians, by what their files are called
+    "experiments": ("circuit-edges", "circuit-nodes", "self-repair", "feature-jacobian"),
+    "components": (
+        *("node-edges", "patching", "path-patching", "exact-edges", "edge-attribution"),
+        "scrubbing",
+    ),
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,11 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def tables_of(results: dict[str, Any], name: str, *, apart: bool) -> dict[str, dict[str, Any]]:
-    """The results by what their files are called: all in one, or whole experiments `apart` from the Jacobians."""
+    """The results by what their files are called: all in one, or whole experiments `apart` from the Jacobians, in tables of their own."""
     if not apart:
         return {name: results}
-    some = lambda whole: [row for row in results["rows"] if (row["name"] in EXPERIMENTS) == whole]
-    return {name: {**results, "rows": some(False)}, "experiments": {**results, "rows": some(True), "plots": []}}
+    known = {row: table for table, of_table in TABLES.items() for row in of_table}
+    some = lambda table: [row for row in results["rows"] if known.get(row["name"], name) == table]
+    others = {table: {**results, "rows": some(table), "plots": []} for table in TABLES}
+    return {name: {**results, "rows": some(name)}, **others}
 
 
 def measured(size: str, names: list[str], repeats: int, precision: str, *, plots: bool) -> dict[str, Any]:
