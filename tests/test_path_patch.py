@@ -210,7 +210,7 @@ def test_a_sweep_is_drawn_by_layer_and_sender(tmp_path):
     cells = re.findall(
         r'<rect[^>]* fill="(#\w+)"', path.read_text("utf-8").split("to &lt;the&gt; logits")[1].split("again")[0]
     )
-    full, empty, half = (jc.view.plot.diverging(part) for part in (-1, 0, 0.5))
+    full, empty, half = (jc.view.plot.diverging(part) for part in (-1.0, 0.0, 0.5))
     a_layer = graph.of_layer.senders
     assert (cells[0], cells[a_layer]) == (empty, full)
     assert cells[graph.n_heads + 1] == half  # behind the heads and the bias of attention
