@@ -195,7 +195,7 @@ def test_what_a_sweep_holds_does_not_grow_with_the_layers_that_it_does_not_send(
     assert held(200) == held(20) > 0
 
 
-def test_a_sweep_is_drawn_by_layer_and_sender(tmp_path):
+def test_a_sweep_is_drawn_by_layer_and_sender(tmp_path, untyped):
     model, path = model_named("gpt2"), tmp_path / "paths.svg"
     graph = jc.component_graph(model, embeddings="split", biases=True)
     changes = np.zeros((len(graph.senders), 2))
