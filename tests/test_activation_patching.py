@@ -297,7 +297,8 @@ def test_only_what_differs_and_can_be_read_is_run(monkeypatch):
 
 
 def test_programs_serve_all_layers_and_further_prompts():
-    model = make_model(jax.random.key(5), layers=4, d_model=20)  # as wide as no other, whose programs there would be
+    # As no other in all its sizes, whose programs there would be.
+    model = make_model(jax.random.key(5), layers=4, d_model=20, d_head=7, d_mlp=28, vocab=19)
     clean = jnp.stack([tokens_for(model, SEQ, seed) for seed in range(2)])
     corrupt = clean.at[:, 1].set((clean[:, 1] + 1) % model.d_vocab)
     given = {"sites": ["attn_out", "q"], "tokens_at_once": 40}

@@ -525,7 +525,7 @@ def test_scores_and_sizes_that_are_none(untyped):
         ),
         (lambda: select_edges(graph, good[0, :5], 3), "the graph has 7 senders, and the scores are"),
         (lambda: select_edges(graph, np.append(good[0, :6], np.nan), 3), "1 of 7 senders are not scored"),
-        (lambda: select_edges(graph, good[0, :7], 3, how="greedy"), "how='greedy' goes along edges"),
+        (lambda: select_edges(graph, good[0, :7], 3, how="greedy"), "greedy selection goes along edges"),
         (lambda: select_edges(graph, good, 47), "the graph has 46 edges, got 47"),
         (lambda: select_edges(graph, good, 0.0), "size is a part of the edges, above 0 and up to 1; got 0.0"),
         (lambda: select_edges(graph, good, -1), "size is how many edges, at least 0; got -1"),

@@ -45,7 +45,7 @@ def select_edges(
     if np.ndim(scores) == 1:
         if how == "greedy":
             raise ValueError(
-                "select_edges: how='greedy' goes along edges, and these are scores of senders. Rank them with how='best'."
+                "select_edges: greedy selection goes along edges, and these are scores of senders. Rank them with how='best'."
             )
         of_senders = check_node_scores("select_edges: scores", graph, scores)
         count = check_size("select_edges", "senders", size, len(of_senders))

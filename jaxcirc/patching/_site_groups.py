@@ -52,7 +52,7 @@ def check_of_heads(who: str, by: str, groups: Mapping[str, tuple[Site, ...]]) ->
         if sites[0].kind not in OF_HEADS or sites[0].part != Part.VALUE:
             raise ValueError(
                 f"{who}: by={by!r} replaces one head at a time, and `{sites[0]}` is not of single heads. Those that are: 'z', 'q', 'k', "
-                f"'v', 'pattern' and the like; for {name!r} choose by='layer' or by='layer_position'."
+                f"'v', 'pattern' and the like. For {name!r} take by='layer' or by='layer_position'."
             )
 
 
