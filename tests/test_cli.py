@@ -286,7 +286,7 @@ def test_patching_of_a_prompts_file(prompts, files, tmp_path, capsys):
             ["--by", "head"],
             "--by head replaces one head at a time, and `blocks.0.hook_resid_pre` is not of single heads",
         ),
-        (["--by", "head"], "choose --by layer or --by layer_position"),
+        (["--by", "head"], "take --by layer or --by layer_position"),
         (["--sites", "mlp_out.acts"], "there is none there. Name a folder with one there by --saes."),
         (["--sites", "logits"], "is behind the blocks"),
         (["--direction", "up"], "--direction"),
