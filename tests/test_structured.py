@@ -158,8 +158,9 @@ def test_every_edge_inside_a_block(name):
         if (i + list(MODELS).index(name)) % 3 == 0:
             block = np.asarray(J.as_matrix()).reshape(SEQ, -1, SEQ, rights[i].shape[1])
             got.append(np.einsum("md,mdke,ke->mk", lefts[i], block[LEFT_POS][:, :, RIGHT_POS], rights[i]))
-        # A gate is a quotient by what its neuron reads, and shows the rounding of that where it is small.
-        rounding = 4e-5 if target.kind == Kind.MLP_GATE and want.dtype == np.float32 else None
+        # A gate is a quotient by what its neuron reads: where that is small, its derivative is the difference of two large numbers, of
+        # which float32 keeps few digits, in the closed form and in the run. Float64 is compared to its full precision.
+        rounding = 1e-3 if target.kind == Kind.MLP_GATE and want.dtype == np.float32 else None
         try:
             for edges in got:
                 assert_close(edges, want, tolerance=rounding)
