@@ -14,7 +14,6 @@ from ..data._ioi import FLIPS
 from ..graph import component_graph, ComponentGraph
 from ..models import Transformer
 from ..patching import path_patch
-from ..patching._path_patch import graph_edges
 from ..runs import prepare_prompts, record_sides
 from ..view import draw_path_patching
 from ._common import (
@@ -184,7 +183,7 @@ def _places(option: str, given: list[str] | None, prompts: Prompts) -> Int[np.nd
 def _rows(arguments: argparse.Namespace, graph: ComponentGraph, changes: Values) -> list[dict[str, Any]]:
     """Makes a row for every sender that the receivers read, or that was named, the largest change first."""
     receivers = [graph.receiver(name) for name in arguments.receivers]
-    reached: Any = graph_edges(graph)[:, receivers].any(axis=1)
+    reached: Any = graph.of_one_position[:, receivers].any(axis=1)
     names = graph.senders if arguments.senders is None else [",".join(group) for group in arguments.senders]
     error = changes.std(1, ddof=1) / changes.shape[1] ** 0.5 if changes.shape[1] > 1 else [None] * len(changes)
     rows = [

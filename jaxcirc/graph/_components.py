@@ -135,7 +135,7 @@ class ComponentGraph:
 
     def edge_names(self, mask: Bool[np.ndarray, "sender receiver"] | None = None) -> list[str]:
         """The names of the edges in a mask, or of all, in order of their senders."""
-        mask = self._of_one_position if mask is None else np.asarray(mask)
+        mask = self.of_one_position if mask is None else np.asarray(mask)
         return [f"{self.senders[i]}->{self.receivers[j]}" for i, j in np.argwhere(mask)]
 
     @property
@@ -146,8 +146,30 @@ class ComponentGraph:
         return LayerShape(embeddings, senders // self.n_layers, receivers // self.n_layers)
 
     @property
-    def _of_one_position(self) -> Bool[np.ndarray, "sender receiver"]:
+    def of_one_position(self) -> Bool[np.ndarray, "sender receiver"]:
+        """The edges at a position, the same at each."""
         return self.edges if self.n_positions is None else self.edges[0]
+
+    @property
+    def axes(self) -> str:
+        """What the axes of `edges` are, in words."""
+        return "[sender receiver]" if self.n_positions is None else "[position sender receiver]"
+
+    @ft.cached_property
+    def reads(self) -> Bool[np.ndarray, "sender receiver"]:
+        """Through which receivers each sender's own component reads: a head through its query, its key and its value, an MLP through one
+        input; none for embeddings and biases, which are given.
+        """
+        shared_by, reads = self.n_heads // self.n_kv_heads, np.zeros((len(self.senders), len(self.receivers)), bool)
+        for number, slot in enumerate(self.receiver_slots):
+            if slot.part == "mlp":
+                reads[self.sender(slot.name), number] = True
+            elif slot.part != "logits":
+                heads = 1 if slot.part == "q" else shared_by
+                first = self.sender(Slot("head", slot.layer, slot.head * heads).name)
+                reads[first : first + heads, number] = True
+        reads.setflags(write=False)
+        return reads
 
     @ft.cached_property
     def _sender_index(self) -> dict[str, int]:

@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Int
 
 from ..graph import ComponentGraph
 from ._given import By, check_mask_of, check_node_scores, check_scores, check_sizes, count_of, How
-from ._nodes import reads_of
 from ._prune import pruned
 from ._select import select_edges
 
@@ -47,5 +46,5 @@ def as_given(verb: str, graph: ComponentGraph, masks: Any, sizes: Any) -> Circui
 
 
 def _pruned(graph: ComponentGraph, shares: np.ndarray, masks: list[np.ndarray]) -> Circuits:
-    reads = reads_of(graph)
+    reads = graph.reads
     return Circuits(shares, np.array([int(mask.sum()) for mask in masks]), np.array([pruned(m, reads) for m in masks]))

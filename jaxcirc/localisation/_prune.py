@@ -5,7 +5,6 @@ from jaxtyping import Array, Bool
 
 from ..graph import ComponentGraph
 from ._given import check_graph, check_mask_of
-from ._nodes import reads_of
 
 
 def prune(
@@ -31,7 +30,7 @@ def prune(
     """
     check_graph("prune", graph)
     kept = check_mask_of("prune: mask", graph, mask)
-    return pruned(kept, reads_of(graph))
+    return pruned(kept, graph.reads)
 
 
 def pruned(

@@ -11,7 +11,6 @@ from .._checks import check_choice
 from ..graph import ComponentGraph
 from ._areas import area
 from ._given import By, check_graph, check_mask_of, check_ranking, check_scores, SIZES
-from ._nodes import reads_of
 from ._prune import pruned
 from ._select import chosen, strength
 
@@ -88,7 +87,7 @@ def _at_each_score(scores: Float[np.ndarray, " edge"], truth: Bool[np.ndarray, "
 def _at_sizes(
     graph: ComponentGraph, strength: Float[np.ndarray, "sender receiver"], truth: Bool[np.ndarray, "sender receiver"]
 ) -> ROC:
-    counts, reads = [math.ceil(size * graph.n_edges) for size in SIZES], reads_of(graph)
+    counts, reads = [math.ceil(size * graph.n_edges) for size in SIZES], graph.reads
     circuits = [pruned(chosen(graph, strength, count, "greedy"), reads) for count in counts]
     n_true = int(truth.sum())
     true = np.array([int((kept & truth).sum()) for kept in circuits]) / n_true

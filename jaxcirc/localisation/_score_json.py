@@ -13,7 +13,6 @@ from .._words import counted
 from ..graph import ComponentGraph
 from ._benchmark_names import config_of, graph_of, receiver_names, sender_names
 from ._edge_scores import EdgeScores
-from ._nodes import reads_of
 from ._prune import nodes_in, pruned
 
 
@@ -23,7 +22,7 @@ EXPECTED = "a file of edge scores, a JSON object with cfg, nodes and edges"
 def to_json(scores: EdgeScores, path: Path) -> None:
     """Writes every edge with whether it is in the circuit, and with its score if it has one."""
     graph, senders, receivers = scores.graph, sender_names(scores.graph), receiver_names(scores.graph)
-    there = nodes_in(pruned(scores.kept, reads_of(graph)))
+    there = nodes_in(pruned(scores.kept, graph.reads))
     nodes = {name: {"in_graph": bool(here)} for name, here in zip(senders, there, strict=True)}
     for name, score in zip(senders, scores.node_scores.tolist(), strict=True):
         nodes[name] |= {} if math.isnan(score) else {"score": score}

@@ -9,7 +9,6 @@ import numpy as np
 from .._files import read_torch
 from ._benchmark_names import config_of, graph_of, receiver_names, sender_names
 from ._edge_scores import EdgeScores
-from ._nodes import reads_of
 from ._prune import nodes_in, pruned
 
 
@@ -31,7 +30,7 @@ def to_tensors(scores: EdgeScores, path: Path) -> None:
         "dst_nodes": receiver_names(graph),
         "edges_scores": torch.tensor(np.nan_to_num(scores.scores), dtype=torch.float32),
         "edges_in_graph": torch.tensor(scores.kept),
-        "nodes_in_graph": torch.tensor(nodes_in(pruned(scores.kept, reads_of(graph)))),
+        "nodes_in_graph": torch.tensor(nodes_in(pruned(scores.kept, graph.reads))),
     }
     if not np.isnan(scores.node_scores).all():
         held["nodes_scores"] = torch.tensor(scores.node_scores, dtype=torch.float32)

@@ -7,7 +7,6 @@ from jaxtyping import Array, Bool, Float
 
 from ..graph import ComponentGraph
 from ._given import By, check_graph, check_node_scores, check_ranking, check_scores, check_size, How
-from ._nodes import reads_of
 
 
 def select_edges(
@@ -82,7 +81,7 @@ def _greedy(
     graph: ComponentGraph, strength: Float[np.ndarray, "sender receiver"], count: int
 ) -> Bool[np.ndarray, "sender receiver"]:
     """Takes the strongest edge into the circuit so far, time after time, beginning with the logits alone."""
-    kept, reads = np.zeros(graph.edges.shape, bool), reads_of(graph)
+    kept, reads = np.zeros(graph.edges.shape, bool), graph.reads
     reached = ~reads.any(0)  # receivers that no component is behind: the logits
     frontier: list[tuple[float, int, int]] = []
 

@@ -1,6 +1,7 @@
 """What the verbs over the component graph share: the graph and the values that it is given, checked, and the writes of the other run."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from ..models import check_known, Transformer
 from ..runs import as_graph, BUDGET, in_groups, Problem, sender_writes
 
 
+T = TypeVar("T", Array, np.ndarray)
 Others = Callable[[Int[np.ndarray, " some"]], Float[Array, "some sender seq d_model"]]
 
 
@@ -64,8 +66,7 @@ def mask_of(what: str, graph: ComponentGraph, given: object) -> Bool[np.ndarray,
         came = f"dtype {given.dtype}" if isinstance(given, (jax.Array, np.ndarray)) else f"a {type(given).__name__}"
         raise TypeError(f"{what}: expected a mask of booleans, as graph.mask([…]) gives one, got {came}.")
     if given.shape != graph.edges.shape:
-        words = "[sender receiver]" if graph.n_positions is None else "[position sender receiver]"
-        raise ValueError(f"{what}: expected a mask {words}, here {graph.edges.shape}, got {given.shape}.")
+        raise ValueError(f"{what}: expected a mask {graph.axes}, here {graph.edges.shape}, got {given.shape}.")
     return np.asarray(given)
 
 
@@ -93,6 +94,14 @@ def others_of(model: Transformer, graph: ComponentGraph, problem: Problem, ablat
     )
     values = ablation.values(receivers)
     return lambda rows: positions_second(values(rows))
+
+
+def at_all_positions(graph: ComponentGraph, weight: T, seq: int) -> T:
+    """The weights of masks at the length at which prompts are run: at padding nothing is read."""
+    if graph.n_positions is None:
+        return weight
+    more = [(0, 0), (0, seq - graph.n_positions), (0, 0), (0, 0)]
+    return np.pad(weight, more) if isinstance(weight, np.ndarray) else jnp.pad(weight, more)
 
 
 def prompt_groups(

@@ -137,10 +137,9 @@ def _ranks(who: str, graph: ComponentGraph, order: object) -> Float[np.ndarray, 
         return np.broadcast_to(numbers[:, None], graph.edges.shape)
     scores = np.asarray(order)
     if scores.shape != graph.edges.shape:
-        words = "[sender receiver]" if graph.n_positions is None else "[position sender receiver]"
         raise ValueError(
-            f"{who}: order is 'last', 'first' or scores {words}, here {graph.edges.shape}; got shape {scores.shape}. Take the mean over "
-            "prompts: scores.mean(0)."
+            f"{who}: order is 'last', 'first' or scores {graph.axes}, here {graph.edges.shape}; got shape {scores.shape}. Take the mean "
+            "over prompts: scores.mean(0)."
         )
     if not np.isfinite(scores).all():
         raise ValueError(f"{who}: order holds NaN or infinity, so that edges have no order. Give finite scores.")

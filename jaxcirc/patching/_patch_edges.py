@@ -14,7 +14,7 @@ from ..components import AbstractAblation
 from ..graph import ComponentGraph
 from ..models import Transformer
 from ..runs import BUDGET, bytes_of_variant, in_groups, prepare_prompts, run_worlds, sender_writes
-from ._common import check_carried, graph_for, others_of, prompt_groups, some_prompts
+from ._common import at_all_positions, check_carried, graph_for, others_of, prompt_groups, some_prompts
 
 
 Convention = Literal["tree", "edge"]
@@ -85,8 +85,7 @@ def patch_edges(
     masks, flat = keep.shape[: keep.ndim - graph.edges.ndim], keep.reshape(-1, *graph.edges.shape)
     weight = jnp.where(graph.edges, 1 - flat if convention == "tree" else flat, 0)
     batch, seq = problem.clean.shape
-    if graph.n_positions is not None:  # at padding nothing is read
-        weight = jnp.pad(weight, [(0, 0), (0, seq - graph.n_positions), (0, 0), (0, 0)])
+    weight = at_all_positions(graph, weight, seq)
     others = others_of(model, graph, problem, ablation) if convention == "tree" else None
     found, each = [], bytes_of_variant(model, graph, seq)
     for rows in prompt_groups(model, graph, batch, seq, budget):
@@ -107,9 +106,8 @@ def _checked(keep, graph: ComponentGraph, model: Transformer) -> Float[Array, ".
         raise TypeError(f"patch_edges: keep is an array of booleans or of numbers, got a {type(keep).__name__}.")
     shape, wanted = jnp.shape(keep), graph.edges.shape
     if shape[len(shape) - len(wanted) :] != wanted:
-        words = "[sender receiver]" if graph.n_positions is None else "[position sender receiver]"
         raise ValueError(
-            f"patch_edges: keep is of shape {words}, here {wanted}, behind axes over masks; got {shape}. Indices are "
+            f"patch_edges: keep is of shape {graph.axes}, here {wanted}, behind axes over masks; got {shape}. Indices are "
             "graph.sender(name) and graph.receiver(name)."
         )
     kind = jnp.result_type(keep)

@@ -100,16 +100,16 @@ def path_patch(
     chain = _chain(who, graph, receivers)
     groups = _groups(who, graph, senders, chain[0])
     real, (batch, seq) = problem.given_mask(), problem.clean.shape
-    places = [where_of(f"{who}: {name}", given, real) for name, given in _named(positions, receiver_positions)]
-    sent, read_at = (lengthened(where, seq, False) for where in places)
+    where = lambda name, given: lengthened(where_of(f"{who}: {name}", given, real), seq, False)
+    sent, read_at = where("positions", positions), where("receiver_positions", receiver_positions)
     stages = [stage_of(graph, stage) for stage in chain]
-    reached = np.flatnonzero((groups @ graph_edges(graph)[:, chain[0]]).any(1))
+    reached = np.flatnonzero((groups @ graph.of_one_position[:, chain[0]]).any(1))
     wanted = sites_written(model) | sites_read(model, stages, norms=norms == "frozen")
     found = np.zeros((len(groups), batch), model.activation_dtype)
     for rows in prompt_groups(model, graph, batch, seq):
         own, other, keys, of_rows = some_prompts(problem, rows)
         run = record(model, own, keys, wanted, metric=of_rows)
-        theirs = writes_of(model, graph, record(model, other, keys, sites_written(model)))
+        theirs = writes_of(model, graph, record(model, other, keys, wanted))  # of the same sites, by the same programs
         moved = _moved(theirs, writes_of(model, graph, run), jnp.asarray(sent[rows]))
         found[:, rows] = np.asarray(run.metric)
         ways = _Paths(
@@ -192,11 +192,6 @@ class _Paths(NamedTuple):
         return metric_of_variants(model.without_blocks, of_prompts, rows, added(resid, read.logits))
 
 
-def graph_edges(graph: ComponentGraph) -> Bool[np.ndarray, "sender receiver"]:
-    """The edges, whichever position they are at."""
-    return graph.edges if graph.n_positions is None else graph.edges[0]
-
-
 def _chain(who: str, graph: ComponentGraph, receivers) -> list[list[int]]:
     """The numbers of the receivers, stage by stage. **Raises:** `ValueError` for a name that is none, or a stage that nothing reaches."""
     given = check_list(f"{who}: receivers", "receivers", receivers)
@@ -207,13 +202,13 @@ def _chain(who: str, graph: ComponentGraph, receivers) -> list[list[int]]:
         raise ValueError(f"{who}: receivers are names, or lists of names that are a chain; got both, {given!r}.")
     names = [list(stage) for stage in given] if all(nested) else [list(given)]
     chain = [[graph.receiver(name) for name in stage] for stage in names]
-    edges = graph_edges(graph)
+    edges = graph.of_one_position
     for number, stage in enumerate(chain):
         if not stage:
             raise ValueError(f"{who}: stage {number} of the chain has no receiver.")
         if number == len(chain) - 1:
             continue
-        writers = _writers(graph, stage)
+        writers = graph.reads[:, stage].any(1)
         for receiver in chain[number + 1]:
             if not edges[writers, receiver].any():
                 raise ValueError(
@@ -222,19 +217,6 @@ def _chain(who: str, graph: ComponentGraph, receivers) -> list[list[int]]:
                     "embedding to the logits."
                 )
     return chain
-
-
-def _writers(graph: ComponentGraph, stage: list[int]) -> list[int]:
-    """The senders that write what these receivers make of what they read."""
-    found = []
-    share = graph.n_heads // graph.n_kv_heads
-    for slot in (graph.receiver_slots[number] for number in stage):
-        if slot.part == "mlp":
-            found.append(graph.sender(f"m{slot.layer}"))
-        elif slot.part != "logits":
-            heads = [slot.head] if slot.part == "q" else range(slot.head * share, (slot.head + 1) * share)
-            found += [graph.sender(f"a{slot.layer}.h{head}") for head in heads]
-    return found
 
 
 def _groups(who: str, graph: ComponentGraph, senders, first: list[int]) -> Bool[np.ndarray, "group sender"]:
@@ -247,7 +229,7 @@ def _groups(who: str, graph: ComponentGraph, senders, first: list[int]) -> Bool[
             f"{who}: no sender was given. Name some, such as ['a0.h1', 'm0'], or leave senders out for all."
         )
     groups = np.zeros((len(given), len(graph.senders)), bool)
-    edges = graph_edges(graph)
+    edges = graph.of_one_position
     for number, group in enumerate(given):
         for name in [group] if isinstance(group, str) else group:
             sender = graph.sender(name)
@@ -258,10 +240,6 @@ def _groups(who: str, graph: ComponentGraph, senders, first: list[int]) -> Bool[
                 )
             groups[number, sender] = True
     return groups
-
-
-def _named(positions, receiver_positions):
-    return (("positions", positions), ("receiver_positions", receiver_positions))
 
 
 @jax.jit

@@ -14,7 +14,7 @@ from .._sites import Kind, Site
 from ..graph import ComponentGraph
 from ..models import Transformer
 from ..runs import bytes_of_variant, Problem, record, Recorded, sites_written, worlds_from, writes_of
-from ._common import difference, Others, prompt_groups, some_prompts
+from ._common import at_all_positions, difference, Others, prompt_groups, some_prompts
 
 
 SIZES = (1, 4, 16, 64)  # of masks run at once: each is a program for every kind of step
@@ -69,17 +69,9 @@ class SearchRuns:
         joint = any(getattr(norm, "joint", False) for norm in (block.attn.q_norm, block.attn.k_norm))
         # The scale of a norm behind, or of all queries, is of what all heads make.
         mixes = (block.ln2_post if of_mlp else block.ln1_post) is not None or (joint and not of_mlp)
-        share = graph.n_heads // (graph.n_heads if slot.part == "q" else graph.n_kv_heads)
-        heads = range(graph.n_heads) if mixes else range(slot.head * share, (slot.head + 1) * share)
         parts = ("mlp", "mlp_bias") if of_mlp else ("head", "bias")
-        mine = [
-            number
-            for number, sender in enumerate(graph.sender_slots)
-            if sender.layer == slot.layer
-            and sender.part in parts
-            and (sender.part != "head" or sender.head in heads)
-            and (mixes or sender.part in ("head", "mlp"))
-        ]
+        beside = [sender.layer == slot.layer and sender.part in parts for sender in graph.sender_slots]
+        mine = np.array(beside) if mixes else graph.reads[:, receiver]
         return not kept[..., mine, :].any()
 
     def removed_in_turn(
@@ -95,9 +87,7 @@ class SearchRuns:
             masks[(slice(number, None), *edge)] = False
         self.count += len(edges)
         weight = (self.graph.edges & ~masks).astype(self.model.activation_dtype)
-        if self.graph.n_positions is not None:  # at padding nothing is read
-            seq = self._prompts[0].moved.shape[2]
-            weight = np.pad(weight, [(0, 0), (0, seq - self.graph.n_positions), (0, 0), (0, 0)])
+        weight = at_all_positions(self.graph, weight, self._prompts[0].moved.shape[2])
         total = sum(self._metric(some, weight, receiver) @ some.shares for some in self._prompts)
         return [float(x) for x in np.asarray(total)[: len(edges)]]
 

@@ -15,7 +15,7 @@ from ..components import AbstractAblation
 from ..graph import ComponentGraph
 from ..models import Transformer
 from ..runs import prepare_prompts, Problem, run_worlds
-from ._common import check_carried, graph_for, others_of
+from ._common import at_all_positions, check_carried, graph_for, others_of
 from ._gates import chance_open, sample
 from ._trained_masks import TrainedMasks
 
@@ -169,9 +169,7 @@ def _metrics_of(graph: ComponentGraph, given: _Given, keep: Float[Array, "batch 
     """The metric of each prompt with its own mask."""
     model, problem, other = given
     weight = jnp.where(graph.edges, 1 - keep, 0)
-    if graph.n_positions is not None:  # at padding nothing is read
-        more = problem.clean.shape[1] - graph.n_positions
-        weight = jnp.pad(weight, [(0, 0), (0, more), (0, 0), (0, 0)])
+    weight = at_all_positions(graph, weight, problem.clean.shape[1])
     rows = np.arange(len(problem.clean))
     return run_worlds(model, graph, problem.clean, problem.mask, problem.metric, other, rows, weight)
 
