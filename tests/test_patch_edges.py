@@ -320,7 +320,8 @@ def test_masks_run_one_program():
     """Masks of any number of edges, and prompts of lengths padded to one, share their programs."""
     model = make_model(jax.random.key(7), layers=3)
     graph = jc.component_graph(model)
-    patched = lambda seq, keep: jc.patch_edges(model, *problem(model, seq=seq), keep)
+    pairs = {seq: problem(model, seq=seq) for seq in (5, 7)}  # made before programs are counted
+    patched = lambda seq, keep: jc.patch_edges(model, *pairs[seq], keep)
     patched(5, graph.edges)
     with counting_programs() as programs:
         patched(5, np.zeros_like(graph.edges))
