@@ -178,7 +178,8 @@ def test_groups_and_padding_change_nothing():
 
 def test_sweeps_share_their_programs():
     model = make_model(jax.random.key(8), layers=3)
-    of = lambda seq, receivers: jc.path_patch(model, *problem(model, seq=seq), receivers=receivers)
+    pairs = {seq: problem(model, seq=seq) for seq in (5, 7)}  # made before programs are counted
+    of = lambda seq, receivers: jc.path_patch(model, *pairs[seq], receivers=receivers)
     of(5, ["a2.h0.q"])
     with counting_programs() as programs:
         of(7, ["a2.h1.q"])
