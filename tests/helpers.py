@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools as ft
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,16 @@ class Child(subprocess.Popen):
         with self._said as said:
             said.seek(0)
             return self.returncode, out, said.read().decode("utf-8")
+
+
+def example(name: str):
+    """A script of `examples/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def make_model(

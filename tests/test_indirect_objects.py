@@ -1,24 +1,17 @@
 """The study of indirect objects: that its commands run, and find what their page says."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 
 import jaxcirc as jc
 
-from .helpers import REPOSITORY
+from .helpers import example
 from .real import needs_smollm2, SMOLLM2
 
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("indirect_objects", REPOSITORY / "examples" / "indirect_objects.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("indirect_objects")
 
 
 def test_the_shipped_model(study, tmp_path):

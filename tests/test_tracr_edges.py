@@ -1,11 +1,9 @@
 """Edges of compiled programs, whose circuits are known: patching and the search find them, gradients do not."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 
-from .helpers import needs_real, needs_x64, REAL, REPOSITORY
+from .helpers import example, needs_real, needs_x64, REAL
 
 
 pytestmark = [needs_real, needs_x64]
@@ -13,12 +11,7 @@ pytestmark = [needs_real, needs_x64]
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("tracr_edges", REPOSITORY / "examples" / "tracr_edges.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("tracr_edges")
 
 
 @pytest.mark.parametrize("name", ["frac_prevs_causal", "sort"])

@@ -38,11 +38,8 @@ from ._sizes import cheapest as cheapest, size_for as size_for
 from ._windows import Window as Window, windows_of as windows_of
 from ._worlds import (
     as_graph as as_graph,
-    attend_each as attend_each,
     bytes_of_variant as bytes_of_variant,
     feed_own as feed_own,
-    HeadReads as HeadReads,
-    mixed as mixed,
     run_worlds as run_worlds,
     worlds_from as worlds_from,
 )

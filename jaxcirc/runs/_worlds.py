@@ -33,8 +33,6 @@ from ._writes import attention_writes, EMBEDDED, embedding_writes, kinds_written
 
 
 Weights = Float[Array, "variant *position sender receiver"]
-
-
 Values = dict[Kind, Float[Array, "..."]]
 Edits = Mapping[Site, AbstractEdit]
 
