@@ -31,6 +31,11 @@ class Rival(NamedTuple):
     in_torch: bool = True
 
 
+def first_part(numbers: np.ndarray, variant: str, amount: int) -> np.ndarray:
+    """What a run of the first `amount` equals of our result, whichever the variant."""
+    return numbers[:amount]
+
+
 class Row(NamedTuple):
     """One row.
 

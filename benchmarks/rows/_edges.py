@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .. import _ours, _work
 from .._problems import Blocks, Items, make_blocks, make_grouped_blocks, make_items
-from .._row import register, Rival, Row
+from .._row import first_part, register, Rival, Row
 from ..peers import _edges as peers
 
 
@@ -22,14 +22,14 @@ def in_torch(blocks: Blocks, what: str, items: Items, timed: int, *, frozen: boo
     larger for larger problems.
     """
     chunks = {16: (4, 8), 64: (8, 16, 32)}.get(timed, (32, 128, 256))
-    m, expected = len(items.left), lambda ours, variant, rows: ours[:rows]
+    m = len(items.left)
     timed = min(m, timed)
 
     def prepare(variant: str, rows: int):
         return peers.edges(blocks, what, items.first(rows), variant, frozen=frozen)
 
     def rival(name: str, *variants: str) -> Rival:
-        return Rival(name, variants, prepare, expected, "rows", tried=timed // 2, timed=timed, all=m)
+        return Rival(name, variants, prepare, first_part, "rows", tried=timed // 2, timed=timed, all=m)
 
     plain = rival("PyTorch autodiff", "loop", *(f"vmap {chunk}" for chunk in chunks))
     return plain, rival("PyTorch autodiff with torch.compile", f"compiled vmap {chunks[1]}")
@@ -126,10 +126,9 @@ def in_jax(blocks: Blocks, items: Items, timed: int) -> Rival:
     """The same in JAX by autodiff, jitted: `vmap` of the blocks' `vjp`, in chunks."""
     m = len(items.left)
     prepare = lambda variant, rows: _ours.swept(blocks, items.first(rows), int(variant.split()[-1]))
-    expected = lambda ours, variant, rows: ours[:rows]
     chunks, timed = (8, 32) if timed > 16 else (4,), min(m, timed)
     variants = tuple(f"vmap {chunk}" for chunk in chunks)
-    return Rival("jitted vmap(vjp) in JAX", variants, prepare, expected, "rows", timed, timed, m, in_torch=False)
+    return Rival("jitted vmap(vjp) in JAX", variants, prepare, first_part, "rows", timed, timed, m, in_torch=False)
 
 
 @register(

@@ -2,10 +2,8 @@
 
 import functools as ft
 
-import numpy as np
-
 from .. import _node_edges as ours, _work
-from .._row import register, Rival, Row
+from .._row import first_part, register, Rival, Row
 from ..peers import _node_edges as peers
 
 
@@ -18,12 +16,9 @@ XL = {"layers": 48, "d_model": 1600, "heads": 25, "seq": 256, "vocabulary": 5025
 def node_edges(*, timed: int, **sizes: int) -> Row:
     problem = ours.make_node_edges(**sizes)
 
-    def expected(numbers: np.ndarray, variant: str, amount: int) -> np.ndarray:
-        return numbers[:amount]
-
     def rival(name: str, *variants: str) -> Rival:
         prepare, all = ft.partial(peers.edges_into, problem), sizes["nodes"]
-        return Rival(name, variants, prepare, expected, "nodes", tried=timed // 2, timed=timed, all=all)
+        return Rival(name, variants, prepare, first_part, "nodes", tried=timed // 2, timed=timed, all=all)
 
     return Row(
         what="all edges into nodes, a quarter each neurons and heads' queries, keys and values, before their activation functions, from "

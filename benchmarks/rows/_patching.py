@@ -2,10 +2,8 @@
 
 import functools as ft
 
-import numpy as np
-
 from .. import _patching as ours, _work
-from .._row import register, Rival, Row
+from .._row import first_part, register, Rival, Row
 from ..peers import _patching as peers
 
 
@@ -20,11 +18,8 @@ def patching(*, timed: int, **sizes: int) -> Row:
     a_layer = sizes["seq"] + sizes["heads"]
     count = sizes["layers"] * a_layer
 
-    def expected(numbers: np.ndarray, variant: str, amount: int) -> np.ndarray:
-        return numbers[:amount]
-
     def rival(name: str, prepare, *variants: str, tried: int, timed: int) -> Rival:
-        return Rival(name, variants, prepare, expected, "cells", tried=tried, timed=timed, all=count)
+        return Rival(name, variants, prepare, first_part, "cells", tried=tried, timed=timed, all=count)
 
     whole = lambda variant, amount: peers.whole_runs(problem, amount)
     from_layers = ft.partial(peers.runs_from_layers, problem)

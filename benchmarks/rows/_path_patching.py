@@ -2,10 +2,8 @@
 
 import functools as ft
 
-import numpy as np
-
 from .. import _path_patching as ours, _work
-from .._row import register, Rival, Row
+from .._row import first_part, register, Rival, Row
 from ..peers import _path_patching as peers
 
 
@@ -19,11 +17,8 @@ def path_patching(*, timed: int, **sizes: int) -> Row:
     problem = ours.make_paths(**sizes)
     count, first = len(problem.senders), min(layer for layer, _ in problem.receivers)
 
-    def expected(numbers: np.ndarray, variant: str, amount: int) -> np.ndarray:
-        return numbers[:amount]
-
     def rival(name: str, prepare, *variants: str, tried: int, timed: int) -> Rival:
-        return Rival(name, variants, prepare, expected, "senders", tried=tried, timed=timed, all=count)
+        return Rival(name, variants, prepare, first_part, "senders", tried=tried, timed=timed, all=count)
 
     whole = lambda variant, amount: peers.whole_runs(problem, amount)
     from_receivers = ft.partial(peers.runs_from_receivers, problem)

@@ -5,7 +5,7 @@ import functools as ft
 import numpy as np
 
 from .. import _ours_scrubbing as ours, _work
-from .._row import register, Rival, Row
+from .._row import first_part, register, Rival, Row
 from .._scrubbing import make_scrubbing
 from ..peers import _scrubbing as peers
 
@@ -30,7 +30,7 @@ def scrubbing(*, timed: int, **sizes: int) -> Row:
                 "a run of the model a claim in PyTorch",
                 ("a loop",),
                 lambda variant, amount: peers.whole_runs(problem, draws, amount),
-                lambda numbers, variant, amount: numbers[:amount],
+                first_part,
                 "samples",
                 tried=max(1, timed // 2),
                 timed=timed,

@@ -2,11 +2,9 @@
 
 import functools as ft
 
-import numpy as np
-
 from .. import _ours_repair as ours, _work
 from .._repair import make_repair
-from .._row import register, Rival, Row
+from .._row import first_part, register, Rival, Row
 from ..peers import _repair as peers
 
 
@@ -23,11 +21,8 @@ def self_repair(*, timed: int, **sizes: int) -> Row:
     # Heads are batched by layer, so whole layers are run, and around the middle one.
     layers = {"tried": min(2 * heads, count), "timed": min(4 * heads, count)}
 
-    def expected(numbers: np.ndarray, variant: str, amount: int) -> np.ndarray:
-        return numbers[:amount]
-
     def rival(name: str, prepare, *variants: str, tried: int, timed: int) -> Rival:
-        return Rival(name, variants, prepare, expected, "heads", tried=tried, timed=timed, all=count)
+        return Rival(name, variants, prepare, first_part, "heads", tried=tried, timed=timed, all=count)
 
     whole = lambda variant, amount: peers.whole_runs(problem, amount)
     from_layers = ft.partial(peers.runs_from_layers, problem)

@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import _ours_circuits as ours, _work
 from .._circuits import Circuit, middle_out, STEPS
-from .._row import register, Rival, Row
+from .._row import first_part, register, Rival, Row
 from ..peers import _circuits as peers
 
 
@@ -82,7 +82,7 @@ def circuit_edges(*, timed: int, kept: int, **sizes: int) -> Row:
             "feature-circuits' algorithm in PyTorch",
             ("a backward pass a row",),
             lambda variant, amount: peers.edges(circuit, amount),
-            lambda numbers, variant, amount: numbers[:amount],
+            first_part,
             *("backward passes", max(1, timed // 2), timed, rows),
         ),
         Rival(

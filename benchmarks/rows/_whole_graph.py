@@ -2,21 +2,15 @@
 
 import functools as ft
 
-import numpy as np
-
 from .. import _ours_component_edges as ours, _work
 from .._component_edges import make_component_edges
-from .._row import register, Rival, Row
+from .._row import first_part, register, Rival, Row
 from ..peers import _component_edges as peers
 
 
 QUICK = {"layers": 2, "d_model": 32, "heads": 4, "batch": 2, "seq": 5, "vocabulary": 64}
 GPT2 = {"layers": 12, "d_model": 768, "heads": 12, "vocabulary": 50257, "seq": 16}
 XL = {**GPT2, "layers": 48, "d_model": 1600, "heads": 25}
-
-
-def _first(numbers: np.ndarray, variant: str, amount: int) -> np.ndarray:
-    return numbers[:amount]
 
 
 @register(
@@ -31,7 +25,7 @@ def exact_edges(*, timed: int, **sizes: int) -> Row:
     def rival(name: str, prepare, *variants: str, timed: int) -> Rival:
         timed = min(timed, sizes["edges"])
         prepare, all = ft.partial(prepare, problem), sizes["edges"]
-        return Rival(name, variants, prepare, _first, "edges", tried=timed // 2, timed=timed, all=all)
+        return Rival(name, variants, prepare, first_part, "edges", tried=timed // 2, timed=timed, all=all)
 
     batches = ("edge by edge", "4 edges at once", "16 edges at once")
     return Row(
@@ -71,7 +65,7 @@ def edge_attribution(**sizes: int) -> Row:
                 "PyTorch, gradients at inputs of each head",
                 ("all at once",),
                 ft.partial(peers.attribution, problem),
-                _first,
+                first_part,
                 "edges",
                 tried=count,
                 timed=count,
