@@ -1,5 +1,5 @@
-"""One point of a table of growth or of depth, in a process of its own: `python -m benchmarks._growth_point VERB SEQ BATCH BLOCKS WIDTH
-REPEATS`.
+"""One point of a table of growth, of depth or of graphs, in a process of its own: `python -m benchmarks._growth_point VERB SEQ BATCH BLOCKS
+WIDTH REPEATS`.
 """
 
 import functools as ft
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 
 from ._depth_verbs import DEPTH_VERBS
+from ._graph_verbs import GRAPH_VERBS
 from ._growth_verbs import Point, Verb, VERBS
 from ._memory import held, settle
 from ._settings import precise
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> int:
     name, *sizes, repeats = argv
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
     with precise("highest"):
-        found = measure((VERBS | DEPTH_VERBS)[name], Point(*map(int, sizes)), int(repeats))
+        found = measure((VERBS | DEPTH_VERBS | GRAPH_VERBS)[name], Point(*map(int, sizes)), int(repeats))
     print(json.dumps(found._asdict()))
     return 0
 

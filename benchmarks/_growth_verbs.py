@@ -100,9 +100,16 @@ def make_problem(point: Point, names: tuple[str, ...] | None = None) -> Problem:
     pairs = make_pairs(point.batch, point.seq, vocabulary)
     clean, corrupt = jnp.asarray(pairs.clean), jnp.asarray(pairs.corrupt)
     names = sites(point.blocks) if names is None else names
-    saes = _dictionaries(point, _values(model, clean[0], names) if names else {})
+    saes = reconstructing(point, model, clean[0], names)
     each = lambda token: np.full(point.batch, token)
     return Problem(model, saes, clean, corrupt, jc.LogitDiff(each(pairs.answer), each(pairs.foil)))
+
+
+def reconstructing(
+    point: Point, model: jc.Transformer, tokens: jax.Array, names: tuple[str, ...]
+) -> dict[str, jc.saes.SAE]:
+    """Dictionaries of the same weights at sites, with as many latents on as the point says."""
+    return _dictionaries(point, _values(model, tokens, names) if names else {})
 
 
 @ft.partial(jax.jit, static_argnames="names")
