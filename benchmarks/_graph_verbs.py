@@ -21,9 +21,15 @@ def transcoders(point: Point, given: Problem) -> dict[str, jc.saes.Transcoder]:
     found = {}
     for reads, site in sites:
         sae = saes[reads]
-        arrays = {name: getattr(sae, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        places = {"reads": jc.Site.parse(reads), "site": jc.Site.parse(site)}
-        found[site] = jc.saes.Transcoder(**arrays, activation=sae.activation, **places)
+        found[site] = jc.saes.Transcoder(
+            W_enc=sae.W_enc,
+            b_enc=sae.b_enc,
+            W_dec=sae.W_dec,
+            b_dec=sae.b_dec,
+            activation=sae.activation,
+            reads=jc.Site.parse(reads),
+            site=jc.Site.parse(site),
+        )
     return found
 
 
@@ -33,11 +39,10 @@ def attribution_graph(point: Point) -> Run:
     model = dataclasses.replace(given.model, name="random")
     target, tokens = np.asarray(given.metric.answer)[:1].tolist(), jnp.asarray(given.clean[0])
     saes = transcoders(point, given)
-    whole = {
-        "node_threshold": 1.0,
-        "edge_threshold": 1.0,
-    }  # what random transcoders write is next to nothing, and would be pruned
-    return lambda: jc.attribution_graph(model, saes, tokens, targets=target, max_nodes=ROWS, **whole)
+    # Nothing is pruned: what random transcoders write is next to nothing.
+    return lambda: jc.attribution_graph(
+        model, saes, tokens, targets=target, max_nodes=ROWS, node_threshold=1.0, edge_threshold=1.0
+    )
 
 
 GRAPH_VERBS: dict[str, Verb] = {"attribution graph": Verb(attribution_graph, False, ())}

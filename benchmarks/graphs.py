@@ -17,6 +17,7 @@ from ._growth_verbs import Point
 from ._settings import describe
 
 
+LONG = 6000  # tokens
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -39,7 +40,7 @@ def table(results: dict[str, Any]) -> str:
         "| tokens | seconds | compilation | peak memory | a token more |",
         "|---|---|---|---|---|",
     ]
-    before = None
+    before, each = None, 0.0
     for row in results["rows"]:
         more = ""
         if before is not None:
@@ -48,6 +49,9 @@ def table(results: dict[str, Any]) -> str:
         times = f"{row['seconds']:.1f} | {row['compile_seconds']:.1f}"
         lines.append(f"| {row['length']} | {times} | {row['peak_bytes'] / 2**20:.0f} MiB | {more} |")
         before = row
+    if before is not None and each > 0:
+        at_all = (before["peak_bytes"] + each * (LONG - before["length"])) / 2**30
+        lines += ["", f"At as much a token more, {LONG:,} tokens take {at_all:.0f} GiB beside model and transcoders."]
     return "\n".join(lines) + "\n"
 
 
