@@ -10,7 +10,8 @@ from ._forms import (
     is_dense as is_dense,
     LOCAL as LOCAL,
 )
-from ._memory import check_fits as check_fits
+from ._memory import check_fits as check_fits, free_memory as free_memory
+from ._pull_rows import pull_rows as pull_rows
 from ._same_position import contract_own as contract_own, TILE as TILE
 from ._segment import (
     between_blocks as between_blocks,

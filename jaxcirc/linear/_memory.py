@@ -16,6 +16,11 @@ def available() -> int | None:
     return available_on_host() if device.platform == "cpu" else None
 
 
+def free_memory() -> int:
+    """Free memory of the default device in bytes; half a gigabyte where it is not known."""
+    return available() or 2**29
+
+
 def available_on_host() -> int | None:
     """Free memory of the host in bytes, `None` where it is not known."""
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:

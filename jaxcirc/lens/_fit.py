@@ -1,0 +1,229 @@
+"""Fits a Jacobian lens: prompt after prompt, one sweep back each, with a running mean for every layer."""
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._checks import check_choice, check_count, check_number, check_threshold
+from .._files import check_writable
+from .._fingerprint import fingerprint
+from .._run import check_model
+from .._typing import Progress as Report
+from .._words import counted
+from ..linear import free_memory
+from ..models import Transformer
+from ..runs import halving
+from ._checkpoint import Checkpoint, Progress
+from ._clusters import find_centres, members
+from ._lens import JacobianLens
+from ._prompts import sequences
+from ._rules import ruled, RULES
+from ._running import add, nothing, Running
+from ._settings import LensSettings
+from ._store import check_suffix
+from ._sweep import enter, Entering, prepare, Prompt, prompt_jacobians
+
+
+AVERAGES = ("corpus", "cluster")
+
+
+def fit_lens(
+    model: Transformer,
+    prompts: Iterable[Int[Array, " seq"]] | Int[Array, "prompt seq"],
+    *,
+    skip_first: int = 16,
+    target_layer: int | None = None,
+    rule: str = "exact",
+    average: str = "corpus",
+    clusters: int = 8,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    stop_error: float | None = None,
+    stop_movement: float | None = None,
+    least: int = 100,
+    budget: int | None = None,
+    progress: Report | None = None,
+) -> JacobianLens:
+    r"""Fits the Jacobian lens of a model: for every layer $l$ below the target layer the mean Jacobian
+
+    $$J_l = E_{prompt} \Big[ \frac{1}{|V|} \sum_{p \in V} \sum_{p' \in V} \frac{\partial h_{target}[p']}{\partial h_l[p]} \Big],$$
+
+    where $h_l$ is `blocks.l.hook_resid_post` and the valid positions $V$ of a prompt are those from `skip_first` on, but for the last. In
+    a causal model only $p' \ge p$ have a part.
+
+    **Arguments:**
+
+    - `prompts`: token sequences of any lengths; those with fewer than `skip_first + 2` tokens are left out and counted.
+    - `target_layer`: the layer to whose output the maps lead, the last unless given; from -1, the last, it counts from the end.
+    - `rule`: `"exact"` derivatives; `"lrp"`: norm scales and attention patterns are held, activation functions are a held quotient times
+      what they read, and of a product of two activations each passes half; `"detached"`: norm scales, patterns and gates are held, so
+      that the map of each prompt is exactly linear.
+    - `average`: `"corpus"`: one mean. `"cluster"`: one for each of `clusters` clusters of the layer's residual stream, found by k-means;
+      each is over the positions of its cluster.
+    - `checkpoint`: a file (`.safetensors`, or `.pt` as it is published) to which the fit is written every `checkpoint_seconds` and at the
+      end, and from which it goes on if it is there, also with more prompts.
+    - `stop_error`, `stop_movement`: stop after at least `least` prompts, when at every layer the standard error is this small beside the
+      mean, or when a prompt has moved the means by no more than this (relative, Frobenius). `None` uses all prompts.
+    - `budget`: bytes for the rows of Jacobians that are swept at once, a quarter of the free memory unless given; halved where the device
+      runs out.
+    - `progress`: called with (done, of, "prompts").
+
+    A prompt is run once, and swept back once for all layers. All valid positions of all output coordinates go together.
+
+    **Returns:** `JacobianLens`: `.J[layer]` `[out in]`, `.standard_error[layer]`, `.readout(model, tokens)`, `.save(path)`.
+
+    **Raises:** `ValueError` for no prompt that is long enough, prompts that the model cannot run, a target layer without layers below it, a
+    checkpoint of something else, or a lens that is not finite; before any work.
+
+    >>> lens = jc.fit_lens(model, [tokens], skip_first=1)
+    >>> lens.J[0].shape, lens.n_prompts
+    ((128, 128), 1)
+
+    **Reference:** Gurnee et al. 2026, "Verbalizable Representations Form a Global Workspace in Language Models". The estimator is that of
+    the reference implementation; it differs in that positions which have no part are not computed.
+    """
+    check_model(model)
+    check_count("fit_lens: skip_first", "positions are left out", skip_first, least=0)
+    check_choice("fit_lens: rule", rule, RULES)
+    check_choice("fit_lens: average", average, AVERAGES)
+    check_count("fit_lens: clusters", "clusters", clusters)
+    check_count("fit_lens: least", "prompts", least)
+    check_number("fit_lens: checkpoint_seconds", checkpoint_seconds)
+    for name, value in (("stop_error", stop_error), ("stop_movement", stop_movement)):
+        if value is not None:
+            check_threshold(f"fit_lens: {name}", value)
+    if budget is not None:
+        check_count("fit_lens: budget", "bytes", budget)
+    target = _target(model, target_layer)
+    given = sequences("fit_lens", model, prompts)
+    long_enough = [len(tokens) >= skip_first + 2 for tokens in given]
+    if not any(long_enough):
+        raise ValueError(
+            f"fit_lens: none of {counted(len(given), 'prompt')} has the {skip_first + 2} tokens that skip_first={skip_first} asks for. "
+            "Give longer prompts, or skip fewer positions."
+        )
+    path = None if checkpoint is None else check_suffix("fit_lens: checkpoint", checkpoint)
+    if path is not None:
+        check_writable(path)
+    settings = LensSettings(target, skip_first, rule, average, model.name, fingerprint(model))
+    kept = Checkpoint(path, checkpoint_seconds, settings, given)
+    state = kept.resumed()
+    if state is None:
+        usable = (tokens for tokens, use in zip(given, long_enough, strict=True) if use)
+        centres = (
+            None
+            if average == "corpus"
+            else find_centres(model, usable, range(target), clusters=clusters, skip_first=skip_first)
+        )
+        of = 1 if centres is None else clusters
+        means = {layer: nothing(of, model.d_model, model.activation_dtype) for layer in range(target)}
+        held = None if centres is None else {layer: jnp.asarray(x) for layer, x in centres.items()}
+        state = Progress(means, 0, 0, (), held)
+    fitter = _Fitter(model, settings, free_memory() // 4 if budget is None else budget)
+    report = progress or (lambda done, of, stage: None)
+    report(state.next, len(given), "prompts")
+    for number in range(state.next, len(given)):
+        if _is_enough(state, stop_error, stop_movement, least):
+            break
+        if long_enough[number]:
+            state = fitter.take_in(state, given[number], number)
+        else:
+            state = state._replace(next=number + 1, skipped=state.skipped + 1)
+        kept.keep(state)
+        report(number + 1, len(given), "prompts")
+    kept.keep(state, at_once=True)
+    if state.skipped:
+        warnings.warn(
+            f"fit_lens: {counted(state.skipped, 'prompt')} of {state.next} had fewer than {skip_first + 2} tokens and had no part.",
+            stacklevel=2,
+        )
+    return JacobianLens(state.means, settings, state.n_prompts, state.skipped, state.centres, state.history)
+
+
+def _target(model: Transformer, layer: int | None) -> int:
+    """The target layer counted from the first. **Raises:** `ValueError` for one that is not there, or has no layer below it."""
+    n = model.n_layers
+    if layer is None:
+        layer = n - 1
+    check_number("fit_lens: target_layer", layer)
+    found = int(layer) + n if layer < 0 else int(layer)
+    if found != layer % n or not 0 < found < n:
+        raise ValueError(
+            f"fit_lens: target_layer is {layer}, and {model.name} has {n} layers. Expected one that has a layer below it: 1 to {n - 1}, or "
+            "-1 for the last, -2 for the one before."
+        )
+    return found
+
+
+def _is_enough(state: Progress, error: float | None, movement: float | None, least: int) -> bool:
+    """Whether the means are as sure as was asked for."""
+    if state.n_prompts < least or not state.history:
+        return False
+    if movement is not None and state.history[-1][2] <= movement:
+        return True
+    if error is None:
+        return False
+    worst = max(float(jnp.max(running.relative_error)) for running in state.means.values())
+    return worst <= error
+
+
+class _Fitter:
+    """Takes prompts into means. What it knows of memory it keeps from prompt to prompt."""
+
+    def __init__(self, model: Transformer, settings: LensSettings, budget: int):
+        self.model, self.settings = model, settings
+        self.swept, self.held = ruled(model, settings.rule)
+        self.budget = max(budget, 1)
+
+    def take_in(self, state: Progress, tokens: Int[np.ndarray, " seq"], number: int) -> Progress:
+        """Takes in one prompt."""
+        prompt = prepare(self.model, tokens, self.settings.skip_first or 0)
+        entering = enter(self.model, prompt, range(1, self.settings.target_layer + 1))
+        weights, counts = _weights(prompt, entering, state.centres)
+        found = self._jacobians(prompt, entering, weights)
+        moved, size = 0.0, 0.0
+        means: dict[int, Running] = {}
+        for layer, matrices in found.items():
+            means[layer], by, of = add(state.means[layer], matrices, jnp.asarray(counts[layer].astype(matrices.dtype)))
+            moved, size = max(moved, float(by)), max(size, float(of))
+        if not np.isfinite(size):
+            raise ValueError(
+                f"fit_lens: the Jacobian of prompt {number} is not finite. Does the model hold NaN, or overflow on it?"
+            )
+        history = (*state.history, (number, size / self.model.d_model**0.5, moved))
+        return state._replace(means=dict(sorted(means.items())), next=number + 1, history=history)
+
+    def _jacobians(
+        self, prompt: Prompt, entering: Entering, weights: dict[int, np.ndarray]
+    ) -> dict[int, Float[Array, "average d_model d_model"]]:
+        first = self.settings.skip_first or 0
+
+        def within(budget: int):
+            self.budget = budget
+            given = self.swept, entering, prompt.valid, weights, self.held
+            return prompt_jacobians(*given, first=first, budget=budget)
+
+        return halving(within, self.budget, "the bytes of its rows")
+
+
+def _weights(
+    prompt: Prompt, entering: Entering, centres: dict[int, Float[Array, "cluster d_model"]] | None
+) -> tuple[dict[int, Float[np.ndarray, "average seq"]], dict[int, Float[np.ndarray, " average"]]]:
+    """For each source layer the weights of the positions in each average of a prompt, and the weight of that average among prompts: 1, or
+    by clusters how many positions it has.
+    """
+    layers = [layer - 1 for layer in entering.resid]
+    if centres is None:
+        weights = (prompt.valid / prompt.valid.sum())[None]
+        return {layer: weights for layer in layers}, {layer: np.ones(1) for layer in layers}
+    weights, counts = {}, {}
+    for layer in layers:
+        of = members(np.asarray(entering.resid[layer + 1]), np.asarray(centres[layer]))
+        inside = (of == np.arange(len(centres[layer]))[:, None]) & prompt.valid
+        counts[layer] = inside.sum(axis=1).astype(float)
+        weights[layer] = inside / np.maximum(counts[layer], 1)[:, None]
+    return weights, counts

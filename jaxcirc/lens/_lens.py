@@ -1,0 +1,227 @@
+"""The Jacobian lens: for each layer the mean map from its residual stream to the last one."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Array, Float, Int
+
+from .._checks import check_count, check_kind, check_list
+from .._fingerprint import difference, fingerprint
+from .._labels import with_labels
+from .._run import check_token_ids, check_tokens
+from ..models import check_known, Transformer
+from ._prompts import sequences
+from ._readout import LensReadout, ranks_table, read_layers
+from ._running import joined, Running
+from ._settings import LensSettings
+from ._store import check_suffix, read, Stored, write
+
+
+@with_labels("settings", "n_prompts", "n_skipped", "history")
+class JacobianLens(eqx.Module):
+    r"""Mean Jacobians $J_l = E[\partial h_{target} / \partial h_l]$ of the residual stream, by which a layer's residual stream is carried
+    to the target layer and read there: $\mathrm{lens}_l(h) = \mathrm{unembed}(\mathrm{norm}_f(J_l h))$.
+
+    **Attributes:**
+
+    - `means[l]`: the running mean of layer `l`, of which `J` is read.
+    - `centres[l]` `[cluster d_model]`: of a lens with one mean for each cluster of residual streams; otherwise `None`.
+    - `n_prompts`: how many prompts are in it; `n_skipped`: how many were too short.
+    - `settings`: what it was fitted with.
+    - `history`: for each prompt that had a part its number, how large its largest Jacobian was (Frobenius, by the root of `d_model`), and
+      how far it moved the means (the most of any layer, relative): a prompt that stands out in either is worth a look. Empty where a file
+      does not hold it.
+
+    **Reference:** Gurnee et al. 2026, "Verbalizable Representations Form a Global Workspace in Language Models".
+    """
+
+    LABELS: ClassVar = ("settings", "n_prompts", "n_skipped", "history")
+
+    means: dict[int, Running]
+    settings: LensSettings = eqx.field(static=True)
+    n_prompts: int = eqx.field(static=True)
+    n_skipped: int = eqx.field(static=True, default=0)
+    centres: dict[int, Float[Array, "cluster d_model"]] | None = None
+    history: tuple[tuple[int, float, float], ...] = eqx.field(static=True, default=())
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The source layers, in order."""
+        return tuple(sorted(self.means))
+
+    @property
+    def target_layer(self) -> int:
+        return self.settings.target_layer
+
+    @property
+    def d_model(self) -> int:
+        return next(iter(self.means.values())).mean.shape[-1]
+
+    @property
+    def J(self) -> dict[int, Float[Array, "..."]]:
+        """For each layer the mean Jacobian `[out in]`; of a lens by clusters `[cluster out in]`."""
+        return {layer: self._one(running.mean) for layer, running in self.means.items()}
+
+    @property
+    def standard_error(self) -> dict[int, Float[Array, "..."]]:
+        r"""For each layer the standard error of the mean over prompts, $\sqrt{\sum_{ij} \mathrm{se}(J_{l,ij})^2}$, in the units of
+        $\|J_l\|_F$; by clusters an array. NaN for one prompt, and of files that do not hold it.
+        """
+        return {layer: self._one(running.standard_error) for layer, running in self.means.items()}
+
+    @property
+    def relative_error(self) -> dict[int, Float[Array, "..."]]:
+        """`standard_error` by the size (Frobenius) of the mean."""
+        return {layer: self._one(running.relative_error) for layer, running in self.means.items()}
+
+    def _one(self, x: Float[Array, "average ..."]) -> Float[Array, "..."]:
+        return x[0] if self.centres is None else x
+
+    def readout(
+        self,
+        model: Transformer,
+        tokens: Int[Array, " seq"],
+        top_k: int = 10,
+        *,
+        ranks_of: Sequence[int] | Int[Array, " token"] = (),
+        logit_lens: bool = False,
+    ) -> LensReadout:
+        """Reads a prompt at every layer: the tokens that are strongest there, and the rank of the token that follows, beside its rank by
+        the logit lens. A lens of clusters takes the map of the nearest centre at each position.
+
+        **Arguments:** - `tokens` `[seq]`. - `top_k`: how many tokens. - `ranks_of`: tokens whose ranks are asked for. - `logit_lens`: show
+        what the logit lens reads instead, for comparison.
+
+        **Raises:** `ValueError` for a model that the lens is not of, and ids outside the vocabulary.
+
+        >>> lens = jc.fit_lens(model, [tokens], skip_first=1)
+        >>> lens.readout(model, tokens, top_k=3).tokens.shape  # [layer seq top_k]
+        (4, 6, 3)
+        """
+        self._check_model("JacobianLens.readout", model)
+        check_tokens(model, tokens)
+        check_count("JacobianLens.readout: top_k", "tokens", top_k)
+        if top_k > len(model.b_U):
+            raise ValueError(
+                f"JacobianLens.readout: top_k is {top_k}, and there are logits of {len(model.b_U)} tokens."
+            )
+        chosen = np.asarray(ranks_of, np.int64).reshape(-1)
+        check_token_ids(model, chosen, len(model.b_U))
+        given = {"top_k": top_k, "chosen": chosen, "logit_lens": logit_lens}
+        return read_layers(model, np.asarray(tokens), self._maps(), self.centres, self.target_layer, **given)
+
+    def next_token(self, model: Transformer, prompts: Iterable[Int[Array, " seq"]]) -> pd.DataFrame:
+        """How well each layer's readout knows the token that follows, over prompts, by the lens and by the logit lens: a row a layer, with
+        the median rank (1 is the largest logit), the mean logarithm of the rank, and the share of positions where it is the first.
+
+        A lens is worth having where it beats the logit lens, so look at this before reading anything through it.
+        """
+        self._check_model("JacobianLens.next_token", model)
+        given = {"top_k": 1, "chosen": np.zeros(0, int), "logit_lens": False}
+        found = [
+            read_layers(model, tokens, self._maps(), self.centres, self.target_layer, **given)
+            for tokens in sequences("JacobianLens.next_token", model, prompts)
+            if len(tokens) > 1
+        ]
+        if not found:
+            raise ValueError("JacobianLens.next_token: no prompt has two tokens, so that one follows another.")
+        ranks = lambda name: np.concatenate([np.asarray(getattr(each, name)) for each in found], axis=1)
+        return ranks_table(found[0].layers, ranks("next_rank"), ranks("logit_lens_rank"))
+
+    def _maps(self) -> Mapping[int, Float[Array, "map d_model d_model"]]:
+        return {layer: running.mean for layer, running in self.means.items()}
+
+    def _check_model(self, name: str, model: Transformer) -> None:
+        """ValueError unless the lens may be of this model: of its weights, where the lens says which, or at least of its shape."""
+        check_kind(f"{name}: model", model, Transformer, "a model, as jc.from_pretrained gives one")
+        check_known(name, model, "ln_final")
+        instead = "Fit a lens of this model: jc.fit_lens(model, prompts)."
+        if self.d_model != model.d_model or self.target_layer >= model.n_layers:
+            raise ValueError(
+                f"{name}: the lens is of residual streams of width {self.d_model}, up to layer {self.target_layer}, and {model.name} has "
+                f"width {model.d_model} and {model.n_layers} layers. {instead}"
+            )
+        recorded = self.settings.fingerprint
+        if recorded and (other := difference(recorded, fingerprint(model))):
+            raise ValueError(
+                f"{name}: the lens was fitted to {self.settings.model}{other} than {model.name}'s. {instead}"
+            )
+
+    def save(self, path: str | Path, *, dtype: str | None = None) -> None:
+        """Writes the lens: as `.safetensors` with all that it knows, in float32; or as `.pt` in the layout that is published, in float16
+        and without standard errors.
+
+        **Arguments:** - `dtype`: `"float32"` or `"float16"`, instead of these.
+
+        **Raises:** `ValueError` for another suffix, and for entries that the dtype cannot hold; `ImportError` for `.pt` without PyTorch.
+        """
+        if dtype not in (None, "float32", "float16"):
+            raise ValueError(f"JacobianLens.save: dtype must be 'float32' or 'float16', got {dtype!r}.")
+        about = self.means, self.settings, self.n_prompts, self.n_skipped, self.centres
+        stored = Stored(*about, history=self.history)
+        write(check_suffix("JacobianLens.save: path", path), stored, dtype=dtype)
+
+    @staticmethod
+    def load(path: str | Path) -> "JacobianLens":
+        """Reads a lens, or a checkpoint of one, that `save` or `jc.fit_lens` wrote or that others published: weights only, never a pickle
+        that could run code.
+
+        **Raises:** `ValueError` for another file; `ImportError` for a PyTorch file without PyTorch.
+        """
+        stored = read(path)
+        about = stored.means, stored.settings, stored.n_prompts, stored.n_skipped, stored.centres
+        return JacobianLens(*about, stored.history)
+
+    @staticmethod
+    def merge(lenses: Sequence["JacobianLens"]) -> "JacobianLens":
+        """The lens of all prompts that several lenses were fitted to: their means weighed by their prompts, with the standard error of all.
+
+        **Raises:** `ValueError` for lenses of other layers, widths, models or settings, which says what differs; `TypeError` for what is
+        no lens.
+
+        >>> halves = [jc.fit_lens(model, [tokens[:n]], skip_first=1) for n in (5, 6)]
+        >>> jc.JacobianLens.merge(halves).n_prompts
+        2
+        """
+        first, *others = _checked(lenses)
+        means = first.means
+        for lens in others:
+            means = {layer: joined(means[layer], lens.means[layer]) for layer in means}
+        prompts, skipped = (sum(getattr(lens, name) for lens in lenses) for name in ("n_prompts", "n_skipped"))
+        return JacobianLens(means, first.settings, prompts, skipped, first.centres)
+
+
+def _checked(lenses: Sequence[JacobianLens]) -> list[JacobianLens]:
+    """The lenses as a list. **Raises:** `ValueError` unless they are means of the same thing."""
+    given = check_list("JacobianLens.merge", "lenses", lenses)
+    if not given:
+        raise ValueError("JacobianLens.merge: expected at least one lens, got none.")
+    for number, lens in enumerate(given):
+        check_kind(f"JacobianLens.merge: lens {number}", lens, JacobianLens, "a lens")
+        differ = _differ(given[0], lens)
+        if differ:
+            raise ValueError(
+                f"JacobianLens.merge: lens 0 and lens {number} differ in {differ}. Lenses can be merged that were fitted to the same model "
+                "in the same way."
+            )
+    return given
+
+
+def _differ(first: JacobianLens, other: JacobianLens) -> str | None:
+    """Says in what two lenses differ that cannot be one, with both values; `None` if nothing keeps them apart."""
+    for name in ("d_model", "layers"):
+        if getattr(first, name) != getattr(other, name):
+            return f"{name}: {getattr(first, name)} and {getattr(other, name)}"
+    name = first.settings.first_difference(other.settings)
+    if name is not None:
+        return f"{name}: {getattr(first.settings, name)} and {getattr(other.settings, name)}"
+    centres = [lens.centres or {} for lens in (first, other)]
+    same = centres[0].keys() == centres[1].keys() and all(
+        jnp.array_equal(centres[0][layer], centres[1][layer]) for layer in centres[0]
+    )
+    return None if same else "the centres of their clusters"
