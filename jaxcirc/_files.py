@@ -159,6 +159,8 @@ def read_torch(path: Path) -> object:
         raise ValueError(f"{path} is not a whole PyTorch file ({why}). Download it again.") from None
 
 
+PICTURES = (".svg", ".pdf", ".png")
+
 # What is being written: the folder that it is written in, and what its temporary names there begin with. And what was moved aside for it,
 # `{where it is: where it belongs}`.
 _unfinished: set[tuple[Path, str]] = set()
@@ -211,6 +213,16 @@ def check_writable(path: str | Path) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}."[:200], dir=folder))
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(path)) from None
+
+
+def check_figure(name: str, path: str | Path) -> Path:
+    """`path` as a path. **Raises:** `ValueError` unless a picture can be written there."""
+    target = check_path(name, path)
+    if target.suffix not in PICTURES:
+        raise ValueError(f"{name}: {target} does not end in one of {', '.join(PICTURES)}. Name it so.")
+    if not target.parent.is_dir():
+        raise ValueError(f"{name}: there is no folder {target.parent} for {target.name}. Make it first.")
+    return target
 
 
 @contextlib.contextmanager

@@ -174,10 +174,10 @@ def test_few_rows_at_once_change_nothing():
 
 def test_prompts_of_any_length_run_few_programs():
     model = model_named("gpt2-untied")
-    fit = lambda lengths: jc.fit_lens(model, prompts_for(model, lengths), skip_first=SKIP)
-    fit((5, 8))
+    first, then = prompts_for(model, (5, 8)), prompts_for(model, (6, 7, 8))
+    jc.fit_lens(model, first, skip_first=SKIP)
     with counting_programs() as programs:
-        fit((6, 7, 8))
+        jc.fit_lens(model, then, skip_first=SKIP)
     assert not programs
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .._checks import check_count, check_number, check_part, check_share, check_threshold
-from .._files import check_writable
+from .._files import check_figure, check_writable
 from .._sites import Site
 from ..circuits._circuit import check_output
-from ..view._attribution_graph import check_figure
 from ..view._svg import check_svg
 
 

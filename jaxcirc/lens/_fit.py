@@ -33,7 +33,7 @@ AVERAGES = ("corpus", "cluster")
 
 def fit_lens(
     model: Transformer,
-    prompts: Iterable[Int[Array, " seq"]] | Int[Array, "prompt seq"],
+    prompts: Iterable[Int[Array | np.ndarray, " seq"]] | Int[Array | np.ndarray, "prompt seq"],
     *,
     skip_first: int = 16,
     target_layer: int | None = None,

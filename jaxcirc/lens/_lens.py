@@ -2,24 +2,30 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TYPE_CHECKING
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from jaxtyping import Array, Float, Int
 
 from .._checks import check_count, check_kind, check_list
 from .._fingerprint import difference, fingerprint
 from .._labels import with_labels
 from .._run import check_token_ids, check_tokens
+from .._words import counted
 from ..models import check_known, Transformer
+from ._plot import draw_readout
 from ._prompts import sequences
 from ._readout import LensReadout, ranks_table, read_layers
 from ._running import joined, Running
 from ._settings import LensSettings
 from ._store import check_suffix, read, Stored, write
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 @with_labels("settings", "n_prompts", "n_skipped", "history")
@@ -115,7 +121,7 @@ class JacobianLens(eqx.Module):
         given = {"top_k": top_k, "chosen": chosen, "logit_lens": logit_lens}
         return read_layers(model, np.asarray(tokens), self._maps(), self.centres, self.target_layer, **given)
 
-    def next_token(self, model: Transformer, prompts: Iterable[Int[Array, " seq"]]) -> pd.DataFrame:
+    def next_token(self, model: Transformer, prompts: Iterable[Int[Array | np.ndarray, " seq"]]) -> "pd.DataFrame":
         """How well each layer's readout knows the token that follows, over prompts, by the lens and by the logit lens: a row a layer, with
         the median rank (1 is the largest logit), the mean logarithm of the rank, and the share of positions where it is the first.
 
@@ -132,6 +138,35 @@ class JacobianLens(eqx.Module):
             raise ValueError("JacobianLens.next_token: no prompt has two tokens, so that one follows another.")
         ranks = lambda name: np.concatenate([np.asarray(getattr(each, name)) for each in found], axis=1)
         return ranks_table(found[0].layers, ranks("next_rank"), ranks("logit_lens_rank"))
+
+    def plot(
+        self,
+        model: Transformer,
+        tokens: Int[Array, " seq"],
+        tokenizer: Any = None,
+        *,
+        colour: str = "rank",
+        logit_lens: bool = False,
+        path: str | Path | None = None,
+    ) -> "Figure":
+        """Draws what `readout` reads: layers by positions, in each cell the strongest token.
+
+        **Arguments:** - `tokenizer`: whatever decodes token ids; without one the ids are shown. - `colour`: by the `"rank"` of the token
+        that follows, dark where it is the first, or the `"entropy"`, dark where it is small. - `logit_lens`: as in `readout`. - `path`:
+        also writes the picture, by its suffix `.svg`, `.pdf` or `.png`.
+
+        **Returns:** a matplotlib figure, which is part of no global state.
+
+        >>> lens = jc.fit_lens(model, [tokens], skip_first=1)
+        >>> type(lens.plot(model, tokens, tokenizer, path="lens.svg")).__name__
+        'Figure'
+        """
+        read = self.readout(model, tokens, 1, logit_lens=logit_lens)
+        text = (lambda token: str(int(token))) if tokenizer is None else (lambda token: tokenizer.decode([int(token)]))
+        shown = [[text(token) for token in layer] for layer in np.asarray(read.tokens[:, :, 0])]
+        of = f"{self.settings.rule} Jacobians, {counted(self.n_prompts, 'prompt')}"
+        title = f"{'Logit lens' if logit_lens else 'Jacobian lens'} of {model.name}{'' if logit_lens else f': {of}'}"
+        return draw_readout(read, list(map(text, np.asarray(tokens))), shown, title=title, colour=colour, path=path)
 
     def _maps(self) -> Mapping[int, Float[Array, "map d_model d_model"]]:
         return {layer: running.mean for layer, running in self.means.items()}

@@ -11,7 +11,9 @@ from ..models import Transformer
 
 
 def sequences(
-    name: str, model: Transformer, prompts: Iterable[Int[Array, " seq"]] | Int[Array, "prompt seq"]
+    name: str,
+    model: Transformer,
+    prompts: Iterable[Int[Array | np.ndarray, " seq"]] | Int[Array | np.ndarray, "prompt seq"],
 ) -> list[Int[np.ndarray, " seq"]]:
     """The prompts as arrays on the host, one dimension each.
 

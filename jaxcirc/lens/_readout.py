@@ -2,18 +2,22 @@
 
 import functools as ft
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind, Site
 from .._tap import bare_tap
 from ..models import Transformer
 from ..runs import filled, record
+
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class LensReadout(eqx.Module):
@@ -36,15 +40,17 @@ class LensReadout(eqx.Module):
     logit_lens_rank: Int[Array, "layer seq-1"]
     ranks: Int[Array, "layer seq token"]
 
-    def next_token(self) -> pd.DataFrame:
+    def next_token(self) -> "pd.DataFrame":
         """A row a layer: the median and the mean logarithm of the rank of the token that follows, by the lens and by the logit lens."""
         return ranks_table(self.layers, np.asarray(self.next_rank), np.asarray(self.logit_lens_rank))
 
 
 def ranks_table(
     layers: tuple[int, ...], lens: Int[np.ndarray, "layer position"], logit_lens: Int[np.ndarray, "layer position"]
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Sums up ranks of the tokens that follow, a row a layer; `top` is the share of positions at which it is the first."""
+    import pandas as pd
+
     columns: dict[str, object] = {"layer": list(layers)}
     for name, ranks in (("lens", lens), ("logit_lens", logit_lens)):
         columns |= {
@@ -76,8 +82,9 @@ def read_layers(
     found = []
     for layer, site in zip(layers, sites, strict=True):
         resid = run.values[site][0]
-        as_run = lambda held: None if held is None or layer == target else held[layer].astype(resid.dtype)
-        of, mine = as_run(maps), as_run(centres)
+        of, mine = (
+            None if held is None or layer == target else held[layer].astype(resid.dtype) for held in (maps, centres)
+        )
         read = ft.partial(_read, model.without_blocks, resid, following=following, chosen=ask, top_k=top_k)
         by_lens, by_itself = read(of, mine), read(None, None)
         found.append((by_itself if logit_lens else by_lens, by_lens.following, by_itself.following))

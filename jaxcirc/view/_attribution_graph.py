@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from .._checks import check_count, check_kind, check_path
+from .._checks import check_count, check_kind
+from .._files import check_figure
 from .._words import counted
 from ..attribution_graphs import AttributionGraph
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 POSITIVE, NEGATIVE, GREY = "#c2410c", "#0b5fa5", "#555555"
 MARKS = {"latent": "o", "error": "D", "token": "s", "position": "^", "bias": "P", "logit": "*"}
-PICTURES = (".svg", ".pdf", ".png")
 
 
 def draw_attribution_graph(
@@ -73,16 +73,6 @@ def draw_attribution_graph(
     if target is not None:
         figure.savefig(target)
     return figure
-
-
-def check_figure(name: str, path: str | Path) -> Path:
-    """`path` as a path. **Raises:** `ValueError` unless a picture can be written there."""
-    target = check_path(name, path)
-    if target.suffix not in PICTURES:
-        raise ValueError(f"{name}: {target} does not end in one of {', '.join(PICTURES)}. Name it so.")
-    if not target.parent.is_dir():
-        raise ValueError(f"{name}: there is no folder {target.parent} for {target.name}. Make it first.")
-    return target
 
 
 def _drawn(graph: AttributionGraph, most: int) -> list[tuple[int, int, float]]:

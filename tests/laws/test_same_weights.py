@@ -182,6 +182,7 @@ VERBS["scrub"] = lambda model: [
     getattr(jc.scrub(model, HYPOTHESIS, prompts(model)[0], METRIC, jax.random.key(0), samples=2), name)
     for name in ("values", "reference", "baseline")
 ]
+VERBS["fit_lens"] = lambda model: jc.fit_lens(model, prompts(model)[0], skip_first=1).J
 OF_FILES = {"to_torch_state_dict"}  # gives the names of an architecture, of which this one has none on disk
 
 
