@@ -37,9 +37,9 @@ def load_texts(
 
         >>> from collections.abc import Iterator
     from pathlib import Path
-        >>> _ = Path("texts.txt").write_text("The boy likes the girl.\\nThe girls run.\\n")
-        >>> [len(tokens) for tokens in jc.data.load_texts("texts.txt", tokenizer)]
-        [6, 4]
+        >>> _ = Path("texts.txt").write_text("The boy likes the girl.")
+    >>> [len(tokens) for tokens in jc.data.load_texts("texts.txt", tokenizer)]
+    [6]
     """
     path = check_path("load_texts: path", path)
     check_optional_count("load_texts: limit", "texts", limit)
