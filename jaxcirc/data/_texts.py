@@ -35,9 +35,8 @@ def load_texts(
 
     **Raises:** `ValueError` for a file without texts, and one that says which rows are none.
 
-        >>> from collections.abc import Iterator
-    from pathlib import Path
-        >>> _ = Path("texts.txt").write_text("The boy likes the girl.")
+    >>> from pathlib import Path
+    >>> _ = Path("texts.txt").write_text("The boy likes the girl.")
     >>> [len(tokens) for tokens in jc.data.load_texts("texts.txt", tokenizer)]
     [6]
     """
