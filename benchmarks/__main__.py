@@ -31,6 +31,7 @@ TABLES = {  # of the rows that are no Jacobians, by what their files are called
         *("node-edges", "patching", "path-patching", "exact-edges", "edge-attribution"),
         "scrubbing",
     ),
+    "corpus": ("lens",),
 }
 
 

@@ -217,3 +217,13 @@ def edge_attribution(*, layers: int, d_model: int, heads: int, seq: int, batch: 
     products = sum(3 * H * (1 + (H + 1) * i) + 1 + H + (H + 1) * i for i in range(L)) + 1 + (H + 1) * L
     own = 2.0 * batch * (5 * L * (12 * D * D * T + T * T * D) + products * T * D)
     return {"own": own, "autodiff": own}
+
+
+def lens(*, layers: int, d_model: int, seq: int, skip_first: int) -> dict[str, float]:
+    """Through each block but the first, at each of the W positions that have a part, the MLP's matrix (4 D D D) and D rows by it (D D D),
+    four projections of them (4 D D D), and values and scores (4 W D D, half of it masked); the clean run (12 T D D a block). Autodiff: the
+    projections and the MLP for each row (12 D D), at all T positions.
+    """
+    D, T, W = d_model, seq, seq - 1 - skip_first
+    own = (layers - 1) * W * D * D * (9 * D + 2 * W) + layers * 12 * T * D * D
+    return {"own": 2 * own, "autodiff": 2.0 * (layers - 1) * T * D * D * (12 * D + 4 * T)}

@@ -5,6 +5,7 @@ from . import (
     _features as _features,
     _full as _full,
     _latents as _latents,
+    _lens as _lens,
     _node_edges as _node_edges,
     _patching as _patching,
     _path_patching as _path_patching,
