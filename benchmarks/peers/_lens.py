@@ -35,7 +35,7 @@ class Side:
 
 
 def fit(problem: LensProblem, variant: str, amount: int):
-    """Rows of the lens `[layer amount d_model]`. `variant`: how many cotangents a pass, and whether the forward pass is run anew for each pass
+    """Rows of the lens `[layer amount d_model]`. `variant`: how many cotangents a pass, and whether the prompt is run anew for each pass
     on that many copies of the prompt, or once for all.
     """
     import torch
