@@ -253,6 +253,32 @@ def test_clusters_have_their_own_means():
     assert_close(lens.means[0].weight, counts)
 
 
+@needs_x64
+@pytest.mark.parametrize("name", ["gpt2", "neox", "gemma2"])
+def test_parts_by_head_are_what_comes_of_each_heads_output(name):
+    model = model_named(name)
+    (tokens,) = prompts_for(model, (9,))
+    lens = jc.fit_lens(model, [tokens], skip_first=SKIP, average="head")
+    assert lens.J[0].shape == (model.n_heads + 1, 16, 16)
+    assert_close(lens.J[0].sum(0), by_definition(model, [tokens])[0], tolerance=1e-10)
+    # Through one head alone: of its block that head's output moves, and nothing else that the block adds.
+    source, result, last = (f"blocks.{place}" for place in ("0.hook_resid_post", "1.attn.hook_z", "1.hook_resid_post"))
+    given = model, jnp.asarray(tokens)
+
+    def of_head(step, head):
+        z = jc.run(*given, edits={source: jc.Add(step)}, record=[result])[1][result]
+        clean = jax.lax.stop_gradient(z)
+        own = jnp.arange(model.n_heads)[:, None] == head
+        return jc.run(*given, edits={result: jc.Replace(jnp.where(own, z, clean))}, record=[last])[1][last]
+
+    valid = np.arange(SKIP, len(tokens) - 1)
+    for head in range(model.n_heads):
+        J = np.asarray(jax.jacrev(lambda step, head=head: of_head(step, head))(jnp.zeros((len(tokens), 16))))
+        assert_close(lens.J[0][head], J[valid][:, :, valid].sum(0).mean(1), tolerance=1e-10)
+    read = lens.readout(model, given[1], top_k=2)
+    assert_close(read.logits, jc.fit_lens(model, [tokens], skip_first=SKIP).readout(model, given[1], top_k=2).logits)
+
+
 # What it reads.
 
 

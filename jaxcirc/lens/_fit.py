@@ -15,7 +15,7 @@ from .._run import check_model
 from .._typing import Progress as Report
 from .._words import counted
 from ..linear import free_memory
-from ..models import Transformer
+from ..models import check_known, Transformer
 from ..runs import halving
 from ._checkpoint import Checkpoint, Progress
 from ._clusters import find_centres, members
@@ -28,7 +28,7 @@ from ._store import check_suffix
 from ._sweep import enter, Entering, prepare, Prompt, prompt_jacobians
 
 
-AVERAGES = ("corpus", "cluster")
+AVERAGES = ("corpus", "cluster", "head")
 
 
 def fit_lens(
@@ -63,7 +63,8 @@ def fit_lens(
       what they read, and of a product of two activations each passes half; `"detached"`: norm scales, patterns and gates are held, so
       that the map of each prompt is exactly linear.
     - `average`: `"corpus"`: one mean. `"cluster"`: one for each of `clusters` clusters of the layer's residual stream, found by k-means;
-      each is over the positions of its cluster.
+      each is over the positions of its cluster. `"head"`: the one mean in parts, by way of each head of the block behind the layer, and
+      last by what passes all of them; their sum is the mean.
     - `checkpoint`: a file (`.safetensors`, or `.pt` as it is published) to which the fit is written every `checkpoint_seconds` and at the
       end, and from which it goes on if it is there, also with more prompts.
     - `stop_error`, `stop_movement`: stop after at least `least` prompts, when at every layer the standard error is this small beside the
@@ -98,6 +99,8 @@ def fit_lens(
             check_threshold(f"fit_lens: {name}", value)
     if budget is not None:
         check_count("fit_lens: budget", "bytes", budget)
+    if average == "head":
+        check_known("fit_lens: average='head'", model, "attn")
     target = _target(model, target_layer)
     given = sequences("fit_lens", model, prompts)
     long_enough = [len(tokens) >= skip_first + 2 for tokens in given]
@@ -116,10 +119,10 @@ def fit_lens(
         usable = (tokens for tokens, use in zip(given, long_enough, strict=True) if use)
         centres = (
             None
-            if average == "corpus"
+            if average != "cluster"
             else find_centres(model, usable, range(target), clusters=clusters, skip_first=skip_first)
         )
-        of = 1 if centres is None else clusters
+        of = {"corpus": 1, "cluster": clusters, "head": model.n_heads + 1}[average]
         means = {layer: nothing(of, model.d_model, model.activation_dtype) for layer in range(target)}
         held = None if centres is None else {layer: jnp.asarray(x) for layer, x in centres.items()}
         state = Progress(means, 0, 0, (), held)
@@ -188,7 +191,8 @@ class _Fitter:
         moved, size = 0.0, 0.0
         means: dict[int, Running] = {}
         for layer, matrices in found.items():
-            means[layer], by, of = add(state.means[layer], matrices, jnp.asarray(counts[layer].astype(matrices.dtype)))
+            weight = np.broadcast_to(counts[layer], len(matrices)).astype(matrices.dtype)
+            means[layer], by, of = add(state.means[layer], matrices, jnp.asarray(weight))
             moved, size = max(moved, float(by)), max(size, float(of))
         if not np.isfinite(size):
             raise ValueError(
@@ -205,7 +209,7 @@ class _Fitter:
         def within(budget: int):
             self.budget = budget
             given = self.swept, entering, prompt.valid, weights, self.held
-            return prompt_jacobians(*given, first=first, budget=budget)
+            return prompt_jacobians(*given, first=first, by_head=self.settings.average == "head", budget=budget)
 
         return halving(within, self.budget, "the bytes of its rows")
 

@@ -70,13 +70,15 @@ class JacobianLens(eqx.Module):
 
     @property
     def J(self) -> dict[int, Float[Array, "..."]]:
-        """For each layer the mean Jacobian `[out in]`; of a lens by clusters `[cluster out in]`."""
+        """For each layer the mean Jacobian `[out in]`; of a lens by clusters `[cluster out in]`, and by heads `[path out in]`, whose last
+        path is what passes all heads, and whose sum is the mean Jacobian.
+        """
         return {layer: self._one(running.mean) for layer, running in self.means.items()}
 
     @property
     def standard_error(self) -> dict[int, Float[Array, "..."]]:
         r"""For each layer the standard error of the mean over prompts, $\sqrt{\sum_{ij} \mathrm{se}(J_{l,ij})^2}$, in the units of
-        $\|J_l\|_F$; by clusters an array. NaN for one prompt, and of files that do not hold it.
+        $\|J_l\|_F$; by clusters or heads an array. NaN for one prompt, and of files that do not hold it.
         """
         return {layer: self._one(running.standard_error) for layer, running in self.means.items()}
 
@@ -86,7 +88,7 @@ class JacobianLens(eqx.Module):
         return {layer: self._one(running.relative_error) for layer, running in self.means.items()}
 
     def _one(self, x: Float[Array, "average ..."]) -> Float[Array, "..."]:
-        return x[0] if self.centres is None else x
+        return x[0] if self.settings.average == "corpus" else x
 
     def readout(
         self,
@@ -169,7 +171,9 @@ class JacobianLens(eqx.Module):
         return draw_readout(read, list(map(text, np.asarray(tokens))), shown, title=title, colour=colour, path=path)
 
     def _maps(self) -> Mapping[int, Float[Array, "map d_model d_model"]]:
-        return {layer: running.mean for layer, running in self.means.items()}
+        """The map of each layer, or of each of its clusters."""
+        whole = (lambda mean: mean.sum(0)[None]) if self.settings.average == "head" else (lambda mean: mean)
+        return {layer: whole(running.mean) for layer, running in self.means.items()}
 
     def _check_model(self, name: str, model: Transformer) -> None:
         """ValueError unless the lens may be of this model: of its weights, where the lens says which, or at least of its shape."""

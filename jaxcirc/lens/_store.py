@@ -97,7 +97,7 @@ def _write_torch(path: Path, stored: Stored, dtype: str) -> None:
             "A .pt file is written by PyTorch: pip install 'jaxcirc[torch]'. A .safetensors file needs none."
         ) from None
     tensor = lambda x, layer: torch.from_numpy(np.array(_as(x, dtype, layer)))
-    alone = lambda x: x if stored.centres else x[0]
+    alone = lambda x: x[0] if stored.settings.average == "corpus" else x
     layers, settings = sorted(stored.means), stored.settings
     held: dict[str, Any] = dict(settings.more) | {
         "source_layers": layers,
@@ -180,10 +180,10 @@ def _read_published(path: Path) -> Stored:
     if prompts < 1:
         raise ValueError(f"{path} is a lens of no prompts. Fit it to some: jc.fit_lens(model, prompts, checkpoint=…).")
     own = json.loads(held["jaxcirc"]) if "jaxcirc" in held else None
-    clustered = held.get("centres")
+    clustered, several = held.get("centres"), held.get("average", "corpus") != "corpus"
     means = {}
     for i, (layer, matrix) in enumerate(matrices.items()):
-        mean = matrix if clustered is not None else matrix[None]
+        mean = matrix if several else matrix[None]
         weight, count, spread = (
             [jnp.asarray(own[name][i], mean.dtype) for name in _PARTS[1:]]
             if own

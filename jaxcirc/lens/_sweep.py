@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._sites import Kind, Site
-from ..linear import between_blocks, pull_rows
+from ..linear import between_blocks, head_means, pull_rows
 from ..models import Transformer
 from ..runs import BUDGET, in_groups, lengthened, padded_length, record
 
@@ -61,13 +61,15 @@ def prompt_jacobians(
     held: frozenset[Site],
     *,
     first: int,
+    by_head: bool = False,
     budget: int = BUDGET,
 ) -> dict[int, Float[Array, "average d_model d_model"]]:
     r"""The Jacobians of one prompt, for each layer below the target, `[average out in]`: for each of the averages that are asked for
     $\sum_p w_l[p] \sum_{p' \in V} \partial h_{target}[p'] / \partial h_l[p]$.
 
     **Arguments:** - `weights[l]` `[average seq]`: $w_l$, 0 at what is not valid. - `held`: sites without tangent. - `first`: no valid
-    position is before it. - `budget`: bytes for the rows that are swept together, as they are at all positions.
+    position is before it. - `by_head`: instead of the one average its parts: by way of each head of the block behind the layer, and
+    last what passes all of them. - `budget`: bytes for the rows that are swept together, as they are at all positions.
     """
     window = slice(first if model.causal else 0, len(valid) - 1 if model.causal else len(valid))
     width = window.stop - window.start
@@ -85,8 +87,11 @@ def prompt_jacobians(
             segment = between_blocks(
                 (model.blocks[layer],), (entering.masks[layer],), entering.resid[layer], _IN, _OUT, own
             )
-            rows = pull_rows(segment, rows, first=window.start, budget=budget)
-            found[layer - 1] = _averaged(rows, of[layer - 1])
+            given = {"first": window.start, "budget": budget}
+            heads = head_means(segment, rows, of[layer - 1][0], **given) if by_head else None
+            rows = pull_rows(segment, rows, **given)
+            whole = _averaged(rows, of[layer - 1])
+            found[layer - 1] = whole if heads is None else _with_rest(heads, whole)
         parts.append(found)
     return {layer: _joined([part[layer] for part in parts], d_model) for layer in parts[0]}
 
@@ -105,6 +110,14 @@ def _start(valid: Bool[Array, " window"], outputs: Int[Array, " n"], d_model: in
 def _averaged(rows: Rows, weights: Float[Array, "average window"]) -> Float[Array, "average n d_model"]:
     # [average window] · [window n d_model] -> [average n d_model]
     return jnp.einsum("aw,wnd->and", weights, rows)
+
+
+@jax.jit
+def _with_rest(
+    heads: Float[Array, "head n d_model"], whole: Float[Array, "1 n d_model"]
+) -> Float[Array, "path n d_model"]:
+    """Puts what no head has of the whole behind the heads' parts."""
+    return jnp.concatenate([heads, whole - jnp.sum(heads, axis=0)])
 
 
 def _joined(parts: list[Float[Array, "average n d_model"]], d_model: int) -> Float[Array, "average d_model d_model"]:

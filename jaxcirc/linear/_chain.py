@@ -181,6 +181,8 @@ def pulled(
 
     def through(covectors: Rows) -> Rows:
         at_z, beside = around(covectors) if begin is None else begin.split(covectors)
+        if end is not None and Kind.Z in end.kinds:
+            return end.join(at_z, beside)
         heads = linear.heads if at_z and linear.heads is not None and linear.heads.paths else None
         inputs = {} if heads is None else heads.pull(at_z[Kind.Z], positions, keys=keys)
         if end is not None:

@@ -20,7 +20,7 @@ from ..models import is_known
 from ..parts import GatedMLP
 from ..runs import BUDGET
 from ._block import linearise
-from ._chain import chunk_of_rows, pulled
+from ._chain import behind_heads, chunk_of_rows, pulled
 from ._forms import is_closed
 from ._maps import LocalMap, pull
 from ._segment import Segment, vjp
@@ -76,6 +76,40 @@ def _pull(segment: Segment, rows: Rows, *, first: int, chunk: int, together: int
     if block.has_middle:
         return _by_chunks(through, _add_at_positions(rows, None, of_mlp, positions, together), chunk)
     return _add_at_positions(_by_chunks(through, rows, chunk), rows, of_mlp, positions, together)
+
+
+def head_means(
+    segment: Segment, rows: Rows, weights: Float[Array, " window"], *, first: int, budget: int = BUDGET
+) -> Float[Array, "head n d_model"]:
+    r"""Of the means $\sum_s w_s\, \mathrm{rows}'_s$ of what `pull_rows` makes of rows, the part that each head of the block has: what comes
+    of the rows by way of that head's output alone. `rows` are left as they are.
+    """
+    window, n, _ = rows.shape
+    chunk = chunk_of_rows(segment, n, window, budget, divides=True)
+    return _head_means(segment, rows, weights, first=first, chunk=chunk)
+
+
+@ft.partial(jax.jit, static_argnames=("first", "chunk"))
+def _head_means(segment: Segment, rows: Rows, weights: Float[Array, " window"], *, first: int, chunk: int):
+    positions, linear = jnp.arange(first, first + len(rows), dtype=jnp.int32), linearise(segment)
+    plane, heads = behind_heads(linear), segment.blocks[0].attn.W_Q.shape[0]
+    back = pulled(segment, None, positions, keys=first + len(rows), end=plane)
+    through = pulled(segment, None, positions, keys=first + len(rows), begin=plane)
+
+    def some(i: Int[Array, ""]) -> Float[Array, "head chunk d_model"]:
+        part = jax.lax.dynamic_slice_in_dim(rows, i * chunk, chunk, axis=1)
+        at_z, beside = plane.split(back(part))
+        z = at_z[Kind.Z].reshape(len(rows), chunk, heads, -1)
+
+        def one(head: Int[Array, ""]) -> Float[Array, "chunk d_model"]:
+            mine = jnp.where(jnp.arange(heads)[:, None] == head, z, 0).reshape(len(rows), chunk, -1)
+            # [window] · [window chunk d_model] -> [chunk d_model]
+            return jnp.einsum("w,wnd->nd", weights, through(plane.join({Kind.Z: mine}, jnp.zeros_like(beside))))
+
+        return jax.lax.map(one, jnp.arange(heads))
+
+    found = jax.lax.map(some, jnp.arange(rows.shape[1] // chunk))  # [part head chunk d_model]
+    return found.transpose(1, 0, 2, 3).reshape(heads, rows.shape[1], -1)
 
 
 def _of_attention(segment: Segment) -> Segment:
