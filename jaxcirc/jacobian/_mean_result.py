@@ -18,11 +18,11 @@ from ..models import Transformer
 from ._certificate import Certificate, issue_certificate
 from ._operator import random_key
 from ._sample import Sample
-from ._sublayer import sum_of_jvps, Sublayer
+from ._sublayer import images_of, Sublayer
 from ._total import Total
 
 
-FORMAT = "jaxcirc mean jacobian 1"
+FORMAT, WHAT = "jaxcirc mean jacobian 1", "a mean Jacobian that MeanJacobian.save wrote"
 _ABOUT = ("weight", "n_positions", "n_prompts", "source", "target", "frozen", "model", "dtype", "engine")
 
 
@@ -125,7 +125,7 @@ class MeanJacobian:
         worst = 0.0
         for _ in range(probes):
             tangent = rng.standard_normal(rows.shape[1])
-            want = sum_of_jvps(sub, rows, weights, np.broadcast_to(tangent, rows.shape))
+            want = weights @ images_of(sub, rows, np.broadcast_to(tangent, rows.shape))
             worst = max(worst, float(np.abs(made @ tangent - want).max() / np.abs(want).max()))
         what = f"{self.engine} (sums over {len(rows)} of {self.n_positions} positions)"
         return issue_certificate(worst, probes=probes, what=what, dtype=rows.dtype, limit=limit)
@@ -139,7 +139,7 @@ class MeanJacobian:
         """
         path = check_path("MeanJacobian.save: path", path)
         if path.exists():
-            _opened(path)
+            opened(path, FORMAT, WHAT)
         certificate = None if self.sample is None else self.certificate(key)
         about = {name: getattr(self, name) for name in _ABOUT}
         about |= {"source": str(self.source), "target": str(self.target)}
@@ -157,7 +157,8 @@ class MeanJacobian:
 
         **Raises:** `ValueError` for another file, and for a mean of another model.
         """
-        about, tensors = _opened(check_path("MeanJacobian.load: path", path))
+        path = check_path("MeanJacobian.load: path", path)
+        about, tensors = opened(path, FORMAT, WHAT)
         if model is not None:
             if (how := difference(about["model"], fingerprint(model))) is not None:
                 raise ValueError(f"{path} is of another model than {model.name}{how}.")
@@ -166,10 +167,10 @@ class MeanJacobian:
         return MeanJacobian(tensors["jacobian"], **ends, **rest, certified=about["certified"])
 
 
-def _opened(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metadata and tensors. **Raises:** `ValueError` unless `save` wrote the file."""
+def opened(path: Path, form: str, what: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metadata and tensors. **Raises:** `ValueError` unless the file is of this form."""
     with open_safetensors(path) as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is not a mean Jacobian that MeanJacobian.save wrote.")
+        if metadata.get("format") != form:
+            raise ValueError(f"{path} does not hold {what}.")
         return json.loads(metadata["about"]), {name: read_tensor(file, name, path) for name in file.keys()}

@@ -33,7 +33,7 @@ from ..parts._held_norm import centred, weighed
 
 
 Rows = Float[Array, "n d_model"]
-HELD = (Kind.LN2_SCALE, Kind.LN2_POST_SCALE, Kind.MLP_GATE)  # what closed forms know how to hold
+HELD = (Kind.LN1_SCALE, Kind.LN2_SCALE, Kind.LN2_POST_SCALE, Kind.MLP_GATE)  # what closed forms know how to hold
 
 
 class Sublayer(eqx.Module):
@@ -84,6 +84,16 @@ class Sublayer(eqx.Module):
             out = out if self.before is None else weighed(self.before, out)
         return out if self.before is None else centred(self.before, out)
 
+    def pushed(self, vectors: Float[Array, "n d_model"]) -> Float[Array, "path n d_hidden"]:
+        r"""Takes vectors of what enters through $R P$ of each path, as if the norm divided by 1."""
+        if self.before is not None:
+            vectors = centred(self.before, vectors)
+        if self.mlp is None:
+            return vectors[None]
+        mlp, read = widened(self.mlp), vectors if self.before is None else weighed(self.before, vectors)
+        weights = [mlp.W_gate, mlp.W_in] if self.paths == 2 else [mlp.W_in]
+        return jnp.stack([read @ W for W in weights])
+
     def writing(self, covectors: Float[Array, "n d_out"]) -> tuple[Float[Array, "n d_hidden"], Float[Array, "n d_out"]]:
         """Pulls covectors of what comes out back to the neurons, and to what the norm behind them divides, as if that were by 1."""
         if self.behind is not None:
@@ -122,8 +132,8 @@ def factors(sub: Sublayer, x: Rows, weights: Float[Array, " n"]) -> Factors:
     if sub.behind is not None:
         value, scale = _normalised(sub.behind, post)
         slopes = slopes / scale
-        value = value if Kind.LN2_POST_SCALE not in sub.frozen else None
-    live = sub.before is not None and Kind.LN2_SCALE not in sub.frozen
+        value = value if sub.behind.sites[0] not in sub.frozen else None
+    live = sub.before is not None and sub.before.sites[0] not in sub.frozen
     along = jnp.sum(slopes * readings, axis=0) if live else None
     if value is not None:
         # Without its weight: that is part of the covectors which it meets. [n d_out] · [d_out d_mlp] -> [n d_mlp]
@@ -235,12 +245,10 @@ def sum_by_autodiff(sub: Sublayer, x: Rows, weights: Float[Array, " n"], *, toge
     return jax.lax.scan(add, jnp.zeros((out.size, x.shape[-1]), out.dtype), groups)[0]
 
 
-def sum_of_jvps(sub: Sublayer, x: np.ndarray, weights: np.ndarray, tangents: np.ndarray) -> np.ndarray:
-    """The sum of the images of tangents, one at each position, by forward mode operation by operation and in float64."""
+def images_of(sub: Sublayer, x: np.ndarray, tangents: np.ndarray) -> Float[np.ndarray, "n d_out"]:
+    """The images of tangents, one at each position, by forward mode operation by operation and in float64."""
     wide = lambda leaf: jax.device_put(np.asarray(leaf, np.float64))
     with jax.enable_x64(True), jax.disable_jit(), jax.default_matmul_precision("highest"):
         of_float = lambda leaf: wide(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
         exact = jax.tree.map(of_float, sub)
-        _, images = jax.jvp(exact, (wide(x),), (wide(tangents),))
-        return np.asarray(weights, np.float64) @ np.asarray(images)
-
+        return np.asarray(jax.jvp(exact, (wide(x),), (wide(tangents),))[1])
