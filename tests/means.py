@@ -21,7 +21,9 @@ def corpus_for(model, seed: int = 0):
 
 def values_at(model, tokens, mask, sites):
     """`{site: [position …]}`, prompt by prompt."""
-    found = [jc.run(model, jnp.asarray(t), mask=jnp.asarray(m), record=sites)[1] for t, m in zip(tokens, mask, strict=True)]
+    found = [
+        jc.run(model, jnp.asarray(t), mask=jnp.asarray(m), record=sites)[1] for t, m in zip(tokens, mask, strict=True)
+    ]
     return {site: np.concatenate([np.asarray(each[site]) for each in found]) for site in map(Site.parse, sites)}
 
 

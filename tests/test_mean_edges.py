@@ -13,7 +13,7 @@ from jaxcirc import Kind, Site
 from jaxcirc.features import mean_edges, MeanEdges
 from jaxcirc.saes import Identity, TanhReLU, TopK, Transcoder
 
-from .dictionaries import DICTIONARIES, gated, make_sae, thresholds, weights as random_weights
+from .dictionaries import DICTIONARIES, make_sae, thresholds, weights as random_weights
 from .helpers import assert_close, model_named, needs_x64
 from .means import corpus_for, jacobians, values_at
 from .odd_parts import ODD
@@ -96,7 +96,9 @@ def transcoder_of(layer: int, seed: int, reads: Kind = Kind.MLP_IN) -> Transcode
 
 @needs_x64
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("name", "reads"), [("gpt2", Kind.MLP_IN), ("gemma2", Kind.LN2_NORMALIZED), ("neox", Kind.MLP_IN)])
+@pytest.mark.parametrize(
+    ("name", "reads"), [("gpt2", Kind.MLP_IN), ("gemma2", Kind.LN2_NORMALIZED), ("neox", Kind.MLP_IN)]
+)
 def test_edges_from_transcoder_to_transcoder(name, reads, weighted):
     """Along the stream alone: what lies between, attention and MLPs, is held."""
     model, target, source = model_named(name), OUT, FIRST_OUT
@@ -108,7 +110,9 @@ def test_edges_from_transcoder_to_transcoder(name, reads, weighted):
 
         def each_of(values, held=held):
             at = [
-                jc.edge(model, jnp.asarray(t), source, read, mask=jnp.asarray(m), frozen=held, engine="autodiff").as_matrix()
+                jc.edge(
+                    model, jnp.asarray(t), source, read, mask=jnp.asarray(m), frozen=held, engine="autodiff"
+                ).as_matrix()
                 for t, m in zip(*corpus[:2], strict=True)
             ]
             return np.concatenate([np.einsum("sosi->soi", np.asarray(J)) for J in at])
@@ -120,9 +124,16 @@ def test_edges_from_transcoder_to_transcoder(name, reads, weighted):
 def test_weighted_edges_of_a_linear_stream_are_global_weights():
     """With the norm's scale held: the product of directions times how strongly the two are on together."""
     model, source, target = model_named("gpt2"), FIRST_OUT, OUT
-    saes, (tokens, mask, _) = {source: transcoder_of(0, 1), target: transcoder_of(1, 2)}, corpus_for(model_named("gpt2"))
+    saes, (tokens, mask, _) = (
+        {source: transcoder_of(0, 1), target: transcoder_of(1, 2)},
+        corpus_for(model_named("gpt2")),
+    )
     found = mean_edges(
-        *(model, saes, tokens, source, target), mask=mask, through="stream", weighted=True, frozen=jc.frozen.layer_norms(model)
+        *(model, saes, tokens, source, target),
+        mask=mask,
+        through="stream",
+        weighted=True,
+        frozen=jc.frozen.layer_norms(model),
     )
     values = values_at(model, tokens, mask, [Site(0, Kind.MLP_IN), Site(1, Kind.MLP_IN), Site(1, Kind.LN2_SCALE)])
     acts, gates = (np.asarray(saes[s].encode(jnp.asarray(values[saes[s].reads]))) for s in (source, target))

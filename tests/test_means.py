@@ -56,7 +56,9 @@ def test_what_a_scale_that_moves_adds_is_there(name):
 
 
 @needs_x64
-@pytest.mark.parametrize(("name", "source", "target"), [("llama", "hook_resid_mid", POST), ("neox", "mlp.hook_in", OUT)])
+@pytest.mark.parametrize(
+    ("name", "source", "target"), [("llama", "hook_resid_mid", POST), ("neox", "mlp.hook_in", OUT)]
+)
 def test_other_sites_around_an_mlp(name, source, target):
     model, corpus, source = model_named(name), corpus_for(model_named(name)), Site.parse(f"blocks.1.{source}")
     got = mean(model, corpus[0], source=source, target=target, mask=corpus[1], weights=corpus[2])
@@ -70,7 +72,9 @@ def test_other_sites_around_an_mlp(name, source, target):
 def test_it_is_the_mean_of_what_edge_gives():
     model, tokens = model_named("gpt2"), tokens_for(model_named("gpt2"))
     J = jc.edge(model, tokens, STREAM, OUT).as_matrix()
-    assert_close(mean(model, tokens[None], 1).matrix, np.einsum("sosi->oi", np.asarray(J)) / len(tokens), tolerance=4e-12)
+    assert_close(
+        mean(model, tokens[None], 1).matrix, np.einsum("sosi->oi", np.asarray(J)) / len(tokens), tolerance=4e-12
+    )
 
 
 @needs_x64
@@ -105,14 +109,17 @@ def test_prompts_of_mixed_lengths_are_those_with_padding():
 def test_the_clean_prompts_of_a_set_count():
     model, (tokens, mask, _) = model_named("gpt2"), corpus_for(model_named("gpt2"))
     first = np.zeros(4, np.int32)
-    prompts = jc.data.Prompts(*(map(jnp.asarray, (tokens, tokens * 0, first, first))), {"end": jnp.asarray(first)}, jnp.asarray(mask))
+    prompts = jc.data.Prompts(
+        *(map(jnp.asarray, (tokens, tokens * 0, first, first))), {"end": jnp.asarray(first)}, jnp.asarray(mask)
+    )
     assert_close(mean(model, prompts, 1).matrix, mean(model, tokens, 1, mask=mask).matrix, tolerance=1e-14)
     assert_close(mean(model, [prompts], 1).matrix, mean(model, tokens, 1, mask=mask).matrix, tolerance=1e-14)
 
 
 @needs_x64
 @pytest.mark.parametrize(
-    "name", ["gated MLP", "RMS norm", "norm behind the MLP", "class derived from MLP", "activation that is not elementwise"]
+    "name",
+    ["gated MLP", "RMS norm", "norm behind the MLP", "class derived from MLP", "activation that is not elementwise"],
 )
 def test_parts_without_a_closed_form_are_differentiated(name):
     model = ODD[name][0](model_named("gpt2"))
@@ -195,7 +202,10 @@ def test_a_certificate_tells_a_wrong_sum():
         ({}, "of which MLP"),
         ({"source": "hook_embed"}, "of which MLP"),
         ({"source": "blocks.0.hook_resid_mid", "target": "blocks.1.hook_mlp_out"}, "not around the MLP of one block"),
-        ({"source": "blocks.0.hook_resid_pre", "target": "blocks.0.hook_resid_post"}, "not around the MLP of one block"),
+        (
+            {"source": "blocks.0.hook_resid_pre", "target": "blocks.0.hook_resid_post"},
+            "not around the MLP of one block",
+        ),
         ({"source": "blocks.0.hook_nothing"}, "No site is called"),
         ({"layer": 1, "frozen": ["blocks.1.hook_mlp_out"]}, "is an end of the edge and frozen"),
         ({"layer": 1, "frozen": ["blocks.1.mlp.hook_post"]}, "every path"),
@@ -226,7 +236,10 @@ def test_models_that_have_no_such_mean(untyped):
         mean(model_named("parallel"), tokens, 1, target="blocks.1.hook_resid_post")
     with pytest.raises(TypeError, match="list of prompts"):
         mean(model_named("gpt2"), "a text", 1)
-    for name, said in (("MLP that mixes positions", "take part in one another"), ("class derived from Block", "inside is not known")):
+    for name, said in (
+        ("MLP that mixes positions", "take part in one another"),
+        ("class derived from Block", "inside is not known"),
+    ):
         with pytest.raises(ValueError, match=said):
             mean(ODD[name][0](model_named("gpt2")), tokens, 1)
     broken = eqx.tree_at(lambda m: m.blocks[1].mlp.W_out, model_named("gpt2"), jnp.full((24, 16), jnp.nan))

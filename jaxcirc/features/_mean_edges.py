@@ -58,7 +58,8 @@ def mean_edges(
       norms live; `"stream"`, from an embedding, a sublayer's output or the stream through that alone to the stream further on, or to what a
       norm makes of it (`mlp.hook_in`, `attn.hook_in`), with what lies between, attention and other MLPs, held: so from transcoder to
       transcoder. There `frozen=jc.frozen.layer_norms(model)` makes it linear, as attribution graphs have it.
-    - `weighted`: times the source's activation. What it holds grows with the pairs of latents that are ever on together; `targets` bounds it.
+    - `weighted`: times the source's activation. What is held grows with the pairs of latents that are ever on together; `targets` bounds
+      it.
     - `targets`: the numbers of the target's latents whose edges are wanted, `None` for all.
 
     **Returns:** a `MeanEdges`: `rows` makes some rows, `top` keeps the largest of each.
@@ -82,17 +83,17 @@ def mean_edges(
     given, start, end = by_site(saes), Site.parse(source), Site.parse(target)
     held = check_list(f"{verb}: frozen", "sites", frozen)
     between = find_path(verb, model, given, start, end, through, held)
-    path, sites = between.path, (between.enters, between.reads, between.encodes)
+    path, wanted = between.path, {between.enters, between.reads, between.encodes}
     chosen = _chosen(verb, targets, path.target.d_sae)
     report = progress or (lambda done, of, stage: None)
-    of = len(prompts) if hasattr(prompts, "__len__") else 0  # pyright: ignore[reportArgumentType]
+    known = len(prompts) if hasattr(prompts, "__len__") else 0  # pyright: ignore[reportArgumentType]
     pairs = Pairs(path, chosen) if weighted else None
     read = np.zeros((len(chosen), path.source.d_out))
     weight, positions, done, sample = 0.0, 0, 0, None
     for batch in corpus_batches(verb, model, prompts, mask, weights, tokens_at_once):
-        found = values_until(model, batch.tokens, batch.mask, {*sites})
-        values = tuple(found[site].reshape(batch.weights.size, -1) for site in sites)
-        flat = batch.weights.reshape(-1)
+        found, flat = values_until(model, batch.tokens, batch.mask, wanted), batch.weights.reshape(-1)
+        rows = {site: value.reshape(len(flat), -1) for site, value in found.items()}
+        values = rows[between.enters], rows[between.reads], rows[between.encodes]
         if pairs is None:
             read += readings(path, chosen, values, flat)
         else:
@@ -101,7 +102,7 @@ def mean_edges(
         sample = (sample or Sample.empty(together.shape[-1])).drawn(together, flat[None])
         weight, positions = weight + float(flat.sum()), positions + int((flat > 0).sum())
         done += batch.prompts
-        report(done, max(of, done), "prompts")
+        report(done, max(known, done), "prompts")
     numbers = read if pairs is None else pairs.sum.data
     if not np.isfinite(numbers).all():
         raise ValueError(
@@ -119,7 +120,7 @@ def mean_edges(
         source=start,
         target=end,
         through=through,
-        frozen=tuple(sorted(kind.name for kind in path.sub.frozen)),
+        frozen=tuple(sorted(str(Site(between.enters.layer, kind)) for kind in path.sub.frozen)),
         model=fingerprint(model),
         dictionaries=(fingerprint(path.source), fingerprint(path.target)),
         dtype=str(jnp.dtype(model.activation_dtype)),

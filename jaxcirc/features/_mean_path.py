@@ -129,8 +129,8 @@ def _read(model: Transformer, reads: Site) -> tuple[Site | None, Norm | None]:
         return reads, None
     block = model.blocks[reads.layer]
     before_attention, before_mlp = Site(reads.layer, Kind.RESID_PRE), Site(reads.layer, block.mlp_reads)
-    bare = lambda norm: (
-        dataclasses.replace(norm, weight=None, **({"bias": None} if isinstance(norm, LayerNorm) else {}))
+    bare = lambda norm: dataclasses.replace(
+        norm, weight=None, **({"bias": None} if isinstance(norm, LayerNorm) else {})
     )
     found = {
         Kind.ATTN_IN: (before_attention, lambda: block.ln1),

@@ -67,7 +67,7 @@ class MeanEdges:
     - `pairs` `[n d_sae]`, sparse: those; `None` for derivatives.
     - `W_dec` `[d_sae d_source]`: the source's directions. `targets` `[n]`: the numbers of the target's latents.
     - `weight`: the sum of the positions' weights, by which it was divided; `n_positions`, `n_prompts`: how many count.
-    - `source`, `target`: the dictionaries' sites; `through`, `frozen`: what is between, and the kinds of what was held of it.
+    - `source`, `target`: the dictionaries' sites; `through`, `frozen`: what is between, and the names of what was held of it.
     - `model`, `dictionaries`: fingerprints; `dtype`: in which it was computed.
     - `certified`: of one that was loaded, the certificate that was saved with it, as a mapping.
     """
@@ -181,8 +181,8 @@ class MeanEdges:
         check_count("MeanEdges.certificate: probes", "random combinations", probes)
         if self.path is None or self.sample is None:
             raise ValueError(
-                "MeanEdges.certificate: edges that were loaded have no positions to be measured on. `certified` is the certificate that was "
-                "saved with them."
+                "MeanEdges.certificate: edges that were loaded have no positions to be measured on. `certified` is the certificate that "
+                "was saved with them."
             )
         rng = np.random.default_rng(np.asarray(jax.random.bits(random_key("MeanEdges.certificate", key), (4,))))
         errors = [_error(self.path, self.targets, self.sample, rng, weighted=self.weighted) for _ in range(probes)]

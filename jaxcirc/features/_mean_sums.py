@@ -28,7 +28,7 @@ from ._mean_path import Path
 
 
 if TYPE_CHECKING:
-    import scipy.sparse
+    pass
 
 Values = tuple[Float[Array, "n d_model"], Float[Array, "n d_read"], Float[Array, "n d_source"]]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 
-import jax
 import jax.numpy as jnp
 
 from .._checks import check_count
@@ -67,7 +66,7 @@ def sublayer_between(
         for site in held
         if site.layer == source.layer and source < site < target and site.kind > Kind.RESID_MID
     )
-    x = jax.ShapeDtypeStruct((1, model.d_model), jnp.dtype(model.activation_dtype))
+    x = jnp.zeros((1, model.d_model), model.activation_dtype)
     for slot in slots(block):
         part = slot.part(block)
         if slot.branch == "mlp" and not has_closed_form(part) and not has_local_maps(slot, part, x):

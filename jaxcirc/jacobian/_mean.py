@@ -39,10 +39,10 @@ def mean(
       \sum_s J_s = W_{out}^T \Big[\mathrm{diag}\big(\textstyle\sum_s A_s\big)\, R\,P \;-\;
       \tfrac1D \textstyle\sum_s (A_s \odot R\,y_s)\, y_s^T\Big], \qquad A_s = act'(\mathrm{pre}_s) / \sigma_s$$
 
-    for an MLP behind a norm with value $y_s$ `[d_model]` before its weight, scale $\sigma_s$ and centring $P$, where $R$ is $W_{in}^T$ times
-    the norm's weight, and $D$ is d_model. Everything that changes with the position is in a vector `[d_mlp]` and one sum of outer products
-    `[d_mlp d_model]`; no Jacobian of a single position is made. `jaxcirc/jacobian/_sublayer.py` has gated MLPs and norms behind the
-    MLP. Sums within a batch are in the model's dtype, those over batches in float64 on the host. An MLP or a norm without a closed form is
+    for an MLP behind a norm with value $y_s$ `[d_model]` before its weight, scale $\sigma_s$ and centring $P$, where $R$ is $W_{in}^T$
+    times the norm's weight, and $D$ is d_model. All that changes with the position is in a vector `[d_mlp]` and one sum of outer products
+    `[d_mlp d_model]`; no Jacobian of a single position is made. `jaxcirc/jacobian/_sublayer.py` has gated MLPs and norms behind the MLP.
+    Sums within a batch are in the model's dtype, those over batches in float64 on the host. An MLP or a norm without a closed form is
     differentiated by its own code, position by position.
 
     **Arguments:**

@@ -163,7 +163,8 @@ class MeanJacobian:
             if (how := difference(about["model"], fingerprint(model))) is not None:
                 raise ValueError(f"{path} is of another model than {model.name}{how}.")
         ends = {name: Site.parse(about[name]) for name in ("source", "target")}
-        rest = {name: about[name] for name in _ABOUT if name not in ends} | {"frozen": tuple(about["frozen"])}
+        rest: dict[str, Any] = {name: about[name] for name in _ABOUT if name not in ends}
+        rest["frozen"] = tuple(about["frozen"])
         return MeanJacobian(tensors["jacobian"], **ends, **rest, certified=about["certified"])
 
 

@@ -13,8 +13,8 @@ SIZE = 32
 
 
 class Sample(NamedTuple):
-    """`rows` `[n d_model]`: what entered there; `weights` `[n]`: what they count; `ranks` `[n]`: the random numbers by which they were drawn,
-    the smallest of all.
+    """`rows` `[n d_model]`: what entered there; `weights` `[n]`: what they count; `ranks` `[n]`: the random numbers by which they were
+    drawn, the smallest of all. `seen`: of how many.
     """
 
     rows: np.ndarray

@@ -80,7 +80,7 @@ class Sublayer(eqx.Module):
             mlp = widened(self.mlp)
             weights = [mlp.W_gate, mlp.W_in] if self.paths == 2 else [mlp.W_in]
             # [n d_mlp] · [d_model d_mlp] -> [n d_model]
-            out = sum(h @ W.T for h, W in zip(hidden, weights, strict=True))
+            out = jnp.sum(jnp.stack([h @ W.T for h, W in zip(hidden, weights, strict=True)]), axis=0)
             out = out if self.before is None else weighed(self.before, out)
         return out if self.before is None else centred(self.before, out)
 
@@ -137,6 +137,7 @@ def factors(sub: Sublayer, x: Rows, weights: Float[Array, " n"]) -> Factors:
     along = jnp.sum(slopes * readings, axis=0) if live else None
     if value is not None:
         # Without its weight: that is part of the covectors which it meets. [n d_out] · [d_out d_mlp] -> [n d_mlp]
+        assert sub.mlp is not None  # or there would be no norm behind it
         back = value @ widened(sub.mlp).W_out.T
         read = sub.reading(slopes * back)
         if along is not None:
@@ -216,10 +217,10 @@ def matrix_of_sums(sub: Sublayer, found: Sums) -> Float[np.ndarray, "d_out d_mod
     return _pushed(behind, out.T, weight=False).T * _weight(behind)[:, None]
 
 
-def _weight(norm: Any) -> np.ndarray | float:
+def _weight(norm: Any) -> np.ndarray:
     if norm.weight is None:
         return np.ones(1)
-    return norm.weight if isinstance(norm, LayerNorm) else norm.offset + norm.weight
+    return np.asarray(norm.weight) + (0 if isinstance(norm, LayerNorm) else norm.offset)
 
 
 def _pushed(norm: Any, rows: np.ndarray, *, weight: bool) -> np.ndarray:
