@@ -170,7 +170,7 @@ def _record_all(model: Transformer, tokens: Tokens) -> dict[Site, Float[Array, "
     return tap.cache
 
 
-def check_tokens(model: Transformer, tokens: Int[Array, "..."], *, batched: bool = False) -> None:
+def check_tokens(model: Transformer, tokens: Int[Array | np.ndarray, "..."], *, batched: bool = False) -> None:
     """ValueError unless `tokens` can be run: indexing would clamp an id outside the vocabulary and say nothing."""
     check_model(model)
     if not isinstance(tokens, jax.Array | np.ndarray):
@@ -196,7 +196,7 @@ def check_tokens(model: Transformer, tokens: Int[Array, "..."], *, batched: bool
     check_token_ids(model, tokens)
 
 
-def check_mask(tokens: Int[Array, "..."], mask: Bool[Array, "..."] | None) -> None:
+def check_mask(tokens: Int[Array | np.ndarray, "..."], mask: Bool[Array | np.ndarray, "..."] | None) -> None:
     """ValueError unless the padding mask has one boolean for each token, and a real one for each prompt."""
     if mask is None:
         return
@@ -210,7 +210,7 @@ def check_mask(tokens: Int[Array, "..."], mask: Bool[Array, "..."] | None) -> No
         raise ValueError(f"mask: {which} has no real token. Leave it out.")
 
 
-def check_token_ids(model: Transformer, ids: Int[Array, "..."], vocabulary: int | None = None) -> None:
+def check_token_ids(model: Transformer, ids: Int[Array | np.ndarray, "..."], vocabulary: int | None = None) -> None:
     """ValueError if an id is outside the vocabulary; silent on traced values, which were checked before tracing."""
     if isinstance(ids, Tracer):
         return

@@ -258,6 +258,7 @@ def test_rows_and_top_refuse_what_is_not_there(untyped):
         found.top(0)
 
 
+@needs_x64
 def test_the_streams_own_coordinates_are_a_dictionary():
     """Then edges are the mean Jacobian, where the target's are too."""
     model, (tokens, mask, _) = model_named("gpt2"), corpus_for(model_named("gpt2"))

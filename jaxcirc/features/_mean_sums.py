@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Values = tuple[Float[Array, "n d_model"], Float[Array, "n d_read"], Float[Array, "n d_source"]]
 
 
-def in_groups_of(values: Values, weights: Float[np.ndarray, " n"], each: int) -> tuple[Values, Array]:
+def in_groups_of(values: Values, weights: Float[np.ndarray, " n"], each: int) -> tuple[tuple[Array, ...], Array]:
     """Values and weights in groups `[group together …]`, as many positions together as the budget allows where one takes `each` numbers;
     filled up with positions that count for nothing.
     """
@@ -50,8 +50,8 @@ def _power_below(n: int) -> int:
 
 
 def readings(
-    path: Path, targets: Int[np.ndarray, " n"], values: Values, weights: Float[np.ndarray, " n"]
-) -> Float[np.ndarray, "n d_model"]:
+    path: Path, targets: Int[np.ndarray, " k"], values: Values, weights: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, "k d_model"]:
     """What the target latents read of the source's site, summed over positions: in float64, on the host."""
     sub, width = path.sub, path.target.d_sae
     hidden = values[0].shape[1] if sub.mlp is None else sub.mlp.W_out.shape[0]
@@ -106,9 +106,7 @@ class Pairs:
     def add(self, values: Values, weights: Float[np.ndarray, " n"]) -> "Pairs":
         """Adds positions."""
         path = self.path
-        there = np.flatnonzero(weights)
-        each = path.target.d_sae + path.source.d_sae
-        grouped, weight = in_groups_of(jax.tree.map(lambda x: x[there], values), weights[there], each)
+        grouped, weight = in_groups_of(values, weights, path.target.d_sae + path.source.d_sae)
         for i in range(len(weight)):
             some, w = jax.tree.map(lambda x, i=i: x[i], grouped), weight[i]
             gates, acts = _on(path, jnp.asarray(self.targets, jnp.int32), some, w)
