@@ -88,6 +88,23 @@ def test_edges_to_any_dictionary(name):
     check(model, saes, MID, target, lambda values: jacobians(model, values[MID], MID, OUT), weighted=False)
 
 
+@needs_x64
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_lists_of_few_latents_and_products_over_all_give_the_same(name, monkeypatch):
+    model = model_named(name)
+    corpus, target = corpus_for(model), POST if name == "llama" else OUT
+    saes = dictionaries_at(MID, target) | {MID: DICTIONARIES["relu-unit-norm"](jax.random.key(7), 16, MID)}
+    of = lambda: mean_edges(model, saes, corpus[0], MID, target, mask=corpus[1], weights=corpus[2]).readings
+    made = []
+    for few in (0.0, 1.0):
+        monkeypatch.setattr("jaxcirc.features._mean_few.FEW", few)
+        made.append(of())
+    monkeypatch.setattr("jaxcirc.features._mean_few.AT_ONCE", 7)
+    assert_close(made[1], made[0], tolerance=1e-13)
+    assert_close(of(), made[0], tolerance=1e-13)
+    assert not np.array_equal(made[0], made[1])  # two routes
+
+
 def transcoder_of(layer: int, seed: int, reads: Kind = Kind.MLP_IN) -> Transcoder:
     """Of a block's MLP."""
     site = Site(layer, Kind.MLP_OUT)
@@ -195,10 +212,10 @@ def test_the_largest_of_each_row(weighted, monkeypatch):
         order = np.argsort(-np.abs(dense[target]), kind="stable")[:4]
         there = dense[target][order] != 0
         assert (top.source[row] == np.where(there, order, -1)).all()
-        assert np.array_equal(top.value[row], dense[target][order])
+        np.testing.assert_allclose(top.value[row], dense[target][order], rtol=1e-12, atol=1e-16)
     table = top.to_pandas()
     assert len(table) == (top.source >= 0).sum() > 20
-    assert (dense[table["target"], table["source"]] == table["value"]).all()
+    np.testing.assert_allclose(dense[table["target"], table["source"]], table["value"], rtol=1e-12)
     assert found.top(100).source.shape == (20, 20)
 
 

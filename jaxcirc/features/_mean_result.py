@@ -115,11 +115,11 @@ class MeanEdges:
             raise ValueError(f"MeanEdges.rows: latent {missing} is not among the {len(self.targets)} targets.")
         return self._rows_at(at)
 
-    def _rows_at(self, at: np.ndarray | slice) -> np.ndarray:
+    def _rows_at(self, at: np.ndarray | slice, dtype: Any = np.float64) -> np.ndarray:
         if self.pairs is not None:
             return self.pairs[at].toarray()
         assert self.readings is not None
-        return self.readings[at] @ self.W_dec.T.astype(np.float64)
+        return self.readings[at].astype(dtype) @ self.W_dec.T.astype(dtype)
 
     def top(self, k: int) -> TopEdges:
         """The `k` largest edges into each target latent, found in blocks of rows: the whole matrix is never there."""
@@ -129,9 +129,12 @@ class MeanEdges:
         source, value = np.full((n, kept), -1, np.int64), np.zeros((n, kept))
         for first in range(0, n, block):
             some = slice(first, min(first + block, n))
-            dense = self._rows_at(some)
-            best = np.argpartition(-np.abs(dense), kept - 1, axis=1)[:, :kept]
-            found = np.take_along_axis(dense, best, 1)
+            dense = self._rows_at(some, self.W_dec.dtype)
+            best = np.argpartition(np.abs(dense), width - kept, axis=1)[:, width - kept :]
+            if self.readings is None:
+                found = np.take_along_axis(dense, best, 1)
+            else:  # in float64, whatever they were chosen in: [n d_source] · [n k d_source] -> [n k]
+                found = np.einsum("ni,nki->nk", self.readings[some], self.W_dec[best])
             order = np.lexsort((best, -np.abs(found)), axis=1)
             source[some], value[some] = (np.take_along_axis(x, order, 1) for x in (best, found))
         source[value == 0] = -1
@@ -185,10 +188,11 @@ class MeanEdges:
                 "was saved with them."
             )
         rng = np.random.default_rng(np.asarray(jax.random.bits(random_key("MeanEdges.certificate", key), (4,))))
-        errors = [_error(self.path, self.targets, self.sample, rng, weighted=self.weighted) for _ in range(probes)]
+        combinations = rng.standard_normal((probes, len(self.W_dec)))
+        error = _error(self.path, self.targets, self.sample, combinations, weighted=self.weighted)
         what = f"structured (sums over {len(self.sample.rows)} of {self.n_positions} positions)"
         dtype = self.sample.rows.dtype
-        return issue_certificate(max(errors), probes=probes, what=what, dtype=dtype, limit=limit)
+        return issue_certificate(error, probes=probes, what=what, dtype=dtype, limit=limit)
 
     def save(self, path: str | FilePath, *, key: Array | None = None) -> Certificate | None:
         """Writes a safetensors file of all that is there but the positions, with a new certificate.
@@ -232,27 +236,31 @@ class MeanEdges:
         return MeanEdges(tensors.get("readings"), pairs, W_dec, targets, **ends, **rest, certified=about["certified"])
 
 
-def _error(path: Path, targets: np.ndarray, sample: Sample, rng: np.random.Generator, *, weighted: bool) -> float:
-    """The relative error of a random combination of the source's latents, over the positions of a sample."""
+def _error(
+    path: Path, targets: np.ndarray, sample: Sample, combinations: Float[np.ndarray, "n d_sae"], *, weighted: bool
+) -> float:
+    """The largest relative error of combinations of the source's latents, over the positions of a sample."""
     widths = (sample.rows.shape[1] - path.target.d_in - path.source.d_in, path.target.d_in)
     parts = np.split(sample.rows, np.cumsum(widths), axis=1)
-    values = tuple(map(jax.device_put, parts))
-    combination = rng.standard_normal(path.source.d_sae)
+    values = jax.device_put(parts[0]), jax.device_put(parts[1]), jax.device_put(parts[2])
     exact = lambda array: np.asarray(wide(array), np.float64)
-    gates = exact(path.target.slopes(values[1]))[:, targets]
-    amounts = np.broadcast_to(combination, (len(parts[0]), len(combination)))
+    decoder, encoder = exact(path.source.W_dec), exact(path.target.W_enc)[:, targets]
+    gates, scale = exact(path.target.slopes(values[1]))[:, targets], exact(path.source.decoder_scale(values[2]))
+    acts = exact(path.source.encode(values[2])) if weighted else np.ones((1, len(decoder)))
     if weighted:
-        amounts = amounts * exact(path.source.encode(values[2]))
-        made = Pairs(path, targets).add(values, sample.weights).sum @ combination
+        made = Pairs(path, targets).add(values, sample.weights).sum @ combinations.T
     else:
-        made = readings(path, targets, values, sample.weights) @ (exact(path.source.W_dec).T @ combination)
-    amounts = amounts * exact(path.source.decoder_scale(values[2]))[:, None]
-    images = images_of(path.sub, parts[0], amounts @ exact(path.source.W_dec))
-    want = np.einsum("n,nk,nk->k", sample.weights, gates, images @ exact(path.target.W_enc)[:, targets])
-    size = np.abs(want).max()
-    if not size > 0:
-        raise ValueError(
-            "MeanEdges.certificate: at the positions that were drawn no edge is other than 0, so there is nothing to measure. Look at the "
-            "dictionaries: is a latent of the target on, and with it one of the source?"
-        )
-    return float(np.abs(made - want).max() / size)
+        made = readings(path, targets, values, sample.weights) @ (decoder.T @ combinations.T)
+    errors = []
+    for combination, got in zip(combinations, made.T, strict=True):
+        tangents = np.broadcast_to((acts * combination) @ decoder, parts[0].shape[:1] + decoder.shape[1:])
+        images = images_of(path.sub, parts[0], tangents * scale[:, None])
+        want = np.einsum("n,nk,nk->k", sample.weights, gates, images @ encoder)
+        size = np.abs(want).max()
+        if not size > 0:
+            raise ValueError(
+                "MeanEdges.certificate: at the positions that were drawn no edge is other than 0, so there is nothing to measure. Look at "
+                "the dictionaries: is a latent of the target on, and with it one of the source?"
+            )
+        errors.append(float(np.abs(got - want).max() / size))
+    return max(errors)

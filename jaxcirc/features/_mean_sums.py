@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 from .._precision import wide
 from ..jacobian._sublayer import Factors, factors
 from ..runs import BUDGET, rounded_up
+from ._mean_few import few_are_on, readings_of_few
 from ._mean_path import Path
 
 
@@ -62,7 +63,8 @@ def readings(
     for first in range(0, len(targets), size):
         first = min(first, len(targets) - size)  # blocks of one size: what two of them make is the same
         chosen = jnp.asarray(targets[first : first + size], jnp.int32)
-        found[first : first + size] = np.asarray(_readings(path, chosen, *grouped), np.float64)
+        make = readings_of_few if few_are_on(path, chosen, grouped) else _readings
+        found[first : first + size] = np.asarray(make(path, chosen, *grouped), np.float64)
     return found
 
 
