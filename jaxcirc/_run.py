@@ -196,7 +196,7 @@ def check_tokens(model: Transformer, tokens: Int[Array | np.ndarray, "..."], *, 
     check_token_ids(model, tokens)
 
 
-def check_mask(tokens: Int[Array, "..."], mask: Bool[Array, "..."] | None) -> None:
+def check_mask(tokens: Int[Array | np.ndarray, "..."], mask: Bool[Array | np.ndarray, "..."] | None) -> None:
     """ValueError unless the padding mask has one boolean for each token, and a real one for each prompt."""
     if mask is None:
         return

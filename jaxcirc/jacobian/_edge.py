@@ -106,37 +106,43 @@ def clean_resids(model: Transformer, tokens: Tokens, mask: Keys | None) -> tuple
 
 
 def check_ends(
-    model: Transformer, source: Site, target: Site, held: frozenset[Site], saes: Mapping[Site, AbstractDictionary]
+    model: Transformer,
+    source: Site,
+    target: Site,
+    held: frozenset[Site],
+    saes: Mapping[Site, AbstractDictionary],
+    *,
+    verb: str = "edge",
 ) -> None:
     """ValueError unless both sites are there and something flows from one to the other."""
     known = sites(model)
     for site in (source, target, *held):
         if site.value not in known:
             raise ValueError(
-                f"edge: no site `{site}` in {model.name} with {model.n_layers} layers. {did_you_mean(str(site), map(str, known))}"
+                f"{verb}: no site `{site}` in {model.name} with {model.n_layers} layers. {did_you_mean(str(site), map(str, known))}"
             )
         if site.part != Part.VALUE and site.value not in saes:
             raise ValueError(
-                f"edge: `{site}` is of a dictionary at `{site.value}`, and there is none. Pass saes={{…}} with one there."
+                f"{verb}: `{site}` is of a dictionary at `{site.value}`, and there is none. Pass saes={{…}} with one there."
             )
         if site.part == Part.INPUT and not saes[site.value].decoder_reads_input:
             raise ValueError(
-                f"edge: there is no `{site}`: the decoder of the dictionary at `{site.value}` reads nothing but its latents."
+                f"{verb}: there is no `{site}`: the decoder of the dictionary at `{site.value}` reads nothing but its latents."
             )
     ends = {source, target} & held
     if ends:
         raise ValueError(
-            f"edge: `{min(ends)}` is an end of the edge and frozen, so the edge is empty. Take it out of `frozen`."
+            f"{verb}: `{min(ends)}` is an end of the edge and frozen, so the edge is empty. Take it out of `frozen`."
         )
     if not reaches(model, source, target, (), saes):
         later = "is not computed before" if source >= target else "does not feed"
         raise ValueError(
-            f"edge: the source `{source}` {later} the target `{target}`, so there is no Jacobian. Are they swapped?"
+            f"{verb}: the source `{source}` {later} the target `{target}`, so there is no Jacobian. Are they swapped?"
         )
     if not reaches(model, source, target, held, saes):
         between = ", ".join(f"`{site}`" for site in sorted(held) if source < site < target)
         raise ValueError(
-            f"edge: every path from `{source}` to `{target}` meets a frozen site, so the edge is empty. Free one of {between}."
+            f"{verb}: every path from `{source}` to `{target}` meets a frozen site, so the edge is empty. Free one of {between}."
         )
 
 

@@ -11,6 +11,7 @@ from ._batches import (
     TOKENS_AT_ONCE as TOKENS_AT_ONCE,
     WAY_BACK as WAY_BACK,
 )
+from ._corpus import Corpus as Corpus, corpus_batches as corpus_batches, CorpusBatch as CorpusBatch
 from ._gradients import bytes_held as bytes_held, cut_gradients as cut_gradients
 from ._lengths import (
     filled as filled,
@@ -35,6 +36,7 @@ from ._resume import (
     resume as resume,
 )
 from ._sizes import cheapest as cheapest, size_for as size_for
+from ._until import values_until as values_until
 from ._windows import Window as Window, windows_of as windows_of
 from ._worlds import (
     as_graph as as_graph,

@@ -76,7 +76,7 @@ def record(
     masks, rows = model.batch_masks(mask), np.arange(len(tokens))
     outside = frozenset(site for site in wanted if site.layer is None)
     embedding = {site: edit for site, edit in edits.items() if site.layer is None}
-    resid, values = _embed(model.without_blocks, tokens, mask, embedding, record=outside)
+    resid, values = embed(model.without_blocks, tokens, mask, embedding, record=outside)
     first, last = Site(0, Kind.RESID_PRE), Site(model.n_layers - 1, Kind.RESID_POST)
     # Not recorded as others are: blocks of which the same is recorded share a program.
     resid, found = resume(model, masks, first, rows, resid, edits=edits, record=wanted - outside - {last})
@@ -108,7 +108,7 @@ def apart(both: Recorded) -> tuple[Recorded, Recorded]:
 
 
 @ft.partial(jax.jit, static_argnames="record")
-def _embed(
+def embed(
     ends: Transformer, tokens, mask, edits: Edits, *, record: frozenset[Site]
 ) -> tuple[Float[Array, "batch seq d_model"], dict[Site, Float[Array, "batch seq d_model"]]]:
     """Embeds a batch; `ends` is the model without its blocks."""
