@@ -221,6 +221,19 @@ def test_prompts_that_are_too_short_are_left_out_and_counted(some):
     assert_close(found.J[0], lens.J[0])
 
 
+def test_padding_has_no_part(some):
+    model, prompts, _, lens = some
+    padded = np.stack([np.pad(tokens, (2, 12 - len(tokens)), constant_values=1) for tokens in prompts])
+    mask = np.stack([np.pad(np.ones(len(tokens), bool), (2, 12 - len(tokens))) for tokens in prompts])
+    found = jc.fit_lens(model, padded[:, :12], skip_first=SKIP, mask=mask[:, :12])
+    assert np.abs(found.J[0] - lens.J[0]).max() > 1e-6  # the longest lost its end
+    some_of = slice(0, 3)
+    assert_close(
+        jc.fit_lens(model, padded[some_of, :12], skip_first=SKIP, mask=mask[some_of, :12]).J[0],
+        jc.fit_lens(model, prompts[some_of], skip_first=SKIP).J[0],
+    )
+
+
 def test_fitting_stops_when_the_mean_is_sure_enough(some):
     model, prompts, _, lens = some
     sure = max(float(x) for x in lens.relative_error.values())
@@ -447,9 +460,9 @@ def test_bad_arguments_are_told_before_any_work(some, tmp_path):
         fit(target_layer=-3)
     with pytest.raises(ValueError, match="rule must be 'exact' or 'lrp' or 'detached', got 'half'"):
         fit(rule="half")
-    with pytest.raises(ValueError, match="prompt 1: Token id 99"):
+    with pytest.raises(ValueError, match="entry 1 of the prompts: Token id 99"):
         jc.fit_lens(model, [prompts[0], np.asarray([1, 99, 2])], skip_first=SKIP)
-    with pytest.raises(ValueError, match="at least one prompt"):
+    with pytest.raises(ValueError, match="the corpus is empty"):
         jc.fit_lens(model, [], skip_first=SKIP)
     with pytest.raises(ValueError, match=r"written as .safetensors or .pt"):
         fit(skip_first=SKIP, checkpoint=tmp_path / "lens.npz")
@@ -477,7 +490,7 @@ def test_a_lens_of_another_model_is_refused(some):
 
 def test_text_is_no_prompt(some, untyped):
     model, *_ = some
-    with pytest.raises(TypeError, match=r"prompt 0 is text. Encode it"):
+    with pytest.raises(TypeError, match=r"entry 0 of the prompts is text. Encode it"):
         jc.fit_lens(model, ["The Eiffel tower"])
 
 

@@ -103,7 +103,7 @@ def mean_edges(
         weight, positions = weight + float(flat.sum()), positions + int((flat > 0).sum())
         done += batch.prompts
         report(done, max(known, done), "prompts")
-    numbers = read if pairs is None else pairs.sum.data
+    numbers = read if pairs is None else pairs.sum.data  # pyright: ignore[reportAttributeAccessIssue]  # scipy types it as any kind of sparse array
     if not np.isfinite(numbers).all():
         raise ValueError(
             f"{verb}: the edges from `{start}` to `{end}` are not finite. Look at the values there with jc.run(…, record=[…]), and at the "

@@ -1,12 +1,11 @@
 """Fits a Jacobian lens: prompt after prompt, one sweep back each, with a running mean for every layer."""
 
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_choice, check_count, check_number, check_threshold
 from .._files import check_writable
@@ -16,11 +15,10 @@ from .._typing import Progress as Report
 from .._words import counted
 from ..linear import free_memory
 from ..models import check_known, Transformer
-from ..runs import halving
+from ..runs import Corpus, corpus_prompts, halving
 from ._checkpoint import Checkpoint, Progress
 from ._clusters import find_centres, members
 from ._lens import JacobianLens
-from ._prompts import sequences
 from ._rules import ruled, RULES
 from ._running import add, nothing, Running
 from ._settings import LensSettings
@@ -33,7 +31,7 @@ AVERAGES = ("corpus", "cluster", "head")
 
 def fit_lens(
     model: Transformer,
-    prompts: Iterable[Int[Array | np.ndarray, " seq"]] | Int[Array | np.ndarray, "prompt seq"],
+    prompts: Corpus,
     *,
     skip_first: int = 16,
     target_layer: int | None = None,
@@ -45,6 +43,7 @@ def fit_lens(
     stop_error: float | None = None,
     stop_movement: float | None = None,
     least: int = 100,
+    mask: Bool[Array | np.ndarray, "prompt seq"] | None = None,
     budget: int | None = None,
     progress: Report | None = None,
 ) -> JacobianLens:
@@ -57,7 +56,8 @@ def fit_lens(
 
     **Arguments:**
 
-    - `prompts`: token sequences of any lengths; those with fewer than `skip_first + 2` tokens are left out and counted.
+    - `prompts`: token sequences of any lengths: a list of them, an array `[prompt seq]` with its `mask`, False for padding, or whatever
+      else `jc.jacobian.mean` takes; those with fewer than `skip_first + 2` tokens are left out and counted.
     - `target_layer`: the layer to whose output the maps lead, the last unless given; from -1, the last, it counts from the end.
     - `rule`: `"exact"` derivatives; `"lrp"`: norm scales and attention patterns are held, activation functions are a held quotient times
       what they read, and of a product of two activations each passes half; `"detached"`: norm scales, patterns and gates are held, so
@@ -102,7 +102,7 @@ def fit_lens(
     if average == "head":
         check_known("fit_lens: average='head'", model, "attn")
     target = _target(model, target_layer)
-    given = sequences("fit_lens", model, prompts)
+    given = corpus_prompts("fit_lens", model, prompts, mask)
     long_enough = [len(tokens) >= skip_first + 2 for tokens in given]
     if not any(long_enough):
         raise ValueError(

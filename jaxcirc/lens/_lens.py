@@ -1,6 +1,6 @@
 """The Jacobian lens: for each layer the mean map from its residual stream to the last one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TYPE_CHECKING
 
@@ -15,8 +15,8 @@ from .._labels import with_labels
 from .._run import check_token_ids, check_tokens
 from .._words import counted
 from ..models import check_known, Transformer
+from ..runs import Corpus, corpus_prompts
 from ._plot import draw_readout
-from ._prompts import sequences
 from ._readout import LensReadout, ranks_table, read_layers
 from ._running import joined, Running
 from ._settings import LensSettings
@@ -123,7 +123,7 @@ class JacobianLens(eqx.Module):
         given = {"top_k": top_k, "chosen": chosen, "logit_lens": logit_lens}
         return read_layers(model, np.asarray(tokens), self._maps(), self.centres, self.target_layer, **given)
 
-    def next_token(self, model: Transformer, prompts: Iterable[Int[Array | np.ndarray, " seq"]]) -> "pd.DataFrame":
+    def next_token(self, model: Transformer, prompts: Corpus) -> "pd.DataFrame":
         """How well each layer's readout knows the token that follows, over prompts, by the lens and by the logit lens: a row a layer, with
         the median rank (1 is the largest logit), the mean logarithm of the rank, and the share of positions where it is the first.
 
@@ -133,7 +133,7 @@ class JacobianLens(eqx.Module):
         given = {"top_k": 1, "chosen": np.zeros(0, int), "logit_lens": False}
         found = [
             read_layers(model, tokens, self._maps(), self.centres, self.target_layer, **given)
-            for tokens in sequences("JacobianLens.next_token", model, prompts)
+            for tokens in corpus_prompts("JacobianLens.next_token", model, prompts)
             if len(tokens) > 1
         ]
         if not found:

@@ -11,7 +11,7 @@ from ._batches import (
     TOKENS_AT_ONCE as TOKENS_AT_ONCE,
     WAY_BACK as WAY_BACK,
 )
-from ._corpus import Corpus as Corpus, corpus_batches as corpus_batches, CorpusBatch as CorpusBatch
+from ._corpus import Corpus as Corpus, corpus_batches as corpus_batches, corpus_prompts as corpus_prompts
 from ._gradients import bytes_held as bytes_held, cut_gradients as cut_gradients
 from ._lengths import (
     filled as filled,

@@ -72,6 +72,20 @@ def corpus_batches(
             yield _batch(rows, most if length in full else min(most, rounded_up(len(rows))))
 
 
+def corpus_prompts(
+    verb: str, model: Transformer, corpus: Corpus, mask: Bool[Array | np.ndarray, "prompt seq"] | None = None
+) -> list[Int[np.ndarray, " seq"]]:
+    """The prompts of a corpus one by one, without padding, where all of them can be held.
+
+    **Raises:** as `corpus_batches`.
+    """
+    arrays = _arrays(verb, model, corpus, mask, None)
+    found = [row[real] for tokens, reals, _ in arrays for row, real in zip(tokens, reals, strict=True)]
+    if not found:
+        raise ValueError(f"{verb}: the corpus is empty. Give at least one prompt; an iterator can be read only once.")
+    return found
+
+
 def _batch(rows: Sequence[tuple[np.ndarray, ...]], size: int) -> CorpusBatch:
     """Stacks rows, and fills them up to `size` with the last, which then counts for nothing."""
     more = size - len(rows)
@@ -95,7 +109,7 @@ def _arrays(verb: str, model: Transformer, corpus: Corpus, mask, weights) -> Ite
             f"{verb}: mask and weights are of an array [prompt seq]. In a list give them with each of its arrays: (tokens, mask), or "
             "(tokens, mask, weights)."
         )
-    for item in corpus:
+    for number, item in enumerate(corpus):
         parts = item if isinstance(item, tuple) and not isinstance(item, Prompts) else (item,)
         if not 1 <= len(parts) <= 3:
             raise ValueError(
@@ -104,8 +118,17 @@ def _arrays(verb: str, model: Transformer, corpus: Corpus, mask, weights) -> Ite
         tokens, *more = parts
         if isinstance(tokens, list):
             tokens = np.asarray(tokens)
+        if isinstance(tokens, str):
+            raise TypeError(
+                f"{verb}: entry {number} of the prompts is text. Encode it: jc.load_tokenizer(…).encode(text)."
+            )
         batched = isinstance(tokens, Prompts) or np.ndim(tokens) == 2
-        yield _checked(verb, model, tokens, *more, *(None,) * (2 - len(more)), batched=batched)
+        try:
+            found = _checked(verb, model, tokens, *more, *(None,) * (2 - len(more)), batched=batched)
+        except (ValueError, TypeError) as error:
+            what = str(error).removeprefix(f"{verb}: ")
+            raise type(error)(f"{verb}: entry {number} of the prompts: {what}") from None
+        yield found
 
 
 def _checked(verb: str, model: Transformer, tokens, mask, weights, *, batched: bool) -> tuple[np.ndarray, ...]:
