@@ -48,7 +48,7 @@ def part(option: str, what: str) -> Callable[[str], float]:
 def figure(option: str) -> Callable[[str], Path]:
     """Takes where a picture may be written, of a kind that its suffix says."""
 
-    def check(value: str) -> None:
+    def check(value: Path) -> None:
         check_figure(option, value)
 
     return _reader(Path, check)

@@ -24,7 +24,7 @@ def load_texts(
     limit: int | None = None,
     length: int | None = None,
     bos: bool | None = None,
-) -> list[Int[np.ndarray, " seq"]]:
+) -> list[Int[np.ndarray, " _"]]:
     """Reads texts as token ids, one array each.
 
         A `.txt` file has a text a line. Any other is a table, JSON lines, JSON, CSV, TSV or parquet, with a column `text`, or `prompt`,

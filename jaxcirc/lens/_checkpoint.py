@@ -28,7 +28,7 @@ class Progress(NamedTuple):
         return self.next - self.skipped
 
 
-def digest(prompts: Sequence[Int[np.ndarray, " seq"]]) -> str:
+def digest(prompts: Sequence[Int[np.ndarray, " _"]]) -> str:
     """Sixteen hexadecimal digits of token sequences and their order."""
     found = hashlib.sha256()
     for tokens in prompts:
@@ -40,7 +40,7 @@ def digest(prompts: Sequence[Int[np.ndarray, " seq"]]) -> str:
 class Checkpoint:
     """A checkpoint at `path`, or none for `None`, written when the last one is `seconds` old."""
 
-    def __init__(self, path: Path | None, seconds: float, settings: LensSettings, prompts: Sequence[np.ndarray]):
+    def __init__(self, path: Path | None, seconds: int | float, settings: LensSettings, prompts: Sequence[np.ndarray]):
         self.path, self.seconds, self.settings, self.prompts = path, seconds, settings, prompts
         self._written = time.monotonic()
 

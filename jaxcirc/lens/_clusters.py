@@ -13,7 +13,7 @@ SAMPLE = 20_000  # positions that the centres are found from
 
 
 def find_centres(
-    model: Transformer, prompts: Iterable[Int[np.ndarray, " seq"]], layers: range, *, clusters: int, skip_first: int
+    model: Transformer, prompts: Iterable[Int[np.ndarray, " _"]], layers: range, *, clusters: int, skip_first: int
 ) -> dict[int, Float[np.ndarray, "cluster d_model"]]:
     """Finds for each source layer the centres of clusters of its residual stream at valid positions, by k-means with a fixed seed.
 

@@ -39,9 +39,9 @@ def fit_lens(
     average: str = "corpus",
     clusters: int = 8,
     checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
-    stop_error: float | None = None,
-    stop_movement: float | None = None,
+    checkpoint_seconds: int | float = 60,
+    stop_error: int | float | None = None,
+    stop_movement: int | float | None = None,
     least: int = 100,
     mask: Bool[Array | np.ndarray, "prompt seq"] | None = None,
     budget: int | None = None,
@@ -162,7 +162,7 @@ def _target(model: Transformer, layer: int | None) -> int:
     return found
 
 
-def _is_enough(state: Progress, error: float | None, movement: float | None, least: int) -> bool:
+def _is_enough(state: Progress, error: int | float | None, movement: int | float | None, least: int) -> bool:
     """Whether the means are as sure as was asked for."""
     if state.n_prompts < least or not state.history:
         return False

@@ -93,10 +93,10 @@ class JacobianLens(eqx.Module):
     def readout(
         self,
         model: Transformer,
-        tokens: Int[Array, " seq"],
+        tokens: Int[Array | np.ndarray, " seq"],
         top_k: int = 10,
         *,
-        ranks_of: Sequence[int] | Int[Array, " token"] = (),
+        ranks_of: Sequence[int] | Int[Array | np.ndarray, " token"] = (),
         logit_lens: bool = False,
     ) -> LensReadout:
         """Reads a prompt at every layer: the tokens that are strongest there, and the rank of the token that follows, beside its rank by
@@ -144,7 +144,7 @@ class JacobianLens(eqx.Module):
     def plot(
         self,
         model: Transformer,
-        tokens: Int[Array, " seq"],
+        tokens: Int[Array | np.ndarray, " seq"],
         tokenizer: Any = None,
         *,
         colour: str = "rank",

@@ -74,7 +74,7 @@ def corpus_batches(
 
 def corpus_prompts(
     verb: str, model: Transformer, corpus: Corpus, mask: Bool[Array | np.ndarray, "prompt seq"] | None = None
-) -> list[Int[np.ndarray, " seq"]]:
+) -> list[Int[np.ndarray, " _"]]:
     """The prompts of a corpus one by one, without padding, where all of them can be held.
 
     **Raises:** as `corpus_batches`.
