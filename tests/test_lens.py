@@ -305,6 +305,7 @@ def test_the_readout_of_the_target_is_the_models_own(some):
     assert (np.asarray(read.tokens[-1, :, 0]) == logits.argmax(1)).all()
     ranks = 1 + (logits[:, None] > logits[:, [2, 5], None]).sum(-1)
     assert (np.asarray(read.ranks[-1]) == ranks).all()
+    assert_close(read.logits_of[-1], logits[:, [2, 5]])
     following = logits[np.arange(len(tokens) - 1), np.asarray(tokens)[1:]]
     assert (np.asarray(read.next_rank[-1]) == 1 + (logits[:-1] > following[:, None]).sum(1)).all()
     assert (np.asarray(read.next_rank[-1]) == np.asarray(read.logit_lens_rank[-1])).all()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._indexing import take
 from .._sites import Kind, Site
 from .._tap import bare_tap
 from ..models import Transformer
@@ -29,7 +30,7 @@ class LensReadout(eqx.Module):
     - `entropy` `[layer seq]`: of the distribution over tokens, in nats.
     - `next_rank`, `logit_lens_rank` `[layer seq-1]`: the rank of the token that follows, 1 for the largest logit, as the lens reads it and
       as the logit lens does, which is the lens with every map the identity.
-    - `ranks` `[layer seq token]`: of the tokens that were asked for.
+    - `ranks`, `logits_of` `[layer seq token]`: of the tokens that were asked for.
     """
 
     layers: tuple[int, ...] = eqx.field(static=True)
@@ -39,6 +40,7 @@ class LensReadout(eqx.Module):
     next_rank: Int[Array, "layer seq-1"]
     logit_lens_rank: Int[Array, "layer seq-1"]
     ranks: Int[Array, "layer seq token"]
+    logits_of: Float[Array, "layer seq token"]
 
     def next_token(self) -> "pd.DataFrame":
         """A row a layer: the median and the mean logarithm of the rank of the token that follows, by the lens and by the logit lens."""
@@ -99,6 +101,7 @@ def read_layers(
         stack(next_rank, seq - 1),
         stack(plain, seq - 1),
         of("ranks"),
+        of("logits_of"),
     )
 
 
@@ -108,6 +111,7 @@ class _Reading(eqx.Module):
     entropy: Float[Array, " seq"]
     following: Int[Array, " seq"]
     ranks: Int[Array, "seq token"]
+    logits_of: Float[Array, "seq token"]
 
 
 @ft.partial(jax.jit, static_argnames="top_k")
@@ -120,9 +124,9 @@ def _read(ends: Transformer, resid, maps, centres, *, following, chosen, top_k: 
     logs = jax.nn.log_softmax(logits)
     rank = lambda own: 1 + jnp.sum(logits > own[:, None], axis=1)
     entropy = -jnp.sum(jnp.exp(logs) * logs, axis=1)
-    of_chosen = [rank(logits[:, chosen[i]]) for i in range(len(chosen))]
-    ranks = jnp.stack(of_chosen, axis=1) if of_chosen else jnp.zeros((len(logits), 0), jnp.int32)
-    return _Reading(ids, values, entropy, rank(jnp.take_along_axis(logits, following[:, None], 1)[:, 0]), ranks)
+    own = take(logits, chosen, axis=1)
+    following_rank = rank(jnp.take_along_axis(logits, following[:, None], 1)[:, 0])
+    return _Reading(ids, values, entropy, following_rank, jax.vmap(rank, 1, 1)(own), own)
 
 
 def _carried(
