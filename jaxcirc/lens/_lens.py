@@ -102,8 +102,8 @@ class JacobianLens(eqx.Module):
         """Reads a prompt at every layer: the tokens that are strongest there, and the rank of the token that follows, beside its rank by
         the logit lens. A lens of clusters takes the map of the nearest centre at each position.
 
-        **Arguments:** - `tokens` `[seq]`. - `top_k`: how many tokens. - `ranks_of`: tokens whose ranks and logits are asked for. - `logit_lens`: show
-        what the logit lens reads instead, for comparison.
+        **Arguments:** - `tokens` `[seq]`. - `top_k`: how many tokens. - `ranks_of`: tokens whose ranks and logits are asked for. -
+        `logit_lens`: show what the logit lens reads instead, for comparison.
 
         **Raises:** `ValueError` for a model that the lens is not of, and ids outside the vocabulary.
 
