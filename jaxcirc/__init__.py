@@ -1,7 +1,7 @@
 """Jacobians, edges and circuits of transformers in JAX.
 
 What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
-`jc.attribution_graphs`, `jc.edges`, `jc.patching`, `jc.localisation`, `jc.scrubbing`, `jc.jacobian`, `jc.view`, `jc.data`,
+`jc.attribution_graphs`, `jc.edges`, `jc.patching`, `jc.localisation`, `jc.jobs`, `jc.scrubbing`, `jc.jacobian`, `jc.view`, `jc.data`,
 `jc.saes`, `jc.interop`.
 """
 
@@ -20,6 +20,7 @@ from . import (
     features as features,
     interop as interop,
     jacobian as jacobian,
+    jobs as jobs,
     localisation as localisation,
     patching as patching,
     saes as saes,
@@ -136,6 +137,7 @@ from .jacobian import (
     SavedJacobian as SavedJacobian,
     select as select,
 )
+from .jobs import attribute as attribute
 from .localisation import circuit_curve as circuit_curve, CircuitCurve as CircuitCurve
 from .models import process_weights as process_weights, Transformer as Transformer
 from .nodes import (

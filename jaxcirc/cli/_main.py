@@ -11,6 +11,7 @@ from typing import NoReturn
 from .. import _stop
 from .._version import __version__
 from . import (
+    _attribute,
     _bench,
     _circuit_curve,
     _convert,
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         _graph,
         _circuit_curve,
         _scrub,
+        _attribute,
         _self_repair,
         _doctor,
         _bench,

@@ -34,7 +34,11 @@ from ._resume import (
     onwards as onwards,
     resume as resume,
 )
-from ._sizes import cheapest as cheapest, size_for as size_for
+from ._sizes import (
+    cheapest as cheapest,
+    size_for as size_for,
+    sizes_without_history as sizes_without_history,
+)
 from ._windows import Window as Window, windows_of as windows_of
 from ._worlds import (
     as_graph as as_graph,
