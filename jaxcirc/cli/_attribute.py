@@ -203,8 +203,13 @@ def _part_of(arguments: argparse.Namespace) -> Part:
         raise ValueError(
             "--coordinator, --num-processes and --process-id go together. Give all three, or --distributed alone."
         )
-    part = join(Cluster(*flags) if arguments.coordinator else None)
-    note(f"process {part.index} of {part.of}")
+    try:
+        part = join(Cluster(*flags) if arguments.coordinator else None)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} By --coordinator, --num-processes and --process-id; or give --shard alone."
+        ) from None
+    note(f"process {part.number} of {part.of}")
     return part
 
 
@@ -220,16 +225,15 @@ class _Lines:
     """Says on standard error how far the job is: a line now and then."""
 
     def __init__(self) -> None:
-        self.said = time.monotonic()
+        self.said, self.done = time.monotonic(), -1
 
     def __call__(self, report: JobReport) -> None:
         now = time.monotonic()
-        if now - self.said < EVERY and report.done < report.lines:
+        ended = report.done == report.lines
+        if (now - self.said < EVERY and not ended) or (ended and report.done == self.done):
             return
-        self.said = now
-        left = (
-            "" if report.remaining is None or report.done == report.lines else f", {_duration(report.remaining)} to go"
-        )
+        self.said, self.done = now, report.done
+        left = "" if report.remaining is None or ended else f", {_duration(report.remaining)} to go"
         print(
             f"{report.done} of {report.lines} lines; {report.rate:.1f} prompts a second, computing {report.busy:.0%} of the time{left}",
             file=sys.stderr,

@@ -1,5 +1,6 @@
 """Batch attribution: a verb over a file of prompts of any length, into a folder of tables."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from ._node_verbs import JobOfNodes
 from ._progress import Clock, JobReport, Watcher
 from ._shards import ALL, check_part_of, Part, shard_files, shards_of
 from ._source import AbstractSource, open_source
-from ._store import clear_leftovers, Counts, counts_of, list_skipped
+from ._store import clear_leftovers, Counts, counts_of, list_skipped, SKIPPED
 from ._verbs import AbstractVerb, Saes
 
 
@@ -82,9 +83,9 @@ def attribute(
     """Runs a verb over every pair of prompts of a file and writes a table of what it finds, in parts that are whole at any moment.
 
     A shard is a fixed range of lines. Each is written under another name and renamed when it is whole, so that a run that is killed, at
-    whatever moment, loses the shards that it had under way and nothing else; the same call then does those that are missing, and the tables
-    are those of a run that was never killed, row for row. Prompts of a shard are run in batches of one padded length. Nothing but the shards
-    under way is ever in memory.
+    whatever moment, loses the shards that it had under way and nothing else; the same call then does those that are missing, and the
+    tables are those of a run that was never killed, row for row. Prompts of a shard are run in batches of one padded length. Nothing but
+    the shards under way is ever in memory.
 
     **Arguments:**
 
@@ -145,18 +146,22 @@ def attribute(
         clear_leftovers(folder, part)
         shards = shards_of(source.lines, shard_lines, part)
         there = {shard: counts for shard in shards if (counts := counts_of(folder, shard)) is not None}
-        missing = [shard for shard in shards if shard not in there]
-        before = functools.reduce(Counts.plus, there.values(), Counts())
         lines = sum(shard.lines.last - shard.lines.first + 1 for shard in shards)
-        clock, watch = Clock(lines, before, crew.copies), progress or (lambda report: None)
+        clock = Clock(lines, functools.reduce(Counts.plus, there.values(), Counts()), crew.copies)
+        missing, watch = [shard for shard in shards if shard not in there], progress or (lambda report: None)
         try:
             if missing:
                 job = Job.of(model, sites, verb, reader, batch_size)
                 crew.run(Work(job, verb.prepared(model), sites, source, missing, folder, clock, watch))
-        finally:
-            list_skipped(folder)
-        report = clock.report()
-        watch(report)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the disk is full, say, and it is that error that counts
+                list_skipped(folder)
+            raise
+        list_skipped(folder)
+    report = clock.report()
+    watch(report)
+    if report.skipped and not report.used:
+        raise ValueError(f"prompts: no line of {source.path} could be used, and {folder / SKIPPED} says why.")
     return Attributed(folder, report)
 
 

@@ -113,8 +113,8 @@ class JobOfSelfRepair(AbstractVerb):
 
 @dataclasses.dataclass(frozen=True)
 class JobOfEdgeAttribution(AbstractVerb):
-    """`jc.edge_attribution`: a row for each edge of `jc.component_graph` with `|effect| > edge_threshold`, from `steps` gradients on the way
-    from the clean prompt to the corrupt one.
+    """`jc.edge_attribution`: a row for each edge of `jc.component_graph` with `|effect| > edge_threshold`, from `steps` gradients on the
+    way from the clean prompt to the corrupt one.
     """
 
     name: ClassVar[str] = "edge-attribution"

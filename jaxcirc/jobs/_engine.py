@@ -1,4 +1,4 @@
-"""Where shards are computed: in this process, or by others that a driver commands. Each calls `Job.shard`, and so all make the same tables."""
+"""Where shards are computed: in this process, or by others that it commands. Each calls `Job.shard`, so all make the same tables."""
 
 import abc
 import contextlib

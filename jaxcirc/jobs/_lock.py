@@ -26,7 +26,7 @@ def locked(out: Path, part: Part) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         _hold(held, out, out / ".lock", shared=not whole)
         if not whole:
-            _hold(held, out, out / f".lock-{part.index}-of-{part.of}", shared=False)
+            _hold(held, out, out / f".lock-{part.number}-of-{part.of}", shared=False)
         yield
 
 

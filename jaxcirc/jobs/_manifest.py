@@ -40,8 +40,8 @@ def settings_of(
         "options": options,
         "numbers": {
             "dtype": str(model.dtype),
-            "x64": bool(jax.config.read("jax_enable_x64")),
-            "precision": str(jax.config.jax_default_matmul_precision),
+            "x64": bool(jax.config.values["jax_enable_x64"]),
+            "precision": str(jax.config.values["jax_default_matmul_precision"]),
             "platform": platform,
         },
         "versions": {"jaxcirc": __version__, "jax": jax.__version__, "jaxlib": jaxlib.version.__version__},

@@ -12,13 +12,14 @@ from ._shards import Part
 
 
 class Cluster(NamedTuple):
-    """Who the processes are, where no scheduler says it. - `coordinator`: `HOST:PORT` of the process 0. - `processes`: how many there are. -
-    `index`: which this one is, from 0.
+    """Who the processes are, where no scheduler says it.
+
+    **Attributes:** - `coordinator`: `HOST:PORT` of the process 0. - `processes`: how many there are. - `process`: which one this is.
     """
 
     coordinator: str
     processes: int
-    index: int
+    process: int
 
 
 def join(cluster: Cluster | None = None) -> Part:
@@ -30,13 +31,11 @@ def join(cluster: Cluster | None = None) -> Part:
 
     **Raises:** `ValueError` if nothing says who the processes are; `RuntimeError` if they do not meet.
     """
-    given = (
-        {}
-        if cluster is None
-        else dict(zip(("coordinator_address", "num_processes", "process_id"), cluster, strict=True))
-    )
     try:
-        jax.distributed.initialize(**given)
+        if cluster is None:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(cluster.coordinator, cluster.processes, cluster.process)
     except ValueError as error:
         raise ValueError(
             f"Nothing says which processes there are ({error}). Start them by Slurm, Kubernetes, Open MPI or on a TPU pod; or tell each "

@@ -18,7 +18,7 @@ class JobReport:
     - `lines`: of the prompts that are this process' to do; `done`: of them in shards that are there, `before`: when it began.
     - `prompts`: computed in this run, finished shards or not; `seconds`: since it began computing.
     - `busy`: the share of these seconds in which its devices' threads computed, the rest being spent on waiting for prompts or for files.
-    - `skipped`, `rows`: in the shards that are there.
+    - `used`, `skipped`, `rows`: prompts, lines skipped and rows of the shards that are there.
     """
 
     lines: int
@@ -27,6 +27,7 @@ class JobReport:
     prompts: int
     seconds: float
     busy: float
+    used: int
     skipped: int
     rows: int
 
@@ -80,6 +81,7 @@ class Clock:
                 prompts=self._prompts,
                 seconds=seconds,
                 busy=min(1.0, busy / (seconds * self._threads)) if seconds else 0.0,
+                used=self._counts.prompts,
                 skipped=self._counts.skipped,
                 rows=self._counts.rows,
             )

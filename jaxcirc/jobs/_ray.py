@@ -7,6 +7,7 @@ actor that dies is started anew by Ray Data, and its shard given to whoever is f
 import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ _SETTINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Ray(AbstractEngine):
-    """Actors of a Ray cluster, each with one copy of the dictionaries, and where the cluster has GPUs with as many of these as a copy takes.
+    """Actors of a Ray cluster, each with one copy of the dictionaries; where the cluster has GPUs, with as many of these as a copy takes.
 
     **Arguments:** - `address`: of the cluster, as `ray.init` takes it; `None` is the one that this program has joined, or that the
     environment names, or a new one on this host. - `actors`: how many; by default as many as there are devices for.
@@ -79,16 +80,16 @@ def _ray() -> Any:
 
 
 def _join(ray: Any, address: str | None) -> None:
+    here = {"include_dashboard": False} if address is None else {}
     try:
-        ray.init(
-            address=address,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        with warnings.catch_warnings(
+            action="ignore", category=RuntimeWarning
+        ):  # what Ray forks runs another program at once
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        where = "can be started here" if address is None else f"is at {address}"
         raise ValueError(
-            f"There is no Ray cluster at {address} ({str(error).strip().splitlines()[0]}). Start one: ray start --head."
+            f"No Ray cluster {where} ({str(error).strip().partition(chr(10))[0]}). Start one on some host: ray start --head."
         ) from None
 
 
@@ -104,7 +105,7 @@ def _run(ray: Any, work: Work, actors: int, each: int, gpus: bool) -> None:
         _Actor,
         batch_size=1,
         fn_constructor_kwargs=about,
-        concurrency=actors,
+        compute=ray.data.ActorPoolStrategy(size=actors),
         **({"num_gpus": each} if gpus else {"num_cpus": 1}),
     )
     for row in done.iter_rows():

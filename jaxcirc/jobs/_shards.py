@@ -10,7 +10,7 @@ from ._source import Range
 class Part(NamedTuple):
     """Which of several processes this one is, counted from 0: it takes every `of`-th shard, and nobody else takes those."""
 
-    index: int = 0
+    number: int = 0
     of: int = 1
 
 
@@ -31,15 +31,15 @@ class Shard(NamedTuple):
 def shards_of(lines: int, each: int, part: Part = ALL) -> list[Shard]:
     """The shards of so many lines that are this part's."""
     every = [Shard(i, Range(i * each + 1, min(lines, (i + 1) * each))) for i in range(-(-lines // each))]
-    return every[part.index :: part.of]
+    return every[part.number :: part.of]
 
 
 def check_part_of(name: str, part: Part) -> None:
     """ValueError unless there is such a part."""
     check_count(name, "processes share the shards", part.of)
-    check_count(name, "processes come before this one", part.index, least=0)
-    if part.index >= part.of:
-        raise ValueError(f"{name}: of {part.of} parts the first is 0 and the last {part.of - 1}; got {part.index}.")
+    check_count(name, "processes come before this one", part.number, least=0)
+    if part.number >= part.of:
+        raise ValueError(f"{name}: of {part.of} parts the first is 0 and the last {part.of - 1}; got {part.number}.")
 
 
 def shard_files(out: Path) -> list[Path]:

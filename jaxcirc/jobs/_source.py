@@ -100,10 +100,15 @@ class _Lines(AbstractSource):
             some = list(itertools.islice((line for line in lines if line.strip()), LOOKED_AT))
         if not some:
             raise ValueError(f"prompts: {self.path} is empty. Expected {EXPECTED}.")
+        if some[0].lstrip().startswith(b"[") and not isinstance(parsed(some[0].decode("utf-8", "replace")), list):
+            raise ValueError(
+                f"prompts: {self.path} is a JSON list, which is read at once. Write an object a line: JSON lines."
+            )
         if not any(isinstance(parsed(line.decode("utf-8", "replace")), dict) for line in some):
             shown = some[0].strip().decode("utf-8", "replace")[:40]
             raise ValueError(
-                f"prompts: none of the first lines of {self.path} is a JSON object; the first is {shown!r}. Expected one {ROWS.split(';')[0]}."
+                f"prompts: none of the first lines of {self.path} is a JSON object; the first is {shown!r}. Expected one "
+                f"{ROWS.partition(';')[0]}."
             )
 
 

@@ -112,5 +112,5 @@ def clear_leftovers(out: Path, part: Part) -> None:
     """Removes the shards that a killed process was writing, of those that nobody but this part writes."""
     for path in out.glob(f".shard-*{_ASIDE}"):
         number = path.name.removeprefix(".shard-").partition(".")[0]
-        if number.isdecimal() and int(number) % part.of == part.index:
+        if number.isdecimal() and int(number) % part.of == part.number:
             path.unlink(missing_ok=True)
