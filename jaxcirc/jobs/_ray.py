@@ -89,7 +89,7 @@ def _join(ray: Any, address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = "can be started here" if address is None else f"is at {address}"
         raise ValueError(
-            f"No Ray cluster {where} ({str(error).strip().partition(chr(10))[0]}). Start one on some host: ray start --head."
+            f"No Ray cluster {where} ({str(error).strip().partition(chr(10))[0]}). Start one on some host, by ray start."
         ) from None
 
 
