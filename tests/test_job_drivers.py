@@ -94,7 +94,7 @@ def test_ray_with_an_actor_killed(given, place, whole, tmp_path, monkeypatch):
     killer.start()
     try:
         found = jc.attribute(
-            model, saes, tokenizer, place / "prompts.jsonl", out, VERB, engine=jc.jobs.Ray(actors=2), **SMALL
+            model, saes, tokenizer, place / "prompts.jsonl", out, VERB, engine=jc.jobs.Ray("local", actors=2), **SMALL
         )
     finally:
         over.set()
@@ -117,3 +117,12 @@ def actors(mark: str) -> list[int]:
         if title.startswith(b"ray::") and b"MapWorker" in title and mark.encode() in environment:
             found.append(int(folder.name))
     return found
+
+
+def test_a_cluster_that_is_not_there(place, tmp_path, capsys):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    there_is_none = ("--engine", "ray", "--address", f"localhost:{free_port()}")
+    assert main(command(place, tmp_path / "out", *there_is_none)) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"No Ray cluster is at {there_is_none[-1]}" in said
+    assert not tables(tmp_path / "out")

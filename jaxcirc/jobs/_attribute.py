@@ -142,7 +142,7 @@ def attribute(
             **{"bos": bool(reader.start), "devices_per_copy": crew.devices_per_copy},
         }
         settings = settings_of(model, sites, source, tokenizer, verb.name, options, crew.platform)
-        agree(folder, settings, {"devices": crew.devices, "prompts": str(prompts)})
+        agree(folder, settings, {"devices": crew.devices, "model": model.name, "prompts": str(prompts)})
         clear_leftovers(folder, part)
         shards = shards_of(source.lines, shard_lines, part)
         there = {shard: counts for shard in shards if (counts := counts_of(folder, shard)) is not None}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 Numbered = tuple[int, Record]
+Pairs = list[tuple[int, PromptRow]]  # by line
 
 
 class Stopped(Exception):
@@ -40,8 +41,8 @@ class Reader:
     first_answer: bool
     most: int
 
-    def read(self, records: Sequence[Numbered]) -> tuple[list[tuple[int, PromptRow]], list[Skipped]]:
-        """The prompts among the rows, by line, and what is wrong with the others."""
+    def read(self, records: Sequence[Numbered]) -> tuple[Pairs, list[Skipped]]:
+        """Makes prompts of rows, and says what is wrong with those of which there are none."""
         rows, skipped = [], []
         for line, record in records:
             try:
@@ -83,19 +84,20 @@ class Job:
         self,
         copy: Copy,
         shard: Shard,
-        records: Sequence[Numbered],
+        rows: Pairs,
+        skipped: Sequence[Skipped],
         done: Callable[[int], object] = lambda prompts: None,
         stop: threading.Event | None = None,
     ) -> Found:
-        """Computes the table of a shard, a batch at a time; `done` is told of how many prompts each was.
+        """Computes the table of a shard, of the prompts in its lines and those that were `skipped`, a batch at a time; `done` is told of
+        how many prompts each was.
 
         Batches are of rows of the shard alone, in the order of lines within a length, and all of one size; and lists in them have sizes
         that follow from themselves. So the table is the same to the last bit, whoever computes it and after whatever.
 
         **Raises:** `Stopped` once `stop` is set.
         """
-        rows, skipped = self.reader.read(records)
-        parts, lines, served = [], [], 0
+        parts, lines, served, skipped = [], [], 0, list(skipped)
         with sizes_without_history():
             for batch in self._batches(rows):
                 if stop is not None and stop.is_set():
@@ -110,9 +112,9 @@ class Job:
         found = joined([{"line": line} | part for line, part in zip(lines, parts, strict=True)]) if parts else {}
         return Found(shard, self._table(found), served, sorted(skipped))
 
-    def _batches(self, rows: Sequence[tuple[int, PromptRow]]) -> Iterator[list[tuple[int, PromptRow]]]:
+    def _batches(self, rows: Pairs) -> Iterator[Pairs]:
         """Rows of one padded length, so many at a time."""
-        buckets: dict[int, list[tuple[int, PromptRow]]] = {}
+        buckets: dict[int, Pairs] = {}
         for line, row in rows:
             buckets.setdefault(self._length(row), []).append((line, row))
         for length in sorted(buckets):

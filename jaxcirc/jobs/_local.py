@@ -1,6 +1,6 @@
-"""The driver of one process: a thread that reads, one a copy of the model that computes, and one that writes.
+"""The driver of one process: a thread that reads and encodes, one a copy of the model that computes, and one that writes.
 
-While a shard is written the next is computed, and the one after it read; of each there is no more than that in memory.
+While a shard is written the next is computed, and the prompts of the one after it are made; of each there is no more than that in memory.
 """
 
 import queue
@@ -36,11 +36,14 @@ def run_local(
     for copy in copies:
         free.put(copy)
 
-    def compute(shard: Shard, records) -> Found:
+    def read():
+        return job.reader.read(next(ranges, ()))
+
+    def compute(shard: Shard, rows, skipped) -> Found:
         copy = free.get()
         try:
             with clock.computing():
-                return job.shard(copy, shard, records, clock.computed, stop)
+                return job.shard(copy, shard, rows, skipped, clock.computed, stop)
         finally:
             free.put(copy)
 
@@ -50,12 +53,12 @@ def run_local(
         computing: set[Future[Found]] = set()
         writing: deque[Future[Counts]] = deque()
         try:
-            reading = readers.submit(next, ranges, None)
+            reading = readers.submit(read)
             for shard in shards:
-                records = reading.result()
-                reading = readers.submit(next, ranges, None)
-                computing.add(computers.submit(compute, shard, records))
-                del records
+                prompts = reading.result()
+                reading = readers.submit(read)
+                computing.add(computers.submit(compute, shard, *prompts))
+                del prompts
                 while len(computing) > len(copies):  # one is ready for whoever is free first
                     _collect(computing, writing, writers, out, clock, report)
             while computing:

@@ -32,7 +32,7 @@ def settings_of(
     """All that results depend on: change one, and a table would hold numbers of two kinds."""
     dictionaries: dict[str, AbstractDictionary] = {str(site): sae for site, sae in saes.items()}
     return {
-        "model": {"name": model.name, "fingerprint": fingerprint(model)},
+        "model": fingerprint(model),
         "dictionaries": {site: fingerprint(dictionaries[site]) for site in sorted(dictionaries)},
         "tokenizer": _tokenizer(tokenizer),
         "prompts": {"digest": source.digest, "bytes": source.size, "lines": source.lines},

@@ -6,6 +6,7 @@ actor that dies is started anew by Ray Data, and its shard given to whoever is f
 
 import contextlib
 import dataclasses
+import socket
 import time
 import warnings
 from collections.abc import Iterator
@@ -32,14 +33,18 @@ _SETTINGS = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
 )
+PATIENCE = 5.0  # seconds in which a cluster has to answer
 
 
 @dataclasses.dataclass(frozen=True)
 class Ray(AbstractEngine):
     """Actors of a Ray cluster, each with one copy of the dictionaries; where the cluster has GPUs, with as many of these as a copy takes.
 
-    **Arguments:** - `address`: of the cluster, as `ray.init` takes it; `None` is the one that this program has joined, or that the
-    environment names, or a new one on this host. - `actors`: how many; by default as many as there are devices for.
+    **Arguments:**
+
+    - `address`: of the cluster, as `ray.init` takes it; `None` is the one that this program has joined, that the environment names, or that
+      was started last on this host, or else a new one; `"local"` is a new one in any case.
+    - `actors`: how many; by default as many as there are devices for.
 
     It takes the extra `ray`. Prompts and the folder of results have to be where all hosts see them.
     """
@@ -80,17 +85,25 @@ def _ray() -> Any:
 
 
 def _join(ray: Any, address: str | None) -> None:
-    here = {"include_dashboard": False} if address is None else {}
+    here = {"include_dashboard": False} if address in (None, "local") else {}
     try:
-        with warnings.catch_warnings(
-            action="ignore", category=RuntimeWarning
-        ):  # what Ray forks runs another program at once
+        _check_there(address)
+        # That JAX has threads matters little to what Ray forks, which runs another program at once.
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = "can be started here" if address is None else f"is at {address}"
         raise ValueError(
-            f"No Ray cluster {where} ({str(error).strip().partition(chr(10))[0]}). Start one on some host, by ray start."
+            f"No Ray cluster {where} ({str(error).strip().partition(chr(10))[0]}). Start one on some host, by "
+            "ray start; to join one that asks for tokens, as newer Rays do, set RAY_AUTH_MODE to token."
         ) from None
+
+
+def _check_there(address: str | None) -> None:
+    """OSError if nobody listens at a host and a port: Ray would ask again for minutes."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), PATIENCE).close()
 
 
 def _run(ray: Any, work: Work, actors: int, each: int, gpus: bool) -> None:
@@ -133,7 +146,8 @@ class _Actor:
         for number in batch["shard"]:
             shard, began = self.shards[int(number)], time.monotonic()
             (records,) = self.source.ranges([shard.lines])
-            counts = write_shard(self.out, self.job.shard(self.copy, shard, records))
+            found = self.job.shard(self.copy, shard, *self.job.reader.read(records))
+            counts = write_shard(self.out, found)
             rows["seconds"].append(time.monotonic() - began)
             for name, value in counts._asdict().items():
                 rows[name].append(value)
