@@ -1,8 +1,8 @@
 """Jacobians, edges and circuits of transformers in JAX.
 
 What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
-`jc.attribution_graphs`, `jc.edges`, `jc.patching`, `jc.localisation`, `jc.scrubbing`, `jc.jacobian`, `jc.lens`, `jc.view`, `jc.data`,
-`jc.saes`, `jc.interop`.
+`jc.attribution_graphs`, `jc.edges`, `jc.patching`, `jc.localisation`, `jc.scrubbing`, `jc.jacobian`, `jc.lens`, `jc.jobs`, `jc.view`,
+`jc.data`, `jc.saes`, `jc.interop`.
 """
 
 # First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
@@ -20,6 +20,7 @@ from . import (
     features as features,
     interop as interop,
     jacobian as jacobian,
+    jobs as jobs,
     lens as lens,
     localisation as localisation,
     patching as patching,
@@ -137,6 +138,7 @@ from .jacobian import (
     SavedJacobian as SavedJacobian,
     select as select,
 )
+from .jobs import attribute as attribute
 from .lens import fit_lens as fit_lens, JacobianLens as JacobianLens, LensReadout as LensReadout
 from .localisation import circuit_curve as circuit_curve, CircuitCurve as CircuitCurve
 from .models import process_weights as process_weights, Transformer as Transformer

@@ -226,13 +226,17 @@ def check_figure(name: str, path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def writing_file(path: str | Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to, and renames it into place at the end; after an error nothing is left."""
+def writing_file(path: str | Path, *, suffix: str | None = None) -> Iterator[Path]:
+    """Yields a path beside `path` to write to, with its suffix or another, and renames it into place at the end; after an error nothing is
+    left.
+    """
     path = check_path("path", path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Expected the name of a file.")
     with _beside(path) as prefix:
-        handle, aside = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+        handle, aside = tempfile.mkstemp(
+            prefix=prefix, suffix=path.suffix if suffix is None else suffix, dir=path.parent
+        )
         os.close(handle)
         try:
             yield Path(aside)

@@ -80,7 +80,7 @@ def read_records(path: Path, names: Collection[str], expected: str) -> Iterator[
         if head.lstrip()[0] not in "{[" and (delimiter := _delimiter(head, names)):
             yield from _of_table(itertools.chain([first], lines), delimiter, path)
         elif isinstance(parsed(head), dict) and (second := next(written, None)):
-            yield from _of_lines(itertools.chain([first, second], written))
+            yield from records_of_lines(itertools.chain([first, second], written))
         else:
             yield from _of_whole([first, *lines], names, path, expected)
 
@@ -93,7 +93,7 @@ def _of_whole(lines: list[tuple[int, bytes]], names: Collection[str], path: Path
         value = json.loads(text)
     except json.JSONDecodeError as error:
         if _are_lines([line for _, line in lines]):
-            yield from _of_lines((n, line) for n, line in lines if line.strip())
+            yield from records_of_lines((n, line) for n, line in lines if line.strip())
             return
         if text.lstrip()[0] in "{[":
             where, why = number + error.lineno - 1, f"is not JSON ({error.msg} at column {error.colno})"
@@ -128,7 +128,8 @@ def _record(where: str, value: Any) -> Record:
     return Record(where, value) if isinstance(value, dict) else Record(where, {}, f"is a JSON {json_kind(value)}.")
 
 
-def _of_lines(lines: Iterable[tuple[int, bytes]]) -> Iterator[Record]:
+def records_of_lines(lines: Iterable[tuple[int, bytes]]) -> Iterator[Record]:
+    """The rows of numbered JSON lines. A line that is no object is a row with a problem."""
     for number, line in lines:
         where = f"line {number}"
         try:
@@ -137,6 +138,8 @@ def _of_lines(lines: Iterable[tuple[int, bytes]]) -> Iterator[Record]:
             yield Record(where, {}, _NOT_UTF8)
         except json.JSONDecodeError as error:
             yield Record(where, {}, f"is not JSON ({error.msg} at column {error.colno}).")
+        except (ValueError, RecursionError):  # a number of thousands of digits, or thousands of brackets in each other
+            yield Record(where, {}, "is JSON that is too deep or has too long a number.")
 
 
 def _of_list(text: str, begin: int, number: int) -> Iterator[Record]:

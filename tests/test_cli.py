@@ -438,6 +438,7 @@ def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
         "scrub",
         "self-repair",
         "circuit-curve",
+        "attribute",
     ],
 )
 def test_help_shows_an_example(command, capsys):
@@ -639,6 +640,7 @@ TEXT = [*SHIPPED, "--prompt", "The teacher", *SITES]
 PATHS = ["path-patch", *PAIRED[:2], *PAIRED[4:], "--receivers", "logits"]
 STEER = ["steer", "--circuit", "CIRCUIT", *PAIRED]
 CURVE = ["circuit-curve", *PAIRED[:2], *PAIRED[4:]]
+JOB = ["attribute", *PAIRED, "--out", "out"]
 COUNTS = {  # every option that is a count, of every command
     "--prompts": [["demo"], ["self-repair"]],
     "--steps": [["demo"], ["discover", *PAIRED], CURVE],
@@ -651,6 +653,7 @@ COUNTS = {  # every option that is a count, of every command
         PATHS,
     ],
     "--batch-size": [
+        JOB,
         ["discover", *PAIRED],
         ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
         ["heads", *PAIRED[:2], *PAIRED[4:]],
@@ -664,6 +667,7 @@ COUNTS = {  # every option that is a count, of every command
     "--length": [["self-repair"]],
     "--samples": [["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "4"]],
     "--repeats": [["bench"]],
+    "--shard-lines": [JOB],
 }
 SIZES = {"--node-threshold": ["discover", *PAIRED], "--edge-threshold": ["demo"], "--minimum": ["features", *TEXT]}
 PLACES = {
@@ -727,6 +731,10 @@ BAD_OPTIONS = [
     (["steer", "--circuit", "nowhere", *PAIRED, "--strongest", "1"], "--circuit nowhere: No such folder"),
     (["jacobian", "--model", "tiny-gpt2", "--tokens", "none.npy", *SITES], "--tokens none.npy: No such file"),
     (["convert", "none.pt"], "none.pt: No such file"),
+    ([*JOB[:-2], "--out", "PROMPTS"], "--out: PROMPTS is a file"),
+    ([*JOB, "--shard", "4/4"], "--shard is written I/N, with I from 0 to N-1, such as 0/4; got '4/4'"),
+    ([*JOB, "--verb", "tea"], "--verb: invalid choice: 'tea'"),
+    ([*JOB, "--verb", "heads", "--edge-threshold", "1"], "--edge-threshold says nothing of --verb heads"),
     (["scrub", "none.toml", *PAIRED[:2], "--ioi", "4"], "hypothesis none.toml: No such file"),
     ([*PATHS[:3], *PATHS[5:]], "one of the arguments --prompts and --ioi is required, and not both"),
     ([*PATHS, "--chain", "m1,,m2"], "--chain names receivers of each stage, .*, with commas between; got 'm1,,m2'"),

@@ -20,6 +20,7 @@ NAMESPACES = (
     "data",
     "features",
     "jacobian",
+    "jobs",
     "localisation",
     "patching",
     "saes",

@@ -11,6 +11,7 @@ from typing import NoReturn
 from .. import _stop
 from .._version import __version__
 from . import (
+    _attribute,
     _bench,
     _circuit_curve,
     _convert,
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         _circuit_curve,
         _lens,
         _scrub,
+        _attribute,
         _self_repair,
         _doctor,
         _bench,

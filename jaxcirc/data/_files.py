@@ -112,7 +112,7 @@ def load_prompts(
     _check_counterfactual("load_prompts", counterfactual)
     rows = list(_Reading(path, tokenizer, bos, first_answer, skip_unusable, counterfactual).rows(limit=limit))
     check_beginnings(tokenizer, [row.clean for row in rows], stacklevel=3)
-    return _padded(rows, max(len(row.clean) for row in rows), tokenizer)
+    return padded_prompts(rows, max(len(row.clean) for row in rows), tokenizer)
 
 
 class PromptFile:
@@ -157,7 +157,7 @@ class PromptFile:
     def __iter__(self) -> Iterator[Prompts]:
         rows = self._reading.rows(warn=False)
         while batch := list(itertools.islice(rows, self.batch_size)):
-            yield _padded(batch, self._longest, self.tokenizer)
+            yield padded_prompts(batch, self._longest, self.tokenizer)
 
 
 def _check_counterfactual(who: str, name: str | None) -> None:
@@ -175,7 +175,8 @@ def _were(count: int) -> str:
     return "1 pair is" if count == 1 else f"{count} pairs are"
 
 
-def _padded(rows: list[PromptRow], longest: int, tokenizer: Any) -> Prompts:
+def padded_prompts(rows: list[PromptRow], longest: int, tokenizer: Any) -> Prompts:
+    """Makes prompts of rows, padded on the right to a length that none of them exceeds."""
     lengths = np.array([len(row.clean) for row in rows])
     special = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     pad = next(token for token in special if token is not None)

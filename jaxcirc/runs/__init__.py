@@ -35,7 +35,11 @@ from ._resume import (
     onwards as onwards,
     resume as resume,
 )
-from ._sizes import cheapest as cheapest, size_for as size_for
+from ._sizes import (
+    cheapest as cheapest,
+    size_for as size_for,
+    sizes_without_history as sizes_without_history,
+)
 from ._until import values_until as values_until
 from ._windows import Window as Window, windows_of as windows_of
 from ._worlds import (

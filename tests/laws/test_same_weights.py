@@ -1,6 +1,7 @@
 """Every verb gives the same for a model from TransformerLens' state dict as for the same weights from a Hugging Face folder."""
 
 import inspect
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -183,6 +184,37 @@ VERBS["scrub"] = lambda model: [
     for name in ("values", "reference", "baseline")
 ]
 VERBS["fit_lens"] = lambda model: jc.fit_lens(model, prompts(model)[0], skip_first=1).J
+
+
+class Letters:
+    """A tokenizer of which every letter is a token."""
+
+    bos_token = bos_token_id = eos_token_id = None
+    pad_token_id = 0
+
+    def __init__(self, d_vocab: int):
+        self.d_vocab = d_vocab
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) % self.d_vocab for letter in text]}
+
+    def encode(self, text: str) -> list[int]:
+        return self(text)["input_ids"]
+
+
+def job(model):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prompts.jsonl"
+        pairs = [{"clean": "abcde", "corrupt": f"a{other}cde", "answer": "b", "foil": "c"} for other in "fgh"]
+        path.write_text("\n".join(map(json.dumps, pairs)), "utf-8")
+        verb = jc.jobs.JobOfNodes(node_threshold=0.001)
+        done = jc.attribute(
+            model, problem(model)[1], Letters(model.d_vocab), path, Path(folder) / "out", verb, batch_size=3
+        )
+        return done.table().to_pandas()
+
+
+VERBS["attribute"] = job
 OF_FILES = {"to_torch_state_dict"}  # gives the names of an architecture, of which this one has none on disk
 
 
