@@ -329,7 +329,8 @@ def test_every_verb(verb, given, tmp_path):
     model, saes, tokenizer = given
     prompts, kind = write_lines(tmp_path / "prompts.jsonl", ROWS[8:14]), VERBS[verb]
     thresholds = {"node_threshold": 0.005, "edge_threshold": 0.002}
-    job = kind(**{name: value for name, value in thresholds.items() if name in kind.__dataclass_fields__})
+    more = {"lens": a_lens(model, tokenizer)} if verb == "lens" else {}
+    job = kind(**{name: value for name, value in thresholds.items() if name in kind.__dataclass_fields__}, **more)
     tables = []
     for i, size in enumerate((4, 6)):
         found = jc.attribute(model, saes, tokenizer, prompts, tmp_path / f"out{i}", job, batch_size=size)
@@ -339,7 +340,7 @@ def test_every_verb(verb, given, tmp_path):
     values = [name for name, kind in job.columns.items() if kind == "value"]
     assert one.column_names == ["line", *job.columns]
     assert {*one["line"].to_pylist()} == {*range(1, 7)}
-    assert one.num_rows > 20
+    assert one.num_rows > (20 if verb != "lens" else 10)
     assert abs(one.num_rows - other.num_rows) <= 2
     places = ["line", *(name for name in job.columns if name not in values)]
     rows = [{tuple(row[name] for name in places): row for row in table.to_pylist()} for table in tables]
@@ -347,6 +348,34 @@ def test_every_verb(verb, given, tmp_path):
     assert len(both) >= one.num_rows - 2
     for name in values:
         assert_close(*(np.array([table[key][name] for key in both]) for table in rows), tolerance=1e-3)
+
+
+def a_lens(model, tokenizer) -> jc.JacobianLens:
+    texts = [tokenizer.encode(row["clean"]) for row in ROWS[8:12]]
+    return jc.fit_lens(model, [np.asarray(ids) for ids in texts], skip_first=1)
+
+
+def test_a_lens_reads_each_prompt(given, tmp_path, capsys):
+    model, _, tokenizer = given
+    lens, prompts = a_lens(model, tokenizer), write_lines(tmp_path / "prompts.jsonl", [*ROWS[:2], ROWS[8]])
+    lens.save(tmp_path / "lens.safetensors")
+    options = ["--model", "tiny-gpt-neo", "--prompts", str(prompts), "--no-bos", "--out", str(tmp_path / "out")]
+    assert main(["attribute", *options, "--verb", "lens", "--lens", str(tmp_path / "lens.safetensors")]) == 0
+    rows = read_shards(tmp_path / "out").to_pylist()
+    assert [(row["line"], row["layer"]) for row in rows] == [(line, layer) for line in (1, 2, 3) for layer in (0, 1)]
+    ids = [tokenizer.encode(word)[0] for word in (" is", " are")]
+    read = lens.readout(model, np.asarray(tokenizer.encode(ROWS[8]["clean"])), ranks_of=ids)
+    assert [row["rank"] for row in rows[4:]] == np.asarray(read.ranks[:, -1, 0]).tolist()
+    difference = np.asarray(read.logits_of[:, -1, 0] - read.logits_of[:, -1, 1])
+    assert_close(np.array([row["difference"] for row in rows[4:]]), difference.astype(float), tolerance=1e-5)
+    assert rows[1]["rank"] == rows[1]["logit_lens_rank"]  # at the target they are one
+    # Another lens is another setting.
+    jc.JacobianLens.merge([lens, lens]).save(tmp_path / "lens.safetensors")
+    capsys.readouterr()
+    assert main(["attribute", *options, "--verb", "lens", "--lens", str(tmp_path / "lens.safetensors")]) == 2
+    assert "lens" in capsys.readouterr().err.strip().splitlines()[-1]
+    with pytest.raises(ValueError, match="there is no lens"):
+        VERBS["lens"]()
 
 
 def test_edges_of_a_prompt_are_those_of_the_verb(given, tmp_path):
@@ -415,6 +444,7 @@ def test_what_holds_no_prompts_is_told(text, said, place, tmp_path, capsys):
         (["--verb", "heads", "--edge-threshold", "1"], "--edge-threshold says nothing of --verb heads"),
         (["--verb", "direct-effects"], "--node-threshold says nothing of --verb direct-effects"),
         (["--method", "atp-star"], "--method of --verb node-effects is"),
+        (["--lens", __file__], "--lens and --verb lens go together"),
         (["--devices-per-copy", "99"], "--devices-per-copy"),
         (["--prompts", "nowhere.jsonl"], "--prompts nowhere.jsonl: No such file or folder"),
     ],

@@ -78,6 +78,17 @@ def test_show_reads_a_prompt(fitted, tmp_path, capsys):
     assert [[text for text, _ in row["top"]] for row in found["rows"]] == tops
 
 
+def test_shards_of_texts_merge_to_the_lens_of_all(texts, fitted, tmp_path):
+    given = ["lens", "fit", "--model", "tiny-gpt2", "--prompts", str(texts), "--skip-first", "4"]
+    outs = [str(tmp_path / f"{number}.safetensors") for number in range(3)]
+    for number, out in enumerate(outs):
+        assert main([*given, "--shard", f"{number}/3", "--out", out]) == 0
+    assert main(["lens", "merge", *outs, "--out", str(tmp_path / "all.safetensors")]) == 0
+    merged, whole = (jc.JacobianLens.load(path) for path in (tmp_path / "all.safetensors", fitted))
+    assert merged.n_prompts == whole.n_prompts == 4
+    assert_close(merged.J[0], whole.J[0], tolerance=1e-5)
+
+
 def test_merge_and_convert(fitted, tmp_path, capsys):
     pytest.importorskip("torch")
     published, whole = tmp_path / "published.pt", tmp_path / "whole.safetensors"

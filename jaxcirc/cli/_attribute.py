@@ -12,8 +12,9 @@ from .._words import counted
 from ..attribution import AtPStar
 from ..interop import check_saes, load_saes
 from ..jobs import AbstractEngine, AbstractVerb, attribute, Cluster, JobReport, join, Part, Ray, VERBS
+from ..lens import JacobianLens
 from ._common import add_bos_option, load_model, METHODS, note, Subparsers, tokenizer_of
-from ._options import count, new_folder, threshold
+from ._options import count, existing_file, new_folder, part_of, threshold
 
 
 EVERY = 5.0  # seconds between lines of progress
@@ -55,6 +56,7 @@ def add(subparsers: Subparsers) -> None:
         option = f"--{what}-threshold"
         about = f"keep {what}s with |effect| above this ({default:g})"
         parser.add_argument(option, type=threshold(option), metavar="X", help=about)
+    parser.add_argument("--lens", type=existing_file("--lens"), metavar="FILE", help="the lens of --verb lens")
     parser.add_argument("--raw", action="store_true", help="of direct effects and self-repair: weights as they are")
     parser.add_argument("--out", required=True, type=new_folder("--out"), help="folder for the tables")
     parser.add_argument(
@@ -92,7 +94,7 @@ def add(subparsers: Subparsers) -> None:
 def _add_drivers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard",
-        type=_part,
+        type=part_of("--shard"),
         metavar="I/N",
         help="do every N-th table from the I-th on, counted from 0, beside other processes",
     )
@@ -178,6 +180,10 @@ def _verb(arguments: argparse.Namespace) -> AbstractVerb:
         given["method"] = methods[arguments.method](arguments.steps or 10)
     elif arguments.method != "gradient":
         raise ValueError(f"--method says nothing of --verb {arguments.verb}. Leave it out.")
+    if (arguments.lens is None) != ("lens" not in has):
+        raise ValueError("--lens and --verb lens go together. Give both, or neither.")
+    if arguments.lens is not None:
+        given["lens"] = JacobianLens.load(arguments.lens)
     if arguments.raw:
         if "processed" not in has:
             raise ValueError(f"--raw says nothing of --verb {arguments.verb}. Leave it out.")
@@ -251,10 +257,3 @@ def _existing(text: str) -> Path:
     if not path.exists():
         raise argparse.ArgumentTypeError(f"--prompts {path}: No such file or folder.")
     return path
-
-
-def _part(text: str) -> Part:
-    index, slash, of = text.partition("/")
-    if not (slash and index.isdecimal() and of.isdecimal() and int(index) < int(of)):
-        raise argparse.ArgumentTypeError(f"--shard is written I/N, with I from 0 to N-1, such as 0/4; got {text!r}.")
-    return Part(int(index), int(of))

@@ -26,7 +26,7 @@ from ._common import (
     tokens_of,
 )
 from ._edges import token_of
-from ._options import count, existing_file, figure, new_file, threshold, whole_number
+from ._options import count, existing_file, figure, new_file, part_of, threshold, whole_number
 
 
 COMPARED = 20  # prompts on which a fitted lens is compared with the logit lens
@@ -72,6 +72,12 @@ def _add_fit(parts: Subparsers) -> None:
         metavar="FILE",
         help="where the fit is kept on the way, and taken up from; kept afterwards, to go on with more texts (a file beside --out, "
         "removed at the end)",
+    )
+    parser.add_argument(
+        "--shard",
+        type=part_of("--shard"),
+        metavar="I/N",
+        help="every N-th text from the I-th on, counted from 0, beside other processes; `jaxcirc lens merge` makes one lens of theirs",
     )
     parser.add_argument("--limit", type=count("--limit", "texts to use"), metavar="N", help="use the first N texts")
     parser.add_argument(
@@ -179,6 +185,10 @@ def _lens_file(option: str):
 def fit(arguments: argparse.Namespace) -> int:
     tokenizer = tokenizer_of(arguments)
     texts = load_texts(arguments.prompts, tokenizer, limit=arguments.limit, length=arguments.length, bos=arguments.bos)
+    if arguments.shard is not None:
+        texts = texts[arguments.shard.number :: arguments.shard.of]
+        if not texts:
+            raise ValueError(f"--shard: there are fewer than {arguments.shard.of} texts.")
     shortest, longest = min(map(len, texts)), max(map(len, texts))
     size = f"{shortest} tokens" if shortest == longest else f"{shortest} to {longest} tokens"
     note(f"{arguments.prompts.name}: {counted(len(texts), 'text')} of {size}")

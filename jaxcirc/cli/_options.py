@@ -12,6 +12,7 @@ from .._checks import check_count, check_number, check_part, check_share, check_
 from .._files import check_figure, check_writable
 from .._sites import Site
 from ..circuits._circuit import check_output
+from ..jobs import Part
 from ..view._svg import check_svg
 
 
@@ -84,6 +85,18 @@ def head(option: str) -> Callable[[str], tuple[int, int]]:
         if not (dot and layer.isdecimal() and number.isdecimal()):
             raise ValueError(f"{option}: A head is written LAYER.HEAD, such as 9.6; got {text!r}.")
         return int(layer), int(number)
+
+    return _reader(read, None)
+
+
+def part_of(option: str) -> Callable[[str], Part]:
+    """Takes which of several processes this is, I/N."""
+
+    def read(text: str) -> Part:
+        index, slash, of = text.partition("/")
+        if not (slash and index.isdecimal() and of.isdecimal() and int(index) < int(of)):
+            raise ValueError(f"{option} is written I/N, with I from 0 to N-1, such as 0/4; got {text!r}.")
+        return Part(int(index), int(of))
 
     return _reader(read, None)
 

@@ -8,6 +8,7 @@ from ._component_verbs import (
     JobOfSelfRepair as JobOfSelfRepair,
 )
 from ._engine import AbstractEngine as AbstractEngine, Local as Local
+from ._lens_verb import JobOfLens as JobOfLens
 from ._node_verbs import JobOfCircuits as JobOfCircuits, JobOfEdges as JobOfEdges, JobOfNodes as JobOfNodes
 from ._processes import Cluster as Cluster, join as join
 from ._progress import JobReport as JobReport

@@ -1,6 +1,7 @@
 """The verbs of batch jobs, by name: what the command line offers."""
 
 from ._component_verbs import JobOfDirectEffects, JobOfEdgeAttribution, JobOfHeads, JobOfSelfRepair
+from ._lens_verb import JobOfLens
 from ._node_verbs import JobOfCircuits, JobOfEdges, JobOfNodes
 from ._verbs import AbstractVerb
 
@@ -15,5 +16,6 @@ VERBS: dict[str, type[AbstractVerb]] = {
         JobOfDirectEffects,
         JobOfSelfRepair,
         JobOfEdgeAttribution,
+        JobOfLens,
     )
 }
