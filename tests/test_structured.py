@@ -18,7 +18,7 @@ from jaxcirc._run import site_shapes
 from jaxcirc.graph import reaches
 from jaxcirc.jacobian import _engine, _matrix as _whole
 from jaxcirc.linear import _contract as contract
-from jaxcirc.linear._chain import chain_matrix, mlp_matrices, pull_block
+from jaxcirc.linear._chain import chain_matrix, chunk_of_rows, mlp_matrices, pull_block, pull_chunks
 from jaxcirc.linear._dense import _matrix, block_matrix, Sizes
 from jaxcirc.linear._forms import HELD, LOCAL
 from jaxcirc.linear._steps import steps_of
@@ -635,7 +635,8 @@ def test_memory_is_the_result_and_the_budget(budget, family):
     block = jax.jit(ft.partial(block_matrix, budget=budget)).lower(segment, positions(48), positions(48))
     assert 0 < held(block) < budget
     matrix, mlps = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(48, 32, 48, 32), (48, 32, 32)])
-    assert 0 < held(pull_block.lower(segment, matrix, mlps, 0, count=48, reached=48, budget=budget)) < budget
+    chunk = chunk_of_rows(segment, 48 * 32, 48, budget, divides=True)
+    assert 0 < held(pull_chunks.lower(segment, matrix, mlps, 0, count=48, reached=48, chunk=chunk)) < budget
 
 
 @needs_x64
