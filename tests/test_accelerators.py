@@ -24,10 +24,13 @@ from jaxcirc.runs import BUDGET
 from jaxcirc.units import Latents, write_tiles
 
 from .dictionaries import make_sae
-from .helpers import counting_programs, make_model
+from .helpers import assert_close, counting_programs, make_model, tokens_for
 from .laws.test_same_weights import leaves, problem, prompts, VERBS
 from .programs import Loop, loops, primitives, recording
 from .stored_models import stored_model
+
+
+PRE, POST = Site(0, Kind.RESID_PRE), Site(0, Kind.RESID_POST)
 
 
 def operator(model, engine: str, last: int = 1):
@@ -66,6 +69,10 @@ MORE = {
 }
 
 
+# With rotated positions, shared keys, gated MLPs, and norms and caps behind them.
+OF_ANOTHER_FAMILY = ("edge_effects", "fit_lens", "head_effects", "edge_attribution", "attribution_graph")
+
+
 @pytest.fixture(scope="module")
 def recorded():
     """The calls of all programs that the verbs run where sizes are those for a GPU, and what comes of the verbs."""
@@ -73,6 +80,8 @@ def recorded():
     with recording() as calls, for_platform("cuda"):
         for verb, run in (VERBS | MORE).items():
             found[verb] = leaves(run(model))
+        for verb in OF_ANOTHER_FAMILY:
+            VERBS[verb](stored_model("gemma2"))
     return list(calls.values()), found
 
 
@@ -125,10 +134,34 @@ def test_programs_for_accelerators_compute_the_same(recorded, name):
         np.testing.assert_allclose(got, each, rtol=0, atol=1e-10 * size)
 
 
+@pytest.mark.parametrize("budget", [2**9, 2**12, 2**15])
+def test_parts_of_which_the_last_is_smaller(budget):
+    """Rows of a lens on their way through a block: chunks of rows, and of positions, that divide neither."""
+    model, rng = stored_model("gpt-neo"), np.random.default_rng(0)
+    one = jc.edge(model, tokens_for(model, 7), PRE, POST).product.segments[0]
+    rows = jnp.asarray(rng.normal(size=(7, 11, model.d_model)))
+    want = np.asarray(pull_rows(one, rows + 0, first=0, budget=BUDGET))
+    with for_platform("cuda"):
+        assert_close(pull_rows(one, rows + 0, first=0, budget=budget), want)
+
+
+@pytest.mark.parametrize("budget", [2**16, 2**18, BUDGET])
+def test_some_prompts_at_once(budget):
+    model, rng, batch = stored_model("gpt-neo"), np.random.default_rng(0), 7
+    made = [jc.edge(model, tokens_for(model, 6, seed), PRE, POST).product.segments[0] for seed in range(batch)]
+    stacked = lambda of: jnp.stack([of(each) for each in made])
+    items = lambda n: jnp.asarray(rng.normal(size=(batch, n, model.d_model)))
+    at = lambda n: jnp.asarray(rng.integers(0, 6, (batch, n)), jnp.int32)
+    given = (stacked(lambda s: s.masks[0]),), stacked(lambda s: s.resid), None, items(5), at(5), items(9), at(9)
+    want = np.asarray(contract_batch(made[0], *given))
+    with for_platform("cuda"):
+        assert sizes_for(made[0], 5, 9, budget).examples > 1
+        assert_close(contract_batch(made[0], *given, budget=budget), want)
+
+
 # --- The sizes of GPT-2 small, with a dictionary of 24,576 latents: nothing is computed
 
 D, HEADS, D_HEAD, D_MLP, D_SAE = 768, 12, 64, 3072, 24_576
-PRE, POST = Site(0, Kind.RESID_PRE), Site(0, Kind.RESID_POST)
 FEW = 16  # rounds, each of whatever size
 FILLS = 10**8  # operations of a round that take an accelerator as long as it takes to begin one
 

@@ -15,6 +15,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc._run import site_shapes
+from jaxcirc._target import for_platform
 from jaxcirc.graph import reaches
 from jaxcirc.jacobian import _engine, _matrix as _whole
 from jaxcirc.linear import _contract as contract
@@ -616,10 +617,18 @@ def test_a_chain_without_causality():
     assert_close(jc.edge(*ends, engine="structured").as_matrix(), want)
 
 
-@pytest.mark.parametrize("family", [{}, RMS_GATED | {"qk_norm": "head", "behind": True, "cap": 3.0}])
+RMS_CAPPED = RMS_GATED | {"qk_norm": "head", "behind": True, "cap": 3.0}
+
+
+@pytest.mark.parametrize(("family", "platform"), [({}, "cpu"), (RMS_CAPPED, "cpu"), ({}, "cuda")])
 @pytest.mark.parametrize("budget", [2**21, 2**24])
-def test_memory_is_the_result_and_the_budget(budget, family):
-    """What the compiled programs hold beside arguments and results, by XLA's own account."""
+def test_memory_is_the_result_and_the_budget(budget, family, platform):
+    """What the compiled programs hold beside arguments and results, by XLA's own account; with an accelerator's sizes, too."""
+    with for_platform(platform):
+        check_memory(budget, family)
+
+
+def check_memory(budget, family):
     model = make_model(jax.random.key(0), d_model=32, d_head=8, d_mlp=64, n_ctx=48, **{"heads": 4} | family)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
     segment = jc.edge(single, tokens_for(model, 48), at(Kind.RESID_PRE), at(Kind.RESID_POST)).product.segments[0]

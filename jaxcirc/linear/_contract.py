@@ -52,7 +52,7 @@ def sizes_for(segment: Segment, m: int, k: int, budget: int) -> Sizes:
     (seq, d_model), heads, itemsize = segment.resid.shape, heads_of(segment), segment.resid.dtype.itemsize
     numbers = budget // itemsize
     # A block's numbers stay in a core's cache on a CPU, and fill an accelerator.
-    few, many = (128, 512) if on_cpu() else (512, 4096)
+    few, many = (128, 512) if on_cpu() else (512, max(512, min(4096, _power_below(numbers // (16 * d_model)))))
     positions = min(seq, k)
     spread = 16 * m <= k and can_spread(
         segment
