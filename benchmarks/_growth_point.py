@@ -16,6 +16,7 @@ from ._depth_verbs import DEPTH_VERBS
 from ._graph_verbs import GRAPH_VERBS
 from ._growth_verbs import Point, Verb, VERBS
 from ._memory import held, settle
+from ._plan_verbs import PLAN_VERBS
 from ._settings import precise
 from ._timing import first_call, no_garbage, seconds
 
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
     name, *sizes, repeats = argv
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
     with precise("highest"):
-        found = measure((VERBS | DEPTH_VERBS | GRAPH_VERBS)[name], Point(*map(int, sizes)), int(repeats))
+        found = measure((VERBS | DEPTH_VERBS | GRAPH_VERBS | PLAN_VERBS)[name], Point(*map(int, sizes)), int(repeats))
     print(json.dumps(found._asdict()))
     return 0
 

@@ -1,7 +1,8 @@
 """Compilers that are known to compute wrong Jacobians."""
 
-import jax
 import jaxlib
+
+from ._target import running_platform
 
 
 # jaxlib version -> backends on which it is wrong. 0.10.2 hands attention's fusions to a CPU kernel library that miscomputes the
@@ -11,7 +12,7 @@ WRONG = {"0.10.2": ("cpu",)}
 
 def check_backend() -> None:
     """RuntimeError if derivatives from this jaxlib on this backend cannot be trusted."""
-    version, backend = jaxlib.version.__version__, jax.default_backend()
+    version, backend = jaxlib.version.__version__, running_platform()
     if backend in WRONG.get(version, ()):
         raise RuntimeError(
             f"jaxlib {version} computes wrong Jacobians on {backend} (jax-ml/jax issue 39103), so nothing is computed with it. "

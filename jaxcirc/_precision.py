@@ -17,6 +17,13 @@ from jaxtyping import Array
 T = TypeVar("T")
 
 
+def matmul_precision() -> str:
+    """With what precision matrix products of float32 are computed, as configured; `"default"` is exact on CPUs, TF32 on GPUs that have it,
+    and one pass of bfloat16 on TPUs.
+    """
+    return str(jax.config.jax_default_matmul_precision or "default")  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+
+
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
     """In what numbers stored as `dtype` are computed with: float32 for float16 and bfloat16, else as they are."""
     dtype = jnp.dtype(dtype)

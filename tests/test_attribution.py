@@ -566,7 +566,7 @@ def test_a_jaxlib_known_to_be_wrong_is_refused(monkeypatch):
 @pytest.mark.parametrize("on", [2, 40])
 def test_lists_of_few_latents_and_of_many(on):
     """What latents write and read, by rows of their own and by an array of all of them."""
-    from jaxcirc.units._latents import _most, Latents, listed, read, write
+    from jaxcirc.units._latents import _most, Latents, listed, read, write, write_tiles
 
     rng = np.random.default_rng(0)
     dense, rows, vectors = np.zeros((2, 5, 40)), jnp.asarray(rng.normal(size=(40, 6))), rng.normal(size=(5, 6))
@@ -577,7 +577,7 @@ def test_lists_of_few_latents_and_of_many(on):
     assert (latents.units >= 0).sum(axis=1).tolist() == [3 * on, 3 * on]
     mine = Latents(*(x[1] for x in (latents.positions, latents.units, latents.values)))
     assert _most(mine, rows, 5) == (on == 40)
-    assert_close(write(mine, rows, 5), dense[1] @ np.asarray(rows))
+    assert_close(write(mine, rows, 5, tiles=write_tiles()), dense[1] @ np.asarray(rows))
     want = (dense[1] != 0) * (vectors @ np.asarray(rows).T)
     got = np.zeros((5, 40))
     there = mine.units >= 0

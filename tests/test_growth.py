@@ -1,6 +1,7 @@
 """The growth table: that every verb can be measured, that powers are found again, and that times of a CPU are ratios."""
 
 import json
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -9,6 +10,8 @@ from jaxcirc.cli._bench import load
 
 
 growth, fit, verbs, point = load("growth"), load("_growth_fit"), load("_growth_verbs"), load("_growth_point")
+memory_plan, plan_verbs = load("memory_plan"), load("_plan_verbs")
+EVERY = plan_verbs.PLAN_VERBS | verbs.VERBS
 Point = verbs.Point
 BASE = Point(64, 1, 4, 64)
 
@@ -67,9 +70,9 @@ def test_what_is_constant_is_no_part_of_powers_for_long():
     assert fit.exponents(points, BASE, "peak_bytes")["seq"] == pytest.approx(2, abs=0.02)
 
 
-@pytest.mark.parametrize("name", verbs.VERBS)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_verb_can_be_measured(name):
-    found = point.measure(verbs.VERBS[name], Point(4, 2 if verbs.VERBS[name].batched else 1, 1, 8), 1)
+    found = point.measure(EVERY[name], Point(4, 2, 2, 8) if EVERY[name].batched else Point(4, 1, 2, 8), 1)
     assert found.programs > 0
     assert found.seconds > 0
     assert found.peak_bytes >= 0
@@ -84,6 +87,20 @@ def test_a_quick_table(tmp_path, capsys):
     assert row["points"][0]["time_ratio"] == 1
     assert not {"seconds", "compile_seconds"} & {*row["points"][0]}, "of a CPU there are ratios"
     assert all(each["programs"] > 0 for each in row["points"])
+
+
+def test_the_plan_of_memory_is_of_what_was_measured(capsys):
+    assert memory_plan.main(["--measured"]) == 0
+    page = Path(__file__).parents[1] / "docs" / "memory.md"
+    assert capsys.readouterr().out == page.read_text(encoding="utf-8")
+
+
+def test_a_plan_has_fewer_prompts_with_larger_dictionaries():
+    points = [{**BASE._asdict(), "seq": seq, "batch": 4, "peak_bytes": 30 * 4 * seq * 13 * 64} for seq in (16, 64, 256)]
+    found = {"node_effects": fit.fit(points, plan_verbs.PLAN_VERBS["node_effects"].memory)}
+    most = lambda shape: int(list(memory_plan._planned(shape, found))[2].split("|")[7])
+    larger = memory_plan.GPT2_XL._replace(dictionaries=1.2 * memory_plan.GPT2_XL.dictionaries)
+    assert 0 < most(larger) < most(memory_plan.GPT2_XL)
 
 
 def test_a_verb_that_there_is_not(capsys):

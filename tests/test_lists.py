@@ -14,7 +14,7 @@ from jaxcirc import Kind, Site
 from jaxcirc.attribution import Lists
 from jaxcirc.circuits._means import Memory
 from jaxcirc.runs import some_at_once
-from jaxcirc.units import listed, write
+from jaxcirc.units import listed, write, write_tiles
 from tests.helpers import assert_close, MODELS, tokens_for
 
 
@@ -158,5 +158,5 @@ def test_what_latents_write_at_many_positions(seq):
     dense = np.where(rng.random((2, seq, 400)) < 0.04, rng.normal(size=(2, seq, 400)), 0)
     dense[0, 5:70], dense[1, -3:] = 0, 0
     latents = listed(dense.astype(rows.dtype))
-    got = jax.vmap(lambda latents: write(latents, rows, seq))(latents)
+    got = jax.vmap(lambda latents: write(latents, rows, seq, tiles=write_tiles()))(latents)
     assert_close(got, dense @ np.asarray(rows))

@@ -15,10 +15,11 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc._run import site_shapes
+from jaxcirc._target import for_platform
 from jaxcirc.graph import reaches
 from jaxcirc.jacobian import _engine, _matrix as _whole
 from jaxcirc.linear import _contract as contract
-from jaxcirc.linear._chain import chain_matrix, mlp_matrices, pull_block
+from jaxcirc.linear._chain import chain_matrix, chunk_of_rows, mlp_matrices, pull_block, pull_chunks
 from jaxcirc.linear._dense import _matrix, block_matrix, Sizes
 from jaxcirc.linear._forms import HELD, LOCAL
 from jaxcirc.linear._steps import steps_of
@@ -616,10 +617,18 @@ def test_a_chain_without_causality():
     assert_close(jc.edge(*ends, engine="structured").as_matrix(), want)
 
 
-@pytest.mark.parametrize("family", [{}, RMS_GATED | {"qk_norm": "head", "behind": True, "cap": 3.0}])
+RMS_CAPPED = RMS_GATED | {"qk_norm": "head", "behind": True, "cap": 3.0}
+
+
+@pytest.mark.parametrize(("family", "platform"), [({}, "cpu"), (RMS_CAPPED, "cpu"), ({}, "cuda")])
 @pytest.mark.parametrize("budget", [2**21, 2**24])
-def test_memory_is_the_result_and_the_budget(budget, family):
-    """What the compiled programs hold beside arguments and results, by XLA's own account."""
+def test_memory_is_the_result_and_the_budget(budget, family, platform):
+    """What the compiled programs hold beside arguments and results, by XLA's own account; with an accelerator's sizes, too."""
+    with for_platform(platform):
+        check_memory(budget, family)
+
+
+def check_memory(budget, family):
     model = make_model(jax.random.key(0), d_model=32, d_head=8, d_mlp=64, n_ctx=48, **{"heads": 4} | family)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), model)
     segment = jc.edge(single, tokens_for(model, 48), at(Kind.RESID_PRE), at(Kind.RESID_POST)).product.segments[0]
@@ -635,7 +644,8 @@ def test_memory_is_the_result_and_the_budget(budget, family):
     block = jax.jit(ft.partial(block_matrix, budget=budget)).lower(segment, positions(48), positions(48))
     assert 0 < held(block) < budget
     matrix, mlps = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(48, 32, 48, 32), (48, 32, 32)])
-    assert 0 < held(pull_block.lower(segment, matrix, mlps, 0, count=48, reached=48, budget=budget)) < budget
+    chunk = chunk_of_rows(segment, 48 * 32, 48, budget, divides=True)
+    assert 0 < held(pull_chunks.lower(segment, matrix, mlps, 0, count=48, reached=48, chunk=chunk)) < budget
 
 
 @needs_x64

@@ -14,6 +14,7 @@ from .._edits import Add, Detach
 from .._run import run_metric, site_shapes
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read
+from .._target import on_cpu
 from ..graph import as_output, canonical, reaches_output, Wire, wiring
 from ..jacobian._certificate import error_of_edges
 from ..linear import between_blocks, contract_batch, Segment
@@ -31,6 +32,8 @@ from ._states import States
 
 # Few, as each has its programs; by the cost below none of them is ever much worse than what lies between.
 CHUNKS = (8, 32, 128)
+# On an accelerator a chunk that is started costs as much as many rows of it.
+LARGE_CHUNKS = (32, 128, 512)
 Gradients = Mapping[Site, Float[Array, "batch seq width"]]
 
 
@@ -149,10 +152,11 @@ def _chunk_size(wanted: Iterable[Latents], packs: Mapping[Site, Sources], seq: i
     """
     counts = [int((rows.units >= 0).sum(axis=1).max()) for rows in wanted]
     batch, columns = next(iter(packs.values())).nodes.units.shape  # the same for every site
-    most = max(1, min(CHUNKS[-1], budget // (batch * columns)))
-    sizes = [chunk for chunk in CHUNKS if chunk <= most] or [1 << (most.bit_length() - 1)]
-    # A chunk costs about as much beside its rows as eight of them.
-    cost = lambda chunk: sum(-(-count // chunk) * (chunk + 8) for count in counts)
+    chunks = CHUNKS if on_cpu() else LARGE_CHUNKS
+    most = max(1, min(chunks[-1], budget // (batch * columns)))
+    sizes = [chunk for chunk in chunks if chunk <= most] or [1 << (most.bit_length() - 1)]
+    # A chunk costs about as much beside its rows as eight of them, as measured on CPUs.
+    cost = lambda chunk: sum(-(-count // chunk) * (chunk + chunks[0]) for count in counts)
     return cheapest(sizes, cost, "targets", batch, seq)
 
 

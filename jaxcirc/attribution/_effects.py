@@ -1,5 +1,6 @@
 """Effects of nodes, and how a gradient of the metric gives them."""
 
+import functools as ft
 from collections.abc import Mapping
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from .._sites import BySite, Site
 from .._tap import site_read
 from ..runs import some_at_once
 from ..saes import AbstractDictionary, anonymous
-from ..units import bytes_through, Latents, read
+from ..units import bytes_through, Latents, read, write_tiles, WriteTiles
 from ._node_values import ArraysBySite, NodeValues
 from ._states import error_differences, States
 
@@ -71,19 +72,21 @@ def node_products(
 ) -> NodeValues:
     """Products of the latents' and the error's differences with the gradient with respect to them, given that at the site."""
     changes = at.changes[site]
-    products = _products(anonymous(sae), at.values[site_read(site, sae)], at.differences[site], gradient, changes)
+    products = _products(
+        anonymous(sae), at.values[site_read(site, sae)], at.differences[site], gradient, changes, write_tiles()
+    )
     return NodeValues(Latents(changes.positions, changes.units, products[0]), products[1], sae.d_sae)
 
 
-@jax.jit
+@ft.partial(jax.jit, static_argnames="tiles")
 def _products(
-    sae, x, difference, gradient, changes: Latents
+    sae, x, difference, gradient, changes: Latents, tiles: WriteTiles
 ) -> tuple[Float[Array, "batch n"], Float[Array, "batch seq"]]:
     """Products of what is listed, and of the error."""
 
     def latents(scale, gradient, changes: Latents):
         return changes.values * scale[changes.positions] * read(changes, sae.W_dec, gradient)
 
-    each = bytes_through(changes, sae.W_dec, x.shape[1])
-    error = error_differences(sae, x, difference, changes)
+    each = bytes_through(changes, sae.W_dec, x.shape[1], tiles)
+    error = error_differences(sae, x, difference, changes, tiles)
     return some_at_once(latents, each, sae.decoder_scale(x), gradient, changes), jnp.sum(error * gradient, axis=-1)

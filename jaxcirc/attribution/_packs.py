@@ -4,6 +4,7 @@ Only those enter the contraction, in one list for all positions of an example, a
 latents by all latents never exists.
 """
 
+import functools as ft
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -17,7 +18,18 @@ from .._sites import Site
 from .._tap import site_read
 from ..runs import some_at_once
 from ..saes import AbstractDictionary, anonymous
-from ..units import bytes_through, covectors, from_instances, Latents, of_one_size, read, widened, write
+from ..units import (
+    bytes_through,
+    covectors,
+    from_instances,
+    Latents,
+    of_one_size,
+    read,
+    widened,
+    write,
+    write_tiles,
+    WriteTiles,
+)
 from ._states import error_differences, States
 
 
@@ -70,7 +82,7 @@ def pack_columns(saes: Mapping[Site, AbstractDictionary], at: States, masks: Nod
     out = {}
     for site, sae in saes.items():
         x = at.values[site_read(site, sae)]
-        errors = error_differences(anonymous(sae), x, at.differences[site], at.changes[site])
+        errors = error_differences(anonymous(sae), x, at.differences[site], at.changes[site], write_tiles())
         nodes = _nodes(site, sae, at.changes[site], np.asarray(_any(errors)), masks)
         out[site] = Sources(nodes, sae.decoder_scale(x), errors)
     kind = "sources", at.mask.shape[1], *sorted({sae.d_sae for sae in saes.values()})
@@ -96,7 +108,7 @@ def pack_targets(
     x, bare = at.values[site_read(site, sae)], anonymous(sae)
     errors = jnp.zeros_like(x)
     if (nodes.units == sae.d_sae).any():
-        errors = _error_covectors(bare, x, gradient, at.slopes[site])
+        errors = _error_covectors(bare, x, gradient, at.slopes[site], write_tiles())
     most = max(1, int((nodes.units >= 0).sum(axis=1).max()))
     rounds = -(-most // rows)
     nodes = widened(nodes, max(rows * rounds, nodes.units.shape[1]))
@@ -133,8 +145,8 @@ def _vectors(W_dec, nodes: Latents, scale, errors):
     return jnp.where((nodes.units == d_sae)[..., None], there, latents)
 
 
-@jax.jit
-def _error_covectors(sae, x, gradient, slopes):
+@ft.partial(jax.jit, static_argnames="tiles")
+def _error_covectors(sae, x, gradient, slopes, tiles: WriteTiles):
     """By which covector an error, times its gradient, reads its dictionary's input at each position.
 
     The error is what is left at the clean point's decoder, so the input's statistics are held in it. Latents that are off take no part.
@@ -142,10 +154,10 @@ def _error_covectors(sae, x, gradient, slopes):
 
     def example(x, gradient, slopes: Latents):
         size = slopes.values * sae.decoder_scale(x)[slopes.positions] * read(slopes, sae.W_dec, gradient)
-        asked = write(Latents(slopes.positions, slopes.units, size), sae.W_enc.T, len(x))
+        asked = write(Latents(slopes.positions, slopes.units, size), sae.W_enc.T, len(x), tiles=tiles)
         return -sae.pull_input(x, asked)
 
-    each = 2 * bytes_through(slopes, sae.W_dec, x.shape[1])
+    each = 2 * bytes_through(slopes, sae.W_dec, x.shape[1], tiles)
     return some_at_once(example, each, x, gradient, slopes)
 
 

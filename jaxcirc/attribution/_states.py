@@ -19,7 +19,7 @@ from ..graph import as_output, canonical, entry
 from ..models import Transformer
 from ..runs import BUDGET, in_groups, Problem, record_sides, Recorded, some_at_once
 from ..saes import AbstractDictionary, anonymous
-from ..units import bytes_through, from_instances, Latents, not_zero, of_one_size, write
+from ..units import bytes_through, from_instances, Latents, not_zero, of_one_size, write, WriteTiles
 
 
 ARRAYS = 5  # of all latents, while prompts are encoded
@@ -189,12 +189,13 @@ def _alike(what: str, saes: dict[Site, AbstractDictionary], lists: dict[Site, La
     return of_one_size(lists, what, mask.shape[1], *sorted({sae.d_sae for sae in saes.values()}))
 
 
-@jax.jit
+@ft.partial(jax.jit, static_argnames="tiles")
 def error_differences(
     sae: AbstractDictionary,
     x: Float[Array, "batch seq d_in"],
     difference: Float[Array, "batch seq width"],
     changes: Latents,
+    tiles: WriteTiles,
 ) -> Float[Array, "batch seq width"]:
     """How the error of a dictionary differs, corrupt − clean, where its input is `x`, the value differs by `difference`, and latents
     by `changes`.
@@ -202,6 +203,6 @@ def error_differences(
     The error takes what the latents leave: the two differences, decoded at the clean input, make up the difference of the value
     exactly. For a dictionary that does not normalise its input that is the difference of the reconstruction errors.
     """
-    each = bytes_through(changes, sae.W_dec, x.shape[1])
-    written = some_at_once(lambda changes: write(changes, sae.W_dec, x.shape[1]), each, changes)
+    each = bytes_through(changes, sae.W_dec, x.shape[1], tiles)
+    written = some_at_once(lambda changes: write(changes, sae.W_dec, x.shape[1], tiles=tiles), each, changes)
     return difference - sae.decoder_scale(x)[..., None] * written

@@ -12,6 +12,7 @@ from .._checks import check_list, check_numbers
 from .._edits import Scale
 from .._sites import Kind, layer_of, Site
 from ..models import Transformer
+from ..runs import at_once
 from ._changes import Change
 from ._given import Transcoders
 from ._graph import AttributionGraph, check_node
@@ -137,7 +138,10 @@ def _measured(
         for factor in factors
     ]
     moves, rows = stacked(latents, changes, seq, len(prompt[0]), model.activation_dtype)
-    after = run_each(*given, clean, moves, rows, watched, live=live, record=record)
+    # A run holds its latents, before and behind their nonlinearity, and its logits.
+    held = 2 * sum(acts.size for acts in clean.acts.values()) + state.logits.size
+    together = at_once(held * state.logits.dtype.itemsize, on_cpus=1)
+    after = run_each(*given, clean, moves, rows, watched, live=live, record=record, together=together)
     out = np.zeros((len(changes), len(graph.kept)))
     for site in watched.pos:
         out[:, at[site]] = np.asarray(after[0][site]) - np.asarray(before[0][site])

@@ -99,8 +99,9 @@ def explain_edge(
     edge = check_edges("explain_edge", graph, [(target, source)])
     to, of = found.targets(edge[:, 0]), found.sources(edge[:, 1])
     none, there = jnp.zeros(1, jnp.int32), {}
-    for layer, *passing in at_attention(found.prompt, to, of):
-        loadings = np.asarray(parts_of_heads(*passing, none, none))[0]
+    for layer, pattern, averages, values in at_attention(found.prompt, to, of):
+        loadings = np.asarray(parts_of_heads(pattern, averages, values, none, none))[0]
+        passing = pattern, averages, values
         there |= {(layer, head): (float(part), passing) for head, part in enumerate(loadings) if part != 0}
     chosen = sorted(there, key=lambda at: -abs(there[at][0]))[:heads]
     explained = []

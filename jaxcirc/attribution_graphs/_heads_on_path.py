@@ -9,6 +9,7 @@ $$\text{edge} = \text{bypass} + \sum_h \sum_{q,k} A^h_{qk} \langle W_O^h g_q, W_
 patterns $A$ and the scales of norms held (those are in the maps to values and from heads' outputs).
 """
 
+import functools as ft
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from .._sites import Kind, Site
 from .._tap import Tap
 from .._typing import Mask, Resid
 from ..parts import Block
+from ..runs import at_once, in_loop
 
 
 class Passing(NamedTuple):
@@ -62,7 +64,6 @@ def averages_of(
     return jax.vmap(jax.vjp(out, tap.cache[_Z])[1])(covectors)[0], tap.cache[_PATTERN]
 
 
-@jax.jit
 def parts_of_heads(
     pattern: Float[Array, "head q_seq k_seq"],
     averages: Float[Array, "target q_seq head d_head"],
@@ -71,6 +72,12 @@ def parts_of_heads(
     source: Int[Array, " edge"],
 ) -> Float[Array, "edge head"]:
     """What each head carries of each edge, from `source` to `target` by their numbers."""
+    together = at_once(2 * averages[0].size * averages.dtype.itemsize, on_cpus=8)
+    return _parts_of_heads(pattern, averages, values, target, source, together=together)
+
+
+@ft.partial(jax.jit, static_argnames="together")
+def _parts_of_heads(pattern, averages, values, target, source, *, together: int) -> Float[Array, "edge head"]:
     kv_heads = values.shape[2]
     grouped = averages.reshape(*averages.shape[:2], kv_heads, -1, averages.shape[-1])
     by_group = pattern.reshape(kv_heads, -1, *pattern.shape[1:])
@@ -81,7 +88,7 @@ def parts_of_heads(
         # [k_seq kv_head group d_head] · [k_seq kv_head d_head] -> [kv_head group]
         return jnp.einsum("kjgd,kjd->jg", take(at_keys, edge[0]), take(values, edge[1])).reshape(-1)
 
-    return jax.lax.map(one, (target, source), batch_size=8)
+    return in_loop(one, (target, source), together)
 
 
 @jax.jit

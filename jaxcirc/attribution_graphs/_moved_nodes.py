@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from .._sites import Site
 from .._typing import Keys, Tokens
 from ..models import Transformer
+from ..runs import in_loop
 from ._changes import Change, Moves, moves_of
 from ._latent_sites import LatentSites
 from ._replaced_run import Clean, Rows, run_moved, State
@@ -57,7 +58,7 @@ def stacked(
     return moves, rows
 
 
-@ft.partial(jax.jit, static_argnames=("live", "record"))
+@ft.partial(jax.jit, static_argnames=("live", "record", "together"))
 def run_each(
     model: Transformer,
     latents: LatentSites,
@@ -70,7 +71,8 @@ def run_each(
     *,
     live: frozenset[Site],
     record: frozenset[Site],
+    together: int,
 ) -> tuple[dict[Site, Float[Array, "run _"]], Float[Array, "run output"]]:
-    """Runs the prompt once for each of the moves, and measures."""
+    """Runs the prompt once for each of the moves, `together` of them at a time, and measures."""
     one = lambda each: watched.of(run_moved(model, latents, tokens, mask, clean, *each, live=live, record=record))
-    return jax.lax.map(one, (moves, rows))
+    return in_loop(one, (moves, rows), together)

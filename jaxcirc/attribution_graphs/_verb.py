@@ -7,7 +7,9 @@ import numpy as np
 from .._checks import check_optional_count
 from .._fingerprint import fingerprint
 from .._guard import check_backend
+from .._precision import matmul_precision
 from .._run import check_tokens
+from .._target import running_device
 from .._typing import Keys, Progress, Tokens
 from ..linear import check_fits
 from ..models import Transformer
@@ -150,6 +152,9 @@ def _meta(
         "targets": None if outputs.names is None else list(outputs.names),
         "latents_on": latents,
         "max_nodes": max_nodes,
+        "dtype": str(model.activation_dtype),
+        "device": running_device().device_kind,
+        "precision": matmul_precision(),
         "fingerprints": {
             "model": fingerprint(model),
             "dictionaries": {name: fingerprint(_without_files(of)) for name, of in of_each.items()},

@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Int
 from .._checks import check_choice, check_threshold
 from .._edits import as_pytree
 from .._metrics import Metric
+from .._precision import matmul_precision
+from .._target import running_device
 from .._typing import Progress
 from .._version import __version__
 from ..attribution import AbstractMethod, check_method, IntegratedGradients
@@ -218,6 +220,7 @@ def _described(model: Transformer, means: NodeMeans, metric: str) -> dict[str, A
         "length": means.lengths[0] if len(means.lengths) == 1 else means.lengths,
         "baseline": "corrupt prompts" if means.paired else "zero",
         "dtype": str(model.dtype),
-        "device": jax.devices()[0].device_kind,
+        "device": running_device().device_kind,
+        "precision": matmul_precision(),
         "versions": {"jaxcirc": __version__, "jax": jax.__version__, "jaxlib": jaxlib.version.__version__},
     }

@@ -20,7 +20,7 @@ class CircuitMeta(Mapping[str, Any]):
       whether they begin with the beginning-of-text token, and where effects go: `"corrupt prompts"` or `"zero"`.
     - `method`, `aggregate`, `node_threshold`, `edge_threshold`, `edges_at`, `thresholds`: the settings of `jc.discover`.
     - `clean_metric`, `total_effect`, `largest_edge`, `completeness`, `certificate`: numbers and checks of `jc.discover`.
-    - `dtype`, `device`, `versions`: where it was computed.
+    - `dtype`, `device`, `precision` (of matrix products, as configured), `versions`: where it was computed.
     - `pruned`: how `jc.prune` chose it. - `imported`, `residual_edges`, `notes`: of a circuit of the feature-circuits project.
     - `tokens`, `annotations`, `title`, `prompts_file`: what was noted since: the prompt's tokens, what latents mean by the name of their
       node, a heading, the file that the prompts came from. - `extra`: anything else.
@@ -48,6 +48,7 @@ class CircuitMeta(Mapping[str, Any]):
     certificate: dict[str, Any] | None = None
     dtype: str | None = None
     device: str | None = None
+    precision: str | None = None
     versions: dict[str, str] | None = None
     pruned: dict[str, Any] | None = None
     imported: dict[str, Any] | None = None

@@ -1,5 +1,6 @@
 """Moving chosen nodes, and what the metric does: as the circuit's edges say, and as the model says."""
 
+import functools as ft
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from .._run import run_metric, site_shapes
 from .._sites import Site
 from .._typing import Progress
 from ..models import Transformer
-from ..runs import Problem
+from ..runs import at_once, in_loop, Problem
 from ._batches import ArrayBatches
 from ._circuit import Circuit
 from ._feature_graph import clean_run, held_inputs, nodes_beside
@@ -121,15 +122,24 @@ def _measured(
             others = nodes_beside(dictionaries, corrupt, clean)
         alpha = jnp.asarray(strengths, model.activation_dtype)
         places = tuple(jnp.asarray(column) for column in chosen[2:])
-        changes = _changes(model, dictionaries, part, values, others, places, jnp.asarray(members), alpha)
+        held = (
+            4
+            * part.clean.size
+            * (sum(sae.d_sae for sae in dictionaries.values()) + model.d_vocab)
+            * alpha.dtype.itemsize
+        )
+        together = at_once(held, on_cpus=1)
+        changes = _changes(model, dictionaries, part, values, others, places, jnp.asarray(members), alpha, together)
         total += np.asarray(changes, np.float64)[..., real].sum(-1)
     report(len(batches), len(batches), "steer")
     return total / batches.n
 
 
-@jax.jit
-def _changes(model, saes, problem: Problem, values, others, places, members, strengths):
-    """Runs the prompts with the nodes of each run moved; the metric less the clean one, `[run strength batch]`."""
+@ft.partial(jax.jit, static_argnames="together")
+def _changes(model, saes, problem: Problem, values, others, places, members, strengths, together: int):
+    """Runs the prompts with the nodes of each run moved, `together` runs at a time; the metric less the clean one, `[run strength
+    batch]`.
+    """
     seq = problem.clean.shape[1]
     shapes, (site_of, unit, pos) = site_shapes(model, seq), places
     everywhere = (pos[:, None] == -1) | (pos[:, None] == jnp.arange(seq, dtype=pos.dtype))  # [node seq]
@@ -149,5 +159,5 @@ def _changes(model, saes, problem: Problem, values, others, places, members, str
     runs = [jnp.repeat(members, len(strengths), axis=0), jnp.tile(strengths, len(members))]
     batch = lambda member, strength: jax.vmap(lambda *example: one(member, strength, example))(*examples)
     clean = batch(jnp.zeros_like(members[0]), jnp.zeros_like(strengths[0]))
-    after = jax.lax.map(lambda each: batch(*each), tuple(runs))
+    after = in_loop(lambda each: batch(*each), tuple(runs), together)
     return (after - clean).reshape(len(members), len(strengths), -1)

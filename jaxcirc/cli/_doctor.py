@@ -13,8 +13,10 @@ import numpy as np
 from .. import data
 from .._files import read_safetensors
 from .._guard import check_backend
+from .._precision import matmul_precision
 from .._run import run
 from .._sites import Kind, Site
+from .._target import running_device, running_platform
 from .._version import __version__
 from ..attribution import edge_effects, Gradient, node_effects
 from ..interop import from_pretrained, load_saes, shipped_folder
@@ -53,8 +55,8 @@ def doctor(arguments: argparse.Namespace) -> int:
         "jax": jax.__version__,
         "jaxlib": jaxlib.version.__version__,
         "python": sys.version.split()[0],
-        "device": jax.devices()[0].device_kind,
-        "matmul precision": str(jax.config.jax_default_matmul_precision or "default"),  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+        "device": running_device().device_kind,
+        "matmul precision": matmul_precision(),
     }
     results = {}
     if not arguments.json:
@@ -117,7 +119,7 @@ def _golden(name: str) -> str:
     tokens, want = golden["tokens"], golden["logits"]
     logits = jax.jit(jax.vmap(lambda model, tokens: run(model, tokens)[0], in_axes=(None, 0)))(model, tokens)
     stored = slice(None, None, tokens.shape[1] // want.shape[1])  # every few positions
-    return _compare(np.asarray(logits)[:, stored], want, 1e-5 if jax.default_backend() == "cpu" else 1e-3)
+    return _compare(np.asarray(logits)[:, stored], want, 1e-5 if running_platform() == "cpu" else 1e-3)
 
 
 def _conservation() -> str:

@@ -15,7 +15,7 @@ from .._run import check_tokens, run
 from .._sites import by_site
 from .._typing import Keys, Tokens
 from ..models import Transformer
-from ..runs import filled
+from ..runs import at_once, filled, in_loop
 from ..saes import Saes
 from ._ends import Dictionaries, Ends, find_ends
 from ._point import flat
@@ -70,7 +70,10 @@ def steer_features(
     items = tuple(jnp.asarray(np.repeat(column, len(steps) + 1)) for column in columns)
     strides = jnp.asarray(np.tile([0.0, *steps], len(chosen)), model.activation_dtype)
     prompts, mask = filled(tokens[None], np.ones((1, len(tokens)), bool), model.most_positions)
-    values = np.asarray(_moved(model, pair, prompts[0], mask[0], items, strides, ends=ends)).reshape(len(chosen), -1)
+    each = 4 * prompts.shape[1] * (pair.source.d_sae + model.d_vocab) * strides.dtype.itemsize
+    together = at_once(each, on_cpus=8)
+    moved = _moved(model, pair, prompts[0], mask[0], items, strides, ends=ends, together=together)
+    values = np.asarray(moved).reshape(len(chosen), -1)
     before = values[:, :1]
     _check_values(jacobian, chosen, before[:, 0])
     table = pd.DataFrame(
@@ -109,7 +112,7 @@ def _check_values(jacobian: FeatureJacobian, chosen: np.ndarray, before: np.ndar
         )
 
 
-@ft.partial(jax.jit, static_argnames="ends")
+@ft.partial(jax.jit, static_argnames=("ends", "together"))
 def _moved(
     model: Transformer,
     saes: Dictionaries,
@@ -119,8 +122,9 @@ def _moved(
     steps: Float[Array, " n"],
     *,
     ends: Ends,
+    together: int,
 ) -> Float[Array, " n"]:
-    """The target's latent when the source's is moved, pair by pair."""
+    """The target's latent when the source's is moved, pair by pair, `together` of them at a time."""
     values = run(model, tokens, record={ends.source, ends.source_read}, mask=mask)[1]
     whole, x = values[ends.source], flat(values[ends.source_read])
     acts = saes.source.encode(x)
@@ -133,4 +137,4 @@ def _moved(
         read = run(model, tokens, edits=edits, record={ends.target_read}, mask=mask)[1][ends.target_read]
         return saes.target.encode(flat(read)[position])[target]
 
-    return jax.lax.map(one, (items, steps), batch_size=8)
+    return in_loop(one, (items, steps), together)

@@ -19,6 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._checks import check_count
+from .._precision import matmul_precision
+from .._target import running_device, running_platform
 from .._version import __version__
 from ..linear import Segment
 from ..runs import BUDGET
@@ -128,9 +130,9 @@ def issue_certificate(error: float, *, probes: int, what: str, dtype, limit: flo
         limit=limit,
         probes=probes,
         engine=what,
-        device=jax.devices()[0].device_kind,
+        device=running_device().device_kind,
         dtype=str(dtype),
-        precision=precision(),
+        precision=matmul_precision(),
         versions={"jaxcirc": __version__, "jax": jax.__version__, "jaxlib": jaxlib.version.__version__},
     )
     if not error <= limit:
@@ -141,11 +143,6 @@ def issue_certificate(error: float, *, probes: int, what: str, dtype, limit: flo
     return certificate
 
 
-def precision() -> str:
-    """The precision of float32 matrix products, as configured."""
-    return str(jax.config.jax_default_matmul_precision or "default")  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
-
-
 def default_limit(dtype) -> float:
     """The relative error that passes: far above rounding, far below a wrong number."""
     if dtype == jnp.float64:
@@ -154,7 +151,7 @@ def default_limit(dtype) -> float:
         return 2e-1
     if dtype == jnp.float16:
         return 3e-2
-    exact = jax.default_backend() == "cpu" or precision() in ("highest", "float32")
+    exact = running_platform() == "cpu" or matmul_precision() in ("highest", "float32")
     return 1e-4 if exact else 2e-2  # TF32 and bfloat16 passes keep 8 to 11 bits
 
 

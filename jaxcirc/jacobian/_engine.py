@@ -2,10 +2,10 @@
 
 import math
 
-import jax
 from jax.core import Tracer
 
 from .._sites import Part
+from .._target import on_cpu
 from ..linear import are_steps_closed, is_chain, is_contraction, is_dense
 from ._product import Product
 
@@ -41,7 +41,7 @@ def _while_compiling() -> float:
     """Counts the operations that run in the seconds that a chain's programs take to compile longer than a sweep's: as measured, on two
     cores of a CPU three seconds; an accelerator does about a hundred times as much meanwhile.
     """
-    return 2e11 if jax.default_backend() == "cpu" else 2e13
+    return 2e11 if on_cpu() else 2e13
 
 
 def side_of(route: str) -> str:

@@ -294,13 +294,15 @@ class AttentionMap(eqx.Module):
 
 
 def contract_spread(
-    rows: SpreadRows, normalized: Float[Array, "k width"], place: Int[Array, " tile"]
+    rows: SpreadRows, normalized: Float[Array, "k width"], place: Int[Array, " tile"], *, at_once: bool = False
 ) -> Float[Array, "n tile slot"]:
-    """Contracts rows that were spread over the keys with columns in tiles at the positions `place`."""
+    """Contracts rows that were spread over the keys with columns in tiles at the positions `place`, tile by tile or `at_once`."""
     # [part n tile] · [n part width] -> [n tile width], each row at each tile's position; a transposed copy of it would take longer than
     # both products.
     weights = take(rows.weights, place, axis=2)
     there = jax.lax.optimization_barrier(jnp.einsum("pnt,npd->ntd", weights, rows.directions))
     tiled = normalized.reshape(len(place), -1, normalized.shape[-1])
+    if at_once:  # [n tile width] · [tile slot width] -> [n tile slot]
+        return jnp.einsum("ntd,twd->ntw", there, tiled)
     at_tile = lambda i: jax.lax.dynamic_index_in_dim(there, i, 1, keepdims=False) @ tiled[i].T
     return jax.lax.map(at_tile, jnp.arange(len(place), dtype=jnp.int32)).transpose(1, 0, 2)

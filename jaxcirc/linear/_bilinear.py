@@ -42,13 +42,14 @@ class Bilinear(NamedTuple):
     prepare_rows: Callable[[Array, Positions], Rows]
     prepare_columns: Callable[[Array, Positions], Columns]
     attention: AttentionMap | None
+    at_once: bool
 
     def contract_tiles(
         self, rows: Rows, columns: Attended, place: Int[Array, " tile"]
     ) -> Float[Array, "n tile slot"] | None:
         """Contracts, through attention, rows with columns in tiles at the positions `place`; `None` if nothing leads there."""
         if isinstance(rows.attended, SpreadRows) and isinstance(columns, jax.Array):
-            return contract_spread(rows.attended, columns, place)
+            return contract_spread(rows.attended, columns, place, at_once=self.at_once)
         if self.attention is None or not isinstance(rows.attended, AttentionRows):
             return None
         assert isinstance(columns, AttentionColumns)
@@ -64,10 +65,17 @@ def contract_same(
 
 
 def bilinear(
-    segment: Segment, linear: LinearBlock, *, forward: bool = False, spread: bool = False, asked: bool = False
+    segment: Segment,
+    linear: LinearBlock,
+    *,
+    forward: bool = False,
+    spread: bool = False,
+    asked: bool = False,
+    at_once: bool = False,
 ) -> Bilinear:
     """Makes the bilinear form of a one-block segment. `forward`: where nothing passes attention, push the columns and do not pull the rows.
     `spread`: spread rows over the keys. `asked`: columns come with what every query asks of them, and not with their keys.
+    `at_once`: rows that are spread meet all tiles in one product, and not in one for each tile.
     """
     left_at, right_at = target_covectors(segment), source_vectors(segment)
     source, target, heads = segment.source.kind, read_site(segment).kind, linear.heads
@@ -104,4 +112,4 @@ def bilinear(
         images = push(linear.placing, images, positions)
         return Columns(vectors[source], attention.prepare_columns(images, asked=asked))
 
-    return Bilinear(prepare_rows, prepare_columns, attention)
+    return Bilinear(prepare_rows, prepare_columns, attention, at_once)

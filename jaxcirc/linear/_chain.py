@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from .._indexing import take
 from .._sites import Kind
+from .._target import on_cpu
 from ..runs import BUDGET
 from ._block import LinearBlock, linearise
 from ._cost import heads_of
@@ -83,7 +84,6 @@ def mlp_matrices(segment: Segment) -> MLPs:
     return middle.reshape(seq, d_model, d_model)
 
 
-@ft.partial(jax.jit, static_argnames=("count", "reached", "budget"), donate_argnums=1)
 def pull_block(
     segment: Segment,
     matrix: Matrix,
@@ -95,8 +95,23 @@ def pull_block(
     budget: int = BUDGET,
 ) -> Matrix:
     """Pulls the rows of `count` targets from `begin` on, which are 0 from the position `reached` on, back through one block, in place."""
+    chunk = chunk_of_rows(segment, count * matrix.shape[1], reached, budget, divides=True)
+    return pull_chunks(segment, matrix, mlps, begin, count=count, reached=reached, chunk=chunk)
+
+
+@ft.partial(jax.jit, static_argnames=("count", "reached", "chunk"), donate_argnums=1)
+def pull_chunks(
+    segment: Segment,
+    matrix: Matrix,
+    mlps: MLPs | None,
+    begin: Int[Array, ""] | int,
+    *,
+    count: int,
+    reached: int,
+    chunk: int,
+) -> Matrix:
+    """The same, `chunk` rows at a time."""
     flat, n = matrix.reshape(-1, *matrix.shape[2:]), count * matrix.shape[1]
-    chunk = chunk_of_rows(segment, n, reached, budget, divides=True)
     through = pulled(segment, mlps, jnp.arange(reached, dtype=jnp.int32), keys=reached)
 
     def some(i, flat):
@@ -113,7 +128,7 @@ def chunk_of_rows(segment: Segment, n: int, window: int, budget: int, *, divides
     """
     heads, width = heads_of(segment), segment.resid.shape[1]
     # On a CPU what lies between two matrix products stays in a core's cache.
-    limit = min(2**22 if jax.default_backend() == "cpu" else budget, budget // 8)
+    limit = min(2**22 if on_cpu() else budget, budget // 8)
     most = min(n, max(1, limit // (segment.resid.dtype.itemsize * window * (width + heads * window))))
     return max(size for size in range(1, most + 1) if n % size == 0) if divides else -(-n // -(-n // most))
 

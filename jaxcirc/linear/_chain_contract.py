@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from .._indexing import take
 from .._sites import Kind
-from ..runs import rounded_up
+from .._target import on_cpu
+from ..runs import in_loop, rounded_up
 from ._attention import SpreadRows
 from ._bilinear import bilinear
 from ._block import linearise
@@ -65,7 +66,8 @@ def contract_chain(
         rows = jnp.asarray(rows)
         items = take(swept, rows), take(swept_pos, rows)
         at_end = _sweep(steps, *items, first, window=window, forward=forward, budget=budget)
-        out = _meet(out, rows, at_end, waiting, tiles, first)
+        # As many as there are positions in the window: together they are as large as what they are taken of.
+        out = _meet(out, rows, at_end, waiting, tiles, first, together=1 if on_cpu() else window)
     return out.T if forward else out
 
 
@@ -189,11 +191,20 @@ def _through(
     return found.reshape(-1, *found.shape[2:])[:n]
 
 
-@ft.partial(jax.jit, donate_argnums=0)
+@ft.partial(jax.jit, static_argnames="together", donate_argnums=0)
 def _meet(
-    out: Float[Array, "m k"], place: Int[Array, " n"], rows: Windowed, waiting: Array, tiles: Tiles, first
+    out: Float[Array, "m k"],
+    place: Int[Array, " n"],
+    rows: Windowed,
+    waiting: Array,
+    tiles: Tiles,
+    first,
+    *,
+    together: int,
 ) -> Float[Array, "m k"]:
-    """Writes into `out` at the rows `place` what rows in their window make of the items that wait in tiles of one position each."""
+    """Writes into `out` at the rows `place` what rows in their window make of the items that wait in tiles of one position each, `together`
+    tiles at a time.
+    """
 
     def at_tile(tile):
         item, position = tile
@@ -202,6 +213,6 @@ def _meet(
         # [n width] · [slot width] -> [n slot]
         return jnp.where(inside, here @ take(waiting, item).T, 0)
 
-    found = jax.lax.map(at_tile, (tiles.item, tiles.position))  # [tile n slot]
+    found = in_loop(at_tile, (tiles.item, tiles.position), together)  # [tile n slot]
     found = found.transpose(1, 0, 2).reshape(len(rows), -1)
     return out.at[place].set(found.at[:, tiles.slot].get(mode="promise_in_bounds"))

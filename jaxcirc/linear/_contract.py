@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._indexing import take
-from ..runs import rounded_up
+from .._target import on_cpu
+from ..runs import at_once, rounded_up
 from ._bilinear import bilinear, contract_same
 from ._block import linearise
 from ._cost import heads_of
@@ -30,6 +31,9 @@ class Sizes(NamedTuple):
     """How a contraction is cut: `block` rows meet `tiles` tiles of `width` columns at once, through attention, and `near` tiles where they
     are at equal positions; rows are `spread` over the keys, or not. Columns are `kept` for all rows if the budget allows it, and else made
     anew for each block of rows; of the keys that they make, what every query `asked` of them is kept, if that fits too.
+
+    On an accelerator loops over rows, tiles and examples one by one are too small for it: rows are written, and tiles are met, `at_once`,
+    and of a batch whose rows and columns all meet at once so many `examples`.
     """
 
     block: int
@@ -39,6 +43,8 @@ class Sizes(NamedTuple):
     spread: bool
     kept: bool
     asked: bool
+    at_once: bool = False
+    examples: int = 1
 
 
 def sizes_for(segment: Segment, m: int, k: int, budget: int) -> Sizes:
@@ -46,7 +52,7 @@ def sizes_for(segment: Segment, m: int, k: int, budget: int) -> Sizes:
     (seq, d_model), heads, itemsize = segment.resid.shape, heads_of(segment), segment.resid.dtype.itemsize
     numbers = budget // itemsize
     # A block's numbers stay in a core's cache on a CPU, and fill an accelerator.
-    few, many = (128, 512) if jax.default_backend() == "cpu" else (512, 4096)
+    few, many = (128, 512) if on_cpu() else (512, max(512, min(4096, _power_below(numbers // (16 * d_model)))))
     positions = min(seq, k)
     spread = 16 * m <= k and can_spread(
         segment
@@ -62,8 +68,11 @@ def sizes_for(segment: Segment, m: int, k: int, budget: int) -> Sizes:
     most = few if kept else 1024  # the more rows, the fewer times
     block = max(8, min(most, rounded_up(m), _power_below(numbers // (2 * row))))
     tiles = max(1, columns // width)
-    near = max(n for n in range(1, max(1, columns // 8 // width) + 1) if tiles % n == 0)
-    return Sizes(block, tiles, near, width, spread, kept, asked)
+    # At equal positions an accelerator meets all tiles of a group at once too: what it computes in vain takes less than to begin anew.
+    near = max(n for n in range(1, max(1, columns // 8 // width) + 1) if tiles % n == 0) if on_cpu() else tiles
+    # All rows of an example, if they are one block, its columns as they are pushed, and the edges.
+    example = 2 * row * m + 4 * d_model * k
+    return Sizes(block, tiles, near, width, spread, kept, asked, not on_cpu(), at_once(example, numbers, on_cpus=1))
 
 
 def _power_below(n: int) -> int:
@@ -116,17 +125,16 @@ def contract_laid_out(
 ) -> Float[Array, "m k"]:
     """The same of rows and columns that are laid out. Under `vmap` one after another, so that memory stays what it is."""
     if layout is None:
-        return _contract_at_once(segment, left, left_pos, right, right_pos)
+        return _contract_at_once(segment, left, left_pos, right, right_pos, examples=sizes.examples)
     return _contract_sorted(segment, left, left_pos, layout.order, right, right_pos, layout.columns, sizes=sizes)
 
 
-@jax.jit
-def _contract_at_once(segment: Segment, left, left_pos, right, right_pos):
+@ft.partial(jax.jit, static_argnames="examples")
+def _contract_at_once(segment: Segment, left, left_pos, right, right_pos, *, examples: int):
     """Contracts what is one block of rows and columns, without sorting: every vector is a tile. Few rows that meet columns at their own
     positions only are, however many columns there are: sorting these would take longer than the products that it saves.
     """
 
-    @jax.custom_batching.sequential_vmap
     def contract(segment, left, left_pos, right, right_pos):
         form = bilinear(segment, _linear(segment), forward=len(right_pos) < len(left_pos))
         rows, columns = form.prepare_rows(left, left_pos), form.prepare_columns(right, right_pos)
@@ -135,7 +143,32 @@ def _contract_at_once(segment: Segment, left, left_pos, right, right_pos):
         found = [edges.reshape(len(left_pos), -1) for edges in (through, same) if edges is not None]
         return sum(found, jnp.zeros((len(left_pos), len(right_pos)), segment.resid.dtype))
 
-    return contract(segment, left, left_pos, right, right_pos)
+    return some_under_vmap(contract, examples)(segment, left, left_pos, right, right_pos)
+
+
+def some_under_vmap(f: Callable[..., Array], together: int) -> Callable[..., Array]:
+    """`f`, that under `vmap` is mapped over so many examples at once, whatever else is batched: memory stays what it is."""
+    if together == 1:
+        return jax.custom_batching.sequential_vmap(f)
+    mapped = jax.custom_batching.custom_vmap(f)
+
+    @mapped.def_vmap
+    def rule(axis_size: int, in_batched: list[PyTree], *arguments: PyTree) -> tuple[Array, bool]:
+        leaves, tree = jax.tree.flatten(arguments)
+        batched = jax.tree.leaves(in_batched)
+        moving = [leaf for leaf, each in zip(leaves, batched, strict=True) if each]
+
+        def one(moving: list[Array]) -> Array:
+            mine = iter(moving)
+            return f(
+                *tree.unflatten([next(mine) if each else leaf for leaf, each in zip(leaves, batched, strict=True)])
+            )
+
+        if axis_size <= together:
+            return jax.vmap(one)(moving), True
+        return jax.lax.map(one, moving, batch_size=together), True
+
+    return mapped
 
 
 @ft.partial(jax.jit, static_argnames="sizes")
@@ -153,7 +186,9 @@ def _linear(segment: Segment):
 
 def _in_blocks(segment: Segment, left, left_pos, order, right, right_pos, tiles: Tiles, *, sizes: Sizes):
     m, k, block = len(left_pos), len(right_pos), sizes.block
-    form = bilinear(segment, _linear(segment), forward=k < m, spread=sizes.spread, asked=sizes.asked)
+    form = bilinear(
+        segment, _linear(segment), forward=k < m, spread=sizes.spread, asked=sizes.asked, at_once=sizes.at_once
+    )
     prepare = lambda item: form.prepare_columns(take(right, item), take(right_pos, item))
     # What is at the source is kept where it was pushed there; else it is had for the taking.
     part = (lambda item: prepare(item).local) if form.attention is None else (lambda item: prepare(item).attended)
@@ -193,6 +228,8 @@ def _in_blocks(segment: Segment, left, left_pos, order, right, right_pos, tiles:
 
             between = rows.positions[0], rows.positions[-1]
             found = jax.lax.fori_loop(*tiles.range(*between, sizes.near), at_same_position, found)
+        if sizes.at_once:
+            return out.at[item].set(take(found, tiles.slot, axis=1), mode="promise_in_bounds")
         # Row by row: the rows at the end repeat the last one, with the same values.
         put = lambda r, out: jax.lax.dynamic_update_slice(
             out, take(found[r], tiles.slot)[None], (item[r], jnp.int32(0))

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from .._indexing import take
 from .._sites import Kind
+from .._target import on_cpu
 from ._attention import AttentionMap, AttentionRows
 from ._bilinear import bilinear, Rows
 from ._block import LinearBlock, linearise
@@ -53,7 +54,7 @@ def block_matrix(
 ) -> Float[Array, "t n_target s n_source"]:
     """The Jacobian of a one-block segment between some positions. Its source is not in a dictionary's coordinates."""
     n, width = _widths(segment)
-    numbers, cpu = budget // segment.resid.dtype.itemsize, jax.default_backend() == "cpu"
+    numbers, cpu = budget // segment.resid.dtype.itemsize, on_cpu()
     most = min(2**18 if cpu else numbers, numbers // 8)
     # On a CPU a tile stays in a core's cache until it is written.
     keys = min(len(source_pos), 16 if cpu else 256)

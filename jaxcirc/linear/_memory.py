@@ -3,13 +3,14 @@
 import math
 import os
 
-import jax
 import numpy as np
+
+from .._target import running_device
 
 
 def available() -> int | None:
     """Free memory of the default device in bytes, `None` where it is not known."""
-    device = jax.devices()[0]
+    device = running_device()
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from .._precision import widened
 from .._sites import Kind, Site
+from .._target import on_cpu
 from ..models import is_known
 from ..parts import GatedMLP
 from ..runs import BUDGET
@@ -38,9 +39,10 @@ def pull_rows(segment: Segment, rows: Rows, *, first: int, budget: int = BUDGET)
     if not is_closed(segment):
         return _by_autodiff(segment, rows, first=first, budget=budget)
     window, n, _ = rows.shape
-    chunk = chunk_of_rows(segment, n, window, budget, divides=True)
+    # One size of chunks on a CPU, where a program of two compiles twice as long; on an accelerator none is small for want of a divisor.
+    chunk = chunk_of_rows(segment, n, window, budget, divides=on_cpu())
     matrices = _pay(segment, n)
-    together = _positions_at_once(segment, window, budget) if matrices else 1
+    together = _positions_at_once(segment, window, n, budget, matrices=matrices)
     return _pull(segment, rows, first=first, chunk=chunk, together=together, matrices=matrices)
 
 
@@ -55,14 +57,16 @@ def _pay(segment: Segment, n: int) -> bool:
     return matrix + n * d_model**2 < n * each
 
 
-def _positions_at_once(segment: Segment, window: int, budget: int) -> int:
-    """Finds of how many positions the matrices are made at once: of one on a CPU, where it is work enough; a divisor of the window."""
-    if jax.default_backend() == "cpu":
+def _positions_at_once(segment: Segment, window: int, n: int, budget: int, *, matrices: bool) -> int:
+    """Finds at how many positions rows pass the MLP at once, or its matrices are made: at one on a CPU, where it is work enough."""
+    if on_cpu():
         return 1
-    mlp = segment.blocks[0].mlp
-    assert mlp is not None
-    most = max(1, budget // (4 * mlp.W_out.size * segment.resid.dtype.itemsize))
-    return max(size for size in range(1, min(window, most) + 1) if window % size == 0)
+    block, d_model = segment.blocks[0], segment.resid.shape[1]
+    hidden = block.mlp.W_out.shape[0] if block.mlp is not None and is_known(block, "mlp") else 4 * d_model
+    # Of a position: the matrix on its way through the hidden layer, or the rows.
+    held = 4 * hidden * max(d_model if matrices else n, 1)
+    groups = -(-window * held * segment.resid.dtype.itemsize // budget)
+    return -(-window // max(1, min(window, groups)))
 
 
 @ft.partial(jax.jit, static_argnames=("first", "chunk", "together", "matrices"), donate_argnames="rows")
@@ -159,22 +163,29 @@ def _add_at_positions(
 ) -> Rows:
     """Adds to `into` what comes of rows at each position, `together` of them at a time; `None` for rows that are `into` itself."""
 
-    def some(i: Int[Array, ""], into: Rows) -> Rows:
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, i * together, together)
+    def some(into: Rows, begin: Int[Array, ""] | int, count: int) -> Rows:
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, begin, count)
         image = jax.vmap(through)(cut(into if rows is None else rows), cut(positions))
-        return jax.lax.dynamic_update_slice_in_dim(into, cut(into) + image, i * together, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(into, cut(into) + image, begin, axis=0)
 
-    return jax.lax.fori_loop(0, len(into) // together, some, into)
+    return _in_parts(some, into, len(into), together)
 
 
 def _by_chunks(through: Callable[[Rows], Rows], rows: Rows, chunk: int) -> Rows:
     """Passes a few rows at a time through a map of all positions."""
 
-    def some(i: Int[Array, ""], rows: Rows) -> Rows:
-        part = jax.lax.dynamic_slice_in_dim(rows, i * chunk, chunk, axis=1)
-        return jax.lax.dynamic_update_slice_in_dim(rows, through(part), i * chunk, axis=1)
+    def some(rows: Rows, begin: Int[Array, ""] | int, count: int) -> Rows:
+        part = jax.lax.dynamic_slice_in_dim(rows, begin, count, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(rows, through(part), begin, axis=1)
 
-    return jax.lax.fori_loop(0, rows.shape[1] // chunk, some, rows)
+    return _in_parts(some, rows, rows.shape[1], chunk)
+
+
+def _in_parts(change: Callable[[Rows, Int[Array, ""] | int, int], Rows], rows: Rows, count: int, size: int) -> Rows:
+    """Changes rows in place, in parts of `size` and one of the rest, each given by where it begins and how long it is."""
+    whole, rest = divmod(count, size)
+    rows = jax.lax.fori_loop(0, whole, lambda i, rows: change(rows, i * size, size), rows)
+    return change(rows, whole * size, rest) if rest else rows
 
 
 def _by_autodiff(segment: Segment, rows: Rows, *, first: int, budget: int) -> Rows:

@@ -11,6 +11,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from .._sites import Kind
+from ..runs import at_once, in_loop
 from ._block import linearise
 from ._maps import Positions, push
 from ._segment import Segment
@@ -19,7 +20,6 @@ from ._segment import Segment
 TILE = 32  # rows and columns of one position that meet in one product
 
 
-@ft.partial(jax.jit, static_argnames="forward")
 def contract_own(
     segments: tuple[Segment, ...],
     left: Float[Array, "m d_target"],
@@ -34,6 +34,13 @@ def contract_own(
 
     With `forward` the vectors are pushed to the target, else the covectors are pulled to the source; each passes every block once.
     """
+    widths = sum(x.shape[1] for x in (left, right))
+    together = at_once(TILE * widths * left.dtype.itemsize, on_cpus=1)
+    return _own(segments, left, left_pos, right, right_pos, corners, forward=forward, together=together)
+
+
+@ft.partial(jax.jit, static_argnames=("forward", "together"))
+def _own(segments, left, left_pos, right, right_pos, corners, *, forward: bool, together: int):
     if forward:
         right = _push(segments, right, right_pos)
     else:
@@ -44,7 +51,7 @@ def contract_own(
         row, column = (jax.lax.dynamic_slice_in_dim(*each, TILE) for each in ((left, corner[0]), (right, corner[1])))
         return row @ column.T
 
-    return jax.lax.map(tile, corners)
+    return in_loop(tile, corners, together)
 
 
 def _push(

@@ -1,9 +1,11 @@
 """Prompts, run: the problem that verbs are given, the clean run, runs that go on from a cut of it, and how many of them at once."""
 
 from ._batches import (
+    at_once as at_once,
     BUDGET as BUDGET,
     halving as halving,
     in_groups as in_groups,
+    in_loop as in_loop,
     of_size as of_size,
     repeated as repeated,
     rounded_up as rounded_up,

@@ -9,6 +9,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PyTree
 
+from .._target import on_cpu
+
 
 BUDGET = 2**29  # bytes that a computation may hold beside its inputs and its result, unless a caller says otherwise
 WAY_BACK = 2**26  # bytes that a way back through all blocks may hold
@@ -49,6 +51,18 @@ def some_at_once(f: Callable[..., T], each: int, *examples: PyTree[Array | np.nd
     if together == count:
         return jax.vmap(f)(*examples)
     return jax.lax.map(lambda example: f(*example), examples, batch_size=together)
+
+
+def at_once(each: int, granted: int = BUDGET, *, on_cpus: int) -> int:
+    """How many items of a loop go at once, of which each takes `each` in the unit of what is `granted`: on an accelerator as many as fit,
+    whose kernels one by one would be too small for it; on a CPU so many as keep what they hold in a core's cache.
+    """
+    return on_cpus if on_cpu() else max(on_cpus, granted // max(1, each))
+
+
+def in_loop(f: Callable[..., T], items: PyTree[Array], together: int) -> T:
+    """Maps `f` over the leading axis of `items`, `together` at a time; one by one as it is, without an axis of one."""
+    return jax.lax.map(f, items) if together == 1 else jax.lax.map(f, items, batch_size=together)
 
 
 def repeated(numbers: Int[np.ndarray, " group"]) -> Bool[np.ndarray, " group"]:

@@ -12,4 +12,6 @@ from ._latents import (
     vectors as vectors,
     widened as widened,
     write as write,
+    write_tiles as write_tiles,
+    WriteTiles as WriteTiles,
 )

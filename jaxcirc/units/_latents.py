@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from .._indexing import take
 from .._precision import wide
 from .._sites import Site
+from .._target import on_cpu
 from ..runs import size_for
 from ..saes import AbstractDictionary
 
@@ -84,34 +85,40 @@ def covectors(
     return sae.pull_input(x, sizes[:, None] * wide(take(sae.W_enc, units, axis=1)).T)
 
 
-def write(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> Float[Array, "seq width"]:
-    """What latents of one example write at each position: the sum of their rows, times their values."""
-    if _most(latents, rows, seq):
-        dense = (
-            jnp.zeros((seq, len(rows)), latents.values.dtype).at[latents.positions, latents.units].add(latents.values)
-        )
-        return dense @ wide(rows)
-    if seq <= _tiles().positions:
-        return _written(latents, rows, 0, seq)
-    in_tiles = jax.custom_batching.sequential_vmap(lambda latents, rows: _write_in_tiles(latents, rows, seq))
-    return in_tiles(latents, rows)
-
-
-class _Tiles(NamedTuple):
+class WriteTiles(NamedTuple):
     """How many positions are written at once, and by how many latents."""
 
     positions: int
     latents: int
 
 
-def _tiles() -> _Tiles:
-    """Chooses the sizes: a few kernels for an accelerator, and what a core's cache holds else."""
-    return _Tiles(32, 512) if jax.default_backend() == "cpu" else _Tiles(256, 8192)
+def write_tiles() -> WriteTiles:
+    """Chooses the sizes: a few kernels for an accelerator, and what a core's cache holds else. It is asked before a function is traced,
+    and what it says is a static argument.
+    """
+    return WriteTiles(32, 512) if on_cpu() else WriteTiles(256, 8192)
 
 
-def _write_in_tiles(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> Float[Array, "seq width"]:
+def write(
+    latents: Latents, rows: Float[Array, "d_sae width"], seq: int, *, tiles: WriteTiles
+) -> Float[Array, "seq width"]:
+    """What latents of one example write at each position: the sum of their rows, times their values."""
+    if _most(latents, rows, seq):
+        dense = (
+            jnp.zeros((seq, len(rows)), latents.values.dtype).at[latents.positions, latents.units].add(latents.values)
+        )
+        return dense @ wide(rows)
+    if seq <= tiles.positions:
+        return _written(latents, rows, 0, seq)
+    in_tiles = jax.custom_batching.sequential_vmap(lambda latents, rows: _write_in_tiles(latents, rows, seq, tiles))
+    return in_tiles(latents, rows)
+
+
+def _write_in_tiles(
+    latents: Latents, rows: Float[Array, "d_sae width"], seq: int, tiles: WriteTiles
+) -> Float[Array, "seq width"]:
     """Writes some positions at a time, as latents are in their order: work grows with the latents, and not with them times positions."""
-    (size, width), n = _tiles(), latents.units.shape[0]
+    (size, width), n = tiles, latents.units.shape[0]
     blocks, pad = -(-seq // size), lambda x, value: jnp.pad(x, (0, -n % width), constant_values=value)
     latents = Latents(pad(latents.positions, 0), pad(latents.units, -1), pad(latents.values, 0))
     at = jnp.where(latents.units < 0, seq, latents.positions)
@@ -151,9 +158,9 @@ def _units(latents: Latents) -> Int[Array, " n"]:
     return jnp.maximum(latents.units, 0)
 
 
-def bytes_through(latents: Latents, rows: Float[Array, "d_sae width"], seq: int) -> int:
+def bytes_through(latents: Latents, rows: Float[Array, "d_sae width"], seq: int, tiles: WriteTiles) -> int:
     """Counts what is held while the latents of one example are read, or write."""
-    few = latents.units.shape[-1] * (min(seq, _tiles().positions) + rows.shape[1])
+    few = latents.units.shape[-1] * (min(seq, tiles.positions) + rows.shape[1])
     numbers = seq * len(rows) if _most(latents, rows, seq) else few
     return numbers * latents.values.dtype.itemsize
 
