@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast, NamedTuple
 
 from ._growth_fit import Fit, fit
 from ._growth_point import measure_alone
@@ -121,15 +121,16 @@ def _planned(shape: Shape, fits: dict[str, Fit]) -> Iterator[str]:
     columns = ("stored as", "verb", "weights", "dictionaries", "one prompt", "each further prompt")
     yield f"| {' | '.join(columns)} | prompts at once in 80 GB | with a third left free |"
     yield "|---|---|---|---|---|---|---|---|"
+    like = cast(Point, shape)  # it has all that terms ask of a point
     gib = lambda size: f"{size / GIB:.3g} GiB"
     for stored, itemsize in (("float32", 4), ("bfloat16", 2)):
         for name, found in fits.items():
             held = shape.dictionaries if name != "fit_lens" else 0
             room = ROOM - itemsize * (shape.weights + held)
-            one, more = (found.expected(shape._replace(batch=n)) for n in (1, 2))
+            one, more = (found.expected(like._replace(batch=n)) for n in (1, 2))
             sizes = gib(itemsize * shape.weights), gib(itemsize * held), gib(one)
             if PLAN_VERBS[name].batched:
-                many = [str(found.largest(shape, "batch", left)) for left in (room, room - ROOM / 3)]
+                many = [str(found.largest(like, "batch", left)) for left in (room, room - ROOM / 3)]
                 yield f"| {' | '.join([stored, name, *sizes, gib(more - one), *many])} |"
             else:
                 yield f"| {' | '.join([stored, name, *sizes, 'one at a time', '1', '1'])} |"

@@ -11,6 +11,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc.attribution import _contract
 from jaxcirc.graph import wiring
 from jaxcirc.parts import Attention, Block, MLP, relu
 from tests import oracle
@@ -165,6 +166,24 @@ def test_where_everything_is_linear_patching_is_the_gradient():
     )
     for site in saes:
         assert_close(exact.nodes(site), linear.nodes(site))
+
+
+def test_edges_carry_their_measured_error(solved, monkeypatch):
+    """Asked for, with the precision of products; and products of bfloat16 are found to be wrong where they pass for exact ones."""
+    arguments, nodes, plain = solved
+    certified = ft.partial(jc.edge_effects, *arguments, nodes, threshold=0.0, certify=True)
+    certificate = certified().certificate
+    assert plain.certificate is None
+    assert 0 < certificate.error < 1e-12
+    assert certificate.precision == "highest"
+    rounded = lambda x: x.astype(jnp.bfloat16).astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    exact = _contract.contract_batch
+    in_bfloat16 = lambda segment, masks, resid, moved, *items: exact(segment, masks, resid, moved, *map(rounded, items))
+    monkeypatch.setattr(_contract, "contract_batch", in_bfloat16)
+    with pytest.raises(
+        ValueError, match=r"The result is wrong: relative error [1-9]\.\de-0[1-4] .*matmul precision highest"
+    ):
+        certified()
 
 
 def test_edges_out_of_a_node_sum_to_its_effect(solved):

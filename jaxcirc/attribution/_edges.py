@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import Metric
 from .._sites import BySite, Site
+from ..jacobian._certificate import Certificate, certify_edges
 from ..models import Transformer
 from ..runs import lengthened, prepare, Problem
 from ..saes import AbstractDictionary
@@ -38,6 +39,8 @@ class EdgeEffects:
     - `parts[(source, target)]`: the edges as tables of rows, the targets, and columns, the sources; those with the same ends in several are
       to be summed.
     - `sizes[site]`: how many nodes there are at a site, `d_sae + 1`; `batch` and `seq` the other sizes.
+    - `certificate`: the measured error of the edges, and with what precision of matrix products they were computed; `None` if that was not
+      asked for, or there are none.
     """
 
     to_metric: ArraysBySite
@@ -45,6 +48,7 @@ class EdgeEffects:
     sizes: BySite[int]
     batch: int
     seq: int
+    certificate: Certificate | None = None
 
     @property
     def coo(self) -> Mapping[Pair, Coo]:
@@ -106,6 +110,7 @@ def edge_effects(
     edges: str = "clean",
     path: IntegratedGradients = IntegratedGradients(),
     mask: Bool[Array, "batch seq"] | None = None,
+    certify: bool = False,
 ) -> EdgeEffects:
     r"""Effects of the edges into every node whose effect exceeds `threshold`, error nodes on both ends included.
 
@@ -128,11 +133,14 @@ def edge_effects(
     - `upstream`: `"active"`, from every node whose value differs between clean and corrupt; or `"selected"`, from those above the
       threshold only.
     - `edges`: `"clean"` or `"integrated"`; `path`: the rule of the latter, the nodes' own for sums to agree.
+    - `certify`: compare the first edges into each kind of site with float64, on the first prompt, which takes as long as some prompts do.
+      On accelerators it tells what products of lower precision (`jax.default_matmul_precision`) do to them.
     - the rest as in `jc.node_effects`.
 
     **Returns:** `EdgeEffects`.
 
-    **Raises:** `ValueError` as `jc.node_effects` does, and if `nodes` is of other prompts or dictionaries.
+    **Raises:** `ValueError` as `jc.node_effects` does, if `nodes` is of other prompts or dictionaries, and if edges are
+    wrong by the certificate.
 
     **Reference:** Marks et al. 2024, "Sparse Feature Circuits", arXiv 2403.19647, §3.2 and appendix A.1. Differences from the
     reference implementation: edges out of error nodes are there, and each edge costs one cotangent of the sublayers between its ends
@@ -152,7 +160,10 @@ def edge_effects(
     chosen = above if upstream == "selected" else every_node
     parts: dict[Pair, list[Edges]] = {}
     rule = path if edges == "integrated" else None
-    for part in iterate_edges(model, problem, nodes.at, gradient, targets=above, sources=chosen, path=rule):
+    errors: list[float] = []
+    given = model, problem, nodes.at, gradient
+    for part in iterate_edges(*given, targets=above, sources=chosen, path=rule, certify=certify):
+        errors += [] if part.error is None else [part.error]
         parts.setdefault((part.wire.source, part.wire.target), []).append(part)
     direct = direct_to_metric(model, problem, nodes.at, gradient, rule)
     return EdgeEffects(
@@ -161,6 +172,7 @@ def edge_effects(
         sizes=BySite((site, sae.d_sae + 1) for site, sae in problem.saes.items()),
         batch=problem.clean.shape[0],
         seq=length,
+        certificate=certify_edges(errors, model.activation_dtype),
     )
 
 

@@ -19,7 +19,7 @@ from .._version import __version__
 from ..attribution import AbstractMethod, check_method, IntegratedGradients
 from ..data import Prompts
 from ..graph import is_cut
-from ..jacobian._certificate import issue_certificate
+from ..jacobian._certificate import certify_edges
 from ..models import Transformer
 from ..runs import prepare
 from ..saes import Saes
@@ -179,11 +179,7 @@ def _discover(
     weights, errors = mean_edges(model, batches, how, means, kept, report) if wanted else ({}, [])
     nodes, names = node_table(kept)
     largest_edge = max((float(abs(matrix).max()) for matrix in weights.values() if matrix.nnz), default=0.0)
-    certificate = (
-        issue_certificate(max(errors), probes=len(errors), what="edges", dtype=model.activation_dtype)
-        if errors
-        else None
-    )
+    certificate = certify_edges(errors, model.activation_dtype)
     meta = CircuitMeta(
         **_described(model, means, metric),
         **settings.as_dict(),

@@ -143,6 +143,11 @@ def issue_certificate(error: float, *, probes: int, what: str, dtype, limit: flo
     return certificate
 
 
+def certify_edges(errors: Sequence[float], dtype) -> Certificate | None:
+    """The certificate of edges whose errors were measured; `None` if none was."""
+    return issue_certificate(max(errors), probes=len(errors), what="edges", dtype=dtype) if errors else None
+
+
 def default_limit(dtype) -> float:
     """The relative error that passes: far above rounding, far below a wrong number."""
     if dtype == jnp.float64:
