@@ -24,22 +24,25 @@ from jaxcirc.saes import JumpReLU, SAE
 
 
 class Size(NamedTuple):
-    """Of the dictionaries of one kind: latents on, latents, steps, and steps of `downstream` training after them."""
+    """Of the dictionaries of one kind: latents on, latents, steps, steps of `downstream` training after them, and how much the share of
+    the errors' effects weighs there.
+    """
 
     k: int
     d_sae: int
     steps: int
     downstream: int = 0
+    effects: float = 0.0
 
 
 BATCH, LEARNING_RATE = 16, 2e-3
 EMBED = "hook_resid_pre"  # of the first block only
 RECIPES = {
     "tiny-gpt2": {
-        EMBED: Size(16, 512, 700),
-        "hook_attn_out": Size(16, 512, 700),
-        "hook_mlp_out": Size(16, 512, 700),
-        "hook_resid_post": Size(24, 512, 1500, downstream=600),
+        EMBED: Size(16, 512, 600, downstream=300, effects=1.0),
+        "hook_attn_out": Size(24, 512, 600, downstream=500, effects=2.0),
+        "hook_mlp_out": Size(20, 512, 600, downstream=400, effects=2.0),
+        "hook_resid_post": Size(24, 512, 900, downstream=600, effects=1.0),
     },
     "tiny-gpt-neo": {
         EMBED: Size(12, 256, 800),
@@ -170,12 +173,15 @@ def as_sae(p: Parameters, threshold: float, scale: float, site: jc.Site) -> SAE:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=list(RECIPES))
-    name = parser.parse_args().name
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="these alone; the others stay as they are")
+    arguments = parser.parse_args()
+    name = arguments.name
     model, tokenizer = jc.from_pretrained(name), jc.load_tokenizer(name)
-    for kind, size in RECIPES[name].items():
+    for kind in arguments.kinds or RECIPES[name]:
+        size = RECIPES[name][kind]
         trained = train(model, tokenizer, kind, size)
         if size.downstream:
-            trained = train_downstream(model, tokenizer, trained, size.downstream)
+            trained = train_downstream(model, tokenizer, trained, size.downstream, effects=size.effects)
         for site, sae in trained.items():
             about = {
                 "model_name": name,

@@ -1,9 +1,10 @@
 """Dictionaries that keep what the rest of the model reads.
 
 What little of the variance a later head needs (which token came before, for induction) can be lost in a good reconstruction, and more so
-where every layer is replaced. So some dictionaries are trained further, all of a kind together: to the reconstruction error on clean
-activations is added the KL divergence between the model's predictions and those with every site of the kind replaced by its
-reconstruction (after Braun et al. 2024, arXiv 2405.12241). The thresholds stay.
+where every layer is replaced. So dictionaries are trained further, all of a kind together, on the sum of three things: the part of the
+variance that is not reconstructed; the KL divergence between the model's predictions and those with every site of the kind replaced by
+its reconstruction (after Braun et al. 2024, arXiv 2405.12241); and the share of the errors among all effects on agreement
+(`weights/train/effects.py`). The thresholds stay.
 """
 
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from tqdm import tqdm
+from weights.train.effects import at_both_ends, error_share, some, training_pairs
 from weights.train.evaluate import splice
 from weights.train.text import MIXTURES, sequences
 
@@ -21,27 +24,31 @@ from jaxcirc.saes import SAE
 
 
 BATCH, LEARNING_RATE = 16, 1e-3
+PAIRS = 16  # of each kind of sentence, a step
 
 
 def train_downstream(
-    model: jc.Transformer, tokenizer: Any, saes: dict[jc.Site, SAE], steps: int, *, seed: int = 0
+    model: jc.Transformer, tokenizer: Any, saes: dict[jc.Site, SAE], steps: int, *, effects: float = 0.0, seed: int = 0
 ) -> dict[jc.Site, SAE]:
-    """The same dictionaries, trained `steps` further."""
+    """The same dictionaries, trained `steps` further. `effects` is how much the errors' share of the effects weighs; 0 leaves it out."""
     rows = sequences(tokenizer, MIXTURES[model.name], steps * BATCH, seed=seed + 900)[:, :-1]
+    pairs, rng = training_pairs(tokenizer, seed=seed + 900) if effects else {}, np.random.default_rng(seed + 900)
     optimiser = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps), b2=0.99)
 
-    def loss(saes, tokens):
+    def loss(saes, tokens, ends):
         def of_one(row):
             clean, cache = jc.run(model, row, record=list(saes))
             replaced, _ = jc.run(model, row, edits=splice(saes))
             divergence = optax.kl_divergence(jax.nn.log_softmax(replaced), jax.nn.softmax(clean)).mean()
             return divergence + sum(unexplained(sae, cache[site]) for site, sae in saes.items()) / len(saes)
 
-        return jax.vmap(of_one)(tokens).mean()
+        shares = [error_share(sae, x[site], gradient[site]) for x, gradient in ends for site, sae in saes.items()]
+        return jax.vmap(of_one)(tokens).mean() + (effects * jnp.stack(shares).mean() if shares else 0.0)
 
     @eqx.filter_jit
-    def step(saes, state, tokens):
-        value, gradient = jax.value_and_grad(loss)(saes, tokens)
+    def step(saes, state, tokens, pairs):
+        ends = [at_both_ends(model, some, tuple(saes)) for some in pairs]
+        value, gradient = jax.value_and_grad(loss)(saes, tokens, ends)
         gradient = {site: eqx.tree_at(lambda g: g.activation, g, replace_fn=_zeros) for site, g in gradient.items()}
         updates, state = optimiser.update(gradient, state)
         return {site: unit_rows(sae) for site, sae in eqx.apply_updates(saes, updates).items()}, state, value
@@ -49,7 +56,7 @@ def train_downstream(
     state = optimiser.init(saes)  # pyright: ignore[reportArgumentType]  # a tree of arrays
     progress = tqdm(rows.reshape(steps, BATCH, -1), desc="downstream", mininterval=10)
     for tokens in progress:
-        saes, state, value = step(saes, state, jnp.asarray(tokens))
+        saes, state, value = step(saes, state, jnp.asarray(tokens), some(pairs, PAIRS, rng))
         progress.set_postfix(loss=float(value), refresh=False)
     return saes
 
