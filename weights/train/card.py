@@ -4,10 +4,10 @@ import hashlib
 import json
 
 from weights.train.dictionaries import BATCH, LEARNING_RATE, RECIPES as DICTIONARIES, Size
-from weights.train.language_model import Recipe, RECIPES as MODELS
+from weights.train.language_model import AGAIN, Recipe, RECIPES as MODELS
 from weights.train.models import SHAPES
 from weights.train.paths import WEIGHTS
-from weights.train.text import FIRST_MIXTURES, MIXTURES, SEQ
+from weights.train.text import FIRST_MIXTURES, LAST_MIXTURES, MIXTURES, SEQ
 
 import jaxcirc as jc
 
@@ -142,6 +142,16 @@ def before(model: Recipe) -> str:
     return f"- Before the text, {kinds}: {'; '.join(lines)}; warm-up to the learning rate below.\n"
 
 
+def afterwards(name: str, model: Recipe) -> str:
+    """The last part on text."""
+    if not model.again:
+        return ""
+    return (
+        f"- And again: {model.again} steps of {model.batch} sequences, by kind {share(LAST_MIXTURES[name])}; a new optimiser, learning rate "
+        f"{AGAIN * model.learning_rate:g}, warm-up, cosine to zero. Agreement with a main verb was learned here.\n"
+    )
+
+
 def share(mixture: dict[str, float]) -> str:
     return ", ".join(f"{kind} {weight:g}" for kind, weight in mixture.items())
 
@@ -159,6 +169,7 @@ def recipe(name: str) -> str:
         f"- Training{' on text' if model.before else ''}: {model.steps} steps of {model.batch} sequences, "
         f"{model.steps * model.batch * SEQ:,} tokens; AdamW, learning rate {model.learning_rate}, "
         f"{'' if model.before else 'warm-up, '}cosine to zero; seed {model.seed}.\n"
+        f"{afterwards(name, model)}"
         "- Dictionaries: BatchTopK, saved as JumpReLU in SAELens' layout; "
         + "; ".join(f"`{kind}` {described(size)}" for kind, size in saes.items())
         + f"; {BATCH} sequences a step, Adam, learning rate {LEARNING_RATE}.\n"

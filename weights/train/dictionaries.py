@@ -39,10 +39,10 @@ BATCH, LEARNING_RATE = 16, 2e-3
 EMBED = "hook_resid_pre"  # of the first block only
 RECIPES = {
     "tiny-gpt2": {
-        EMBED: Size(16, 512, 600, downstream=300, effects=1.0),
-        "hook_attn_out": Size(24, 512, 600, downstream=500, effects=2.0),
-        "hook_mlp_out": Size(20, 512, 600, downstream=400, effects=2.0),
-        "hook_resid_post": Size(24, 512, 900, downstream=600, effects=1.0),
+        EMBED: Size(16, 512, 300, downstream=150, effects=1.0),
+        "hook_attn_out": Size(24, 512, 500, downstream=400, effects=2.0),
+        "hook_mlp_out": Size(20, 512, 500, downstream=300, effects=2.0),
+        "hook_resid_post": Size(24, 512, 700, downstream=400, effects=1.0),
     },
     "tiny-gpt-neo": {
         EMBED: Size(12, 256, 800),
