@@ -82,13 +82,14 @@ def dictionaries(measured: dict) -> str:
     )
 
 
-ERRORS = """Errors: what a dictionary does not reconstruct is a node too. Its share of the sizes of all node effects at its site (`jc.node_effects`
-with its defaults), summed over positions and prompts, by kind of agreement:
+ERRORS = """Errors: what a dictionary does not reconstruct is a node too. Its share of the sizes of all node effects at its site
+(`jc.node_effects` with its defaults), summed over positions and prompts, by kind of agreement. Training of the dictionaries pushed this
+share down, on prompts that are not held out (`weights/train/effects.py`); here are held-out ones:
 
 """
-HEADS = """Heads by training step: the largest mean attention of a head of each layer, on random tokens said twice; to the token before (over all
-positions after the first token), and in the second copy to the token that came after the present one in the first. Before training no
-head does either. All heads are in `training.json`.
+HEADS = """Heads by training step: the largest mean attention of a head of each layer, on random tokens said twice; to the token before,
+and in the second copy to the token that came after the present one in the first. Before training no head does either. All heads are
+in `training.json`.
 
 """
 EVERY = 500  # steps, of what is shown of the heads
@@ -98,7 +99,9 @@ def errors(measured: dict) -> str:
     if "error_shares" not in measured:
         return ""
     kinds = list(next(iter(measured["error_shares"].values())))
-    rows = [[f"`{site}`", *(percent(found[kind]) for kind in kinds)] for site, found in measured["error_shares"].items()]
+    rows = [
+        [f"`{site}`", *(percent(found[kind]) for kind in kinds)] for site, found in measured["error_shares"].items()
+    ]
     return ERRORS + table(["site", *kinds], rows)
 
 
@@ -122,9 +125,9 @@ def described(size: Size) -> str:
 
 
 STARTS = {
-    "tiny-gpt2": "random (`random_model` in `weights/train/models.py`): every array normal, maps out of sublayers smaller by depth as in "
-    "GPT-2; positions are sinusoids in the first 32 dimensions, beside the tokens in all. No head was put in: those that attend one back and "
-    "those of induction were formed by training alone.",
+    "tiny-gpt2": "random (`random_model` in `weights/train/models.py`): every array normal, maps out of sublayers smaller by depth "
+    "as in GPT-2; positions are sinusoids in the first 32 dimensions, beside the tokens in all. No head was put in: those that attend "
+    "one back and those of induction were formed by training alone.",
     "tiny-gpt-neo": "weights that lean to copying, with a previous-token head in the first block and, reading it, a weak induction head in "
     "the second (`leaning_model` in `weights/train/models.py`): these were put there, and training shaped them further.",
 }
@@ -138,7 +141,9 @@ def before(model: Recipe) -> str:
     ]
     if not lines:
         return ""
-    kinds = "turns, pairs and lists of random tokens, from which order and copying are learned (`weights/train/copying.py`)"
+    kinds = (
+        "turns, pairs and lists of random tokens, from which order and copying are learned (`weights/train/copying.py`)"
+    )
     return f"- Before the text, {kinds}: {'; '.join(lines)}; warm-up to the learning rate below.\n"
 
 
@@ -147,8 +152,8 @@ def afterwards(name: str, model: Recipe) -> str:
     if not model.again:
         return ""
     return (
-        f"- And again: {model.again} steps of {model.batch} sequences, by kind {share(LAST_MIXTURES[name])}; a new optimiser, learning rate "
-        f"{AGAIN * model.learning_rate:g}, warm-up, cosine to zero. Agreement with a main verb was learned here.\n"
+        f"- And again: {model.again} steps of {model.batch} sequences, by kind {share(LAST_MIXTURES[name])}; a new optimiser, "
+        f"learning rate {AGAIN * model.learning_rate:g}, warm-up, cosine to zero. Agreement with a main verb was learned here.\n"
     )
 
 
@@ -189,7 +194,15 @@ def card(name: str) -> str:
     measured = json.loads((WEIGHTS / name / "measured.json").read_text(encoding="utf-8"))
     size = jc.from_pretrained(name).d_vocab
     head = f"## {name}\n\nVocabulary: {size} entries, byte-level BPE.\n\n"
-    return head + recipe(name) + behaviour(measured) + heads(name) + dictionaries(measured) + errors(measured) + files(name)
+    return (
+        head
+        + recipe(name)
+        + behaviour(measured)
+        + heads(name)
+        + dictionaries(measured)
+        + errors(measured)
+        + files(name)
+    )
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ def training_pairs(tokenizer: Any, *, seed: int) -> dict[str, Pairs]:
 
 def some(pairs: Mapping[str, Pairs], n: int, rng: np.random.Generator) -> list[Pairs]:
     """`n` pairs of each kind."""
-    draw = lambda p: Pairs(*(np.asarray(x)[rows] for x in p for rows in [rng.integers(len(p.answer), size=n)]))
-    return [draw(p) for p in pairs.values()]
+    drawn = [(p, rng.integers(len(p.answer), size=n)) for p in pairs.values()]
+    return [Pairs(*(x[rows] for x in p)) for p, rows in drawn]
 
 
 def at_both_ends(model: jc.Transformer, pairs: Pairs, sites: Sequence[jc.Site]) -> tuple[dict, dict]:

@@ -71,7 +71,9 @@ def train(name: str, tokenizer: Any, recipe: Recipe) -> jc.Transformer:
     return train_again(model, name, tokenizer, recipe, history) if recipe.again else model
 
 
-def train_again(model: jc.Transformer, name: str, tokenizer: Any, recipe: Recipe, history: list[dict]) -> jc.Transformer:
+def train_again(
+    model: jc.Transformer, name: str, tokenizer: Any, recipe: Recipe, history: list[dict]
+) -> jc.Transformer:
     """On more text, with an optimiser that knows nothing of what was before."""
     mixture = LAST_MIXTURES[name]
     rate = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate * AGAIN, 100, recipe.again)
@@ -123,7 +125,7 @@ def chunks(name: str, tokenizer: Any, recipe: Recipe) -> Iterator[tuple[np.ndarr
         for first in range(0, stage.steps, CHUNK):
             n = min(CHUNK, stage.steps - first)
             made = rows_of(stage, n, seed=seed + 100_000 * (at + 1) + first)
-            yield tuple(x.reshape(n, stage.batch, -1) for x in made)
+            yield made[0].reshape(n, stage.batch, -1), made[1].reshape(n, stage.batch, -1)
     mixture = lambda first: FIRST_MIXTURES[name] if first < steps // 4 else MIXTURES[name]
     yield from text_chunks(tokenizer, mixture, steps, batch, seed=seed + 1000)
 
@@ -135,7 +137,7 @@ def text_chunks(
     for first in range(0, steps, CHUNK):
         n = min(CHUNK, steps - first)
         made = weighted_sequences(tokenizer, mixture(first), n * batch, seed=seed + first)
-        yield tuple(x.reshape(n, batch, -1) for x in made)
+        yield made[0].reshape(n, batch, -1), made[1].reshape(n, batch, -1)
 
 
 def save_arrays(model: jc.Transformer, path: Path) -> None:

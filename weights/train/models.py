@@ -34,14 +34,16 @@ def random_model(name: str, vocabulary: int, *, seed: int) -> jc.Transformer:
     normal = lambda *sizes, std: jnp.asarray(std * rng.standard_normal(sizes), jnp.float32)
 
     def block() -> Block:
-        maps = [normal(n_heads, d_model, d_head, std=d_model**-0.5) for _ in "QKV"]
-        W_O, none = normal(n_heads, d_head, d_model, std=out * d_model**-0.5), jnp.zeros((n_heads, d_head))
-        biased = [part for W in maps for part in (W, none)]
-        attention = Attention(*biased, W_O, b_O=jnp.zeros(d_model), scale=jnp.asarray(d_head**-0.5))
+        W_Q, W_K, W_V = (normal(n_heads, d_model, d_head, std=d_model**-0.5) for _ in "QKV")
+        W_O, bias = normal(n_heads, d_head, d_model, std=out * d_model**-0.5), jnp.zeros((n_heads, d_head))
+        scale = jnp.asarray(d_head**-0.5)
+        attention = Attention(W_Q, bias, W_K, bias, W_V, bias, W_O, b_O=jnp.zeros(d_model), scale=scale)
         W_in = normal(d_model, 4 * d_model, std=d_model**-0.5)
         W_out = normal(4 * d_model, d_model, std=out * (4 * d_model) ** -0.5)
         mlp = MLP(W_in, jnp.zeros(4 * d_model), W_out, jnp.zeros(d_model), gelu_new)
-        return Block(norm(Kind.LN1_SCALE, Kind.LN1_NORMALIZED), attention, norm(Kind.LN2_SCALE, Kind.LN2_NORMALIZED), mlp)
+        return Block(
+            norm(Kind.LN1_SCALE, Kind.LN1_NORMALIZED), attention, norm(Kind.LN2_SCALE, Kind.LN2_NORMALIZED), mlp
+        )
 
     norm = lambda *sites: LayerNorm(jnp.ones(d_model), jnp.zeros(d_model), 1e-5, sites)
     return jc.Transformer(
