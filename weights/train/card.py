@@ -119,8 +119,8 @@ def heads(name: str) -> str:
 
 
 def described(size: Size) -> str:
-    weighed = f" (errors' effects weigh {size.effects:g})" if size.effects else ""
-    after = f", then {size.downstream} on what comes of it{weighed}" if size.downstream else ""
+    weighed = lambda part: f" (errors' effects weigh {part.effects:g})" if part.effects else ""
+    after = "".join(f", then {part.steps} on what comes of it{weighed(part)}" for part in size.downstream)
     return f"{size.k} of {size.d_sae} latents on, {size.steps} steps{after}"
 
 
