@@ -110,7 +110,7 @@ def heads(name: str) -> str:
     if not path.exists():
         return ""
     history = json.loads(path.read_text(encoding="utf-8"))
-    shown = [row for row in history if row["step"] <= 1000 or row["step"] % EVERY == 0 or row is history[-1]]
+    shown = [row for row in history if row["step"] <= 1500 or row["step"] % EVERY == 0 or row is history[-1]]
     best = lambda layers: [f"{max(found):.2f}" for found in layers]
     rows = [[str(row["step"]), *best(row["previous"]), *best(row["induction"]), percent(row["top_1"])] for row in shown]
     layers = range(len(history[0]["previous"]))
@@ -119,7 +119,8 @@ def heads(name: str) -> str:
 
 
 def described(size: Size) -> str:
-    weighed = lambda part: f" (errors' effects weigh {part.effects:g})" if part.effects else ""
+    how = lambda part: ", gradients integrated" if part.path else ""
+    weighed = lambda part: f" (errors' effects weigh {part.effects:g}{how(part)})" if part.effects else ""
     after = "".join(f", then {part.steps} on what comes of it{weighed(part)}" for part in size.downstream)
     return f"{size.k} of {size.d_sae} latents on, {size.steps} steps{after}"
 
