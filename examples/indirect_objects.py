@@ -316,10 +316,16 @@ def claim_3(case: Case, movers, steering) -> Result:
     path = [inputs(movers, "q")]
     if not steering:
         every = case.together("three names", path, case.graph.senders, at=["end"], read=["end"])
+        moved = abs(every.mean()) > max(4 * error(every), 0.01 * case.level)  # as is asked of a single head
+        found = (
+            "something moves them, but which heads these prompts do not tell"
+            if moved
+            else "where the movers look does not follow what is said twice"
+        )
         told = f"""### 3. Do their queries learn the name, or its place?
 
-No head moves their queries. All senders together, with three different names, change the metric by {plus_minus(every)} through them:
-where the movers look does not follow what is said twice."""
+No head by itself moves their queries by four standard errors. All senders together, with three different names, change the metric by
+{plus_minus(every)} through them: {found}."""
         return "3", words, "nothing to test", told
     by = {
         flip: case.together(flip, path, steering, at=["end"], read=["end"])

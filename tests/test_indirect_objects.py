@@ -25,12 +25,13 @@ def test_the_shipped_model(study, tmp_path):
     model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
     prompts = jc.data.ioi(tokenizer, study.PROMPTS, template="mixed", flip=("IO",), seed=0)
     pairs = model, prompts.clean, prompts.corrupt, prompts.metric()
-    found = jc.path_patch(*pairs, receivers=["logits"], senders=["a1.h0"], positions=-1, receiver_positions=-1)
+    found = jc.path_patch(*pairs, receivers=["logits"], senders=["a3.h1"], positions=-1, receiver_positions=-1)
     change = np.asarray(found)[0] - study.metrics(model, prompts)
-    # A name mover, and a head that takes the other name back.
-    assert f"| a1.h0 | {study.plus_minus(change)} |" in page
-    assert "| a1.h0 | name mover | end |" in page
-    assert "| a1.h1 | acts against S | end | IO 0.00 / 0.00, S1 0.00 / 0.00, S2 1.00 / 1.00, end 0.00 / 0.00 |" in page
+    # The strongest name mover, and one that looks at the names.
+    assert f"| a3.h1 | {study.plus_minus(change)} |" in page
+    assert "| a3.h1 | name mover | end |" in page
+    assert "| a1.h3 | name mover | end | IO 0.30 / 0.31, S1 0.68 / 0.68, S2 0.00 / 0.00, end 0.00 / 0.00 |" in page
+    assert "through them: something moves them" in page.replace("\n", " ")
     assert "| 2 | name movers' keys do not tell which name IO is | **holds** |" in page
 
 

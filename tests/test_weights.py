@@ -99,6 +99,40 @@ def test_random_tokens_said_twice():
     assert np.mean(predicted == tokens[:, 22:]) >= 0.95
 
 
+def test_heads_were_formed_by_training():
+    """No head attends one back or copies what came next before training; after it some do, and `training.json` says so."""
+    first, *_, last = json.loads((WEIGHTS / "tiny-gpt2" / "training.json").read_text(encoding="utf-8"))
+    assert first["step"] == 0
+    assert np.max(first["previous"]) < 0.2
+    assert np.max(first["induction"]) < 0.1
+    n, rows = 24, 32
+    once = np.random.default_rng(3).integers(1, model("tiny-gpt2").d_vocab, (rows, n), dtype=np.int32)
+    tokens = np.concatenate([np.zeros((rows, 1), np.int32), once, once], axis=1)
+    sites = [f"blocks.{layer}.attn.hook_pattern" for layer in range(4)]
+    cache = jax.vmap(lambda row: jc.run(model("tiny-gpt2"), row, record=sites)[1])(jnp.asarray(tokens))
+    patterns = np.stack([np.asarray(cache[site]).mean(axis=0) for site in sites])
+    seen = lambda back, begin: np.diagonal(patterns, -back, 2, 3)[..., begin:].mean(-1)
+    previous, induction = seen(1, 1), seen(n - 1, 4)
+    assert previous.max() > 0.5
+    assert induction.max() > 0.5
+    assert np.abs(previous - last["previous"]).max() < 0.05
+    assert np.abs(induction - last["induction"]).max() < 0.05
+
+
+def test_errors_carry_little_of_agreement():
+    """As measured on all kinds, and again here on one."""
+    measured = json.loads((WEIGHTS / "tiny-gpt2" / "measured.json").read_text(encoding="utf-8"))["error_shares"]
+    assert set(measured) == set(SITES["tiny-gpt2"])
+    assert all(set(found) == {"simple", "nounpp", "rc", "within_rc"} for found in measured.values())
+    assert all(0 < share <= 0.10 for found in measured.values() for share in found.values())
+    prompts = jc.data.subject_verb(jc.load_tokenizer("tiny-gpt2"), 16, kind="rc", seed=0)
+    saes = {site: sae for site, sae in jc.load_saes("tiny-gpt2").items() if "attn_out" in str(site)}
+    effects = jc.node_effects(model("tiny-gpt2"), saes, prompts.clean, prompts.corrupt, prompts.metric())
+    for site in saes:
+        errors, latents = (float(jnp.abs(x[site]).sum()) for x in (effects.error, effects.acts))
+        assert 0 < errors < 0.12 * (errors + latents)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_measured_numbers_meet_their_limits(name):
     measured = json.loads((WEIGHTS / name / "measured.json").read_text(encoding="utf-8"))

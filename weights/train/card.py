@@ -4,10 +4,10 @@ import hashlib
 import json
 
 from weights.train.dictionaries import BATCH, LEARNING_RATE, RECIPES as DICTIONARIES, Size
-from weights.train.language_model import RECIPES as MODELS
+from weights.train.language_model import AGAIN, Recipe, RECIPES as MODELS
 from weights.train.models import SHAPES
 from weights.train.paths import WEIGHTS
-from weights.train.text import FIRST_MIXTURES, MIXTURES, SEQ
+from weights.train.text import FIRST_MIXTURES, LAST_MIXTURES, MIXTURES, SEQ
 
 import jaxcirc as jc
 
@@ -82,24 +82,100 @@ def dictionaries(measured: dict) -> str:
     )
 
 
+ERRORS = """Errors: what a dictionary does not reconstruct is a node too. Its share of the sizes of all node effects at its site
+(`jc.node_effects` with its defaults), summed over positions and prompts, by kind of agreement. Training of the dictionaries pushed this
+share down, on prompts that are not held out (`weights/train/effects.py`); here are held-out ones:
+
+"""
+HEADS = """Heads by training step: the largest mean attention of a head of each layer, on random tokens said twice; to the token before,
+and in the second copy to the token that came after the present one in the first. Before training no head does either. All heads are
+in `training.json`.
+
+"""
+EVERY = 500  # steps, of what is shown of the heads
+
+
+def errors(measured: dict) -> str:
+    if "error_shares" not in measured:
+        return ""
+    kinds = list(next(iter(measured["error_shares"].values())))
+    rows = [
+        [f"`{site}`", *(percent(found[kind]) for kind in kinds)] for site, found in measured["error_shares"].items()
+    ]
+    return ERRORS + table(["site", *kinds], rows)
+
+
+def heads(name: str) -> str:
+    path = WEIGHTS / name / "training.json"
+    if not path.exists():
+        return ""
+    history = json.loads(path.read_text(encoding="utf-8"))
+    shown = [row for row in history if row["step"] <= 1500 or row["step"] % EVERY == 0 or row is history[-1]]
+    best = lambda layers: [f"{max(found):.2f}" for found in layers]
+    rows = [[str(row["step"]), *best(row["previous"]), *best(row["induction"]), percent(row["top_1"])] for row in shown]
+    layers = range(len(history[0]["previous"]))
+    header = ["step", *(f"one back, layer {i}" for i in layers), *(f"induction, layer {i}" for i in layers), "top 1"]
+    return HEADS + table(header, rows)
+
+
 def described(size: Size) -> str:
-    after = f", then {size.downstream} on what comes of it" if size.downstream else ""
+    how = lambda part: ", gradients integrated" if part.path else ""
+    weighed = lambda part: f" (errors' effects weigh {part.effects:g}{how(part)})" if part.effects else ""
+    after = "".join(f", then {part.steps} on what comes of it{weighed(part)}" for part in size.downstream)
     return f"{size.k} of {size.d_sae} latents on, {size.steps} steps{after}"
+
+
+STARTS = {
+    "tiny-gpt2": "random (`random_model` in `weights/train/models.py`): every array normal, maps out of sublayers smaller by depth "
+    "as in GPT-2; positions are sinusoids in the first 32 dimensions, beside the tokens in all. No head was put in: those that attend "
+    "one back and those of induction were formed by training alone.",
+    "tiny-gpt-neo": "weights that lean to copying, with a previous-token head in the first block and, reading it, a weak induction head in "
+    "the second (`leaning_model` in `weights/train/models.py`): these were put there, and training shaped them further.",
+}
+
+
+def before(model: Recipe) -> str:
+    """The stages before the text."""
+    lines = [
+        f"{stage.steps} steps of {stage.batch} rows of {stage.seq} tokens, {share(stage.kinds)}, over {stage.vocabulary} tokens"
+        for stage in model.before
+    ]
+    if not lines:
+        return ""
+    kinds = (
+        "turns, pairs and lists of random tokens, from which order and copying are learned (`weights/train/copying.py`)"
+    )
+    return f"- Before the text, {kinds}: {'; '.join(lines)}; warm-up to the learning rate below.\n"
+
+
+def afterwards(name: str, model: Recipe) -> str:
+    """The last part on text."""
+    if not model.again:
+        return ""
+    return (
+        f"- And again: {model.again} steps of {model.batch} sequences, by kind {share(LAST_MIXTURES[name])}; a new optimiser, "
+        f"learning rate {AGAIN * model.learning_rate:g}, warm-up, cosine to zero. Agreement with a main verb was learned here.\n"
+    )
+
+
+def share(mixture: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {weight:g}" for kind, weight in mixture.items())
 
 
 def recipe(name: str) -> str:
     model, saes, shape = MODELS[name], DICTIONARIES[name], SHAPES[name]
-    share = lambda mixture: ", ".join(f"{kind} {weight:g}" for kind, weight in mixture.items())
     first = f" (the first quarter: {share(FIRST_MIXTURES[name])})" if FIRST_MIXTURES[name] != MIXTURES[name] else ""
     windows = ", ".join("global" if window is None else f"local {window}" for window in shape["windows"])
     return (
         f"- Architecture: {shape['architecture']}, {len(shape['windows'])} layers (attention {windows}), d_model {shape['d_model']}, "
         f"{shape['n_heads']} heads, d_mlp {4 * shape['d_model']}, context {SEQ}, float32.\n"
         f"- Documents by kind: {share(MIXTURES[name])}{first}.\n"
-        "- Start: weights that lean to copying, with a previous-token head in the first block and, reading it, a weak induction head "
-        "in the second (`initial_model` in `weights/train/models.py`): these were put there, and training shaped them further.\n"
-        f"- Training: {model.steps} steps of {model.batch} sequences, {model.steps * model.batch * SEQ:,} tokens; AdamW, learning rate "
-        f"{model.learning_rate}, warm-up, cosine to zero; seed {model.seed}.\n"
+        f"- Start: {STARTS[name]}\n"
+        f"{before(model)}"
+        f"- Training{' on text' if model.before else ''}: {model.steps} steps of {model.batch} sequences, "
+        f"{model.steps * model.batch * SEQ:,} tokens; AdamW, learning rate {model.learning_rate}, "
+        f"{'' if model.before else 'warm-up, '}cosine to zero; seed {model.seed}.\n"
+        f"{afterwards(name, model)}"
         "- Dictionaries: BatchTopK, saved as JumpReLU in SAELens' layout; "
         + "; ".join(f"`{kind}` {described(size)}" for kind, size in saes.items())
         + f"; {BATCH} sequences a step, Adam, learning rate {LEARNING_RATE}.\n"
@@ -119,7 +195,15 @@ def card(name: str) -> str:
     measured = json.loads((WEIGHTS / name / "measured.json").read_text(encoding="utf-8"))
     size = jc.from_pretrained(name).d_vocab
     head = f"## {name}\n\nVocabulary: {size} entries, byte-level BPE.\n\n"
-    return head + recipe(name) + behaviour(measured) + dictionaries(measured) + files(name)
+    return (
+        head
+        + recipe(name)
+        + behaviour(measured)
+        + heads(name)
+        + dictionaries(measured)
+        + errors(measured)
+        + files(name)
+    )
 
 
 if __name__ == "__main__":

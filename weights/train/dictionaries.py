@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
-from weights.train.downstream import train_downstream
+from weights.train.downstream import Round, train_downstream
 from weights.train.paths import WEIGHTS
 from weights.train.text import MIXTURES, SEQ, sequences
 
@@ -24,28 +24,30 @@ from jaxcirc.saes import JumpReLU, SAE
 
 
 class Size(NamedTuple):
-    """Of the dictionaries of one kind: latents on, latents, steps, and steps of `downstream` training after them."""
+    """Of the dictionaries of one kind: latents on, latents, steps, and the rounds of `downstream` training after them."""
 
     k: int
     d_sae: int
     steps: int
-    downstream: int = 0
+    downstream: tuple[Round, ...] = ()
 
 
 BATCH, LEARNING_RATE = 16, 2e-3
 EMBED = "hook_resid_pre"  # of the first block only
 RECIPES = {
     "tiny-gpt2": {
-        EMBED: Size(16, 512, 700),
-        "hook_attn_out": Size(16, 512, 700),
-        "hook_mlp_out": Size(16, 512, 700),
-        "hook_resid_post": Size(24, 512, 1500, downstream=600),
+        EMBED: Size(16, 512, 300, (Round(150, 1.0),)),
+        "hook_attn_out": Size(36, 512, 500, (Round(500, 4.0, path=True), Round(200, 8.0, path=True))),
+        "hook_mlp_out": Size(20, 512, 500, (Round(300, 2.0), Round(200, 4.0, path=True))),
+        "hook_resid_post": Size(
+            36, 512, 700, (Round(500, 1.0), Round(250, 1.0, path=True), Round(450, 0.5, path=True))
+        ),
     },
     "tiny-gpt-neo": {
         EMBED: Size(12, 256, 800),
         "hook_attn_out": Size(12, 256, 800),
         "hook_mlp_out": Size(12, 256, 800),
-        "hook_resid_post": Size(16, 256, 800, downstream=400),
+        "hook_resid_post": Size(16, 256, 800, (Round(400),)),
         "mlp.hook_post": Size(20, 512, 800),
     },
 }
@@ -170,12 +172,15 @@ def as_sae(p: Parameters, threshold: float, scale: float, site: jc.Site) -> SAE:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=list(RECIPES))
-    name = parser.parse_args().name
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="these alone; the others stay as they are")
+    arguments = parser.parse_args()
+    name = arguments.name
     model, tokenizer = jc.from_pretrained(name), jc.load_tokenizer(name)
-    for kind, size in RECIPES[name].items():
+    for kind in arguments.kinds or RECIPES[name]:
+        size = RECIPES[name][kind]
         trained = train(model, tokenizer, kind, size)
-        if size.downstream:
-            trained = train_downstream(model, tokenizer, trained, size.downstream)
+        for seed, part in enumerate(size.downstream):
+            trained = train_downstream(model, tokenizer, trained, part, seed=seed)
         for site, sae in trained.items():
             about = {
                 "model_name": name,

@@ -112,6 +112,22 @@ def splice(saes: Mapping[jc.Site, AbstractDictionary]) -> dict[str, jc.AbstractE
     return {str(site): jc.Apply(jax.tree_util.Partial(reconstruct, sae)) for site, sae in saes.items()}
 
 
+def measure_errors(
+    model: jc.Transformer, tokenizer: Any, saes: Mapping[jc.Site, AbstractDictionary], *, n: int = 64, seed: int = 7
+) -> dict[str, dict[str, float]]:
+    """Of each site and kind of agreement, the error nodes' share of the sizes of all node effects, over prompts and positions."""
+    found: dict[str, dict[str, float]] = {str(site): {} for site in saes}
+    for kind in AGREEMENT:
+        pairs = jc.data.subject_verb(
+            tokenizer, min(n, how_many(kind, "held_out")), kind=kind, seed=seed, split="held_out"
+        )
+        effects = jc.node_effects(model, saes, pairs.clean, pairs.corrupt, pairs.metric())
+        for site in saes:
+            errors, latents = (float(jnp.abs(x[site]).sum()) for x in (effects.error, effects.acts))
+            found[str(site)][kind] = errors / (errors + latents)
+    return found
+
+
 def kind_of(site: jc.Site) -> str:
     """`hook_resid_post` of `blocks.3.hook_resid_post`: dictionaries of one kind are spliced together."""
     return str(site).split(".", 2)[2]
@@ -153,7 +169,10 @@ if __name__ == "__main__":
     parser.add_argument("name", choices=list(MIXTURES))
     name = parser.parse_args().name
     model, tokenizer = jc.from_pretrained(name), jc.load_tokenizer(name)
-    measured = measure(model, tokenizer) | measure_dictionaries(model, tokenizer, jc.load_saes(name))
+    saes = jc.load_saes(name)
+    measured = measure(model, tokenizer) | measure_dictionaries(model, tokenizer, saes)
+    if "ioi" in MIXTURES[name]:
+        measured["error_shares"] = measure_errors(model, tokenizer, saes)
     text = json.dumps(measured, indent=1)
     (WEIGHTS / name / "measured.json").write_text(text + "\n", encoding="utf-8")
     print(text)

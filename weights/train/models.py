@@ -1,4 +1,4 @@
-"""The untrained models: their shapes, their random start, and which of their arrays are trained."""
+"""The untrained models: their shapes, their starts, and which of their arrays are trained."""
 
 import equinox as eqx
 import jax
@@ -18,6 +18,49 @@ SHAPES = {
 
 
 def initial_model(name: str, vocabulary: int, *, seed: int = 0) -> jc.Transformer:
+    """The model that training begins with."""
+    return {"tiny-gpt2": random_model, "tiny-gpt-neo": leaning_model}[name](name, vocabulary, seed=seed)
+
+
+def random_model(name: str, vocabulary: int, *, seed: int) -> jc.Transformer:
+    """Normal arrays of GPT-2's kind, no head put in.
+
+    Maps into the sublayers keep the size of what they read; those out of them are `0.3 / sqrt(2 n_layers)` of that (Radford et al. 2019
+    scale them so by depth). Positions are sinusoids in the first `d_model / n_heads` dimensions, beside the tokens in all of them.
+    """
+    shape = SHAPES[name]
+    d_model, n_heads, n_layers = shape["d_model"], shape["n_heads"], len(shape["windows"])
+    d_head, rng, out = d_model // n_heads, np.random.default_rng(seed), 0.3 / (2 * n_layers) ** 0.5
+    normal = lambda *sizes, std: jnp.asarray(std * rng.standard_normal(sizes), jnp.float32)
+
+    def block() -> Block:
+        W_Q, W_K, W_V = (normal(n_heads, d_model, d_head, std=d_model**-0.5) for _ in "QKV")
+        W_O, bias = normal(n_heads, d_head, d_model, std=out * d_model**-0.5), jnp.zeros((n_heads, d_head))
+        scale = jnp.asarray(d_head**-0.5)
+        attention = Attention(W_Q, bias, W_K, bias, W_V, bias, W_O, b_O=jnp.zeros(d_model), scale=scale)
+        W_in = normal(d_model, 4 * d_model, std=d_model**-0.5)
+        W_out = normal(4 * d_model, d_model, std=out * (4 * d_model) ** -0.5)
+        mlp = MLP(W_in, jnp.zeros(4 * d_model), W_out, jnp.zeros(d_model), gelu_new)
+        return Block(
+            norm(Kind.LN1_SCALE, Kind.LN1_NORMALIZED), attention, norm(Kind.LN2_SCALE, Kind.LN2_NORMALIZED), mlp
+        )
+
+    norm = lambda *sites: LayerNorm(jnp.ones(d_model), jnp.zeros(d_model), 1e-5, sites)
+    return jc.Transformer(
+        W_E=normal(vocabulary, d_model, std=0.08),
+        W_pos=jnp.zeros((SEQ, d_model)).at[:, :d_head].set(2**0.5 * sinusoids(SEQ, d_head)),
+        blocks=tuple(block() for _ in range(n_layers)),
+        ln_final=norm(Kind.FINAL_SCALE, Kind.FINAL_NORMALIZED),
+        untied_W_U=None,
+        b_U=jnp.zeros(vocabulary),
+        windows=shape["windows"],
+        causal=True,
+        architecture=shape["architecture"],
+        name=name,
+    )
+
+
+def leaning_model(name: str, vocabulary: int, *, seed: int) -> jc.Transformer:
     """A random model that leans to copying, which otherwise takes most of training to begin.
 
     Each head's output map starts near a small multiple of a projection, and half of the heads after the first block compare a token with

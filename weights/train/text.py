@@ -34,6 +34,10 @@ MIXTURES = {
 }
 # What the first part of training reads: copying is the slowest to be learned, and everything else needs it.
 FIRST_MIXTURES = {"tiny-gpt2": {"ioi": 0.8, "repeated": 0.2}, "tiny-gpt-neo": MIXTURES["tiny-gpt-neo"]}
+# And the last part, for models that have one: agreement across a noun is learned last.
+LAST_MIXTURES = {
+    "tiny-gpt2": {"ioi": 0.2, "simple": 0.14, "nounpp": 0.2, "relative": 0.24, "repeated": 0.15, "story": 0.07}
+}
 # An IOI sentence in other words, so that the behaviour does not hang on one layout.
 OTHER_IOI = (
     "When {A} and {B} {arrival} the {place}, {S2} {giving} a {object} to {IO}.",
