@@ -278,12 +278,14 @@ def small_loops(name: str) -> list[Loop]:
 
 
 @pytest.mark.parametrize("name", AT_FULL_SIZE)
+@pytest.mark.usefixtures("untyped")  # shapes without numbers are no arrays
 def test_a_loop_is_over_chunks_that_fill_a_device(name):
     with for_platform("cuda"):
         assert not small_loops(name)
 
 
 @pytest.mark.parametrize("name", ["feature_jacobian at one position", "node effects, a long prompt"])
+@pytest.mark.usefixtures("untyped")
 def test_loops_for_a_cpu_do_not(name):
     with for_platform("cpu"):
         assert small_loops(name)
