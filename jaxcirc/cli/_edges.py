@@ -29,7 +29,7 @@ def add(subparsers: Subparsers) -> None:
         description="The strongest direct edges into a node from heads, neurons, tokens, biases and latents, or out of it: how much of the "
         "metric's linear effect of the one passes through the other next. The metric is the logit of --answer, less that of --foil.",
         epilog="example: jaxcirc edges --model tiny-gpt2 --prompt 'The teachers that the doctor likes' --answer ' are' --foil ' is' "
-        "--node 'neuron 2 -1 130'",
+        "--node 'neuron 2 -1 400'",
     )
     add_text_options(parser)
     parser.add_argument("--node", required=True, metavar="NODE", help=f"one of: {', '.join(FORMS.values())}")

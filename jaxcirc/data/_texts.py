@@ -36,7 +36,7 @@ def load_texts(
     **Raises:** `ValueError` for a file without texts, and one that says which rows are none.
 
     >>> from pathlib import Path
-    >>> _ = Path("texts.txt").write_text("The boy likes the girl.")
+    >>> _ = Path("texts.txt").write_text("The boy likes the girl.", "utf-8")
     >>> [len(tokens) for tokens in jc.data.load_texts("texts.txt", tokenizer)]
     [6]
     """
