@@ -659,7 +659,7 @@ def test_the_command_prints_what_the_verb_gives(capsys):
         "--prompt",
         "The teachers that the doctor likes",
         "--node",
-        "neuron 2 -1 130",
+        "neuron 2 -1 279",
     ]
     metric = ["--answer", " are", "--foil", " is"]
     assert main([*given, *metric, "--most", "5", "--json"]) == 0
@@ -667,7 +667,7 @@ def test_the_command_prints_what_the_verb_gives(capsys):
     model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
     tokens = jnp.asarray([tokenizer.bos_token_id, *tokenizer.encode("The teachers that the doctor likes")], jnp.int32)
     answer, foil = (tokenizer.encode(text)[0] for text in (" are", " is"))
-    node = jc.Neuron(2, len(tokens) - 1, 130)
+    node = jc.Neuron(2, len(tokens) - 1, 279)
     want = jc.edges_into(model, tokens, jc.LogitDiff(answer, foil), node, frozen=jc.frozen.layer_norms(model)).table(5)
     assert [edge["node"] for edge in said["edges"]] == list(want.node)
     assert_close(np.array([edge["edge"] for edge in said["edges"]]), want.edge.to_numpy(np.float64), tolerance=1e-3)
