@@ -27,8 +27,8 @@ from .helpers import REPOSITORY
 # As long as the prompts of the demo and the doctor, and by default in batches of two as theirs: then they run the same programs.
 PAIRS = [
     {
-        "clean_prefix": f"The tall {noun} that the teacher likes",
-        "patch_prefix": f"The tall {noun}s that the teacher likes",
+        "clean_prefix": f'"The {noun} that the teacher likes',
+        "patch_prefix": f'"The {noun}s that the teacher likes',
         "clean_answer": " is",
         "patch_answer": " are",
         "case": "x",
@@ -534,7 +534,7 @@ def test_self_repair_of_the_shipped_model(tmp_path, capsys):
     code, said = repair(capsys, "--only", "1.2", "3.0", "--head", "3.0", "--plot", str(drawn))
     assert code == 0, said.err
     assert said.out.startswith("2 heads of tiny-gpt2, each ablated alone")
-    assert re.search(r"\n3\.0 +–  +[+-]0\.", said.out)
+    assert re.search(r"\n3\.0 +–  +[+-]\d\.", said.out)
     assert "no slopes of layer 3: no head comes after it" in said.out
     assert "head 3.0: no head comes after it" in drawn.read_text()
 

@@ -43,12 +43,12 @@ def test_fit_writes_a_lens_and_compares_it(texts, fitted, capsys):
     assert_close(lens.J[0], own.J[0], tolerance=1e-5)
     given = ["--model", "tiny-gpt2", "--prompts", str(texts), "--skip-first", "4", "--limit", "2"]
     capsys.readouterr()
-    assert main(["lens", "fit", *given, "--out", str(fitted.parent / "two.pt"), "--json"]) == 0
+    assert main(["lens", "fit", *given, "--out", str(fitted.parent / "two.safetensors"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["prompts"], [row["layer"] for row in found["rows"]]) == (2, [0, 1, 2, 3])
     assert found["rows"][3]["lens_median"] == found["rows"][3]["logit_lens_median"]
     assert found["rows"][0]["relative_error"] > 0
-    (fitted.parent / "two.pt").unlink()
+    (fitted.parent / "two.safetensors").unlink()
 
 
 def test_a_checkpoint_that_is_asked_for_stays_and_takes_more_texts(texts, tmp_path, capsys):
