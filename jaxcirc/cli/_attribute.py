@@ -241,7 +241,7 @@ class _Lines:
         self.said, self.done = now, report.done
         left = "" if report.remaining is None or ended else f", {_duration(report.remaining)} to go"
         print(
-            f"{report.done} of {report.lines} lines; {report.rate:.1f} prompts a second, computing {report.busy:.0%} of the time{left}",
+            f"{report.done} of {report.lines} lines; {report.rate:z.1f} prompts a second, computing {report.busy:z.0%} of the time{left}",
             file=sys.stderr,
         )
 

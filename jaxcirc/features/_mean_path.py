@@ -65,7 +65,7 @@ def find_path(
     if getattr(of_target, "normalisation", None) is not None:
         raise ValueError(
             f"{verb}: the dictionary at `{target}` normalises what it reads, so its latents read another direction at every position, and "
-            "there is no closed form. jc.feature_jacobian takes it, prompt by prompt."
+            "there is no closed form. Prompt by prompt jc.feature_jacobian takes it."
         )
     check_known(verb, model)
     find = _around_mlp if through == "mlp" else _in_stream
@@ -74,7 +74,7 @@ def find_path(
         held = ", ".join(sorted(f"`{Site(enters.layer, kind)}`" for kind in sub.frozen)) or "nothing"
         raise ValueError(
             f"{verb}: there is no closed form of what is between `{source}` and `{reads}` ({_classes(sub)}, with {held} held). "
-            "jc.jacobian.mean takes any part, and jc.feature_jacobian prompt by prompt."
+            "Any part is taken by jc.jacobian.mean, and prompt by prompt by jc.feature_jacobian."
         )
     return Between(Path(sub, anonymous(of_source), anonymous(of_target)), enters, reads, encodes)
 

@@ -72,7 +72,7 @@ def sublayer_between(
         if slot.branch == "mlp" and not has_closed_form(part) and not has_local_maps(slot, part, x):
             raise ValueError(
                 f"{verb}: `blocks.{source.layer}.{slot.name}` is a {type(part).__name__} whose positions take part in one another, and the "
-                "mean is of what each makes of itself. jc.edge takes it, prompt by prompt."
+                "mean is of what each makes of itself. Prompt by prompt jc.edge takes it."
             )
     before = block.ln2 if whole else None
     return Sublayer(before, block.mlp, block.ln2_post, whole and target.kind == Kind.RESID_POST, inside)
