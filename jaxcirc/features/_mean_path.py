@@ -90,7 +90,7 @@ def _around_mlp(verb: str, model: Transformer, source: Site, reads: Site, frozen
     try:
         ends_around(verb, model, None, source, end)
     except ValueError as error:
-        raise ValueError(f"{error} For the path through the residual stream alone ask for through='stream'.") from None
+        raise ValueError(f"{error} For the path through the residual stream alone give through='stream'.") from None
     return sublayer_between(verb, model, source, end, frozen), source
 
 

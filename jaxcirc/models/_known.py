@@ -40,7 +40,7 @@ def check_known(what: str, model: Transformer, *names: str) -> None:
         if type(block) is not Block:
             raise ValueError(
                 f"{what}: it goes on from inside a block, and `blocks.{layer}` is a {type(block).__name__}, whose inside is not known. "
-                "jc.run and jc.edge take any block."
+                "Any block is taken by jc.run and jc.edge."
             )
     for name in names:
         of_model = name == "ln_final"
@@ -51,7 +51,7 @@ def check_known(what: str, model: Transformer, *names: str) -> None:
                 where, classes = place if of_model else f"blocks.{layer}.{place}", KNOWN[place.split(".")[-1]]
                 raise ValueError(
                     f"{what}: it computes with the weights of a {' or '.join(known.__name__ for known in classes)}, and `{where}` is a "
-                    f"{type(part).__name__}. jc.run, jc.edge and jc.node_effects by gradients take any part."
+                    f"{type(part).__name__}. Any part is taken by jc.run, jc.edge and jc.node_effects by gradients."
                 )
 
 
