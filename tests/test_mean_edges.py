@@ -239,7 +239,7 @@ NORMALISED = DICTIONARIES["relu-unit-norm"](jax.random.key(0), 16, OUT)
         ({"through": "attention"}, "through must be"),
         ({"source": Site(0, Kind.RESID_MID)}, "no dictionary at `blocks.0.hook_resid_mid`"),
         ({"saes": dictionaries_at(MID, OUT) | {MID: make_sae(jax.random.key(0), 12, MID)}}, "maps 12 numbers"),
-        ({"saes": dictionaries_at(FIRST_OUT, OUT), "source": FIRST_OUT}, "ask for through='stream'"),
+        ({"saes": dictionaries_at(FIRST_OUT, OUT), "source": FIRST_OUT}, "give through='stream'"),
         ({"saes": dictionaries_at(MID, FIRST_OUT), "target": FIRST_OUT}, "not around the MLP"),
         ({"saes": dictionaries_at(MID, OUT) | {OUT: NORMALISED}}, "normalises what it reads"),
         ({"through": "stream"}, "not joined by the residual stream"),
