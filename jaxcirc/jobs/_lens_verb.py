@@ -49,10 +49,7 @@ class JobOfLens(AbstractVerb):
         for row, tokens in enumerate(np.asarray(prompts.clean)):
             tokens = tokens if mask is None else tokens[mask[row]]
             ends = [int(np.asarray(ids)[row]) for ids in (prompts.answer, prompts.foil)]
-            read, plain = (
-                self.lens.readout(model, tokens, 1, ranks_of=ends, logit_lens=logit_lens)
-                for logit_lens in (False, True)
-            )
+            read = self.lens.readout(model, tokens, 1, ranks_of=ends)
             logits = np.asarray(read.logits_of[:, -1])
             layers = np.asarray(read.layers, np.int32)
             found.append(
@@ -60,7 +57,7 @@ class JobOfLens(AbstractVerb):
                     ROW: np.full(len(layers), row, np.int32),
                     "layer": layers,
                     "rank": np.asarray(read.ranks[:, -1, 0]),
-                    "logit_lens_rank": np.asarray(plain.ranks[:, -1, 0]),
+                    "logit_lens_rank": np.asarray(read.logit_lens_ranks[:, -1, 0]),
                     "difference": finite("Differences of logits", logits[:, 0] - logits[:, 1]),
                 }
             )

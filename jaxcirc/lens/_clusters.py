@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from ..models import Transformer
 from ._sweep import enter, prepare
@@ -43,8 +45,8 @@ def find_centres(
     return centres
 
 
-def members(
-    resid: Float[np.ndarray, "seq d_model"], centres: Float[np.ndarray, "cluster d_model"]
-) -> Int[np.ndarray, " seq"]:
-    """Says which centre is nearest to each position, by the same formula by which a readout asks."""
-    return np.argmin((centres**2).sum(1) - 2 * resid @ centres.T, axis=1)
+@jax.jit
+def nearest_centre(resid: Float[Array, "seq d_model"], centres: Float[Array, "cluster d_model"]) -> Int[Array, " seq"]:
+    """Finds which centre is nearest to each position."""
+    # The square of a position is the same for all centres. [seq d_model] · [cluster d_model] -> [seq cluster]
+    return jnp.argmin(jnp.sum(centres**2, axis=1) - 2 * resid @ centres.T, axis=1)

@@ -17,7 +17,7 @@ from ..linear import free_memory
 from ..models import check_known, Transformer
 from ..runs import Corpus, corpus_prompts, halving
 from ._checkpoint import Checkpoint, Progress
-from ._clusters import find_centres, members
+from ._clusters import find_centres, nearest_centre
 from ._lens import JacobianLens
 from ._rules import ruled, RULES
 from ._running import add, nothing, Running
@@ -226,7 +226,7 @@ def _weights(
         return {layer: weights for layer in layers}, {layer: np.ones(1) for layer in layers}
     weights, counts = {}, {}
     for layer in layers:
-        of = members(np.asarray(entering.resid[layer + 1]), np.asarray(centres[layer]))
+        of = np.asarray(nearest_centre(entering.resid[layer + 1], centres[layer]))
         inside = (of == np.arange(len(centres[layer]))[:, None]) & prompt.valid
         counts[layer] = inside.sum(axis=1).astype(float)
         weights[layer] = inside / np.maximum(counts[layer], 1)[:, None]

@@ -15,6 +15,7 @@ from .._sites import Kind, Site
 from .._tap import bare_tap
 from ..models import Transformer
 from ..runs import filled, record
+from ._clusters import nearest_centre
 
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class LensReadout(eqx.Module):
     - `entropy` `[layer seq]`: of the distribution over tokens, in nats.
     - `next_rank`, `logit_lens_rank` `[layer seq-1]`: the rank of the token that follows, 1 for the largest logit, as the lens reads it and
       as the logit lens does, which is the lens with every map the identity.
-    - `ranks`, `logits_of` `[layer seq token]`: of the tokens that were asked for.
+    - `ranks`, `logits_of` `[layer seq token]`: of the tokens that were asked for; `logit_lens_ranks`: by the logit lens.
     """
 
     layers: tuple[int, ...] = eqx.field(static=True)
@@ -41,6 +42,7 @@ class LensReadout(eqx.Module):
     logit_lens_rank: Int[Array, "layer seq-1"]
     ranks: Int[Array, "layer seq token"]
     logits_of: Float[Array, "layer seq token"]
+    logit_lens_ranks: Int[Array, "layer seq token"]
 
     def next_token(self) -> "pd.DataFrame":
         """A row a layer: the median and the mean logarithm of the rank of the token that follows, by the lens and by the logit lens."""
@@ -88,8 +90,9 @@ def read_layers(
             None if held is None or layer == target else held[layer].astype(resid.dtype) for held in (maps, centres)
         )
         read = ft.partial(_read, model.without_blocks, resid, following=following, chosen=ask, top_k=top_k)
-        by_lens, by_itself = read(of, mine), read(None, None)
-        found.append((by_itself if logit_lens else by_lens, by_lens.following, by_itself.following))
+        by_itself = read(None, None)
+        by_lens = by_itself if of is None else read(of, mine)
+        found.append((by_itself if logit_lens else by_lens, by_lens.following, by_itself))
     shown, next_rank, plain = zip(*found, strict=True)
     stack = lambda each, end: jnp.stack([x[:end] for x in each])
     of = lambda name, end=seq: stack([getattr(x, name) for x in shown], end)
@@ -99,9 +102,10 @@ def read_layers(
         of("logits"),
         of("entropy"),
         stack(next_rank, seq - 1),
-        stack(plain, seq - 1),
+        stack([each.following for each in plain], seq - 1),
         of("ranks"),
         of("logits_of"),
+        stack([each.ranks for each in plain], seq),
     )
 
 
@@ -141,9 +145,3 @@ def _carried(
     # [seq d_model] · [map out d_model] -> [seq map out]
     every = jnp.einsum("sd,mod->smo", resid, maps)
     return jnp.take_along_axis(every, nearest[:, None, None], axis=1)[:, 0]
-
-
-def nearest_centre(resid: Float[Array, "seq d_model"], centres: Float[Array, "map d_model"]) -> Int[Array, " seq"]:
-    """Finds which centre is nearest to each row."""
-    # The square of a row is the same for all centres. [seq d_model] · [map d_model] -> [seq map]
-    return jnp.argmin(jnp.sum(centres**2, axis=1) - 2 * resid @ centres.T, axis=1)

@@ -22,6 +22,7 @@ from ..parts import GatedMLP
 from ..runs import BUDGET
 from ._block import linearise
 from ._chain import behind_heads, chunk_of_rows, pulled
+from ._cost import chunk_for
 from ._forms import is_closed
 from ._maps import LocalMap, pull
 from ._segment import Segment, vjp
@@ -190,9 +191,7 @@ def _in_parts(change: Callable[[Rows, Int[Array, ""] | int, int], Rows], rows: R
 
 def _by_autodiff(segment: Segment, rows: Rows, *, first: int, budget: int) -> Rows:
     """Pulls rows back by the block's own code: also of parts that mix positions."""
-    window, _, d_model = rows.shape
-    seq = segment.resid.shape[0]
-    each = 64 * seq * d_model * rows.dtype.itemsize  # about what autodiff holds of a row in a block
+    window, seq = len(rows), segment.resid.shape[0]
     padded = jnp.pad(rows.transpose(1, 0, 2), ((0, 0), (first, seq - first - window), (0, 0)))
-    found = vjp(segment, padded, chunk=max(1, budget // each))
+    found = vjp(segment, padded, chunk=chunk_for((segment,), budget))
     return found[:, first : first + window].transpose(1, 0, 2)
