@@ -1,7 +1,6 @@
 """`MeanEdges`: mean edges between all latents of two dictionaries, as rows, as the largest of each, merged, saved and certified."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple, TYPE_CHECKING
@@ -9,16 +8,13 @@ from typing import Any, NamedTuple, TYPE_CHECKING
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
-from safetensors.numpy import save_file
 
 from .._checks import check_count, check_kind, check_path
-from .._files import writing_file
-from .._fingerprint import difference
 from .._precision import wide
 from .._sites import Site
 from ..jacobian import Certificate
 from ..jacobian._certificate import issue_certificate
-from ..jacobian._mean_result import opened
+from ..jacobian._means import check_same, merged, opened, write
 from ..jacobian._operator import random_key
 from ..jacobian._sample import Sample
 from ..jacobian._sublayer import images_of
@@ -146,29 +142,11 @@ class MeanEdges:
         **Raises:** `ValueError` unless both are of one model and the same dictionaries, between the same sites, of the same latents.
         """
         check_kind("MeanEdges.merge: other", other, MeanEdges, "another, as jc.features.mean_edges gives one")
-        for name in ("source", "target", "through", "frozen", "weighted", "dtype", "dictionaries"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                raise ValueError(f"MeanEdges.merge: {name} differs: {mine} here and {theirs} there.")
-        if (how := difference(self.model, other.model)) is not None:
-            raise ValueError(f"MeanEdges.merge: the other is of another model{how}.")
+        names = ("source", "target", "through", "frozen", "weighted", "dtype", "dictionaries")
+        check_same("MeanEdges.merge", self, other, names)
         if not np.array_equal(self.targets, other.targets):
             raise ValueError("MeanEdges.merge: the other has other target latents.")
-        weight = self.weight + other.weight
-        mean = lambda a, b: None if a is None else (a * self.weight + b * other.weight) / weight
-        mine = self if self.sample is not None else other
-        both = self.sample is not None and other.sample is not None
-        return dataclasses.replace(
-            self,
-            readings=mean(self.readings, other.readings),
-            pairs=mean(self.pairs, other.pairs),
-            weight=weight,
-            n_positions=self.n_positions + other.n_positions,
-            n_prompts=self.n_prompts + other.n_prompts,
-            certified=None,
-            path=mine.path,
-            sample=self.sample.with_(other.sample) if both else mine.sample,  # pyright: ignore[reportOptionalMemberAccess, reportArgumentType]
-        )
+        return merged(self, other, ["readings", "pairs"], keeps="path")
 
     def certificate(self, key: Array | None = None, *, probes: int = 4, limit: float | None = None) -> Certificate:
         """The measured error of what made these edges, on up to 32 positions drawn evenly from the corpus: random combinations of source
@@ -205,18 +183,14 @@ class MeanEdges:
         if path.exists():
             opened(path, FORMAT, "mean edges that MeanEdges.save wrote")
         certificate = None if self.sample is None else self.certificate(key)
-        about = {name: getattr(self, name) for name in _ABOUT}
-        about |= {"source": str(self.source), "target": str(self.target)}
-        about["certified"] = self.certified if certificate is None else certificate.as_dict()
+        certified = self.certified if certificate is None else certificate.as_dict()
         tensors = {"W_dec": self.W_dec, "targets": self.targets}
         if self.pairs is None:
             assert self.readings is not None
             tensors["readings"] = self.readings
         else:
             tensors |= {f"pairs.{name}": getattr(self.pairs, name) for name in ("data", "indices", "indptr")}
-        with writing_file(path) as aside:
-            held = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-            save_file(held, aside, {"format": FORMAT, "about": json.dumps(about)})
+        write(path, FORMAT, self, _ABOUT, tensors, certified)
         return certificate
 
     @staticmethod

@@ -1,21 +1,19 @@
 """`MeanJacobian`: a mean over a corpus, which is merged with others, saved and certified."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
-from safetensors.numpy import save_file
 
 from .._checks import check_count, check_kind, check_path
-from .._files import open_safetensors, read_tensor, writing_file
 from .._fingerprint import difference, fingerprint
 from .._sites import Site
 from ..models import Transformer
 from ._certificate import Certificate, issue_certificate
+from ._means import check_same, merged, opened, write
 from ._operator import random_key
 from ._sample import Sample
 from ._sublayer import images_of, Sublayer
@@ -83,25 +81,8 @@ class MeanJacobian:
         **Raises:** `ValueError` unless both are of one model, between the same sites, with the same held.
         """
         check_kind("MeanJacobian.merge: other", other, MeanJacobian, "another, as jc.jacobian.mean gives one")
-        for name in ("source", "target", "frozen", "dtype"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                raise ValueError(f"MeanJacobian.merge: {name} differs: {mine} here and {theirs} there.")
-        if (how := difference(self.model, other.model)) is not None:
-            raise ValueError(f"MeanJacobian.merge: the other is of another model{how}.")
-        weight = self.weight + other.weight
-        mine = self if self.sample is not None else other
-        both = self.sample is not None and other.sample is not None
-        return dataclasses.replace(
-            self,
-            matrix=(self.matrix * self.weight + other.matrix * other.weight) / weight,
-            weight=weight,
-            n_positions=self.n_positions + other.n_positions,
-            n_prompts=self.n_prompts + other.n_prompts,
-            certified=None,
-            sublayer=mine.sublayer,
-            sample=self.sample.with_(other.sample) if both else mine.sample,  # pyright: ignore[reportOptionalMemberAccess, reportArgumentType]
-        )
+        check_same("MeanJacobian.merge", self, other, ("source", "target", "frozen", "dtype"))
+        return merged(self, other, ["matrix"], keeps="sublayer")
 
     def certificate(self, key: Array | None = None, *, probes: int = 4, limit: float | None = None) -> Certificate:
         """The measured error of what made this mean, on up to 32 positions drawn evenly from the corpus: random tangents through the mean
@@ -141,12 +122,8 @@ class MeanJacobian:
         if path.exists():
             opened(path, FORMAT, WHAT)
         certificate = None if self.sample is None else self.certificate(key)
-        about = {name: getattr(self, name) for name in _ABOUT}
-        about |= {"source": str(self.source), "target": str(self.target)}
-        about["certified"] = self.certified if certificate is None else certificate.as_dict()
-        metadata = {"format": FORMAT, "about": json.dumps(about)}
-        with writing_file(path) as aside:
-            save_file({"jacobian": np.ascontiguousarray(self.matrix)}, aside, metadata)
+        certified = self.certified if certificate is None else certificate.as_dict()
+        write(path, FORMAT, self, _ABOUT, {"jacobian": self.matrix}, certified)
         return certificate
 
     @staticmethod
@@ -166,12 +143,3 @@ class MeanJacobian:
         rest: dict[str, Any] = {name: about[name] for name in _ABOUT if name not in ends}
         rest["frozen"] = tuple(about["frozen"])
         return MeanJacobian(tensors["jacobian"], **ends, **rest, certified=about["certified"])
-
-
-def opened(path: Path, form: str, what: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metadata and tensors. **Raises:** `ValueError` unless the file is of this form."""
-    with open_safetensors(path) as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != form:
-            raise ValueError(f"{path} does not hold {what}.")
-        return json.loads(metadata["about"]), {name: read_tensor(file, name, path) for name in file.keys()}
