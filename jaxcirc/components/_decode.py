@@ -13,6 +13,7 @@ from .._checks import check_count, check_kind
 from .._edits import Detach
 from .._precision import wide
 from .._run import NOTHING
+from .._shown import Shown
 from .._sites import by_site, Kind, layer_of, Part, Site
 from .._tap import Tap
 from ..models import check_known, Transformer
@@ -39,13 +40,16 @@ OF_HEADS = {Kind.Z, Kind.RESULT, Kind.HEADS_OUT}
 OF_NEURONS = {Kind.MLP_POST, Kind.NEURONS_OUT}
 
 
-class Decoded(eqx.Module):
+class Decoded(Shown, eqx.Module):
     """What directions say in tokens.
 
     **Attributes:** - `logits` `[*items d_vocab]`: the change of each logit, less their mean, for each direction.
     """
 
     logits: Float[Array, "*items d_vocab"]
+
+    def _tables(self) -> "Mapping[str, pd.DataFrame]":
+        return {"tokens; .table(tokenizer) has their text": self.table(k=min(5, self.logits.shape[-1]))}
 
     def top(self, k: int = 10) -> tuple[Int[Array, "*items k"], Float[Array, "*items k"]]:
         """The `k` tokens whose logits are raised most, and by how much, the largest first.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._checks import check_count, check_list
+from .._shown import Shown
 from .._sites import Kind, Site
 from .._typing import Keys, Tokens
 from ..graph import canonical
@@ -16,7 +17,7 @@ from ..models import Transformer
 from ._edge import edge
 
 
-class Spectra(eqx.Module):
+class Spectra(Shown, eqx.Module):
     """The leading singular triples of several Jacobians, largest first: $J v_k = s_k u_k$.
 
     **Attributes:**
