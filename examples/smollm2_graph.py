@@ -1,4 +1,4 @@
-"""The attribution graph of one sentence in SmolLM2-135M: writes `.github/docs/smollm2-graph.md` and its picture, every number computed on the way.
+"""The attribution graph of one sentence in SmolLM2-135M: writes `.github/docs/smollm2-graph.md` and its picture, all numbers computed.
 
     python examples/smollm2_graph.py [MODEL]
 

@@ -1,4 +1,4 @@
-"""Edges of compiled programs, by patching, by search and by gradients: writes `.github/docs/tracr-edges.md`, every number computed on the way.
+"""Edges of compiled programs, by patching, by search and by gradients: writes `.github/docs/tracr-edges.md`, all numbers computed.
 
     python examples/tracr_edges.py FOLDER
 
