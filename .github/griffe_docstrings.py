@@ -16,6 +16,7 @@ REFERENCE = Path(__file__).parent / "docs" / "reference"
 ENTRIES = frozenset(re.findall(r"^::: (\S+)$", "\n".join(page.read_text("utf-8") for page in REFERENCE.glob("*.md")), re.M))
 NAME = re.compile(r"(?<![\[`])`jc\.([\w.]+?)(\(…?\))?`(?![\]`])")
 SIZE = re.compile(r"\\[bB]ig[glr]?(?=[\\(\[|])")  # brackets of MathML grow by themselves
+DISPLAYED = re.compile(r"^( *)(\$\$.+?\$\$)[.,:;]? *\n?", re.S | re.M)
 BULLET = re.compile(r"\s*- ")
 
 
@@ -28,6 +29,7 @@ class Docstrings(griffe.Extension):
 
 
 def as_page(text: str) -> str:
+    text = DISPLAYED.sub(lambda found: f"\n{found[1]}{found[2]}\n\n{found[1]}", text)
     return "\n".join(_linked(_spaced(_fenced(_listed(text.splitlines())))))
 
 
