@@ -13,10 +13,13 @@ import griffe
 
 
 REFERENCE = Path(__file__).parent / "docs" / "reference"
-ENTRIES = frozenset(re.findall(r"^::: (\S+)$", "\n".join(page.read_text("utf-8") for page in REFERENCE.glob("*.md")), re.M))
+ENTRIES = frozenset(
+    re.findall(r"^::: (\S+)$", "\n".join(page.read_text("utf-8") for page in REFERENCE.glob("*.md")), re.M)
+)
 NAME = re.compile(r"(?<![\[`])`jc\.([\w.]+?)(\(…?\))?`(?![\]`])")
 SIZE = re.compile(r"\\[bB]ig[glr]?(?=[\\(\[|])")  # brackets of MathML grow by themselves
 DISPLAYED = re.compile(r"^( *)(\$\$.+?\$\$)[.,:;]? *\n?", re.S | re.M)
+ITEM = re.compile(r"(?<=[.:;*)]) - (?=`)")
 BULLET = re.compile(r"\s*- ")
 
 
@@ -30,24 +33,14 @@ class Docstrings(griffe.Extension):
 
 def as_page(text: str) -> str:
     text = DISPLAYED.sub(lambda found: f"\n{found[1]}{found[2]}\n\n{found[1]}", text)
-    return "\n".join(_linked(_spaced(_fenced(_listed(text.splitlines())))))
+    return "\n".join(_linked(_spaced(_fenced(_listed([*text.splitlines(), ""])))))
 
 
 def _listed(lines: list[str]) -> Iterator[str]:
-    """`**Arguments:** - `x`: … - `y`: …` as a list."""
-    paragraph: list[str] = []
-    for line in [*lines, ""]:
-        if line.strip():
-            paragraph.append(line)
-            continue
-        whole = " ".join(part.strip() for part in paragraph)
-        if re.match(r"\*\*\w+:\*\* - `", whole):
-            title, *items = re.split(r" - (?=`)", whole)
-            yield from (title, "", *(f"- {item}" for item in items))
-        else:
-            yield from paragraph
-        yield ""
-        paragraph = []
+    """`**Arguments:** - `x`: … - `y`: …` with a line for each."""
+    for line in lines:
+        indent = line[: len(line) - len(line.lstrip())]
+        yield from ITEM.sub(f"\n{indent}- ", line).split("\n")
 
 
 def _fenced(lines: Iterator[str]) -> Iterator[str]:
