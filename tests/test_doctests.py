@@ -1,4 +1,4 @@
-"""The examples in docstrings, in the README and on the pages run, with `jc`, `jax`, `jnp`, `np`, and the shipped model where they name it."""
+"""The examples in docstrings, in the README and on the pages run, with `jc`, `jax`, `jnp`, `np`, and the shipped model at hand."""
 
 import ast
 import doctest

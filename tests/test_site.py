@@ -62,6 +62,17 @@ def exists(path: str) -> bool:
     return True
 
 
+def test_messages_on_the_page_of_trouble_are_in_the_code():
+    rows = re.findall(r"^\| (`.+?`) \|", (DOCS / "troubleshooting.md").read_text("utf-8"), re.M)
+    pieces = {piece.strip() for row in rows for span in re.findall("`([^`]+)`", row) for piece in span.split("…")} - {
+        ""
+    }
+    sources = "\n".join(path.read_text("utf-8") for path in (REPOSITORY / "jaxcirc").rglob("*.py"))
+    sources = re.sub(r'"\s*\n\s*f?"', "", sources.replace("{version}", "0.10.2").replace("{backend}", "cpu"))
+    assert len(pieces) > 5
+    assert sorted(piece for piece in pieces if piece not in sources) == []
+
+
 def table_of_sites() -> str:
     lines = [line.strip() for line in (Kind.__doc__ or "").splitlines() if line.strip().startswith("|")]
     return "\n".join(lines)
