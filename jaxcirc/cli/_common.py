@@ -194,7 +194,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     )
     add_bos_option(
         parser,
-        "before the text, unless it begins with it (it is put as the model's family is used to; README has the rule)",
+        "before the text, unless it begins with it (it is put as the model's family is used to; the documentation has the rule)",
     )
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")

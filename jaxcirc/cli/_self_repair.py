@@ -71,7 +71,8 @@ def add(subparsers: Subparsers) -> None:
         help="tokens a prompt, with what is put before it; shorter lines are left out (the shortest line's)",
     )
     add_bos_option(
-        parser, "before each prompt that lacks it (it is put as the model's family is used to; README has the rule)"
+        parser,
+        "before each prompt that lacks it (it is put as the model's family is used to; the documentation has the rule)",
     )
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")
