@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from ..attribution import AtPStar
 from ..interop import check_saes, load_saes
 from ..jobs import AbstractEngine, AbstractVerb, attribute, Cluster, JobReport, join, Part, Ray, VERBS
 from ..lens import JacobianLens
-from ._common import add_bos_option, load_model, METHODS, note, Subparsers, tokenizer_of
+from ._common import add_bos_option, load_model, METHODS, note, say_json, Subparsers, tokenizer_of
 from ._options import count, existing_file, new_folder, part_of, threshold
 
 
@@ -152,9 +150,10 @@ def attribute_file(arguments: argparse.Namespace) -> int:
         progress=_Lines(),
     )
     report = found.report
-    said = {**dataclasses.asdict(report), "rate": report.rate, "out": str(found.out)}
+    counted_up = {name: value for name, value in dataclasses.asdict(report).items() if name != "seconds"}
+    said = {**counted_up, "rate": report.rate, "out": str(found.out)}
     if arguments.json:
-        print(json.dumps(said))
+        say_json(said)
         return 0
     skipped = f", {counted(report.skipped, 'line')} skipped (skipped.jsonl says why)" if report.skipped else ""
     print(f"{counted(report.rows, 'row')} of {counted(report.done, 'line')} in {found.out}{skipped}.")
@@ -240,9 +239,8 @@ class _Lines:
             return
         self.said, self.done = now, report.done
         left = "" if report.remaining is None or ended else f", {_duration(report.remaining)} to go"
-        print(
-            f"{report.done} of {report.lines} lines; {report.rate:z.1f} prompts a second, computing {report.busy:z.0%} of the time{left}",
-            file=sys.stderr,
+        note(
+            f"{report.done} of {report.lines} lines; {report.rate:z.1f} prompts a second, computing {report.busy:z.0%} of the time{left}"
         )
 
 

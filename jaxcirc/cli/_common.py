@@ -27,6 +27,8 @@ from ..interop._text_tokenizer import load_text_tokenizer
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._options import count, existing_file, threshold
+from ._screen import note as note, silent
+from ._timing import clock, loaded
 
 
 METHODS = {
@@ -39,7 +41,10 @@ Subparsers = Any  # argparse keeps the class of add_subparsers' result to itself
 
 @contextmanager
 def progress_bar() -> Iterator[Any]:
-    """Makes a `progress(done, of, stage)` that draws a bar on standard error; a new stage begins a new bar."""
+    """Makes a `progress(done, of, stage)` that draws a bar on standard error, unless all is quiet; a new stage begins a new bar."""
+    if silent():
+        yield lambda done, of, stage: None
+        return
     from tqdm import tqdm
 
     bars: dict[str, Any] = {}
@@ -163,13 +168,15 @@ def prompts_or_ioi(arguments: argparse.Namespace, tokenizer: Any, *, seed: int =
 
 
 def load_model(arguments: argparse.Namespace) -> Transformer:
-    """Loads the model that is asked for."""
-    return from_pretrained(arguments.model, revision=arguments.revision)
+    """Loads the model that is asked for, after all else that is read."""
+    model = from_pretrained(arguments.model, revision=arguments.revision)
+    loaded()
+    return model
 
 
-def note(text: str) -> None:
-    """Says on standard error, where progress is shown too, how what was given is understood; results alone go to standard output."""
-    print(text, file=sys.stderr)
+def say_json(facts: Mapping[str, Any]) -> None:
+    """Prints the one object of `--json`, with the seconds that each phase took."""
+    print(json.dumps({**facts, "seconds": clock().seconds()}))
 
 
 def add_bos_option(parser: argparse.ArgumentParser, where: str) -> None:
@@ -361,7 +368,7 @@ def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:
     if arguments.json:
         sizes = {"nodes": len(circuit.nodes), "edges": len(circuit.edges)}
         meta = {key: value for key, value in circuit.meta.items() if key != "annotations"}
-        print(json.dumps({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)}))
+        say_json({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)})
     else:
         show_circuit(circuit)
         print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser.")

@@ -1,12 +1,11 @@
 """`jaxcirc convert`: a circuit of the feature-circuits project as one of ours."""
 
 import argparse
-import json
 
 from .._words import counted
 from ..circuits import load_annotations, load_feature_circuit
 from ..circuits._rows import note_of
-from ._common import Subparsers
+from ._common import say_json, Subparsers
 from ._options import existing_file, new_circuit, threshold
 
 
@@ -53,7 +52,7 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sizes = {"nodes": len(circuit.nodes), "edges": len(circuit.edges), "annotated": noted}
         meta = {key: value for key, value in circuit.meta.items() if key != "annotations"}
-        print(json.dumps({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)}))
+        say_json({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)})
         return 0
     print(
         f"{counted(len(circuit.nodes), 'node')} ({noted} annotated), {counted(len(circuit.edges), 'edge')}, "

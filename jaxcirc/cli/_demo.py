@@ -1,7 +1,6 @@
 """`jaxcirc demo`: the whole of it, on the model that ships."""
 
 import argparse
-import time
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from ..interop import from_pretrained, load_saes
 from ..interop._text_tokenizer import load_text_tokenizer
 from ._common import add_circuit_options, deliver, find_circuit, Subparsers
 from ._options import count, new_circuit
+from ._timing import loaded
 
 
 MODEL = "tiny-gpt2"
@@ -38,8 +38,8 @@ def add(subparsers: Subparsers) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    began = time.monotonic()
     model, saes, tokenizer = from_pretrained(MODEL), load_saes(MODEL), load_text_tokenizer(MODEL)
+    loaded()
     prompts = data.subject_verb(tokenizer, arguments.prompts, kind="rc", seed=0)
     if not arguments.json:
         pairs = (prompts.clean, prompts.corrupt, prompts.answer, prompts.foil)
@@ -48,6 +48,4 @@ def demo(arguments: argparse.Namespace) -> int:
         print(f"  clean    {clean!r}  expects {answer!r} and not {foil!r}\n  corrupt  {corrupt!r}\n")
     circuit = find_circuit(arguments, model, saes, prompts, tokenizer, positions=True)
     deliver(circuit.annotate(title=f"{MODEL}: the verb agrees with its subject across a relative clause"), arguments)
-    if not arguments.json:
-        print(f"{time.monotonic() - began:z.0f} s in all.")
     return 0

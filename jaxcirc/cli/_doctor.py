@@ -1,7 +1,6 @@
 """`jaxcirc doctor`: is what this machine computes right?"""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 
@@ -24,7 +23,7 @@ from ..interop._text_tokenizer import load_text_tokenizer
 from ..jacobian import edge
 from ..models import Transformer
 from ..parts import Attention, Block, LayerNorm
-from ._common import Subparsers
+from ._common import say_json, Subparsers
 
 
 MODELS = ("tiny-gpt2", "tiny-gpt-neo")
@@ -70,7 +69,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"{'ok  ' if ok else 'FAIL'}  {what}: {result}")
     if arguments.json:
-        print(json.dumps({**about, "checks": results}))
+        say_json({**about, "checks": results})
     return 0 if all(result["ok"] for result in results.values()) else 1
 
 

@@ -1,7 +1,6 @@
 """`jaxcirc edges`: what feeds one node of a prompt's run, or what it feeds."""
 
 import argparse
-import json
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from ..interop import check_saes, load_saes
 from ..jacobian import frozen
 from ..models import Transformer
 from ..nodes import FORMS, parse_node
-from ._common import add_text_options, load_model, Subparsers, tokenizer_of, tokens_of
+from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
 from ._options import count
 
 
@@ -81,7 +80,7 @@ def edges(arguments: argparse.Namespace) -> int:
     }
     rows = [{key: value for key, value in row.items() if value == value} for row in table.to_dict("records")]
     if arguments.json:
-        print(json.dumps({**facts, "tokens": texts, "edges": rows}))
+        say_json({**facts, "tokens": texts, "edges": rows})
         return 0
     print(
         f"{counted(len(rows), 'edge')} {'out of' if out else 'into'} {arguments.node} of {model.name}; logit of {metric}"

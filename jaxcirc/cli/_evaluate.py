@@ -1,13 +1,12 @@
 """`jaxcirc evaluate`: how much of a behaviour a saved circuit carries."""
 
 import argparse
-import json
 from typing import Any, TYPE_CHECKING
 
 from .._words import counted
 from ..circuits import Circuit, MeanAblation, ResampleAblation, Trial, ZeroAblation
 from ..view import draw_curves
-from ._common import add_prompt_options, load_given, progress_bar, Subparsers
+from ._common import add_prompt_options, load_given, progress_bar, say_json, Subparsers
 from ._options import count, existing_folder, picture
 
 
@@ -87,7 +86,7 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot)
     if arguments.json:
-        print(json.dumps({**evaluation.as_dict(), **{name: _records(table) for name, table in tables.items()}}))
+        say_json({**evaluation.as_dict(), **{name: _records(table) for name, table in tables.items()}})
         return 0
     sizes = (len(circuit.nodes), "node"), (len(circuit.edges), "edge"), (len(prompts), "prompt")
     print(f"{', '.join(counted(*size) for size in sizes)}, by {arguments.level}")

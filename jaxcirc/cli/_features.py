@@ -1,13 +1,12 @@
 """`jaxcirc features`: the latents of one dictionary by those of an earlier one, for one prompt."""
 
 import argparse
-import json
 
 from ..features import feature_jacobian, FeatureJacobian, steer_features
 from ..features._ends import SIDES
 from ..interop import check_saes, load_saes
 from ..view import draw_features
-from ._common import add_text_options, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
+from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
 from ._options import count, number, one_of, picture, site, threshold
 
 
@@ -102,7 +101,7 @@ def features(arguments: argparse.Namespace) -> int:
         rows = (
             table.astype(object).where(table.notna(), None).to_dict("records")
         )  # a cosine that is not defined is null
-        print(json.dumps({**_summary(J), "rows": rows, "plot": str(arguments.plot) if arguments.plot else None}))
+        say_json({**_summary(J), "rows": rows, "plot": str(arguments.plot) if arguments.plot else None})
         return 0
     _show(J, table)
     if arguments.plot:

@@ -1,7 +1,6 @@
 """`jaxcirc graph`: the attribution graph of a prompt."""
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from .._words import counted
 from ..attribution_graphs import attribution_graph
 from ..interop import check_saes, load_cross_layer_transcoder, load_saes
 from ..view import draw_attribution_graph
-from ._common import add_text_options, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
+from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
 from ._edges import token_of
 from ._options import count, figure, new_file, part
 
@@ -109,7 +108,7 @@ def graph(arguments: argparse.Namespace) -> int:
     if arguments.json:
         rows = [{"node": names[i], "influence": float(nodes["influence"].iloc[i])} for i in first]
         links = [{"source": names[s], "target": names[t], "weight": weight} for s, t, weight in edges]
-        print(json.dumps({**facts, "tokens": texts, "strongest_nodes": rows, "strongest_edges": links}))
+        say_json({**facts, "tokens": texts, "strongest_nodes": rows, "strongest_edges": links})
         return 0
     print(f"{counted(facts['nodes'], 'node')} and {counted(facts['edges'], 'edge')} kept of the graph of {model.name}")
     print(

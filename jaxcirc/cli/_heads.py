@@ -1,7 +1,6 @@
 """`jaxcirc heads`: which heads' queries, keys, values and outputs matter to the prompts of a file."""
 
 import argparse
-import json
 from typing import Any
 
 import jax
@@ -27,6 +26,7 @@ from ._common import (
     load_model,
     load_prompt_file,
     progress_bar,
+    say_json,
     Subparsers,
     tokenizer_of,
 )
@@ -85,7 +85,7 @@ def heads(arguments: argparse.Namespace) -> int:
         plot = str(arguments.plot) if arguments.plot else None
         name = next(name for name, known in METHODS.items() if known == effects.method)
         about = {"model": model.name, "method": name, "prompts": len(prompts)}
-        print(json.dumps({**about, "clean_metric": clean, "total_effect": total, "rows": rows, "plot": plot}))
+        say_json({**about, "clean_metric": clean, "total_effect": total, "rows": rows, "plot": plot})
         return 0
     print(
         f"{counted(len(rows), 'head')} of {model.name}, {counted(len(prompts), 'prompt')}; "

@@ -1,7 +1,6 @@
 """`jaxcirc jacobian`: the Jacobian between two sites of a model, for one prompt."""
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from .. import jacobian as jac
 from ..interop import check_saes, load_saes
 from ..jacobian._save import check_free, saved_already
-from ._common import add_text_options, load_model, progress_bar, Subparsers, tokens_of
+from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokens_of
 from ._options import count, new_file, site, whole_number
 
 
@@ -95,7 +94,7 @@ def jacobian(arguments: argparse.Namespace) -> int:
     )
     result = _measure(J, arguments)
     if arguments.json:
-        print(json.dumps(result))
+        say_json(result)
         return 0
     print(
         f"{result['target']} {result['target_shape']} by {result['source']} {result['source_shape']}, {result['engine']}"

@@ -1,7 +1,6 @@
 """`jaxcirc lens fit | show | merge | convert`: the Jacobian lens."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ._common import (
     load_model,
     note,
     progress_bar,
+    say_json,
     Subparsers,
     tokenizer_of,
     tokens_of,
@@ -151,6 +151,7 @@ def _add_merge(parts: Subparsers) -> None:
     parser.add_argument(
         "--out", required=True, type=_lens_file("--out"), help=".safetensors, or .pt as it is published"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=merge)
 
 
@@ -165,6 +166,7 @@ def _add_convert(parts: Subparsers) -> None:
     parser.add_argument(
         "--out", required=True, type=_lens_file("--out"), help=".safetensors, or .pt as it is published"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=convert)
 
 
@@ -222,7 +224,7 @@ def _show_fit(arguments: argparse.Namespace, model: Transformer, lens: JacobianL
         error = None if not errors or np.isnan(max(errors)) else max(errors)
         rows.append({**row, "layer": layer, "size": size, "relative_error": error})
     if arguments.json:
-        print(json.dumps({**facts, "rows": rows}))
+        say_json({**facts, "rows": rows})
         return
     print(f"Jacobian lens of {model.name}, {counted(lens.n_prompts, 'text')}, {arguments.rule} Jacobians\n")
     print("rank of the token that follows, median (first in), by")
@@ -255,7 +257,7 @@ def show(arguments: argparse.Namespace) -> int:
             "token": text(int(tokens[at])),
             "plot": str(arguments.plot) if arguments.plot else None,
         }
-        print(json.dumps({"model": model.name, "prompts": lens.n_prompts, **place, "rows": rows}))
+        say_json({"model": model.name, "prompts": lens.n_prompts, **place, "rows": rows})
         return 0
     print(f"{model.name} at {at} {text(int(tokens[at]))!r}, read by a lens of {counted(lens.n_prompts, 'prompt')}\n")
     follows = at + 1 < len(tokens)
@@ -287,13 +289,29 @@ def _row(read: Any, i: int, at: int, text: Any, ranked: bool) -> dict[str, Any]:
 def merge(arguments: argparse.Namespace) -> int:
     lens = JacobianLens.merge([JacobianLens.load(path) for path in arguments.lenses])
     lens.save(arguments.out)
-    print(f"{counted(len(arguments.lenses), 'lens')} of {counted(lens.n_prompts, 'prompt')} in {arguments.out}.")
+    if arguments.json:
+        say_json({"lenses": len(arguments.lenses), **_about(lens, arguments)})
+    else:
+        print(f"{counted(len(arguments.lenses), 'lens')} of {counted(lens.n_prompts, 'prompt')} in {arguments.out}.")
     return 0
 
 
 def convert(arguments: argparse.Namespace) -> int:
     lens = JacobianLens.load(arguments.lens)
     lens.save(arguments.out)
+    if arguments.json:
+        say_json(_about(lens, arguments))
+        return 0
     layers = f"layers {lens.layers[0]} to {lens.layers[-1]}, to the output of layer {lens.target_layer}"
     print(f"{layers}, {counted(lens.n_prompts, 'prompt')}, in {arguments.out}.")
     return 0
+
+
+def _about(lens: JacobianLens, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was written."""
+    return {
+        "prompts": lens.n_prompts,
+        "layers": list(lens.layers),
+        "target_layer": lens.target_layer,
+        "out": str(arguments.out),
+    }

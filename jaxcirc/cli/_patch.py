@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,7 @@ from ..patching._cells import BY
 from ..patching._patched_metrics import DIRECTIONS, NORMALISATIONS
 from ..saes import AbstractDictionary
 from ..view import draw_patching
-from ._common import add_prompt_options, load_model, load_prompt_file, progress_bar, Subparsers, tokenizer_of
+from ._common import add_prompt_options, load_model, load_prompt_file, progress_bar, say_json, Subparsers, tokenizer_of
 from ._options import count, picture
 
 
@@ -88,7 +87,7 @@ def patch(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         draw_patching(found, arguments.plot, tokens=tokens)
     if arguments.json:
-        print(json.dumps(_summary(arguments, model, found, rows)))
+        say_json(_summary(arguments, model, found, rows))
     else:
         _show(arguments, model, found, rows)
     return 0

@@ -1,7 +1,6 @@
 """`jaxcirc path-patch`: which heads and MLPs act on the metric by way of given receivers, and by how much."""
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from ._common import (
     load_model,
     progress_bar,
     prompts_or_ioi,
+    say_json,
     Subparsers,
     tokenizer_of,
 )
@@ -121,7 +121,7 @@ def path_patching(arguments: argparse.Namespace) -> int:
         draw_path_patching({f"to {path}": changes}, graph, arguments.plot)
     rows = _rows(arguments, graph, changes)
     if arguments.json:
-        print(json.dumps(_summary(arguments, model, rows, clean, corrupt)))
+        say_json(_summary(arguments, model, rows, clean, corrupt))
     else:
         _show(arguments, model, rows, clean, corrupt)
     return 0

@@ -17,6 +17,31 @@ from .. import _stop
 from .._files import abandon
 
 
+_silent = False
+
+
+@contextmanager
+def silence(asked: bool) -> Iterator[None]:
+    """Says nothing on standard error but errors, if it is asked for: no notes and no progress."""
+    global _silent
+    before, _silent = _silent, asked
+    try:
+        yield
+    finally:
+        _silent = before
+
+
+def silent() -> bool:
+    """Whether notes and progress are left out."""
+    return _silent
+
+
+def note(text: str) -> None:
+    """Says on standard error, where progress is shown too, how what was given is understood; results alone go to standard output."""
+    if not _silent:
+        print(text, file=sys.stderr)
+
+
 def keep_compilations() -> None:
     """Keeps compiled programs on disk between commands, unless JAX was told where, or nothing can be written there."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -91,7 +116,7 @@ def notes(say: Callable[[str], str]) -> Iterator[None]:
 
         def show(message, category, filename, lineno, file=None, line=None):
             if issubclass(category, UserWarning) and file is None:
-                print(f"jaxcirc: note: {say(str(message))}", file=sys.stderr)
+                note(f"jaxcirc: note: {say(str(message))}")
             else:
                 shown(message, category, filename, lineno, file, line)
 

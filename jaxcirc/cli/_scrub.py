@@ -1,7 +1,6 @@
 """`jaxcirc scrub`: how much of a behaviour is left where all is resampled that a hypothesis says does not matter."""
 
 import argparse
-import json
 import math
 from typing import Any
 
@@ -17,6 +16,7 @@ from ._common import (
     load_model,
     progress_bar,
     prompts_or_ioi,
+    say_json,
     Subparsers,
     tokenizer_of,
 )
@@ -70,7 +70,7 @@ def scrub_file(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     if arguments.json:
-        print(json.dumps(_summary(model, found)))
+        say_json(_summary(model, found))
     else:
         _show(model, found)
     return 0

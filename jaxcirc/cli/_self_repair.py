@@ -1,7 +1,6 @@
 """`jaxcirc self-repair`: what later heads do about a head that is ablated."""
 
 import argparse
-import json
 import math
 from typing import Any
 
@@ -23,6 +22,7 @@ from ._common import (
     load_model,
     note,
     progress_bar,
+    say_json,
     Subparsers,
     tokenizer_of,
 )
@@ -130,7 +130,7 @@ def repair(arguments: argparse.Namespace) -> int:
         draw_self_repair(result, arguments.plot, heads=drawn)
     rows = _rows(result, arguments.share)
     if arguments.json:
-        print(json.dumps(_summary(model, result, rows, arguments)))
+        say_json(_summary(model, result, rows, arguments))
     else:
         _show(model, result, rows, arguments)
     return 0
