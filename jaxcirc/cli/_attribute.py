@@ -27,15 +27,20 @@ def add(subparsers: Subparsers) -> None:
         "Stopped or killed, the same command goes on from there.",
         epilog="example: jaxcirc attribute --model tiny-gpt2 --saes tiny-gpt2 --prompts prompts.jsonl --verb node-effects --out effects",
     )
-    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
     parser.add_argument(
-        "--saes", help="a shipped model's name, or a folder of dictionaries, for verbs over their nodes"
+        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
+    )
+    parser.add_argument(
+        "--saes",
+        metavar="DICTIONARIES",
+        help="a shipped model's name, or a folder of dictionaries, for verbs over their nodes",
     )
     parser.add_argument(
         "--prompts",
+        metavar="FILE",
         required=True,
         type=_existing,
-        help="prompt pairs: JSON lines, parquet, or a folder that save_to_disk of datasets wrote",
+        help="file of prompt pairs: JSON lines, parquet, or a folder that save_to_disk of datasets wrote",
     )
     parser.add_argument("--verb", choices=VERBS, default="node-effects", help="what is computed (%(default)s)")
     parser.add_argument(
@@ -55,13 +60,19 @@ def add(subparsers: Subparsers) -> None:
         about = f"keep {what}s with |effect| above this ({default:g})"
         parser.add_argument(option, type=threshold(option), metavar="X", help=about)
     parser.add_argument("--lens", type=existing_file("--lens"), metavar="FILE", help="the lens of --verb lens")
-    parser.add_argument("--raw", action="store_true", help="of direct effects and self-repair: weights as they are")
-    parser.add_argument("--out", required=True, type=new_folder("--out"), help="folder for the tables")
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="weights as they are, not processed as in publications: of direct effects and self-repair",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", required=True, type=new_folder("--out"), help="folder for the tables"
+    )
     parser.add_argument(
         "--strict", action="store_true", help="stop at the first row that cannot be used, before writing"
     )
-    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", help="which revision of a Hub model")
+    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
     parser.add_argument("--first-answer", action="store_true", help="of several answers of a prompt take the first")
     add_bos_option(parser, "before each prompt (it is put where the model's tokenizer puts it by itself)")
     parser.add_argument(
@@ -114,7 +125,9 @@ def _add_drivers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="where it is computed (%(default)s)"
     )
-    parser.add_argument("--address", help="of a Ray cluster; without, Ray finds one or starts one here")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="of a Ray cluster; without, Ray finds one or starts one here"
+    )
     parser.add_argument(
         "--actors",
         type=count("--actors", "Ray actors compute"),

@@ -57,9 +57,13 @@ def add_options(parser: argparse.ArgumentParser, out: Path) -> None:
         "--precision", choices=("highest", "tf32"), default="highest", help="of float32 products on GPUs (%(default)s)"
     )
     parser.add_argument(
-        "--out", type=new_folder("--out"), default=str(out), help="folder for JSON, table and plot (%(default)s)"
+        "--out",
+        metavar="FOLDER",
+        type=new_folder("--out"),
+        default=str(out),
+        help="folder for JSON, table and plot (%(default)s)",
     )
-    parser.add_argument("--name", default="jacobians", help="what these files are called (%(default)s)")
+    parser.add_argument("--name", metavar="NAME", default="jacobians", help="what these files are called (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 

@@ -56,7 +56,10 @@ def add(subparsers: Subparsers) -> None:
         help="take the best edges anywhere, or always the best into the circuit, from the logits backwards (%(default)s)",
     )
     parser.add_argument(
-        "--out", type=new_file("--out"), metavar="FILE", help="write the scores as the benchmark's .json or .pt"
+        "--out",
+        type=new_file("--out"),
+        metavar="FILE",
+        help="file for the scores of edges, as the benchmark's .json or .pt",
     )
     parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw the curves as an SVG file")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

@@ -18,7 +18,11 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("file", type=existing_file("file"), help="the .pt file")
     parser.add_argument(
-        "--out", type=new_circuit("--out"), default="circuit", help="folder for the circuit (%(default)s)"
+        "--out",
+        metavar="FOLDER",
+        type=new_circuit("--out"),
+        default="circuit",
+        help="folder for the circuit (%(default)s)",
     )
     parser.add_argument(
         "--annotations",
@@ -26,7 +30,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="what latents mean: JSON lines, JSON, CSV or TSV",
     )
-    parser.add_argument("--model", metavar="NAME", help="the model that it was found in, for `evaluate` to check")
+    parser.add_argument("--model", metavar="MODEL", help="the model that it was found in, for `evaluate` to check")
     for what, strength in (("node", "|effect|"), ("edge", "|weight|")):
         parser.add_argument(
             f"--{what}-threshold",

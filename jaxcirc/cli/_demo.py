@@ -8,7 +8,7 @@ from .. import data
 from .._words import counted
 from ..interop import from_pretrained, load_saes
 from ..interop._text_tokenizer import load_text_tokenizer
-from ._common import add_circuit_options, deliver, find_circuit, Subparsers
+from ._common import add_circuit_options, add_seed_option, deliver, find_circuit, Subparsers
 from ._options import count, new_circuit
 from ._timing import loaded
 
@@ -24,15 +24,20 @@ def add(subparsers: Subparsers) -> None:
         epilog="example: jaxcirc demo --out my-circuit",
     )
     parser.add_argument(
-        "--out", type=new_circuit("--out"), default="jaxcirc-demo", help="folder for the circuit (%(default)s)"
+        "--out",
+        metavar="FOLDER",
+        type=new_circuit("--out"),
+        default="jaxcirc-demo",
+        help="folder for the circuit (%(default)s)",
     )
     parser.add_argument(
-        "--prompts",
-        type=count("--prompts", "prompt pairs"),
+        "--n-prompts",
+        type=count("--n-prompts", "prompt pairs are made"),
         default=32,
         metavar="N",
-        help="how many prompt pairs (%(default)s)",
+        help="how many prompt pairs are made (%(default)s)",
     )
+    add_seed_option(parser)
     add_circuit_options(parser, node_threshold=0.1, edge_threshold=0.02)
     parser.set_defaults(command=demo)
 
@@ -40,7 +45,7 @@ def add(subparsers: Subparsers) -> None:
 def demo(arguments: argparse.Namespace) -> int:
     model, saes, tokenizer = from_pretrained(MODEL), load_saes(MODEL), load_text_tokenizer(MODEL)
     loaded()
-    prompts = data.subject_verb(tokenizer, arguments.prompts, kind="rc", seed=0)
+    prompts = data.subject_verb(tokenizer, arguments.n_prompts, kind="rc", seed=arguments.seed)
     if not arguments.json:
         pairs = (prompts.clean, prompts.corrupt, prompts.answer, prompts.foil)
         clean, corrupt, answer, foil = (tokenizer.decode(np.asarray(ids)[0]) for ids in pairs)

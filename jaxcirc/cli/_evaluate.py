@@ -26,10 +26,16 @@ def add(subparsers: Subparsers) -> None:
         ),
     )
     parser.add_argument(
-        "--circuit", required=True, type=existing_folder("--circuit"), help="folder that `jaxcirc discover` wrote"
+        "--circuit",
+        metavar="FOLDER",
+        required=True,
+        type=existing_folder("--circuit"),
+        help="folder that `jaxcirc discover` wrote",
     )
     add_prompt_options(parser, prompts="file of prompt pairs, best not the circuit's own")
-    parser.add_argument("--level", choices=("nodes", "edges"), default="nodes", help="what is ablated (%(default)s)")
+    parser.add_argument(
+        "--level", choices=("nodes", "edges"), default="nodes", help="nodes or edges: what is ablated (%(default)s)"
+    )
     parser.add_argument(
         "--ablation", choices=ABLATIONS, default="mean", help="to what (%(default)s, of the corrupt prompts)"
     )

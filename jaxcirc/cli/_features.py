@@ -10,6 +10,9 @@ from ._common import add_text_options, load_model, progress_bar, say_json, Subpa
 from ._options import count, number, one_of, picture, site, threshold
 
 
+PAIRS = ("same", "all")
+
+
 def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "features",
@@ -20,7 +23,9 @@ def add(subparsers: Subparsers) -> None:
         "--source blocks.0.mlp.hook_post --target blocks.1.mlp.hook_post --minimum 0.1 --plot features.svg",
     )
     add_text_options(parser)
-    parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
+    parser.add_argument(
+        "--saes", metavar="DICTIONARIES", required=True, help="a shipped model's name, or a folder of dictionaries"
+    )
     parser.add_argument(
         "--source", required=True, type=site("--source"), metavar="SITE", help="such as blocks.0.mlp.hook_post"
     )
@@ -32,11 +37,12 @@ def add(subparsers: Subparsers) -> None:
         type=threshold("--minimum"),
         default=1.0,
         metavar="X",
-        help="latents above this are on (%(default)s)",
+        help="only latents above this, which are on (%(default)s)",
     )
     parser.add_argument(
-        "--positions",
-        type=one_of("--positions", ("same", "all")),
+        "--pairs",
+        type=one_of("--pairs", PAIRS),
+        choices=PAIRS,
         default="same",
         help="pairs at the same position, or all (%(default)s)",
     )
@@ -44,13 +50,14 @@ def add(subparsers: Subparsers) -> None:
         "--substitute",
         nargs="*",
         type=one_of("--substitute", SIDES, says="names {}, both or none"),
+        choices=SIDES,
         default=list(SIDES),
         metavar="SIDE",
         help="whose reconstruction is put in place of its site: source, target, or with nothing behind it none (both)",
     )
     parser.add_argument(
-        "--most",
-        type=count("--most", "pairs to print"),
+        "--top",
+        type=count("--top", "pairs to print"),
         default=12,
         metavar="N",
         help="how many pairs to print (%(default)s)",
@@ -84,11 +91,11 @@ def features(arguments: argparse.Namespace) -> int:
             arguments.source,
             arguments.target,
             minimum=arguments.minimum,
-            positions=arguments.positions,
+            positions=arguments.pairs,
             substitute=arguments.substitute,
             progress=progress,
         )
-    strongest = J.strongest(arguments.most)
+    strongest = J.strongest(arguments.top)
     table = steer_features(J, model, saes, tokens, rows=strongest, steps=[arguments.step])
     table.insert(4, "gradient", J.gradient[strongest])
     table.insert(5, "cosine", J.cosine[strongest])

@@ -53,18 +53,25 @@ def _add_fit(parts: Subparsers) -> None:
         description="Fits the mean Jacobian of each layer to a corpus. Stopped at any moment, it goes on where it was.",
         epilog="example: jaxcirc lens fit --model tiny-gpt2 --prompts texts.txt --limit 100 --out lens.safetensors",
     )
-    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
+    parser.add_argument(
+        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
+    )
     parser.add_argument(
         "--prompts",
+        metavar="FILE",
         required=True,
         type=existing_file("--prompts"),
-        help="texts: a .txt file with one a line, or a table with a column text, JSON lines, JSON, CSV, TSV or parquet",
+        help="file of texts: .txt with one a line, or a table with a column text, JSON lines, JSON, CSV, TSV or parquet",
     )
-    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", help="which revision of a Hub model")
+    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
     add_bos_option(parser, "before each text (it is put where the model's tokenizer puts it by itself)")
     parser.add_argument(
-        "--out", required=True, type=_lens_file("--out"), help=".safetensors, or .pt as it is published"
+        "--out",
+        metavar="FILE",
+        required=True,
+        type=_lens_file("--out"),
+        help="file for the lens: .safetensors, or .pt as it is published",
     )
     parser.add_argument(
         "--checkpoint",
@@ -77,11 +84,15 @@ def _add_fit(parts: Subparsers) -> None:
         "--shard",
         type=part_of("--shard"),
         metavar="I/N",
-        help="every N-th text from the I-th on, counted from 0, beside other processes; `jaxcirc lens merge` makes one lens of theirs",
+        help="do every N-th text from the I-th on, counted from 0, beside other processes; `jaxcirc lens merge` makes one lens of theirs",
     )
     parser.add_argument("--limit", type=count("--limit", "texts to use"), metavar="N", help="use the first N texts")
     parser.add_argument(
-        "--length", type=count("--length", "tokens of a text"), default=128, metavar="N", help="cut texts (%(default)s)"
+        "--length",
+        type=count("--length", "tokens of a text"),
+        default=128,
+        metavar="N",
+        help="tokens of a text, of which longer ones are cut (%(default)s)",
     )
     parser.add_argument(
         "--skip-first",
@@ -131,9 +142,21 @@ def _add_show(parts: Subparsers) -> None:
     )
     parser.add_argument("lens", type=existing_file("lens"), help="the lens: a .safetensors or a published .pt file")
     add_text_options(parser)
-    parser.add_argument("--top", type=count("--top", "tokens to print"), default=3, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--top",
+        type=count("--top", "tokens to print"),
+        default=3,
+        metavar="N",
+        help="how many tokens to print (%(default)s)",
+    )
     parser.add_argument("--rank-of", metavar="TOKEN", help="also the ranks of this token: its text, or its id")
-    parser.add_argument("--position", type=whole_number("--position"), default=-1, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--position",
+        type=whole_number("--position"),
+        default=-1,
+        metavar="P",
+        help="the position that is printed, from the end if negative (%(default)s)",
+    )
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all positions, as SVG, PDF or PNG")
     parser.add_argument("--colour", choices=COLOURS, default="rank", help="of what is drawn (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -149,7 +172,11 @@ def _add_merge(parts: Subparsers) -> None:
     )
     parser.add_argument("lenses", nargs="+", type=existing_file("lenses"), help="the lenses")
     parser.add_argument(
-        "--out", required=True, type=_lens_file("--out"), help=".safetensors, or .pt as it is published"
+        "--out",
+        metavar="FILE",
+        required=True,
+        type=_lens_file("--out"),
+        help="file for the lens: .safetensors, or .pt as it is published",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=merge)
@@ -164,7 +191,11 @@ def _add_convert(parts: Subparsers) -> None:
     )
     parser.add_argument("lens", type=existing_file("lens"), help="the lens")
     parser.add_argument(
-        "--out", required=True, type=_lens_file("--out"), help=".safetensors, or .pt as it is published"
+        "--out",
+        metavar="FILE",
+        required=True,
+        type=_lens_file("--out"),
+        help="file for the lens: .safetensors, or .pt as it is published",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=convert)

@@ -48,7 +48,9 @@ class PrintCompletion(argparse.Action):
 
         for _, each in parsers(parser):
             for action in each._actions:
-                if action.metavar == "FILE":
+                # What has no option's name is a file, in every command.
+                positional = not action.option_strings and action.nargs != argparse.PARSER
+                if action.metavar == "FILE" or positional:
                     action.complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]  # where shtab looks
                 elif action.metavar in FOLDERS:
                     action.complete = shtab.DIRECTORY  # pyright: ignore[reportAttributeAccessIssue]

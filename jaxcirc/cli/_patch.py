@@ -34,7 +34,9 @@ def add(subparsers: Subparsers) -> None:
     )
     add_prompt_options(parser, dictionaries=False)
     parser.add_argument(
-        "--saes", help="dictionaries whose latents and errors --sites may name: a shipped model's, or a folder"
+        "--saes",
+        metavar="DICTIONARIES",
+        help="a shipped model's name, or a folder of dictionaries, whose latents and errors --sites may name",
     )
     parser.add_argument(
         "--sites",
@@ -63,8 +65,8 @@ def add(subparsers: Subparsers) -> None:
         help="fraction: 0 is the prompt that is run, 1 the other. difference: to the prompt that is run. metric: as it is (%(default)s)",
     )
     parser.add_argument(
-        "--most",
-        type=count("--most", "cells to print"),
+        "--top",
+        type=count("--top", "cells to print"),
         default=20,
         metavar="N",
         help="how many cells to print (%(default)s)",
@@ -141,7 +143,7 @@ def _show(arguments: argparse.Namespace, model: Transformer, found: PatchedMetri
     )
     wide = max(len(row["site"]) for row in rows)
     print(f"{'site':<{wide}}{'  head' * ('head' in found.axes)}  {arguments.normalise:>10}  (standard error)")
-    for row in rows[: arguments.most]:
+    for row in rows[: arguments.top]:
         head = f"{row['head']:>6}" if "head" in row else ""
         error = "" if row["standard_error"] is None else f"  ({row['standard_error']:z.3f})"
         place = f"  at {row['position']}{row['token']!r:>16}" if "position" in row else ""

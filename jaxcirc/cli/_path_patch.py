@@ -47,6 +47,7 @@ def add(subparsers: Subparsers) -> None:
         "--flip",
         nargs="+",
         type=one_of("--flip", FLIPS, "names of --ioi prompts what is another in the corrupt ones, {}"),
+        choices=FLIPS,
         metavar="NAME",
         help="with --ioi, which names are others in the corrupt prompts (IO S1 S2)",
     )
@@ -93,8 +94,8 @@ def add(subparsers: Subparsers) -> None:
             "S1+1, S2 (all)",
         )
     parser.add_argument(
-        "--most",
-        type=count("--most", "senders to print"),
+        "--top",
+        type=count("--top", "senders to print"),
         default=20,
         metavar="N",
         help="how many senders to print (%(default)s)",
@@ -218,7 +219,7 @@ def _show(
     print(f"clean run, corrupt values sent; MLPs on the way {between}\n")
     wide = max(6, *(len(row["sender"]) for row in rows))
     print(f"{'sender':<{wide}}    change  (standard error)")
-    for row in rows[: arguments.most]:
+    for row in rows[: arguments.top]:
         error = "" if row["standard_error"] is None else f"  ({row['standard_error']:z.3f})"
         print(f"{row['sender']:<{wide}}  {row['change']:+z8.3f}{error}")
     if arguments.plot:

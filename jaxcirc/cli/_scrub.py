@@ -42,13 +42,6 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how often data are drawn for each prompt (%(default)s)",
     )
-    parser.add_argument(
-        "--seed",
-        type=count("--seed", "to begin random numbers with", least=0),
-        default=0,
-        metavar="N",
-        help="the same seed draws the same (%(default)s)",
-    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=scrub_file)
 
@@ -57,7 +50,7 @@ def scrub_file(arguments: argparse.Namespace) -> int:
     check_prompts_or_ioi(arguments)
     hypothesis = load_hypothesis(arguments.hypothesis)
     tokenizer = tokenizer_of(arguments)
-    prompts = prompts_or_ioi(arguments, tokenizer, seed=arguments.seed)
+    prompts = prompts_or_ioi(arguments, tokenizer)
     model = load_model(arguments)
     with progress_bar() as progress:
         found = scrub(

@@ -21,7 +21,11 @@ def add(subparsers: Subparsers) -> None:
         ),
     )
     parser.add_argument(
-        "--circuit", required=True, type=existing_folder("--circuit"), help="folder that `jaxcirc discover` wrote"
+        "--circuit",
+        metavar="FOLDER",
+        required=True,
+        type=existing_folder("--circuit"),
+        help="folder that `jaxcirc discover` wrote",
     )
     add_prompt_options(parser)
     chosen = parser.add_mutually_exclusive_group(required=True)
