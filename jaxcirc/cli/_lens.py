@@ -26,6 +26,7 @@ from ._common import (
     tokens_of,
 )
 from ._edges import token_of
+from ._logit_lens import position_of
 from ._options import count, existing_file, figure, new_file, part_of, threshold, whole_number
 
 
@@ -273,9 +274,7 @@ def show(arguments: argparse.Namespace) -> int:
     tokens = tokens_of(arguments)
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
     chosen = token_of(tokenizer, "--rank-of", arguments.rank_of)
-    at = arguments.position + len(tokens) if arguments.position < 0 else arguments.position
-    if not 0 <= at < len(tokens):
-        raise ValueError(f"--position is {arguments.position}, and the prompt has {len(tokens)} tokens.")
+    at = position_of(arguments, len(tokens))
     model = load_model(arguments)
     read = lens.readout(model, tokens, arguments.top, ranks_of=[] if chosen is None else [chosen])
     if arguments.plot:

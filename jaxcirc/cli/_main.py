@@ -14,8 +14,10 @@ from . import (
     _attribute,
     _bench,
     _circuit_curve,
+    _component_edges,
     _convert,
     _demo,
+    _direct_effects,
     _discover,
     _doctor,
     _edges,
@@ -25,6 +27,7 @@ from . import (
     _heads,
     _jacobian,
     _lens,
+    _logit_lens,
     _patch,
     _path_patch,
     _scrub,
@@ -68,11 +71,12 @@ class _Parser(argparse.ArgumentParser):
 # What there is, by what it is for: the order of the help.
 GROUPS = {
     "circuits of latents": (_demo, _discover, _evaluate, _steer, _convert),
-    "components: layers, heads, MLPs, and the edges between them": (_heads, _patch, _path_patch, _circuit_curve, _self_repair, _scrub),
-    "one prompt, taken apart": (_jacobian, _features, _edges, _graph, _lens),
+    "layers, heads and MLPs": (_heads, _patch, _direct_effects, _self_repair),
+    "edges between heads and MLPs": (_component_edges, _path_patch, _circuit_curve, _scrub),
+    "one prompt, taken apart": (_jacobian, _features, _edges, _graph, _lens, _logit_lens),
     "many prompts": (_attribute,),
     "this machine": (_doctor, _bench),
-}  # fmt: skip
+}
 
 
 class _Group:
