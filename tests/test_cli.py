@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -407,14 +408,20 @@ def test_a_shipped_model_takes_no_transformers(command, prompts, tmp_path, monke
 
 def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
     assert main(["doctor", "--json"]) == 0
-    checks = json.loads(capsys.readouterr().out)["checks"]
+    said = json.loads(capsys.readouterr().out)
+    checks = said["checks"]
     assert len(checks) == 5
     assert all(check["ok"] for check in checks.values())
+    kept, there = said["compiled"], Path(jax.config.values["jax_compilation_cache_dir"])
+    programs = [path.stat().st_size for path in there.glob("*-cache")]
+    assert kept == {"folder": str(there), "programs": len(programs), "bytes": sum(programs)}
+    assert kept["programs"] > 5
 
     monkeypatch.setattr("jaxlib.version.__version__", "0.10.2")
     monkeypatch.setattr("jaxcirc.parts.gelu_new.__code__", jc.parts.relu.__code__)
     assert main(["doctor"]) == 1
     printed = capsys.readouterr().out
+    assert f"compiled programs are kept in {there}: " in printed
     assert (
         "FAIL  jaxlib is not a version known to be wrong: RuntimeError: jaxlib 0.10.2 computes wrong Jacobians"
         in printed
@@ -799,7 +806,7 @@ def test_defaults_are_checked_too(here, capsys):
     assert "--out: jaxcirc-demo exists and is not a circuit" in capsys.readouterr().err
 
 
-OPTIONS = ("edges", "method", "node_threshold", "positions", "skip_unusable", "errors", "level", "saes", "only")
+OPTIONS = ("edges", "method", "node_threshold", "by_position", "skip_unusable", "errors", "level", "saes", "only")
 GIVEN = argparse.Namespace(**dict.fromkeys(OPTIONS))
 SAID = {
     "discover: aggregate='none' keeps positions apart, and padded prompts do not align. Use aggregate='sum'.": (

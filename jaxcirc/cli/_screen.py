@@ -56,6 +56,18 @@ def keep_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def kept_compilations() -> tuple[Path | None, int, int]:
+    """Where compiled programs are kept, `None` if they are not; how many there are, and of how many bytes."""
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    if not folder or not jax.config.values["jax_enable_compilation_cache"]:
+        return None, 0, 0
+    sizes = []
+    for entry in os.scandir(folder) if os.path.isdir(folder) else []:
+        with contextlib.suppress(OSError):  # another process may just have replaced it
+            sizes.append(entry.stat().st_size if entry.name.endswith("-cache") else 0)
+    return Path(folder), sum(size > 0 for size in sizes), sum(sizes)
+
+
 @contextmanager
 def quiet_cache() -> Iterator[None]:
     """Keeps one message of XLA's off standard error, and lets all else through.
