@@ -842,6 +842,19 @@ def test_python_is_translated(message):
     assert in_options(message, GIVEN) == SAID[message]
 
 
+@pytest.mark.parametrize(
+    ("message", "options", "said"),
+    [
+        ("edge: engine='structured' has none.", ["method"], "--method structured has none."),
+        ("node_threshold is a part of it.", ["node_influence"], "--node-influence is a part of it."),
+        ("Lower source_pos.", ["source_positions"], "Lower --source-positions."),
+        ("Lower node_threshold=3.", ["node_threshold", "node_influence"], "Lower --node-threshold 3."),
+    ],
+)
+def test_arguments_that_a_command_calls_otherwise(message, options, said):
+    assert in_options(message, argparse.Namespace(**dict.fromkeys(options))) == said
+
+
 def raised() -> list[str]:
     """The text of every error and warning of the library, `…` where a value stands."""
     found = []

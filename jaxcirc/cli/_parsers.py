@@ -5,6 +5,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterator
+from typing import Any
 
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -35,7 +36,7 @@ def add_everywhere(parser: argparse.ArgumentParser) -> None:
         each.description = textwrap.fill(each.description or "", shutil.get_terminal_size().columns - 2)
         each.epilog = re.sub(r"\s*\bexample: ", "\n\nexample:\n  ", each.epilog or "").strip()
         group = each.add_argument_group("on every command")
-        given = {"action": "store_true", "default": argparse.SUPPRESS}
+        given: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
         group.add_argument("--quiet", help="no notes, no progress and no times on standard error", **given)
         group.add_argument("--traceback", help="on an error, say where it came from", **given)
 

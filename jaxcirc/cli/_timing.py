@@ -78,9 +78,9 @@ def _listen() -> None:
     jax.monitoring.register_event_duration_secs_listener(_hear)
 
 
-def _hear(event: str, seconds: float, **_: object) -> None:
+def _hear(event: str, duration_secs: float, **kwargs: str | int) -> None:
     now = time.perf_counter()
     if event in COMPILED:
-        _clock.compiled.append((now - seconds, now))
+        _clock.compiled.append((now - duration_secs, now))
     elif event == WRITTEN:
-        _clock.written.append((now - seconds, now))
+        _clock.written.append((now - duration_secs, now))
