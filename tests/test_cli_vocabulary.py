@@ -120,7 +120,7 @@ def test_an_example_is_of_its_command_and_can_be_parsed(name, example, tmp_path,
     assert callable(given.command)
 
 
-@pytest.mark.parametrize("name", ["logit-lens", "patch"])
+@pytest.mark.parametrize("name", ["logit-lens", "patch", "graph"])
 def test_cheap_examples_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
