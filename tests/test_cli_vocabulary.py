@@ -208,7 +208,7 @@ def test_traceback_on_either_side_of_the_name(before, capsys):
 
 def test_spans_are_counted_once():
     """Against a grid of moments: nested, apart, touching and overlapping."""
-    spans = [(0, 4), (1, 2), (3, 6), (6, 7), (9, 11), (9, 10)]
+    spans = [(0.0, 4.0), (1.0, 2.0), (3.0, 6.0), (6.0, 7.0), (9.0, 11.0), (9.0, 10.0)]
     moments = np.arange(0, 12, 0.25) + 0.125
     inside = sum(any(begin <= at < end for begin, end in spans) for at in moments) * 0.25
     assert covered(spans) == covered(reversed(spans)) == inside == 9

@@ -33,7 +33,7 @@ def bench(arguments: argparse.Namespace) -> int:
     run = load("__main__").run
     if not silent():
         return run(arguments)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
         return run(arguments)
 
 
