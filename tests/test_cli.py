@@ -847,7 +847,7 @@ def test_python_is_translated(message):
     [
         ("edge: engine='structured' has none.", ["method"], "--method structured has none."),
         ("node_threshold is a part of it.", ["node_influence"], "--node-influence is a part of it."),
-        ("Lower source_pos.", ["source_positions"], "Lower --source-positions."),
+        ("Lower source_pos or so.", ["source_positions"], "Lower --source-positions or so."),
         ("Lower node_threshold=3.", ["node_threshold", "node_influence"], "Lower --node-threshold 3."),
     ],
 )
