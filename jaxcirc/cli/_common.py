@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._files import read_text
+from .._progress import progress_bar as bar
 from .._sites import Site
+from .._typing import Progress
 from .._words import counted
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
 from ..circuits import annotate_latents, Circuit, discover
@@ -40,29 +41,13 @@ Subparsers = Any  # argparse keeps the class of add_subparsers' result to itself
 
 
 @contextmanager
-def progress_bar() -> Iterator[Any]:
-    """Makes a `progress(done, of, stage)` that draws a bar on standard error, unless all is quiet; a new stage begins a new bar."""
+def progress_bar() -> Iterator[Progress]:
+    """Makes a `progress(done, of, stage)` that draws a bar on standard error, unless all is quiet."""
     if silent():
         yield lambda done, of, stage: None
         return
-    from tqdm import tqdm
-
-    bars: dict[str, Any] = {}
-
-    def report(done: int, of: int, stage: str) -> None:
-        if stage not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[stage] = tqdm(
-                total=of, desc=f"{stage:<6}", bar_format="{desc} {bar:24} {n}/{total}  {elapsed}", file=sys.stderr
-            )
-        bars[stage].update(done - bars[stage].n)
-
-    try:
+    with bar() as report:
         yield report
-    finally:
-        for bar in bars.values():
-            bar.close()
 
 
 def add_prompt_options(
