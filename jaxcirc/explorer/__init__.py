@@ -2,4 +2,5 @@
 
 from ._description import Description as Description, Edge as Edge, Node as Node
 from ._layout import Band as Band, Layout as Layout, layout as layout, RADIUS as RADIUS
+from ._page import page as page, write_page as write_page
 from ._routes import Routes as Routes, routes as routes
