@@ -57,11 +57,9 @@ def _plot(layout: Layout) -> Any:
     plot.multi_line("xs", "ys", source=marked, line_color="colour", line_width="width", line_join="round")
     rings = empty("rings", "x", "y", "colour")
     plot.scatter("x", "y", source=rings, name="ring", fill_alpha=0, line_color="colour", line_width=3)
-    nodes = empty("nodes", "x", "y", "shape", "fill", "rim", "alpha", "ink", "label")
-    plot.scatter("x", "y", source=nodes, fill_color="#ffffff", line_color=None, marker="shape", name="back")
-    fills = {"fill_color": "fill", "line_color": "rim", "fill_alpha": "alpha", "line_alpha": "alpha"}
-    plot.scatter("x", "y", source=nodes, marker="shape", name="mark", **fills)
-    text = {"text_align": "center", "text_baseline": "middle", "text_color": "ink", "text_alpha": "alpha"}
+    nodes = empty("nodes", "x", "y", "shape", "fill", "rim", "ink", "label")
+    plot.scatter("x", "y", source=nodes, marker="shape", name="mark", fill_color="fill", line_color="rim")
+    text = {"text_align": "center", "text_baseline": "middle", "text_color": "ink"}
     plot.text("x", "y", "label", source=nodes, name="text", **text)
     groups = empty("groups", "x", "y", "text", "colour")
     shown = {"text_color": "colour", "text_baseline": "bottom", "text_font_style": "bold", "text_font_size": "13px"}

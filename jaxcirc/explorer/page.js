@@ -10,7 +10,7 @@ window.explorer = (() => {
   const largestEdge = edgeCount ? Math.abs(E.weight[0]) : 0; // edges come strongest first
   const byId = (id) => document.getElementById(id), field = (name) => document.querySelector(`input[name="${name}"]`);
   const sliders = { edge: field("edge-threshold"), node: field("node-threshold") };
-  const RED = [178, 24, 43], BLUE = [33, 102, 172], PALE = [244, 244, 242], LEVELS = 5, MANY = 1200;
+  const RED = [178, 24, 43], BLUE = [33, 102, 172], PALE = [244, 244, 242], LEVELS = 5, MANY = 1200, AT_ONCE = 3000;
   const RINGS = ["#d97706", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f", "#0369a1", "#92400e", "#475569"];
   const into = N.name.map(() => []), outOf = N.name.map(() => []);
   for (let i = 0; i < edgeCount; i++) { into[E.target[i]].push(i); outOf[E.source[i]].push(i); }
@@ -96,12 +96,14 @@ window.explorer = (() => {
   const points = (i) => { const xs = [], ys = []; for (let j = start[i]; j < start[i + 1]; j += 2) { xs.push(E.points[j] / 100); ys.push(E.points[j + 1] / 100); } return [xs, ys]; };
   const level = (share) => (share > 0.5 ? 0 : share > 0.25 ? 1 : share > 0.1 ? 2 : share > 0.03 ? 3 : 4);
 
-  function drawEdges(count) {
+  function drawEdges(count, most = edgeCount) {
     if (!find) return;
     const held = {};
+    let left = most;
     for (const sign of ["positive", "negative"]) for (let l = 0; l < LEVELS; l++) held[`${sign}-${l}`] = { x: [], y: [] };
-    for (let i = 0; i < shownEdges; i++) {
+    for (let i = 0; i < shownEdges && left; i++) {
       if (!visibleEdge(i)) continue;
+      left--;
       const to = held[`${E.weight[i] < 0 ? "negative" : "positive"}-${level(Math.abs(E.weight[i]) / (largestEdge || 1))}`];
       for (let j = start[i]; j < start[i + 1]; j += 2) { to.x.push(E.points[j] / 100); to.y.push(E.points[j + 1] / 100); }
       to.x.push(NaN); to.y.push(NaN);
@@ -131,11 +133,11 @@ window.explorer = (() => {
       width: lit.map((i) => (path && path.way.has(i) ? 5 : 1.2 + 4 * Math.abs(E.weight[i]) / (largestEdge || 1))),
     };
     const drawn = [...N.name.keys()].filter((i) => shownNodes[i] || i === state.pin || (path && path.steps.includes(i)));
-    const colour = (i) => mix(N.value[i] || 0, largestNode), strong = (i) => largestNode && Math.abs(N.value[i] || 0) / largestNode > 0.3;
+    const dim = (i) => near.size > 0 && !near.has(i), colour = (i, faint) => mix((faint ? 0.02 : 1) * (N.value[i] || 0), largestNode), strong = (i) => largestNode && Math.abs(N.value[i] || 0) / largestNode > 0.3;
     find("nodes").data = {
-      x: drawn.map((i) => N.x[i]), y: drawn.map((i) => N.y[i]), shape: drawn.map((i) => data.kinds[N.kind[i]].shape), fill: drawn.map(colour),
-      rim: drawn.map((i) => (strong(i) ? colour(i) : "#7b8794")), alpha: drawn.map((i) => (near.size && !near.has(i) ? 0.3 : 1)),
-      ink: drawn.map((i) => (strong(i) ? "#fff" : "#1f2933")), label: drawn.map((i) => visible(N.label[i])),
+      x: drawn.map((i) => N.x[i]), y: drawn.map((i) => N.y[i]), shape: drawn.map((i) => data.kinds[N.kind[i]].shape), fill: drawn.map((i) => colour(i, dim(i))),
+      rim: drawn.map((i) => (dim(i) ? "#cbd2d9" : strong(i) ? colour(i) : "#7b8794")),
+      ink: drawn.map((i) => (dim(i) ? "#9aa5b1" : strong(i) ? "#fff" : "#1f2933")), label: drawn.map((i) => visible(N.label[i])),
     };
     const ring = [], middle = [];
     state.groups.forEach((group, g) => {
@@ -153,7 +155,7 @@ window.explorer = (() => {
     const now = plot.inner_width / (plot.x_range.end - plot.x_range.start), round = Math.max(2 * data.radius * now * 0.96, 3);
     if (Math.abs(now - pixels) > 1e-3 * now) {
       pixels = now;
-      for (const name of ["back", "mark"]) find(name).glyph.size = { value: round };
+      find("mark").glyph.size = { value: round };
       find("ring").glyph.size = { value: round + 6 };
       find("text").visible = round >= 13;
       find("text").glyph.text_font_size = { value: `${Math.max(Math.min(round * 0.38, 15), 6).toFixed(1)}px` };
@@ -369,13 +371,18 @@ window.explorer = (() => {
   }
 
   // ---- Everything, after a change. Numbers at once; the drawing in the next frame, so that a slider does not wait for it.
-  let asked = false;
+  let asked = false, resting = 0, drawnNodes = new Uint8Array(nodeCount);
   function update(thresholds = false) {
     const count = choose();
     list();
     if (!thresholds || state.pin !== null) details();
     if (!thresholds) { showPath(); showGroups(); }
-    drawNodes(); drawEdges(count);
+    const nodesChanged = !thresholds || shownNodes.some((on, i) => on !== drawnNodes[i]);
+    if (nodesChanged || state.pin !== null || path) { drawnNodes = shownNodes.slice(); drawNodes(); }
+    // While a slider moves, the strongest few thousand are drawn, which takes no longer than a frame or two, and the rest when it rests.
+    clearTimeout(resting);
+    drawEdges(count, thresholds ? AT_ONCE : edgeCount);
+    if (thresholds && count > AT_ONCE) resting = setTimeout(() => drawEdges(count), 200);
     if (!asked) { asked = true; setTimeout(() => { asked = false; toAddress(); }, 60); }
   }
 
