@@ -2,4 +2,5 @@
 
 from ._attribution_graph import attribution_graph as attribution_graph
 from ._graphviz import graphviz_of as graphviz_of
-from ._page import drawing as drawing, page as page
+from ._described import described as described
+from ._svg import drawing as drawing

@@ -9,7 +9,7 @@ from .._rows import EdgeRow, METRIC, NodeRow
 STEP = 30  # from node to node
 PER_LINE = 8  # nodes side by side in a cell, before a second line
 MARGIN_LEFT, MARGIN_TOP = 74, 58
-POSITIVE, NEGATIVE = "#1f6fb4", "#c8432b"  # colours of what raises the metric and what lowers it
+POSITIVE, NEGATIVE = "#b2182b", "#2166ac"  # colours of what raises the metric and what lowers it
 
 _SHORT = {
     Kind.EMBED: "embed",
