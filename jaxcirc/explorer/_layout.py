@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 
 RADIUS = 0.32  # of a node; half of a slot's width is 0.5
-BETWEEN = 0.9  # height of the channel between two rows, beside what lines of nodes leave free
+BETWEEN = 0.75  # height of the channel between two rows, beside what lines of nodes leave free
 SHAPE = 1.7  # width of the whole by its height, if it can be had
 
 
@@ -56,11 +56,10 @@ def layout(rows: Sequence[int], positions: Sequence[int | None], labels: Sequenc
     places, bands, y = np.zeros((len(rows), 2)), [], BETWEEN
     for row, count in lines.items():
         for pos, width in widths.items():
-            here = cells.get((row, pos), [])
-            used = min(len(here), width)
-            for i, node in enumerate(here):
-                beside = i % width + (width - used) // 2  # a cell with few nodes has them in its middle
-                places[node] = lefts[pos] + beside + 0.5, y + count - i // width - 0.5
+            for i, node in enumerate(cells.get((row, pos), [])):
+                line, rank = divmod(i, width)
+                beside = (width - 1) // 2 + (rank + 1) // 2 * (1 if rank % 2 else -1)  # the strongest in the middle
+                places[node] = lefts[pos] + beside + 0.5, y + count - line - 0.5
         bands.append(Band(labels[row], y, y + count))
         y += count + BETWEEN
     return Layout(places, bands, columns, x, y)

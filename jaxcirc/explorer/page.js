@@ -10,7 +10,7 @@ window.explorer = (() => {
   const largestEdge = edgeCount ? Math.abs(E.weight[0]) : 0; // edges come strongest first
   const byId = (id) => document.getElementById(id), field = (name) => document.querySelector(`input[name="${name}"]`);
   const sliders = { edge: field("edge-threshold"), node: field("node-threshold") };
-  const RED = [178, 24, 43], BLUE = [33, 102, 172], PALE = [244, 244, 242], LEVELS = 5, MANY = 1200, AT_ONCE = 3000;
+  const RED = [178, 24, 43], BLUE = [33, 102, 172], PALE = [244, 244, 242], LEVELS = 5, MANY = 1200, AT_ONCE = 3000, FEW = 8;
   const RINGS = ["#d97706", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f", "#0369a1", "#92400e", "#475569"];
   const into = N.name.map(() => []), outOf = N.name.map(() => []);
   for (let i = 0; i < edgeCount; i++) { into[E.target[i]].push(i); outOf[E.source[i]].push(i); }
@@ -67,7 +67,7 @@ window.explorer = (() => {
     const share = of ? Math.sqrt(Math.min(Math.abs(x) / of, 1)) : 0, end = x < 0 ? BLUE : RED;
     return `rgb(${PALE.map((p, i) => Math.round(p + (end[i] - p) * share)).join()})`;
   };
-  const at = (i) => N.pos[i] === null ? "" : ` at ${N.pos[i]}${data.tokens && N.pos[i] < data.tokens.length ? ` “${visible(data.tokens[N.pos[i]])}”` : ""}`;
+  const at = (i) => N.pos[i] === null ? "" : `${N.name[i].endsWith(`@${N.pos[i]}`) ? "" : ` at ${N.pos[i]}`}${data.tokens && N.pos[i] < data.tokens.length ? ` “${visible(data.tokens[N.pos[i]])}”` : ""}`;
   const link = (i, said = N.name[i]) => make("button", { type: "button", className: "link", onclick: () => pin(i) }, text(said));
 
   // ---- What is shown.
@@ -158,7 +158,7 @@ window.explorer = (() => {
       find("mark").glyph.size = { value: round };
       find("ring").glyph.size = { value: round + 6 };
       find("text").visible = round >= 13;
-      find("text").glyph.text_font_size = { value: `${Math.max(Math.min(round * 0.38, 15), 6).toFixed(1)}px` };
+      find("text").glyph.text_font_size = { value: `${Math.max(Math.min(round * 0.4, 15), 6).toFixed(1)}px` };
     }
     const x = (v) => (v - plot.x_range.start) * now, y = (v) => (plot.y_range.end - v) * now;
     data.columns.forEach((column, i) => {
@@ -211,7 +211,7 @@ window.explorer = (() => {
     if (!edges.length) return box.append(make("p", { className: "soft", textContent: "none" })), box;
     const rules = { weight: (a, b) => Math.abs(E.weight[b]) - Math.abs(E.weight[a]), signed: (a, b) => E.weight[b] - E.weight[a],
       node: (a, b) => N.name[other[a]].localeCompare(N.name[other[b]], undefined, { numeric: true }) };
-    const sorted = [...edges].sort(rules[order]), listed = whole ? sorted : sorted.slice(0, 15);
+    const sorted = [...edges].sort(rules[order]), listed = whole ? sorted : sorted.slice(0, FEW);
     const head = (said, rule, className = "") => make("th", { className, "aria-sort": order === rule ? "descending" : "none" },
       make("button", { type: "button", textContent: said, onclick: () => { order = rule === "weight" && order === "weight" ? "signed" : rule; details(); } }));
     const table = make("table", { className: "edges" }, make("thead", {}, make("tr", {}, head("node", "node"),
@@ -224,7 +224,7 @@ window.explorer = (() => {
       body.append(row);
     }
     box.append(table);
-    if (sorted.length > 15) box.append(make("button", { type: "button", textContent: whole ? "Fewer" : `All ${sorted.length}`, onclick: () => { whole = !whole; details(); } }));
+    if (sorted.length > FEW) box.append(make("button", { type: "button", textContent: whole ? "Fewer" : `All ${sorted.length}`, onclick: () => { whole = !whole; details(); } }));
     return box;
   }
   function strip(tokens, acts, here) {

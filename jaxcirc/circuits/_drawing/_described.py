@@ -21,7 +21,7 @@ MISSING = {
 
 
 def described(nodes: Sequence[NodeRow], edges: Sequence[EdgeRow], meta: CircuitMeta) -> Description:
-    """Describes a circuit: a row a site, the metric above them, at the last position."""
+    """Describes a circuit: a row a site, the metric above them, at the last position that has nodes."""
     sites = sorted({node.site for node in nodes}, key=Site.parse)
     row = {site: i for i, site in enumerate(sites)}
     summed = all(node.pos is None for node in nodes)
@@ -40,8 +40,8 @@ def described(nodes: Sequence[NodeRow], edges: Sequence[EdgeRow], meta: CircuitM
     ]
     if any(edge.target == METRIC for edge in edges):
         last = max((node.pos for node in nodes if node.pos is not None), default=0)
-        last = None if summed else max(last, len(meta.tokens or ()) - 1)
-        drawn.append(Node(METRIC, len(sites), last, "metric", float("nan"), METRIC, counted=False))
+        last = None if summed else last
+        drawn.append(Node(METRIC, len(sites), last, "metric", float("nan"), "", counted=False))
     return Description(
         title=meta.title or f"A circuit of {meta.model or 'a model'}",
         facts=_facts(meta),
