@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .._sites import Site
-from ..explorer import Description, Edge, Node
+from ..explorer import Description, Edge, Node, short
 from ._influence import Scores
 from ._select import UNSELECTED
 from ._table import BIAS, ERROR, KINDS, LATENT, LOGIT, NOWHERE, POSITION, Table, TOKEN
@@ -24,7 +24,12 @@ MISSING = {
 
 
 def described(
-    graph: Kept, whole: Table, influence: Float[np.ndarray, " kept"], scores: Scores, tokens: Sequence[str], outputs: Sequence[str]
+    graph: Kept,
+    whole: Table,
+    influence: Float[np.ndarray, " kept"],
+    scores: Scores,
+    tokens: Sequence[str],
+    outputs: Sequence[str],
 ) -> Description:
     """Describes the kept part of a graph: a row for embeddings, for each site that nodes are of, and for logits.
 
@@ -56,7 +61,7 @@ def described(
         title=f"Attribution graph of {graph.meta.get('model') or 'a model'}",
         facts={
             "method": "attribution graph, patterns and norms' scales held",
-            "metric": ", ".join(f"“{name}”" for name in outputs) or "",
+            "metric": _listed(outputs),
             "prompts": "1",
             "kept of the influence": f"{graph.thresholds[0]:.0%} of nodes, {graph.thresholds[1]:.0%} of edges",
             "replacement score": f"{scores.replacement:.3f}",
@@ -64,7 +69,7 @@ def described(
         },
         nodes=nodes,
         edges=edges,
-        rows=rows,
+        rows=[row if row in _FIRST else short(row) for row in rows],
         tokens=tokens,
         value="influence",
         weight="part of the target's pre-activation",
@@ -76,6 +81,11 @@ def described(
 
 
 _LONG = ("qk_tracing_results", "qk_only_nodes", "fingerprints")
+
+
+def _listed(outputs: Sequence[str]) -> str:
+    first = ", ".join(f"“{name}”" for name in outputs[:3])
+    return f"{first} and {len(outputs) - 3} more outputs" if len(outputs) > 3 else first
 
 
 def _row(table: Table, i: int) -> str:
@@ -106,7 +116,10 @@ def _about(
 ) -> dict[str, Any]:
     kind, site, unit = int(table.kind[i]), table.sites[table.site[i]], int(table.unit[i])
     if kind == LOGIT:
-        return {"note": f"output “{outputs[i]}”", "facts": {"probability": float(table.probability[i]), "value": float(table.value[i])}}
+        return {
+            "note": f"output “{outputs[i]}”",
+            "facts": {"probability": float(table.probability[i]), "value": float(table.value[i])},
+        }
     facts: dict[str, Any] = {"site": site} if site else {}
     if kind != LATENT:
         return {"facts": facts}

@@ -30,6 +30,7 @@ from . import (
     _scrub,
     _self_repair,
     _steer,
+    _view,
 )
 from ._language import in_options
 from ._screen import keep_compilations, leave_cleanly, notes, quiet_cache
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         _evaluate,
         _steer,
         _convert,
+        _view,
         _jacobian,
         _features,
         _heads,

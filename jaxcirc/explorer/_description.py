@@ -44,7 +44,7 @@ SHAPES = {
     "bias": "plus",
     "head": "diamond",
     "MLP": "inverted_triangle",
-    "embedding": "triangle_pin",
+    "embedding": "square_pin",
     "logit": "star",
     "metric": "star",
 }

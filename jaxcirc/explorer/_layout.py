@@ -48,18 +48,19 @@ def layout(rows: Sequence[int], positions: Sequence[int | None], labels: Sequenc
         cells.setdefault((row, -1 if pos is None else pos), []).append(node)
     sizes = {cell: len(nodes) for cell, nodes in cells.items()}
     widths, lines = _best(sizes)
+    apart = _apart(*_extent(widths, lines))
     lefts, columns, x = {}, [], 1.0
     for pos, width in widths.items():
         lefts[pos] = x
-        columns.append(Band(None if pos < 0 else pos, x - 0.5, x + width + 0.5))
-        x += width + 1  # a slot stays free between columns
+        columns.append(Band(None if pos < 0 else pos, x - 0.5, x + width * apart + 0.5))
+        x += width * apart + 1  # a slot stays free between columns
     places, bands, y = np.zeros((len(rows), 2)), [], BETWEEN
     for row, count in lines.items():
         for pos, width in widths.items():
             for i, node in enumerate(cells.get((row, pos), [])):
                 line, rank = divmod(i, width)
                 beside = (width - 1) // 2 + (rank + 1) // 2 * (1 if rank % 2 else -1)  # the strongest in the middle
-                places[node] = lefts[pos] + beside + 0.5, y + count - line - 0.5
+                places[node] = lefts[pos] + beside * apart + apart // 2 + 0.5, y + count - line - 0.5
         bands.append(Band(labels[row], y, y + count))
         y += count + BETWEEN
     return Layout(places, bands, columns, x, y)
@@ -74,9 +75,18 @@ def _best(sizes: dict[tuple[int, int], int]) -> tuple[dict[int, int], dict[int, 
     for most in _sizes(max(sizes.values(), default=1)):
         widths = {pos: max(min(_most(sizes, 1, pos), most), 2) for pos in positions}
         lines = {row: max(-(-n // widths[p]) for (r, p), n in sizes.items() if r == row) for row in rows}
-        width, height = sum(widths.values()) + len(widths) + 1, sum(lines.values()) + BETWEEN * (len(lines) + 1)
+        width, height = _extent(widths, lines)
         choices.append((abs(math.log(width / height / SHAPE)), widths, lines))
     return min(choices, key=lambda choice: choice[0])[1:] if sizes else ({}, {})
+
+
+def _extent(widths: dict[int, int], lines: dict[int, int]) -> tuple[float, float]:
+    return sum(widths.values()) + len(widths) + 1, sum(lines.values()) + BETWEEN * (len(lines) + 1)
+
+
+def _apart(width: float, height: float) -> int:
+    """From which slot to which nodes stand: side by side, or with free slots between where there is room for them."""
+    return max(min(int(SHAPE * 0.8 * height / width), 4), 1)
 
 
 def _sizes(largest: int) -> Iterable[int]:

@@ -23,7 +23,6 @@ MARKS = {
     "square": "■",
     "square_pin": "◈",
     "triangle": "▲",
-    "triangle_pin": "△",
     "plus": "✚",
     "diamond": "◆",
     "inverted_triangle": "▼",

@@ -137,7 +137,7 @@ window.explorer = (() => {
     find("nodes").data = {
       x: drawn.map((i) => N.x[i]), y: drawn.map((i) => N.y[i]), shape: drawn.map((i) => data.kinds[N.kind[i]].shape), fill: drawn.map((i) => colour(i, dim(i))),
       rim: drawn.map((i) => (dim(i) ? "#cbd2d9" : strong(i) ? colour(i) : "#7b8794")),
-      ink: drawn.map((i) => (dim(i) ? "#9aa5b1" : strong(i) ? "#fff" : "#1f2933")), label: drawn.map((i) => visible(N.label[i])),
+      ink: drawn.map((i) => (dim(i) ? "#9aa5b1" : strong(i) ? "#fff" : "#1f2933")), label: drawn.map((i) => (N.label[i] ? visible(N.label[i]) : "")),
     };
     const ring = [], middle = [];
     state.groups.forEach((group, g) => {
@@ -357,7 +357,9 @@ window.explorer = (() => {
 
   // ---- The list of nodes, and the search in it.
   const listed = N.name.map((name, i) => make("button", { type: "button", "data-node": name, "aria-pressed": "false", onclick: () => pin(i) },
-    make("span", { textContent: data.kinds[N.kind[i]].mark, "aria-hidden": "true" }), text(name + at(i)), signed(N.value[i])));
+    make("span", { textContent: data.kinds[N.kind[i]].mark, "aria-hidden": "true" }), 
+    make("span", { className: "said" }, text(name + at(i)), about(i).note ? make("span", { className: "soft" }, " ", text(about(i).note)) : ""),
+    data.signed ? signed(N.value[i]) : digits(N.value[i])));
   const searched = N.name.map((name, i) => `${name} ${N.kind[i]} ${at(i)} ${about(i).note || ""}`.toLowerCase());
   let off = new Uint8Array(nodeCount), lastSearch = "";
   function list() {

@@ -5,10 +5,9 @@ from typing import Any
 
 from ..._sites import Site
 from ..._words import counted
-from ...explorer import Description, Edge, Node
+from ...explorer import Description, Edge, Node, short
 from .._meta import CircuitMeta
 from .._rows import EdgeRow, METRIC, NodeRow, note_of
-from ._layout import short
 
 
 _DESCRIBE = "circuit.annotate(latents=jc.circuits.describe_latents(circuit, model, saes, [clean, corrupt], tokenizer))"
@@ -82,7 +81,9 @@ def _remarks(meta: CircuitMeta, summed: bool) -> list[str]:
     prompts = "prompts" if meta.prompts is None else counted(meta.prompts, "prompt")
     remarks = [f"Effects are corrupt − clean, mean over {prompts}."]
     if summed:
-        remarks.append("Positions were summed: a node stands for its latent at all positions, and no prompt's tokens are shown.")
+        remarks.append(
+            "Positions were summed: a node stands for its latent at all positions, and no prompt's tokens are shown."
+        )
     elif meta.prompts is not None and meta.prompts > 1 and meta.tokens:
         remarks.append("The tokens are those of the first prompt.")
     return remarks
