@@ -1,9 +1,9 @@
 """The drawing, in Bokeh's models: empty sources for edges, nodes and rings, which the page's own JavaScript fills.
 
 Why Bokeh: its wheel holds its JavaScript, so that a page is whole without a network and without a build step; it draws on a canvas, where
-20,000 edges are lines and no elements; it has wheel, pinch and drag for zoom and pan. Plotly's script is four times as large and draws every
-trace anew at a step of a slider; Cytoscape and vis-network know routes of their own, which run under nodes, and are no Python packages;
-D3 and SVG make an element an edge, which is too slow from some thousands on.
+20,000 edges are lines and no elements; it has wheel, pinch and drag for zoom and pan. Plotly's script is several times as large;
+Cytoscape and vis-network lead edges on ways of their own, which run under nodes, and are no Python packages; D3 with SVG makes an element
+of every edge, which is too slow from some thousands on.
 """
 
 from typing import Any

@@ -76,7 +76,7 @@ def _detours(
     right = np.where(target[:, 0] >= source[:, 0], 0.5, -0.5)
     # As far as whole slots go the same line serves both ends; else each has the one towards the other.
     same = np.abs(target[:, 0] - source[:, 0]) < 0.5
-    lane_x, lane_y = (np.clip(_spread(ends[:, i]) + beside * LANE / 8, -1, 1) * LANE for i in (0, 1))
+    lane_x, lane_y = ((_spread(ends[:, i]) + np.clip(beside, -1, 1)) / 2 * LANE for i in (0, 1))
     gap = source[:, 0] + right + lane_x
     before = np.where(same, gap, target[:, 0] - right + lane_x)
     leave = source[:, 1] + np.where(level, 0.5, 0.5 * up) + lane_y
