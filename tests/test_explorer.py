@@ -1,5 +1,6 @@
 """The explorer's page, as far as Python makes it: the layout, the routes, what is described, what stands in the file."""
 
+import itertools
 import json
 import re
 import signal
@@ -54,7 +55,7 @@ def passed_under(places, ends, corners) -> np.ndarray:
     """Which edges come nearer than a node's radius to one that is neither of their ends, leg by leg, in double precision."""
     under = np.zeros(len(ends), bool)
     for i, (way, own) in enumerate(zip(corners, ends, strict=True)):
-        for a, b in zip(way[:-1], way[1:], strict=True):
+        for a, b in itertools.pairwise(way):
             along = b - a
             length = along @ along
             share = np.clip((places - a) @ along / length, 0, 1) if length > 0 else np.zeros(len(places))

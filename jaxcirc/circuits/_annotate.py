@@ -22,7 +22,7 @@ WRITES = (Kind.EMBED, Kind.RESID_PRE, Kind.ATTN_OUT, Kind.RESID_MID, Kind.MLP_OU
 
 
 class _Fired(NamedTuple):
-    """What the circuit's latents do on prompts: `units` of each site, their `acts` `[prompt seq unit]`, the `tokens` and which are `real`."""
+    """What the circuit's latents do on prompts: the `units` of each site, their `acts`, the `tokens` and which are `real`."""
 
     units: dict[Site, list[int]]
     acts: dict[Site, Float[np.ndarray, "prompt seq unit"]]

@@ -57,10 +57,10 @@ def _plot(layout: Layout) -> Any:
     plot.multi_line("xs", "ys", source=marked, line_color="colour", line_width="width", line_join="round")
     rings = empty("rings", "x", "y", "colour")
     plot.scatter("x", "y", source=rings, name="ring", fill_alpha=0, line_color="colour", line_width=3)
-    nodes = empty("nodes", "x", "y", "shape", "fill", "rim", "ink", "label")
+    nodes = empty("nodes", "x", "y", "shape", "fill", "rim")
     plot.scatter("x", "y", source=nodes, marker="shape", name="mark", fill_color="fill", line_color="rim")
     text = {"text_align": "center", "text_baseline": "middle", "text_color": "ink"}
-    plot.text("x", "y", "label", source=nodes, name="text", **text)
+    plot.text("x", "y", "label", source=empty("letters", "x", "y", "ink", "label"), name="text", **text)
     groups = empty("groups", "x", "y", "text", "colour")
     shown = {"text_color": "colour", "text_baseline": "bottom", "text_font_style": "bold", "text_font_size": "13px"}
     plot.text("x", "y", "text", source=groups, text_align="center", name="group", **shown)

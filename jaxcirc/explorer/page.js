@@ -10,7 +10,7 @@ window.explorer = (() => {
   const largestEdge = edgeCount ? Math.abs(E.weight[0]) : 0; // edges come strongest first
   const byId = (id) => document.getElementById(id), field = (name) => document.querySelector(`input[name="${name}"]`);
   const sliders = { edge: field("edge-threshold"), node: field("node-threshold") };
-  const RED = [178, 24, 43], BLUE = [33, 102, 172], PALE = [244, 244, 242], LEVELS = 5, MANY = 1200, AT_ONCE = 3000, FEW = 8;
+  const RED = [178, 24, 43], BLUE = [33, 102, 172], PALE = [244, 244, 242], LEVELS = 5, MANY = 1200, AT_ONCE = 2000, FEW = 8;
   const RINGS = ["#d97706", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f", "#0369a1", "#92400e", "#475569"];
   const into = N.name.map(() => []), outOf = N.name.map(() => []);
   for (let i = 0; i < edgeCount; i++) { into[E.target[i]].push(i); outOf[E.source[i]].push(i); }
@@ -137,8 +137,9 @@ window.explorer = (() => {
     find("nodes").data = {
       x: drawn.map((i) => N.x[i]), y: drawn.map((i) => N.y[i]), shape: drawn.map((i) => data.kinds[N.kind[i]].shape), fill: drawn.map((i) => colour(i, dim(i))),
       rim: drawn.map((i) => (dim(i) ? "#cbd2d9" : strong(i) ? colour(i) : "#7b8794")),
-      ink: drawn.map((i) => (dim(i) ? "#9aa5b1" : strong(i) ? "#fff" : "#1f2933")), label: drawn.map((i) => (N.label[i] ? visible(N.label[i]) : "")),
     };
+    inks = new Map(drawn.map((i) => [i, dim(i) ? "#9aa5b1" : strong(i) ? "#fff" : "#1f2933"]));
+    letters();
     const ring = [], middle = [];
     state.groups.forEach((group, g) => {
       const members = group.nodes.map((name) => number.get(name)).filter((i) => shownNodes[i]), tint = RINGS[g % RINGS.length];
@@ -149,6 +150,15 @@ window.explorer = (() => {
     find("rings").data = { x: ring.map(([i]) => N.x[i]), y: ring.map(([i]) => N.y[i]), colour: ring.map(([, c]) => c) };
     find("groups").data = { x: middle.map(([i]) => N.x[i]), y: middle.map(([i]) => N.y[i] + 0.45), text: middle.map(([, t]) => visible(t)), colour: middle.map(([, , c]) => c) };
   }
+  // Letters in marks, where these are large enough, and of those in view alone: measuring letters takes longer than all the rest.
+  let inks = new Map(), lettering = 0;
+  function letters() {
+    const { x_range: x, y_range: y } = plot, large = 2 * data.radius * pixels >= 13;
+    const inside = (i) => N.label[i] && N.x[i] > x.start && N.x[i] < x.end && N.y[i] > y.start && N.y[i] < y.end;
+    const some = large ? [...inks.keys()].filter(inside) : [], source = find("letters");
+    if (!some.length && !source.data.x.length) return;
+    source.data = { x: some.map((i) => N.x[i]), y: some.map((i) => N.y[i]), ink: some.map((i) => inks.get(i)), label: some.map((i) => visible(N.label[i])) };
+  }
   // Marks are as large on the screen as their slots.
   function scaled() {
     if (!plot || !plot.inner_width) return;
@@ -157,9 +167,10 @@ window.explorer = (() => {
       pixels = now;
       find("mark").glyph.size = { value: round };
       find("ring").glyph.size = { value: round + 6 };
-      find("text").visible = round >= 13;
       find("text").glyph.text_font_size = { value: `${Math.max(Math.min(round * 0.4, 15), 6).toFixed(1)}px` };
     }
+    clearTimeout(lettering);
+    lettering = setTimeout(letters, 60);
     const x = (v) => (v - plot.x_range.start) * now, y = (v) => (plot.y_range.end - v) * now;
     data.columns.forEach((column, i) => {
       const head = byId("columns").children[i], left = Math.max(x(column.low), 0), right = Math.min(x(column.high), plot.inner_width);
