@@ -82,8 +82,8 @@ def test_no_edge_runs_under_a_node_it_does_not_touch(placed):
     assert not passed_under(place.places, ends, led.points).any()
     assert (led.points[:, 0] == straight[:, 0]).all()
     assert (led.points[:, -1] == straight[:, 1]).all()
-    assert set(led.count) == {2, 5}
-    assert (straight_is_free(place, ends) == (led.count == 2)).all()
+    assert set(led.corners) == {2, 5}
+    assert (straight_is_free(place, ends) == (led.corners == 2)).all()
 
 
 def test_edges_between_the_same_nodes_and_backward_ones(placed):

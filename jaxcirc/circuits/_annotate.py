@@ -133,7 +133,9 @@ def _descriptions(circuit, model, saes, fired: _Fired, tokenizer, examples: int,
     return found
 
 
-def _example(fired: _Fired, acts: Float[np.ndarray, "prompt seq"], row: int, texts: Mapping[int, str]) -> dict:
+def _example(
+    fired: _Fired, acts: Float[np.ndarray, "prompt seq"], row: int | np.integer, texts: Mapping[int, str]
+) -> dict:
     real = fired.real[row]
     shown = [float(f"{act:.4g}") for act in acts[row][real].tolist()]
     return {"tokens": [texts[int(token)] for token in fired.tokens[row][real]], "acts": shown}

@@ -81,7 +81,7 @@ def _best(sizes: dict[tuple[int, int], int]) -> tuple[dict[int, int], dict[int, 
 
 
 def _extent(widths: dict[int, int], lines: dict[int, int]) -> tuple[float, float]:
-    return sum(widths.values()) + len(widths) + 1, sum(lines.values()) + BETWEEN * (len(lines) + 1)
+    return float(sum(widths.values()) + len(widths) + 1), sum(lines.values()) + BETWEEN * (len(lines) + 1)
 
 
 def _apart(width: float, height: float) -> int:

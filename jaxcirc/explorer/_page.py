@@ -88,7 +88,9 @@ def _data(
     ends = np.array([(number[edge.source], number[edge.target]) for edge in edges], int).reshape(-1, 2)
     found = routes(places, ends)
     points = np.round(found.points * 100).astype(int)
-    flat = [corner for way, count in zip(points.tolist(), found.count.tolist(), strict=True) for corner in way[:count]]
+    flat = [
+        corner for way, count in zip(points.tolist(), found.corners.tolist(), strict=True) for corner in way[:count]
+    ]
     abouts = [dict(node.about) for node in nodes]
     node_threshold, edge_threshold = first_thresholds(nodes, edges)
     kinds = {node.kind: SHAPES[node.kind] for node in nodes}
@@ -123,7 +125,7 @@ def _data(
             "target": ends[:, 1].tolist(),
             "weight": [float(edge.weight) for edge in edges],
             "part": [edge.part for edge in edges],
-            "count": found.count.tolist(),
+            "count": found.corners.tolist(),
             "points": [x for corner in flat for x in corner],
         },
     }

@@ -35,7 +35,8 @@ def _plot(layout: Layout) -> Any:
     from bokeh.models import ColumnDataSource, CustomJS, Range1d
     from bokeh.plotting import figure
 
-    ranges = {"x_range": Range1d(0, max(layout.width, 1)), "y_range": Range1d(0, max(layout.height, 1))}
+    of = lambda end: Range1d(start=0, end=max(end, 1))
+    ranges = {"x_range": of(layout.width), "y_range": of(layout.height)}
     options = {"tools": "pan,wheel_zoom", "active_scroll": "wheel_zoom", "toolbar_location": None, "name": NAME}
     plot: Any = figure(sizing_mode="stretch_both", min_border=0, outline_line_color=None, **ranges, **options)
     plot.axis.visible, plot.grid.visible = False, False

@@ -15,10 +15,10 @@ _AT_ONCE = 2**20  # pairs of an edge and a node that are tested at a time
 
 
 class Routes(NamedTuple):
-    """`points` `[edge 5 2]`: the corners of each edge, the last one repeated for an edge with fewer; `count` `[edge]`: how many it has."""
+    """`points` `[edge 5 2]`: the ends and bends of each edge, the last repeated where there are fewer; `corners` `[edge]`: how many."""
 
     points: Float[np.ndarray, "edge point 2"]
-    count: Int[np.ndarray, " edge"]
+    corners: Int[np.ndarray, " edge"]
 
 
 def routes(layout: Layout, ends: Int[np.ndarray, "edge 2"]) -> Routes:

@@ -86,8 +86,8 @@ def described(
         ends = (senders[u].name, at), (owner.name, at)
         touched.update(ends)
         out[ends[0]] = out.get(ends[0], 0.0) + weight
-        named = (f"{name}@{at}" if apart else name for name, _ in ends)
-        edges.append(Edge(*named, weight, part))
+        source, target = (f"{name}@{at}" if apart else name for name, _ in ends)
+        edges.append(Edge(source, target, weight, part))
     nodes = []
     for each in order:
         for at in range(len(kept)):
