@@ -62,7 +62,7 @@ def view(arguments: argparse.Namespace) -> int:
         url = f"http://{ADDRESS}:{server.server_address[1]}/"
         print(f"{arguments.path} at {url} until Ctrl-C.", flush=True)
         if not arguments.no_browser:
-            webbrowser.open(url)
+            webbrowser.open_new_tab(url)
         server.serve_forever()
     return 0
 
