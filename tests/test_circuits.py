@@ -12,7 +12,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc._fingerprint import fingerprint
-from jaxcirc.circuits import annotate_latents
+from jaxcirc.circuits import annotate_latents, describe_latents
 from tests import oracle
 from tests.helpers import as_dtype, assert_close, needs_x64
 from tests.test_attribution import problem
@@ -336,18 +336,15 @@ def test_a_full_disk_leaves_nothing(circuit, tmp_path, monkeypatch):
 
 
 def test_the_page_shows_the_circuit(by_position, tmp_path):
-    by_position.to_html(tmp_path / "page.html", most_edges=20)
-    page = (tmp_path / "page.html").read_text()
-    assert "A &lt;circuit&gt;" in page
-    assert "a&lt;b" in page or "&amp;" in page
-    assert f"{len(by_position.nodes)} nodes and {len(by_position.edges)} edges" in page
-    svg = ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
-    of_class = lambda name: [element for element in svg.iter() if element.get("class") == name]
-    assert len(of_class("edge")) == 20
-    drawn = {element.get("data-n") for element in of_class("node")}
-    strongest = by_position.edge_rows()[:20]
-    assert {edge.source for edge in strongest} | {edge.target for edge in strongest} <= drawn
-    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    by_position.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "A &#60;circuit&#62;" in page
+    held = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert set(held["nodes"]["name"]) == {*by_position.nodes["node"], "metric"}
+    weights = sorted(by_position.edges["weight"].abs(), reverse=True)
+    assert np.abs(held["edges"]["weight"]).tolist() == weights
+    assert len(weights) > 150  # none is left out
+    assert held["tokens"] == ["a<b", "&", "c", "d"]
 
 
 def test_the_picture_has_a_place_for_every_node(by_position, circuit, tmp_path):
@@ -392,6 +389,31 @@ def test_latents_are_annotated_with_what_they_fire_on(arguments, circuit):
     acts = np.stack([oracle.node_values(model, saes, jnp.asarray(row))[site.acts][:, node.unit] for row in tokens])
     means = {Letters().decode([t]): acts[tokens == t].mean() for t in np.unique(tokens)}
     assert notes[node.node].removeprefix("on ").split(", ")[0] == max(means, key=means.__getitem__)
+
+
+def test_latents_are_described(arguments, by_position):
+    model, saes, clean, corrupt, _ = arguments
+    found = describe_latents(by_position, model, saes, [clean, corrupt], Letters(), examples=2, outputs=3)
+    latents = by_position.nodes[by_position.nodes["kind"] == "latent"]
+    assert set(found) == {name.partition("@")[0] for name in latents["node"]}
+    name = next(name for name, each in found.items() if each["examples"] and each["acts"] != [0] * 4)
+    site, unit = Site.parse(name.partition("/")[0]), int(name.partition("/")[2])
+    tokens = np.concatenate([clean, corrupt])
+    acts = np.stack([oracle.node_values(model, saes, jnp.asarray(row))[site.acts][:, unit] for row in tokens])
+    np.testing.assert_allclose(found[name]["acts"], acts[0], rtol=1e-3, atol=1e-9)
+    best = acts.max(1).argmax()
+    np.testing.assert_allclose(found[name]["examples"][0]["acts"], acts[best], rtol=1e-3, atol=1e-9)
+    assert found[name]["examples"][0]["tokens"] == [chr(97 + t) for t in tokens[best]]
+    name = next(name for name in found if "mlp_out" in name or "resid_post" in name)
+    row = saes[Site.parse(name.partition("/")[0])].W_dec[int(name.partition("/")[2])]
+    ids, logits = jc.decode(model, row[None]).top(3)
+    assert [word for word, _ in found[name]["promotes"]] == [chr(97 + t) for t in np.asarray(ids)[0]]
+    np.testing.assert_allclose([x for _, x in found[name]["promotes"]], logits[0], rtol=1e-3)
+    _, logits = jc.decode(model, row[None]).bottom(3)
+    np.testing.assert_allclose([x for _, x in found[name]["suppresses"]], logits[0], rtol=1e-3)
+    json.dumps(by_position.annotate(latents=found).meta.as_dict(), allow_nan=False)
+    with pytest.raises(ValueError, match="describe_latents: outputs is how many output tokens to list, at least 1"):
+        describe_latents(by_position, model, saes, [clean], Letters(), outputs=0)
 
 
 BAD = {

@@ -18,6 +18,7 @@ HEAVY = (
     "pyarrow",
     "huggingface_hub",
     "matplotlib",
+    "bokeh",
     "graphviz",
     "optax",
 )

@@ -16,8 +16,10 @@ from .._fingerprint import difference, fingerprint
 from .._run import NOTHING
 from .._shown import Shown
 from .._words import counted
+from ..explorer import write_page
 from ..linear import check_fits
 from ..models import Transformer
+from ._described import described
 from ._influence import edge_influence, output_weights, prune
 from ._qk import QKAttribution
 from ._read_json import read_graph
@@ -209,12 +211,28 @@ class AttributionGraph(Shown):
         path = check_path("AttributionGraph.to_json: path", path)
         texts, names = self._texts(tokens, outputs)
         self._check_scores(qk)
-        shares = self.whole.cumulated()[self.kept]
-        thresholds = self.node_threshold, self.edge_threshold
-        kept = Kept(self.table, self.targets, self.rows, self.edges, shares, self.meta, thresholds)
-        made = graph_document(kept, texts, names, qk, slug=path.stem, scan=str(self.meta.get("model") or ""))
+        made = graph_document(self._kept(), texts, names, qk, slug=path.stem, scan=str(self.meta.get("model") or ""))
         with writing_file(path) as aside:
             write_text(aside, json.dumps(made, ensure_ascii=False))
+
+    def to_html(
+        self,
+        path: str | Path,
+        *,
+        tokens: "Sequence[str] | PreTrainedTokenizerBase | None" = None,
+        outputs: Sequence[str] | None = None,
+    ) -> None:
+        """Writes what is kept as one self-contained page to explore it in: no network, no other file.
+
+        **Arguments:** - `tokens`, `outputs`: as in `to_json`; where they are neither given nor known, token ids stand in their place.
+
+        **Raises:** `ValueError` if there are not as many texts as tokens, or as outputs.
+        """
+        verb = "AttributionGraph.to_html"
+        known = tokens is not None or self.meta.get("prompt_tokens")
+        texts, names = self._texts(tokens if known else [f"#{i}" for i in self.meta["tokens"]], outputs, verb)
+        kept, influence = self._kept(), self.whole.influence[self.kept]
+        write_page(path, described(kept, self.whole.table, influence, self.whole.scores, texts, names))
 
     @staticmethod
     def from_json(path: str | Path) -> "AttributionGraph":
@@ -227,6 +245,11 @@ class AttributionGraph(Shown):
         """
         whole, thresholds = read_graph(check_path("AttributionGraph.from_json: path", path))
         return AttributionGraph(whole, np.arange(len(whole.table)), whole.rows != 0, *thresholds)
+
+    def _kept(self) -> Kept:
+        shares = self.whole.cumulated()[self.kept]
+        thresholds = self.node_threshold, self.edge_threshold
+        return Kept(self.table, self.targets, self.rows, self.edges, shares, self.meta, thresholds)
 
     def _check_scores(self, qk: Mapping[int, QKAttribution]) -> None:
         """ValueError unless scores are of this prompt, and their keys nodes."""
@@ -242,9 +265,10 @@ class AttributionGraph(Shown):
                     f"{what}: the score of node {node} is of another prompt. Give it the graph's tokens and mask."
                 )
 
-    def _texts(self, tokens: Any, outputs: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    def _texts(
+        self, tokens: Any, outputs: Sequence[str] | None, verb: str = "AttributionGraph.to_json"
+    ) -> tuple[list[str], list[str]]:
         """The texts of the prompt's tokens and of the outputs."""
-        verb = "AttributionGraph.to_json"
         ids, units = self.meta["tokens"], self.table.unit[self.table.kind == LOGIT].tolist()
         decode = None if tokens is None or isinstance(tokens, Sequence) else tokens.decode
         known = self.meta.get("prompt_tokens") if tokens is None else tokens

@@ -6,7 +6,7 @@ from ..components import (
     ResampleAblation as ResampleAblation,
     ZeroAblation as ZeroAblation,
 )
-from ._annotate import annotate_latents as annotate_latents
+from ._annotate import annotate_latents as annotate_latents, describe_latents as describe_latents
 from ._circuit import Circuit as Circuit, load_feature_circuit as load_feature_circuit
 from ._discover import discover as discover, discover_batches as discover_batches
 from ._evaluation import Evaluation as Evaluation

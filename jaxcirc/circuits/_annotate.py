@@ -1,18 +1,33 @@
-"""What a circuit's latents fire on, read off the prompts."""
+"""What a circuit's latents fire on and what they write, read off the prompts and the dictionaries."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_count
 from .._run import run
-from .._sites import Site
+from .._sites import by_site, Kind, Site
 from .._tap import site_read
+from ..components import decode
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._circuit import Circuit
+
+
+WRITES = (Kind.EMBED, Kind.RESID_PRE, Kind.ATTN_OUT, Kind.RESID_MID, Kind.MLP_OUT, Kind.RESID_POST)
+"""The kinds of sites whose values are part of the residual stream, which the unembedding reads."""
+
+
+class _Fired(NamedTuple):
+    """What the circuit's latents do on prompts: the `units` of each site, their `acts`, the `tokens` and which are `real`."""
+
+    units: dict[Site, list[int]]
+    acts: dict[Site, Float[np.ndarray, "prompt seq unit"]]
+    tokens: Int[np.ndarray, "prompt seq"]
+    real: Bool[np.ndarray, "prompt seq"]
 
 
 def annotate_latents(
@@ -29,25 +44,116 @@ def annotate_latents(
 
     **Arguments:** - `token_batches`: prompts, for example the clean and the corrupt ones. - `mask`: False for padding, of each.
     """
-    latents = [node for node in circuit.node_rows() if node.kind == "latent"]
-    units: dict[Site, list[int]] = {}
-    for node in latents:
-        units.setdefault(Site.parse(node.site), []).append(node.unit)
-    units = {site: sorted(set(chosen)) for site, chosen in units.items()}
+    return _notes(circuit, _fired(circuit, model, saes, token_batches, mask), tokenizer, most)
+
+
+def describe_latents(
+    circuit: Circuit,
+    model: Transformer,
+    saes: Mapping[Site, AbstractDictionary],
+    token_batches: Sequence[Int[Array, "batch seq"]],
+    tokenizer: Any,
+    *,
+    mask: Bool[Array, "batch seq"] | None = None,
+    examples: int = 3,
+    outputs: int = 6,
+) -> dict[str, dict[str, Any]]:
+    """For each latent of the circuit, what the explorer's page shows of it: `circuit.annotate(latents=describe_latents(…)).to_html(path)`.
+
+    **Arguments:** - `token_batches`: prompts, for example the clean and the corrupt ones; the first is the one whose tokens the page shows.
+    - `mask`: False for padding, of each. - `examples`, `outputs`: how many prompts and tokens are listed.
+
+    **Returns:** plain JSON by the latent's name without a position, `"blocks.1.hook_mlp_out/3"`: `acts`, its activation on the first prompt
+    token by token, if the circuit has positions; `examples`, the prompts on which it is strongest, `[{"tokens": […], "acts": […]}]`;
+    `promotes` and `suppresses`, the output tokens whose logits its decoder's row raises and lowers most, `[[token, logit]]`, as
+    `jc.decode` reads it, for sites in the residual stream.
+
+    **Raises:** `ValueError` for numbers of examples or outputs below 1.
+    """
+    check_count("describe_latents: examples", "prompts to list", examples)
+    check_count("describe_latents: outputs", "output tokens to list", outputs)
+    fired = _fired(circuit, model, saes, token_batches, mask)
+    return _descriptions(circuit, model, saes, fired, tokenizer, examples, outputs)
+
+
+def annotated(
+    circuit: Circuit,
+    model: Transformer,
+    saes: Mapping[Site, AbstractDictionary],
+    token_batches: Sequence[Int[Array, "batch seq"]],
+    tokenizer: Any,
+    mask: Bool[Array, "batch seq"] | None,
+) -> Circuit:
+    """The circuit with both, `annotations` and `latents`, from one run of the prompts."""
+    fired = _fired(circuit, model, saes, token_batches, mask)
+    described = _descriptions(circuit, model, saes, fired, tokenizer, 3, 6)
+    return circuit.annotate(annotations=_notes(circuit, fired, tokenizer, 3), latents=described)
+
+
+def _fired(circuit, model, saes, token_batches, mask) -> _Fired:
+    saes = by_site(saes)
+    found: dict[Site, set[int]] = {}
+    for node in circuit.node_rows():
+        if node.kind == "latent":
+            found.setdefault(Site.parse(node.site), set()).add(node.unit)
+    units = {site: sorted(chosen) for site, chosen in found.items()}
     tokens = np.concatenate([np.asarray(batch) for batch in token_batches])
     real = np.ones(tokens.shape, bool) if mask is None else np.tile(np.asarray(mask), (len(token_batches), 1))
     acts = _activations(model, {site: saes[site] for site in units}, tokens, real, units)
-    kinds = np.unique(tokens[real])
+    return _Fired(units, acts, tokens, real)
+
+
+def _notes(circuit: Circuit, fired: _Fired, tokenizer: Any, most: int) -> dict[str, str]:
+    kinds = np.unique(fired.tokens[fired.real])
     words = [tokenizer.decode([int(kind)]).strip() for kind in kinds]
     notes = {}
-    for site, chosen in units.items():
-        means = np.stack([acts[site][(tokens == kind) & real].mean(axis=0) for kind in kinds])  # [token unit]
-        for unit, strength in zip(chosen, means.T, strict=True):
+    for site, chosen in fired.units.items():
+        means = [fired.acts[site][(fired.tokens == kind) & fired.real].mean(axis=0) for kind in kinds]  # [token unit]
+        for unit, strength in zip(chosen, np.stack(means).T, strict=True):
             notes[site, unit] = [
                 words[i] for i in np.argsort(-strength)[:most] if strength[i] > 0.1 * strength.max() > 0
             ]
+    latents = [node for node in circuit.node_rows() if node.kind == "latent"]
     named = {node.node: notes[Site.parse(node.site), node.unit] for node in latents}
     return {name: "on " + ", ".join(words) for name, words in named.items() if words}
+
+
+def _descriptions(circuit, model, saes, fired: _Fired, tokenizer, examples: int, outputs: int) -> dict[str, Any]:
+    saes, texts = by_site(saes), {int(kind): tokenizer.decode([int(kind)]) for kind in np.unique(fired.tokens)}
+    with_positions = any(node.pos is not None for node in circuit.node_rows())
+    found: dict[str, Any] = {}
+    for site, units in fired.units.items():
+        acts = np.where(fired.real[..., None], fired.acts[site], 0)
+        written = _written(model, saes[site], site, units, tokenizer, min(outputs, len(model.b_U)))
+        for i, unit in enumerate(units):
+            best = np.argsort(-acts[..., i].max(axis=1), kind="stable")[:examples]
+            listed = [_example(fired, acts[..., i], row, texts) for row in best if acts[row, :, i].max() > 0]
+            first = {"acts": _example(fired, acts[..., i], 0, texts)["acts"]} if with_positions else {}
+            found[f"{site}/{unit}"] = {**first, "examples": listed, **(written[i] if written else {})}
+    return found
+
+
+def _example(
+    fired: _Fired, acts: Float[np.ndarray, "prompt seq"], row: int | np.integer, texts: Mapping[int, str]
+) -> dict:
+    real = fired.real[row]
+    shown = [float(f"{act:.4g}") for act in acts[row][real].tolist()]
+    return {"tokens": [texts[int(token)] for token in fired.tokens[row][real]], "acts": shown}
+
+
+def _written(model, sae: AbstractDictionary, site: Site, units: list[int], tokenizer, most: int) -> list[dict]:
+    """Reads the rows of the decoder as output tokens; nothing where they are not written to the residual stream."""
+    if site.kind not in WRITES:
+        return []
+    read = decode(model, sae.W_dec[np.array(units)], site)
+    sides = {"promotes": read.top(most), "suppresses": read.bottom(most)}
+    listed = lambda ids, by: [
+        [tokenizer.decode([int(token)]), float(f"{x:.4g}")] for token, x in zip(ids, by, strict=True)
+    ]
+    return [
+        {name: listed(np.asarray(ids)[i], np.asarray(by)[i]) for name, (ids, by) in sides.items()}
+        for i in range(len(units))
+    ]
 
 
 def _activations(model, saes, tokens, mask, units) -> dict[Site, np.ndarray]:

@@ -10,8 +10,9 @@ from .._checks import check_count, check_list, check_path, check_threshold
 from .._files import check_replaceable, write_text, writing_file, writing_folder
 from .._shown import Shown
 from .._sites import did_you_mean
+from ..explorer import write_page
 from ..view._svg import check_svg
-from ._drawing import attribution_graph, drawing, graphviz_of, page
+from ._drawing import attribution_graph, described, drawing, graphviz_of
 from ._feature_circuits import feature_circuit
 from ._meta import CircuitMeta
 from ._paths import strongest_paths
@@ -202,15 +203,15 @@ class Circuit(Shown):
         """The same as `jc.circuits.load_feature_circuit`."""
         return _read("Circuit.from_feature_circuits", path, node_threshold, edge_threshold, model)
 
-    def to_html(self, path: str | Path, *, most_edges: int = 150) -> None:
-        """Draws the circuit as one self-contained page: no network, no other file. The strongest `most_edges` edges are drawn."""
-        check_count("Circuit.to_html: most_edges", "edges to draw", most_edges, least=0)
-        html = page(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
-        with writing_file(path) as aside:
-            write_text(aside, html)
+    def to_html(self, path: str | Path) -> None:
+        """Writes the circuit as one self-contained page to explore it in: no network, no other file. All nodes and edges are in it.
+
+        The page shows what `meta` holds of latents: `circuit.annotate(annotations=…, latents=jc.circuits.describe_latents(…))`.
+        """
+        write_page(path, described(self.node_rows(), self.edge_rows(), self.meta))
 
     def to_svg(self, path: str | Path, *, most_edges: int = 150) -> None:
-        """Draws the circuit as an SVG file: the picture of `to_html` without the tables.
+        """Draws the circuit as an SVG file: the strongest `most_edges` edges and the nodes that they touch.
 
         **Raises:** `ValueError` for a file that is not named as SVG, or whose folder is not there.
         """

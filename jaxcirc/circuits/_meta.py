@@ -22,8 +22,9 @@ class CircuitMeta(Mapping[str, Any]):
     - `clean_metric`, `total_effect`, `largest_edge`, `completeness`, `certificate`: numbers and checks of `jc.discover`.
     - `dtype`, `device`, `precision` (of matrix products, as configured), `versions`: where it was computed.
     - `pruned`: how `jc.prune` chose it. - `imported`, `residual_edges`, `notes`: of a circuit of the feature-circuits project.
-    - `tokens`, `annotations`, `title`, `prompts_file`: what was noted since: the prompt's tokens, what latents mean by the name of their
-      node, a heading, the file that the prompts came from. - `extra`: anything else.
+    - `tokens`, `annotations`, `latents`, `title`, `prompts_file`: what was noted since: the prompt's tokens, what latents mean by the name
+      of their node, what `jc.circuits.describe_latents` tells of them, a heading, the file that the prompts came from. - `extra`: anything
+      else.
     """
 
     model: str | None = None
@@ -56,6 +57,7 @@ class CircuitMeta(Mapping[str, Any]):
     notes: list[str] | None = None
     tokens: list[str] | None = None
     annotations: dict[str, str] | None = None
+    latents: dict[str, Any] | None = None
     title: str | None = None
     prompts_file: str | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -18,7 +18,8 @@ from .._sites import Site
 from .._typing import Progress
 from .._words import counted
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
-from ..circuits import annotate_latents, Circuit, discover
+from ..circuits import Circuit, discover
+from ..circuits._annotate import annotated
 from ..circuits._rows import note_of
 from ..data import ioi, load_prompts, Prompts
 from ..data._encode import beginning, begun, check_beginnings
@@ -359,9 +360,9 @@ def find_circuit(
     if positions:
         circuit = circuit.annotate(tokens=[tokenizer.decode([int(token)]) for token in np.asarray(prompts.clean)[0]])
     sides = [prompts.clean, prompts.corrupt]
-    notes = annotate_latents(circuit, model, saes, sides, tokenizer, mask=prompts.mask)
+    circuit = annotated(circuit, model, saes, sides, tokenizer, prompts.mask)
     begin = {side[0] for tokens in sides for side in np.asarray(tokens).tolist()}
-    return circuit.annotate(annotations=notes, bos=begin == {tokenizer.bos_token_id})
+    return circuit.annotate(bos=begin == {tokenizer.bos_token_id})
 
 
 def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:
@@ -371,7 +372,7 @@ def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:
     circuit.to_html(picture)
     if arguments.json:
         sizes = {"nodes": len(circuit.nodes), "edges": len(circuit.edges)}
-        meta = {key: value for key, value in circuit.meta.items() if key != "annotations"}
+        meta = {key: value for key, value in circuit.meta.items() if key not in ("annotations", "latents")}
         say_json({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)})
     else:
         show_circuit(circuit)

@@ -33,6 +33,7 @@ from . import (
     _scrub,
     _self_repair,
     _steer,
+    _view,
 )
 from ._common import Subparsers
 from ._language import in_options
@@ -74,6 +75,7 @@ GROUPS = {
     "layers, heads and MLPs": (_heads, _patch, _direct_effects, _self_repair),
     "edges between heads and MLPs": (_component_edges, _path_patch, _circuit_curve, _scrub),
     "one prompt, taken apart": (_jacobian, _features, _edges, _graph, _lens, _logit_lens),
+    "to look at": (_view,),
     "many prompts": (_attribute,),
     "this machine": (_doctor, _bench),
 }

@@ -2,17 +2,20 @@
 
 import dataclasses
 import functools as ft
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Array, Bool, Float
 
 from .._checks import check_choice, check_count
-from .._run import check_model
+from .._run import check_model, NOTHING
 from .._shown import Shown
 from .._sites import did_you_mean
+from ..explorer import write_page
 from ..models import Transformer
+from ._described import check_edges, Component, described
 
 
 Embeddings = Literal["joint", "split", "tokens"]
@@ -138,6 +141,46 @@ class ComponentGraph(Shown):
         """The names of the edges in a mask, or of all, in order of their senders."""
         mask = self.of_one_position if mask is None else np.asarray(mask)
         return [f"{self.senders[i]}->{self.receivers[j]}" for i, j in np.argwhere(mask)]
+
+    def to_html(
+        self,
+        path: str | Path,
+        scores: Float[Array | np.ndarray, "..."] | None = None,
+        *,
+        kept: Bool[Array | np.ndarray, "*position sender receiver"] | None = None,
+        tokens: Sequence[str] | None = None,
+        title: str = "A circuit of components",
+        facts: Mapping[str, str] = NOTHING,
+    ) -> None:
+        """Writes a circuit of the graph as one self-contained page to explore it in: no network, no other file.
+
+        **Arguments:** - `scores`: of each edge, as `jc.edge_attribution` gives them, of one prompt or of a batch, whose mean is shown. -
+        `kept`: the edges of the circuit, such as `jc.localisation.select_edges` gives; without it all whose score is not 0. - `tokens`:
+        the prompt's, as text, of a graph with positions. - `title`, `facts`: what the page says of it,
+        `facts={"method": "edge attribution", "metric": "logit difference"}`.
+
+        **Raises:** `ValueError` for neither scores nor a circuit, and for those of another graph.
+
+        >>> prompts = jc.data.ioi(tokenizer, 2, seed=0)
+        >>> scores = jc.edge_attribution(model, prompts.clean, prompts.corrupt, prompts.metric())
+        >>> jc.component_graph(model).to_html("components.html", scores)
+        """
+        found = check_edges(self.edges, self.axes, scores, kept)
+        said = dict(facts) if found.prompts is None else {**facts, "prompts": str(found.prompts)}
+        senders = [Component(slot.name, slot.part, slot.layer) for slot in self.sender_slots]
+        receivers = [self._owner(i) for i in range(len(self.receivers))]
+        apart = self.n_positions is not None
+        write_page(path, described(senders, receivers, found, apart=apart, title=title, facts=said, tokens=tokens))
+
+    def _owner(self, receiver: int) -> tuple[Component, str]:
+        """The component that a receiver is an input of, and which; an input that several heads share is a node of its own."""
+        slot, readers = self.receiver_slots[receiver], np.flatnonzero(self.reads[:, receiver])
+        if slot.part == "logits":
+            return Component(slot.name, slot.part, self.n_layers), ""
+        if len(readers) > 1:
+            return Component(slot.name, "head", slot.layer), slot.part
+        owner = self.sender_slots[readers[0]]
+        return Component(owner.name, owner.part, owner.layer), slot.part if slot.part in ("q", "k", "v") else ""
 
     @property
     def of_layer(self) -> "LayerShape":

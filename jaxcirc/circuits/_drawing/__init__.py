@@ -1,5 +1,6 @@
 """A circuit as a page, a picture, and for the viewers of others."""
 
 from ._attribution_graph import attribution_graph as attribution_graph
+from ._described import described as described
 from ._graphviz import graphviz_of as graphviz_of
-from ._page import drawing as drawing, page as page
+from ._svg import drawing as drawing

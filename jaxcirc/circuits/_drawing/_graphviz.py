@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from ...explorer import short
 from .._rows import EdgeRow, METRIC, NodeRow
-from ._layout import NEGATIVE, POSITIVE, short
+from ._layout import NEGATIVE, POSITIVE
 
 
 if TYPE_CHECKING:

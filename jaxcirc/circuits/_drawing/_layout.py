@@ -2,25 +2,15 @@
 
 import dataclasses
 
-from ..._sites import Kind, Site
+from ..._sites import Site
+from ...explorer import short
 from .._rows import EdgeRow, METRIC, NodeRow
 
 
 STEP = 30  # from node to node
 PER_LINE = 8  # nodes side by side in a cell, before a second line
 MARGIN_LEFT, MARGIN_TOP = 74, 58
-POSITIVE, NEGATIVE = "#1f6fb4", "#c8432b"  # colours of what raises the metric and what lowers it
-
-_SHORT = {
-    Kind.EMBED: "embed",
-    Kind.RESID_PRE: "resid in {}",
-    Kind.RESID_MID: "resid mid {}",
-    Kind.RESID_POST: "resid {}",
-    Kind.Z: "heads {}",
-    Kind.ATTN_OUT: "attn {}",
-    Kind.MLP_POST: "neurons {}",
-    Kind.MLP_OUT: "mlp {}",
-}
+POSITIVE, NEGATIVE = "#b2182b", "#2166ac"  # colours of what raises the metric and what lowers it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +22,6 @@ class Layout:
     columns: list[tuple[str, float, float]]  # label, left, right
     width: float
     height: float
-
-
-def short(site: str) -> str:
-    """Shortens a site's name to how a row is labelled."""
-    parsed = Site.parse(site)
-    if parsed == Site(0, Kind.RESID_PRE):
-        return "embed"
-    return _SHORT.get(parsed.kind, str(parsed)).format(parsed.layer)
 
 
 def choose(nodes: list[NodeRow], edges: list[EdgeRow], most_edges: int) -> tuple[list[NodeRow], list[EdgeRow]]:

@@ -1,0 +1,171 @@
+"""The page: one file that opens anywhere, with its data as JSON, its drawing and its script."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._files import write_text, writing_file
+from ._description import Description, Edge, Node, SHAPES
+from ._layout import Band, Layout, layout, RADIUS
+from ._plot import LEVELS, plot_item, scripts
+from ._routes import routes
+
+
+FIRST_NODES, FIRST_EDGES = 60, 120  # how many of the strongest are shown at first
+MARKS = {
+    "circle": "●",
+    "hex": "⬢",
+    "square": "■",
+    "square_pin": "◈",
+    "triangle": "▲",
+    "plus": "✚",
+    "diamond": "◆",
+    "inverted_triangle": "▼",
+    "star": "★",
+}
+_HERE = Path(__file__).parent
+
+
+def write_page(path: str | Path, described: Description) -> None:
+    """Writes the page of what is described, whole or not at all."""
+    text = page(described)
+    with writing_file(path) as aside:
+        write_text(aside, text)
+
+
+def page(described: Description) -> str:
+    """Makes the page's HTML.
+
+    **Raises:** `ValueError` if two nodes have one name, or an edge ends at none of them.
+    """
+    nodes = sorted(described.nodes, key=lambda node: (node.counted, -_size(node.value)))
+    edges = sorted(described.edges, key=lambda edge: -abs(edge.weight))
+    number = {node.name: i for i, node in enumerate(nodes)}
+    if len(number) < len(nodes):
+        raise ValueError("page: two nodes have one name. Expected names of which no two are the same.")
+    if unknown := {end for edge in edges for end in (edge.source, edge.target)} - number.keys():
+        raise ValueError(f"page: an edge ends at {min(unknown)!r}, which is no node.")
+    places = layout([node.row for node in nodes], [node.pos for node in nodes], described.rows)
+    data = _data(described, nodes, edges, number, places)
+    parts = {
+        "title": _escaped(described.title),
+        "css": _file("page.css"),
+        "data": embedded(data),
+        "plot": embedded(plot_item(places)),
+        "bokeh": scripts(),
+        "js": _file("page.js"),
+    }
+    return re.sub("@(" + "|".join(parts) + ")@", lambda found: parts[found[1]], _file("page.html"))
+
+
+def embedded(value: Any) -> str:
+    """JSON that stands in HTML: without a character that could end its element or, read as a script, a line."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    # A surrogate by itself, as a tokenizer's half of a letter may leave one, is no text that a file can hold.
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def first_thresholds(nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[float, float]:
+    """Thresholds of nodes and of edges at which the strongest few are shown, and not more than can be read; 0 where all are few."""
+    sizes = sorted((_size(node.value) for node in nodes if node.counted), reverse=True)
+    node = sizes[FIRST_NODES - 1] if len(sizes) > FIRST_NODES else 0.0
+    node = node if math.isfinite(node) else 0.0
+    shown = {each.name for each in nodes if _size(each.value) >= node}
+    weights = sorted((abs(each.weight) for each in edges if {each.source, each.target} <= shown), reverse=True)
+    return node, (weights[FIRST_EDGES - 1] if len(weights) > FIRST_EDGES else 0.0)
+
+
+def _data(
+    described: Description, nodes: Sequence[Node], edges: Sequence[Edge], number: dict[str, int], places: Layout
+) -> dict[str, Any]:
+    ends = np.array([(number[edge.source], number[edge.target]) for edge in edges], int).reshape(-1, 2)
+    found = routes(places, ends)
+    points = np.round(found.points * 100).astype(int)
+    flat = [
+        corner for way, count in zip(points.tolist(), found.corners.tolist(), strict=True) for corner in way[:count]
+    ]
+    abouts = [dict(node.about) for node in nodes]
+    node_threshold, edge_threshold = first_thresholds(nodes, edges)
+    kinds = {node.kind: SHAPES[node.kind] for node in nodes}
+    return {
+        "title": described.title,
+        "facts": list(described.facts.items()),
+        "remarks": list(described.remarks),
+        "value": described.value,
+        "weight": described.weight,
+        "signed": described.signed,
+        "tokens": None if described.tokens is None else list(described.tokens),
+        "labels": list(described.rows),
+        "rows": [{"label": band.label, "low": band.low, "high": band.high} for band in places.rows],
+        "columns": [_column(band, described) for band in places.columns],
+        "radius": RADIUS,
+        "levels": LEVELS,
+        "kinds": {kind: {"shape": shape, "mark": MARKS[shape]} for kind, shape in kinds.items()},
+        "first": {"node": node_threshold, "edge": edge_threshold},
+        "missing": dict(described.missing),
+        "settings": _plain(described.settings),
+        "about": _plain(abouts),
+        "nodes": {
+            **{name: [getattr(node, name) for node in nodes] for name in ("name", "row", "pos", "kind", "label")},
+            "value": [_number(node.value) for node in nodes],
+            "counted": [int(node.counted) for node in nodes],
+            "about": list(range(len(nodes))),
+            "x": _rounded(places.places[:, 0]),
+            "y": _rounded(places.places[:, 1]),
+        },
+        "edges": {
+            "source": ends[:, 0].tolist(),
+            "target": ends[:, 1].tolist(),
+            "weight": [float(edge.weight) for edge in edges],
+            "part": [edge.part for edge in edges],
+            "count": found.corners.tolist(),
+            "points": [x for corner in flat for x in corner],
+        },
+    }
+
+
+def _column(band: Band, described: Description) -> dict[str, Any]:
+    pos, tokens = band.label, described.tokens
+    if not isinstance(pos, int):
+        token = "all positions" if tokens is None else "no position"
+    else:
+        token = tokens[pos] if tokens is not None and pos < len(tokens) else ""
+    return {"pos": pos, "token": token, "low": band.low, "high": band.high}
+
+
+def _size(value: float) -> float:
+    return math.inf if math.isnan(value) else abs(value)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """The same with `None` for numbers that JSON does not have, and six digits of the others."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [round(float(value), 3) for value in values]
+
+
+def _escaped(text: str) -> str:
+    return text.translate({ord(letter): f"&#{ord(letter)};" for letter in "<>&\"'"})
+
+
+def _file(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
