@@ -15,7 +15,7 @@ from ..models import Transformer
 from ..patching import edge_attribution
 from ..view import draw_circuit_curve
 from ._common import add_prompt_options, load_model, load_prompt_file, Subparsers, tokenizer_of
-from ._options import count, existing_file, new_file, picture
+from ._options import count, existing_file, figure, new_file
 
 
 RANKINGS = ("signed", "absolute")
@@ -59,7 +59,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--out", type=new_file("--out"), metavar="FILE", help="write the scores as the benchmark's .json or .pt"
     )
-    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw the curves as an SVG file")
+    parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw the curves, as SVG, PDF or PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=curve)
 

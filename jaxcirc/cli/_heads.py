@@ -30,7 +30,7 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
-from ._options import count, picture
+from ._options import count, figure
 
 
 METHODS: dict[str, AbstractHeadMethod] = {
@@ -67,7 +67,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how many heads to print (%(default)s)",
     )
-    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw all heads as an SVG file")
+    parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all heads, as SVG, PDF or PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=heads)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from .._figures import COLOURED_BY
 from .._words import counted
 from ..data._texts import load_texts
 from ..lens import fit_lens, JacobianLens
 from ..lens._fit import AVERAGES
-from ..lens._plot import COLOURS
 from ..lens._rules import RULES
 from ..lens._store import check_suffix
 from ..models import Transformer
@@ -135,7 +135,7 @@ def _add_show(parts: Subparsers) -> None:
     parser.add_argument("--rank-of", metavar="TOKEN", help="also the ranks of this token: its text, or its id")
     parser.add_argument("--position", type=whole_number("--position"), default=-1, metavar="N", help="(%(default)s)")
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all positions, as SVG, PDF or PNG")
-    parser.add_argument("--colour", choices=COLOURS, default="rank", help="of what is drawn (%(default)s)")
+    parser.add_argument("--colour", choices=COLOURED_BY, default="rank", help="of what is drawn (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=show)
 

@@ -22,7 +22,7 @@ from ..patching._patched_metrics import DIRECTIONS, NORMALISATIONS
 from ..saes import AbstractDictionary
 from ..view import draw_patching
 from ._common import add_prompt_options, load_model, load_prompt_file, progress_bar, Subparsers, tokenizer_of
-from ._options import count, picture
+from ._options import count, figure
 
 
 def add(subparsers: Subparsers) -> None:
@@ -70,7 +70,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how many cells to print (%(default)s)",
     )
-    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw heat maps as an SVG file")
+    parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw heat maps, as SVG, PDF or PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=patch)
 

@@ -26,7 +26,7 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
-from ._options import count, one_of, picture
+from ._options import count, figure, one_of
 
 
 Values = Float[np.ndarray, "sender batch"]
@@ -99,7 +99,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how many senders to print (%(default)s)",
     )
-    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw all senders as an SVG file")
+    parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all senders, as SVG, PDF or PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=path_patching)
 
