@@ -8,7 +8,7 @@ from ._grid import (
     text_of as text_of,
     token_grid as token_grid,
 )
-from ._heat_map import heat_map as heat_map, panel_size as panel_size
+from ._heat_map import heat_map as heat_map, name_columns as name_columns, panel_size as panel_size
 from ._panels import dots as dots, labelled as labelled, legend as legend, log_axis as log_axis, series as series
 from ._scale import Scale as Scale, shares as shares, signed as signed, sizes as sizes, small_is_dark as small_is_dark
 from ._style import (

@@ -70,7 +70,7 @@ def heat_map(
     )
     axes.set_ylim((-0.5, n - 0.5) if upwards else (n - 0.5, -0.5))
     room = _cell_size(axes, values.shape, rows, columns)
-    _name_columns(axes, m, columns, room[0])
+    name_columns(axes, m, columns, room[0])
     _name_rows(axes, n, rows, room[1])
     if np.ma.is_masked(cells):
         note = f"{note}\ngrey: {missing}".strip()
@@ -105,7 +105,7 @@ def _cell_size(axes: "Axes", shape: tuple[int, int], rows: Names, columns: Names
     return (wide / m - AROUND[0] - beside) / shape[1], (high / n - AROUND[1] - below - 0.2) / shape[0]
 
 
-def _name_columns(axes: "Axes", count: int, names: Names, wide: float) -> None:
+def name_columns(axes: "Axes", count: int, names: Names, wide: float) -> None:
     shown = list(map(str, range(count))) if names is None else list(names)
     longest = LETTER * SMALL / 72 * (max(map(len, shown), default=0) + 1)
     slanted = names is not None and longest > wide
@@ -128,20 +128,15 @@ def every(inches: float, needed: float) -> int:
 
 
 def _numbers(values: Float[np.ndarray, "row column"]) -> list[list[str]]:
-    """Numbers with as many decimals as the largest of them has use for."""
-    finite = np.abs(values[np.isfinite(values)])
-    most = float(finite.max(initial=0.0))
-    form = (
-        "z.0f"
-        if 100 <= most < 1e5
-        else "z.1f"
-        if 10 <= most < 100
-        else "z.2f"
-        if most >= 0.095 or most == 0
-        else "z.0e"
-    )
-    form = "z.0e" if most >= 1e5 else form
-    return [[f"{value:{form}}" for value in row] for row in values.tolist()]
+    """Numbers with as many decimals as the largest of them has use for; what is exactly zero is a bare 0."""
+    most = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+    steps = ((100, 0), (10, 1), (0.095, 2), (0.0095, 3))
+    decimals = next((digits for least, digits in steps if most >= least), None)
+    form = "z.0e" if decimals is None or most >= 1e5 else f"z.{decimals}f"
+    return [
+        ["0" if value == 0 else f"{value:{form}}" if math.isfinite(value) else "–" for value in row]
+        for row in values.tolist()
+    ]
 
 
 def _write(axes: "Axes", mesh: "QuadMesh", values, texts: Sequence[Sequence[str]], room: tuple[float, float]) -> None:
@@ -153,11 +148,10 @@ def _write(axes: "Axes", mesh: "QuadMesh", values, texts: Sequence[Sequence[str]
     colours = mesh.cmap(mesh.norm(np.ma.masked_invalid(values)))
     light = colours[..., :3] @ np.array([0.299, 0.587, 0.114]) > 0.55
     for i, j in np.ndindex(*values.shape):
-        text = texts[i][j] if np.isfinite(values[i, j]) or texts[i][j] != "nan" else "–"
         axes.text(
             j,
             i,
-            text,
+            texts[i][j],
             ha="center",
             va="center",
             fontsize=size,

@@ -95,7 +95,9 @@ def log_axis(axes: "Axes", which: str, low: float, high: float) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     decades = math.log10(high / low)
     axis.set_major_locator(
-        LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.5 else range(1, 10))
+        LogLocator(
+            subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.5 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+        )
     )
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 POSITIVE, NEGATIVE, GREY = "#b2182b", "#2166ac", "#555555"  # the first two are those of the diverging colours
 COLOURS = ("#15803d", "#b45309", "#6d28d9", "#0f766e")  # of series: no red and no blue, which are signs
 SIZE, SMALL, DOTS = 9.0, 8.0, 150  # of titles and of all else, in points; dots an inch of a PNG
+WIDEST = 14.0  # inches of a figure of several columns
 LETTER = 0.58  # how wide a letter is, as a part of the size of the font
 
 # What else would differ from one writing to the next: the time, and names that are drawn at random.
@@ -33,10 +34,12 @@ _SALT = "jaxcirc"
 
 
 def new_figure(count: int, size: tuple[float, float], *, title: str, columns: int = 2) -> tuple["Figure", list["Axes"]]:
-    """A figure of `count` panels, each of `size` inches, in rows of `columns`, under a title that is broken to the figure's width."""
+    """A figure of `count` panels, each of `size` inches, in rows of `columns`, or one below the other where they are wide, under a title
+    that is broken to the figure's width.
+    """
     from matplotlib.figure import Figure
 
-    columns = max(1, min(columns, count))
+    columns = 1 if columns * size[0] > WIDEST else max(1, min(columns, count))
     rows = math.ceil(count / columns)
     wide = columns * size[0]
     lines = wrapped(title, wide, SIZE + 1)

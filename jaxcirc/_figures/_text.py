@@ -18,7 +18,7 @@ def shown(text: str) -> str:
     return "".join(_pieces(text))
 
 
-def shortened(text: str, most: int = 12) -> str:
+def shortened(text: str, most: int = 10) -> str:
     """The same, of at most so many letters: its beginning, an ellipsis and its end, between which no escape is cut."""
     pieces = list(_pieces(text))
     if sum(map(len, pieces)) <= most:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .._checks import check_count, check_kind, check_list
-from .._figures import GREY, legend, NEGATIVE, new_figure, POSITIVE, saved, SMALL, token_names, written
+from .._figures import GREY, legend, name_columns, NEGATIVE, new_figure, POSITIVE, saved, SMALL, token_names, written
 from .._words import counted
 from ..attribution_graphs import AttributionGraph
 
@@ -67,9 +67,7 @@ def draw_attribution_graph(
     size = max(7.0, min(0.62 * len(texts) + 2, 16.0)), max(4.0, min(0.3 * (last + 2) + 1.8, 14.0))
     figure, [axes] = new_figure(1, size, title=title)
     _draw(axes, graph, edges)
-    axes.set_xticks(
-        range(len(texts)), texts, rotation=60, ha="right", rotation_mode="anchor", fontsize=SMALL, parse_math=False
-    )
+    name_columns(axes, len(texts), texts, (size[0] - 2) / len(texts))
     axes.set_xlim(-0.6, len(texts) - 0.4)
     axes.set_xlabel("token at the position", fontsize=SMALL)
     axes.set_ylabel("layer", fontsize=SMALL)

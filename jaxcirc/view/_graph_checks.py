@@ -52,7 +52,7 @@ def draw_graph_checks(
         )
     moved = counted(len(set(checks["node"].tolist())), "node")
     whole = headline(f"{title}; {moved} moved, {counted(len(checks), 'pair')}")
-    figure, [axes] = new_figure(1, (4.8, 4.4), title=whole)
+    figure, [axes] = new_figure(1, (5.6, 4.4), title=whole)
     for colour, strength in zip(COLOURS, strengths, strict=False):
         rows = checks[checks["strength"] == strength]
         x, y = (rows[column].to_numpy(float) for column in ("predicted", "measured"))
@@ -72,7 +72,7 @@ def _agreement(predicted: np.ndarray, measured: np.ndarray) -> str:
     """How near predictions are to what was measured."""
     size = float(np.abs(measured).max())
     off = (
-        f"largest difference {np.abs(predicted - measured).max() / size:.1e} of the largest change"
+        f"largest difference {np.abs(predicted - measured).max() / size:.2g} of the largest change"
         if size
         else "nothing changes"
     )

@@ -47,7 +47,8 @@ def draw_spectra(
     if not len(above):
         raise ValueError("draw_spectra: all singular values are 0, and a logarithmic axis has no place for them.")
     rank = max(map(len, named.values()))
-    figure, [axes] = new_figure(1, (5.6, 3.6), title=title)
+    several = any(named)
+    figure, [axes] = new_figure(1, (8.0 if several else 5.6, 3.6), title=f"{title}{_one_source(spectra)}")
     colours = colormaps["viridis"](
         np.linspace(0, 0.85, len(named))
     )  # in the order of the edges, which is that of layers
@@ -63,9 +64,9 @@ def draw_spectra(
     zeros = sum(int((values == 0).sum()) for values in named.values())
     note = f"{zeros} that are 0 are left out" if zeros else ""
     labelled(axes, label="number of the singular value", side="singular value,\ntarget's unit per source's", note=note)
-    if any(named) and len(named) <= MOST_NAMED:
+    if several and len(named) <= MOST_NAMED:
         legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    elif any(named):
+    elif several:
         first, *_, last = named
         axes.text(
             1.02,
@@ -79,6 +80,12 @@ def draw_spectra(
     return saved(figure, target)
 
 
+def _one_source(given: Any) -> str:
+    """What a title says of the source that all Jacobians have, if they have one."""
+    sources = {str(source) for source, _ in given.edges} if isinstance(given, Spectra) else set()
+    return f" of these sites by {sources.pop()}" if len(sources) == 1 else ""
+
+
 def _named(given: Any) -> dict[str, Float[np.ndarray, " rank"]]:
     """Singular values by the names of their curves."""
     who = "draw_spectra: spectra"
@@ -86,7 +93,12 @@ def _named(given: Any) -> dict[str, Float[np.ndarray, " rank"]]:
         who, given, (Spectra, Mapping, jax.Array, np.ndarray), "what jc.jacobian.spectra gives, or singular values"
     )
     if isinstance(given, Spectra):
-        named = {f"{source} → {target}": row for (source, target), row in zip(given.edges, given.values, strict=True)}
+        of = (
+            (lambda source, target: str(target))
+            if _one_source(given)
+            else (lambda source, target: f"{source} → {target}")
+        )
+        named = {of(*ends): row for ends, row in zip(given.edges, given.values, strict=True)}
     else:
         named = dict(given) if isinstance(given, Mapping) else {"": given}
     arrays = {str(name): np.asarray(values) for name, values in named.items()}
