@@ -8,6 +8,7 @@ from typing import Any
 
 _WHITE = {"\n": "↵", "\t": "⇥", "\r": "←"}
 _RIGHT_TO_LEFT = ("R", "AL")
+_MARK = "\N{LEFT-TO-RIGHT MARK}"
 _SHAPES = (3, 11)  # from this version on matplotlib lays out what is written from right to left
 
 
@@ -27,8 +28,13 @@ def shortened(text: str, most: int = 10) -> str:
 
 
 def token_names(tokens: Sequence[str]) -> list[str]:
-    """Names each position by its token and its number: a token comes more than once."""
-    return [f"{shortened(token.strip(' ') or '␣')} {position}" for position, token in enumerate(tokens)]
+    """Names each position by its token and its number, which stands to the right: a token comes more than once."""
+    return [f"{_apart(shortened(token.strip(' ') or '␣'))} {position}" for position, token in enumerate(tokens)]
+
+
+def _apart(text: str) -> str:
+    """Text that what stands beside it is not drawn into: marks at both ends, where it is written from right to left."""
+    return f"{_MARK}{text}{_MARK}" if any(map(_goes_left, text)) and ord(_MARK) in _glyphs(_font()) else text
 
 
 def _pieces(text: str) -> Iterator[str]:
