@@ -152,7 +152,7 @@ def test_evaluate_a_saved_circuit(found, files, given, tmp_path, capsys):
     assert main(["evaluate", *common, "--curve", "--plot", str(drawn), "--minimality", "2"]) == 0
     printed = capsys.readouterr().out
     assert "lost" in printed
-    assert "<!-- faithfulness -->" in drawn.read_text("utf-8")
+    assert ">faithfulness<" in drawn.read_text("utf-8")
     assert printed.startswith(f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges, 4 prompts, by nodes")
     assert "random" in printed
     assert main(["evaluate", *common[2:], "--circuit", str(tmp_path)]) == 2
@@ -530,7 +530,7 @@ def test_self_repair_of_the_shipped_model(tmp_path, capsys):
     assert "slope of backup on direct effect" in svg
     assert svg.count("direct effect of the head") == 2
     assert "head 2.3: slope" in svg
-    assert svg.count("<!-- – -->") == 4  # one for each head of the last layer
+    assert svg.count(">–<") == 4  # one for each head of the last layer
     code, said = repair(capsys, "--only", "1.2", "3.0", "--head", "3.0", "--plot", str(drawn))
     assert code == 0, said.err
     assert said.out.startswith("2 heads of tiny-gpt2, each ablated alone")

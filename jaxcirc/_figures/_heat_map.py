@@ -81,10 +81,11 @@ def heat_map(
     axes.set_ylabel(side, fontsize=SMALL, parse_math=False)
     axes.set_title("\n".join(wrapped(title, wide, SIZE)), fontsize=SIZE, parse_math=False)
     bar = axes.figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02)
+    bar.solids.set_rasterized(True)  # or else it is hundreds of patches, with seams between them
     bar.set_label(scale.label, fontsize=SMALL - 0.5, parse_math=False)
     bar.ax.tick_params(labelsize=SMALL - 0.5)
     if values.size <= MOST_TEXTS:
-        _write(axes, mesh, values, texts or _numbers(values), room)
+        _write(axes, mesh, values, texts or _numbers(values, zero="0" if scale.has_sign else ""), room)
     return mesh
 
 
@@ -127,14 +128,14 @@ def every(inches: float, needed: float) -> int:
     return next((step for step in steps if step * inches >= needed), steps[-1])
 
 
-def _numbers(values: Float[np.ndarray, "row column"]) -> list[list[str]]:
-    """Numbers with as many decimals as the largest of them has use for; what is exactly zero is a bare 0."""
+def _numbers(values: Float[np.ndarray, "row column"], zero: str) -> list[list[str]]:
+    """Numbers with as many decimals as the largest of them has use for; for what is exactly zero, another text."""
     most = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
     steps = ((100, 0), (10, 1), (0.095, 2), (0.0095, 3))
     decimals = next((digits for least, digits in steps if most >= least), None)
     form = "z.0e" if decimals is None or most >= 1e5 else f"z.{decimals}f"
     return [
-        ["0" if value == 0 else f"{value:{form}}" if math.isfinite(value) else "–" for value in row]
+        [zero if value == 0 else f"{value:{form}}" if math.isfinite(value) else "–" for value in row]
         for row in values.tolist()
     ]
 
@@ -148,6 +149,8 @@ def _write(axes: "Axes", mesh: "QuadMesh", values, texts: Sequence[Sequence[str]
     colours = mesh.cmap(mesh.norm(np.ma.masked_invalid(values)))
     light = colours[..., :3] @ np.array([0.299, 0.587, 0.114]) > 0.55
     for i, j in np.ndindex(*values.shape):
+        if not texts[i][j]:
+            continue
         axes.text(
             j,
             i,

@@ -22,6 +22,10 @@ class Scale:
     most: float | None = None
     log: bool = False
 
+    @property
+    def has_sign(self) -> bool:
+        return self.colours == SIGNED
+
     def norm(self, values: np.ndarray) -> Any:
         """Maps values to colours; of no numbers, or of zeros alone, as if the largest were 1."""
         from matplotlib.colors import CenteredNorm, LogNorm, Normalize
@@ -30,7 +34,7 @@ class Scale:
         largest = largest if largest > 0 and math.isfinite(largest) else 1.0
         if self.log:
             return LogNorm(1.0, max(largest, 2.0))
-        return CenteredNorm(0.0, largest) if self.colours == SIGNED else Normalize(0.0, largest)
+        return CenteredNorm(0.0, largest) if self.has_sign else Normalize(0.0, largest)
 
 
 def signed(unit: str, most: float | None = None) -> Scale:

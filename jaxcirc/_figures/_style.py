@@ -30,7 +30,8 @@ _METADATA: dict[str, dict[str, Any]] = {
     ".pdf": {"CreationDate": None},
     ".png": {"Software": None},
 }
-_SALT = "jaxcirc"
+# Names in an SVG file follow from what it holds, and text in it is text: small, and found by who searches.
+_SETTINGS = {"svg.hashsalt": "jaxcirc", "svg.fonttype": "none"}
 
 
 def new_figure(count: int, size: tuple[float, float], *, title: str, columns: int = 2) -> tuple["Figure", list["Axes"]]:
@@ -84,6 +85,6 @@ def saved(figure: "Figure", target: Path | None) -> "Figure":
     if target is not None:
         import matplotlib
 
-        with writing_file(target) as aside, matplotlib.rc_context({"svg.hashsalt": _SALT}):
+        with writing_file(target) as aside, matplotlib.rc_context(_SETTINGS):
             figure.savefig(aside, dpi=DOTS, metadata=_METADATA[target.suffix])
     return figure
