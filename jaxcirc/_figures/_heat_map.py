@@ -1,5 +1,6 @@
 """Panels of coloured cells."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, TYPE_CHECKING
@@ -8,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ._scale import Scale
-from ._style import LETTER, SIZE, SMALL, wrapped
+from ._style import LETTER, room_of, SIZE, SMALL, wrapped
 
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def heat_map(
     axes.set_ylabel(side, fontsize=SMALL, parse_math=False)
     axes.set_title("\n".join(wrapped(title, wide, SIZE)), fontsize=SIZE, parse_math=False)
     bar = axes.figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02)
-    bar.solids.set_rasterized(True)  # or else it is hundreds of patches, with seams between them
+    if bar.solids is not None:
+        bar.solids.set_rasterized(True)  # or else it is hundreds of patches, with seams between them
     bar.set_label(scale.label, fontsize=SMALL - 0.5, parse_math=False)
     bar.ax.tick_params(labelsize=SMALL - 0.5)
     if values.size <= MOST_TEXTS:
@@ -99,11 +101,9 @@ def _room(rows: Names, columns: Names) -> tuple[float, float]:
 
 def _cell_size(axes: "Axes", shape: tuple[int, int], rows: Names, columns: Names) -> tuple[float, float]:
     """How large a cell is, about, in inches."""
-    wide, high = axes.figure.get_size_inches()
-    spec = axes.get_subplotspec()
-    n, m = (1, 1) if spec is None else spec.get_gridspec().get_geometry()
+    wide, high = room_of(axes)
     beside, below = _room(rows, columns)
-    return (wide / m - AROUND[0] - beside) / shape[1], (high / n - AROUND[1] - below - 0.2) / shape[0]
+    return (wide - AROUND[0] - beside) / shape[1], (high - AROUND[1] - below - 0.2) / shape[0]
 
 
 def name_columns(axes: "Axes", count: int, names: Names, wide: float) -> None:
@@ -146,9 +146,9 @@ def _write(axes: "Axes", mesh: "QuadMesh", values, texts: Sequence[Sequence[str]
     size = min(SMALL, 72 * room[1] * 0.62, 72 * room[0] * 0.92 / (LETTER * max(longest, 1)))
     if size < SMALLEST:
         return
-    colours = mesh.cmap(mesh.norm(np.ma.masked_invalid(values)))
+    colours = np.asarray(mesh.cmap(mesh.norm(np.ma.masked_invalid(values))))
     light = colours[..., :3] @ np.array([0.299, 0.587, 0.114]) > 0.55
-    for i, j in np.ndindex(*values.shape):
+    for i, j in itertools.product(*map(range, values.shape)):
         if not texts[i][j]:
             continue
         axes.text(

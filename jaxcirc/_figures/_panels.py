@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from ._style import COLOURS, GREY, SIZE, SMALL, wrapped
+from ._style import COLOURS, GREY, room_of, SIZE, SMALL, wrapped
 
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ MOST_DOTS = 4000
 
 def labelled(axes: "Axes", *, label: str, side: str, title: str = "", note: str = "") -> None:
     """Writes what is across and upwards, and the title above."""
-    wide = axes.figure.get_size_inches()[0] / (
-        axes.get_subplotspec().get_gridspec().ncols if axes.get_subplotspec() else 1
-    )
+    wide, _ = room_of(axes)
     below = [label, *(wrapped(note, wide - 0.8, SMALL) if note else [])]
     axes.set_xlabel("\n".join(below), fontsize=SMALL, parse_math=False)
     axes.set_ylabel(side, fontsize=SMALL, parse_math=False)

@@ -8,7 +8,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import Any, cast, TYPE_CHECKING
 
 from .._files import check_figure, writing_file
 from .._words import counted
@@ -31,7 +31,7 @@ _METADATA: dict[str, dict[str, Any]] = {
     ".png": {"Software": None},
 }
 # Names in an SVG file follow from what it holds, and text in it is text: small, and found by who searches.
-_SETTINGS = {"svg.hashsalt": "jaxcirc", "svg.fonttype": "none"}
+_SETTINGS: dict[Any, Any] = {"svg.hashsalt": "jaxcirc", "svg.fonttype": "none"}
 
 
 def new_figure(count: int, size: tuple[float, float], *, title: str, columns: int = 2) -> tuple["Figure", list["Axes"]]:
@@ -53,6 +53,15 @@ def new_figure(count: int, size: tuple[float, float], *, title: str, columns: in
         each.tick_params(labelsize=SMALL)
         each.grid(False)
     return figure, axes[:count]
+
+
+def room_of(axes: "Axes") -> tuple[float, float]:
+    """How large a panel is, with all around it, in inches."""
+    figure, spec = cast("Figure", axes.figure), axes.get_subplotspec()
+    assert spec is not None
+    wide, high = figure.get_size_inches()
+    rows, columns = spec.get_gridspec().get_geometry()
+    return wide / columns, high / rows
 
 
 def wrapped(text: str, wide: float, size: float) -> list[str]:

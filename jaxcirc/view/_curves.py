@@ -41,7 +41,7 @@ def draw_curves(
             raise ValueError(
                 f"draw_curves: the table {name!r} is none of jc.recovery_curve: it has no column {missing[0]!r}."
             )
-        if not (table[_kept(table)] > 0).any():
+        if not (table[_kept(table)].to_numpy() > 0).any():
             raise ValueError(f"draw_curves: the circuits of {name!r} keep nothing. Give lower thresholds.")
     title = headline("Recovery of the metric against the size of the circuit", metric=metric)
     figure, axes = new_figure(len(curves), (4.8, 3.3), title=title)
@@ -57,9 +57,9 @@ def _kept(table: "pd.DataFrame") -> str:
 
 def _panel(axes: "Axes", name: str, table: "pd.DataFrame") -> None:
     what = _kept(table)
-    table = table[table[what] > 0]
-    sizes = table[what].to_numpy(float)
-    of = lambda column: table[column].to_numpy(float)
+    kept = table[what].to_numpy() > 0
+    of = lambda column: table[column].to_numpy(float)[kept]
+    sizes = of(what)
     axes.axhline(1.0, color=GREY, linewidth=0.8, linestyle=":")
     names = ("faithfulness", "completeness", "random")
     series(axes, sizes, {each: of(each) for each in names}, band=(of("low"), of("high")), colours=(*COLOURS[:2], GREY))

@@ -54,8 +54,8 @@ def draw_graph_checks(
     whole = headline(f"{title}; {moved} moved, {counted(len(checks), 'pair')}")
     figure, [axes] = new_figure(1, (5.6, 4.4), title=whole)
     for colour, strength in zip(COLOURS, strengths, strict=False):
-        rows = checks[checks["strength"] == strength]
-        x, y = (rows[column].to_numpy(float) for column in ("predicted", "measured"))
+        some = checks["strength"].to_numpy() == strength
+        x, y = (checks[column].to_numpy(float)[some] for column in ("predicted", "measured"))
         dots(axes, x, y, colour=colour, name=f"times {strength:g}", line=(1.0, 0.0))
     labelled(
         axes,
