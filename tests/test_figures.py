@@ -1,6 +1,8 @@
 """Figures: how they look, that they are written whole and alike, what they refuse, and that nothing else changes."""
 
 import itertools
+import re
+import sys
 import warnings
 
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import jaxcirc as jc
 from jaxcirc._figures import shortened, shown, token_names
 
 from . import figures
-from .helpers import model_named
+from .helpers import example, model_named, REPOSITORY
 from .test_layering import python
 
 
@@ -498,3 +500,29 @@ def test_curves_have_their_band(untyped):
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             jc.draw_curves(given)
+
+
+# --- The pages' pictures
+
+
+def test_one_command_makes_every_picture_of_the_pages(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    made = example("figures")
+    places = {lives for _, lives, _, _ in made.pictures()}
+    parts = ("logits", "inputs", "patterns", "weighted")
+    places |= {each.with_name(f"{each.stem}-{part}.svg") for each in places for part in parts}
+    pages = [page for folder in (".", ".github", ".github/docs", "docs") for page in (REPOSITORY / folder).glob("*.md")]
+    shown = [
+        (page.parent / name).resolve()
+        for page in pages
+        for name in re.findall(r"!\[[^]]*\]\((?!http)([^)]+)\)", page.read_text("utf-8"))
+    ]
+    assert len(shown) > 20
+    assert [each for each in shown if each.name not in {place.name for place in places}] == []
+    assert [each for each in shown if not each.is_file()] == []
+    made.main(["jacobians", "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().out == "jacobians\n"
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["jacobians.svg"]
+    with pytest.raises(SystemExit):
+        made.main(["unknown"])
+    assert "no picture is called unknown; there are figure-heads, " in capsys.readouterr().err
