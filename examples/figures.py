@@ -100,7 +100,7 @@ def weighted(path: Path) -> None:
 
 def repair(path: Path) -> None:
     tokens = jc.data.subject_verb(tiny()[1], 16, kind="rc", seed=0).clean
-    jc.draw_self_repair(jc.self_repair(tiny()[0], tokens, jc.Resample.rolled(tokens)), path, heads=[(1, 2)])
+    jc.draw_self_repair(jc.self_repair(tiny()[0], tokens, jc.Resample.rolled(tokens)), path)
 
 
 def norms(path: Path) -> None:

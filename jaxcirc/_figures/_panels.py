@@ -42,10 +42,10 @@ def dots(
     """
     step = max(1, -(-len(x) // MOST_DOTS))
     axes.scatter(
-        x[::step], y[::step], s=10, color=colour, alpha=0.5, linewidths=0, label=name, rasterized=len(x) > MOST_DOTS
+        x[::step], y[::step], s=14, color=colour, alpha=0.5, linewidths=0, label=name, rasterized=len(x) > MOST_DOTS
     )
     if line is not None:
-        axes.axline((0.0, line[1]), slope=line[0], color=GREY, linestyle="--", linewidth=1.2)
+        axes.axline((0.0, line[1]), slope=line[0], color=GREY, linestyle="--", linewidth=1.0, zorder=0.5)
     if marked is not None:
         a, b, text = marked
         axes.scatter([a], [b], s=36, color=COLOURS[1], zorder=3)

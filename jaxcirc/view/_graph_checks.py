@@ -53,10 +53,10 @@ def draw_graph_checks(
     moved = counted(len(set(checks["node"].tolist())), "node")
     whole = headline(f"{title}; {moved} moved, {counted(len(checks), 'pair')}")
     figure, [axes] = new_figure(1, (5.6, 4.4), title=whole)
-    for colour, strength in zip(COLOURS, strengths, strict=False):
+    for colour, strength, line in zip(COLOURS, strengths, [(1.0, 0.0), None, None, None], strict=False):
         some = checks["strength"].to_numpy() == strength
         x, y = (checks[column].to_numpy(float)[some] for column in ("predicted", "measured"))
-        dots(axes, x, y, colour=colour, name=f"times {strength:g}", line=(1.0, 0.0))
+        dots(axes, x, y, colour=colour, name=f"times {strength:g}", line=line)
     labelled(
         axes,
         label="change that the graph predicts",
