@@ -53,7 +53,7 @@ def dots(
         axes.annotate(
             text,
             (a, b),
-            xytext=(-6 if left else 6, -11),
+            xytext=(-6 if left else 6, 7),
             textcoords="offset points",
             ha="right" if left else "left",
             fontsize=SMALL,
@@ -65,7 +65,7 @@ def dots(
 
 def series(
     axes: "Axes",
-    x: Sequence[float] | Float[np.ndarray, " point"],
+    x: Float[np.ndarray, " point"],
     curves: Mapping[str, Float[np.ndarray, " point"]],
     *,
     band: tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]] | None = None,

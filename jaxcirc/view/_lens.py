@@ -95,7 +95,9 @@ def _read(
     return np.stack(ids), found
 
 
-def _measure(logits: Float[Array, "seq d_vocab"], following: Int[Array, " seq"], colour: str) -> Float[Array, " seq"]:
+def _measure(
+    logits: Float[Array, "seq d_vocab"], following: Int[Array, " seq"], colour: str
+) -> Float[Array, " seq"] | Int[Array, " seq"]:
     if colour == RANK:
         return 1 + (logits > jnp.take_along_axis(logits, following[:, None], 1)).sum(1)
     logs = jax.nn.log_softmax(logits)
