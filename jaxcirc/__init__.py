@@ -44,6 +44,7 @@ from ._metrics import (
     LogitDiff as LogitDiff,
     LogProb as LogProb,
 )
+from ._progress import progress_bar as progress_bar
 from ._run import run as run, sites as sites
 from ._sites import Kind as Kind, Part as Part, Site as Site
 from ._version import __version__ as __version__
@@ -88,6 +89,8 @@ from .components import (
     AbstractFit as AbstractFit,
     AbstractValues as AbstractValues,
     Breakdown as Breakdown,
+    decode as decode,
+    Decoded as Decoded,
     direct_effects as direct_effects,
     DirectEffects as DirectEffects,
     logit_lens as logit_lens,
