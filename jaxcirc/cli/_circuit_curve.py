@@ -84,7 +84,7 @@ def curve(arguments: argparse.Namespace) -> int:
     if arguments.out:
         save_scores(EdgeScores.of(model, scores), arguments.out)
     if arguments.plot:
-        draw_circuit_curve(curves, arguments.plot)
+        draw_circuit_curve(curves, arguments.plot, metric="logit difference")
     if arguments.json:
         say_json(_summary(arguments, model, graph, prompts, curves))
     else:

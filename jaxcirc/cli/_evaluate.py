@@ -90,7 +90,7 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
         if arguments.minimality is not None:
             tables["minimality"] = trial.minimality(most=arguments.minimality, progress=progress)
     if arguments.plot:
-        draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot)
+        draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot, metric="logit difference")
     if arguments.json:
         say_json({**evaluation.as_dict(), **{name: _records(table) for name, table in tables.items()}})
         return 0

@@ -79,7 +79,7 @@ def heads(arguments: argparse.Namespace) -> int:
     method = _method(arguments, model, prompts)
     effects = _effects(arguments, model, prompts, method)
     if arguments.plot:
-        draw_head_effects(effects, arguments.plot)
+        draw_head_effects(effects, arguments.plot, metric="logit difference")
     rows = _rows(effects)
     total, clean = (float(np.mean(np.asarray(x))) for x in (effects.total, effects.clean))
     if arguments.json:

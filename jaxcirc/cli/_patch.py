@@ -87,7 +87,7 @@ def patch(arguments: argparse.Namespace) -> int:
     tokens = _texts(tokenizer, prompts)
     rows = _rows(found, tokens)
     if arguments.plot:
-        draw_patching(found, arguments.plot, tokens=tokens)
+        draw_patching(found, arguments.plot, tokens=tokens, metric="logit difference")
     if arguments.json:
         say_json(_summary(arguments, model, found, rows))
     else:

@@ -119,7 +119,7 @@ def path_patching(arguments: argparse.Namespace) -> int:
     changes, clean, corrupt = _patched(arguments, model, prompts, places)
     if arguments.plot:
         path = " to ".join(", ".join(stage) for stage in _chain(arguments))
-        draw_path_patching({f"to {path}": changes}, graph, arguments.plot)
+        draw_path_patching({f"to {path}": changes}, graph, arguments.plot, metric="logit difference")
     rows = _rows(arguments, graph, changes)
     if arguments.json:
         say_json(_summary(arguments, model, rows, clean, corrupt))
