@@ -51,7 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     paths = []
     for name, part in tables_of(results, arguments.name, apart=not arguments.rows).items():
-        paths += write(part, arguments.out, name, draw(part["plots"]) if part["plots"] else None)
+        files = write(part, arguments.out, name)
+        if part["plots"]:
+            files.append(files[0].with_suffix(".svg"))
+            draw(part["plots"], files[-1])
+        paths += files
     print(json.dumps(results) if arguments.json else table(results))
     progress(f"written: {', '.join(map(str, paths))}")
     return int(any("failed" in row for row in results["rows"]) or "plots_failed" in results)

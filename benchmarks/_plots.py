@@ -1,32 +1,39 @@
 """Plots of time against size: log-log panels with a guide line of slope 1, so that what grows faster than its size shows."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
 
-from jaxcirc.view import plot
+import numpy as np
 
-
-def draw(plots: Sequence[dict[str, Any]]) -> str:
-    """The plots of `_sweeps.sweep`, two in a row, as one SVG document."""
-    return plot.document([_panel(each) for each in plots], title="Time against size")
+from jaxcirc._figures import COLOURS, GREY, labelled, legend, log_axis, new_figure, saved, series, written
 
 
-def _panel(given: dict[str, Any]) -> str:
-    values, series = given["values"], given["seconds"]
-    times = [took for each in series.values() for took in each]
-    x = plot.across(min(values) / 1.25, max(values) * 1.25, log=True)
-    y = plot.upwards(min(times) / 1.6, max(times) * 1.6, log=True)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw(plots: Sequence[dict[str, Any]], path: str | Path | None = None) -> "Figure":
+    """The plots of `_sweeps.sweep`, two in a row, which are also written to `path`."""
+    target = written("draw", path)
+    figure, axes = new_figure(len(plots), (4.4, 3.2), title="Time against size")
+    for each, given in zip(axes, plots, strict=True):
+        _panel(each, given)
+    return saved(figure, target)
+
+
+def _panel(axes: "Axes", given: dict[str, Any]) -> None:
+    values, curves = given["values"], given["seconds"]
+    times = [took for each in curves.values() for took in each]
+    of = {name: np.asarray(took, np.float64) for name, took in curves.items()}
+    series(axes, np.asarray(values, np.float64), of, colours=[COLOURS[i % len(COLOURS)] for i in range(len(curves))])
+    # Through the last point of the first curve with slope 1: what lies below it on the left has grown faster than its size.
+    last = next(iter(curves.values()))[-1]
+    axes.plot(values, [last * value / values[-1] for value in values], color=GREY, linestyle="--", label="slope 1")
+    log_axis(axes, "x", float(min(values)), float(max(values)))
+    log_axis(axes, "y", float(min(times)), float(max(times)))
+    axes.set_xticks(values, [f"{value:g}" for value in values])
     fixed = ", ".join(f"{name} {value}" for name, value in given["fixed"].items())
-    parts = [plot.frame(x, y, label=given["label"], note=fixed, x_ticks=values, unit=" s")]
-    parts += [_guide(values, next(iter(series.values())), x, y)]
-    colours = [plot.COLOURS[i % len(plot.COLOURS)] for i in range(len(series))]
-    for took, colour in zip(series.values(), colours, strict=True):
-        parts += [plot.curve(x, y, list(zip(values, took, strict=True)), colour)]
-    return "".join([*parts, plot.legend([*zip(series, colours, strict=True), ("slope 1", plot.GREY)])])
-
-
-def _guide(values: Sequence[int], took: Sequence[float], x: plot.Axis, y: plot.Axis) -> str:
-    """Through the last point with slope 1: what lies below it on the left has grown faster than its size."""
-    first = max(values[0], values[-1] * y.low / took[-1])
-    ends = [(first, took[-1] * first / values[-1]), (values[-1], took[-1])]
-    return plot.line([(x.at(a), y.at(b)) for a, b in ends], stroke=plot.GREY, dashes="5 4")
+    labelled(axes, label=given["label"], side="seconds", note=fixed)
+    legend(axes)

@@ -16,11 +16,11 @@ HEADER = (
 )
 
 
-def write(results: dict[str, Any], folder: Path, name: str, plot: str | None) -> list[Path]:
-    """Writes the JSON, the table, and the plot where there is one, as `name.json`, `.md` and `.svg`; returns their paths."""
+def write(results: dict[str, Any], folder: Path, name: str) -> list[Path]:
+    """Writes the JSON and the table, as `name.json` and `name.md`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"json": json.dumps(results, indent=1) + "\n", "md": table(results), "svg": plot}
-    paths = {folder / f"{name}.{ending}": text for ending, text in texts.items() if text is not None}
+    texts = {"json": json.dumps(results, indent=1) + "\n", "md": table(results)}
+    paths = {folder / f"{name}.{ending}": text for ending, text in texts.items()}
     for path, text in paths.items():
         path.write_text(text, encoding="utf-8")
     return list(paths)

@@ -10,11 +10,15 @@ do it, positions are apart, and the first layers are left alone:
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 import jaxcirc as jc
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KINDS = ("simple", "nounpp", "rc", "within_rc")
 THRESHOLDS = {"nodes": (0.0, 0.003, 0.01, 0.03, 0.1, 0.3), "edges": (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03)}
@@ -67,12 +71,12 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw(rows: list[dict], path: Path) -> "Figure":
     """The rows as curves, a panel for each kind and level."""
     panels: dict[str, list[dict]] = {}
     for row in rows:
         panels.setdefault(f"{row['kind']}, by {row['level']}, from layer {row['start_layer']}", []).append(row)
-    jc.draw_curves({name: pd.DataFrame(part) for name, part in panels.items()}, path)
+    return jc.draw_curves({name: pd.DataFrame(part) for name, part in panels.items()}, path, metric="logit difference")
 
 
 def main() -> None:

@@ -92,14 +92,18 @@ def main(name: str | Path = "tiny-gpt2", folder: Path = REPOSITORY / ".github" /
     model, tokenizer = jc.from_pretrained(name), jc.load_tokenizer(name)
     folder.mkdir(exist_ok=True)
     label = model.name.removesuffix(".gguf")
-    stem = "indirect-objects-" + label.split("-Instruct")[0].lower()
-    text = f"## {label}\n\n" + "\n\n".join(study(case_of(model, tokenizer, count), folder, stem))
+    text = f"## {label}\n\n" + "\n\n".join(study(case_of(model, tokenizer, count), folder, stem_of(model)))
     page = folder / "indirect-objects.md"
     whole = page.read_text("utf-8") if page.exists() else HEAD
     sections = {part.split("\n")[0][3:]: part for part in re.split(r"^(?=## )", whole, flags=re.M)[1:]}
     sections[label] = wrapped(text) + "\n"
     page.write_text(HEAD + "\n" + "\n".join(part.rstrip() + "\n" for part in sections.values()), encoding="utf-8")
     return text
+
+
+def stem_of(model: jc.Transformer) -> str:
+    """How the names of a model's pictures begin."""
+    return "indirect-objects-" + model.name.removesuffix(".gguf").split("-Instruct")[0].lower()
 
 
 def wrapped(text: str) -> str:
@@ -121,30 +125,68 @@ def metrics(model: jc.Transformer, prompts: jc.data.Prompts, corrupt: bool = Fal
     return np.asarray(run(model, prompts.corrupt if corrupt else prompts.clean, prompts.metric()))
 
 
-def study(case: Case, folder: Path, stem: str) -> list[str]:
+class Found(NamedTuple):
+    """What is sent where: changes `[sender batch]`, and the heads that these name."""
+
+    to_logits: dict[str, np.ndarray]
+    movers: list[str]
+    against: list[str]
+    of_s: list[str]
+    queries: np.ndarray | None
+    keys: np.ndarray | None
+    steering: list[str]
+    detectors: list[str]
+
+    @property
+    def roles(self) -> dict[str, list[str]]:
+        roles = {"name mover": self.movers, "acts against IO": self.against, "acts against S": self.of_s}
+        return roles | {"moves the query": self.steering, "read at S2": self.detectors}
+
+
+def follow(case: Case) -> Found:
+    """Follows the name from the logits back to the heads that read it."""
     to_logits = {flip: case.sent(flip, ["logits"], at=["end"], read=["end"]) for flip in ("IO", "S", "names")}
     movers, against = case.heads(to_logits["IO"], -1), case.heads(to_logits["IO"], 1)
     of_s = [name for name in case.heads(to_logits["S"], -1) if name not in [*movers, *against]]
-    pictures = {"IO is another": to_logits["IO"], "S is another": to_logits["S"]}
-    jc.draw_path_patching(pictures, case.graph, folder / f"{stem}-logits.svg")
-    page = [the_task(case), direct(case, to_logits, movers, against, of_s, stem)]
     if not movers:
-        return [*page, "No head moves the name by itself here, so there is nothing that the other claims are about."]
+        return Found(to_logits, movers, against, of_s, None, None, [], [])
     queries = case.sent("three names", [inputs(movers, "q")], at=["end"], read=["end"])
     keys = case.sent("IO", [inputs(movers, "k")], at=["IO"], read=["IO", "end"])
-    jc.draw_path_patching(
-        {"to their queries at end; three names": queries, "to their keys at IO; IO is another": keys},
-        case.graph,
-        folder / f"{stem}-inputs.svg",
-    )
     steering = case.heads(queries, -1)
-    values = None
+    detectors = []
     if steering:
         stages = [inputs(steering, "v"), inputs(movers, "q")]
-        values = case.sent("S1", stages, at=["S2"], read=["S2", "end"])
-    detectors = case.heads(values, -1) if values is not None else []
-    roles = {"name mover": movers, "acts against IO": against, "acts against S": of_s}
-    roles |= {"moves the query": steering, "read at S2": detectors}
+        detectors = case.heads(case.sent("S1", stages, at=["S2"], read=["S2", "end"]), -1)
+    return Found(to_logits, movers, against, of_s, queries, keys, steering, detectors)
+
+
+def draw(case: Case, found: Found, folder: Path, stem: str) -> None:
+    """Writes all pictures of the section."""
+    pictures = {"IO is another": found.to_logits["IO"], "S is another": found.to_logits["S"]}
+    drawn = {"metric": "logit of IO less that of S"}
+    jc.draw_path_patching(pictures, case.graph, folder / f"{stem}-logits.svg", **drawn)
+    if found.queries is None or found.keys is None:
+        return
+    pictures = {
+        "to their queries at end; three names": found.queries,
+        "to their keys at IO; IO is another": found.keys,
+    }
+    jc.draw_path_patching(pictures, case.graph, folder / f"{stem}-inputs.svg", **drawn)
+    tokens = case.prompts["IO"].clean[0]
+    texts = [case.tokenizer.decode([int(token)]) for token in tokens]
+    chosen = [*found.movers[:2], *(heads[0] for heads in found.roles.values() if heads)]
+    places = [place_of(case, name) for name in dict.fromkeys(chosen)]
+    jc.draw_patterns(case.model, tokens, places, folder / f"{stem}-patterns.svg", names=texts)
+    jc.draw_patterns(case.model, tokens, places, folder / f"{stem}-weighted.svg", value_weighted=True, names=texts)
+
+
+def study(case: Case, folder: Path, stem: str) -> list[str]:
+    found = follow(case)
+    draw(case, found, folder, stem)
+    to_logits, movers, against, of_s, queries, keys, steering, detectors = found
+    page = [the_task(case), direct(case, to_logits, movers, against, of_s, stem)]
+    if queries is None or keys is None:
+        return [*page, "No head moves the name by itself here, so there is nothing that the other claims are about."]
     results = [
         claim_1(case, to_logits, movers, against, of_s),
         claim_2(case, movers, keys),
@@ -155,7 +197,7 @@ def study(case: Case, folder: Path, stem: str) -> list[str]:
     return [
         *page,
         what_they_read(case, movers, queries, keys, stem),
-        attention(case, roles, folder, stem),
+        attention(case, found.roles, stem),
         *(body for *_, body in results),
         f"### What holds\n\n| | claim | here |\n|---|---|---|\n{verdicts}",
     ]
@@ -215,7 +257,7 @@ there they reach the logits directly, and all else is held.
 ![Effects by queries and keys]({stem}-inputs.svg)"""
 
 
-def attention(case: Case, roles: dict[str, list[str]], folder: Path, stem: str) -> str:
+def attention(case: Case, roles: dict[str, list[str]], stem: str) -> str:
     names = list(dict.fromkeys(name for heads in roles.values() for name in heads))
     places = [place_of(case, name) for name in names]
     some = case.prompts["IO"][:SHOWN]
@@ -225,12 +267,6 @@ def attention(case: Case, roles: dict[str, list[str]], folder: Path, stem: str) 
             [np.asarray(jc.patching.head_patterns(case.model, t, places, weigh=weigh)) for t in some.clean]
         )
         shares[weigh] = every / every.sum(-1, keepdims=True)
-    texts = [case.tokenizer.decode([int(token)]) for token in some.clean[0]]
-    chosen = [*roles["name mover"][:2], *(heads[0] for heads in roles.values() if heads)]
-    drawn = [place_of(case, name) for name in dict.fromkeys(chosen)]
-    jc.draw_patterns(case.model, some.clean[0], drawn, folder / f"{stem}-patterns.svg", names=texts)
-    weighted = folder / f"{stem}-weighted.svg"
-    jc.draw_patterns(case.model, some.clean[0], drawn, weighted, value_weighted=True, names=texts)
 
     def read(name: str, query: str, key: str) -> str:
         rows, head = np.arange(len(some)), names.index(name)

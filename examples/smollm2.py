@@ -55,9 +55,7 @@ the larger logit of the two in {right} of {ASKED}, by {difference.mean():.2f} on
 
 def heads(model: jc.Transformer, tokenizer, folder: Path) -> str:
     """Which heads matter, by AtP*."""
-    prompts = jc.data.ioi(tokenizer, PAIRS, seed=1)
-    effects = jc.head_effects(model, prompts.clean, prompts.corrupt, prompts.metric(), method=jc.AtPStar())
-    jc.draw_head_effects(effects, folder / "smollm2-heads.svg")
+    effects = draw_heads(model, tokenizer, folder / "smollm2-heads.svg")
     z, q = (np.asarray(x).sum(-1).mean(0) for x in (effects.z, effects.q))
     order = np.argsort(-np.abs(z), axis=None)[:8]
     rows = [f"| {layer}.{head} | {z[layer, head]:+.2f} | {q[layer, head]:+.2f} |" for layer, head in places(order, z)]
@@ -72,6 +70,14 @@ which all three names are others (`jc.head_effects`, AtP*, mean over {PAIRS} pai
 {chr(10).join(rows)}
 
 ![Effects of all heads](smollm2-heads.svg)"""
+
+
+def draw_heads(model: jc.Transformer, tokenizer, path: Path) -> jc.HeadEffects:
+    """Computes the effects of all heads, and draws them."""
+    prompts = jc.data.ioi(tokenizer, PAIRS, seed=1)
+    effects = jc.head_effects(model, prompts.clean, prompts.corrupt, prompts.metric(), method=jc.AtPStar())
+    jc.draw_head_effects(effects, path, metric="logit difference")
+    return effects
 
 
 def direct(model: jc.Transformer, tokenizer) -> str:

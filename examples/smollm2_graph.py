@@ -23,13 +23,10 @@ ROWS, MOVED = 400, 10  # neurons whose inputs are computed; neurons that are tak
 def main(name: str | Path = FETCHED, folder: Path = REPOSITORY / ".github" / "docs") -> None:
     model, tokenizer = jc.from_pretrained(name), jc.load_tokenizer(name)
     folder.mkdir(exist_ok=True)
-    prompts = jc.data.ioi(tokenizer, 1, seed=0)
-    tokens, answer, foil = prompts.clean[0], int(prompts.answer[0]), int(prompts.foil[0])
+    tokens, answer, foil = asked(tokenizer)
     texts = [tokenizer.decode([int(token)]) for token in tokens]
-    metric, name_of = jc.LogitDiff(answer, foil), f"{tokenizer.decode([answer])} less {tokenizer.decode([foil])}"
-    targets = {name_of: metric}
-    graph = jc.attribution_graph(model, None, tokens, targets=targets, max_nodes=ROWS)
-    jc.draw_attribution_graph(graph, folder / "smollm2-graph.png", tokens=texts, most_edges=150)
+    metric = jc.LogitDiff(answer, foil)
+    targets, graph = draw_graph(model, tokenizer, folder / "smollm2-graph.png")
     page = [
         "# SmolLM2: the attribution graph of a sentence",
         f""""{"".join(texts)}" goes on with "{tokenizer.decode([answer])}", the name that was said once, and not with
@@ -40,6 +37,22 @@ There are no transcoders here: neurons stand for the MLPs. `python examples/smol
         edges(model, tokens, metric, texts),
     ]
     (folder / "smollm2-graph.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
+
+
+def asked(tokenizer) -> tuple[np.ndarray, int, int]:
+    """The sentence, the name that was said once, and the one that was said twice."""
+    prompts = jc.data.ioi(tokenizer, 1, seed=0)
+    return prompts.clean[0], int(prompts.answer[0]), int(prompts.foil[0])
+
+
+def draw_graph(model: jc.Transformer, tokenizer, path: Path) -> tuple[dict[str, jc.LogitDiff], jc.AttributionGraph]:
+    """Makes the graph of the difference of both logits, and draws it; returns what it is of, too."""
+    tokens, answer, foil = asked(tokenizer)
+    targets = {f"{tokenizer.decode([answer])} less {tokenizer.decode([foil])}": jc.LogitDiff(answer, foil)}
+    graph = jc.attribution_graph(model, None, tokens, targets=targets, max_nodes=ROWS)
+    texts = [tokenizer.decode([int(token)]) for token in tokens]
+    jc.draw_attribution_graph(graph, path, tokens=texts, most_edges=150)
+    return targets, graph
 
 
 def of_graph(graph: jc.AttributionGraph, texts: list[str]) -> str:

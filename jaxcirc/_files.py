@@ -221,14 +221,20 @@ def check_writable(path: str | Path) -> None:
         raise type(error)(error.errno, error.strerror, str(path)) from None
 
 
-def check_figure(name: str, path: str | Path) -> Path:
-    """`path` as a path. **Raises:** `ValueError` unless a picture can be written there."""
+def check_figure(name: str, path: str | Path, *, suffixes: tuple[str, ...] = PICTURES) -> Path:
+    """`path` as a path. **Raises:** `ValueError` unless a picture of one of these kinds can be written there."""
     target = check_path(name, path)
-    if target.suffix not in PICTURES:
-        raise ValueError(f"{name}: {target} does not end in one of {', '.join(PICTURES)}. Name it so.")
+    if target.suffix not in suffixes:
+        raise ValueError(f"{name}: {target} does not end in {_one_of(suffixes)}. Name it so.")
+    if target.is_dir():
+        raise ValueError(f"{name}: {target} is a folder. Expected the name of a file.")
     if not target.parent.is_dir():
         raise ValueError(f"{name}: there is no folder {target.parent} for {target.name}. Make it first.")
     return target
+
+
+def _one_of(suffixes: tuple[str, ...]) -> str:
+    return suffixes[0] if len(suffixes) == 1 else f"one of {', '.join(suffixes)}"
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Activation patching: against plain runs with one cell replaced, and by the laws that patches obey."""
 
 import dataclasses
-import xml.etree.ElementTree as ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.runs import _resume, _windows
 
-from . import oracle
+from . import figures, oracle
 from .helpers import (
     assert_close,
     counting_calls,
@@ -381,54 +380,67 @@ def test_patterns_are_weighted_at_the_key(name):
         jc.patching.head_patterns(model, clean[0], [])
 
 
-def drawn(path):
-    """The texts of a picture, and the colours of its cells."""
-    name = "{http://www.w3.org/2000/svg}"
-    root = ElementTree.parse(path).getroot()
-    return [text.text for text in root.iter(f"{name}text")], [cell.get("fill") for cell in root.iter(f"{name}rect")]
-
-
 def test_pictures_have_a_panel_a_site_and_names(tmp_path):
     model, clean, corrupt, metric = problem(batch=3)
     names = [" word", "\n", "<a>", "other", "x" * 30]
     path = tmp_path / "patching.svg"
     found = jc.activation_patch(model, clean, corrupt, metric, sites=["resid_pre", "mlp_out"])
-    jc.draw_patching(found, path, tokens=names)
-    texts, _ = drawn(path)
-    assert {"resid_pre", "mlp_out", "word 0", "↵ 1", "<a> 2", "layer", "position"} <= {*texts}
-    assert "corrupt run, clean values put in; mean of 3 prompts" in texts
+    figure = jc.draw_patching(found, path, tokens=names, metric="logits")
+    assert "<svg" in path.read_text("utf-8")
+    assert figure.get_suptitle() == (
+        "Activation patching: corrupt run, clean values put in; metric: logits; mean of 3 prompts"
+    )
+    means, most = found.mean(), max(np.abs(mean).max() for mean in found.mean().values())
+    assert most > 0.1
+    for axes, name in zip(figures.panels(figure), ("resid_pre", "mlp_out"), strict=True):
+        np.testing.assert_allclose(figures.cells(axes), means[name])
+        assert figures.limits(axes) == pytest.approx((-most, most))
+        assert (axes.get_title(), axes.get_ylabel(), axes.get_xlabel()) == (name, "layer", "position")
+        assert figures.names(axes, "x") == ["word 0", "↵ 1", "<a> 2", "other 3", "xxxxxx…xxx 4"]
+    assert figures.bars(figure)[0].get_ylabel() == (
+        "fraction of the difference between the runs\nred positive, blue negative"
+    )
     heads = jc.activation_patch(model, clean, corrupt, metric, sites="z", by="head_position", direction="noise")
-    jc.draw_patching(heads, path)
-    texts, _ = drawn(path)
-    assert {"z, layer 0", "z, layer 1", "head"} <= {*texts}
+    figure = jc.draw_patching(heads)
+    assert [axes.get_title() for axes in figures.panels(figure)] == ["z, layer 0", "z, layer 1"]
+    np.testing.assert_allclose(figures.cells(figures.panels(figure)[1]), heads.mean()["z"][1])
     whole = jc.activation_patch(
         model, clean, corrupt, metric, sites=["embed", "resid_post"], by="layer", normalise="metric"
     )
-    jc.draw_patching(whole, path)
-    texts, _ = drawn(path)
-    assert {"embed", "resid_post", "change", "–"} <= {*texts}
+    figure = jc.draw_patching(whole)
+    (axes,) = figures.panels(figure)
+    assert (figures.names(axes, "y"), figures.names(axes, "x")) == (["embed", "resid_post"], ["embed", "0", "1"])
+    assert np.isnan(figures.cells(axes)).tolist() == [[False, True, True], [True, False, False]]
+    assert axes.get_xlabel() == "layer\ngrey: there is no such site"
+    assert figures.bars(figure)[0].get_ylabel().startswith("change of the metric\n")
     single = jc.activation_patch(model, clean, corrupt, metric, sites="blocks.1.hook_attn_out")
-    jc.draw_patching(single, path)
-    assert "#ffffff" in drawn(path)[1]  # the base run
-    assert "1" in drawn(path)[0]  # its layer
+    (axes,) = figures.panels(jc.draw_patching(single))
+    assert figures.names(axes, "y") == ["1"]
     with pytest.raises(ValueError, match="the text at each of 5 positions, got 1"):
         jc.draw_patching(found, path, tokens=["a"])
-    with pytest.raises(ValueError, match=r"does not end in \.svg"):
-        jc.draw_patching(found, tmp_path / "patching.png")
 
 
 def test_patterns_are_drawn(tmp_path):
     model, clean, *_ = problem()
     path, names = tmp_path / "patterns.svg", [f" w{i}" for i in range(SEQ)]
-    jc.draw_patterns(model, clean[0], [(1, 0), (0, 1)], path, names=names)
-    texts, _ = drawn(path)
-    assert {"head 1.0", "head 0.1", "query", "key", "attention pattern", "w3 3"} <= {*texts}
-    assert texts.count("w3 3") == 4
-    assert "1.00" in texts  # the first token attends to itself
-    jc.draw_patterns(model, clean[0], [(1, 0)], path, value_weighted=True)
-    assert "attention, by the norm of the value at the key" in drawn(path)[0]
-    jc.draw_patterns(model, clean[0], [(1, 0)], path, value_weighted=True, through_output=True)
-    assert "attention, by the norm of the value through W_O at the key" in drawn(path)[0]
+    heads = [(1, 0), (0, 1)]
+    figure = jc.draw_patterns(model, clean[0], heads, path, names=names)
+    want = np.asarray(jc.patching.head_patterns(model, clean[0], heads))
+    assert want[0, 1].max() < 1
+    for axes, pattern, title in zip(figures.panels(figure), want, ("head 1.0", "head 0.1"), strict=True):
+        np.testing.assert_allclose(figures.cells(axes), pattern)
+        assert figures.limits(axes) == (0, 1)
+        assert (axes.get_title(), axes.get_ylabel(), axes.get_xlabel()) == (title, "query", "key")
+        assert figures.names(axes, "x") == figures.names(axes, "y") == [f"w{i} {i}" for i in range(SEQ)]
+    assert figures.written(figure).count("1.00") >= 2  # the first token attends to itself
+    for through, norm, bar in ((False, "value", "attention · ‖v‖"), (True, "output", "attention · ‖v W_O‖")):
+        figure = jc.draw_patterns(model, clean[0], [(1, 0)], value_weighted=True, through_output=through)
+        want = np.asarray(jc.patching.head_patterns(model, clean[0], [(1, 0)], weigh=norm))[0]
+        (axes,) = figures.panels(figure)
+        np.testing.assert_allclose(figures.cells(axes), want)
+        assert figures.limits(axes) == pytest.approx((0, want.max()))
+        assert figures.bars(figure)[0].get_ylabel() == bar
+        assert "weighted by the norm of the value" in figure.get_suptitle().replace("\n", " ")
     with pytest.raises(ValueError, match="Give value_weighted=True too"):
         jc.draw_patterns(model, clean[0], [(1, 0)], path, through_output=True)
     with pytest.raises(ValueError, match="the text of each of 5 tokens, got 1"):

@@ -68,6 +68,12 @@ DRAW = {
     "features": "jacobian",
     "curves": "curves",
     "circuit_curve": "curves",
+    "effects": "effects",
+    "jacobian_norms": "jacobian",
+    "spectra": "spectra",
+    "lens": "read",
+    "graph_checks": "checks",
+    "attribution_graph": "graph",
 }
 CASES = {
     **{
@@ -81,7 +87,7 @@ CASES = {
             "path: expected a path, got",
         )
         for what in DRAW
-        for path in (None, 3, b"x.svg")
+        for path in (3, b"x.svg")
     },
     **{
         f"draw_{what} of nothing": (

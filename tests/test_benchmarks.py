@@ -2,7 +2,6 @@
 
 import copy
 import json
-import xml.etree.ElementTree as ElementTree
 
 import jax.numpy as jnp
 import jaxtyping
@@ -12,6 +11,8 @@ import pytest
 import jaxcirc
 from jaxcirc.cli import main
 from jaxcirc.cli._bench import load
+
+from . import figures
 
 
 report, plots, row_module = load("_report"), load("_plots"), load("_row")
@@ -154,7 +155,7 @@ def test_an_unknown_row_is_named(tmp_path, capsys):
 
 
 def test_the_report_comes_back_and_fills_the_readme_once(results, tmp_path):
-    report.write(results, tmp_path, "some", plots.draw(results["plots"]))
+    report.write(results, tmp_path, "some")
     back = report.read(tmp_path / "some.json")
     assert back == json.loads(json.dumps(results))
     readme = tmp_path / "README.md"
@@ -210,20 +211,20 @@ def test_the_table_says_what_was_timed_in_part(results):
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_the_plot_is_an_svg_with_ticks_and_a_guide(results):
-    drawn = plots.draw(results["plots"])
-    root = ElementTree.fromstring(drawn)
-    name = "{http://www.w3.org/2000/svg}"
-    texts = [text.text for text in root.iter(f"{name}text")]
-    assert {"1", "10", "100", "0.01 s", "0.1 s", "1 s", "10 s", "slope 1", "<peer>", "M", "k 8"} <= set(texts)
-    points = lambda line: [tuple(map(float, point.split(","))) for point in line.get("points").split()]
-    lines = list(root.iter(f"{name}polyline"))
-    (guide,) = (points(line) for line in lines if line.get("stroke-dasharray"))
-    ours, peer = (points(line) for line in lines if line.get("stroke-width") == "2")
-    slope = lambda ends: (ends[-1][1] - ends[0][1]) / (ends[-1][0] - ends[0][0])
+def test_the_plot_has_ticks_and_a_guide(results, tmp_path):
+    figure = plots.draw(results["plots"], tmp_path / "some.svg")
+    assert "&lt;peer&gt;" in (tmp_path / "some.svg").read_text("utf-8")
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.get_xlabel() == "M\nk 8"
+    assert figures.names(axes, "x") == ["1", "10", "100"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["jaxcirc", "<peer>", "slope 1"]
+    ours, peer, guide = ([np.log10(data) for data in line.get_data()] for line in axes.get_lines())
+    slope = lambda ends: (ends[1][-1] - ends[1][0]) / (ends[0][-1] - ends[0][0])
     # The peer's time grows in proportion to M, so its curve is parallel to the guide.
-    assert slope(guide) == pytest.approx(slope(peer), rel=0.02)
-    assert slope(ours) != pytest.approx(slope(peer), rel=0.02)
+    assert slope(guide) == pytest.approx(slope(peer)) == pytest.approx(1)
+    assert slope(ours) != pytest.approx(1, rel=0.02)
+    assert guide[1][-1] == pytest.approx(ours[1][-1])
 
 
 def test_arithmetic_of_a_full_jacobian_is_that_of_its_unit_vectors():
@@ -282,14 +283,14 @@ def test_curves_of_agreement_as_a_table_and_a_picture(tmp_path):
     ]
     table = agreement.table(rows)
     assert "| rc | nodes | 0 | 0 | 9 (50.0%) | 63 (25.0%) | 0.900 (0.100 to 0.900) | 0.050 | 0.000 |" in table
-    agreement.draw(rows, tmp_path / "curves.svg")
-    root = ElementTree.parse(tmp_path / "curves.svg").getroot()
-    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"simple, by nodes, from layer 0", "rc, by edges, from layer 0", "nodes kept", "edges kept"} <= set(texts)
-    curves = [line for line in root.iter("{http://www.w3.org/2000/svg}polyline") if line.get("stroke-width") == "2"]
-    assert len(curves) == 4 * 3
-    x, y = zip(*(map(float, point.split(",")) for point in curves[0].get("points").split()), strict=True)
-    assert x[0] > x[1]  # nine nodes are to the right of three
-    assert y[0] < y[1]  # and carry more
+    figure = agreement.draw(rows, tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").stat().st_size > 1000
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [f"{kind}, by {level}, from layer 0" for kind in ("simple", "rc") for level in ("nodes", "edges")]
+    for axes, what, sizes in zip(figure.axes, ("nodes", "edges") * 2, ([9, 3], [63, 21]) * 2, strict=True):
+        assert axes.get_xlabel() == f"{what} kept\nband: 95 % interval over prompts"
+        assert axes.get_ylabel() == "share of the metric recovered"
+        line = next(line for line in axes.get_lines() if line.get_label() == "faithfulness")
+        assert [data.tolist() for data in line.get_data()] == [sizes, [0.9, 0.3]]
     with pytest.raises(ValueError, match="expected at least one table of"):
         jaxcirc.draw_curves({}, tmp_path / "none.svg")

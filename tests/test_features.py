@@ -3,7 +3,6 @@
 import dataclasses
 import functools as ft
 import itertools
-import xml.etree.ElementTree as ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from jaxcirc.features._latents import Latents, Pairs
 from jaxcirc.linear import _same_position
 from jaxcirc.saes import anonymous, Identity, Standardise, TanhReLU, TopK
 
+from . import figures
 from .dictionaries import make_sae, spliced_at, thresholds, transcoder
 from .helpers import assert_close, Chosen, counting_calls, model_named, needs_x64, tokens_for
 
@@ -421,20 +421,25 @@ def test_tables_and_correlation(found):
 
 def test_pictures(found, tmp_path):
     J, _ = found
-    jc.draw_features(J, tmp_path / "features.svg")
-    drawn = ElementTree.fromstring((tmp_path / "features.svg").read_text())
-    dots = [circle for circle in drawn.iter() if circle.tag.endswith("circle")]
-    assert len(dots) == len(J) + 1  # the marked one stands out
-    words = [text.text for text in drawn.iter() if text.tag.endswith("text")]
+    figure = jc.draw_features(J, tmp_path / "features.svg")
+    assert (tmp_path / "features.svg").stat().st_size > 1000
+    gradients, cosines = figure.axes
+    heights = [patch.get_height() for patch in gradients.patches]
+    assert sum(heights) == len(J)
+    points, marked = figures.dots(cosines)
+    np.testing.assert_allclose(points, np.abs([J.gradient, J.cosine]).T)
     best = J.strongest(1)[0]
-    assert words.count(f"{J.source[best]} → {J.target[best]} at {J.position[best]}") == 2
-    assert f"Pearson {J.correlation().pearson:.3f}, Spearman {J.correlation().spearman:.3f}" in words
-    jc.draw_features(J.rows(np.array([best])), tmp_path / "one.svg")
-    assert "circle" not in (tmp_path / "one.svg").read_text()
-    with pytest.raises(ValueError, match=r"does not end in \.svg"):
-        jc.draw_features(J, tmp_path / "features.png")
+    np.testing.assert_allclose(marked, np.abs([[J.gradient[best], J.cosine[best]]]))
+    assert figures.written(figure).count(f"{J.source[best]} → {J.target[best]} at {J.position[best]}") == 2
+    said = J.correlation()
+    assert cosines.get_title() == f"Pearson {said.pearson:.3f}, Spearman {said.spearman:.3f}"
+    assert f"{J.target_site} by {J.source_site}; {len(J)} pairs" in figure.get_suptitle().replace("\n", " ")
+    (only,) = jc.draw_features(J.rows(np.array([best]))).axes
+    assert not figures.dots(only)
     with pytest.raises(ValueError, match=f"the Jacobian has rows 0 to {len(J) - 1}, and mark is -3"):
         jc.draw_features(J, tmp_path / "features.svg", mark=-3)
+    with pytest.raises(ValueError, match="the Jacobian has no pair"):
+        jc.draw_features(J.rows(np.array([], int)))
 
 
 # --- Moved latents

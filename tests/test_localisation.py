@@ -592,14 +592,22 @@ def test_the_picture(tmp_path, untyped):
     rng = np.random.default_rng(0)
     full, empty = rng.normal(3, 1, 20), rng.normal(-3, 1, 20)
     rising = curve([f * full + (1 - f) * empty for f in np.linspace(0, 1, 10)], full, empty)
-    jc.draw_circuit_curve(rising, tmp_path / "one.svg")
-    jc.draw_circuit_curve({"a": rising, "b": flat([0.0] * 9 + [1.0])}, tmp_path / "two.svg")
-    one, two = ((tmp_path / f"{name}.svg").read_text("utf-8") for name in ("one", "two"))
-    assert one.count("<polygon") == 2, "an interval in each panel"
-    assert two.count("<polygon") == 2, "one example has none"
-    assert one.count("<circle") == 20
-    assert "20 examples and 1 example" in two
-    assert f"CPR {rising.cpr:.2f}" in one
+    one = jc.draw_circuit_curve(rising, tmp_path / "one.svg", metric="logits")
+    two = jc.draw_circuit_curve({"a": rising, "b": flat([0.0] * 9 + [1.0])})
+    assert (tmp_path / "one.svg").stat().st_size > 1000
+    assert [len(axes.collections) for axes in one.axes] == [1, 1], "an interval in each panel"
+    assert [len(axes.collections) for axes in two.axes] == [1, 1], "one example has none"
+    for axes, what in zip(one.axes, ("faithfulness", "accuracy"), strict=True):
+        (line,) = (line for line in axes.get_lines() if len(line.get_xdata()) == len(rising.sizes))
+        np.testing.assert_allclose(line.get_data(), [rising.sizes, getattr(rising, what)])
+        assert axes.get_title() == what
+        assert axes.get_ylabel().startswith(what)
+        low, high = rising.interval(what)
+        corners = axes.collections[0].get_paths()[0].vertices[:, 1]
+        assert (corners.min(), corners.max()) == pytest.approx((low.min(), high.max()))
+    assert one.get_suptitle().replace("\n", " ").endswith("metric: logits; 20 examples")
+    assert "20 examples and 1 example" in two.get_suptitle().replace("\n", " ")
+    assert f"CPR {rising.cpr:.2f}" in one.axes[0].get_legend().get_texts()[0].get_text()
     for bad, match in (
         ({}, "expected one to 4 curves, got 0"),
         ({"a": 3}, "expected what jc.circuit_curve gives, got 3"),

@@ -1,7 +1,6 @@
 """Path patching in each of its meanings, against plain runs with edits at sites."""
 
 import re
-import xml.etree.ElementTree as ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc.patching._path_patch import _sum_of
 
+from . import figures
 from .helpers import assert_close, counting_programs, make_model, model_named, MODELS
 from .test_patch_edges import assert_moved_alike, changed_writes, metric_of, problem
 
@@ -202,25 +202,29 @@ def test_a_sweep_is_drawn_by_layer_and_sender(tmp_path, untyped):
     changes = np.zeros((len(graph.senders), 2))
     changes[graph.sender("a1.h0")], changes[graph.sender("m0")], changes[graph.sender("m1.bias")] = -4, (1, 3), 1
     changes[graph.sender("pos_embed")] = (0.25, 0.5)
-    jc.draw_path_patching({"to <the> logits": changes, "again": changes[:, :1]}, graph, path)
-    texts = [text.text for text in ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")]
-    assert {"to <the> logits", "again", "layer", "change", "0", "bias", "mlp", "mlp bias"} <= {*texts}
-    assert {"embed +0.00, pos embed +0.38; mean of 2 prompts", "embed +0.00, pos embed +0.25; mean of 1 prompt"} <= {
-        *texts
-    }
-    cells = re.findall(
-        r'<rect[^>]* fill="(#\w+)"', path.read_text("utf-8").split("to &lt;the&gt; logits")[1].split("again")[0]
-    )
-    full, empty, half = (jc.view.plot.diverging(part) for part in (-1.0, 0.0, 0.5))
-    a_layer = graph.of_layer.senders
-    assert (cells[0], cells[a_layer]) == (empty, full)
-    assert cells[graph.n_heads + 1] == half  # behind the heads and the bias of attention
+    figure = jc.draw_path_patching({"to <the> $logits$": changes, "again": changes[:, :1]}, graph, path)
+    first, bars, second, _ = figures.panels(figure)
+    assert (first.get_title(), second.get_title()) == ("to <the> $logits$", "again")
+    assert figures.names(first, "x") == [*map(str, range(graph.n_heads)), "bias", "mlp", "mlp bias"]
+    assert first.get_xlabel().endswith("embed +0.00, pos embed +0.38; mean of 2 prompts")
+    assert second.get_xlabel().endswith("embed +0.00, pos embed +0.25; mean of 1 prompt")
+    assert figures.bars(figure)[0].get_ylabel() == "change of the metric\nred positive, blue negative"
+    want = np.zeros((2, graph.n_heads + 3))
+    want[1, 0], want[0, graph.n_heads + 1], want[1, graph.n_heads + 2] = -4, 2, 1
+    np.testing.assert_array_equal(figures.cells(first), want)
+    assert figures.limits(first) == figures.limits(second) == (-4, 4)
+    # Bars: the largest on top, with standard errors over prompts.
+    assert figures.names(bars, "y")[:3] == ["a1.h0", "m0", "m1.bias"]
+    assert [bar.get_width() for bar in bars.patches][:3] == [-4, 2, 1]
+    assert bars.patches[0].get_facecolor()[2] > bars.patches[0].get_facecolor()[0], "blue"
+    assert bars.patches[1].get_facecolor()[0] > bars.patches[1].get_facecolor()[2], "red"
+    (errors,) = bars.containers[0].lines[2]
+    ends = np.asarray(errors.get_segments())[:3, :, 0]
+    np.testing.assert_allclose(ends, [[-4, -4], [1, 3], [1, 1]])
     with pytest.raises(ValueError, match=r"all \d+ senders of the graph for 'short', got shape \(3, 2\)"):
         jc.draw_path_patching({"short": changes[:3]}, graph, path)
     with pytest.raises(ValueError, match="sweeps is empty"):
         jc.draw_path_patching({}, graph, path)
-    with pytest.raises(ValueError, match=r"does not end in \.svg"):
-        jc.draw_path_patching({"one": changes}, graph, tmp_path / "paths.png")
     with pytest.raises(TypeError, match="titles and the changes of each sweep"):
         jc.draw_path_patching(changes, graph, path)
 

@@ -1,7 +1,6 @@
 """Self-repair: against a run of the whole model for each head, with every component's output there."""
 
 import math
-import xml.etree.ElementTree as ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.components import _after_heads
 from jaxcirc.runs import _resume
-from jaxcirc.view import plot
+from tests import figures
 from tests.helpers import assert_close, counting_calls, make_model, needs_x64
 from tests.test_components import centred, MASK, problem, read, run, VARIANTS, written
 
@@ -298,37 +297,24 @@ def test_what_self_repair_refuses(untyped):
 
 def test_the_picture_shows_every_slope_and_the_line(tmp_path):
     found = synthetic()
-    jc.draw_self_repair(found, tmp_path / "repair.svg", heads=[(0, 1)])
-    root = ElementTree.parse(tmp_path / "repair.svg").getroot()
-    name = "{http://www.w3.org/2000/svg}"
-    texts = [text.text for text in root.iter(f"{name}text")]
-    assert {f"{slope:.2f}" for slope in found.slope[:-1].ravel()} <= set(texts)
-    assert "–" in texts  # the last layer, with nothing after it to repair
-    assert {"layer", "head", "slope of backup on direct effect", "direct effect of the head (logits)"} <= set(texts)
-    assert any(text.startswith(f"head 0.1: slope {found.slope[0, 1]:.2f} (95 %: ") for text in texts)
-    assert len(list(root.iter(f"{name}circle"))) == 960
-    (line,) = [line for line in root.iter(f"{name}polyline") if line.get("stroke-dasharray")]
-    (a, b), (c, d) = (map(float, point.split(",")) for point in line.get("points").split())
-    assert (d - b) / (c - a) < 0  # upwards to the right
+    figure = jc.draw_self_repair(found, tmp_path / "repair.svg", heads=[(0, 1)])
+    slopes, tokens = figures.panels(figure)
+    want = found.slope.copy()
+    want[-1] = np.nan  # nothing comes after the last layer
+    np.testing.assert_allclose(figures.cells(slopes), want)
+    most = np.nanmax(np.abs(want))
+    assert most > 0.1
+    assert figures.limits(slopes) == pytest.approx((-most, most))
+    assert "–" in figures.written(figure)
+    assert slopes.get_xlabel() == "head\ngrey: no head comes after it, or it was not asked for"
+    assert slopes.get_title() == "slope of backup on direct effect"
+    assert tokens.get_title().startswith(f"head 0.1: slope {found.slope[0, 1]:.2f} (95 %: ")
+    (points,) = figures.dots(tokens)
+    np.testing.assert_allclose(points, np.transpose(found.points(0, 1)))
+    assert len(points) == 960
+    (line,) = tokens.get_lines()
+    assert line.get_slope() == pytest.approx(found.slope[0, 1])
+    assert line.get_xy1()[1] == pytest.approx(found.intercept[0, 1])
     with pytest.raises(ValueError, match=r"there is no head \(7, 0\) in the result, which has 4 heads"):
         jc.draw_self_repair(found, tmp_path / "none.svg", heads=[(7, 0)])
-    with pytest.raises(ValueError, match=r"does not end in \.svg"):
-        jc.draw_self_repair(found, tmp_path / "none.png")
     assert [path.name for path in tmp_path.iterdir()] == ["repair.svg"]
-
-
-def test_colours_are_symmetric_around_zero():
-    drawn = plot.heat_map([[0.5, -0.5], [0.0, math.nan]], label="head", side="layer", unit="u")
-    colours = [cell.split('"')[0] for cell in drawn.split('fill="')[1:]]
-    assert plot.diverging(0.0) == "#ffffff"
-    assert plot.diverging(1.0) != plot.diverging(-1.0)
-    for colour in (plot.diverging(1.0), plot.diverging(-1.0), "#ffffff", plot.EMPTY):
-        assert colour in colours
-    assert ">0.50<" in drawn
-    assert ">-0.50<" in drawn
-    assert "nan" not in drawn
-    assert ">0.4<" in plot.heat_map(
-        [[0.5] * 60] * 60, label="head", side="layer"
-    )  # a tick of the bar: cells have no room
-    assert ">0.50<" not in plot.heat_map([[0.5] * 60] * 60, label="head", side="layer")
-    assert "#000000" not in plot.heat_map([[0.0]], label="head", side="layer")

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from .._checks import check_count, check_list, check_path, check_threshold
-from .._files import check_replaceable, write_text, writing_file, writing_folder
+from .._files import check_figure, check_replaceable, write_text, writing_file, writing_folder
 from .._shown import Shown
 from .._sites import did_you_mean
 from ..explorer import write_page
-from ..view._svg import check_svg
 from ._drawing import attribution_graph, described, drawing, graphviz_of
 from ._feature_circuits import feature_circuit
 from ._meta import CircuitMeta
@@ -216,7 +215,7 @@ class Circuit(Shown):
         **Raises:** `ValueError` for a file that is not named as SVG, or whose folder is not there.
         """
         check_count("Circuit.to_svg: most_edges", "edges to draw", most_edges, least=0)
-        check_svg(path)
+        check_figure("Circuit.to_svg: path", path, suffixes=(".svg",))
         svg = drawing(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
         with writing_file(path) as aside:
             write_text(aside, svg)

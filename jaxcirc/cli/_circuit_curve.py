@@ -14,7 +14,7 @@ from ..models import Transformer
 from ..patching import edge_attribution
 from ..view import draw_circuit_curve
 from ._common import add_prompt_options, load_model, load_prompt_file, say_json, Subparsers, tokenizer_of
-from ._options import count, existing_file, new_file, picture
+from ._options import count, existing_file, figure, new_file
 
 
 RANKINGS = ("signed", "absolute")
@@ -61,7 +61,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="file for the scores of edges, as the benchmark's .json or .pt",
     )
-    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw the curves as an SVG file")
+    parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw the curves, as SVG, PDF or PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=curve)
 
@@ -84,7 +84,7 @@ def curve(arguments: argparse.Namespace) -> int:
     if arguments.out:
         save_scores(EdgeScores.of(model, scores), arguments.out)
     if arguments.plot:
-        draw_circuit_curve(curves, arguments.plot)
+        draw_circuit_curve(curves, arguments.plot, metric="logit difference")
     if arguments.json:
         say_json(_summary(arguments, model, graph, prompts, curves))
     else:

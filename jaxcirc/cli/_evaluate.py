@@ -7,7 +7,7 @@ from .._words import counted
 from ..circuits import Circuit, MeanAblation, ResampleAblation, Trial, ZeroAblation
 from ..view import draw_curves
 from ._common import add_prompt_options, load_given, progress_bar, say_json, Subparsers
-from ._options import count, existing_folder, picture
+from ._options import count, existing_folder, figure
 
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def add(subparsers: Subparsers) -> None:
         help="what happens to error nodes (%(default)s)",
     )
     parser.add_argument("--curve", action="store_true", help="at ever higher thresholds, next to random circuits")
-    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw that curve as an SVG file")
+    parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw that curve, as SVG, PDF or PNG")
     parser.add_argument(
         "--minimality",
         type=count("--minimality", "parts to try"),
@@ -90,7 +90,7 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
         if arguments.minimality is not None:
             tables["minimality"] = trial.minimality(most=arguments.minimality, progress=progress)
     if arguments.plot:
-        draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot)
+        draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot, metric="logit difference")
     if arguments.json:
         say_json({**evaluation.as_dict(), **{name: _records(table) for name, table in tables.items()}})
         return 0

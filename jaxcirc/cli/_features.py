@@ -7,7 +7,7 @@ from ..features._ends import SIDES
 from ..interop import check_saes, load_saes
 from ..view import draw_features
 from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
-from ._options import count, number, one_of, picture, site, threshold
+from ._options import count, figure, number, one_of, site, threshold
 
 
 PAIRS = ("same", "all")
@@ -71,9 +71,9 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--plot",
-        type=picture("--plot"),
+        type=figure("--plot"),
         metavar="FILE",
-        help="SVG file for the distribution of gradients, and cosines",
+        help="draw the distribution of gradients, and cosines, as SVG, PDF or PNG",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=features)
@@ -112,7 +112,7 @@ def features(arguments: argparse.Namespace) -> int:
         return 0
     _show(J, table)
     if arguments.plot:
-        print(f"\ndrawn in {arguments.plot}: open it in a browser.")
+        print(f"\ndrawn in {arguments.plot}.")
     return 0
 
 

@@ -30,7 +30,7 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
-from ._options import count, picture
+from ._options import count, figure
 
 
 METHODS: dict[str, AbstractHeadMethod] = {
@@ -68,7 +68,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how many heads to print (%(default)s)",
     )
-    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw all heads as an SVG file")
+    parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all heads, as SVG, PDF or PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=heads)
 
@@ -79,7 +79,7 @@ def heads(arguments: argparse.Namespace) -> int:
     method = _method(arguments, model, prompts)
     effects = _effects(arguments, model, prompts, method)
     if arguments.plot:
-        draw_head_effects(effects, arguments.plot)
+        draw_head_effects(effects, arguments.plot, metric="logit difference")
     rows = _rows(effects)
     total, clean = (float(np.mean(np.asarray(x))) for x in (effects.total, effects.clean))
     if arguments.json:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from .._figures import COLOURED_BY
 from .._words import counted
 from ..data._texts import load_texts
 from ..jacobian._rules import RULES
 from ..lens import fit_lens, JacobianLens
 from ..lens._fit import AVERAGES
-from ..lens._plot import COLOURS
 from ..lens._store import check_suffix
 from ..models import Transformer
 from ._common import (
@@ -159,7 +159,7 @@ def _add_show(parts: Subparsers) -> None:
         help="the position that is printed, from the end if negative (%(default)s)",
     )
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all positions, as SVG, PDF or PNG")
-    parser.add_argument("--colour", choices=COLOURS, default="rank", help="of what is drawn (%(default)s)")
+    parser.add_argument("--colour", choices=COLOURED_BY, default="rank", help="of what is drawn (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=show)
 

@@ -13,7 +13,6 @@ from .._files import check_figure, check_writable
 from .._sites import Site
 from ..circuits._circuit import check_output
 from ..jobs import Part
-from ..view._svg import check_svg
 
 
 def count(option: str, what: str, *, least: int = 1) -> Callable[[str], int]:
@@ -51,6 +50,7 @@ def figure(option: str) -> Callable[[str], Path]:
 
     def check(value: Path) -> None:
         check_figure(option, value)
+        _check_place(option, value)
 
     return _reader(Path, check)
 
@@ -128,11 +128,6 @@ def new_circuit(option: str) -> Callable[[str], Path]:
     return _writable(option, check_output)
 
 
-def picture(option: str) -> Callable[[str], Path]:
-    """Takes an SVG file that is written."""
-    return _writable(option, check_svg)
-
-
 def new_file(option: str) -> Callable[[str], Path]:
     """Takes a file that is written."""
 
@@ -156,20 +151,27 @@ def new_folder(option: str) -> Callable[[str], Path]:
 
 
 def _writable(option: str, check: Callable[[Path], None]) -> Callable[[str], Path]:
-    def both(path: Path) -> None:
-        try:
-            check(path)
-            check_writable(path)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be written: {error.strerror}. Choose another place.") from None
-
     def named(path: Path) -> None:
         try:
-            both(path)
+            check(path)
         except ValueError as error:
             raise ValueError(f"{option}: {error}") from None
+        except OSError as error:
+            raise _unwritable(option, path, error) from None
+        _check_place(option, path)
 
     return _reader(Path, named)
+
+
+def _check_place(option: str, path: Path) -> None:
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise _unwritable(option, path, error) from None
+
+
+def _unwritable(option: str, path: Path, error: OSError) -> ValueError:
+    return ValueError(f"{option}: {path} cannot be written: {error.strerror}. Choose another place.")
 
 
 def _reader(read: Callable[[str], Any], check: Callable[[Any], None] | None) -> Callable[[str], Any]:

@@ -21,7 +21,7 @@ from ..patching._patched_metrics import DIRECTIONS, NORMALISATIONS
 from ..saes import AbstractDictionary
 from ..view import draw_patching
 from ._common import add_prompt_options, load_model, load_prompt_file, progress_bar, say_json, Subparsers, tokenizer_of
-from ._options import count, picture
+from ._options import count, figure
 
 
 def add(subparsers: Subparsers) -> None:
@@ -71,7 +71,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how many cells to print (%(default)s)",
     )
-    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw heat maps as an SVG file")
+    parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw heat maps, as SVG, PDF or PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=patch)
 
@@ -87,7 +87,7 @@ def patch(arguments: argparse.Namespace) -> int:
     tokens = _texts(tokenizer, prompts)
     rows = _rows(found, tokens)
     if arguments.plot:
-        draw_patching(found, arguments.plot, tokens=tokens)
+        draw_patching(found, arguments.plot, tokens=tokens, metric="logit difference")
     if arguments.json:
         say_json(_summary(arguments, model, found, rows))
     else:

@@ -26,7 +26,7 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
-from ._options import count, one_of, picture
+from ._options import count, figure, one_of
 
 
 Values = Float[np.ndarray, "sender batch"]
@@ -100,7 +100,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how many senders to print (%(default)s)",
     )
-    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw all senders as an SVG file")
+    parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all senders, as SVG, PDF or PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=path_patching)
 
@@ -119,7 +119,7 @@ def path_patching(arguments: argparse.Namespace) -> int:
     changes, clean, corrupt = _patched(arguments, model, prompts, places)
     if arguments.plot:
         path = " to ".join(", ".join(stage) for stage in _chain(arguments))
-        draw_path_patching({f"to {path}": changes}, graph, arguments.plot)
+        draw_path_patching({f"to {path}": changes}, graph, arguments.plot, metric="logit difference")
     rows = _rows(arguments, graph, changes)
     if arguments.json:
         say_json(_summary(arguments, model, rows, clean, corrupt))

@@ -27,7 +27,7 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
-from ._options import count, existing_file, head, number, picture, share
+from ._options import count, existing_file, figure, head, number, share
 
 
 SHOWN = 10
@@ -99,7 +99,9 @@ def add(subparsers: Subparsers) -> None:
         metavar="X",
         help="of tokens that each head helps most (%(default)s)",
     )
-    parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw slopes and tokens as an SVG file")
+    parser.add_argument(
+        "--plot", type=figure("--plot"), metavar="FILE", help="draw slopes and tokens, as SVG, PDF or PNG"
+    )
     parser.add_argument(
         "--head",
         nargs="+",

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_count, check_kind, check_list
+from .._checks import check_choice, check_count, check_kind, check_list
+from .._figures import COLOURED_BY, text_of, written
 from .._fingerprint import difference, fingerprint
 from .._labels import with_labels
 from .._run import check_token_ids, check_tokens
@@ -152,11 +153,11 @@ class JacobianLens(Shown, eqx.Module):
         logit_lens: bool = False,
         path: str | Path | None = None,
     ) -> "Figure":
-        """Draws what `readout` reads: layers by positions, in each cell the strongest token.
+        """Draws what `readout` reads: layers by positions, in each cell the strongest token. `jc.draw_lens` draws a readout that is there.
 
         **Arguments:** - `tokenizer`: whatever decodes token ids; without one the ids are shown. - `colour`: by the `"rank"` of the token
-        that follows, dark where it is the first, or the `"entropy"`, dark where it is small. - `logit_lens`: as in `readout`. - `path`:
-        also writes the picture, by its suffix `.svg`, `.pdf` or `.png`.
+        that follows, dark where it is the first; by the `"entropy"`, dark where it is small; or by the `"probability"` of the strongest
+        token. - `logit_lens`: as in `readout`. - `path`: also writes the picture, by its suffix `.svg`, `.pdf` or `.png`.
 
         **Returns:** a matplotlib figure, which is part of no global state.
 
@@ -164,12 +165,13 @@ class JacobianLens(Shown, eqx.Module):
         >>> type(lens.plot(model, tokens, tokenizer, path="lens.svg")).__name__
         'Figure'
         """
+        target = written("JacobianLens.plot", path)
+        check_choice("JacobianLens.plot: colour", colour, COLOURED_BY)
         read = self.readout(model, tokens, 1, logit_lens=logit_lens)
-        text = (lambda token: str(int(token))) if tokenizer is None else (lambda token: tokenizer.decode([int(token)]))
-        shown = [[text(token) for token in layer] for layer in np.asarray(read.tokens[:, :, 0])]
         of = f"{self.settings.rule} Jacobians, {counted(self.n_prompts, 'prompt')}"
-        title = f"{'Logit lens' if logit_lens else 'Jacobian lens'} of {model.name}{'' if logit_lens else f': {of}'}"
-        return draw_readout(read, list(map(text, np.asarray(tokens))), shown, title=title, colour=colour, path=path)
+        title = f"{'Logit lens' if logit_lens else 'Jacobian lens'} of {model.name}{'' if logit_lens else f': {of}'}; read on 1 prompt"
+        texts = [text_of(tokenizer, token) for token in np.asarray(tokens)]
+        return draw_readout(read, target, tokens=texts, tokenizer=tokenizer, title=title, colour=colour)
 
     def _maps(self) -> Mapping[int, Float[Array, "map d_model d_model"]]:
         """The map of each layer, or of each of its clusters."""

@@ -28,7 +28,7 @@ class LensReadout(Shown, eqx.Module):
 
     **Attributes:** for each of `layers`, of which the last is the lens's target:
 
-    - `tokens`, `logits` `[layer seq top_k]`: the tokens with the largest logits, and these.
+    - `tokens`, `logits`, `probabilities` `[layer seq top_k]`: the tokens with the largest logits, these, and what they are by the softmax.
     - `entropy` `[layer seq]`: of the distribution over tokens, in nats.
     - `next_rank`, `logit_lens_rank` `[layer seq-1]`: the rank of the token that follows, 1 for the largest logit, as the lens reads it and
       as the logit lens does, which is the lens with every map the identity.
@@ -38,6 +38,7 @@ class LensReadout(Shown, eqx.Module):
     layers: tuple[int, ...] = eqx.field(static=True)
     tokens: Int[Array, "layer seq top_k"]
     logits: Float[Array, "layer seq top_k"]
+    probabilities: Float[Array, "layer seq top_k"]
     entropy: Float[Array, "layer seq"]
     next_rank: Int[Array, "layer seq-1"]
     logit_lens_rank: Int[Array, "layer seq-1"]
@@ -104,6 +105,7 @@ def read_layers(
         layers,
         of("tokens"),
         of("logits"),
+        of("probabilities"),
         of("entropy"),
         stack(next_rank, seq - 1),
         stack([each.following for each in plain], seq - 1),
@@ -116,6 +118,7 @@ def read_layers(
 class _Reading(eqx.Module):
     tokens: Int[Array, "seq top_k"]
     logits: Float[Array, "seq top_k"]
+    probabilities: Float[Array, "seq top_k"]
     entropy: Float[Array, " seq"]
     following: Int[Array, " seq"]
     ranks: Int[Array, "seq token"]
@@ -134,7 +137,8 @@ def _read(ends: Transformer, resid, maps, centres, *, following, chosen, top_k: 
     entropy = -jnp.sum(jnp.exp(logs) * logs, axis=1)
     own = take(logits, chosen, axis=1)
     following_rank = rank(jnp.take_along_axis(logits, following[:, None], 1)[:, 0])
-    return _Reading(ids, values, entropy, following_rank, jax.vmap(rank, 1, 1)(own), own)
+    top = jnp.exp(values - jax.nn.logsumexp(logits, axis=1, keepdims=True))
+    return _Reading(ids, values, top, entropy, following_rank, jax.vmap(rank, 1, 1)(own), own)
 
 
 def _carried(

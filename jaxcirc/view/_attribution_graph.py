@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from .._checks import check_count, check_kind
-from .._files import check_figure
+from .._checks import check_count, check_kind, check_list
+from .._figures import GREY, legend, name_columns, NEGATIVE, new_figure, POSITIVE, saved, SMALL, token_names, written
 from .._words import counted
 from ..attribution_graphs import AttributionGraph
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POSITIVE, NEGATIVE, GREY = "#c2410c", "#0b5fa5", "#555555"
 MARKS = {"latent": "o", "error": "D", "token": "s", "position": "^", "bias": "P", "logit": "*"}
 
 
@@ -39,40 +38,40 @@ def draw_attribution_graph(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for another suffix, a folder that is not there, and another number of tokens.
+    **Raises:** `ValueError` for another suffix, a folder that is not there, another number of tokens, and a graph without edges.
 
     >>> graph = jc.attribution_graph(model, None, tokens, max_nodes=50)
     >>> type(jc.draw_attribution_graph(graph, "graph.svg", most_edges=20)).__name__
     'Figure'
     """
-    from matplotlib.figure import Figure
-
+    target = written("draw_attribution_graph", path)
     check_kind("draw_attribution_graph: graph", graph, AttributionGraph, "what jc.attribution_graph gives")
     check_count("draw_attribution_graph: most_edges", "edges to draw", most_edges)
-    target = None if path is None else check_figure("draw_attribution_graph: path", path)
     ids = graph.meta["tokens"]
-    texts = [str(each) for each in (ids if tokens is None else tokens)]
-    if len(texts) != len(ids):
+    given = ids if tokens is None else check_list("draw_attribution_graph: tokens", "texts", tokens)
+    if len(given) != len(ids):
         raise ValueError(
-            f"draw_attribution_graph: tokens are the prompt's {len(ids)} tokens as text, got {len(texts)}."
+            f"draw_attribution_graph: tokens are the prompt's {len(ids)} tokens as text, got {len(given)}."
         )
+    texts = token_names([str(each) for each in given])
     edges = _drawn(graph, most_edges)
+    if not edges:
+        raise ValueError(
+            "draw_attribution_graph: the graph has no edge between nodes at positions. Make it with larger thresholds."
+        )
     last = int(graph.table.layer.max())
-    figure = Figure(figsize=(max(7.0, 0.8 * len(texts) + 2), max(5.0, 0.32 * (last + 2) + 2)))
-    axes = figure.add_subplot()
-    _draw(axes, graph, edges)
-    axes.set_xticks(range(len(texts)), [text.replace("$", r"\$") for text in texts], rotation=45, ha="right")
-    axes.set_xlabel("token at the position")
-    axes.set_ylabel("layer")
-    axes.set_title(
-        f"Attribution graph of {graph.meta.get('model') or 'a model'}: the {counted(len(edges), 'edge')} of most influence of "
-        f"{int(graph.edges.sum())}\npatterns and norms' scales held; red positive, blue negative",
-        fontsize=10,
+    title = (
+        f"Attribution graph of {graph.meta.get('model') or 'a model'}, 1 prompt: the {counted(len(edges), 'edge')} of most influence of "
+        f"{int(graph.edges.sum())}\npatterns and norms' scales held; edges red positive, blue negative, wider with more influence"
     )
-    figure.tight_layout()
-    if target is not None:
-        figure.savefig(target)
-    return figure
+    size = max(7.0, min(0.62 * len(texts) + 2, 16.0)), max(4.0, min(0.3 * (last + 2) + 1.8, 14.0))
+    figure, [axes] = new_figure(1, size, title=title)
+    _draw(axes, graph, edges)
+    name_columns(axes, len(texts), texts, (size[0] - 2) / len(texts))
+    axes.set_xlim(-0.6, len(texts) - 0.4)
+    axes.set_xlabel("token at the position", fontsize=SMALL)
+    axes.set_ylabel("layer", fontsize=SMALL)
+    return saved(figure, target)
 
 
 def _drawn(graph: AttributionGraph, most: int) -> list[tuple[int, int, float]]:
@@ -108,7 +107,9 @@ def _draw(axes: "Axes", graph: AttributionGraph, edges: list[tuple[int, int, flo
                 label=kind,
                 zorder=2,
             )
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+    for name, colour in (("positive", POSITIVE), ("negative", NEGATIVE)):
+        axes.plot([], [], color=colour, linewidth=1.5, label=f"{name} edge")
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     last = int(graph.table.layer.max())
     axes.set_yticks(range(-1, last + 1), ["embedding", *map(str, range(last)), "logits"])
 

@@ -1,28 +1,37 @@
 """Curves of circuits over their size, drawn."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
 from .._checks import check_kind
-from .._files import write_text, writing_file
+from .._figures import COLOURS, GREY, labelled, legend, log_axis, new_figure, saved, series, written
 from .._words import counted
 from ..localisation import CircuitCurve
-from ._svg import check_svg
-from .plot import across, band, COLOURS, curve, document, frame, legend, line, upwards
 
 
-def draw_circuit_curve(curves: CircuitCurve | Mapping[str, CircuitCurve], path: str | Path) -> None:
-    """Draws faithfulness and accuracy of circuits against their size as an SVG file, with 95 % intervals over examples.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    **Arguments:** - `curves`: one, or up to four by name, to compare.
+SIDES = {"faithfulness": "faithfulness, share of the metric", "accuracy": "accuracy, share of examples"}
 
-    **Raises:** `ValueError` for none or more than four, or a file that is not named as SVG.
+
+def draw_circuit_curve(
+    curves: CircuitCurve | Mapping[str, CircuitCurve], path: str | Path | None = None, *, metric: str | None = None
+) -> "Figure":
+    """Draws faithfulness and accuracy of circuits against their size, with 95 % intervals over examples as bands.
+
+    **Arguments:** - `curves`: one, or up to four by name, to compare. - `path`: also writes the figure, by its suffix `.svg`, `.pdf` or
+    `.png`. - `metric`: what it is called, for the title.
+
+    **Returns:** a matplotlib figure, which is part of no global state.
+
+    **Raises:** `ValueError` for none or more than four, another suffix, and a folder that is not there.
     """
-    check_svg(path)
+    target = written("draw_circuit_curve", path)
     who = "draw_circuit_curve: curves"
     named = {"": curves} if isinstance(curves, CircuitCurve) else curves
     check_kind(who, named, Mapping, "what jc.circuit_curve gives, or several by name")
@@ -30,54 +39,36 @@ def draw_circuit_curve(curves: CircuitCurve | Mapping[str, CircuitCurve], path: 
         raise ValueError(f"{who}: expected one to {len(COLOURS)} curves, got {len(named)}.")
     for each in named.values():
         check_kind(who, each, CircuitCurve, "what jc.circuit_curve gives")
-    panels = [_panel(named, "faithfulness"), _panel(named, "accuracy")]
-    with writing_file(path) as aside:
-        write_text(aside, document(panels, title="Faithfulness and accuracy of circuits against their size"))
+    examples = " and ".join(dict.fromkeys(counted(len(each.full), "example") for each in named.values()))
+    of = f"; metric: {metric}" if metric else ""
+    title = f"Faithfulness and accuracy of circuits against their size{of}; {examples}"
+    figure, axes = new_figure(len(SIDES), (4.8, 3.6), title=title)
+    for each, what in zip(axes, SIDES, strict=True):
+        _panel(each, named, what)
+    return saved(figure, target)
 
 
-def _panel(curves: Mapping[str, CircuitCurve], what: str) -> str:
-    columns = {name: _columns(each, what) for name, each in curves.items()}
-    values = np.concatenate([np.concatenate(each) for each in columns.values()])
+def _panel(axes: "Axes", curves: Mapping[str, CircuitCurve], what: str) -> None:
     smallest = min(float(each.sizes[0]) for each in curves.values())
     largest = max(float(each.sizes[-1]) for each in curves.values())
-    x = across(smallest / 1.3, largest * 1.3, log=True)
-    # Of few examples an interval may be of any width: the panel shows the curves and what fits beside them.
-    middles = np.concatenate([middle for middle, _, _ in columns.values()])
-    low, high = min(0.0, float(middles.min())), max(1.0, float(middles.max()))
-    reach = (high - low) / 2
-    bottom = max(float(np.nanmin(values)), low - reach)
-    top = min(float(np.nanmax(values)), high + reach)
-    y = upwards(min(low, bottom) - 0.05 * (high - low), max(high, top) + 0.05 * (high - low))
-    parts = [frame(x, y, label="size of the circuit, share of all", side=what, note=_note(curves))]
-    parts += [line([(x.begin, y.at(level)), (x.end, y.at(level))], dashes="2 3") for level in (0, 1)]
+    for level in (0.0, 1.0):
+        axes.axhline(level, color=GREY, linewidth=0.8, linestyle=":")
     for colour, (name, each) in zip(COLOURS, curves.items(), strict=False):
-        middle, *ends = columns[name]
-        at = lambda column, sizes=each.sizes: [
-            (float(size), min(max(float(value), y.low), y.high)) for size, value in zip(sizes, column, strict=True)
-        ]
-        if not np.isnan(ends).any():
-            parts += [band(x, y, at(ends[0]), at(ends[1]), colour)]
-        parts += [curve(x, y, at(middle), colour)]
-    room = len(curves) < 3
-    names = [_labelled(name, each, what, room=room) for name, each in curves.items()]
-    step = int((x.end - x.begin) / len(names))
-    return "".join([*parts, legend(list(zip(names, COLOURS, strict=False)), step=step)])
+        band = each.interval(what) if len(each.full) > 1 else None
+        series(axes, each.sizes, {_labelled(name, each, what): getattr(each, what)}, band=band, colours=(colour,))
+    # Of few examples an interval may be of any width: the panel shows the curves and what fits beside them.
+    middles = np.concatenate([getattr(each, what) for each in curves.values()])
+    low, high = min(0.0, float(middles.min())), max(1.0, float(middles.max()))
+    reach, (bottom, top) = (high - low) / 2, axes.get_ylim()
+    axes.set_ylim(max(min(low - 0.05, bottom), low - reach), min(max(high + 0.05, top), high + reach))
+    log_axis(axes, "x", smallest, largest)
+    single = any(len(each.full) == 1 for each in curves.values())
+    note = "bands: 95 % interval over examples" + ("; one example has none" if single else "")
+    labelled(axes, label="size of the circuit, share of all", side=SIDES[what], title=what, note=note)
+    legend(axes, loc="best")
 
 
-def _columns(each: CircuitCurve, what: str) -> tuple[Float[np.ndarray, " size"], ...]:
-    """The curve and the ends of its interval, NaN for a single example."""
-    middle = getattr(each, what)
-    nothing = np.full_like(middle, math.nan)
-    return (middle, *(each.interval(what) if len(each.full) > 1 else (nothing, nothing)))
-
-
-def _labelled(name: str, each: CircuitCurve, what: str, *, room: bool) -> str:
-    """A curve's name, with its scores where there is room."""
-    if name and not room:
-        return name
+def _labelled(name: str, each: CircuitCurve, what: str) -> str:
+    """A curve's name, with its scores."""
     score = f"CPR {each.cpr:z.2f}, CMD {each.cmd:z.2f}" if what == "faithfulness" else f"mean {each.acc_auc:z.2f}"
     return f"{name}: {score}" if name else score
-
-
-def _note(curves: Mapping[str, CircuitCurve]) -> str:
-    return " and ".join(dict.fromkeys(counted(len(each.full), "example") for each in curves.values()))

@@ -3,61 +3,78 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from .._checks import check_kind
-from .._files import write_text, writing_file
-from .._words import counted
+from .._figures import headline, heat_map, new_figure, panel_size, saved, signed, token_names, written
 from ..patching import PatchedMetrics
-from ._svg import check_svg
-from ._tokens import token_names
-from .plot import document, heat_map
+from ._effects import largest
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RUNS = {"denoise": "corrupt run, clean values put in", "noise": "clean run, corrupt values put in"}
-UNITS = {"fraction": "fraction", "difference": "change"}
+UNITS = {
+    "fraction": "fraction of the difference between the runs",
+    "difference": "change of the metric",
+}
 
 
-def draw_patching(found: PatchedMetrics, path: str | Path, *, tokens: Sequence[str] | None = None) -> None:
-    """Draws activation patching as heat maps in an SVG file, means over prompts: a panel a kind of site, layers by positions or by heads;
-    of heads by positions a panel a layer; and of whole sites one panel. Colours are symmetric around 0, which is the base run, and the
-    same in all panels. Metrics that were not normalised are drawn as differences to the base run.
+def draw_patching(
+    found: PatchedMetrics,
+    path: str | Path | None = None,
+    *,
+    tokens: Sequence[str] | None = None,
+    metric: str | None = None,
+) -> "Figure":
+    """Draws activation patching as heat maps, means over prompts: a panel a kind of site, layers by positions or by heads; of heads by
+    positions a panel a layer; and of whole sites one panel. Red is positive and blue negative, symmetric about 0, which is the base run,
+    and the colours are the same in all panels. Metrics that were not normalised are drawn as differences to the base run.
 
-    **Arguments:** - `tokens`: the text at each position.
+    **Arguments:** - `path`: also writes the figure, by its suffix `.svg`, `.pdf` or `.png`. - `tokens`: the text at each position. -
+    `metric`: what it is called, for the title.
 
-    **Raises:** `ValueError` for a file that is not named as SVG, and another number of tokens.
+    **Returns:** a matplotlib figure, which is part of no global state.
+
+    **Raises:** `ValueError` for another number of tokens, another suffix, and a folder that is not there.
 
     >>> prompts = jc.data.ioi(tokenizer, 4, seed=0)
     >>> found = jc.activation_patch(model, prompts.clean, prompts.corrupt, prompts.metric())
-    >>> jc.draw_patching(found, "patching.svg", tokens=[tokenizer.decode(int(t)) for t in prompts.clean[0]])
+    >>> figure = jc.draw_patching(found, "patching.svg", tokens=[tokenizer.decode(int(t)) for t in prompts.clean[0]])
     """
-    check_svg(path)
+    target = written("draw_patching", path)
     check_kind("draw_patching: found", found, PatchedMetrics, "what jc.activation_patch gives")
     if tokens is not None:
         found.check_tokens("draw_patching", tokens)
     if found.normalise == "metric":
         found = dataclasses.replace(found, normalise="difference")
     means = found.mean()
-    most = max(float(np.abs(mean).max()) for mean in means.values())
-    note = f"{RUNS[found.direction]}; mean of {counted(len(found.base), 'prompt')}"
+    texts = None if tokens is None else token_names(tokens)
     panels = [
-        heat_map(
-            values.tolist(),
-            label=label,
-            side=side,
-            title=title,
-            note=note,
-            unit=UNITS[found.normalise],
-            columns=token_names(tokens) if label == "position" and tokens is not None else columns,
-            rows=rows,
-            most=most,
-        )
+        (title, values, side, label, rows, texts if label == "position" else columns)
         for title, values, side, label, rows, columns in _panels(found, means)
     ]
-    with writing_file(path) as aside:
-        write_text(aside, document(panels, title=f"Activation patching: {RUNS[found.direction]}"))
+    size = tuple(map(max, zip(*(panel_size(each[1].shape, each[4], each[5]) for each in panels), strict=True)))
+    whole = headline(f"Activation patching: {RUNS[found.direction]}", metric=metric, prompts=len(found.base))
+    figure, axes = new_figure(len(panels), size, title=whole)
+    scale = signed(UNITS[found.normalise], largest(means.values()))
+    for each, (title, values, side, label, rows, columns) in zip(axes, panels, strict=True):
+        heat_map(
+            each,
+            values,
+            scale,
+            side=side,
+            label=label,
+            title=title,
+            rows=rows,
+            columns=columns,
+            missing="there is no such site",
+        )
+    return saved(figure, target)
 
 
 Names = Sequence[str] | None
@@ -71,7 +88,7 @@ def _panels(found: PatchedMetrics, means: dict[str, Float[np.ndarray, "layer ...
         values = np.full((len(means), len(layers)), np.nan)
         for row, (name, mean) in enumerate(means.items()):
             values[row, [layers.index(layer) for layer in found.layers(name)]] = mean
-        yield "whole sites", values, "", "layer", list(means), [_of_layer(layer) for layer in layers]
+        yield "whole sites", values, "site", "layer", list(means), [_of_layer(layer) for layer in layers]
         return
     for name, mean in means.items():
         layers = found.layers(name)

@@ -2,65 +2,118 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_kind
-from .._files import write_text, writing_file
+from .._figures import (
+    GREY,
+    headline,
+    heat_map,
+    labelled,
+    NEGATIVE,
+    new_figure,
+    panel_size,
+    POSITIVE,
+    saved,
+    signed,
+    SMALL,
+    written,
+)
 from .._words import counted
 from ..graph import ComponentGraph
-from ._svg import check_svg
-from .plot import document, heat_map
+from ._effects import largest
 
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Sweep = Float[Array | np.ndarray, "sender batch"]
+BARS = 12  # senders whose changes have a bar
 
 
-def draw_path_patching(sweeps: Mapping[str, Sweep], graph: ComponentGraph, path: str | Path) -> None:
-    """Draws what every sender of the component graph does along a path as heat maps in an SVG file, layers by heads and MLP: a panel a
-    sweep, means over prompts. Colours are symmetric around 0, no change, and the same in all panels; the embedding stands below each.
+def draw_path_patching(
+    sweeps: Mapping[str, Sweep],
+    graph: ComponentGraph,
+    path: str | Path | None = None,
+    *,
+    metric: str | None = None,
+) -> "Figure":
+    """Draws what every sender of the component graph does along a path: for each sweep a heat map, layers by heads and MLP, means over
+    prompts; and beside it the largest changes as bars, with their standard errors where there are several prompts. Red is positive and
+    blue negative, symmetric about 0, no change, and the colours are the same in all panels; the embedding stands below each.
 
     **Arguments:** - `sweeps`: title and changes of the metric `[sender batch]`: what `jc.path_patch` gives without `senders`, less the
-    clean metric. - `graph`: whose senders they are.
+    clean metric. - `graph`: whose senders they are. - `path`: also writes the figure, by its suffix `.svg`, `.pdf` or `.png`. -
+    `metric`: what it is called, for the title.
 
-    **Raises:** `ValueError` for another number of senders, and a file that is not named as SVG.
+    **Returns:** a matplotlib figure, which is part of no global state.
+
+    **Raises:** `ValueError` for another number of senders, no prompts, another suffix, and a folder that is not there.
 
     >>> prompts = jc.data.ioi(tokenizer, 4, flip=("IO",), seed=0)
     >>> found = jc.path_patch(model, prompts.clean, prompts.corrupt, prompts.metric(), receivers=["logits"])
     >>> clean = jax.vmap(lambda tokens, metric: metric(jc.run(model, tokens)[0]))(prompts.clean, prompts.metric())
-    >>> jc.draw_path_patching({"to the logits": found - clean}, jc.component_graph(model), "path-patching.svg")
+    >>> figure = jc.draw_path_patching({"to the logits": found - clean}, jc.component_graph(model), "path-patching.svg")
     """
-    check_svg(path)
+    target = written("draw_path_patching", path)
     check_kind("draw_path_patching: graph", graph, ComponentGraph, "a graph as jc.component_graph(model) gives one")
     check_kind("draw_path_patching: sweeps", sweeps, Mapping, "titles and the changes of each sweep")
     if not sweeps:
         raise ValueError("draw_path_patching: sweeps is empty. Give the changes of one, by its title.")
-    given = {title: np.asarray(changes) for title, changes in sweeps.items()}
+    given = {title: np.asarray(changes).astype(np.float64) for title, changes in sweeps.items()}
     for title, changes in given.items():
-        if changes.ndim != 2 or len(changes) != len(graph.senders):
+        if changes.ndim != 2 or len(changes) != len(graph.senders) or not changes.shape[1]:
             raise ValueError(
                 f"draw_path_patching: expected changes [sender batch] of all {len(graph.senders)} senders of the graph for {title!r}, got "
                 f"shape {changes.shape}."
             )
     means = {title: changes.mean(1) for title, changes in given.items()}
-    most = max(float(np.abs(mean).max()) for mean in means.values())
     names = _columns(graph)
-    panels = [
+    size = panel_size((graph.n_layers, len(names)), None, names)
+    counts = [changes.shape[1] for changes in given.values()]
+    whole = headline("Path patching: change of the metric by sender", metric=metric, prompts=counts)
+    figure, axes = new_figure(2 * len(given), size, title=whole)
+    scale = signed("change of the metric", largest(means.values()))
+    for each, (title, mean) in zip(axes[::2], means.items(), strict=True):
+        note = f"{_embeddings(graph, mean)}; mean of {counted(given[title].shape[1], 'prompt')}"
         heat_map(
-            _table(graph, mean, names).tolist(),
-            label="head, or other sender",
+            each,
+            _table(graph, mean, names),
+            scale,
             side="layer",
+            label="head, or other sender",
             title=title,
-            note=f"{_embeddings(graph, mean)}; mean of {counted(given[title].shape[1], 'prompt')}",
-            unit="change",
+            note=note,
             columns=names,
-            most=most,
+            missing="there is no such sender",
         )
-        for title, mean in means.items()
-    ]
-    with writing_file(path) as aside:
-        write_text(aside, document(panels, title="Path patching: change of the metric by sender"))
+    for each, changes in zip(axes[1::2], given.values(), strict=True):
+        _bars(each, graph, changes)
+    return saved(figure, target)
+
+
+def _bars(axes: "Axes", graph: ComponentGraph, changes: Float[np.ndarray, "sender batch"]) -> None:
+    """Draws the senders of the largest changes, the largest on top."""
+    mean, n = changes.mean(1), changes.shape[1]
+    order = np.argsort(-np.abs(mean), kind="stable")[:BARS]
+    order = order[np.isfinite(mean[order])]
+    errors = changes[order].std(1, ddof=1) / np.sqrt(n) if n > 1 else None
+    colours = [POSITIVE if mean[i] > 0 else NEGATIVE for i in order]
+    axes.barh(range(len(order)), mean[order], xerr=errors, color=colours, ecolor=GREY, capsize=2, height=0.7)
+    axes.axvline(0.0, color=GREY, linewidth=0.8)
+    axes.set_yticks(range(len(order)), [graph.senders[i] for i in order], fontsize=SMALL)
+    axes.set_ylim(max(len(order), 1) - 0.4, -0.6)
+    labelled(
+        axes,
+        label="change of the metric",
+        side="sender",
+        title=f"the largest {len(order)}",
+        note="bars: mean ± one standard error over prompts" if n > 1 else "one prompt has no standard error",
+    )
 
 
 def _columns(graph: ComponentGraph) -> list[str]:
@@ -72,7 +125,7 @@ def _columns(graph: ComponentGraph) -> list[str]:
 def _table(
     graph: ComponentGraph, mean: Float[np.ndarray, " sender"], names: list[str]
 ) -> Float[np.ndarray, "layer column"]:
-    table = np.zeros((graph.n_layers, len(names)))
+    table = np.full((graph.n_layers, len(names)), np.nan)
     for slot, value in zip(graph.sender_slots, mean, strict=True):
         if slot.layer >= 0:
             column = slot.head if slot.part == "head" else names.index(slot.part.replace("_", " "))

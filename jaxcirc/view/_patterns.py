@@ -2,74 +2,81 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from .._files import write_text, writing_file
+from .._checks import check_list
+from .._figures import heat_map, new_figure, panel_size, saved, shares, sizes, token_names, written
 from ..models import Transformer
 from ..patching import head_patterns
-from ._svg import check_svg
-from ._tokens import token_names
-from .plot import document, heat_map
+from ._effects import largest
 
 
-NOTES = {
-    "none": "attention pattern",
-    "value": "attention, by the norm of the value at the key",
-    "output": "attention, by the norm of the value through W_O at the key",
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLES = {
+    "none": "Attention patterns",
+    "value": "Attention patterns, weighted by the norm of the value at the key",
+    "output": "Attention patterns, weighted by the norm of the value through W_O at the key",
 }
+UNITS = {"none": "attention", "value": "attention · ‖v‖", "output": "attention · ‖v W_O‖"}
 
 
 def draw_patterns(
     model: Transformer,
     tokens: Int[Array, " seq"],
     heads: Sequence[tuple[int, int]],
-    path: str | Path,
+    path: str | Path | None = None,
     value_weighted: bool = False,
     *,
     through_output: bool = False,
     names: Sequence[str] | None = None,
     mask: Bool[Array, " seq"] | None = None,
-) -> None:
-    r"""Draws the attention patterns of some heads on one prompt as heat maps in an SVG file: queries downwards, keys across.
+) -> "Figure":
+    r"""Draws the attention patterns of some heads on one prompt as heat maps: queries downwards, keys across; from 0 to 1, or weighted by
+    the size of what is read, from 0 to the largest of any head.
 
     **Arguments:**
 
     - `tokens` `[seq]`: one prompt. `mask` `[seq]`: False for padding.
     - `heads`: as `(layer, head)`, a panel each.
+    - `path`: also writes the figure, by its suffix `.svg`, `.pdf` or `.png`.
     - `value_weighted`: weighted by the norm of the value at the key, $A_{qk} \lVert v_k \rVert$; with `through_output` by
       $\lVert v_k W_O \rVert$, that of what it writes. `jc.patching.head_patterns` gives the numbers.
     - `names`: the text of each token.
 
-    **Raises:** `ValueError` for a head that is not there, another number of names, and a file that is not named as SVG.
+    **Returns:** a matplotlib figure, which is part of no global state.
+
+    **Raises:** `ValueError` for a head that is not there, another number of names, another suffix, and a folder that is not there.
 
     >>> names = [tokenizer.decode(int(token)) for token in tokens]
-    >>> jc.draw_patterns(model, tokens, [(0, 1), (1, 2)], "patterns.svg", value_weighted=True, names=names)
+    >>> figure = jc.draw_patterns(model, tokens, [(0, 1), (1, 2)], "patterns.svg", value_weighted=True, names=names)
     """
-    check_svg(path)
+    target = written("draw_patterns", path)
     if through_output and not value_weighted:
         raise ValueError(
             "draw_patterns: through_output says by what values are weighted. Give value_weighted=True too."
         )
-    weigh = "output" if through_output else "value" if value_weighted else "none"
-    patterns = np.asarray(head_patterns(model, tokens, heads, weigh=weigh, mask=mask))
-    if names is not None and len(names) != len(tokens):
+    if names is not None and len(check_list("draw_patterns: names", "texts", names)) != len(tokens):
         raise ValueError(f"draw_patterns: names are the text of each of {len(tokens)} tokens, got {len(names)}.")
-    shown = None if names is None else token_names(names)
-    panels = [
+    weigh = "output" if through_output else "value" if value_weighted else "none"
+    patterns = np.asarray(head_patterns(model, tokens, heads, weigh=weigh, mask=mask)).astype(np.float64)
+    texts = None if names is None else token_names(names)
+    scale = shares(UNITS[weigh]) if weigh == "none" else sizes(UNITS[weigh], largest([patterns]))
+    title = f"{TITLES[weigh]}; {model.name}, 1 prompt" if model.name else f"{TITLES[weigh]}; 1 prompt"
+    figure, axes = new_figure(len(patterns), panel_size(patterns.shape[1:], texts, texts), title=title)
+    for each, (layer, head), pattern in zip(axes, heads, patterns, strict=True):
         heat_map(
-            pattern.tolist(),
-            label="key",
+            each,
+            pattern,
+            scale,
             side="query",
+            label="key",
             title=f"head {layer}.{head}",
-            note=NOTES[weigh],
-            columns=shown,
-            rows=shown,
-            most=1.0 if weigh == "none" else None,
-            positive=True,
+            rows=texts,
+            columns=texts,
         )
-        for (layer, head), pattern in zip(heads, patterns, strict=True)
-    ]
-    with writing_file(path) as aside:
-        write_text(aside, document(panels, title="Attention patterns of heads"))
+    return saved(figure, target)

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import re
 import tempfile
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from jaxcirc import Kind, Site
 from jaxcirc.interop import save_pretrained
 
 from ..dictionaries import make_sae
+from ..figures import cells, panels
 from ..helpers import needs_x64, tokens_for
 from ..stored_models import load, stored_model
 from ..test_public_api import public_names
@@ -89,12 +89,10 @@ def operators(model):
     }
 
 
-def pattern_colours(model):
-    """The strengths of red in the picture, which is all that drawing gives."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "patterns.svg"
-        jc.draw_patterns(model, prompts(model)[0][0], [(0, 1), (1, 0)], path, value_weighted=True)
-        return [int(colour, 16) / 255 for colour in re.findall(r'fill="#(?:..)(?:..)(..)"', path.read_text("utf-8"))]
+def patterns_drawn(model):
+    """The numbers in the figure."""
+    figure = jc.draw_patterns(model, prompts(model)[0][0], [(0, 1), (1, 0)], value_weighted=True)
+    return [cells(axes) for axes in panels(figure)]
 
 
 VERBS = {
@@ -122,7 +120,7 @@ VERBS = {
             model, *prompts(model), jc.LogitDiff(1, 2), sites=["resid_pre", "pattern"], by="layer_position"
         ).values
     ),
-    "draw_patterns": pattern_colours,
+    "draw_patterns": patterns_drawn,
     "direct_effects": lambda model: jc.direct_effects(model, prompts(model)[0]),
     "decode": lambda model: jc.decode(model, jnp.eye(model.d_model), POST).logits,
     "logit_lens": lambda model: [
