@@ -114,7 +114,9 @@ class At(AbstractEdit):
     6
     """
 
-    where: tuple[Any, ...] = eqx.field(static=True)  # as a tuple: before Python 3.12 a slice has no hash, which `jit` takes
+    where: tuple[Any, ...] = eqx.field(
+        static=True
+    )  # as a tuple: before Python 3.12 a slice has no hash, which `jit` takes
     edit: AbstractEdit
 
     def __init__(self, pos: int | slice | Sequence[int] | str, edit: AbstractEdit):
@@ -156,7 +158,9 @@ class At(AbstractEdit):
         return only_where(jnp.asarray(self.positions(length, length)), self.edit, x, axis)
 
 
-def only_where(there: Bool[Array, " seq"], edit: AbstractEdit, x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+def only_where(
+    there: Bool[Array, " seq"], edit: AbstractEdit, x: Float[Array, "..."], axis: int
+) -> Float[Array, "..."]:
     """`x` with an edit at the positions along an axis that are `there`."""
     edited = jnp.asarray(edit(x), x.dtype)  # a function of the user's own may hand back half precision
     if edited.shape != x.shape:

@@ -140,7 +140,9 @@ def test_an_edit_at_positions_of_queries_and_what_it_refuses(untyped):
     np.testing.assert_allclose(jitted(jc.At(slice(5, None), jc.Scale(0.5))), got, rtol=1e-6)
     assert jc.At(np.int64(3), jc.Add(1.0)).pos == [3]
     assert jc.At(slice(-2, None), jc.Add(1.0)).pos == slice(-2, None)
-    with pytest.raises(ValueError, match=r"at `blocks.1.attn.hook_pattern`, At's position 7 is outside: there are 0 to 6"):
+    with pytest.raises(
+        ValueError, match=r"at `blocks.1.attn.hook_pattern`, At's position 7 is outside: there are 0 to 6"
+    ):
         seen(jc.At(7, jc.Scale(0.5)))
     with pytest.raises(ValueError, match=r"At\('new', …\) is for jc.generate"):
         seen(jc.At("new", jc.Scale(0.5)))

@@ -99,7 +99,7 @@ def test_each_token_is_that_of_a_whole_run_with_the_same_edits(name):
     site = Site(0, Kind.RESID_POST)
     saes = {site: oracle.random_sae(KEY, site, model.d_model, model.d_model + 3)}
     edits = steering(model, saes, model.d_model + 3)
-    more = {"temperature": 0.7, "key": jax.random.key(8)}
+    more = {"temperature": 5.0, "key": jax.random.key(8)}
     got = jc.generate(model, None, tokens, N, saes=saes, edits=edits, **more)
     want, log_probs = by_hand(tokens, N, logits_by_runs(model, saes, as_in_runs(edits)), **more)
     assert got.tokens.tolist() == want
@@ -129,10 +129,10 @@ def test_moved_latents_are_those_of_dictionaries_spliced_in(name):
     neurons = max(saes)
     changes = [Change(site, slice(-2, None), 2, jc.Add(6.0)), Change(neurons, slice(None), 4, jc.Scale(-3.0))]
     beside = {Site(0, Kind.RESID_POST): jc.At("new", jc.Scale(0.8)), site: jc.At(slice(1, None), jc.Scale(1.2))}
-    more = {"temperature": 0.7, "key": jax.random.key(8)}
+    more = {"temperature": 5.0, "key": jax.random.key(8)}
     got = jc.generate(model, None, tokens, N, transcoders=transcoders, changes=changes, edits=beside, **more)
     # What the latent writes is added behind the edit there.
-    step = 6.0 * saes[site].W_dec[2] * (jnp.arange(FULL) >= 3)[:, None]
+    step = jnp.where((jnp.arange(FULL) >= 3)[:, None], 6.0 * saes[site].W_dec[2], 0)
     at_site = lambda x: jnp.where((jnp.arange(FULL) >= 1)[:, None], 1.2 * x, x) + step
     edits = {**as_in_runs(beside), site: jc.Apply(jax.tree_util.Partial(at_site))}
     edits |= {neurons.acts: jc.Scale(jnp.ones(24).at[4].set(-3.0))}
@@ -169,30 +169,30 @@ def test_other_lengths_values_and_positions_run_the_same_program():
 
 def test_samples_are_drawn_apart_and_from_the_models_distribution():
     model, _, tokens = given("gpt2")
-    many = jc.generate(model, None, tokens, 2, temperature=1.3, key=KEY, samples=2048)
+    many = jc.generate(model, None, tokens, 2, temperature=6.0, key=KEY, samples=2048)
     assert many.tokens.shape == many.log_probs.shape == many.mask.shape == (2048, 2)
     logits = jc.run(model, tokens)[0][-1]
     share = np.bincount(np.asarray(many.tokens[:, 0]), minlength=13) / 2048
-    want = np.asarray(jax.nn.softmax(logits / 1.3))
+    want = np.asarray(jax.nn.softmax(logits / 6.0))
     assert (np.abs(share - want) < 4 * np.sqrt(want / 2048) + 1e-3).all()
     assert want.max() < 0.9  # else any draw would do
     keys, (first, *_) = jax.random.split(KEY, 2048), many.samples
     for i in (0, 7):
-        one = jc.generate(model, None, tokens, 2, temperature=1.3, key=keys[i])
+        one = jc.generate(model, None, tokens, 2, temperature=6.0, key=keys[i])
         np.testing.assert_array_equal(one.tokens, many.tokens[i])
         assert_close(one.log_probs, many.log_probs[i])
     np.testing.assert_array_equal(first.tokens, many.tokens[0])
-    again = jc.generate(model, None, tokens, 2, temperature=1.3, key=KEY, samples=2048)
+    again = jc.generate(model, None, tokens, 2, temperature=6.0, key=KEY, samples=2048)
     np.testing.assert_array_equal(again.tokens, many.tokens)
-    other = jc.generate(model, None, tokens, 2, temperature=1.3, key=jax.random.key(4), samples=2048)
+    other = jc.generate(model, None, tokens, 2, temperature=6.0, key=jax.random.key(4), samples=2048)
     assert (other.tokens != many.tokens).any()
 
 
 def test_it_stops_behind_a_token():
     model, _, tokens = given("gpt2")
-    free = jc.generate(model, None, tokens, N, temperature=1.0, key=KEY, samples=40)
+    free = jc.generate(model, None, tokens, N, temperature=6.0, key=KEY, samples=40)
     stop = int(np.bincount(np.asarray(free.tokens).ravel()).argmax())
-    ended = jc.generate(model, None, tokens, N, temperature=1.0, key=KEY, samples=40, stop=stop)
+    ended = jc.generate(model, None, tokens, N, temperature=6.0, key=KEY, samples=40, stop=stop)
     at = [row.tolist().index(stop) if stop in row.tolist() else N for row in np.asarray(free.tokens)]
     there = np.arange(N) <= np.array(at)[:, None]
     assert there.any(0).all()
@@ -202,7 +202,7 @@ def test_it_stops_behind_a_token():
     assert_close(ended.log_probs, np.where(there, free.log_probs, 0))
     row = next(row for row, first in enumerate(at) if first < N - 1)
     alone = jc.generate(
-        model, None, tokens, N, temperature=1.0, key=jax.random.split(KEY, 40)[row], stop=[stop, (stop + 1) % 13]
+        model, None, tokens, N, temperature=6.0, key=jax.random.split(KEY, 40)[row], stop=[stop, (stop + 1) % 13]
     )
     assert alone.mask.sum() <= at[row] + 1
 
@@ -230,7 +230,7 @@ def test_text_in_and_out():
     assert counted(longer) == 12
     assert counted._cache_size() == 1
 
-    push = {"blocks.3.hook_resid_post": jc.At("new", jc.Add(40 * model.W_E[40]))}
+    push = {"logits": jc.At("new", jc.Add(jnp.zeros(model.d_vocab).at[40].set(100.0)))}
     both = jc.generation.compare(model, tokenizer, prompt, 12, edits=push)
     assert both.unsteered.text == got.text
     assert both.first_difference == 1  # the first new token is read off the prompt's last position

@@ -74,7 +74,9 @@ def compare(
     0
     """
     if not edits and not changes:
-        raise ValueError("compare: nothing is steered. Give edits or changes; for the model's own text call jc.generate.")
+        raise ValueError(
+            "compare: nothing is steered. Give edits or changes; for the model's own text call jc.generate."
+        )
     asked = prepared(
         "compare",
         *(model, tokenizer, prompt, n),

@@ -181,9 +181,7 @@ def prepared(
     return Prepared(model, tokenizer, ids, n, acting, asked, keys, length, ends)
 
 
-def _ids(
-    verb: str, model: Transformer, tokenizer: Any, prompt: Any, bos: bool | None
-) -> Int[np.ndarray, " seq"]:
+def _ids(verb: str, model: Transformer, tokenizer: Any, prompt: Any, bos: bool | None) -> Int[np.ndarray, " seq"]:
     if tokenizer is not None:
         check_tokenizer(verb, tokenizer)
     if not isinstance(prompt, str):

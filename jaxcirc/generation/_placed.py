@@ -102,9 +102,7 @@ def _placed(
     keys = site.kind in (Kind.ATTN_SCORES, Kind.PATTERN)
     made = [_filled(f"{name}, {type(inner).__name__}", leaf, shape, axis, keys, there, model) for leaf in leaves]
     arrays = [array for array, _ in made]
-    return Placed(
-        jax.tree.unflatten(tree, arrays), jnp.asarray(there), tuple(has_rows for _, has_rows in made), axis
-    )
+    return Placed(jax.tree.unflatten(tree, arrays), jnp.asarray(there), tuple(has_rows for _, has_rows in made), axis)
 
 
 def _filled(
