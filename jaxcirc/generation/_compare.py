@@ -26,7 +26,7 @@ class Comparison(eqx.Module):
     steered: Generation
 
     @property
-    def first_difference(self) -> int | None | tuple[int | None, ...]:
+    def first_difference(self) -> int | tuple[int | None, ...] | None:
         """The number of the first new token in which they differ; `None` where they are the same; of several samples a tuple."""
         pairs = zip(self.unsteered.samples, self.steered.samples, strict=True)
         found = tuple(_first(np.asarray(a.tokens), np.asarray(b.tokens)) for a, b in pairs)

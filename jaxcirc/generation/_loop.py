@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._edits import AbstractEdit, Apply
 from .._indexing import take
-from .._run import NOTHING
 from .._sites import Kind, Site
 from .._tap import Tap
 from .._typing import Tokens
