@@ -89,6 +89,8 @@ from .components import (
     AbstractFit as AbstractFit,
     AbstractValues as AbstractValues,
     Breakdown as Breakdown,
+    decode as decode,
+    Decoded as Decoded,
     direct_effects as direct_effects,
     DirectEffects as DirectEffects,
     logit_lens as logit_lens,

@@ -247,6 +247,10 @@ class Site:
     def __lt__(self, other: "Site") -> bool:
         return self._order() < other._order() if isinstance(other, Site) else NotImplemented
 
+    def __repr__(self) -> str:
+        part = "" if self.part == Part.VALUE else f", Part.{self.part.name}"
+        return f"Site({self.layer}, Kind.{self.kind.name}{part})"
+
     def __str__(self) -> str:
         prefix = "" if self.layer is None else f"blocks.{self.layer}."
         return prefix + _NAMES[self.kind] + _PARTS[self.part]

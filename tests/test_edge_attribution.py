@@ -1,15 +1,19 @@
 """Edge attribution is the gradient of edge patching, and integrates to it where that is exact."""
 
+import dataclasses
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxcirc as jc
+from jaxcirc.parts import silu
 
 from .helpers import assert_close, model_named, MODELS, needs_x64
+from .test_lens import Relevance
 from .test_patch_edges import changed_writes, metric_of, problem
 
 
@@ -106,6 +110,25 @@ def test_held_sites_are_held():
             assert_close(np.asarray(scores)[row, graph.sender(sender)].sum(), np.array(wanted, model.dtype))
 
 
+@needs_x64
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_relevance_is_passed_by_its_rules(name):
+    """Against gated MLPs written out with their halves; and without products to halve it is the detached model."""
+    model = model_named(name)
+    arguments = problem(model)
+    found = jc.edge_attribution(model, *arguments, derivatives="lrp")
+    detached = jc.edge_attribution(model, *arguments, derivatives="detached")
+    held = jc.frozen.detached(model)
+    assert_close(detached, jc.edge_attribution(model, *arguments, frozen=held))
+    if name == "llama":
+        assert model.blocks[0].mlp.act is silu
+        blocks = tuple(dataclasses.replace(block, mlp=Relevance(block.mlp)) for block in model.blocks)
+        held = jc.frozen.layer_norms(model) | jc.frozen.patterns(model)
+        assert np.abs(found - detached).max() > 1e-3 * np.abs(found).max()
+        model = eqx.tree_at(lambda model: model.blocks, model, blocks)
+    assert_close(found, jc.edge_attribution(model, *arguments, frozen=held))
+
+
 def test_groups_padding_and_ablations():
     model = model_named("llama")
     clean, corrupt, metric = problem(model, seq=7)
@@ -134,6 +157,7 @@ BAD = {
     "a rule": ({"rule": "simpson"}, "rule must be one of"),
     "one step of the trapezoid": ({"rule": "trapezoid"}, "at least 2 steps"),
     "a way": ({"along": "weights"}, "must be 'inputs' or 'activations'"),
+    "derivatives": ({"derivatives": "half"}, "must be 'exact' or 'lrp' or 'detached'"),
     "a held node": ({"frozen": ["blocks.0.hook_mlp_out"]}, "is on the way of nodes themselves"),
     "prompts": ({"corrupt": None}, "Give them, or an ablation"),
 }

@@ -1,6 +1,5 @@
 """Singular values of Jacobians layer by layer, and the tokens that their vectors stand for."""
 
-import dataclasses
 import functools as ft
 
 import jax
@@ -12,7 +11,6 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 
 from .helpers import assert_close, counting_programs, make_model, model_named, tokens_for
-from .odd_parts import odd_model
 
 
 SEQ, RANK = 5, 3
@@ -76,20 +74,6 @@ def test_blocks_share_their_programs():
     assert len(compiled[1]) < 8
 
 
-def test_top_tokens_read_directions_through_the_final_norm():
-    model = model_named("gpt2-untied")
-    directions = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)), model.dtype)
-    ids, logits = jc.jacobian.top_tokens(model, directions, 4)
-    x = np.asarray(directions, np.float64)
-    read = (x - x.mean(-1, keepdims=True)) * np.asarray(model.ln_final.weight) @ np.asarray(model.W_U)
-    assert ids.shape == logits.shape == (2, 3, 4)
-    np.testing.assert_array_equal(ids, np.argsort(-read, axis=-1)[..., :4])
-    assert_close(logits, -np.sort(-read, axis=-1)[..., :4])
-    without = model_named("no-norm-relu-bidirectional")
-    ids, _ = jc.jacobian.top_tokens(without, np.asarray(x, without.dtype), 1)
-    np.testing.assert_array_equal(ids[..., 0], np.argmax(x @ np.asarray(without.W_U), axis=-1))
-
-
 def test_a_left_vector_names_what_the_model_says():
     """In a trained model, of the detached Jacobian to the last layer: a token that it predicts is among the first of a leading vector."""
     model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
@@ -99,7 +83,7 @@ def test_a_left_vector_names_what_the_model_says():
         model, tokens, EMBED, ["blocks.3.hook_resid_post"], rank=4, frozen=held, target_pos=[-1]
     )
     directions = jnp.concatenate([found.left[0, :, 0], -found.left[0, :, 0]])
-    ids, _ = jc.jacobian.top_tokens(model, directions, 10)
+    ids, _ = jc.decode(model, directions).top(10)
     said = jax.lax.top_k(jc.run(model, tokens)[0][-1], 3)[1]
     assert np.isin(said, ids).any()
 
@@ -118,10 +102,6 @@ ALL = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
         (lambda model, tokens: jc.jacobian.spectra(model, tokens, EMBED, ALL, rank=500), ValueError, "rank is from 1 to 80"),
         (lambda model, tokens: jc.jacobian.spectra(model, tokens, ALL[1], ALL[:1]), ValueError, "Are they swapped"),
         (lambda model, tokens: jc.jacobian.spectra(model, tokens, EMBED, ALL, target_pos=[9]), ValueError, "9"),
-        (lambda model, tokens: jc.jacobian.top_tokens(model, jnp.ones((2, 5))), ValueError, r"\[… 16\]; got \(2, 5\)"),
-        (lambda model, tokens: jc.jacobian.top_tokens(model, jnp.ones(16), 0), ValueError, "top_tokens: k is how many"),
-        (lambda model, tokens: jc.jacobian.top_tokens(model, jnp.ones(16), 99), ValueError, "logits of 13 tokens"),
-        (lambda model, tokens: jc.jacobian.top_tokens(model, [1.0]), TypeError, "expected an array"),
         (lambda model, tokens: jc.jacobian.intercept(model, tokens, ALL[1], ALL[0]), ValueError, "Are they swapped"),
     ],
 )  # fmt: skip
@@ -130,11 +110,3 @@ def test_misuse(call, kind, message):
     model = model_named("gpt2")
     with pytest.raises(kind, match=message):
         call(model, tokens_for(model, SEQ))
-
-
-@pytest.mark.usefixtures("untyped")
-def test_tokens_of_a_final_norm_of_ones_own():
-    model = odd_model("RMS norm")
-    model = dataclasses.replace(model, ln_final=model.blocks[0].ln1)
-    with pytest.raises(ValueError, match="top_tokens: it computes with the weights"):
-        jc.jacobian.top_tokens(model, jnp.ones(16))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import Metric
+from .._shown import Shown
 from .._sites import BySite, Site
 from ..jacobian._certificate import Certificate, certify_edges
 from ..models import Transformer
@@ -26,8 +27,8 @@ Pair = tuple[Site, Site]
 Coo = tuple[Int[np.ndarray, "n 3"], Int[np.ndarray, "n 3"], Float[np.ndarray, " n"]]
 
 
-@dataclasses.dataclass(frozen=True)
-class EdgeEffects:
+@dataclasses.dataclass(frozen=True, repr=False)
+class EdgeEffects(Shown):
     """Effects of edges on the metric, corrupt − clean, in the metric's units: one number for each pair of node instances.
 
     **Attributes:**
@@ -49,6 +50,14 @@ class EdgeEffects:
     batch: int
     seq: int
     certificate: Certificate | None = None
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "pairs of sites": str(len(self.parts)),
+            "to_metric": f"at {len(self.to_metric)} sites",
+            "prompts": f"{self.batch} of {self.seq} positions",
+            "certificate": str(self.certificate or "not asked for"),
+        }
 
     @property
     def coo(self) -> Mapping[Pair, Coo]:

@@ -2,12 +2,14 @@
 
 import functools as ft
 from collections.abc import Mapping
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._shown import Shown
 from .._sites import BySite, Site
 from .._tap import site_read
 from ..runs import some_at_once
@@ -17,7 +19,7 @@ from ._node_values import ArraysBySite, NodeValues
 from ._states import error_differences, States
 
 
-class NodeEffects(eqx.Module):
+class NodeEffects(Shown, eqx.Module):
     """Indirect effects of nodes on the metric, corrupt − clean, in the metric's units.
 
     **Attributes,** by site or its name:
@@ -33,6 +35,8 @@ class NodeEffects(eqx.Module):
     listed: BySite[NodeValues]
     gradient: BySite[Float[Array, "batch seq width"]]
     at: States
+
+    SHOWN: ClassVar = ("acts", "error", "gradient", "total", "clean")
 
     @property
     def acts(self) -> ArraysBySite:

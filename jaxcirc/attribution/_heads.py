@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from .._shown import Shown
 from .._sites import Kind, Site
 from ..graph import entry
 from ..linear._forms import read_by_scores
@@ -32,7 +33,7 @@ class AbstractHeadMethod(eqx.Module):
         """**Returns:** the effects of all heads' parts. **Raises:** `ValueError` for a model that it cannot serve, before any run."""
 
 
-class HeadEffects(eqx.Module):
+class HeadEffects(Shown, eqx.Module):
     """Effects of the parts of attention heads on the metric, corrupt − clean, in the metric's units.
 
     **Attributes:**

@@ -1,12 +1,14 @@
 """Why an edge that passes attention is there: which heads carry it, between which positions, and which pairs of nodes make them attend."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_count
+from .._shown import Shown
 from ..models import check_known, Transformer
 from ._given import Transcoders
 from ._graph import AttributionGraph
@@ -38,14 +40,17 @@ class HeadOnEdge:
     score: QKAttribution
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class EdgeExplanation:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class EdgeExplanation(Shown):
     """An edge of an attribution graph, its `value`, and its strongest `heads`, the strongest first."""
 
     target: int
     source: int
     value: float
     heads: tuple[HeadOnEdge, ...]
+
+    def _tables(self) -> "Mapping[str, pd.DataFrame]":
+        return {".table()": self.table()}
 
     def table(self) -> "pd.DataFrame":
         """A row for each head and each of its pairs of nodes: what the head carries and between which positions, then the pair's `value` in

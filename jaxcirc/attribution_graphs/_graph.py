@@ -14,6 +14,7 @@ from .._checks import check_choice, check_count, check_kind, check_list, check_p
 from .._files import write_text, writing_file
 from .._fingerprint import difference, fingerprint
 from .._run import NOTHING
+from .._shown import Shown
 from .._words import counted
 from ..linear import check_fits
 from ..models import Transformer
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class AttributionGraph:
+class AttributionGraph(Shown):
     """The graph of one prompt, as much of it as its thresholds keep.
 
     **Attributes:**
@@ -64,6 +65,9 @@ class AttributionGraph:
             f"AttributionGraph({counted(len(self.kept), 'node')} of {len(self.whole.table)}, "
             f"{counted(int(self.edges.sum()), 'edge')}, of {self.meta.get('model') or 'a model'})"
         )
+
+    def _tables(self) -> "Mapping[str, pd.DataFrame]":
+        return {"nodes, the most influential first": self.nodes.sort_values("influence", ascending=False)}
 
     @property
     def meta(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which heads carry an edge of an attribution graph."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_count
+from .._shown import Shown
 from .._sites import Kind, layer_of, Site
 from ..models import check_known, Transformer
 from ..runs import BUDGET, rounded_up
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class HeadLoadings:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class HeadLoadings(Shown):
     """What each head of each layer carries of some edges.
 
     **Attributes:**
@@ -45,6 +46,9 @@ class HeadLoadings:
     @property
     def bypass(self) -> Float[np.ndarray, "edge layer"]:
         return self.values[:, None] - self.heads.sum(-1)
+
+    def _tables(self) -> "Mapping[str, pd.DataFrame]":
+        return {".table()": self.table()}
 
     def table(self, most: int = 20) -> "pd.DataFrame":
         """The heads that carry most, by absolute value: a row for each edge and head, with `target`, `source`, `layer`, `head`, `loading`

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from .._checks import check_list
 from .._edits import Scale
 from .._run import check_tokens, sites
+from .._shown import Shown
 from .._sites import did_you_mean, Kind, layer_of, Site
 from .._typing import Keys, Tokens
 from ..jacobian import frozen as holding
@@ -23,7 +24,7 @@ from ._padding import real_part
 from ._replaced_run import Clean, run_clean, run_moved, State
 
 
-class Intervention(eqx.Module):
+class Intervention(Shown, eqx.Module):
     """A prompt with latents moved: the `clean` run, and the `changed` one."""
 
     clean: State

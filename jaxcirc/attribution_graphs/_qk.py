@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import check_count
 from .._run import check_tokens
+from .._shown import Shown
 from .._sites import Kind, Site
 from .._typing import Keys, Tokens
 from ..models import check_known, Transformer
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 _COLUMNS = ("kind", "site", "layer", "pos", "unit", "activation")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class QKAttribution:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class QKAttribution(Shown):
     """An attention score as a sum over pairs of nodes.
 
     **Attributes:**

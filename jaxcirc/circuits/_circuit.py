@@ -8,6 +8,7 @@ from typing import Any, TYPE_CHECKING
 
 from .._checks import check_count, check_list, check_path, check_threshold
 from .._files import check_replaceable, write_text, writing_file, writing_folder
+from .._shown import Shown
 from .._sites import did_you_mean
 from ..view._svg import check_svg
 from ._drawing import attribution_graph, drawing, graphviz_of, page
@@ -27,7 +28,7 @@ _FORMAT = {"format": "jaxcirc circuit", "version": 1}
 
 
 @dataclasses.dataclass(frozen=True, init=False)
-class Circuit:
+class Circuit(Shown):
     """The nodes and edges that matter to a metric, with every setting that they were found with.
 
     **Attributes:**
@@ -55,6 +56,13 @@ class Circuit:
 
     def __repr__(self) -> str:
         return f"Circuit({len(self.nodes)} nodes, {len(self.edges)} edges, of {self.meta.model or 'a model'})"
+
+    def _tables(self) -> "Mapping[str, pd.DataFrame]":
+        ordered = lambda table, by: table.sort_values(by, key=abs, ascending=False)
+        return {
+            "nodes, the strongest first": ordered(self.nodes, "effect")[["node", "effect"]],
+            "edges, the strongest first": ordered(self.edges, "weight"),
+        }
 
     def node_rows(self) -> list[NodeRow]:
         """The nodes as named tuples, the strongest first."""

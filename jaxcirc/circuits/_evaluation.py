@@ -1,23 +1,29 @@
 """How much of a behaviour a circuit carries: the four runs of it."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from .._checks import check_choice
+from .._shown import Shown
 from .._typing import Progress
 from ..components._intervals import jackknife_interval
 from ._circuit import Circuit
 from ._runs import RUNS, Runs
 
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+
 _PART = {"faithfulness": "circuit", "completeness": "complement"}  # the run whose share it is
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     r"""How much of a metric a circuit carries.
 
     **Attributes:**
@@ -84,6 +90,11 @@ class Evaluation:
     def listed_interval(self, of: str) -> list[float | None]:
         """Gives the interval in plain JSON, which has no NaN."""
         return [None if np.isnan(end) else end for end in self.interval(of)]
+
+    def _tables(self) -> "Mapping[str, pd.DataFrame]":
+        import pandas as pd
+
+        return {"the metric of each prompt": pd.DataFrame(self.per_prompt)}
 
     def __repr__(self) -> str:
         return (

@@ -9,10 +9,10 @@ import numpy as np
 
 from .._words import counted
 from ..data._texts import load_texts
+from ..jacobian._rules import RULES
 from ..lens import fit_lens, JacobianLens
 from ..lens._fit import AVERAGES
 from ..lens._plot import COLOURS
-from ..lens._rules import RULES
 from ..lens._store import check_suffix
 from ..models import Transformer
 from ._common import (

@@ -12,6 +12,7 @@ from ._ablations import (
     ZeroAblation as ZeroAblation,
 )
 from ._breakdown import Breakdown as Breakdown
+from ._decode import decode as decode, Decoded as Decoded
 from ._direct_effects import direct_effects as direct_effects, DirectEffects as DirectEffects
 from ._lines import AbstractFit as AbstractFit, OLS as OLS
 from ._logit_lens import logit_lens as logit_lens, LogitLens as LogitLens

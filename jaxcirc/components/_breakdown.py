@@ -6,11 +6,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .._checks import check_share
+from .._shown import Shown
 from ._after_heads import Changes
 
 
-@dataclasses.dataclass(frozen=True)
-class Breakdown:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Breakdown(Shown):
     """What ablating each head does on the tokens where its direct effect is largest: means over these tokens, `[layer head]`, in the
     logit's units. `change = (ablated - direct) + heads + mlps + norm`.
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._checks import check_count
 from .._precision import wide
 from .._run import check_mask, check_tokens, NOTHING
+from .._shown import Shown
 from .._sites import Kind, Site
 from .._tap import Tap
 from ..models import check_known, Transformer
@@ -21,7 +22,7 @@ from ._reading import Asked, asked, at_scale, before_norm_behind, reading
 from ._written import final_scale, written
 
 
-class DirectEffects(eqx.Module):
+class DirectEffects(Shown, eqx.Module):
     """What every component adds to a logit, before a cap of the logits, in the logit's units, at each position; 0 where there is no
     answer.
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_count, check_number
 from .._run import check_mask, check_tokens
+from .._shown import Shown
 from .._sites import Kind, Site
 from .._tap import bare_tap
 from ..models import check_known, Transformer
@@ -16,7 +17,7 @@ from ._reading import asked, reading
 from ._written import final_scale
 
 
-class LogitLens(eqx.Module):
+class LogitLens(Shown, eqx.Module):
     """The residual stream at each depth, as the final norm and the unembedding read it. Depth 0 is what enters the first block, and
     depth `n` what enters block `n`, so that the last is the model's own reading.
 

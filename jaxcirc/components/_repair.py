@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from .._checks import check_number
+from .._shown import Shown
 from ._after_heads import Changes
 from ._breakdown import Breakdown, breakdown
 from ._intervals import jackknife_interval
@@ -16,7 +17,7 @@ FEWEST = 3  # points through which a line is put
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfRepair:
+class SelfRepair(Shown):
     r"""What happens to the true next token's logit when each head is ablated by itself, and how much of that later heads repair.
 
     Effects are `[batch layer head seq]`, in the logit's units, changes ablated less clean, all read with the clean run's final scale; 0 at

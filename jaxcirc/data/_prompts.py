@@ -9,9 +9,10 @@ from jaxtyping import Array, Bool, Int
 
 from .._indexing import rows_of
 from .._metrics import LogitDiff
+from .._shown import Shown
 
 
-class Prompts(eqx.Module):
+class Prompts(Shown, eqx.Module):
     """Pairs of prompts, clean and corrupt, that differ in one thing and have one length, with their answers.
 
     **Attributes:**

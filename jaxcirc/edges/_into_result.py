@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._shown import Shown
 from .._sites import BySite
 from ._table import check_one, Part, sums_of, table_of
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Either: TypeAlias = Array | np.ndarray  # NumPy's, where the edges of many nodes have come to the host
 
 
-class EdgesInto(eqx.Module):
+class EdgesInto(Shown, eqx.Module):
     """The direct edges into one node, in the metric's units; without a metric, in those of the node's activation.
 
     Most nodes read the stream at one position, and all their edges come from what is written there. So edges are kept for the rows that

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._shown import Shown
 from .._sites import BySite
 from ._table import check_one, Part, sums_of, table_of
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class EdgesOutOf(eqx.Module):
+class EdgesOutOf(Shown, eqx.Module):
     """The direct edges out of one node, in the metric's units; without a metric, each in the units of its target's activation.
 
     **Attributes:**

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import check_count, check_kind, check_path
 from .._precision import wide
+from .._shown import Shown
 from .._sites import Site
 from ..jacobian import Certificate
 from ..jacobian._certificate import issue_certificate
@@ -53,7 +54,7 @@ class TopEdges(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanEdges:
+class MeanEdges(Shown):
     r"""Mean edges between all latents of two dictionaries over the positions of a corpus. Made by `jc.features.mean_edges`.
 
     **Attributes:**

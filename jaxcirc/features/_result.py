@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .._checks import check_count
+from .._shown import Shown
 from .._sites import Site
 
 
@@ -23,7 +24,7 @@ class Correlation(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureJacobian:
+class FeatureJacobian(Shown):
     r"""The derivatives of latents by latents, one row a pair: `len(jacobian)` of them. Made by `jc.feature_jacobian`.
 
     **Attributes:** arrays `[pair]`, in the order of position, target, source position, source:

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from .._checks import check_choice, check_count
 from .._run import check_model
+from .._shown import Shown
 from .._sites import did_you_mean
 from ..models import Transformer
 
@@ -41,8 +42,8 @@ class LayerShape(NamedTuple):
     receivers: int
 
 
-@dataclasses.dataclass(frozen=True)
-class ComponentGraph:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ComponentGraph(Shown):
     """The residual stream written out as edges: each from a component that adds to it to one that reads it further on.
 
     **Attributes:**

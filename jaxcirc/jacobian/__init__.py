@@ -14,4 +14,4 @@ from ._save import (
     save_jacobian as save_jacobian,
     SavedJacobian as SavedJacobian,
 )
-from ._spectra import Spectra as Spectra, spectra as spectra, top_tokens as top_tokens
+from ._spectra import Spectra as Spectra, spectra as spectra

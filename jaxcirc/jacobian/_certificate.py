@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import check_count
 from .._precision import matmul_precision
+from .._shown import Shown
 from .._target import running_device, running_platform
 from .._version import __version__
 from ..linear import Segment
@@ -31,8 +32,8 @@ from ._positions import position_axis
 from ._product import Product
 
 
-@dataclasses.dataclass(frozen=True)
-class Certificate:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Certificate(Shown):
     """What was checked, and how far off it was.
 
     **Attributes:** `error`: the largest relative error, of the largest entry; `limit`: what would have passed; `probes`: how many random

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from .._checks import check_count, check_kind, check_path
 from .._fingerprint import difference, fingerprint
+from .._shown import Shown
 from .._sites import Site
 from ..models import Transformer
 from ._certificate import Certificate, issue_certificate
@@ -25,7 +26,7 @@ _ABOUT = ("weight", "n_positions", "n_prompts", "source", "target", "frozen", "m
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanJacobian:
+class MeanJacobian(Shown):
     r"""The mean of an MLP's Jacobians over the positions of a corpus. Made by `jc.jacobian.mean`.
 
     **Attributes:**

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._checks import check_choice, check_count, check_kind
+from .._shown import Shown
 from .._sites import Site
 from ..linear import Items
 from ..runs import BUDGET
@@ -26,7 +27,7 @@ from ._positions import given_positions
 from ._product import Product
 
 
-class EdgeJacobian(eqx.Module):
+class EdgeJacobian(Shown, eqx.Module):
     r"""$J = \partial\,\mathrm{target} / \partial\,\mathrm{source}$ at one prompt, with what is frozen held. Made by `jc.edge`.
 
     `J @ K` is J after K, `J.T` the transpose; both are operators of this class.

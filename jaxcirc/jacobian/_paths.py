@@ -21,6 +21,7 @@ import equinox as eqx
 
 from .._checks import check_number
 from .._run import check_model, NOTHING
+from .._shown import Shown
 from .._sites import by_site, Kind, Part, Site
 from .._typing import Keys, Tokens
 from ..graph import reaches
@@ -87,7 +88,7 @@ def block_paths(
     return paths
 
 
-class MediatedEdges(eqx.Module):
+class MediatedEdges(Shown, eqx.Module):
     """An edge by what mediates it, each part an operator from source to target.
 
     **Attributes:**

@@ -20,6 +20,7 @@ from jaxtyping import Array
 
 from .._checks import check_kind, check_path
 from .._fingerprint import exact_fingerprint
+from .._shown import Shown
 from .._sites import Site
 from .._typing import Progress
 from ..runs import BUDGET
@@ -32,8 +33,8 @@ from ._operator import EdgeJacobian, random_key
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-@dataclasses.dataclass(frozen=True)
-class SavedJacobian:
+@dataclasses.dataclass(frozen=True, repr=False)
+class SavedJacobian(Shown):
     """A Jacobian on disk.
 
     **Attributes:** `matrix`: a read-only memory map of shape `target_shape + source_shape`; `source`, `target`: the sites; `source_pos`,

@@ -5,22 +5,19 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_count, check_kind, check_list
-from .._precision import wide
+from .._checks import check_count, check_list
+from .._shown import Shown
 from .._sites import Kind, Site
 from .._typing import Keys, Tokens
 from ..graph import canonical
-from ..models import check_known, Transformer
-from ..parts._held_norm import push_through_norm
+from ..models import Transformer
 from ._edge import edge
 
 
-class Spectra(eqx.Module):
+class Spectra(Shown, eqx.Module):
     """The leading singular triples of several Jacobians, largest first: $J v_k = s_k u_k$.
 
     **Attributes:**
@@ -65,7 +62,7 @@ def spectra(
     - `source_pos`, `target_pos`: restrict them to some positions.
     - `key`, `oversample`, `iterations`: as of `J.svd`.
 
-    **Returns:** `Spectra`; `jc.jacobian.top_tokens` reads its left vectors.
+    **Returns:** `Spectra`; `jc.decode` reads its left vectors in tokens.
 
     **Raises:** `ValueError` for no targets, for other than one source or one a target, for values of several shapes, and as `jc.edge`.
 
@@ -119,45 +116,3 @@ def _legs(model: Transformer, source: Site, target: Site) -> list[tuple[Site, Si
     cuts = [Site(layer, Kind.RESID_PRE) for layer in range(first + 1, last + 1)]
     inner = [cut for cut in cuts if cut < target and cut not in (canonical(source), canonical(target))]
     return list(itertools.pairwise([source, *inner, target]))
-
-
-def top_tokens(
-    model: Transformer, directions: Float[Array | np.ndarray, "*items d_model"], k: int = 10
-) -> tuple[Int[Array, "*items k"], Float[Array, "*items k"]]:
-    """The tokens whose logits directions of the residual stream raise most, as the final norm and the unembedding read them, such as the
-    left vectors of `jc.jacobian.spectra`.
-
-    The final norm is held, with a scale of 1, so that this is linear; biases and a cap of the logits are left out. The sign of a singular
-    vector is arbitrary: look at `-directions`, too.
-
-    **Arguments:** - `directions` `[… d_model]`. - `k`: how many tokens for each.
-
-    **Returns:** ids `[… k]`, the largest logit first, and the logits `[… k]`, in logits per unit of the direction over that scale.
-
-    **Raises:** `ValueError` for directions of another width, other than 1 to as many tokens as there are, and a final norm of a class of
-    one's own.
-
-    >>> directions = jnp.eye(model.d_model)[:3]
-    >>> ids, logits = jc.jacobian.top_tokens(model, directions, 5)
-    >>> ids.shape
-    (3, 5)
-    """
-    check_known("top_tokens", model, "ln_final")
-    check_kind("top_tokens: directions", directions, (jax.Array, np.ndarray), "an array")
-    check_count("top_tokens: k", "tokens", k)
-    if directions.shape[-1:] != (model.d_model,):
-        raise ValueError(
-            f"top_tokens: directions are of the residual stream, [… {model.d_model}]; got {directions.shape}."
-        )
-    if k > len(model.b_U):
-        raise ValueError(f"top_tokens: k is {k}, and there are logits of {len(model.b_U)} tokens.")
-    values, ids = _top(model.without_blocks, jnp.asarray(directions, model.activation_dtype), k)
-    return ids, values
-
-
-@ft.partial(jax.jit, static_argnums=2)
-def _top(ends: Transformer, directions: Float[Array, "*items d_model"], k: int) -> tuple[Array, Array]:
-    read = directions if ends.ln_final is None else push_through_norm(ends.ln_final, directions)
-    # [… d_model] · [d_model d_vocab] -> [… d_vocab]
-    values, ids = jax.lax.top_k(jnp.einsum("...m,mv->...v", read, wide(ends.W_U)), k)  # a list in newer JAX
-    return values, ids

@@ -13,13 +13,13 @@ from .._fingerprint import fingerprint
 from .._run import check_model
 from .._typing import Progress as Report
 from .._words import counted
+from ..jacobian._rules import ruled, RULES
 from ..linear import free_memory
 from ..models import check_known, Transformer
 from ..runs import Corpus, corpus_prompts, halving
 from ._checkpoint import Checkpoint, Progress
 from ._clusters import find_centres, nearest_centre
 from ._lens import JacobianLens
-from ._rules import ruled, RULES
 from ._running import add, nothing, Running
 from ._settings import LensSettings
 from ._store import check_suffix

@@ -13,6 +13,7 @@ from .._checks import check_count, check_kind, check_list
 from .._fingerprint import difference, fingerprint
 from .._labels import with_labels
 from .._run import check_token_ids, check_tokens
+from .._shown import Shown
 from .._words import counted
 from ..models import check_known, Transformer
 from ..runs import Corpus, corpus_prompts
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @with_labels("settings", "n_prompts", "n_skipped", "history")
-class JacobianLens(eqx.Module):
+class JacobianLens(Shown, eqx.Module):
     r"""Mean Jacobians $J_l = E[\partial h_{target} / \partial h_l]$ of the residual stream, by which a layer's residual stream is carried
     to the target layer and read there: $\mathrm{lens}_l(h) = \mathrm{unembed}(\mathrm{norm}_f(J_l h))$.
 

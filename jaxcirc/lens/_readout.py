@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._indexing import take
+from .._shown import Shown
 from .._sites import Kind, Site
 from .._tap import bare_tap
 from ..models import Transformer
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class LensReadout(eqx.Module):
+class LensReadout(Shown, eqx.Module):
     """A prompt, read at every layer.
 
     **Attributes:** for each of `layers`, of which the last is the lens's target:
@@ -43,6 +44,9 @@ class LensReadout(eqx.Module):
     ranks: Int[Array, "layer seq token"]
     logits_of: Float[Array, "layer seq token"]
     logit_lens_ranks: Int[Array, "layer seq token"]
+
+    def _tables(self) -> "Mapping[str, pd.DataFrame]":
+        return {".next_token()": self.next_token()}
 
     def next_token(self) -> "pd.DataFrame":
         """A row a layer: the median and the mean logarithm of the rank of the token that follows, by the lens and by the logit lens."""

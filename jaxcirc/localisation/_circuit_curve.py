@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .._checks import check_choice, check_count, check_seed
+from .._shown import Shown
 from ._areas import cmd, cpr, mean_over_log
 from ._given import By
 
@@ -18,8 +19,8 @@ SUMMARY = ("cpr", "cmd", "acc_auc")
 _AT_ONCE = 2**22  # weights of examples in resamples that are in memory at a time
 
 
-@dataclasses.dataclass(frozen=True)
-class CircuitCurve:
+@dataclasses.dataclass(frozen=True, repr=False)
+class CircuitCurve(Shown):
     r"""How much of a behaviour circuits of increasing size carry.
 
     With $m$ the mean of the metric over examples, of the circuit, of the full model, and with every edge ablated,

@@ -5,16 +5,19 @@ norms there are and where, the kind of MLP, shared keys and values, tied or sepa
 name.
 """
 
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._indexing import entries
 from .._labels import with_labels
 from .._precision import wide, wide_dtype
+from .._shown import Shown
 from .._sites import Kind
 from .._tap import Tap
 from .._typing import Keys, Logits, Mask, Resid, Tokens
@@ -24,7 +27,7 @@ from ._spans import through_blocks
 
 
 @with_labels("name", "positions")
-class Transformer(eqx.Module):
+class Transformer(Shown, eqx.Module):
     """A language model of one token sequence; `jax.vmap` for a batch. Call it through `jaxcirc.run`.
 
     **Attributes:** arrays under TransformerLens' names (`model.blocks[3].attn.W_Q`), all leaves; the rest is static:
@@ -119,6 +122,29 @@ class Transformer(eqx.Module):
     def activation_dtype(self) -> jnp.dtype:
         """In what everything is computed, and the dtype of every site's value: `dtype`, but float32 where that is half precision."""
         return wide_dtype(self.dtype)
+
+    def _facts(self) -> dict[str, str]:
+        arrays = [leaf for leaf in jax.tree.leaves(self) if eqx.is_array_like(leaf)]
+        facts = {
+            "name": self.name,
+            "architecture": self.architecture,
+            "parameters": f"{sum(math.prod(jnp.shape(array)) for array in arrays):,}",
+        }
+        if not (self.blocks and isinstance(self.W_E, jax.Array | np.ndarray | jax.ShapeDtypeStruct)):
+            return facts  # a tree of something else, or a model's ends
+        kinds = sorted({type(block.mlp).__name__ for block in self.blocks if block.mlp is not None})
+        heads = f"{self.n_heads} of d_head {self.d_head}" + (
+            f", {self.n_kv_heads} with keys and values" if self.n_kv_heads != self.n_heads else ""
+        )
+        return facts | {
+            "layers": f"{self.n_layers}, d_model {self.d_model}",
+            "heads": heads,
+            "MLPs": " and ".join(kinds) or "none",
+            "vocabulary": f"{self.d_vocab}, context {self.n_ctx}",
+            "dtype": str(self.dtype),
+            "processing": ", ".join(self.processing) or "none",
+            "sites": "jc.sites(model) lists them",
+        }
 
     def __call__(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Logits:
         resid = self.embed(tokens, tap, keys)

@@ -18,6 +18,7 @@ from ..attribution._vanishing import check_gradient
 from ..components import AbstractAblation
 from ..edges._question import check_frozen
 from ..graph import ComponentGraph
+from ..jacobian._rules import ruled, RULES
 from ..models import Transformer
 from ..runs import (
     BUDGET,
@@ -44,6 +45,7 @@ def edge_attribution(
     rule: str = "left",
     start: str = "clean",
     along: Literal["inputs", "activations"] = "inputs",
+    derivatives: Literal["exact", "lrp", "detached"] = "exact",
     graph: ComponentGraph | None = None,
     ablation: AbstractAblation | None = None,
     frozen: Iterable[Site | str] = (),
@@ -68,8 +70,10 @@ def edge_attribution(
     - `along`: what moves on the way. `"inputs"`: what is embedded, and all else follows. `"activations"`: for each sublayer what it writes,
       and all behind follows; an edge gets the gradients of its own sender's way. It takes a way back for each sublayer and step.
     - `graph`, `ablation`: as in `jc.patch_edges`. With positions the scores are of each position.
-    - `frozen`: sites held on the way back, as in `jc.edge`. `jc.frozen.detached(model)` propagates relevance as RelP does (Jafari et al.
-      2025, arXiv 2508.21258), but for its rule for products: here a gated MLP's gate is held, and there each factor gets half.
+    - `derivatives`: `"exact"`, or `"lrp"` to propagate relevance as RelP does (Jafari et al. 2025, arXiv 2508.21258): norm scales and
+      patterns are held, activation functions are a held quotient times what they read, and of a product of two activations, as in a gated
+      MLP, each factor passes half. `"detached"` holds a gated MLP's gate instead.
+    - `frozen`: sites held on the way back besides, as in `jc.edge`.
     - `mask` `[batch seq]`: False for padding. - `budget`: bytes that variants which are run at once may take.
 
     Memory: for each prompt what senders write, in both runs, and for one layer what its receivers read; no input is copied for a head in
@@ -90,11 +94,14 @@ def edge_attribution(
     who = "edge_attribution"
     path = IntegratedGradients(steps, rule, start)
     check_choice(f"{who}: along", along, ("inputs", "activations"))
+    check_choice(f"{who}: derivatives", derivatives, RULES)
     check_count(f"{who}: budget", "bytes may be taken", budget)
     check_carried(who, corrupt, ablation)
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
     model, graph = graph_for(who, model, graph, int(problem.length))
-    held = {site: Detach() for site in check_frozen(who, model, frozen)}
+    given = check_frozen(who, model, frozen)
+    model, ruled_out = ruled(model, derivatives)
+    held = {site: Detach() for site in {*given, *ruled_out}}
     others = None if ablation is None else others_of(model, graph, problem, ablation)
     fractions, weights = (x.astype(model.activation_dtype) for x in path.points())
     batch, seq = problem.clean.shape

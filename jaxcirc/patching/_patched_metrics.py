@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._shown import Shown
 from .._sites import Site
 from ._cells import BY
 from ._site_groups import group_name
@@ -20,7 +21,7 @@ DIRECTIONS = ("denoise", "noise")
 NORMALISATIONS = ("fraction", "difference", "metric")
 
 
-class PatchedMetrics(eqx.Module):
+class PatchedMetrics(Shown, eqx.Module):
     r"""The metric of runs in which one cell of a site has the value of another run. By the short name of a site's kind, such as `"z"`; the
     axes behind the batch are as `by` says, `layer`, then `head` and `position` where there are any.
 

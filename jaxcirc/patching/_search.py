@@ -6,6 +6,7 @@ from typing import NamedTuple, TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
+from .._shown import Shown
 from ..graph import ComponentGraph
 
 
@@ -30,7 +31,7 @@ class Step(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GreedySearch:
+class GreedySearch(Shown):
     """A circuit found edge by edge.
 
     **Attributes:**

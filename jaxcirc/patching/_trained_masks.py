@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float
 
+from .._shown import Shown
 from ..graph import ComponentGraph
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedMasks:
+class TrainedMasks(Shown):
     """A circuit whose edges were chosen by gradient.
 
     **Attributes:**

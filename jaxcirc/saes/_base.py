@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import ClassVar, TypeAlias
 
 import equinox as eqx
+import jax
+import numpy as np
 from jaxtyping import Array, Float
 
+from .._shown import Shown
 from .._sites import Site
 
 
-class AbstractDictionary(eqx.Module):
+class AbstractDictionary(Shown, eqx.Module):
     r"""Splits an activation into latents and an error: `x = decode(encode(x)) + error`.
 
     The decoder is affine in the latents. Latents and error are then independent coordinates of `x`, and for a scalar `m` of `x` with
@@ -37,6 +40,17 @@ class AbstractDictionary(eqx.Module):
     origin: eqx.AbstractVar[str]
     W_enc: eqx.AbstractVar[Float[Array, "d_in d_sae"]]
     W_dec: eqx.AbstractVar[Float[Array, "d_sae d_out"]]
+
+    def _facts(self) -> dict[str, str]:
+        facts = {"site": str(self.site or "not known"), "origin": self.origin}
+        if self.reads != self.site:
+            facts = {"reads": str(self.reads or "not known"), **facts}
+        if not isinstance(self.W_enc, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+            return facts  # a tree of something else
+        activation = type(getattr(self, "activation", None)).__name__
+        facts["latents"] = f"{self.d_sae} of {self.d_in}" + (f", {activation}" if activation != "NoneType" else "")
+        processed = "not known" if self.processing is None else ", ".join(self.processing) or "none"
+        return facts | {"dtype": str(self.W_enc.dtype), "processing": processed}
 
     @property
     @abc.abstractmethod

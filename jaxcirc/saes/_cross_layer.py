@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from .._labels import with_labels
 from .._precision import wide
+from .._shown import Shown
 from .._sites import Site
 from ._activations import AbstractActivation
 from ._decoders import AbstractDecoder
@@ -22,7 +23,7 @@ Latents: TypeAlias = Sequence[int] | Int[Any, " n"]  # their numbers, of NumPy o
 
 
 @with_labels("origin")
-class CrossLayerTranscoder(eqx.Module):
+class CrossLayerTranscoder(Shown, eqx.Module):
     r"""Predicts the MLP outputs of all layers from sparse latents, of which each layer has its own: with `x_i` the value at `reads[i]`,
 
     $$a_i = \text{activation}_i(x_i W^i_{enc} + b^i_{enc}), \qquad

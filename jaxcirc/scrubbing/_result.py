@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import NamedTuple, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from .._shown import Shown
 
 
 if TYPE_CHECKING:
@@ -24,8 +27,8 @@ class ClaimRow(NamedTuple):
     values: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scrub:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Scrub(Shown):
     """A scrubbed hypothesis.
 
     **Attributes:**
@@ -77,6 +80,9 @@ class Scrub:
         """That of the values, of the baseline, and what there is to recover."""
         baseline = float(self.baseline.mean())
         return self.mean, baseline, float(self.reference.mean()) - baseline
+
+    def _tables(self) -> "Mapping[str, pd.DataFrame]":
+        return {".table()": self.table()}
 
     def table(self) -> "pd.DataFrame":
         """A row for each claim, parents first."""

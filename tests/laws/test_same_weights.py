@@ -124,6 +124,7 @@ VERBS = {
     ),
     "draw_patterns": pattern_colours,
     "direct_effects": lambda model: jc.direct_effects(model, prompts(model)[0]),
+    "decode": lambda model: jc.decode(model, jnp.eye(model.d_model), POST).logits,
     "logit_lens": lambda model: [
         f(jc.logit_lens(model, prompts(model)[0])) for f in (lambda x: x.logits(1), jc.LogitLens.answers)
     ],

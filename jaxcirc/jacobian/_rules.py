@@ -1,4 +1,4 @@
-"""What is held while a lens sweeps back: nothing, or what makes each block linear in what it reads."""
+"""What is held on the way back: nothing, or what makes each block linear in what it reads."""
 
 import dataclasses
 
@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 from .._precision import widened
 from .._sites import Kind, Site
 from .._tap import Tap
-from ..jacobian import frozen
 from ..models import Transformer
 from ..parts import gate_of, GatedMLP
+from . import frozen
 
 
 RULES = ("exact", "lrp", "detached")
