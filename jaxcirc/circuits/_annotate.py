@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from .._run import run
 from .._sites import Site
-from .._tap import site_read
+from ..features._unit_acts import unit_activations
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._circuit import Circuit
@@ -51,15 +49,4 @@ def annotate_latents(
 
 
 def _activations(model, saes, tokens, mask, units) -> dict[Site, np.ndarray]:
-    @jax.jit
-    def chosen(model, saes, tokens, mask):
-        def one(tokens, keys):
-            _, cache = run(model, tokens, record={site_read(site, sae) for site, sae in saes.items()}, mask=keys)
-            flat = {site: value.reshape(value.shape[0], -1) for site, value in cache.items()}
-            return {
-                site: sae.encode(flat[site_read(site, sae)])[:, np.array(units[site])] for site, sae in saes.items()
-            }
-
-        return jax.vmap(one)(tokens, mask)
-
-    return {site: np.asarray(acts) for site, acts in chosen(model, saes, tokens, mask).items()}
+    return unit_activations(model, saes, tokens, mask, units)

@@ -1,9 +1,10 @@
-"""Results, drawn as SVG files; `plot` has what they are drawn with."""
+"""Results, drawn as SVG files; `plot` has what they are drawn with. Pages of one latent, and of attention."""
 
 from . import plot as plot
 from ._attribution_graph import draw_attribution_graph as draw_attribution_graph
 from ._circuit_curve import draw_circuit_curve as draw_circuit_curve
 from ._curves import draw_curves as draw_curves
+from ._feature import feature as feature, FeaturePage as FeaturePage
 from ._features import draw_features as draw_features
 from ._heads import draw_head_effects as draw_head_effects
 from ._patching import draw_patching as draw_patching
