@@ -13,6 +13,7 @@ from .._files import check_figure, check_writable
 from .._sites import Site
 from ..circuits._circuit import check_output
 from ..jobs import Part
+from ..view._html import check_page
 from ..view._svg import check_svg
 
 
@@ -131,6 +132,11 @@ def new_circuit(option: str) -> Callable[[str], Path]:
 def picture(option: str) -> Callable[[str], Path]:
     """Takes an SVG file that is written."""
     return _writable(option, check_svg)
+
+
+def page(option: str) -> Callable[[str], Path]:
+    """Takes an HTML file that is written."""
+    return _writable(option, check_page)
 
 
 def new_file(option: str) -> Callable[[str], Path]:

@@ -21,7 +21,7 @@ from ..attribution_graphs._changes import check_changes, moves_of
 from ..attribution_graphs._given import Transcoders
 from ..attribution_graphs._intervene import rows_of_moves
 from ..attribution_graphs._latent_sites import find_latents, LatentSites
-from ..data._encode import beginning, begun, check_tokenizer
+from ..data._encode import as_prompt
 from ..models import check_known, Transformer
 from ..runs import padded_length, rounded_up
 from ..saes import Saes
@@ -156,7 +156,8 @@ def prepared(
 ) -> Prepared:
     """Checks what a verb that generates is given, before any work."""
     check_model(model)
-    ids = _ids(verb, model, tokenizer, prompt, bos)
+    ids = as_prompt(verb, tokenizer, prompt, bos)
+    check_tokens(model, ids)
     check_count(f"{verb}: n", "tokens to generate", n)
     keys = _keys(verb, temperature, key, samples)
     ends = _stops(verb, model, tokenizer, stop)
@@ -179,30 +180,6 @@ def prepared(
     numbers = np.int32(seq), np.int32(n), behind, np.asarray(temperature, model.activation_dtype)
     asked = Asked(jnp.asarray(filled), *map(jnp.asarray, numbers))
     return Prepared(model, tokenizer, ids, n, acting, asked, keys, length, ends)
-
-
-def _ids(verb: str, model: Transformer, tokenizer: Any, prompt: Any, bos: bool | None) -> Int[np.ndarray, " seq"]:
-    if tokenizer is not None:
-        check_tokenizer(verb, tokenizer)
-    if not isinstance(prompt, str):
-        if bos is not None:
-            raise ValueError(f"{verb}: bos is about a text; token ids are taken as they stand. Leave it out.")
-        check_kind(f"{verb}: prompt", prompt, (jax.Array, np.ndarray, Sequence), "a text, or token ids [seq]")
-        ids = np.asarray(prompt)
-        if not ids.size:
-            raise ValueError(f"{verb}: the prompt is empty. Give at least one token.")
-        check_tokens(model, ids)
-        return ids.astype(np.int32)
-    if tokenizer is None:
-        raise TypeError(
-            f"{verb}: the prompt is a text, and there is no tokenizer. Give jc.load_tokenizer(…), or a prompt of token ids."
-        )
-    text = tokenizer.encode(prompt, add_special_tokens=False)
-    if not text:
-        raise ValueError(f"{verb}: the prompt is empty. Give a text of at least one token.")
-    ids = np.asarray(begun(list(text), beginning(tokenizer, bos)), np.int32)
-    check_tokens(model, ids)
-    return ids
 
 
 def _keys(verb: str, temperature: float, key: Array | None, samples: int | None) -> Array:

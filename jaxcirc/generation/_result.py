@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._labels import with_labels
+from .._shown import Shown
 
 
 @with_labels("text")
-class Generation(eqx.Module):
+class Generation(Shown, eqx.Module):
     """What follows a prompt. Of several samples each array but the prompt's has an axis for them in front.
 
     **Attributes:**

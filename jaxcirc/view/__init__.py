@@ -1,6 +1,7 @@
 """Results, drawn as SVG files; `plot` has what they are drawn with. Pages of one latent, and of attention."""
 
 from . import plot as plot
+from ._attention import attention as attention, AttentionPage as AttentionPage
 from ._attribution_graph import draw_attribution_graph as draw_attribution_graph
 from ._circuit_curve import draw_circuit_curve as draw_circuit_curve
 from ._curves import draw_curves as draw_curves

@@ -90,7 +90,7 @@ class FeaturePage(Shown):
 
     def to_html(self, path: str | Path) -> None:
         """Writes a page that needs no network. **Raises:** `ValueError` unless it is named `.html`."""
-        write_page("FeaturePage.to_html", path, feature_html(self))
+        write_page(path, feature_html(self))
 
     def _repr_html_(self) -> str:
         return framed(feature_html(self), 720)

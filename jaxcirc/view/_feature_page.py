@@ -27,7 +27,7 @@ _STYLE = """
 
 def feature_html(found: "FeaturePage") -> str:
     """Makes the whole page."""
-    about = ", ".join(f"{name} {escape(text)}" for name, text in found.about.items() if text)
+    about = ", ".join(f"{name} {escape(_place(text))}" for name, text in found.about.items() if text)
     on = f"On at {found.share_active:.3%} of {counted(found.n_tokens, 'token')} in {counted(found.n_prompts, 'text')}"
     strongest = f", at most {np.abs(found.active).max():.4g}" if len(found.active) else ""
     parts = [
@@ -44,6 +44,11 @@ def feature_html(found: "FeaturePage") -> str:
         *([] if found.edges.empty else ["<h2>Which latents it is joined to</h2>", _edges(found)]),
     ]
     return page(f"latent {found.unit} at {found.site}", "\n".join(parts), style=_STYLE)
+
+
+def _place(text: str) -> str:
+    """The end of a path: where a file lies in a reader's own folders says nothing to others."""
+    return "/".join(text.split("/")[-2:])
 
 
 def _examples(found: "FeaturePage") -> str:
@@ -94,6 +99,8 @@ def _histogram(active: Float[np.ndarray, " n"], n_tokens: int) -> str:
         low, high = min(0.0, float(active.min())), max(0.0, float(active.max()))
         axes.hist(active, bins=40, range=(low, high), color="#cb181d", alpha=0.85, log=True)
         axes.set(xlabel="activation, where it is on", ylabel="tokens")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.tick_params(which="minor", labelleft=False)
         axes.spines[["top", "right"]].set_visible(False)
         held = io.StringIO()
         figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)

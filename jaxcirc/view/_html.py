@@ -5,14 +5,15 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from .._files import check_writable, write_text, writing_file
+from .._checks import check_path
+from .._files import write_text, writing_file
 
 
 STYLE = """
 :root { color-scheme: light; }
 body { font: 14px/1.5 system-ui, sans-serif; margin: 28px auto; padding: 0 24px; max-width: 1080px; color: #222; background: #fff; }
 h1 { font-size: 20px; margin: 0 0 2px; } h2 { font-size: 15px; margin: 28px 0 6px; } h3 { font-size: 13px; margin: 8px 0 2px; font-weight: 600; }
-p { margin: 2px 0 8px; color: #555; max-width: 92ch; } code { font-size: 12.5px; }
+p { margin: 2px 0 8px; color: #555; max-width: 92ch; } code { font-size: .92em; }
 table { border-collapse: collapse; font-size: 13px; } td, th { padding: 1px 14px 1px 0; text-align: left; font-weight: 400; }
 th { color: #777; font-size: 12px; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .tables { display: flex; gap: 12px 56px; flex-wrap: wrap; align-items: flex-start; }
@@ -75,16 +76,15 @@ def framed(html: str, height: int) -> str:
     return f'<iframe srcdoc="{escape(html)}" style="width:100%;height:{height}px;border:0" sandbox="allow-scripts"></iframe>'
 
 
-def check_page(name: str, path: str | Path) -> Path:
-    """`path` as a path. **Raises:** `ValueError` unless it is named as HTML, `OSError` where nothing can be written."""
-    path = Path(path)
+def check_page(path: str | Path) -> Path:
+    """`path` as a path. **Raises:** `ValueError` unless it is named as HTML."""
+    path = check_path("path", path)
     if path.suffix not in (".html", ".htm"):
-        raise ValueError(f"{name}: a page is an HTML file, and {path} does not end in .html. Name it so.")
-    check_writable(path)
+        raise ValueError(f"A page is an HTML file, and {path} does not end in .html. Name it so.")
     return path
 
 
-def write_page(name: str, path: str | Path, html: str) -> None:
+def write_page(path: str | Path, html: str) -> None:
     """Writes a page, whole or not at all."""
-    with writing_file(check_page(name, path)) as aside:
+    with writing_file(check_page(path)) as aside:
         write_text(aside, html)
