@@ -126,7 +126,7 @@ def test_wrong_shapes(edit, message):
 
 @pytest.mark.usefixtures("untyped")
 def test_apply_takes_functions_only():
-    with pytest.raises(TypeError, match="Expected a function of an array, got a int"):
+    with pytest.raises(TypeError, match=r"Expected a function of an array, got a int"):
         jc.Apply(3)
 
 
@@ -146,13 +146,13 @@ def test_an_edit_at_positions_of_queries_and_what_it_refuses(untyped):
         seen(jc.At(7, jc.Scale(0.5)))
     with pytest.raises(ValueError, match=r"At\('new', …\) is for jc.generate"):
         seen(jc.At("new", jc.Scale(0.5)))
-    with pytest.raises(ValueError, match="an edit keeps the shape"):
+    with pytest.raises(ValueError, match=r"an edit keeps the shape"):
         seen(jc.At(1, jc.Apply(lambda x: x[0])))
     for pos in (1.5, "last", [], slice(0.5, None), True, None):
-        with pytest.raises(TypeError, match="expected a position, a list of them, a slice of whole numbers"):
+        with pytest.raises(TypeError, match=r"expected a position, a list of them, a slice of whole numbers"):
             jc.At(pos, jc.Scale(0.5))
-    with pytest.raises(ValueError, match="the step of a slice is at least 1"):
+    with pytest.raises(ValueError, match=r"the step of a slice is at least 1"):
         jc.At(slice(None, None, -1), jc.Scale(0.5))
     for inner in (3.0, jc.At(1, jc.Scale(0.5))):
-        with pytest.raises(TypeError, match="expected an edit such as jc.Add"):
+        with pytest.raises(TypeError, match=r"expected an edit such as jc.Add"):
             jc.At(1, inner)

@@ -327,12 +327,12 @@ def test_bad_arguments(case, untyped):
 
 def test_models_and_comparisons_that_are_refused(untyped):
     model = model_named("no-norm-relu-bidirectional")
-    with pytest.raises(ValueError, match="attends in both directions"):
+    with pytest.raises(ValueError, match=r"attends in both directions"):
         jc.generate(model, None, tokens_for(model), 1)
     model, _, tokens = given("gpt2")
-    with pytest.raises(ValueError, match="compare: nothing is steered. Give edits or changes"):
+    with pytest.raises(ValueError, match=r"compare: nothing is steered. Give edits or changes"):
         jc.generation.compare(model, None, tokens, 1)
-    with pytest.raises(ValueError, match="compare: n is how many"):
+    with pytest.raises(ValueError, match=r"compare: n is how many"):
         jc.generation.compare(model, None, tokens, 0, edits={"blocks.0.hook_mlp_out": jc.Add(1.0)})
-    with pytest.raises(ValueError, match="generate: the prompt is empty. Give a text"):
+    with pytest.raises(ValueError, match=r"generate: the prompt is empty. Give a text"):
         jc.generate(jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2"), "", 1)

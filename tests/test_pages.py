@@ -20,8 +20,17 @@ from tests.helpers import assert_close, model_named, tokens_for
 from tests.replacements import random_transcoders
 
 
-SITE = Site(0, Kind.MLP_OUT)
-EVIL = ["<script>alert(1)</script>", 'x" onmouseover="alert(2)', "a\nb", "\u202edcba", "\u05d0\u05d1", "&amp;", "\x07", ""]
+SITE, UNIT = Site(0, Kind.MLP_OUT), 9
+EVIL = [
+    "<script>alert(1)</script>",
+    'x" onmouseover="alert(2)',
+    "a\nb",
+    "\u202edcba",
+    "\u05d0\u05d1",
+    "&amp;",
+    "\x07",
+    "",
+]
 
 
 class Evil:
@@ -48,9 +57,9 @@ def given():
 
 
 @ft.cache
-def page_of(unit=4):
+def page_of():
     model, sae, prompts = given()
-    return jc.view.feature(sae, unit, prompts, model=model, tokenizer=Evil(), most=4)
+    return jc.view.feature(sae, UNIT, prompts, model=model, tokenizer=Evil(), most=4)
 
 
 def acts_by_runs(model, sae, prompts):
@@ -59,7 +68,7 @@ def acts_by_runs(model, sae, prompts):
 
 def test_examples_and_activations_are_those_of_single_runs():
     model, sae, prompts = given()
-    page, acts = page_of(), [np.asarray(each[:, 4]) for each in acts_by_runs(model, sae, prompts)]
+    page, acts = page_of(), [np.asarray(each[:, UNIT]) for each in acts_by_runs(model, sae, prompts)]
     together = np.concatenate(acts)
     assert 0 < (together != 0).sum() < len(together)
     assert_close(np.sort(page.active), np.sort(together[together != 0]))
@@ -77,15 +86,15 @@ def test_logits_and_neighbours_are_those_of_the_weights():
     model, sae, _ = given()
     page = page_of()
     norm = model.ln_final
-    row = sae.W_dec[4]
+    row = sae.W_dec[UNIT]
     effects = ((row - row.mean()) * norm.weight) @ model.W_U
     effects = np.asarray(effects - effects.mean())
     order = np.argsort(-effects)
     assert page.logits["id"].tolist() == [*order[:4], *order[::-1][:4]]
     assert_close(page.logits["effect"], effects[page.logits["id"]])
     rows = np.asarray(sae.W_dec)
-    cosines = rows @ rows[4] / np.linalg.norm(rows, axis=1) / np.linalg.norm(rows[4])
-    others = [i for i in np.argsort(-cosines) if i != 4]
+    cosines = rows @ rows[UNIT] / np.linalg.norm(rows, axis=1) / np.linalg.norm(rows[UNIT])
+    others = [i for i in np.argsort(-cosines) if i != UNIT]
     assert page.neighbours["unit"].tolist() == [*others[:4], *others[::-1][:4]]
     assert_close(page.neighbours["cosine"], cosines[page.neighbours["unit"]])
 
@@ -98,7 +107,7 @@ def test_edges_are_those_of_the_means_it_is_given(weighted):
     means = jc.features.mean_edges(model, saes, prompts, middle, SITE, weighted=weighted)
     whole = means.rows(np.arange(19))
     ask = lambda sae, unit: jc.view.feature(sae, unit, prompts, model=model, tokenizer=None, edges=means, most=5).edges
-    for side, table, values in (("from", ask(sae, 4), whole[4]), ("to", ask(saes[middle], 2), whole[:, 2])):
+    for side, table, values in (("from", ask(sae, UNIT), whole[UNIT]), ("to", ask(saes[middle], 2), whole[:, 2])):
         assert set(table["side"]) == {side}
         largest = np.argsort(-np.abs(values))[:5]
         assert table["unit"].tolist() == largest.tolist()
@@ -106,14 +115,14 @@ def test_edges_are_those_of_the_means_it_is_given(weighted):
     html = page_with(means)
     assert "out of <code>blocks.0.hook_resid_mid</code>" in html
     other = dataclasses.replace(sae, b_enc=sae.b_enc + 1)
-    with pytest.raises(ValueError, match="is of other dictionaries than this one at `blocks.0.hook_mlp_out`"):
-        ask(other, 4)
+    with pytest.raises(ValueError, match=r"is of other dictionaries than this one at `blocks.0.hook_mlp_out`"):
+        ask(other, UNIT)
 
 
 def page_with(means):
     model, sae, prompts = given()
     return jc.view._feature.feature_html(
-        jc.view.feature(sae, 4, prompts, model=model, tokenizer=None, edges=[means], most=5)
+        jc.view.feature(sae, UNIT, prompts, model=model, tokenizer=None, edges=[means], most=5)
     )
 
 
@@ -133,8 +142,8 @@ def test_activations_of_units_are_the_same_in_groups(monkeypatch):
 
 def test_a_latent_that_is_never_on(tmp_path):
     model, sae, prompts = given()
-    off = dataclasses.replace(sae, b_enc=sae.b_enc.at[4].set(-1e3))
-    page = jc.view.feature(off, 4, prompts, model=model, tokenizer=None)
+    off = dataclasses.replace(sae, b_enc=sae.b_enc.at[UNIT].set(-1e3))
+    page = jc.view.feature(off, UNIT, prompts, model=model, tokenizer=None)
     assert (len(page.active), page.examples, page.share_active) == (0, (), 0)
     page.to_html(tmp_path / "off.html")
     html = (tmp_path / "off.html").read_text("utf-8")
@@ -145,14 +154,16 @@ def test_a_latent_that_is_never_on(tmp_path):
 def test_where_no_logits_follow_from_a_direction():
     model, _, prompts = given()
     site = Site(1, Kind.ATTN_IN)
-    page = jc.view.feature(oracle.random_sae(jax.random.key(1), site, 16, 19), 4, prompts, model=model, tokenizer=None)
+    page = jc.view.feature(
+        oracle.random_sae(jax.random.key(1), site, 16, 19), UNIT, prompts, model=model, tokenizer=None
+    )
     assert page.logits.empty
     assert "more than a matrix" in jc.view._feature.feature_html(page)
 
 
 def test_texts_are_encoded_begun_and_cut():
     model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
-    (site, sae), *_ = jc.load_saes("tiny-gpt2").items()
+    (_, sae), *_ = jc.load_saes("tiny-gpt2").items()
     text = "The teachers that the doctor likes run to the garden."
     ids = tokenizer.encode(text, add_special_tokens=False)
     page = jc.view.feature(sae, 0, [" ".join([text] * 12), text, ""], model=model, tokenizer=tokenizer)
@@ -183,24 +194,24 @@ BAD = {
 def test_what_a_page_of_a_latent_refuses(case, untyped):
     more, kind, message = BAD[case]
     model, sae, prompts = given()
-    arguments = {"sae": sae, "unit": 4, "texts": prompts, "model": model, "tokenizer": Evil(), **more}
+    arguments = {"sae": sae, "unit": UNIT, "texts": prompts, "model": model, "tokenizer": Evil(), **more}
     sae, unit, texts = (arguments.pop(name) for name in ("sae", "unit", "texts"))
     with pytest.raises(kind, match=message):
         jc.view.feature(sae, unit, texts, **arguments)
 
 
-HEADS = [(0, 1), (1, 0)]
+HEADS, PROMPT = [(0, 1), (1, 0)], np.arange(12)
 
 
 def attention_page():
-    model, _, prompts = given()
-    return jc.view.attention(model, Evil(), prompts[4], HEADS)
+    model, _, _ = given()
+    return jc.view.attention(model, Evil(), PROMPT, HEADS)
 
 
 def test_attention_is_that_of_a_run(untyped):
     model, _, prompts = given()
     page = attention_page()
-    cache = jc.run(model, jnp.asarray(prompts[4]), record="all")[1]
+    cache = jc.run(model, jnp.asarray(PROMPT), record="all")[1]
     for i, (layer, head) in enumerate(HEADS):
         pattern = cache[Site(layer, Kind.PATTERN)][head]
         assert_close(page.patterns[i], pattern)
@@ -211,9 +222,9 @@ def test_attention_is_that_of_a_run(untyped):
     assert_close(np.asarray(held["none"]), np.asarray(page.patterns), tolerance=1e-2)  # three digits are written
     with pytest.raises(ValueError, match=r"head"):
         jc.view.attention(model, None, prompts[0], [(0, 9)])
-    with pytest.raises(ValueError, match="attention: the prompt is empty"):
+    with pytest.raises(ValueError, match=r"attention: the prompt is empty"):
         jc.view.attention(model, None, [], HEADS)
-    with pytest.raises(TypeError, match="there is no tokenizer"):
+    with pytest.raises(TypeError, match=r"there is no tokenizer"):
         jc.view.attention(model, None, "abc", HEADS)
 
 
@@ -270,8 +281,8 @@ def test_pages_in_a_browser(tmp_path):
         tokens = tab.locator(".head").nth(1).locator(".token")
         assert tokens.count() == 12
         row = lambda: [float(tokens.nth(i).get_attribute("data-value")) for i in range(12)]
-        tokens.nth(7).hover()
-        assert_close(np.array(row()), np.asarray(attention.patterns[1, 7], np.float64), tolerance=1e-2)
+        tokens.nth(10).hover()
+        assert_close(np.array(row()), np.asarray(attention.patterns[1, 10], np.float64), tolerance=1e-2)
         tab.check("input[value=value]")
         tab.check("input[value=to]")
         tokens.nth(2).click()

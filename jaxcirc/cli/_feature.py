@@ -25,9 +25,15 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
     parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
     parser.add_argument(
-        "--site", required=True, type=site("--site"), metavar="SITE", help="of the dictionary, such as blocks.1.hook_mlp_out"
+        "--site",
+        required=True,
+        type=site("--site"),
+        metavar="SITE",
+        help="of the dictionary, such as blocks.1.hook_mlp_out",
     )
-    parser.add_argument("--unit", required=True, type=count("--unit", "latents are before it", least=0), metavar="N", help="its number")
+    parser.add_argument(
+        "--unit", required=True, type=count("--unit", "latents are before it", least=0), metavar="N", help="its number"
+    )
     parser.add_argument(
         "--texts",
         required=True,
@@ -35,9 +41,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="texts: .txt with one a line, JSON lines, JSON, CSV, TSV or parquet",
     )
-    parser.add_argument(
-        "--limit", type=count("--limit", "texts to use"), metavar="N", help="use the first N texts"
-    )
+    parser.add_argument("--limit", type=count("--limit", "texts to use"), metavar="N", help="use the first N texts")
     parser.add_argument(
         "--most",
         type=count("--most", "are listed"),

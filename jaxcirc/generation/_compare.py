@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 from .._edits import AbstractEdit
 from .._run import NOTHING
 from .._sites import Site
-from .._typing import Tokens
+from .._typing import Prompt
 from ..attribution_graphs import Change
 from ..attribution_graphs._given import Transcoders
 from ..models import Transformer
@@ -46,7 +46,7 @@ class Comparison(eqx.Module):
 def compare(
     model: Transformer,
     tokenizer: Any,
-    prompt: str | Tokens | Sequence[int],
+    prompt: Prompt,
     n: int = 20,
     *,
     edits: Mapping[Site, AbstractEdit] | Mapping[str, AbstractEdit] = NOTHING,

@@ -15,7 +15,7 @@ from .._edits import AbstractEdit
 from .._indexing import counted_from_end
 from .._run import check_model, check_token_ids, check_tokens, NOTHING
 from .._sites import Site
-from .._typing import Tokens
+from .._typing import Prompt
 from ..attribution_graphs import Change
 from ..attribution_graphs._changes import check_changes, moves_of
 from ..attribution_graphs._given import Transcoders
@@ -33,7 +33,7 @@ from ._result import Generation, read_text, shortened_to
 def generate(
     model: Transformer,
     tokenizer: Any,
-    prompt: str | Tokens | Sequence[int],
+    prompt: Prompt,
     n: int = 20,
     *,
     edits: Mapping[Site, AbstractEdit] | Mapping[str, AbstractEdit] = NOTHING,
@@ -141,7 +141,7 @@ def prepared(
     verb: str,
     model: Transformer,
     tokenizer: Any,
-    prompt: str | Tokens | Sequence[int],
+    prompt: Prompt,
     n: int,
     *,
     edits,

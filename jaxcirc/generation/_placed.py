@@ -92,9 +92,7 @@ def _placed(
         except ValueError as error:
             raise ValueError(f"{name}, {error}") from None
         if not there.any():
-            raise ValueError(
-                f"{name}, At acts nowhere: prompt and new tokens have positions 0 to {total - 1}, got {edit.pos!r}."
-            )
+            raise ValueError(f"{name}, At acts nowhere: prompt and new tokens have positions 0 to {total - 1}.")
     there = np.pad(there, (0, length - total))
     leaves, tree = jax.tree.flatten(inner)
     if not isinstance(inner, VALUES):

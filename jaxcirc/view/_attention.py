@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from .._run import check_model
 from .._shown import Shown
-from .._typing import Tokens
+from .._typing import Prompt
 from ..data._encode import as_prompt
 from ..models import Transformer
 from ..patching import head_patterns
@@ -20,8 +20,8 @@ from ._html import framed, page, token_span, write_page
 
 _STYLE = """
 .controls { display: flex; gap: 6px 28px; flex-wrap: wrap; margin: 12px 0 4px; font-size: 13px; color: #444; }
-.controls label { margin-right: 10px; } .head { display: grid; grid-template-columns: 92px 1fr; gap: 0 14px; padding: 7px 0; border-top: 1px solid #eee; }
-.head .name { line-height: 1.75; } .head .most { color: #999; font-size: 12px; }
+.controls label { margin-right: 10px; } .head { display: grid; grid-template-columns: 110px 1fr; gap: 0 14px; padding: 7px 0; border-top: 1px solid #eee; }
+.head .name { line-height: 1.75; } .head .most { color: #999; font-size: 12px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .head .token { cursor: default; } .head .token.here { outline: 1.5px solid #222; } .head .token:focus { outline: 1.5px solid #222; }
 """
 _SCRIPT = """
@@ -83,9 +83,7 @@ class AttentionPage(Shown):
         return framed(_html(self), 220 + 60 * len(self.heads))
 
 
-def attention(
-    model: Transformer, tokenizer: Any, prompt: str | Tokens | Sequence[int], heads: Sequence[tuple[int, int]]
-) -> AttentionPage:
+def attention(model: Transformer, tokenizer: Any, prompt: Prompt, heads: Sequence[tuple[int, int]]) -> AttentionPage:
     r"""Shows where each token of a prompt attends, and by which it is attended to, in some heads: point at a token, or click to keep it.
 
     Patterns are shown as they are, $A_{qk}$, or weighted by the size of what is read, $A_{qk} \lVert v_k \rVert$, as
@@ -124,7 +122,9 @@ def _html(found: AttentionPage) -> str:
     radio = lambda name, value, text, on: (
         f'<label><input type="radio" name="{name}" value="{value}"{" checked" if on else ""}> {text}</label>'
     )
-    weighed = radio("weigh", "none", "pattern as it is", True) + radio("weigh", "value", "weighted by the size of the value", False)
+    weighed = radio("weigh", "none", "pattern as it is", True) + radio(
+        "weigh", "value", "weighted by the size of the value", False
+    )
     sides = radio("side", "from", "what the token reads", True) + radio("side", "to", "what reads the token", False)
     lines = "".join(
         f'<div class="head"><div class="name">head {layer}.{head}<div class="most"></div></div><div class="text">{_tokens(found)}</div></div>'

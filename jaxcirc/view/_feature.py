@@ -224,7 +224,8 @@ def _edges(
         known = known or fingerprint(anonymous(sae))
         ends = (("from", each.target, each.source), ("to", each.source, each.target))
         sides = [
-            (side, other) for (side, own, other), of in zip(ends, each.dictionaries[::-1], strict=True)
+            (side, other)
+            for (side, own, other), of in zip(ends, each.dictionaries[::-1], strict=True)
             if own == site and of == known
         ]
         if not sides:

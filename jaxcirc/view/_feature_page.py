@@ -73,7 +73,10 @@ def _example(example: Example, texts: dict[int, str], most: float) -> str:
             attributes=f' data-act="{act:.6g}"{framed}',
         )
         spans.append(span.replace('class="token"', 'class="token peak"', 1) if i == peak else span)
-    more = ['<span class="more">… </span>' if first else "", '<span class="more"> …</span>' if last < len(example.tokens) else ""]
+    more = [
+        '<span class="more">… </span>' if first else "",
+        '<span class="more"> …</span>' if last < len(example.tokens) else "",
+    ]
     strength = f'<div class="strength">{example.acts[peak]:.3g}</div>'
     return f'<div class="example">{strength}<div class="text">{more[0]}{"".join(spans)}{more[1]}</div></div>'
 
@@ -93,7 +96,9 @@ def _histogram(active: Float[np.ndarray, " n"], n_tokens: int) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "jaxcirc", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"}):
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "jaxcirc", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"}
+    ):
         figure = Figure(figsize=(6.4, 2.2), layout="constrained")
         axes = figure.subplots()
         low, high = min(0.0, float(active.min())), max(0.0, float(active.max()))
@@ -142,7 +147,9 @@ def _edges(found: "FeaturePage") -> str:
     tables = []
     for (side, site), rows in found.edges.groupby(["side", "site"], sort=False):
         lines = [(f"{row.unit}", f"{row.value:+z.4g}") for row in rows.itertuples()]
-        tables.append(f"<div><h3>{what[side]} <code>{shown(site)}</code></h3>{table(['#latent', '#mean edge'], lines)}</div>")
+        tables.append(
+            f"<div><h3>{what[side]} <code>{shown(site)}</code></h3>{table(['#latent', '#mean edge'], lines)}</div>"
+        )
     return "<p>By mean Jacobians over a corpus, the largest first.</p>" + _beside(*tables)
 
 

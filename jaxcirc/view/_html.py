@@ -54,9 +54,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     names = list(columns)
     kinds = [' class="number"' if name.startswith("#") else "" for name in names]
     head = "".join(f"<th{kind}>{escape(name.lstrip('#'))}</th>" for name, kind in zip(names, kinds, strict=True))
-    lines = (
-        "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) for row in rows
-    )
+    lines = ("".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) for row in rows)
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
