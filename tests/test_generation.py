@@ -37,7 +37,7 @@ def logits_by_runs(model, saes, edits):
     return lambda text: next_logits(model, saes, jnp.pad(text, (0, FULL - len(text))), edits, len(text) - 1)
 
 
-def by_hand(tokens, n, logits_of, *, temperature=0.0, key=None):
+def by_hand(tokens, n, logits_of, *, temperature=0.0, key=KEY):
     """New tokens and their log-probabilities by whole runs of the text so far."""
     text, log_probs = [int(token) for token in tokens], []
     for i in range(n):
@@ -228,7 +228,7 @@ def test_text_in_and_out():
     counted = jax.jit(lambda generation: generation.mask.sum())
     assert counted(got) == len(new)  # the text is no part of the arrays
     assert counted(longer) == 12
-    assert counted._cache_size() == 1
+    assert counted._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
 
     push = {"logits": jc.At("new", jc.Add(jnp.zeros(model.d_vocab).at[40].set(100.0)))}
     both = jc.generation.compare(model, tokenizer, prompt, 12, edits=push)

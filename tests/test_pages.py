@@ -87,7 +87,7 @@ def test_logits_and_neighbours_are_those_of_the_weights():
     page = page_of()
     norm = model.ln_final
     row = sae.W_dec[UNIT]
-    effects = ((row - row.mean()) * norm.weight) @ model.W_U
+    effects = ((row - row.mean()) * norm.weight) @ model.W_U  # pyright: ignore
     effects = np.asarray(effects - effects.mean())
     order = np.argsort(-effects)
     assert page.logits["id"].tolist() == [*order[:4], *order[::-1][:4]]
@@ -130,13 +130,14 @@ def test_activations_of_units_are_the_same_in_groups(monkeypatch):
     model = model_named("gpt2")
     saes = random_transcoders(jax.random.key(3), model)
     ((site, sae),) = saes.items()
+    assert sae.reads == Site(0, Kind.MLP_IN)
     tokens = np.stack([np.asarray(tokens_for(model, 6, seed)) for seed in range(5)])
     units = {site: [3, 0]}
     whole = unit_activations(model, saes, tokens, np.ones((5, 6), bool), units)[site]
     monkeypatch.setattr("jaxcirc.features._unit_acts.tokens_together", lambda saes: 12)
     assert_close(unit_activations(model, saes, tokens, np.ones((5, 6), bool), units)[site], whole)
     for row, want in zip(tokens, whole, strict=True):
-        read = jc.run(model, jnp.asarray(row), record=[sae.reads])[1][sae.reads]
+        read = jc.run(model, jnp.asarray(row), record=[Site(0, Kind.MLP_IN)])[1][Site(0, Kind.MLP_IN)]
         assert_close(sae.encode(read)[:, np.array(units[site])], want)
 
 
@@ -218,7 +219,11 @@ def test_attention_is_that_of_a_run(untyped):
         sizes = jnp.linalg.norm(cache[Site(layer, Kind.V)][:, head], axis=-1)
         assert_close(page.value_weighted[i], pattern * sizes)
     html = jc.view._attention._html(page)
-    held = json.loads(re.search(r"const PATTERNS = (.*?);\n", html)[1])
+    held = json.loads(
+        re.search(  # pyright: ignore[reportOptionalSubscript]
+            r"const PATTERNS = (.*?);\n", html
+        )[1]
+    )
     assert_close(np.asarray(held["none"]), np.asarray(page.patterns), tolerance=1e-2)  # three digits are written
     with pytest.raises(ValueError, match=r"head"):
         jc.view.attention(model, None, prompts[0], [(0, 9)])

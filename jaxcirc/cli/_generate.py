@@ -120,9 +120,9 @@ def _checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
 def _move(text: str) -> Move:
     found = re.fullmatch(r"(?P<site>[^:]+):(?P<unit>\d+)(?P<how>[+*]?)=(?P<value>.+)", text)
     try:
-        value = float(found["value"]) if found else 0.0
+        value = float(found["value"] if found else "none")
     except ValueError:
-        found = None
+        found, value = None, 0.0
     if not found:
         raise ValueError(
             f"--steer: A move is written SITE:UNIT=X, SITE:UNIT+=X or SITE:UNIT*=X, such as blocks.1.hook_mlp_out:17+=4; got {text!r}."

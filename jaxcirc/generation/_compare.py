@@ -79,7 +79,10 @@ def compare(
         )
     asked = prepared(
         "compare",
-        *(model, tokenizer, prompt, n),
+        model,
+        tokenizer,
+        prompt,
+        n,
         edits=edits,
         saes=saes,
         transcoders=transcoders,

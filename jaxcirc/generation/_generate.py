@@ -22,6 +22,7 @@ from ..attribution_graphs._given import Transcoders
 from ..attribution_graphs._intervene import rows_of_moves
 from ..attribution_graphs._latent_sites import find_latents, LatentSites
 from ..data._encode import as_prompt
+from ..jacobian._operator import random_key
 from ..models import check_known, Transformer
 from ..runs import padded_length, rounded_up
 from ..saes import Saes
@@ -94,7 +95,10 @@ def generate(
     """
     asked = prepared(
         "generate",
-        *(model, tokenizer, prompt, n),
+        model,
+        tokenizer,
+        prompt,
+        n,
         edits=edits,
         saes=saes,
         transcoders=transcoders,
@@ -192,7 +196,7 @@ def _keys(verb: str, temperature: float, key: Array | None, samples: int | None)
             f"{verb}: above temperature 0 tokens are drawn, which takes a key. Give key=jax.random.key(0), or temperature=0."
         )
     check_kind(f"{verb}: key", key, (jax.Array, type(None)), "a random key, such as jax.random.key(0)")
-    key = jax.random.key(0) if key is None else key
+    key = random_key(verb, key)
     key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
     if key.ndim:
         raise ValueError(f"{verb}: key is one random key, got {key.size}. For several texts give samples=….")
@@ -222,10 +226,11 @@ def _from_prompt(verb: str, change: Any, seq: int) -> Any:
     """A change whose negative positions count back from the end of the prompt."""
     if not isinstance(change, Change):
         return change  # which is told of below
-    pos = change.pos
-    if isinstance(pos, int | np.integer) and pos < -seq:
+    if isinstance(change.pos, slice):
+        return dataclasses.replace(change, pos=counted_from_end(change.pos, seq))
+    if change.pos < -seq:
         raise ValueError(f"{verb}: {change}: the prompt has positions -{seq} to {seq - 1}.")
-    return dataclasses.replace(change, pos=counted_from_end(pos, seq))
+    return dataclasses.replace(change, pos=counted_from_end(change.pos, seq))
 
 
 def _check_model(verb: str, model: Transformer, length: int) -> None:

@@ -88,7 +88,8 @@ def generated(
         last = (asked.seq - 1).astype(jnp.int32)
         logits = model.unembed(take(resid, last[None]), _tap(model, acting, last, 1))[0]
         room = lambda x: jnp.pad(x, [(0, length - len(x)), (0, 0), (0, 0)])
-        caches = [tuple(map(room, _kept(model, tap, layer))) for layer in range(model.n_layers)]
+        kept = (_kept(model, tap, layer) for layer in range(model.n_layers))
+        caches = [(room(k), room(v)) for k, v in kept]
         empty = jnp.zeros(length, jnp.int32), jnp.zeros(length, logits.dtype), jnp.zeros(length, bool)
         return chosen(logits, zero, key, _State(caches, zero, jnp.zeros((), bool), *empty))
 

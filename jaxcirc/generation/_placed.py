@@ -125,7 +125,8 @@ def _filled(
     if there[rows:].any():
         last = int(np.flatnonzero(there)[-1])
         raise ValueError(
-            f"{name} has rows for {rows} positions, and acts up to position {last}. Let it act where it has rows: jc.At(slice(0, {rows}), …)."
+            f"{name} has rows for {rows} positions, and acts up to position {last}. Let it act where it has "
+            f"rows: jc.At(slice(0, {rows}), …)."
         )
     width = [(0, 0)] * array.ndim
     width[axis] = (0, max(0, len(there) - rows))

@@ -31,7 +31,7 @@ class Generation(Shown, eqx.Module):
     log_probs: Float[Array, "*world new"]
     mask: Bool[Array, "*world new"]
     prompt: Int[Array, " seq"]
-    text: str | tuple[str, ...] | None = eqx.field(static=True, default=None)
+    text: Any = eqx.field(static=True, default=None)
 
     @property
     def samples(self) -> "tuple[Generation, ...]":

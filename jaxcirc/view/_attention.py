@@ -3,9 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -20,8 +22,10 @@ from ._html import framed, page, token_span, write_page
 
 _STYLE = """
 .controls { display: flex; gap: 6px 28px; flex-wrap: wrap; margin: 12px 0 4px; font-size: 13px; color: #444; }
-.controls label { margin-right: 10px; } .head { display: grid; grid-template-columns: 110px 1fr; gap: 0 14px; padding: 7px 0; border-top: 1px solid #eee; }
-.head .name { line-height: 1.75; } .head .most { color: #999; font-size: 12px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.controls label { margin-right: 10px; }
+.head { display: grid; grid-template-columns: 110px 1fr; gap: 0 14px; padding: 7px 0; border-top: 1px solid #eee; }
+.head .name { line-height: 1.75; }
+.head .most { color: #999; font-size: 12px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .head .token { cursor: default; } .head .token.here { outline: 1.5px solid #222; } .head .token:focus { outline: 1.5px solid #222; }
 """
 _SCRIPT = """
@@ -107,10 +111,12 @@ def attention(model: Transformer, tokenizer: Any, prompt: Prompt, heads: Sequenc
     verb = "attention"
     check_model(model)
     ids = as_prompt(verb, tokenizer, prompt)
-    both = [np.asarray(head_patterns(model, ids, heads, weigh=weigh)) for weigh in ("none", "value")]
+    plain, weighted = (
+        np.asarray(head_patterns(model, jnp.asarray(ids), heads, weigh=weigh)) for weigh in ("none", "value")
+    )
     names = tuple(str(i) if tokenizer is None else tokenizer.decode([int(i)]) for i in ids)
     pairs = tuple((int(layer), int(head)) for layer, head in heads)
-    return AttentionPage(pairs, ids, names, *both, model.name)
+    return AttentionPage(pairs, ids, names, plain, weighted, model.name)
 
 
 def _html(found: AttentionPage) -> str:
@@ -127,13 +133,13 @@ def _html(found: AttentionPage) -> str:
     )
     sides = radio("side", "from", "what the token reads", True) + radio("side", "to", "what reads the token", False)
     lines = "".join(
-        f'<div class="head"><div class="name">head {layer}.{head}<div class="most"></div></div><div class="text">{_tokens(found)}</div></div>'
+        f'<div class="head"><div class="name">head {layer}.{head}<div class="most"></div></div>'
+        f'<div class="text">{_tokens(found)}</div></div>'
         for layer, head in found.heads
     )
-    body = (
-        f"<h1>Attention</h1>\n<p>Point at a token, or click it to keep it. Red: as much as it is attended to; weighted, by the largest of each "
-        f'head.</p>\n<div class="controls"><div>{weighed}</div><div>{sides}</div></div>\n{lines}'
-    )
+    note = "Point at a token, or click it to keep it. Red: as much as it is attended to; weighted, by the largest of each head."
+    controls = f'<div class="controls"><div>{weighed}</div><div>{sides}</div></div>'
+    body = f"<h1>Attention</h1>\n<p>{escape(found.model)}. {note}</p>\n{controls}\n{lines}"
     return page("Attention", body, style=_STYLE, script=script)
 
 

@@ -124,7 +124,7 @@ def _logits(found: "FeaturePage") -> str:
         "<p>Its decoder’s direction through the final norm, with the norm’s scale 1, and the unembedding; less the mean of all "
         "logits. By itself: not by way of later layers.</p>"
     )
-    rows = [(_word(row.token, row.id), f"{row.effect:+z.4f}") for row in effects.itertuples()]
+    rows = [(_word(*each), f"{effect:+z.4f}") for *each, effect in effects.itertuples(index=False)]
     return note + _beside(table(["raises most", "#"], rows[:half]), table(["lowers most", "#"], rows[half:]))
 
 
@@ -137,7 +137,7 @@ def _neighbours(found: "FeaturePage") -> str:
     if alike.empty:
         return "<p>There is no other latent to compare it with.</p>"
     half = len(alike) // 2
-    rows = [(f"{row.unit}", f"{row.cosine:+z.4f}") for row in alike.itertuples()]
+    rows = [(f"{unit}", f"{cosine:+z.4f}") for unit, cosine in alike.itertuples(index=False)]
     note = "<p>By the cosine of the decoder’s rows.</p>"
     return note + _beside(table(["#alike", "#cosine"], rows[:half]), table(["#opposed", "#cosine"], rows[half:]))
 
@@ -145,8 +145,9 @@ def _neighbours(found: "FeaturePage") -> str:
 def _edges(found: "FeaturePage") -> str:
     what = {"from": "out of", "to": "into"}
     tables = []
-    for (side, site), rows in found.edges.groupby(["side", "site"], sort=False):
-        lines = [(f"{row.unit}", f"{row.value:+z.4g}") for row in rows.itertuples()]
+    rows = list(found.edges.itertuples(index=False))
+    for side, site in dict.fromkeys((side, site) for side, site, *_ in rows):
+        lines = [(f"{unit}", f"{value:+z.4g}") for *of, unit, value in rows if of == [side, site]]
         tables.append(
             f"<div><h3>{what[side]} <code>{shown(site)}</code></h3>{table(['#latent', '#mean edge'], lines)}</div>"
         )

@@ -12,7 +12,8 @@ from .._files import write_text, writing_file
 STYLE = """
 :root { color-scheme: light; }
 body { font: 14px/1.5 system-ui, sans-serif; margin: 28px auto; padding: 0 24px; max-width: 1080px; color: #222; background: #fff; }
-h1 { font-size: 20px; margin: 0 0 2px; } h2 { font-size: 15px; margin: 28px 0 6px; } h3 { font-size: 13px; margin: 8px 0 2px; font-weight: 600; }
+h1 { font-size: 20px; margin: 0 0 2px; }
+h2 { font-size: 15px; margin: 28px 0 6px; } h3 { font-size: 13px; margin: 8px 0 2px; font-weight: 600; }
 p { margin: 2px 0 8px; color: #555; max-width: 92ch; } code { font-size: .92em; }
 table { border-collapse: collapse; font-size: 13px; } td, th { padding: 1px 14px 1px 0; text-align: left; font-weight: 400; }
 th { color: #777; font-size: 12px; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
