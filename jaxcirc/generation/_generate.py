@@ -127,10 +127,11 @@ class Prepared(NamedTuple):
 
     def text(self, acting: Acting) -> Generation:
         """Generates, with this acting."""
-        found = shortened_to(self.n, generated(self.model, acting, self.asked, self.key, length=self.length))
-        given = (self.tokenizer, self.ids.tolist(), np.asarray(found[0]), np.asarray(found[2]), self.stop)
+        found = generated(self.model, acting, self.asked, self.key, length=self.length)
+        tokens, log_probs, mask = shortened_to(self.n, found)
+        given = (self.tokenizer, self.ids.tolist(), np.asarray(tokens), np.asarray(mask), self.stop)
         text = None if self.tokenizer is None else read_text(*given)
-        return Generation(*found, jnp.asarray(self.ids), text)
+        return Generation(tokens, log_probs, mask, jnp.asarray(self.ids), text)
 
     @property
     def inactive(self) -> Acting:
@@ -196,16 +197,16 @@ def _keys(verb: str, temperature: float, key: Array | None, samples: int | None)
             f"{verb}: above temperature 0 tokens are drawn, which takes a key. Give key=jax.random.key(0), or temperature=0."
         )
     check_kind(f"{verb}: key", key, (jax.Array, type(None)), "a random key, such as jax.random.key(0)")
-    key = random_key(verb, key)
-    key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
-    if key.ndim:
-        raise ValueError(f"{verb}: key is one random key, got {key.size}. For several texts give samples=….")
+    given = random_key(verb, key)
+    one = given if jnp.issubdtype(given.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(given)
+    if one.ndim:
+        raise ValueError(f"{verb}: key is one random key, got {one.size}. For several texts give samples=….")
     if samples is None:
-        return key
+        return one
     check_count(f"{verb}: samples", "texts to draw", samples)
     if temperature == 0:
         raise ValueError(f"{verb}: at temperature 0 all samples are one text. Give temperature=1.0, or no samples.")
-    return jax.random.split(key, samples)
+    return jax.random.split(one, samples)
 
 
 def _stops(verb: str, model: Transformer, tokenizer: Any, stop: int | Sequence[int] | None) -> list[int]:

@@ -56,7 +56,7 @@ class _State(NamedTuple):
 
 @ft.partial(jax.jit, static_argnames="length")
 def generated(
-    model: Transformer, acting: Acting, asked: Asked, keys: PRNGKeyArray, *, length: int
+    model: Transformer, acting: Acting, asked: Asked, keys: Array, *, length: int
 ) -> tuple[Int[Array, "*world new"], Float[Array, "*world new"], Bool[Array, "*world new"]]:
     """New tokens, their log-probabilities and which are there, in arrays of `length`, of which `n` are filled; for each of the keys, if
     they are several.
