@@ -30,7 +30,7 @@ ROW = np.array([10.0, 20.0, 30.0])
         (lambda: jc.Detach(), X),
         (lambda: jc.Apply(jnp.sqrt), np.sqrt(X)),
         (lambda: jc.Apply(jc.Add(1.0)), X + 1),
-        (lambda: jc.At(1, jc.Add(ROW)), [*X, np.zeros(3), ROW]),
+        (lambda: jc.At(1, jc.Add(ROW)), X + np.stack([np.zeros(3), ROW])),
         (lambda: jc.At([-2], jc.Scale(3.0)), X * [[3], [1]]),
         (lambda: jc.At(slice(1, None), jc.Replace(-X)), X * [[1], [-1]]),
         (lambda: jc.At(slice(5, None), jc.Replace(-X)), X),

@@ -68,7 +68,7 @@ def compare(
 
     **Raises:** as `jc.generate`, and `ValueError` without edits and changes.
 
-    >>> edits = {"blocks.1.hook_resid_post": jc.Add(10 * model.W_E[40])}
+    >>> edits = {"blocks.2.hook_resid_post": jc.At(-1, jc.Scale(-1.0))}
     >>> both = jc.generation.compare(model, tokenizer, "The teachers that the doctor", 3, edits=edits)
     >>> both.first_difference
     0
