@@ -9,6 +9,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 MARKED = re.compile(r"<!-- benchmarks: begin (?P<name>[\w-]+) -->.*?<!-- benchmarks: end -->", re.DOTALL)
+EXPERIMENTS = ("experiments", "components", "corpus")
 HEADER = (
     "| what | sizes | jaxcirc | against | its time | ratio | error | compile | memory, ours / theirs | "
     "closed-form arithmetic, share of rate | autodiff arithmetic, share of rate |"
@@ -39,8 +40,8 @@ def table(results: dict[str, Any]) -> str:
 
 
 def fill(text: str, folder: Path) -> str:
-    """`text` with a table between each two markers, that of the results in `folder` that the first one names. **Raises:** `ValueError`
-    without markers, and `FileNotFoundError` without those results.
+    """`text` with what belongs between each two markers: of `NAME` the table `NAME.md` of the results in `folder`, of `brief` one line for
+    each experiment. **Raises:** `ValueError` without markers, and `FileNotFoundError` without those results.
     """
     pairs = len(MARKED.findall(text))
     if not pairs or any(text.count(f"<!-- benchmarks: {which}") != pairs for which in ("begin", "end")):
@@ -49,10 +50,22 @@ def fill(text: str, folder: Path) -> str:
         )
 
     def filled(found: re.Match[str]) -> str:
-        rows = table(read(folder / f"{found['name']}.json"))
-        return f"<!-- benchmarks: begin {found['name']} -->\n\n{rows}\n<!-- benchmarks: end -->"
+        name = found["name"]
+        rows = brief(folder) if name == "brief" else (folder / f"{name}.md").read_text(encoding="utf-8")
+        return f"<!-- benchmarks: begin {name} -->\n\n{rows.strip()}\n\n<!-- benchmarks: end -->"
 
     return MARKED.sub(filled, text)
+
+
+def brief(folder: Path) -> str:
+    """A line for each experiment: its time, the time of the usual way over it, and that of the fastest of the other ways."""
+    lines = ["| what | jaxcirc | the usual way | ratio | the fastest other way | ratio |", "|---|---|---|---|---|---|"]
+    for row in (row for name in EXPERIMENTS for row in read(folder / f"{name}.json")["rows"]):
+        rivals = [rival for rival in row["rivals"] if "ratio" in rival]
+        fastest = min(rivals, key=lambda rival: rival["ratio"]["median"])
+        others = [cell for each in (rivals[0], fastest) for cell in (each["name"], f"{each['ratio']['median']:.3g}")]
+        lines.append(_join(row["name"], _seconds(row["ours"]["seconds"]), *others))
+    return "\n".join(lines)
 
 
 def _about(results: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What prompts take, and how many fit: `python -m benchmarks.memory_plan > docs/memory.md`.
+"""What prompts take, and how many fit: `python -m benchmarks.memory_plan > .github/docs/memory.md`.
 
 Peak memory of node effects, edge effects and the lens is measured at small sizes, each in a process of its own; the bytes of a verb's parts
 (`_growth_verbs.py`, `_plan_verbs.py`) are fitted to it, and a plan is made of them for models that were not run. Prints it as markdown, and

@@ -1,5 +1,5 @@
 """Who makes the indirect object, and how: path patching, attention and scrubbing on one model, written as a section of
-`docs/indirect-objects.md` with its pictures, every number computed on the way.
+`.github/docs/indirect-objects.md` with its pictures, every number computed on the way.
 
     python examples/indirect_objects.py [MODEL]
 
@@ -88,7 +88,7 @@ class Case(NamedTuple):
         return [self.graph.senders[i] for i in order[:MOST]]
 
 
-def main(name: str | Path = "tiny-gpt2", folder: Path = REPOSITORY / "docs", count: int = PROMPTS) -> str:
+def main(name: str | Path = "tiny-gpt2", folder: Path = REPOSITORY / ".github" / "docs", count: int = PROMPTS) -> str:
     model, tokenizer = jc.from_pretrained(name), jc.load_tokenizer(name)
     folder.mkdir(exist_ok=True)
     label = model.name.removesuffix(".gguf")

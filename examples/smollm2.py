@@ -1,4 +1,4 @@
-"""Indirect objects in SmolLM2-135M: writes `docs/smollm2.md` and its pictures, every number computed on the way.
+"""Indirect objects in SmolLM2-135M: writes `.github/docs/smollm2.md` and its pictures, every number computed on the way.
 
     python examples/smollm2.py [MODEL]
 
@@ -22,7 +22,7 @@ ASKED, PAIRS, REPAIRED = 100, 16, 6  # prompts answered, pairs patched, heads ab
 LAYER = 23  # whose Jacobian is looked at: that of the head with the largest effect
 
 
-def main(name: str | Path = FETCHED, folder: Path = REPOSITORY / "docs") -> None:
+def main(name: str | Path = FETCHED, folder: Path = REPOSITORY / ".github" / "docs") -> None:
     model, tokenizer = jc.from_pretrained(name), jc.load_tokenizer(name)
     folder.mkdir(exist_ok=True)
     page = [

@@ -1,4 +1,4 @@
-"""The attribution graph of one sentence in SmolLM2-135M: writes `docs/smollm2-graph.md` and its picture, every number computed on the way.
+"""The attribution graph of one sentence in SmolLM2-135M: writes `.github/docs/smollm2-graph.md` and its picture, all numbers computed.
 
     python examples/smollm2_graph.py [MODEL]
 
@@ -20,7 +20,7 @@ FETCHED = Path.home() / ".cache" / "jaxcirc" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROWS, MOVED = 400, 10  # neurons whose inputs are computed; neurons that are taken out
 
 
-def main(name: str | Path = FETCHED, folder: Path = REPOSITORY / "docs") -> None:
+def main(name: str | Path = FETCHED, folder: Path = REPOSITORY / ".github" / "docs") -> None:
     model, tokenizer = jc.from_pretrained(name), jc.load_tokenizer(name)
     folder.mkdir(exist_ok=True)
     prompts = jc.data.ioi(tokenizer, 1, seed=0)

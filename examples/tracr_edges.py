@@ -1,4 +1,4 @@
-"""Edges of compiled programs, by patching, by search and by gradients: writes `docs/tracr-edges.md`, every number computed on the way.
+"""Edges of compiled programs, by patching, by search and by gradients: writes `.github/docs/tracr-edges.md`, all numbers computed.
 
     python examples/tracr_edges.py FOLDER
 
@@ -114,7 +114,7 @@ def auroc(scores: np.ndarray, true: np.ndarray) -> float:
     return float(((mine > others) + (mine == others) / 2).mean())
 
 
-def main(folder: str | Path, out: Path = REPOSITORY / "docs") -> None:
+def main(folder: str | Path, out: Path = REPOSITORY / ".github" / "docs") -> None:
     found = {}
     for path in sorted(Path(folder).glob("*.npz")):
         found[path.stem] = measured(load(Path(folder), path.stem))

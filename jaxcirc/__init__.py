@@ -46,6 +46,7 @@ from ._metrics import (
     LogitDiff as LogitDiff,
     LogProb as LogProb,
 )
+from ._progress import progress_bar as progress_bar
 from ._run import run as run, sites as sites
 from ._sites import Kind as Kind, Part as Part, Site as Site
 from ._version import __version__ as __version__

@@ -5,16 +5,20 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors
 
 from ._checks import check_path
 
+
+WRITTEN = "/jaxcirc/write_duration"  # JAX's monitoring is told of each file or folder that is written, and of how long it took
 
 # How files begin that are taken for others, and what to do about it.
 _BEGINNINGS = {
@@ -186,6 +190,7 @@ def _beside(path: Path) -> Iterator[str]:
     # Noted before there is anything of this name: never is something there and not known.
     noted = path.parent, f".{path.name}.{secrets.token_hex(4)}."
     _unfinished.add(noted)
+    began = time.perf_counter()
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,6 +204,7 @@ def _beside(path: Path) -> Iterator[str]:
         raise
     finally:
         _unfinished.discard(noted)
+        jax.monitoring.record_event_duration_secs(WRITTEN, time.perf_counter() - began)
 
 
 def check_writable(path: str | Path) -> None:

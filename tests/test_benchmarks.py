@@ -174,6 +174,17 @@ def test_the_report_comes_back_and_fills_the_readme_once(results, tmp_path):
             report.fill(wrong, tmp_path)
 
 
+def test_committed_tables_are_those_of_the_numbers_beside_them():
+    for name in (*report.EXPERIMENTS, "jacobians"):
+        assert report.table(report.read(report.RESULTS / f"{name}.json")) == (report.RESULTS / f"{name}.md").read_text()
+
+
+def test_the_brief_table_keeps_what_is_lost():
+    rows = report.brief(report.RESULTS).splitlines()[2:]
+    ratios = {row.split(" | ")[0].strip("| "): float(row.split(" | ")[5].strip(" |")) for row in rows}
+    assert ratios["self-repair"] < 1 < ratios["circuit-edges"]
+
+
 def test_the_table_says_what_was_timed_in_part(results):
     one = copy.deepcopy(results)
     took = {"median": 2.0, "min": 1.0, "max": 3.0, "runs": 3}

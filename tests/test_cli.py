@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -115,7 +116,7 @@ def test_programs_are_kept_where_something_can_be_written(tmp_path, monkeypatch)
 
 def test_demo_finds_saves_and_draws(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--prompts", "2"]) == 0
+    assert main(["demo", "--out", str(out), "--n-prompts", "2"]) == 0
     printed = capsys.readouterr().out
     assert "strongest edges" in printed
     assert "of the total effect at the 5 residual sites" in printed
@@ -185,7 +186,7 @@ def test_features_of_a_prompt(tmp_path, capsys):
     given = ["--model", "tiny-gpt-neo", "--saes", "tiny-gpt-neo", "--prompt", "The teachers that the doctor likes"]
     drawn = tmp_path / "features.svg"
     assert (
-        main(["features", *given, *sites, "--most", "3", "--substitute", "target", "--plot", str(drawn), "--json"]) == 0
+        main(["features", *given, *sites, "--top", "3", "--substitute", "target", "--plot", str(drawn), "--json"]) == 0
     )
     said = json.loads(capsys.readouterr().out)
     assert (said["substitute"], said["plot"], said["minimum"]) == (["target"], str(drawn), 0.1)
@@ -196,15 +197,15 @@ def test_features_of_a_prompt(tmp_path, capsys):
     assert first["measured"] == pytest.approx(first["predicted"], rel=0.2)
     assert 0 < abs(said["correlation"]["pearson"]) < 1
     assert "Pearson" in drawn.read_text()
-    assert main(["features", *given, *sites, "--most", "3", "--positions", "all"]) == 0
+    assert main(["features", *given, *sites, "--top", "3", "--pairs", "all"]) == 0
     printed = capsys.readouterr().out
     assert "source_position" in printed
     assert " teachers" in printed
     for more, error in (
         (["--minimum", "1000"], "no latent of `blocks.1.hook_mlp_out` is above the minimum 1000; the largest is"),
-        (["--positions", "last"], "positions is one of 'same', 'all'; got 'last'"),
+        (["--pairs", "last"], "--pairs is one of 'same', 'all'; got 'last'"),
         (["--substitute", "error"], "substitute names 'source', 'target', both or none; got 'error'"),
-        (["--most", "0"], "--most is how many pairs to print, at least 1; got 0"),
+        (["--top", "0"], "--top is how many pairs to print, at least 1; got 0"),
         (["--plot", "features.png"], "features.png does not end in .svg"),
         (["--target", "blocks.0.hook_resid_mid"], "there is no dictionary at `blocks.0.hook_resid_mid`"),
     ):
@@ -233,12 +234,12 @@ def test_heads_of_a_prompts_file(prompts, tmp_path, capsys):
     for part in ("output", "query", "key", "value"):
         assert f"{part}, summed over positions" in drawn.read_text()
 
-    assert main([*given, "--most", "2"]) == 0
+    assert main([*given, "--top", "2"]) == 0
     printed = capsys.readouterr().out
     assert "effects by exact patching\n" in printed
     assert len(printed.split("value\n")[1].splitlines()) == 2
     for more, error in (
-        (["--most", "0"], "--most is how many heads to print, at least 1; got 0"),
+        (["--top", "0"], "--top is how many heads to print, at least 1; got 0"),
         (["--batch-size", "0"], "--batch-size is how many prompt pairs are in memory at once, at least 1; got 0"),
         (["--plot", "heads.png"], "heads.png does not end in .svg"),
     ):
@@ -270,7 +271,7 @@ def test_patching_of_a_prompts_file(prompts, files, tmp_path, capsys):
     assert "teacher… 2" in text  # of the first prompt; others have another noun there
     assert "likes 6" in text
 
-    heads = [*given, "--sites", "z", "--by", "head", "--direction", "noise", "--normalise", "difference", "--most", "2"]
+    heads = [*given, "--sites", "z", "--by", "head", "--direction", "noise", "--normalise", "difference", "--top", "2"]
     assert main(heads) == 0
     printed = capsys.readouterr().out
     assert "clean run, corrupt values put in" in printed
@@ -366,7 +367,7 @@ def test_path_patching_of_made_prompts(tmp_path, capsys):
 
 def test_path_patching_of_a_prompts_file(prompts, capsys):
     given = ["path-patch", "--model", "tiny-gpt2", "--prompts", str(prompts), "--receivers", "logits"]
-    assert main([*given, "--limit", "1", "--positions", "end", "--most", "3"]) == 0
+    assert main([*given, "--limit", "1", "--positions", "end", "--top", "3"]) == 0
     printed = capsys.readouterr().out
     assert "21 senders of tiny-gpt2 to logits; 1 prompt; " in printed
     assert len(printed.split("(standard error)\n")[1].splitlines()) == 3
@@ -400,21 +401,27 @@ def test_a_shipped_model_takes_no_transformers(command, prompts, tmp_path, monke
     options = {
         "heads": ["--model", "tiny-gpt2", "--prompts", str(prompts)],
         "jacobian": ["--model", "tiny-gpt2", "--prompt", "The boys", *ends],
-        "demo": ["--out", str(tmp_path / "circuit"), "--prompts", "1", "--method", "gradient"],
+        "demo": ["--out", str(tmp_path / "circuit"), "--n-prompts", "1", "--method", "gradient"],
     }
     assert main([command, *options[command]]) == 0
 
 
 def test_doctor_is_content_here_and_finds_a_planted_error(capsys, monkeypatch):
     assert main(["doctor", "--json"]) == 0
-    checks = json.loads(capsys.readouterr().out)["checks"]
+    said = json.loads(capsys.readouterr().out)
+    checks = said["checks"]
     assert len(checks) == 5
     assert all(check["ok"] for check in checks.values())
+    kept, there = said["compiled"], Path(jax.config.values["jax_compilation_cache_dir"])
+    programs = [path.stat().st_size for path in there.glob("*-cache")]
+    assert kept == {"folder": str(there), "programs": len(programs), "bytes": sum(programs)}
+    assert kept["programs"] > 5
 
     monkeypatch.setattr("jaxlib.version.__version__", "0.10.2")
     monkeypatch.setattr("jaxcirc.parts.gelu_new.__code__", jc.parts.relu.__code__)
     assert main(["doctor"]) == 1
     printed = capsys.readouterr().out
+    assert f"compiled programs are kept in {there}: " in printed
     assert (
         "FAIL  jaxlib is not a version known to be wrong: RuntimeError: jaxlib 0.10.2 computes wrong Jacobians"
         in printed
@@ -508,7 +515,7 @@ def test_a_full_disk(given, tmp_path, capsys, monkeypatch):
 
 
 def repair(capsys, *options):
-    code = main(["self-repair", "--prompts", "16", *options])
+    code = main(["self-repair", "--limit", "16", *options])
     return code, capsys.readouterr()
 
 
@@ -542,7 +549,7 @@ def test_self_repair_of_the_shipped_model(tmp_path, capsys):
 def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
     text, ids = tmp_path / "text.txt", tmp_path / "ids.npy"
     text.write_text("The teacher that the doctors like\n\nThe farmers near the teacher run\nThe doctor\n")
-    code, said = repair(capsys, "--text", str(text), "--length", "5", "--only", "1.2", "0.0")
+    code, said = repair(capsys, "--prompts", str(text), "--length", "5", "--only", "1.2", "0.0")
     assert code == 0, said.err
     assert said.out.startswith("2 heads of tiny-gpt2, each ablated alone, on 8 tokens of 2 prompts")
     assert "\n1.2 " in said.out
@@ -558,15 +565,15 @@ def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
         (["--head", "nine"], "A head is written LAYER.HEAD, such as 9.6; got 'nine'"),
         (["--only", "9.6"], "There is no layer 9 in tiny-gpt2: it has 4 layers, 0 to 3"),
         (["--minimum", "99"], "has 0 tokens with a direct effect above 99"),
-        (["--prompts", "1"], "--prompts is how many prompts, each with another's values, at least 2; got 1"),
+        (["--limit", "1"], "--limit is how many prompts, each with another's values, at least 2; got 1"),
         (["--share", "0"], "share is a part of the tokens"),
         (["--plot", "picture.png"], "does not end in .svg"),
         (["--head", "9.6", "--plot", "unused.svg"], "There is no layer 9 in tiny-gpt2"),
         (["--head", "1.9"], "There is no head (1, 9) in tiny-gpt2"),
         (["--head", "1.2", "--only", "0.1"], "--head draws heads of those that --only names; 1.2 is not one"),
         (["--plot", "nowhere/unused.svg"], "There is no folder nowhere for unused.svg. Make it first"),
-        (["--text", "TEXT", "--length", "50"], "has 0 prompts of 50 tokens or more"),
-        (["--text", "EMPTY"], "has no text. Expected a prompt a line"),
+        (["--prompts", "TEXT", "--length", "50"], "has 0 prompts of 50 tokens or more"),
+        (["--prompts", "EMPTY"], "has no text. Expected a prompt a line"),
         (["--tokens", "TEXT"], "TEXT is neither a JSON list of token ids nor a .npy file of them"),
     ],
 )
@@ -642,9 +649,10 @@ STEER = ["steer", "--circuit", "CIRCUIT", *PAIRED]
 CURVE = ["circuit-curve", *PAIRED[:2], *PAIRED[4:]]
 JOB = ["attribute", *PAIRED, "--out", "out"]
 COUNTS = {  # every option that is a count, of every command
-    "--prompts": [["demo"], ["self-repair"]],
+    "--n-prompts": [["demo"]],
     "--steps": [["demo"], ["discover", *PAIRED], CURVE],
     "--limit": [
+        ["self-repair"],
         CURVE,
         ["discover", *PAIRED],
         ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
@@ -662,8 +670,13 @@ COUNTS = {  # every option that is a count, of every command
     ],
     "--minimality": [["evaluate", "--circuit", "CIRCUIT", *PAIRED]],
     "--strongest": [STEER],
-    "--most": [["features", *TEXT], ["heads", *PAIRED[:2], *PAIRED[4:]], ["patch", *PAIRED[:2], *PAIRED[4:]], PATHS],
-    "--rank": [["jacobian", *TEXT]],
+    "--top": [
+        ["jacobian", *TEXT],
+        ["features", *TEXT],
+        ["heads", *PAIRED[:2], *PAIRED[4:]],
+        ["patch", *PAIRED[:2], *PAIRED[4:]],
+        PATHS,
+    ],
     "--length": [["self-repair"]],
     "--samples": [["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "4"]],
     "--repeats": [["bench"]],
@@ -712,9 +725,9 @@ BAD_OPTIONS = [
     (["self-repair", "--minimum", "nan"], "--minimum: expected a finite number, got nan"),
     (["self-repair", "--share", "1.5"], "--share is a part of the tokens, above 0 and up to 1; got 1.5"),
     (["self-repair", "--only", "9"], "--only: A head is written LAYER.HEAD, such as 9.6; got '9'"),
-    (["jacobian", *TEXT, "--source-pos", "x"], "--source-pos takes whole numbers; got 'x'"),
+    (["jacobian", *TEXT, "--source-positions", "x"], "--source-positions takes whole numbers; got 'x'"),
     (["jacobian", *TEXT[:-1], "blocks.x"], "--target: No site is called `blocks.x`"),
-    (["features", *TEXT, "--positions", "last"], "--positions is one of 'same', 'all'; got 'last'"),
+    (["features", *TEXT, "--pairs", "last"], "--pairs is one of 'same', 'all'; got 'last'"),
     (["features", *TEXT, "--substitute", "error"], "--substitute names 'source', 'target', both or none; got 'error'"),
     (["discover", *PAIRED, "--method", "magic"], "--method: invalid choice: 'magic'"),
     (["discover", *SHIPPED], "the following arguments are required: --prompts"),
@@ -742,7 +755,7 @@ BAD_OPTIONS = [
     (["scrub", "PROMPTS", *PAIRED[:2]], "one of the arguments --prompts and --ioi is required, and not both"),
     (["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "1"], "--ioi is how many indirect-object prompts are made, at least 2"),
     (["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "4"], "PROMPTS is no TOML: "),
-    ([], "the following arguments are required: COMMAND"),
+    (["--quiet"], "the following arguments are required: COMMAND"),
     (["divine"], "invalid choice: 'divine'"),
     *(
         (
@@ -793,11 +806,11 @@ def test_defaults_are_checked_too(here, capsys):
     assert "--out: jaxcirc-demo exists and is not a circuit" in capsys.readouterr().err
 
 
-OPTIONS = ("edges", "method", "node_threshold", "positions", "skip_unusable", "errors", "level", "saes", "only")
+OPTIONS = ("edges", "method", "node_threshold", "by_position", "skip_unusable", "errors", "level", "saes", "only")
 GIVEN = argparse.Namespace(**dict.fromkeys(OPTIONS))
 SAID = {
     "discover: aggregate='none' keeps positions apart, and padded prompts do not align. Use aggregate='sum'.": (
-        "--positions keeps positions apart, and padded prompts do not align. Leave --positions out."
+        "--by-position keeps positions apart, and padded prompts do not align. Leave --by-position out."
     ),
     "discover: edges='integrated' takes the path of the nodes' method, and Gradient() has none. Use "
     "method=jc.IntegratedGradients(steps).": (
@@ -827,6 +840,19 @@ SAID = {
 @pytest.mark.parametrize("message", SAID)
 def test_python_is_translated(message):
     assert in_options(message, GIVEN) == SAID[message]
+
+
+@pytest.mark.parametrize(
+    ("message", "options", "said"),
+    [
+        ("edge: engine='structured' has none.", ["method"], "--method structured has none."),
+        ("node_threshold is a part of it.", ["node_influence"], "--node-influence is a part of it."),
+        ("Lower source_pos or so.", ["source_positions"], "Lower --source-positions or so."),
+        ("Lower node_threshold=3.", ["node_threshold", "node_influence"], "Lower --node-threshold 3."),
+    ],
+)
+def test_arguments_that_a_command_calls_otherwise(message, options, said):
+    assert in_options(message, argparse.Namespace(**dict.fromkeys(options))) == said
 
 
 def raised() -> list[str]:

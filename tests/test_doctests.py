@@ -1,4 +1,4 @@
-"""The examples in docstrings and in the README run, with `jc`, `jax`, `jnp`, `np`, and the shipped model at hand where they name it."""
+"""The examples in docstrings, in the README and on the pages run, with `jc`, `jax`, `jnp`, `np`, and the shipped model at hand."""
 
 import ast
 import doctest
@@ -18,7 +18,11 @@ from .helpers import REPOSITORY
 
 
 PARSER = doctest.DocTestParser()
-README = REPOSITORY / "README.md"
+PAGES = [
+    path
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / ".github" / "docs").rglob("*.md")))
+    if path.exists() and re.search(r"^```python\n>>>", path.read_text("utf-8"), re.M)
+]
 MODULES = [
     path
     for path in sorted((REPOSITORY / "jaxcirc").rglob("*.py"))
@@ -65,8 +69,15 @@ def test_docstrings(path, tmp_path, monkeypatch):
     assert sum(run(name, text, path, line) for name, text, line in docstrings(path.read_text("utf-8"))) > 0
 
 
-@pytest.mark.skipif(not README.exists(), reason="there is no README in this checkout")
-def test_readme(tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_pages(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.M | re.S)
-    assert run("README", "\n\n".join(block for block in blocks if ">>>" in block), README, 0) > 0
+    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text("utf-8"), re.M | re.S)
+    assert run(path.stem, "\n\n".join(block for block in blocks if ">>>" in block), path, 0) > 0
+
+
+def test_pages_have_code_that_parses():
+    """What needs files or networks is not run; that it is Python is checked all the same."""
+    for path in PAGES:
+        for block in re.findall(r"^```python\n(?!>>>)(.*?)^```", path.read_text("utf-8"), re.M | re.S):
+            ast.parse(block)

@@ -662,7 +662,7 @@ def test_the_command_prints_what_the_verb_gives(capsys):
         "neuron 2 -1 400",
     ]
     metric = ["--answer", " are", "--foil", " is"]
-    assert main([*given, *metric, "--most", "5", "--json"]) == 0
+    assert main([*given, *metric, "--top", "5", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
     tokens = jnp.asarray([tokenizer.bos_token_id, *tokenizer.encode("The teachers that the doctor likes")], jnp.int32)

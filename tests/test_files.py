@@ -393,7 +393,7 @@ from jaxcirc.cli import main
 assert sys.stdout.encoding.lower() in ("ascii", "us-ascii", "ansi_x3.4-1968"), sys.stdout.encoding
 prompts, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 given = ["--model", "tiny-gpt2", "--saes", "tiny-gpt2"]
-how = ["--positions", "--method", "gradient", "--node-threshold", "0.2"]
+how = ["--by-position", "--method", "gradient", "--node-threshold", "0.2"]
 find = ["discover", *given, "--prompts", prompts, *how, "--out", str(folder / "circuit")]
 assert main(find) == 0
 sys.stdout.flush()
@@ -401,7 +401,7 @@ print("---")
 assert main([*find, "--json"]) == 0
 sys.stdout.flush()
 print("---")
-ends = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_mlp_out", "--minimum", "0.1", "--most", "2"]
+ends = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_mlp_out", "--minimum", "0.1", "--top", "2"]
 assert main(["features", *given, *ends, "--prompt", sys.argv[3], "--plot", str(folder / "features.svg")]) == 0
 circuit = jc.Circuit.load(folder / "circuit")
 notes = jc.load_annotations(folder / "notes.csv")

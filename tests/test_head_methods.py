@@ -181,7 +181,7 @@ def test_heads_that_share_keys_and_values_have_the_same_of_them(file, tmp_path, 
     grouped = make_model(jax.random.key(0), vocab=1059, heads=4, kv_heads=2, pairs=2, norm="RMS", gated=True)
     monkeypatch.setattr("jaxcirc.cli._heads.load_model", lambda arguments: grouped)
     drawn = tmp_path / "heads.svg"
-    printed = said(capsys, file, "--most", "8", "--plot", str(drawn))
+    printed = said(capsys, file, "--top", "8", "--plot", str(drawn))
     assert "2 heads each share a key and a value, whose effects stand with every one of them" in printed
     rows = [line.split() for line in printed.split("value\n")[1].splitlines()[:8]]
     of = {head: numbers for head, *numbers in rows}

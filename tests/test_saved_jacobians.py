@@ -414,9 +414,9 @@ def test_the_command_prints_what_the_library_computes(tmp_path, capsys):
 
 def test_the_command_reads_a_prompt_and_a_numpy_file(tmp_path, capsys):
     np.save(tmp_path / "tokens.npy", np.array([4, 5]))
-    assert main([*COMMAND, "--tokens", str(tmp_path / "tokens.npy"), "--rank", "2"]) == 0
+    assert main([*COMMAND, "--tokens", str(tmp_path / "tokens.npy"), "--top", "2"]) == 0
     assert "[2, 128] by blocks.2.hook_resid_pre [2, 128], structured" in capsys.readouterr().out
-    assert main([*COMMAND, "--prompt", "The teacher", "--rank", "2", "--freeze", "between", "--json"]) == 0
+    assert main([*COMMAND, "--prompt", "The teacher", "--top", "2", "--freeze", "between", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["singular_values"] == pytest.approx(
         [1, 1], rel=1e-4
@@ -426,7 +426,7 @@ def test_the_command_reads_a_prompt_and_a_numpy_file(tmp_path, capsys):
 
 def test_the_command_keeps_what_is_there(tmp_path, capsys):
     """The same Jacobian is not computed again, another one is refused, both by name; `--overwrite` does either."""
-    out = ["--out", str(tmp_path / "j.safetensors"), "--rank", "1"]
+    out = ["--out", str(tmp_path / "j.safetensors"), "--top", "1"]
     (tmp_path / "thesis").write_text("years of work")
     assert main([*COMMAND, "--prompt", "The teacher", "--out", str(tmp_path / "thesis")]) == 2
     assert "thesis exists and is not a saved Jacobian" in capsys.readouterr().err
@@ -450,8 +450,8 @@ def test_the_command_keeps_what_is_there(tmp_path, capsys):
     [
         (["--tokens", "words.json"], "neither a JSON list of token ids nor a .npy file"),
         (["--tokens", "two.json"], "Give one prompt"),
-        (["--prompt", "The", "--target-pos", "9"], "position 9 is outside the sequence of 2 tokens"),
-        (["--prompt", "The", "--rank", "0"], "at least 1; got 0"),
+        (["--prompt", "The", "--target-positions", "9"], "position 9 is outside the sequence of 2 tokens"),
+        (["--prompt", "The", "--top", "0"], "at least 1; got 0"),
         (["--prompt", "The", "--freeze", "blocks.2.hook_resid_mid"], "every path from"),
     ],
 )

@@ -23,13 +23,13 @@ from .helpers import Child, REPOSITORY
 MOMENTS = int(os.environ.get("JAXCIRC_TEST_STOPS", "0"))
 SHIPPED = ("--model", "tiny-gpt2", "--saes", "tiny-gpt2")
 COMMANDS = {
-    "demo": ("demo", "--prompts", "8", "--out", "out"),
+    "demo": ("demo", "--n-prompts", "8", "--out", "out"),
     "discover": ("discover", *SHIPPED, "--prompts", "prompts.jsonl", "--edge-threshold", "0.001", "--out", "out"),
     "evaluate": ("evaluate", *SHIPPED, "--prompts", "prompts.jsonl", "--circuit", "circuit", "--plot", "curve.svg"),
     "steer": ("steer", *SHIPPED, "--prompts", "prompts.jsonl", "--circuit", "circuit", "--strongest", "3"),
     "heads": ("heads", "--model", "tiny-gpt2", "--prompts", "prompts.jsonl", "--plot", "heads.svg"),
     "patch": ("patch", "--model", "tiny-gpt2", "--prompts", "prompts.jsonl", "--plot", "patching.svg"),
-    "self-repair": ("self-repair", "--prompts", "16", "--plot", "repair.svg"),
+    "self-repair": ("self-repair", "--limit", "16", "--plot", "repair.svg"),
     "features": (
         *(
             "features",
@@ -53,7 +53,7 @@ COMMANDS = {
             "--out",
             "J.safetensors",
         ),
-        *("--source", "blocks.0.hook_resid_pre", "--target", "blocks.3.hook_resid_post", "--engine", "autodiff"),
+        *("--source", "blocks.0.hook_resid_pre", "--target", "blocks.3.hook_resid_post", "--method", "autodiff"),
     ),
     "doctor": ("doctor",),
 }

@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from ..attribution import AtPStar
 from ..interop import check_saes, load_saes
 from ..jobs import AbstractEngine, AbstractVerb, attribute, Cluster, JobReport, join, Part, Ray, VERBS
 from ..lens import JacobianLens
-from ._common import add_bos_option, load_model, METHODS, note, Subparsers, tokenizer_of
+from ._common import add_bos_option, load_model, METHODS, note, say_json, Subparsers, tokenizer_of
 from ._options import count, existing_file, new_folder, part_of, threshold
 
 
@@ -29,15 +27,20 @@ def add(subparsers: Subparsers) -> None:
         "Stopped or killed, the same command goes on from there.",
         epilog="example: jaxcirc attribute --model tiny-gpt2 --saes tiny-gpt2 --prompts prompts.jsonl --verb node-effects --out effects",
     )
-    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
     parser.add_argument(
-        "--saes", help="a shipped model's name, or a folder of dictionaries, for verbs over their nodes"
+        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
+    )
+    parser.add_argument(
+        "--saes",
+        metavar="DICTIONARIES",
+        help="a shipped model's name, or a folder of dictionaries, for verbs over their nodes",
     )
     parser.add_argument(
         "--prompts",
+        metavar="FILE",
         required=True,
         type=_existing,
-        help="prompt pairs: JSON lines, parquet, or a folder that save_to_disk of datasets wrote",
+        help="file of prompt pairs: JSON lines, parquet, or a folder that save_to_disk of datasets wrote",
     )
     parser.add_argument("--verb", choices=VERBS, default="node-effects", help="what is computed (%(default)s)")
     parser.add_argument(
@@ -57,13 +60,19 @@ def add(subparsers: Subparsers) -> None:
         about = f"keep {what}s with |effect| above this ({default:g})"
         parser.add_argument(option, type=threshold(option), metavar="X", help=about)
     parser.add_argument("--lens", type=existing_file("--lens"), metavar="FILE", help="the lens of --verb lens")
-    parser.add_argument("--raw", action="store_true", help="of direct effects and self-repair: weights as they are")
-    parser.add_argument("--out", required=True, type=new_folder("--out"), help="folder for the tables")
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="weights as they are, not processed as in publications: of direct effects and self-repair",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", required=True, type=new_folder("--out"), help="folder for the tables"
+    )
     parser.add_argument(
         "--strict", action="store_true", help="stop at the first row that cannot be used, before writing"
     )
-    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", help="which revision of a Hub model")
+    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
     parser.add_argument("--first-answer", action="store_true", help="of several answers of a prompt take the first")
     add_bos_option(parser, "before each prompt (it is put where the model's tokenizer puts it by itself)")
     parser.add_argument(
@@ -116,7 +125,9 @@ def _add_drivers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="where it is computed (%(default)s)"
     )
-    parser.add_argument("--address", help="of a Ray cluster; without, Ray finds one or starts one here")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="of a Ray cluster; without, Ray finds one or starts one here"
+    )
     parser.add_argument(
         "--actors",
         type=count("--actors", "Ray actors compute"),
@@ -152,9 +163,10 @@ def attribute_file(arguments: argparse.Namespace) -> int:
         progress=_Lines(),
     )
     report = found.report
-    said = {**dataclasses.asdict(report), "rate": report.rate, "out": str(found.out)}
+    counted_up = {name: value for name, value in dataclasses.asdict(report).items() if name != "seconds"}
+    said = {**counted_up, "rate": report.rate, "out": str(found.out)}
     if arguments.json:
-        print(json.dumps(said))
+        say_json(said)
         return 0
     skipped = f", {counted(report.skipped, 'line')} skipped (skipped.jsonl says why)" if report.skipped else ""
     print(f"{counted(report.rows, 'row')} of {counted(report.done, 'line')} in {found.out}{skipped}.")
@@ -240,9 +252,8 @@ class _Lines:
             return
         self.said, self.done = now, report.done
         left = "" if report.remaining is None or ended else f", {_duration(report.remaining)} to go"
-        print(
-            f"{report.done} of {report.lines} lines; {report.rate:z.1f} prompts a second, computing {report.busy:z.0%} of the time{left}",
-            file=sys.stderr,
+        note(
+            f"{report.done} of {report.lines} lines; {report.rate:z.1f} prompts a second, computing {report.busy:z.0%} of the time{left}"
         )
 
 

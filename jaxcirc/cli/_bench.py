@@ -1,14 +1,17 @@
 """`jaxcirc bench`: how fast Jacobians are here, against PyTorch on the same machine."""
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from ._common import Subparsers
 from ._options import count, new_folder
+from ._screen import silent
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -22,7 +25,16 @@ def add(subparsers: Subparsers) -> None:
         epilog="example: jaxcirc bench --rows attention-block mlp-block",
     )
     add_options(parser, Path("jaxcirc-bench"))
-    parser.set_defaults(command=lambda arguments: load("__main__").run(arguments))
+    parser.set_defaults(command=bench)
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Runs the benchmarks, which say on standard error what they have done unless they are to be quiet."""
+    run = load("__main__").run
+    if not silent():
+        return run(arguments)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+        return run(arguments)
 
 
 def add_options(parser: argparse.ArgumentParser, out: Path) -> None:
@@ -45,10 +57,14 @@ def add_options(parser: argparse.ArgumentParser, out: Path) -> None:
         "--precision", choices=("highest", "tf32"), default="highest", help="of float32 products on GPUs (%(default)s)"
     )
     parser.add_argument(
-        "--out", type=new_folder("--out"), default=str(out), help="folder for JSON, table and plot (%(default)s)"
+        "--out",
+        metavar="FOLDER",
+        type=new_folder("--out"),
+        default=str(out),
+        help="folder for JSON, table and plot (%(default)s)",
     )
-    parser.add_argument("--name", default="jacobians", help="what these files are called (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the JSON instead of the table")
+    parser.add_argument("--name", metavar="NAME", default="jacobians", help="what these files are called (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 def load(module: str) -> ModuleType:

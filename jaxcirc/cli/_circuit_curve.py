@@ -1,7 +1,6 @@
 """`jaxcirc circuit-curve`: how much of a behaviour circuits of increasing size carry, edges ranked by attribution or by a file's scores."""
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from ..localisation._score_files import SUFFIXES
 from ..models import Transformer
 from ..patching import edge_attribution
 from ..view import draw_circuit_curve
-from ._common import add_prompt_options, load_model, load_prompt_file, Subparsers, tokenizer_of
+from ._common import add_prompt_options, load_model, load_prompt_file, say_json, Subparsers, tokenizer_of
 from ._options import count, existing_file, new_file, picture
 
 
@@ -57,7 +56,10 @@ def add(subparsers: Subparsers) -> None:
         help="take the best edges anywhere, or always the best into the circuit, from the logits backwards (%(default)s)",
     )
     parser.add_argument(
-        "--out", type=new_file("--out"), metavar="FILE", help="write the scores as the benchmark's .json or .pt"
+        "--out",
+        type=new_file("--out"),
+        metavar="FILE",
+        help="file for the scores of edges, as the benchmark's .json or .pt",
     )
     parser.add_argument("--plot", type=picture("--plot"), metavar="FILE", help="draw the curves as an SVG file")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -84,7 +86,7 @@ def curve(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         draw_circuit_curve(curves, arguments.plot)
     if arguments.json:
-        print(json.dumps(_summary(arguments, model, graph, prompts, curves)))
+        say_json(_summary(arguments, model, graph, prompts, curves))
     else:
         _show(arguments, model, graph, prompts, curves)
     return 0

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._files import read_text
+from .._progress import progress_bar as bar
 from .._sites import Site
+from .._typing import Progress
 from .._words import counted
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
 from ..circuits import annotate_latents, Circuit, discover
@@ -27,6 +28,8 @@ from ..interop._text_tokenizer import load_text_tokenizer
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._options import count, existing_file, threshold
+from ._screen import note as note, silent
+from ._timing import clock, loaded
 
 
 METHODS = {
@@ -38,26 +41,13 @@ Subparsers = Any  # argparse keeps the class of add_subparsers' result to itself
 
 
 @contextmanager
-def progress_bar() -> Iterator[Any]:
-    """Makes a `progress(done, of, stage)` that draws a bar on standard error; a new stage begins a new bar."""
-    from tqdm import tqdm
-
-    bars: dict[str, Any] = {}
-
-    def report(done: int, of: int, stage: str) -> None:
-        if stage not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[stage] = tqdm(
-                total=of, desc=f"{stage:<6}", bar_format="{desc} {bar:24} {n}/{total}  {elapsed}", file=sys.stderr
-            )
-        bars[stage].update(done - bars[stage].n)
-
-    try:
+def progress_bar() -> Iterator[Progress]:
+    """Makes a `progress(done, of, stage)` that draws a bar on standard error, unless all is quiet."""
+    if silent():
+        yield lambda done, of, stage: None
+        return
+    with bar() as report:
         yield report
-    finally:
-        for bar in bars.values():
-            bar.close()
 
 
 def add_prompt_options(
@@ -71,17 +61,22 @@ def add_prompt_options(
     """Adds the options of every command that runs a given model, with `dictionaries` or without, on the prompts of a file; `prompts`
     explains the file, which is `required` unless they may come from elsewhere. Without `batches` all are in memory at once.
     """
-    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
+    parser.add_argument(
+        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
+    )
     if dictionaries:
-        parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
+        parser.add_argument(
+            "--saes", metavar="DICTIONARIES", required=True, help="a shipped model's name, or a folder of dictionaries"
+        )
     parser.add_argument(
         "--prompts",
+        metavar="FILE",
         required=required,
         type=existing_file("--prompts"),
         help=f"{prompts}: JSON lines, JSON, CSV, TSV or parquet",
     )
-    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", help="which revision of a Hub model")
+    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
     parser.add_argument(
         "--limit", type=count("--limit", "prompt pairs to use"), metavar="N", help="use the first N prompt pairs"
     )
@@ -138,12 +133,24 @@ def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any, path: Path |
 
 
 def add_ioi_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--ioi`, in place of a file of prompts."""
+    """Adds `--ioi`, in place of a file of prompts, and `--seed`."""
     parser.add_argument(
         "--ioi",
         type=count("--ioi", "indirect-object prompts are made", least=2),
         metavar="N",
         help="make so many indirect-object prompts instead, in both orders of names; they have positions IO, S1, S1+1, S2 and end",
+    )
+    add_seed_option(parser)
+
+
+def add_seed_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--seed`, of all that is made or drawn at random."""
+    parser.add_argument(
+        "--seed",
+        type=count("--seed", "to begin random numbers with", least=0),
+        default=0,
+        metavar="N",
+        help="the same seed makes and draws the same (%(default)s)",
     )
 
 
@@ -153,23 +160,25 @@ def check_prompts_or_ioi(arguments: argparse.Namespace) -> None:
         raise ValueError("one of the arguments --prompts and --ioi is required, and not both.")
 
 
-def prompts_or_ioi(arguments: argparse.Namespace, tokenizer: Any, *, seed: int = 0, **options: Any) -> Prompts:
+def prompts_or_ioi(arguments: argparse.Namespace, tokenizer: Any, **options: Any) -> Prompts:
     """Loads the prompts of the file, or makes those that `--ioi` asks for, with the `options` of `jc.data.ioi`."""
     if arguments.prompts is not None:
         return load_prompt_file(arguments, tokenizer)
-    prompts = ioi(tokenizer, arguments.ioi, template="mixed", seed=seed, bos=arguments.bos, **options)
+    prompts = ioi(tokenizer, arguments.ioi, template="mixed", seed=arguments.seed, bos=arguments.bos, **options)
     note(f"{counted(len(prompts), 'indirect-object prompt')} of {prompts.clean.shape[1]} tokens")
     return prompts
 
 
 def load_model(arguments: argparse.Namespace) -> Transformer:
-    """Loads the model that is asked for."""
-    return from_pretrained(arguments.model, revision=arguments.revision)
+    """Loads the model that is asked for, after all else that is read."""
+    model = from_pretrained(arguments.model, revision=arguments.revision)
+    loaded()
+    return model
 
 
-def note(text: str) -> None:
-    """Says on standard error, where progress is shown too, how what was given is understood; results alone go to standard output."""
-    print(text, file=sys.stderr)
+def say_json(facts: Mapping[str, Any]) -> None:
+    """Prints the one object of `--json`, with the seconds that each phase took."""
+    print(json.dumps({**facts, "seconds": clock().seconds()}))
 
 
 def add_bos_option(parser: argparse.ArgumentParser, where: str) -> None:
@@ -183,9 +192,11 @@ def add_bos_option(parser: argparse.ArgumentParser, where: str) -> None:
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of every command that runs a given model on one text."""
-    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
+    parser.add_argument(
+        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
+    )
     text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("--prompt", help="the text")
+    text.add_argument("--prompt", metavar="TEXT", help="the text")
     text.add_argument(
         "--tokens",
         type=existing_file("--tokens"),
@@ -194,10 +205,10 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     )
     add_bos_option(
         parser,
-        "before the text, unless it begins with it (it is put as the model's family is used to; README has the rule)",
+        "before the text, unless it begins with it (it is put as the model's family is used to; the documentation has the rule)",
     )
-    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", help="which revision of a Hub model")
+    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
 
 
 def tokens_of(arguments: argparse.Namespace) -> jax.Array:
@@ -272,7 +283,7 @@ def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: floa
         "--method",
         choices=METHODS,
         default="integrated",
-        help="gradients that node effects take (%(default)s), or a run for each",
+        help="how node effects are found: by integrated gradients, by one gradient, or by a run for each (%(default)s)",
     )
     parser.add_argument(
         "--steps",
@@ -361,7 +372,7 @@ def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:
     if arguments.json:
         sizes = {"nodes": len(circuit.nodes), "edges": len(circuit.edges)}
         meta = {key: value for key, value in circuit.meta.items() if key != "annotations"}
-        print(json.dumps({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)}))
+        say_json({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)})
     else:
         show_circuit(circuit)
         print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser.")

@@ -1,12 +1,11 @@
 """`jaxcirc convert`: a circuit of the feature-circuits project as one of ours."""
 
 import argparse
-import json
 
 from .._words import counted
 from ..circuits import load_annotations, load_feature_circuit
 from ..circuits._rows import note_of
-from ._common import Subparsers
+from ._common import say_json, Subparsers
 from ._options import existing_file, new_circuit, threshold
 
 
@@ -19,7 +18,11 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("file", type=existing_file("file"), help="the .pt file")
     parser.add_argument(
-        "--out", type=new_circuit("--out"), default="circuit", help="folder for the circuit (%(default)s)"
+        "--out",
+        metavar="FOLDER",
+        type=new_circuit("--out"),
+        default="circuit",
+        help="folder for the circuit (%(default)s)",
     )
     parser.add_argument(
         "--annotations",
@@ -27,7 +30,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="what latents mean: JSON lines, JSON, CSV or TSV",
     )
-    parser.add_argument("--model", metavar="NAME", help="the model that it was found in, for `evaluate` to check")
+    parser.add_argument("--model", metavar="MODEL", help="the model that it was found in, for `evaluate` to check")
     for what, strength in (("node", "|effect|"), ("edge", "|weight|")):
         parser.add_argument(
             f"--{what}-threshold",
@@ -53,7 +56,7 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sizes = {"nodes": len(circuit.nodes), "edges": len(circuit.edges), "annotated": noted}
         meta = {key: value for key, value in circuit.meta.items() if key != "annotations"}
-        print(json.dumps({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)}))
+        say_json({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)})
         return 0
     print(
         f"{counted(len(circuit.nodes), 'node')} ({noted} annotated), {counted(len(circuit.edges), 'edge')}, "

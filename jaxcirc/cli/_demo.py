@@ -1,7 +1,6 @@
 """`jaxcirc demo`: the whole of it, on the model that ships."""
 
 import argparse
-import time
 
 import numpy as np
 
@@ -9,8 +8,9 @@ from .. import data
 from .._words import counted
 from ..interop import from_pretrained, load_saes
 from ..interop._text_tokenizer import load_text_tokenizer
-from ._common import add_circuit_options, deliver, find_circuit, Subparsers
+from ._common import add_circuit_options, add_seed_option, deliver, find_circuit, Subparsers
 from ._options import count, new_circuit
+from ._timing import loaded
 
 
 MODEL = "tiny-gpt2"
@@ -24,23 +24,28 @@ def add(subparsers: Subparsers) -> None:
         epilog="example: jaxcirc demo --out my-circuit",
     )
     parser.add_argument(
-        "--out", type=new_circuit("--out"), default="jaxcirc-demo", help="folder for the circuit (%(default)s)"
+        "--out",
+        metavar="FOLDER",
+        type=new_circuit("--out"),
+        default="jaxcirc-demo",
+        help="folder for the circuit (%(default)s)",
     )
     parser.add_argument(
-        "--prompts",
-        type=count("--prompts", "prompt pairs"),
+        "--n-prompts",
+        type=count("--n-prompts", "prompt pairs are made"),
         default=32,
         metavar="N",
-        help="how many prompt pairs (%(default)s)",
+        help="how many prompt pairs are made (%(default)s)",
     )
+    add_seed_option(parser)
     add_circuit_options(parser, node_threshold=0.1, edge_threshold=0.02)
     parser.set_defaults(command=demo)
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    began = time.monotonic()
     model, saes, tokenizer = from_pretrained(MODEL), load_saes(MODEL), load_text_tokenizer(MODEL)
-    prompts = data.subject_verb(tokenizer, arguments.prompts, kind="rc", seed=0)
+    loaded()
+    prompts = data.subject_verb(tokenizer, arguments.n_prompts, kind="rc", seed=arguments.seed)
     if not arguments.json:
         pairs = (prompts.clean, prompts.corrupt, prompts.answer, prompts.foil)
         clean, corrupt, answer, foil = (tokenizer.decode(np.asarray(ids)[0]) for ids in pairs)
@@ -48,6 +53,4 @@ def demo(arguments: argparse.Namespace) -> int:
         print(f"  clean    {clean!r}  expects {answer!r} and not {foil!r}\n  corrupt  {corrupt!r}\n")
     circuit = find_circuit(arguments, model, saes, prompts, tokenizer, positions=True)
     deliver(circuit.annotate(title=f"{MODEL}: the verb agrees with its subject across a relative clause"), arguments)
-    if not arguments.json:
-        print(f"{time.monotonic() - began:z.0f} s in all.")
     return 0

@@ -31,9 +31,13 @@ def add(subparsers: Subparsers) -> None:
     )
     add_prompt_options(parser)
     parser.add_argument(
-        "--out", type=new_circuit("--out"), default="circuit", help="folder for the circuit (%(default)s)"
+        "--out",
+        metavar="FOLDER",
+        type=new_circuit("--out"),
+        default="circuit",
+        help="folder for the circuit (%(default)s)",
     )
-    parser.add_argument("--positions", action="store_true", help="keep positions apart, for prompts that align")
+    parser.add_argument("--by-position", action="store_true", help="keep positions apart, for prompts that align")
     parser.add_argument(
         "--thresholds",
         choices=("averages", "instances"),
@@ -50,7 +54,9 @@ def add(subparsers: Subparsers) -> None:
             f"and --edge-threshold, by default then {WIDE['node_threshold']:g} and {WIDE['edge_threshold']:g}"
         ),
     )
-    parser.add_argument("--level", choices=("edges", "nodes"), help="what is to recover it, of --faithfulness (edges)")
+    parser.add_argument(
+        "--level", choices=("nodes", "edges"), help="nodes or edges: what is to recover it, of --faithfulness (edges)"
+    )
     parser.set_defaults(command=discover_file, **dict.fromkeys(LOOKING))  # thresholds go by what is asked for
 
 
@@ -61,7 +67,8 @@ def discover_file(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
     model, saes, prompts, tokenizer = load_given(arguments)
-    options = {name: getattr(arguments, name) for name in ("positions", "thresholds", "batch_size")}
+    options = {name: getattr(arguments, name) for name in ("thresholds", "batch_size")}
+    options |= {"positions": arguments.by_position}
     circuit = find_circuit(arguments, model, saes, prompts, tokenizer, **options)
     if arguments.faithfulness is not None:
         with progress_bar() as progress:

@@ -1,7 +1,6 @@
 """`jaxcirc doctor`: is what this machine computes right?"""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 
@@ -24,7 +23,8 @@ from ..interop._text_tokenizer import load_text_tokenizer
 from ..jacobian import edge
 from ..models import Transformer
 from ..parts import Attention, Block, LayerNorm
-from ._common import Subparsers
+from ._common import say_json, Subparsers
+from ._screen import kept_compilations
 
 
 MODELS = ("tiny-gpt2", "tiny-gpt-neo")
@@ -69,8 +69,17 @@ def doctor(arguments: argparse.Namespace) -> int:
         results[what] = {"ok": ok, "said": result}
         if not arguments.json:
             print(f"{'ok  ' if ok else 'FAIL'}  {what}: {result}")
+    folder, programs, size = kept_compilations()
     if arguments.json:
-        print(json.dumps({**about, "checks": results}))
+        kept = {"folder": None if folder is None else str(folder), "programs": programs, "bytes": size}
+        say_json({**about, "checks": results, "compiled": kept})
+    elif folder is None:
+        print("compiled programs are not kept between commands")
+    else:
+        print(
+            f"compiled programs are kept in {folder}: {programs}, {size / 1e6:z.0f} MB. Delete the folder to be rid of them; with "
+            "JAX_ENABLE_COMPILATION_CACHE=0 none are kept, with JAX_COMPILATION_CACHE_DIR elsewhere."
+        )
     return 0 if all(result["ok"] for result in results.values()) else 1
 
 

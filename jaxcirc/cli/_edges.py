@@ -1,7 +1,6 @@
 """`jaxcirc edges`: what feeds one node of a prompt's run, or what it feeds."""
 
 import argparse
-import json
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,14 +11,11 @@ from .._run import run
 from .._words import counted
 from ..edges import edges_into, edges_out_of
 from ..interop import check_saes, load_saes
-from ..jacobian import frozen
 from ..models import Transformer
 from ..nodes import FORMS, parse_node
-from ._common import add_text_options, load_model, Subparsers, tokenizer_of, tokens_of
+from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
+from ._frozen import HELD, held, SAID
 from ._options import count
-
-
-HELD = {"norms": frozen.layer_norms, "patterns": frozen.patterns, "gates": frozen.gates}
 
 
 def add(subparsers: Subparsers) -> None:
@@ -34,18 +30,31 @@ def add(subparsers: Subparsers) -> None:
     add_text_options(parser)
     parser.add_argument("--node", required=True, metavar="NODE", help=f"one of: {', '.join(FORMS.values())}")
     parser.add_argument(
-        "--direction",
+        "--side",
         choices=("into", "out"),
         help="edges into the node or out of it (into; out of a token, position, bias or error)",
     )
     parser.add_argument("--answer", metavar="TOKEN", help="whose logit: one token's text, or its id (the likeliest)")
     parser.add_argument("--foil", metavar="TOKEN", help="whose logit is subtracted (none)")
-    parser.add_argument("--saes", help="a shipped model's name, or a folder of dictionaries, whose latents are nodes")
     parser.add_argument(
-        "--freeze", nargs="+", choices=(*HELD, "nothing"), default=["norms"], help="what is held (norms)"
+        "--saes",
+        metavar="DICTIONARIES",
+        help="a shipped model's name, or a folder of dictionaries, whose latents are nodes",
     )
     parser.add_argument(
-        "--most", type=count("--most", "edges to print"), default=20, metavar="N", help="edges to print (%(default)s)"
+        "--freeze",
+        nargs="+",
+        choices=tuple(HELD),
+        default=["layer_norms"],
+        metavar="WHAT",
+        help=f"what is held: {SAID} (layer_norms)",
+    )
+    parser.add_argument(
+        "--top",
+        type=count("--top", "edges to print"),
+        default=20,
+        metavar="N",
+        help="how many edges to print (%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=edges)
@@ -60,19 +69,18 @@ def edges(arguments: argparse.Namespace) -> int:
     answer, foil = (token_of(tokenizer, f"--{name}", getattr(arguments, name)) for name in ("answer", "foil"))
     model = load_model(arguments)
     answer = likeliest(model, tokens) if answer is None else answer
-    held: set[Any] = set()
-    for what in arguments.freeze:
-        held |= HELD[what](model) if what in HELD else set()
-    out = (arguments.direction or _usual(arguments.node)) == "out"
-    saes = load_saes(arguments.saes) if arguments.saes else {}
-    found = (edges_out_of if out else edges_into)(model, tokens, LogitDiff(answer, foil), node, saes=saes, frozen=held)
-    table = found.table(arguments.most)
+    out = (arguments.side or _usual(arguments.node)) == "out"
+    saes, frozen = load_saes(arguments.saes) if arguments.saes else {}, held(arguments.freeze, model)
+    found = (edges_out_of if out else edges_into)(
+        model, tokens, LogitDiff(answer, foil), node, saes=saes, frozen=frozen
+    )
+    table = found.table(arguments.top)
     texts = [_text(tokenizer, int(token)) for token in np.asarray(tokens)]
     metric = _text(tokenizer, answer) + ("" if foil is None else f" less {_text(tokenizer, foil)}")
     facts = {
         "model": model.name,
         "node": arguments.node,
-        "direction": "out" if out else "into",
+        "side": "out" if out else "into",
         "metric": metric,
         "frozen": arguments.freeze,
         "activation": float(found.activation),
@@ -81,7 +89,7 @@ def edges(arguments: argparse.Namespace) -> int:
     }
     rows = [{key: value for key, value in row.items() if value == value} for row in table.to_dict("records")]
     if arguments.json:
-        print(json.dumps({**facts, "tokens": texts, "edges": rows}))
+        say_json({**facts, "tokens": texts, "edges": rows})
         return 0
     print(
         f"{counted(len(rows), 'edge')} {'out of' if out else 'into'} {arguments.node} of {model.name}; logit of {metric}"

@@ -1,13 +1,12 @@
 """`jaxcirc evaluate`: how much of a behaviour a saved circuit carries."""
 
 import argparse
-import json
 from typing import Any, TYPE_CHECKING
 
 from .._words import counted
 from ..circuits import Circuit, MeanAblation, ResampleAblation, Trial, ZeroAblation
 from ..view import draw_curves
-from ._common import add_prompt_options, load_given, progress_bar, Subparsers
+from ._common import add_prompt_options, load_given, progress_bar, say_json, Subparsers
 from ._options import count, existing_folder, picture
 
 
@@ -27,10 +26,16 @@ def add(subparsers: Subparsers) -> None:
         ),
     )
     parser.add_argument(
-        "--circuit", required=True, type=existing_folder("--circuit"), help="folder that `jaxcirc discover` wrote"
+        "--circuit",
+        metavar="FOLDER",
+        required=True,
+        type=existing_folder("--circuit"),
+        help="folder that `jaxcirc discover` wrote",
     )
     add_prompt_options(parser, prompts="file of prompt pairs, best not the circuit's own")
-    parser.add_argument("--level", choices=("nodes", "edges"), default="nodes", help="what is ablated (%(default)s)")
+    parser.add_argument(
+        "--level", choices=("nodes", "edges"), default="nodes", help="nodes or edges: what is ablated (%(default)s)"
+    )
     parser.add_argument(
         "--ablation", choices=ABLATIONS, default="mean", help="to what (%(default)s, of the corrupt prompts)"
     )
@@ -87,7 +92,7 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot)
     if arguments.json:
-        print(json.dumps({**evaluation.as_dict(), **{name: _records(table) for name, table in tables.items()}}))
+        say_json({**evaluation.as_dict(), **{name: _records(table) for name, table in tables.items()}})
         return 0
     sizes = (len(circuit.nodes), "node"), (len(circuit.edges), "edge"), (len(prompts), "prompt")
     print(f"{', '.join(counted(*size) for size in sizes)}, by {arguments.level}")

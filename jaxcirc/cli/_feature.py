@@ -1,7 +1,6 @@
 """`jaxcirc feature`: the page of one latent."""
 
 import argparse
-import json
 from pathlib import Path
 
 from .._sites import Site
@@ -9,7 +8,7 @@ from .._words import counted
 from ..data import load_texts
 from ..interop import check_saes, load_saes
 from ..view import feature, FeaturePage
-from ._common import add_bos_option, load_model, progress_bar, Subparsers, tokenizer_of
+from ._common import add_bos_option, load_model, progress_bar, say_json, Subparsers, tokenizer_of
 from ._options import count, existing_file, page, site
 
 
@@ -19,42 +18,44 @@ def add(subparsers: Subparsers) -> None:
         help="the page of one latent",
         description="Looks at one latent over texts: where it is strongest, how often it is on, what it does to the logits by itself, "
         "and which others write alike; writes a page to open in a browser.",
-        epilog="example: jaxcirc feature --model tiny-gpt2 --saes tiny-gpt2 --site blocks.1.hook_mlp_out --unit 196 --texts texts.txt "
+        epilog="example: jaxcirc feature --model tiny-gpt2 --saes tiny-gpt2 --site blocks.1.hook_mlp_out --unit 196 --prompts texts.txt "
         "--out latent.html",
     )
     parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
-    parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
+    parser.add_argument(
+        "--saes", metavar="DICTIONARIES", required=True, help="a shipped model's name, or a folder of dictionaries"
+    )
     parser.add_argument(
         "--site",
         required=True,
         type=site("--site"),
         metavar="SITE",
-        help="of the dictionary, such as blocks.1.hook_mlp_out",
+        help="such as blocks.1.hook_mlp_out",
     )
     parser.add_argument(
         "--unit", required=True, type=count("--unit", "latents are before it", least=0), metavar="N", help="its number"
     )
     parser.add_argument(
-        "--texts",
+        "--prompts",
         required=True,
-        type=existing_file("--texts"),
+        type=existing_file("--prompts"),
         metavar="FILE",
-        help="texts: .txt with one a line, JSON lines, JSON, CSV, TSV or parquet",
+        help="file of texts: .txt with one a line, JSON lines, JSON, CSV, TSV or parquet",
     )
     parser.add_argument("--limit", type=count("--limit", "texts to use"), metavar="N", help="use the first N texts")
     parser.add_argument(
-        "--most",
-        type=count("--most", "are listed"),
+        "--top",
+        type=count("--top", "are listed"),
         default=10,
         metavar="N",
-        help="how many examples, tokens and latents are listed (%(default)s)",
+        help="how many examples, tokens and latents to print (%(default)s)",
     )
     parser.add_argument(
         "--out",
         type=page("--out"),
         default=Path("feature.html"),
         metavar="FILE",
-        help="the page (%(default)s)",
+        help="file for the page (%(default)s)",
     )
     parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
     parser.add_argument("--revision", help="which revision of a Hub model")
@@ -73,21 +74,21 @@ def feature_page(arguments: argparse.Namespace) -> int:
     sae = saes[place]
     if arguments.unit >= sae.d_sae:
         raise ValueError(f"--unit: the units at `{place}` are 0 to {sae.d_sae - 1}; got {arguments.unit}.")
-    texts = load_texts(arguments.texts, tokenizer, limit=arguments.limit, bos=arguments.bos)
+    texts = load_texts(arguments.prompts, tokenizer, limit=arguments.limit, bos=arguments.bos)
     model = load_model(arguments)
     long = sum(len(text) > model.n_ctx for text in texts)
     if long:
         raise ValueError(
-            f"{arguments.texts}: {counted(long, 'text')} of {len(texts)} have more than the {model.n_ctx} tokens that {model.name} takes. "
+            f"{arguments.prompts}: {counted(long, 'text')} of {len(texts)} have more than the {model.n_ctx} tokens that {model.name} takes. "
             "Cut them into shorter lines."
         )
     with progress_bar() as progress:
         found = feature(
-            *(sae, arguments.unit, texts), model=model, tokenizer=tokenizer, most=arguments.most, progress=progress
+            *(sae, arguments.unit, texts), model=model, tokenizer=tokenizer, most=arguments.top, progress=progress
         )
     found.to_html(arguments.out)
     if arguments.json:
-        print(json.dumps({**_summary(found), "out": str(arguments.out)}))
+        say_json({**_summary(found), "out": str(arguments.out)})
         return 0
     print(f"latent {found.unit} at {found.site}: on at {found.share_active:.3%} of {counted(found.n_tokens, 'token')}")
     for example in found.examples[:3]:

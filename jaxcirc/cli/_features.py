@@ -1,14 +1,16 @@
 """`jaxcirc features`: the latents of one dictionary by those of an earlier one, for one prompt."""
 
 import argparse
-import json
 
 from ..features import feature_jacobian, FeatureJacobian, steer_features
 from ..features._ends import SIDES
 from ..interop import check_saes, load_saes
 from ..view import draw_features
-from ._common import add_text_options, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
+from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
 from ._options import count, number, one_of, picture, site, threshold
+
+
+PAIRS = ("same", "all")
 
 
 def add(subparsers: Subparsers) -> None:
@@ -21,7 +23,9 @@ def add(subparsers: Subparsers) -> None:
         "--source blocks.0.mlp.hook_post --target blocks.1.mlp.hook_post --minimum 0.1 --plot features.svg",
     )
     add_text_options(parser)
-    parser.add_argument("--saes", required=True, help="a shipped model's name, or a folder of dictionaries")
+    parser.add_argument(
+        "--saes", metavar="DICTIONARIES", required=True, help="a shipped model's name, or a folder of dictionaries"
+    )
     parser.add_argument(
         "--source", required=True, type=site("--source"), metavar="SITE", help="such as blocks.0.mlp.hook_post"
     )
@@ -33,11 +37,12 @@ def add(subparsers: Subparsers) -> None:
         type=threshold("--minimum"),
         default=1.0,
         metavar="X",
-        help="latents above this are on (%(default)s)",
+        help="only latents above this, which are on (%(default)s)",
     )
     parser.add_argument(
-        "--positions",
-        type=one_of("--positions", ("same", "all")),
+        "--pairs",
+        type=one_of("--pairs", PAIRS),
+        choices=PAIRS,
         default="same",
         help="pairs at the same position, or all (%(default)s)",
     )
@@ -45,13 +50,14 @@ def add(subparsers: Subparsers) -> None:
         "--substitute",
         nargs="*",
         type=one_of("--substitute", SIDES, says="names {}, both or none"),
+        choices=SIDES,
         default=list(SIDES),
         metavar="SIDE",
         help="whose reconstruction is put in place of its site: source, target, or with nothing behind it none (both)",
     )
     parser.add_argument(
-        "--most",
-        type=count("--most", "pairs to print"),
+        "--top",
+        type=count("--top", "pairs to print"),
         default=12,
         metavar="N",
         help="how many pairs to print (%(default)s)",
@@ -85,11 +91,11 @@ def features(arguments: argparse.Namespace) -> int:
             arguments.source,
             arguments.target,
             minimum=arguments.minimum,
-            positions=arguments.positions,
+            positions=arguments.pairs,
             substitute=arguments.substitute,
             progress=progress,
         )
-    strongest = J.strongest(arguments.most)
+    strongest = J.strongest(arguments.top)
     table = steer_features(J, model, saes, tokens, rows=strongest, steps=[arguments.step])
     table.insert(4, "gradient", J.gradient[strongest])
     table.insert(5, "cosine", J.cosine[strongest])
@@ -102,7 +108,7 @@ def features(arguments: argparse.Namespace) -> int:
         rows = (
             table.astype(object).where(table.notna(), None).to_dict("records")
         )  # a cosine that is not defined is null
-        print(json.dumps({**_summary(J), "rows": rows, "plot": str(arguments.plot) if arguments.plot else None}))
+        say_json({**_summary(J), "rows": rows, "plot": str(arguments.plot) if arguments.plot else None})
         return 0
     _show(J, table)
     if arguments.plot:

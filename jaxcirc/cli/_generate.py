@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_number, check_seed
+from .._checks import check_number
 from .._edits import AbstractEdit, Add, Apply, At
 from .._files import write_text, writing_file
 from .._run import site_shapes
@@ -24,7 +24,7 @@ from ..generation import compare, generate, Generation
 from ..interop import check_saes, load_saes
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._common import add_text_options, load_model, Subparsers, tokenizer_of, tokens_of
+from ._common import add_seed_option, add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
 from ._options import count, existing_file, new_file, number, site, threshold
 
 
@@ -44,7 +44,11 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how many tokens at most (%(default)s)",
     )
-    parser.add_argument("--saes", help="dictionaries whose latents are steered: a shipped model's name, or a folder")
+    parser.add_argument(
+        "--saes",
+        metavar="DICTIONARIES",
+        help="a shipped model's name, or a folder of dictionaries, whose latents are steered",
+    )
     parser.add_argument(
         "--steer",
         nargs="+",
@@ -59,7 +63,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help=".npy file of a vector that is added at --site",
     )
-    parser.add_argument("--site", type=site("--site"), metavar="SITE", help="such as blocks.1.hook_resid_post")
+    parser.add_argument("--site", type=site("--site"), metavar="SITE", help="such as blocks.1.hook_mlp_out")
     parser.add_argument(
         "--scale", type=number("--scale"), default=1.0, metavar="X", help="how much of the direction (%(default)s)"
     )
@@ -78,10 +82,10 @@ def add(subparsers: Subparsers) -> None:
         metavar="T",
         help="0 for the likeliest tokens, else they are drawn (%(default)g)",
     )
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of what is drawn (%(default)s)")
+    add_seed_option(parser)
     parser.add_argument("--samples", type=count("--samples", "texts to draw"), metavar="N", help="draw so many texts")
     parser.add_argument(
-        "--out", type=new_file("--out"), metavar="FILE", help="JSON file for tokens, log-probabilities and texts"
+        "--out", type=new_file("--out"), metavar="FILE", help="file for tokens, log-probabilities and texts, as JSON"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=generate_text)
@@ -143,13 +147,6 @@ def _start(text: str) -> int | str:
     return text if text == "new" else int(text)
 
 
-@_checked
-def _seed(text: str) -> int:
-    value = int(text) if re.fullmatch(r"-?\d+", text) else text
-    check_seed("--seed", value)
-    return int(value)
-
-
 def generate_text(arguments: argparse.Namespace) -> int:
     if (arguments.direction is None) != (arguments.site is None):
         raise ValueError("--direction and --site go together: the vector that is added, and where.")
@@ -182,7 +179,7 @@ def generate_text(arguments: argparse.Namespace) -> int:
         with writing_file(arguments.out) as aside:
             write_text(aside, json.dumps(document))
     if arguments.json:
-        print(json.dumps({**document, "out": str(arguments.out) if arguments.out else None}))
+        say_json({**document, "out": str(arguments.out) if arguments.out else None})
         return 0
     _show(texts)
     if arguments.out:

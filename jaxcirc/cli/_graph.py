@@ -1,7 +1,6 @@
 """`jaxcirc graph`: the attribution graph of a prompt."""
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from .._words import counted
 from ..attribution_graphs import attribution_graph
 from ..interop import check_saes, load_cross_layer_transcoder, load_saes
 from ..view import draw_attribution_graph
-from ._common import add_text_options, load_model, progress_bar, Subparsers, tokenizer_of, tokens_of
+from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
 from ._edges import token_of
 from ._options import count, figure, new_file, part
 
@@ -27,14 +26,16 @@ def add(subparsers: Subparsers) -> None:
     )
     add_text_options(parser)
     dictionaries = parser.add_mutually_exclusive_group()
-    dictionaries.add_argument("--transcoders", help="a folder of dictionaries, one for each MLP (neurons)")
     dictionaries.add_argument(
-        "--cross-layer-transcoder", metavar="PATH", help="a folder, or a Hub id, of one for all layers"
+        "--transcoders", metavar="DICTIONARIES", help="a folder of dictionaries, one for each MLP (neurons)"
+    )
+    dictionaries.add_argument(
+        "--cross-layer-transcoder", metavar="DICTIONARIES", help="a folder, or a Hub id, of one for all layers"
     )
     parser.add_argument(
-        "--answer", metavar="TOKEN", help="explain one token's logit: its text, or its id (the likeliest ones)"
+        "--answer", metavar="TOKEN", help="whose logit: one token's text, or its id (the likeliest ones)"
     )
-    parser.add_argument("--foil", metavar="TOKEN", help="less the logit of this one")
+    parser.add_argument("--foil", metavar="TOKEN", help="whose logit is subtracted (none)")
     parser.add_argument(
         "--max-nodes",
         type=count("--max-nodes", "latents to have rows"),
@@ -44,26 +45,33 @@ def add(subparsers: Subparsers) -> None:
     )
     for name, what, default in (("node", "nodes", 0.8), ("edge", "edges between these", 0.98)):
         parser.add_argument(
-            f"--{name}-threshold",
-            type=part(f"--{name}-threshold", "influence"),
+            f"--{name}-influence",
+            type=part(f"--{name}-influence", "influence"),
             default=default,
             metavar="X",
             help=f"the share of all influence that the kept {what} make up (%(default)s)",
         )
     parser.add_argument(
-        "--out", type=new_file("--out"), help="safetensors file for the graph, all of it: jc.AttributionGraph.load"
+        "--out",
+        metavar="FILE",
+        type=new_file("--out"),
+        help="file for the whole graph, .safetensors",
     )
     parser.add_argument(
         "--json-graph",
         type=new_file("--json-graph"),
         metavar="FILE",
-        help="the kept part as JSON, for circuit-tracer's viewer and Neuronpedia",
+        help="file for the kept part as JSON, for circuit-tracer's viewer and Neuronpedia",
     )
     parser.add_argument(
         "--plot", type=figure("--plot"), metavar="FILE", help="draw the strongest edges, as SVG, PDF or PNG"
     )
     parser.add_argument(
-        "--most", type=count("--most", "nodes and edges to print"), default=12, metavar="N", help="(%(default)s)"
+        "--top",
+        type=count("--top", "nodes and edges to print"),
+        default=12,
+        metavar="N",
+        help="how many nodes and edges to print (%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=graph)
@@ -82,7 +90,8 @@ def graph(arguments: argparse.Namespace) -> int:
         transcoders = load_cross_layer_transcoder(arguments.cross_layer_transcoder)
     model = load_model(arguments)
     targets = None if answer is None else [answer] if foil is None else {"answer less foil": LogitDiff(answer, foil)}
-    settings = {name: getattr(arguments, name) for name in ("max_nodes", "node_threshold", "edge_threshold")}
+    shares = {f"{name}_threshold": getattr(arguments, f"{name}_influence") for name in ("node", "edge")}
+    settings = {"max_nodes": arguments.max_nodes, **shares}
     with progress_bar() as progress:
         found = attribution_graph(model, transcoders, tokens, targets=targets, progress=progress, **settings)
     texts = [str(token) if tokenizer is None else tokenizer.decode([token]) for token in np.asarray(tokens).tolist()]
@@ -93,7 +102,7 @@ def graph(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         draw_attribution_graph(found, arguments.plot, tokens=texts)
     nodes = found.nodes
-    edges = [(s, t, found.weight(t, s)) for t, s in found.strongest(arguments.most).tolist()]
+    edges = [(s, t, found.weight(t, s)) for t, s in found.strongest(arguments.top).tolist()]
     facts = {
         "model": model.name,
         "nodes": len(nodes),
@@ -105,11 +114,11 @@ def graph(arguments: argparse.Namespace) -> int:
         "plot": str(arguments.plot) if arguments.plot else None,
     }
     names = [name_of(row, texts) for row in nodes.itertuples()]
-    first = np.argsort(-nodes["influence"].to_numpy(), kind="stable")[: arguments.most]
+    first = np.argsort(-nodes["influence"].to_numpy(), kind="stable")[: arguments.top]
     if arguments.json:
         rows = [{"node": names[i], "influence": float(nodes["influence"].iloc[i])} for i in first]
         links = [{"source": names[s], "target": names[t], "weight": weight} for s, t, weight in edges]
-        print(json.dumps({**facts, "tokens": texts, "strongest_nodes": rows, "strongest_edges": links}))
+        say_json({**facts, "tokens": texts, "strongest_nodes": rows, "strongest_edges": links})
         return 0
     print(f"{counted(facts['nodes'], 'node')} and {counted(facts['edges'], 'edge')} kept of the graph of {model.name}")
     print(

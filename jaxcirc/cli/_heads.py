@@ -1,7 +1,6 @@
 """`jaxcirc heads`: which heads' queries, keys, values and outputs matter to the prompts of a file."""
 
 import argparse
-import json
 from typing import Any
 
 import jax
@@ -27,6 +26,7 @@ from ._common import (
     load_model,
     load_prompt_file,
     progress_bar,
+    say_json,
     Subparsers,
     tokenizer_of,
 )
@@ -55,14 +55,15 @@ def add(subparsers: Subparsers) -> None:
         "--method",
         choices=("auto", *METHODS),
         default="auto",
-        help="patching: exact, a run for each vector. atp-star: estimated by gradients with the softmax recomputed, and with signs. "
+        help="how effects are found. patching: exact, a run for each vector. "
+        "atp-star: estimated by gradients with the softmax recomputed, and with signs. "
         "atp-star-graddrop: sizes without signs, which also show heads whose ways cancel, but hide heads that act through several layers "
         "where layers are few. gradient: to first order. auto: patching where that takes about as long as atp-star, otherwise atp-star; "
         "what it took is printed (%(default)s)",
     )
     parser.add_argument(
-        "--most",
-        type=count("--most", "heads to print"),
+        "--top",
+        type=count("--top", "heads to print"),
         default=12,
         metavar="N",
         help="how many heads to print (%(default)s)",
@@ -85,7 +86,7 @@ def heads(arguments: argparse.Namespace) -> int:
         plot = str(arguments.plot) if arguments.plot else None
         name = next(name for name, known in METHODS.items() if known == effects.method)
         about = {"model": model.name, "method": name, "prompts": len(prompts)}
-        print(json.dumps({**about, "clean_metric": clean, "total_effect": total, "rows": rows, "plot": plot}))
+        say_json({**about, "clean_metric": clean, "total_effect": total, "rows": rows, "plot": plot})
         return 0
     print(
         f"{counted(len(rows), 'head')} of {model.name}, {counted(len(prompts), 'prompt')}; "
@@ -102,7 +103,7 @@ def heads(arguments: argparse.Namespace) -> int:
     print()
     print("head    output    query      key    value")
     sign = "" if method == METHODS["atp-star-graddrop"] else "+"
-    for row in rows[: arguments.most]:
+    for row in rows[: arguments.top]:
         print(f"{row['head']:<6}" + " ".join(f"{row[part]:{sign}z8.3f}" for part in PARTS))
     if arguments.plot:
         print(f"\ndrawn in {arguments.plot}.")

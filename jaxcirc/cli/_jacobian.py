@@ -1,7 +1,6 @@
 """`jaxcirc jacobian`: the Jacobian between two sites of a model, for one prompt."""
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
@@ -9,16 +8,9 @@ import numpy as np
 from .. import jacobian as jac
 from ..interop import check_saes, load_saes
 from ..jacobian._save import check_free, saved_already
-from ._common import add_text_options, load_model, progress_bar, Subparsers, tokens_of
+from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokens_of
+from ._frozen import held, SAID
 from ._options import count, new_file, site, whole_number
-
-
-HELD = {
-    "layer_norms": jac.frozen.layer_norms,
-    "patterns": jac.frozen.patterns,
-    "gates": jac.frozen.gates,
-    "detached": jac.frozen.detached,
-}
 
 
 def add(subparsers: Subparsers) -> None:
@@ -28,7 +20,7 @@ def add(subparsers: Subparsers) -> None:
         description="Computes the Jacobian of the value at one site with respect to that at another, for one prompt: its shape, norms, "
         "leading singular values and measured error; with --out the matrix too.",
         epilog="example: jaxcirc jacobian --model tiny-gpt2 --prompt 'The teachers that the doctor likes' "
-        "--source blocks.0.hook_resid_pre --target blocks.3.hook_resid_post --target-pos -1 --out jacobian.safetensors",
+        "--source blocks.0.hook_resid_pre --target blocks.3.hook_resid_post --target-positions -1 --out jacobian.safetensors",
     )
     add_text_options(parser)
     parser.add_argument(
@@ -38,31 +30,49 @@ def add(subparsers: Subparsers) -> None:
         "--target", required=True, type=site("--target"), metavar="SITE", help="such as blocks.3.hook_resid_post"
     )
     parser.add_argument(
-        "--source-pos", type=whole_number("--source-pos"), nargs="+", metavar="P", help="only these positions (all)"
+        "--source-positions",
+        type=whole_number("--source-positions"),
+        nargs="+",
+        metavar="P",
+        help="only these positions of the source, from the end if negative (all)",
     )
     parser.add_argument(
-        "--target-pos", type=whole_number("--target-pos"), nargs="+", metavar="P", help="only these positions (all)"
+        "--target-positions",
+        type=whole_number("--target-positions"),
+        nargs="+",
+        metavar="P",
+        help="only these positions of the target, from the end if negative (all)",
     )
     parser.add_argument(
         "--freeze",
         nargs="+",
         default=[],
         metavar="WHAT",
-        help="layer_norms, patterns, gates, detached (all three), between, or any sites, held without tangent",
+        help=f"what is held: {SAID}; between, which is all between the ends; or any sites (nothing)",
     )
     parser.add_argument(
-        "--saes", help="a shipped model's name, or a folder of dictionaries, for ends that are latents or errors"
+        "--saes",
+        metavar="DICTIONARIES",
+        help="a shipped model's name, or a folder of dictionaries, for ends that are latents or errors",
     )
-    parser.add_argument("--engine", choices=("auto", "autodiff", "structured"), default="auto", help="(%(default)s)")
     parser.add_argument(
-        "--rank",
-        type=count("--rank", "singular values to print"),
+        "--method",
+        choices=("auto", "autodiff", "structured"),
+        default="auto",
+        help="how it is computed: structured is in closed form, auto takes that where there is one (%(default)s)",
+    )
+    parser.add_argument(
+        "--top",
+        type=count("--top", "singular values to print"),
         default=8,
         metavar="N",
-        help="leading singular values to print (%(default)s)",
+        help="how many singular values to print (%(default)s)",
     )
     parser.add_argument(
-        "--out", type=new_file("--out"), help="safetensors file for the matrix; interrupted work goes on where it was"
+        "--out",
+        metavar="FILE",
+        type=new_file("--out"),
+        help="file for the matrix, .safetensors; interrupted work goes on where it was",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a Jacobian that --out holds")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -75,27 +85,25 @@ def jacobian(arguments: argparse.Namespace) -> int:
     if arguments.saes:
         check_saes(arguments.saes)
     tokens = tokens_of(arguments)
+    saes = load_saes(arguments.saes) if arguments.saes else {}
     model = load_model(arguments)
-    frozen: set[Any] = set()
-    for what in arguments.freeze:
-        if what == "between":
-            frozen |= jac.frozen.between(model, arguments.source, arguments.target)
-        else:
-            frozen |= HELD[what](model) if what in HELD else {what}
+    frozen = held((what for what in arguments.freeze if what != "between"), model)
+    if "between" in arguments.freeze:
+        frozen |= jac.frozen.between(model, arguments.source, arguments.target)
     J = jac.edge(
         model,
         tokens,
         arguments.source,
         arguments.target,
         frozen=frozen,
-        saes=load_saes(arguments.saes) if arguments.saes else {},
-        source_pos=arguments.source_pos,
-        target_pos=arguments.target_pos,
-        engine=arguments.engine,
+        saes=saes,
+        source_pos=arguments.source_positions,
+        target_pos=arguments.target_positions,
+        engine=arguments.method,
     )
     result = _measure(J, arguments)
     if arguments.json:
-        print(json.dumps(result))
+        say_json(result)
         return 0
     print(
         f"{result['target']} {result['target_shape']} by {result['source']} {result['source_shape']}, {result['engine']}"
@@ -113,7 +121,7 @@ def jacobian(arguments: argparse.Namespace) -> int:
 
 
 def _measure(J: jac.EdgeJacobian, arguments: argparse.Namespace) -> dict[str, Any]:
-    held = arguments.out is not None and saved_already(J, arguments.out, overwrite=arguments.overwrite)
+    there = arguments.out is not None and saved_already(J, arguments.out, overwrite=arguments.overwrite)
     if arguments.out:
         with progress_bar() as progress:
             certificate = jac.save_jacobian(J, arguments.out, overwrite=arguments.overwrite, progress=progress)
@@ -122,7 +130,7 @@ def _measure(J: jac.EdgeJacobian, arguments: argparse.Namespace) -> dict[str, An
         matrix = np.asarray(J.as_matrix())
         certificate = J.certificate(matrix=matrix)
     size = min(int(np.prod(J.source_shape)), int(np.prod(J.target_shape)))
-    _, values, _ = J.svd(min(arguments.rank, size))
+    _, values, _ = J.svd(min(arguments.top, size))
     # One target position at a time, because the matrix may be larger than memory.
     axes = tuple(axis for axis in range(len(J.source_shape)) if axis != 0)
     squares = sum(
@@ -141,5 +149,5 @@ def _measure(J: jac.EdgeJacobian, arguments: argparse.Namespace) -> dict[str, An
         "certificate": certificate.as_dict(),
         "said": str(certificate),
         "out": str(arguments.out) if arguments.out else None,
-        "computed": not held,
+        "computed": not there,
     }

@@ -9,9 +9,9 @@ import re
 
 # What stands for a Python phrase, or for a whole sentence of them. The rest, arguments of the options' names, goes by rule.
 _PHRASES = {
-    r"aggregate='none' keeps positions apart": "--positions keeps positions apart",
-    r"Use aggregate='sum'\.": "Leave --positions out.",
-    r"Find it with aggregate='none'\.": "Find it with --positions.",
+    r"aggregate='none' keeps positions apart": "--by-position keeps positions apart",
+    r"Use aggregate='sum'\.": "Leave --by-position out.",
+    r"Find it with aggregate='none'\.": "Find it with --by-position.",
     r"Use method=jc\.IntegratedGradients\(steps\)\.": "Use --method integrated.",
     r"and (Gradient|ExactPatching)\(.*?\) has none": "and this method has none",
     r"AtPStar\(grad_drop=True\) drops": "AtP* with GradDrop drops",
@@ -32,7 +32,7 @@ _PHRASES = {
     r"or pass the limit that you accept": "or compute in float64",
     r"on accelerators raise jax_default_matmul_precision": "on accelerators set JAX_DEFAULT_MATMUL_PRECISION=highest",
     r"Look at the value there with jc\.run\(…, record=\[…\]\), and at": "Look at",
-    r"Restrict the positions \(source_pos, target_pos\)": "Restrict the positions (--source-pos, --target-pos)",
+    r"Restrict the positions \(source_pos, target_pos\)": "Restrict the positions (--source-positions, --target-positions)",
     r"Pass center_writing=False\.": "Take the weights as they are, --raw.",
     r"See jc\.process_weights\.": "",
     r"; use J\.as_matrix\(\) for others\.": ".",
@@ -46,7 +46,18 @@ PYTHON = re.compile(
     r"\bjc\.\w|\bjaxcirc\.\w+\.\w|\b[a-z_]+=(?:['\"\[({…]|True|False|None|\d|jc\.)|\b[A-Za-z_]\w*\([\w=,. '…]*\)(?!\w)"
 )
 # Arguments that a command calls otherwise.
-_OTHERS = {"heads": "only", "strength": "strengths", "most_edges": "most"}
+_OTHERS = {
+    "heads": "only",
+    "strength": "strengths",
+    "most_edges": "top",
+    "rank": "top",
+    "engine": "method",
+    "positions": "pairs",
+    "source_pos": "source_positions",
+    "target_pos": "target_positions",
+    "node_threshold": "node_influence",
+    "edge_threshold": "edge_influence",
+}
 
 
 def in_options(message: str, arguments: argparse.Namespace) -> str:

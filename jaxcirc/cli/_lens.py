@@ -1,7 +1,6 @@
 """`jaxcirc lens fit | show | merge | convert`: the Jacobian lens."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,13 @@ from ._common import (
     load_model,
     note,
     progress_bar,
+    say_json,
     Subparsers,
     tokenizer_of,
     tokens_of,
 )
 from ._edges import token_of
+from ._logit_lens import position_of
 from ._options import count, existing_file, figure, new_file, part_of, threshold, whole_number
 
 
@@ -53,18 +54,25 @@ def _add_fit(parts: Subparsers) -> None:
         description="Fits the mean Jacobian of each layer to a corpus. Stopped at any moment, it goes on where it was.",
         epilog="example: jaxcirc lens fit --model tiny-gpt2 --prompts texts.txt --limit 100 --out lens.safetensors",
     )
-    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
+    parser.add_argument(
+        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
+    )
     parser.add_argument(
         "--prompts",
+        metavar="FILE",
         required=True,
         type=existing_file("--prompts"),
-        help="texts: a .txt file with one a line, or a table with a column text, JSON lines, JSON, CSV, TSV or parquet",
+        help="file of texts: .txt with one a line, or a table with a column text, JSON lines, JSON, CSV, TSV or parquet",
     )
-    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", help="which revision of a Hub model")
+    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
     add_bos_option(parser, "before each text (it is put where the model's tokenizer puts it by itself)")
     parser.add_argument(
-        "--out", required=True, type=_lens_file("--out"), help=".safetensors, or .pt as it is published"
+        "--out",
+        metavar="FILE",
+        required=True,
+        type=_lens_file("--out"),
+        help="file for the lens: .safetensors, or .pt as it is published",
     )
     parser.add_argument(
         "--checkpoint",
@@ -77,11 +85,15 @@ def _add_fit(parts: Subparsers) -> None:
         "--shard",
         type=part_of("--shard"),
         metavar="I/N",
-        help="every N-th text from the I-th on, counted from 0, beside other processes; `jaxcirc lens merge` makes one lens of theirs",
+        help="do every N-th text from the I-th on, counted from 0, beside other processes; `jaxcirc lens merge` makes one lens of theirs",
     )
     parser.add_argument("--limit", type=count("--limit", "texts to use"), metavar="N", help="use the first N texts")
     parser.add_argument(
-        "--length", type=count("--length", "tokens of a text"), default=128, metavar="N", help="cut texts (%(default)s)"
+        "--length",
+        type=count("--length", "tokens of a text"),
+        default=128,
+        metavar="N",
+        help="tokens of a text, of which longer ones are cut (%(default)s)",
     )
     parser.add_argument(
         "--skip-first",
@@ -131,9 +143,21 @@ def _add_show(parts: Subparsers) -> None:
     )
     parser.add_argument("lens", type=existing_file("lens"), help="the lens: a .safetensors or a published .pt file")
     add_text_options(parser)
-    parser.add_argument("--top", type=count("--top", "tokens to print"), default=3, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--top",
+        type=count("--top", "tokens to print"),
+        default=3,
+        metavar="N",
+        help="how many tokens to print (%(default)s)",
+    )
     parser.add_argument("--rank-of", metavar="TOKEN", help="also the ranks of this token: its text, or its id")
-    parser.add_argument("--position", type=whole_number("--position"), default=-1, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--position",
+        type=whole_number("--position"),
+        default=-1,
+        metavar="P",
+        help="the position that is printed, from the end if negative (%(default)s)",
+    )
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all positions, as SVG, PDF or PNG")
     parser.add_argument("--colour", choices=COLOURS, default="rank", help="of what is drawn (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -149,8 +173,13 @@ def _add_merge(parts: Subparsers) -> None:
     )
     parser.add_argument("lenses", nargs="+", type=existing_file("lenses"), help="the lenses")
     parser.add_argument(
-        "--out", required=True, type=_lens_file("--out"), help=".safetensors, or .pt as it is published"
+        "--out",
+        metavar="FILE",
+        required=True,
+        type=_lens_file("--out"),
+        help="file for the lens: .safetensors, or .pt as it is published",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=merge)
 
 
@@ -163,8 +192,13 @@ def _add_convert(parts: Subparsers) -> None:
     )
     parser.add_argument("lens", type=existing_file("lens"), help="the lens")
     parser.add_argument(
-        "--out", required=True, type=_lens_file("--out"), help=".safetensors, or .pt as it is published"
+        "--out",
+        metavar="FILE",
+        required=True,
+        type=_lens_file("--out"),
+        help="file for the lens: .safetensors, or .pt as it is published",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=convert)
 
 
@@ -222,7 +256,7 @@ def _show_fit(arguments: argparse.Namespace, model: Transformer, lens: JacobianL
         error = None if not errors or np.isnan(max(errors)) else max(errors)
         rows.append({**row, "layer": layer, "size": size, "relative_error": error})
     if arguments.json:
-        print(json.dumps({**facts, "rows": rows}))
+        say_json({**facts, "rows": rows})
         return
     print(f"Jacobian lens of {model.name}, {counted(lens.n_prompts, 'text')}, {arguments.rule} Jacobians\n")
     print("rank of the token that follows, median (first in), by")
@@ -240,9 +274,7 @@ def show(arguments: argparse.Namespace) -> int:
     tokens = tokens_of(arguments)
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
     chosen = token_of(tokenizer, "--rank-of", arguments.rank_of)
-    at = arguments.position + len(tokens) if arguments.position < 0 else arguments.position
-    if not 0 <= at < len(tokens):
-        raise ValueError(f"--position is {arguments.position}, and the prompt has {len(tokens)} tokens.")
+    at = position_of(arguments, len(tokens))
     model = load_model(arguments)
     read = lens.readout(model, tokens, arguments.top, ranks_of=[] if chosen is None else [chosen])
     if arguments.plot:
@@ -255,7 +287,7 @@ def show(arguments: argparse.Namespace) -> int:
             "token": text(int(tokens[at])),
             "plot": str(arguments.plot) if arguments.plot else None,
         }
-        print(json.dumps({"model": model.name, "prompts": lens.n_prompts, **place, "rows": rows}))
+        say_json({"model": model.name, "prompts": lens.n_prompts, **place, "rows": rows})
         return 0
     print(f"{model.name} at {at} {text(int(tokens[at]))!r}, read by a lens of {counted(lens.n_prompts, 'prompt')}\n")
     follows = at + 1 < len(tokens)
@@ -287,13 +319,29 @@ def _row(read: Any, i: int, at: int, text: Any, ranked: bool) -> dict[str, Any]:
 def merge(arguments: argparse.Namespace) -> int:
     lens = JacobianLens.merge([JacobianLens.load(path) for path in arguments.lenses])
     lens.save(arguments.out)
-    print(f"{counted(len(arguments.lenses), 'lens')} of {counted(lens.n_prompts, 'prompt')} in {arguments.out}.")
+    if arguments.json:
+        say_json({"lenses": len(arguments.lenses), **_about(lens, arguments)})
+    else:
+        print(f"{counted(len(arguments.lenses), 'lens')} of {counted(lens.n_prompts, 'prompt')} in {arguments.out}.")
     return 0
 
 
 def convert(arguments: argparse.Namespace) -> int:
     lens = JacobianLens.load(arguments.lens)
     lens.save(arguments.out)
+    if arguments.json:
+        say_json(_about(lens, arguments))
+        return 0
     layers = f"layers {lens.layers[0]} to {lens.layers[-1]}, to the output of layer {lens.target_layer}"
     print(f"{layers}, {counted(lens.n_prompts, 'prompt')}, in {arguments.out}.")
     return 0
+
+
+def _about(lens: JacobianLens, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was written."""
+    return {
+        "prompts": lens.n_prompts,
+        "layers": list(lens.layers),
+        "target_layer": lens.target_layer,
+        "out": str(arguments.out),
+    }

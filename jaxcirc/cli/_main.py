@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import _stop
 from .._version import __version__
@@ -14,8 +14,10 @@ from . import (
     _attribute,
     _bench,
     _circuit_curve,
+    _component_edges,
     _convert,
     _demo,
+    _direct_effects,
     _discover,
     _doctor,
     _edges,
@@ -27,14 +29,18 @@ from . import (
     _heads,
     _jacobian,
     _lens,
+    _logit_lens,
     _patch,
     _path_patch,
     _scrub,
     _self_repair,
     _steer,
 )
+from ._common import Subparsers
 from ._language import in_options
-from ._screen import keep_compilations, leave_cleanly, notes, quiet_cache
+from ._parsers import add_everywhere, PrintCompletion, SHELLS
+from ._screen import keep_compilations, leave_cleanly, note, notes, quiet_cache, silence
+from ._timing import begin, clock
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,40 +70,68 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message.removeprefix('argument ')}. `{self.prog} --help` lists what there is.")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+# What there is, by what it is for: the order of the help.
+GROUPS = {
+    "circuits of latents": (_demo, _discover, _evaluate, _steer, _convert),
+    "layers, heads and MLPs": (_heads, _patch, _direct_effects, _self_repair),
+    "edges between heads and MLPs": (_component_edges, _path_patch, _circuit_curve, _scrub),
+    "one prompt, taken apart": (_generate, _jacobian, _features, _edges, _graph, _lens, _logit_lens),
+    "many prompts": (_feature, _attribute),
+    "this machine": (_doctor, _bench),
+}
+
+
+class _Group:
+    """Adds commands to the parser, and keeps a line of help for each."""
+
+    def __init__(self, subparsers: Subparsers, lines: list[tuple[str, str]]):
+        self.subparsers, self.lines = subparsers, lines
+
+    def add_parser(self, name: str, *, help: str, **given: Any) -> argparse.ArgumentParser:
+        self.lines.append((name, help))
+        return self.subparsers.add_parser(name, help=help, **given)
+
+
+class _Jaxcirc(_Parser):
+    """The parser of all commands, whose help lists them by purpose."""
+
+    groups: dict[str, list[tuple[str, str]]]
+
+    def format_help(self) -> str:
+        wide = 2 + max(len(name) for lines in self.groups.values() for name, _ in lines)
+        listed = (
+            f"{title}:\n" + "".join(f"  {name:<{wide}}{help}\n" for name, help in lines)
+            for title, lines in self.groups.items()
+        )
+        before = "usage: jaxcirc COMMAND …\n", f"{self.description}\n"
+        return "\n".join((*before, *listed, f"{OPTIONS}\n{self.epilog}\n"))
+
+
+OPTIONS = """options, of which all but the last two may stand behind the command too:
+  --help                              this, or what a command is for and takes, with an example
+  --quiet                             no notes, no progress and no times on standard error
+  --traceback                         on an error, say where it came from
+  --version                           the version
+  --print-completion bash|zsh|tcsh    a script by which the shell completes commands, options and files
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    whole = _Jaxcirc(
         prog="jaxcirc",
         description="Jacobians, edges and circuits of transformers in JAX.",
         epilog="example: jaxcirc demo",
     )
-    parser.add_argument("--version", action="version", version=f"jaxcirc {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="on an error, say where it came from")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (
-        _demo,
-        _discover,
-        _evaluate,
-        _steer,
-        _convert,
-        _jacobian,
-        _features,
-        _feature,
-        _generate,
-        _heads,
-        _patch,
-        _path_patch,
-        _edges,
-        _graph,
-        _circuit_curve,
-        _lens,
-        _scrub,
-        _attribute,
-        _self_repair,
-        _doctor,
-        _bench,
-    ):
-        command.add(subparsers)
-    return parser
+    whole.add_argument("--version", action="version", version=f"jaxcirc {__version__}")
+    whole.add_argument("--print-completion", action=PrintCompletion, choices=SHELLS, default=argparse.SUPPRESS)
+    subparsers = whole.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    whole.groups = {title: [] for title in GROUPS}
+    for title, commands in GROUPS.items():
+        for command in commands:
+            command.add(_Group(subparsers, whole.groups[title]))
+    add_everywhere(whole)
+    return whole
 
 
 def _run(argv: list[str]) -> int:
@@ -107,12 +141,21 @@ def _run(argv: list[str]) -> int:
     keep_compilations()
     # transformers' advice that PyTorch is missing looks like an error, and tokenizers need none.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    arguments = argparse.Namespace()
+    arguments = argparse.Namespace(
+        quiet=False, traceback="--traceback" in argv
+    )  # which is about errors of parsing, too
     say = lambda text: in_options(text, arguments)
+    begin()
     try:
-        _parser().parse_args(argv, arguments)
-        with notes(say), quiet_cache():
-            return arguments.command(arguments)
+        if not argv:
+            parser().print_help()
+            return 0
+        parser().parse_args(argv, arguments)
+        with notes(say), quiet_cache(), silence(arguments.quiet):
+            status = arguments.command(arguments)
+            if clock().loaded is not None:
+                note(f"jaxcirc: {clock()}")
+            return status
     except BrokenPipeError:  # whoever read the output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -121,7 +164,7 @@ def _run(argv: list[str]) -> int:
         return 130
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         _stop.halt_if_leaving()
-        if getattr(arguments, "traceback", False):
+        if arguments.traceback:
             traceback.print_exc()
         print(f"jaxcirc: {say(_one_line(error))}", file=sys.stderr)
         return 2

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,7 @@ from ..patching._cells import BY
 from ..patching._patched_metrics import DIRECTIONS, NORMALISATIONS
 from ..saes import AbstractDictionary
 from ..view import draw_patching
-from ._common import add_prompt_options, load_model, load_prompt_file, progress_bar, Subparsers, tokenizer_of
+from ._common import add_prompt_options, load_model, load_prompt_file, progress_bar, say_json, Subparsers, tokenizer_of
 from ._options import count, picture
 
 
@@ -35,7 +34,9 @@ def add(subparsers: Subparsers) -> None:
     )
     add_prompt_options(parser, dictionaries=False)
     parser.add_argument(
-        "--saes", help="dictionaries whose latents and errors --sites may name: a shipped model's, or a folder"
+        "--saes",
+        metavar="DICTIONARIES",
+        help="a shipped model's name, or a folder of dictionaries, whose latents and errors --sites may name",
     )
     parser.add_argument(
         "--sites",
@@ -64,8 +65,8 @@ def add(subparsers: Subparsers) -> None:
         help="fraction: 0 is the prompt that is run, 1 the other. difference: to the prompt that is run. metric: as it is (%(default)s)",
     )
     parser.add_argument(
-        "--most",
-        type=count("--most", "cells to print"),
+        "--top",
+        type=count("--top", "cells to print"),
         default=20,
         metavar="N",
         help="how many cells to print (%(default)s)",
@@ -88,7 +89,7 @@ def patch(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         draw_patching(found, arguments.plot, tokens=tokens)
     if arguments.json:
-        print(json.dumps(_summary(arguments, model, found, rows)))
+        say_json(_summary(arguments, model, found, rows))
     else:
         _show(arguments, model, found, rows)
     return 0
@@ -142,7 +143,7 @@ def _show(arguments: argparse.Namespace, model: Transformer, found: PatchedMetri
     )
     wide = max(len(row["site"]) for row in rows)
     print(f"{'site':<{wide}}{'  head' * ('head' in found.axes)}  {arguments.normalise:>10}  (standard error)")
-    for row in rows[: arguments.most]:
+    for row in rows[: arguments.top]:
         head = f"{row['head']:>6}" if "head" in row else ""
         error = "" if row["standard_error"] is None else f"  ({row['standard_error']:z.3f})"
         place = f"  at {row['position']}{row['token']!r:>16}" if "position" in row else ""

@@ -1,7 +1,6 @@
 """`jaxcirc path-patch`: which heads and MLPs act on the metric by way of given receivers, and by how much."""
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from ._common import (
     load_model,
     progress_bar,
     prompts_or_ioi,
+    say_json,
     Subparsers,
     tokenizer_of,
 )
@@ -47,6 +47,7 @@ def add(subparsers: Subparsers) -> None:
         "--flip",
         nargs="+",
         type=one_of("--flip", FLIPS, "names of --ioi prompts what is another in the corrupt ones, {}"),
+        choices=FLIPS,
         metavar="NAME",
         help="with --ioi, which names are others in the corrupt prompts (IO S1 S2)",
     )
@@ -93,8 +94,8 @@ def add(subparsers: Subparsers) -> None:
             "S1+1, S2 (all)",
         )
     parser.add_argument(
-        "--most",
-        type=count("--most", "senders to print"),
+        "--top",
+        type=count("--top", "senders to print"),
         default=20,
         metavar="N",
         help="how many senders to print (%(default)s)",
@@ -121,7 +122,7 @@ def path_patching(arguments: argparse.Namespace) -> int:
         draw_path_patching({f"to {path}": changes}, graph, arguments.plot)
     rows = _rows(arguments, graph, changes)
     if arguments.json:
-        print(json.dumps(_summary(arguments, model, rows, clean, corrupt)))
+        say_json(_summary(arguments, model, rows, clean, corrupt))
     else:
         _show(arguments, model, rows, clean, corrupt)
     return 0
@@ -218,7 +219,7 @@ def _show(
     print(f"clean run, corrupt values sent; MLPs on the way {between}\n")
     wide = max(6, *(len(row["sender"]) for row in rows))
     print(f"{'sender':<{wide}}    change  (standard error)")
-    for row in rows[: arguments.most]:
+    for row in rows[: arguments.top]:
         error = "" if row["standard_error"] is None else f"  ({row['standard_error']:z.3f})"
         print(f"{row['sender']:<{wide}}  {row['change']:+z8.3f}{error}")
     if arguments.plot:

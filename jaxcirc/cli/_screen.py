@@ -17,6 +17,31 @@ from .. import _stop
 from .._files import abandon
 
 
+_silent = False
+
+
+@contextmanager
+def silence(asked: bool) -> Iterator[None]:
+    """Says nothing on standard error but errors, if it is asked for: no notes and no progress."""
+    global _silent
+    before, _silent = _silent, asked
+    try:
+        yield
+    finally:
+        _silent = before
+
+
+def silent() -> bool:
+    """Whether notes and progress are left out."""
+    return _silent
+
+
+def note(text: str) -> None:
+    """Says on standard error, where progress is shown too, how what was given is understood; results alone go to standard output."""
+    if not _silent:
+        print(text, file=sys.stderr)
+
+
 def keep_compilations() -> None:
     """Keeps compiled programs on disk between commands, unless JAX was told where, or nothing can be written there."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -29,6 +54,18 @@ def keep_compilations() -> None:
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def kept_compilations() -> tuple[Path | None, int, int]:
+    """Where compiled programs are kept, `None` if they are not; how many there are, and of how many bytes."""
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    if not folder or not jax.config.values["jax_enable_compilation_cache"]:
+        return None, 0, 0
+    sizes = []
+    for entry in os.scandir(folder) if os.path.isdir(folder) else []:
+        with contextlib.suppress(OSError):  # another process may just have replaced it
+            sizes.append(entry.stat().st_size if entry.name.endswith("-cache") else 0)
+    return Path(folder), sum(size > 0 for size in sizes), sum(sizes)
 
 
 @contextmanager
@@ -91,7 +128,7 @@ def notes(say: Callable[[str], str]) -> Iterator[None]:
 
         def show(message, category, filename, lineno, file=None, line=None):
             if issubclass(category, UserWarning) and file is None:
-                print(f"jaxcirc: note: {say(str(message))}", file=sys.stderr)
+                note(f"jaxcirc: note: {say(str(message))}")
             else:
                 shown(message, category, filename, lineno, file, line)
 

@@ -1,7 +1,6 @@
 """`jaxcirc scrub`: how much of a behaviour is left where all is resampled that a hypothesis says does not matter."""
 
 import argparse
-import json
 import math
 from typing import Any
 
@@ -17,6 +16,7 @@ from ._common import (
     load_model,
     progress_bar,
     prompts_or_ioi,
+    say_json,
     Subparsers,
     tokenizer_of,
 )
@@ -42,13 +42,6 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how often data are drawn for each prompt (%(default)s)",
     )
-    parser.add_argument(
-        "--seed",
-        type=count("--seed", "to begin random numbers with", least=0),
-        default=0,
-        metavar="N",
-        help="the same seed draws the same (%(default)s)",
-    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=scrub_file)
 
@@ -57,7 +50,7 @@ def scrub_file(arguments: argparse.Namespace) -> int:
     check_prompts_or_ioi(arguments)
     hypothesis = load_hypothesis(arguments.hypothesis)
     tokenizer = tokenizer_of(arguments)
-    prompts = prompts_or_ioi(arguments, tokenizer, seed=arguments.seed)
+    prompts = prompts_or_ioi(arguments, tokenizer)
     model = load_model(arguments)
     with progress_bar() as progress:
         found = scrub(
@@ -70,7 +63,7 @@ def scrub_file(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     if arguments.json:
-        print(json.dumps(_summary(model, found)))
+        say_json(_summary(model, found))
     else:
         _show(model, found)
     return 0

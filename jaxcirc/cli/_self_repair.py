@@ -1,7 +1,6 @@
 """`jaxcirc self-repair`: what later heads do about a head that is ablated."""
 
 import argparse
-import json
 import math
 from typing import Any
 
@@ -18,11 +17,13 @@ from ..models import process_weights, Transformer
 from ..view import draw_self_repair
 from ._common import (
     add_bos_option,
+    add_seed_option,
     encode_text,
     ids_of,
     load_model,
     note,
     progress_bar,
+    say_json,
     Subparsers,
     tokenizer_of,
 )
@@ -42,39 +43,44 @@ def add(subparsers: Subparsers) -> None:
         epilog="example: jaxcirc self-repair --model tiny-gpt2 --plot self-repair.svg --head 1.2",
     )
     parser.add_argument(
-        "--model", default="tiny-gpt2", help="a shipped model, a Hugging Face folder, or a Hub id (%(default)s)"
+        "--model",
+        metavar="MODEL",
+        default="tiny-gpt2",
+        help="a shipped model, a Hugging Face folder, or a Hub id (%(default)s)",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--text",
-        type=existing_file("--text"),
+        "--prompts",
+        type=existing_file("--prompts"),
         metavar="FILE",
-        help="a prompt a line (sentences on subject-verb agreement)",
+        help="file of texts, one a line (sentences on subject-verb agreement are made)",
     )
     what.add_argument(
         "--tokens",
         type=existing_file("--tokens"),
         metavar="FILE",
-        help="token ids of prompts of one length: .npy, or JSON",
+        help="token ids of prompts of one length, taken as they are: JSON lists, or .npy",
     )
     parser.add_argument(
-        "--prompts",
-        type=count("--prompts", "prompts, each with another's values", least=2),
+        "--limit",
+        type=count("--limit", "prompts, each with another's values", least=2),
         default=64,
         metavar="N",
-        help="how many prompts at most (%(default)s)",
+        help="use the first N prompts (%(default)s)",
     )
     parser.add_argument(
         "--length",
         type=count("--length", "tokens of each prompt", least=2),
         metavar="N",
-        help="tokens a prompt, with what is put before it; shorter lines are left out (the shortest line's)",
+        help="tokens of a prompt, with what is put before it; shorter lines are left out (the shortest line's)",
     )
+    add_seed_option(parser)
     add_bos_option(
-        parser, "before each prompt that lacks it (it is put as the model's family is used to; README has the rule)"
+        parser,
+        "before each prompt that lacks it (it is put as the model's family is used to; the documentation has the rule)",
     )
-    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", help="which revision of a Hub model")
+    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
     parser.add_argument("--raw", action="store_true", help="weights as they are, not processed as in publications")
     parser.add_argument(
         "--only", nargs="+", type=head("--only"), metavar="L.H", help="ablate only these heads, such as 9.6 (all)"
@@ -130,7 +136,7 @@ def repair(arguments: argparse.Namespace) -> int:
         draw_self_repair(result, arguments.plot, heads=drawn)
     rows = _rows(result, arguments.share)
     if arguments.json:
-        print(json.dumps(_summary(model, result, rows, arguments)))
+        say_json(_summary(model, result, rows, arguments))
     else:
         _show(model, result, rows, arguments)
     return 0
@@ -197,24 +203,24 @@ def _tokens(arguments: argparse.Namespace):
     if arguments.tokens is not None:
         check_pretrained(arguments.model, arguments.revision)
         ids = ids_of(arguments, rank=2)
-        return jnp.asarray(ids[: arguments.prompts, : arguments.length], jnp.int32)
+        return jnp.asarray(ids[: arguments.limit, : arguments.length], jnp.int32)
     tokenizer = tokenizer_of(arguments)
     bos = bool(beginning(tokenizer, arguments.bos))
     note(f"{tokenizer.bos_token} put before each prompt that lacks it" if bos else "prompts as they stand")
-    if arguments.text is None:
-        made = data.subject_verb(tokenizer, arguments.prompts, kind="rc", seed=0, bos=bos)
+    if arguments.prompts is None:
+        made = data.subject_verb(tokenizer, arguments.limit, kind="rc", seed=arguments.seed, bos=bos)
         return made.clean[:, : arguments.length]
-    text = read_text(arguments.text, expected="a prompt a line")
+    text = read_text(arguments.prompts, expected="a prompt a line")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{arguments.text} has no text. Expected a prompt a line.")
+        raise ValueError(f"{arguments.prompts} has no text. Expected a prompt a line.")
     rows = [encode_text(tokenizer, line, bos=bos) for line in lines]
     check_beginnings(tokenizer, rows)
     length = min(map(len, rows)) if arguments.length is None else arguments.length
     long_enough = [row[:length] for row in rows if len(row) >= length]
     if len(long_enough) < 2:
         raise ValueError(
-            f"{arguments.text} has {counted(len(long_enough), 'prompt')} of {length} tokens or more, and each takes another's values. "
+            f"{arguments.prompts} has {counted(len(long_enough), 'prompt')} of {length} tokens or more, and each takes another's values. "
             "Give more lines, or a smaller --length."
         )
-    return jnp.asarray(long_enough[: arguments.prompts], jnp.int32)
+    return jnp.asarray(long_enough[: arguments.limit], jnp.int32)

@@ -1,10 +1,9 @@
 """`jaxcirc steer`: what a circuit's edges say of a node that is moved, and what the model does."""
 
 import argparse
-import json
 
 from ..circuits import Circuit, steer
-from ._common import add_prompt_options, load_given, progress_bar, Subparsers
+from ._common import add_prompt_options, load_given, progress_bar, say_json, Subparsers
 from ._options import count, existing_folder, number
 
 
@@ -22,7 +21,11 @@ def add(subparsers: Subparsers) -> None:
         ),
     )
     parser.add_argument(
-        "--circuit", required=True, type=existing_folder("--circuit"), help="folder that `jaxcirc discover` wrote"
+        "--circuit",
+        metavar="FOLDER",
+        required=True,
+        type=existing_folder("--circuit"),
+        help="folder that `jaxcirc discover` wrote",
     )
     add_prompt_options(parser)
     chosen = parser.add_mutually_exclusive_group(required=True)
@@ -60,7 +63,7 @@ def steer_file(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     if arguments.json:
-        print(json.dumps({"prompts": len(prompts), "rows": table.to_dict("records")}))
+        say_json({"prompts": len(prompts), "rows": table.to_dict("records")})
     else:
         print(table.to_string(index=False, float_format="{:+z.3f}".format))
     return 0

@@ -1,0 +1,87 @@
+"""`jaxcirc logit-lens`: what the residual stream of each layer would say if it were the last."""
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from ..components import logit_lens
+from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
+from ._edges import token_of
+from ._options import count, whole_number
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "logit-lens",
+        help="what each layer would say if it were the last",
+        description="Reads the residual stream before, between and behind the blocks with the final norm and the unembedding: the "
+        "strongest tokens, and the logit of one token less that of another.",
+        epilog="example: jaxcirc logit-lens --model tiny-gpt2 --prompt 'The teachers that the doctor likes' --answer ' are' --foil ' is'",
+    )
+    add_text_options(parser)
+    parser.add_argument("--answer", metavar="TOKEN", help="whose logit is printed: one token's text, or its id (none)")
+    parser.add_argument(
+        "--foil", metavar="TOKEN", help="whose logit is subtracted (the mean logit of all tokens is, without)"
+    )
+    parser.add_argument(
+        "--position",
+        type=whole_number("--position"),
+        default=-1,
+        metavar="P",
+        help="the position that is printed, from the end if negative (%(default)s)",
+    )
+    parser.add_argument(
+        "--top",
+        type=count("--top", "tokens to print"),
+        default=5,
+        metavar="N",
+        help="how many tokens to print (%(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(command=read)
+
+
+def read(arguments: argparse.Namespace) -> int:
+    if arguments.foil is not None and arguments.answer is None:
+        raise ValueError("--foil is subtracted from an answer's logit. Give --answer, too.")
+    tokens = tokens_of(arguments)
+    tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
+    answer, foil = (token_of(tokenizer, f"--{name}", getattr(arguments, name)) for name in ("answer", "foil"))
+    at = position_of(arguments, len(tokens))
+    model = load_model(arguments)
+    lens = logit_lens(model, tokens[None])
+    ids, logits = (np.asarray(found)[0, :, at] for found in lens.top(arguments.top))
+    of_answer = None if answer is None else np.asarray(lens.answers(answer, foils=foil))[0, :, at]
+    text = str if tokenizer is None else (lambda token: tokenizer.decode([token]))
+    rows: list[dict[str, Any]] = [
+        {
+            "depth": depth,
+            "answer": None if of_answer is None else float(of_answer[depth]),
+            "top": [(text(int(token)), float(logit)) for token, logit in zip(ids[depth], logits[depth], strict=True)],
+        }
+        for depth in range(model.n_layers + 1)
+    ]
+    token = text(int(tokens[at]))
+    if arguments.json:
+        say_json({"model": model.name, "position": at, "token": token, "rows": rows})
+        return 0
+    asked = (
+        ""
+        if answer is None
+        else f"; logit of {text(answer)!r} less " + ("the mean of all" if foil is None else f"that of {text(foil)!r}")
+    )
+    print(f"{model.name} at {at} {token!r}{asked}\n")
+    print(f"depth{'    logit' * (answer is not None)}  strongest")
+    for row in reversed(rows):
+        own = "" if row["answer"] is None else f"{row['answer']:+z9.3f}"
+        print(f"{row['depth']:>5}{own}  " + "  ".join(f"{word!r} {logit:z.2f}" for word, logit in row["top"]))
+    return 0
+
+
+def position_of(arguments: argparse.Namespace, length: int) -> int:
+    """Where `--position` is, counted from the beginning. **Raises:** `ValueError` if the prompt is not so long."""
+    at = arguments.position + length if arguments.position < 0 else arguments.position
+    if not 0 <= at < length:
+        raise ValueError(f"--position is {arguments.position}, and the prompt has {length} tokens.")
+    return at
