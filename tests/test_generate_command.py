@@ -33,7 +33,7 @@ def loaded():
 def test_both_texts_are_those_of_the_library(loaded, tmp_path, capsys):
     model, tokenizer, saes = loaded
     steer = ["--saes", "tiny-gpt2", "--steer", f"{SITE}:196=30", f"{SITE}:3+=4", "blocks.2.mlp.hook_post:7*=-5"]
-    drawn = ["-n", "6", "--temperature", "1", "--seed", "3", "--samples", "2", "--from", "-1"]
+    drawn = ["-n", "6", "--temperature", "1", "--seed", "3", "--texts", "2", "--from", "-1"]
     out = tmp_path / "texts.json"
     assert main([*GIVEN, *steer, *drawn, "--json", "--out", str(out)]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -64,7 +64,7 @@ def test_a_direction_and_the_screen(loaded, tmp_path, capsys):
     model, tokenizer, _ = loaded
     np.save(tmp_path / "direction.npy", np.asarray(model.W_U[:, 40]))
     site = "blocks.3.hook_resid_post"
-    options = ["--direction", str(tmp_path / "direction.npy"), "--site", site, "--scale", "20", "--from", "new"]
+    options = ["--vector", str(tmp_path / "direction.npy"), "--site", site, "--scale", "20", "--from", "new"]
     assert main([*GIVEN, *options, "-n", "6"]) == 0
     printed = capsys.readouterr().out
     edits = {site: jc.At("new", jc.Add(20 * model.W_U[:, 40]))}
@@ -97,7 +97,7 @@ def test_the_page_of_a_latent(loaded, tmp_path, capsys):
     for more, message in (
         (["--unit", "512"], "--unit: the units at `blocks.1.hook_mlp_out` are 0 to 511; got 512"),
         (["--unit", "1", "--site", "blocks.1.hook_resid_mid"], "--site: there is no dictionary at"),
-        (["--unit", "1", "--prompts", str(tmp_path / "long.txt")], "1 text of 1 have more than the 64 tokens"),
+        (["--unit", "1", "--prompts", str(tmp_path / "long.txt")], "1 text of 1 have more than 64 tokens"),
         (["--unit", "1", "--out", "page.svg"], "--out: A page is an HTML file"),
         (["--unit", "-1"], "--unit is how many"),
     ):
@@ -115,15 +115,15 @@ BAD = [
     (["--steer", f"{SITE}:128=2"], "--steer: the units at `blocks.1.hook_mlp_out` are 0 to 127; got 128"),
     (["--steer", f"{SITE}:1=2", f"{SITE}:1+=2"], "unit 1 at `blocks.1.hook_mlp_out` is moved twice"),
     (["--steer", "blocks.1.attn.hook_z:1=2"], "its values are no row of neurons"),
-    (["--site", SITE], "--direction and --site go together"),
-    (["--direction", "none.npy", "--site", SITE], "--direction none.npy: No such file"),
+    (["--site", SITE], "--vector and --site go together"),
+    (["--vector", "none.npy", "--site", SITE], "--vector none.npy: No such file"),
     (["--from", "last"], "--from is a position, or 'new'; got 'last'"),
     (["--from", "40", "--steer", f"{SITE}:1=2", "-n", "2"], "positions 0 to"),
     (["-n", "0"], "-n is how many tokens to generate, at least 1; got 0"),
     (["-n", "100"], "tiny-gpt2 has a context of 64"),
     (["--temperature", "-1"], "--temperature is a size"),
     (["--seed", "x"], "--seed is how many|--seed"),
-    (["--samples", "2"], "--samples draws texts, and at temperature 0 all are one"),
+    (["--texts", "2"], "--texts draws texts, and at temperature 0 all are one"),
 ]
 
 
@@ -143,10 +143,10 @@ def test_a_direction_of_another_width(tmp_path, capsys):
         ("nan.npy", np.full(128, np.nan), "is no .npy file of finite numbers"),
     ):
         np.save(tmp_path / name, array)
-        assert main([*GIVEN, "--direction", str(tmp_path / name), "--site", SITE]) == 2
+        assert main([*GIVEN, "--vector", str(tmp_path / name), "--site", SITE]) == 2
         assert message in capsys.readouterr().err
     (tmp_path / "text.npy").write_text("no array")
-    assert main([*GIVEN, "--direction", str(tmp_path / "text.npy"), "--site", SITE]) == 2
+    assert main([*GIVEN, "--vector", str(tmp_path / "text.npy"), "--site", SITE]) == 2
     assert "is no .npy file of numbers" in capsys.readouterr().err
 
 

@@ -21,7 +21,9 @@ def add(subparsers: Subparsers) -> None:
         epilog="example: jaxcirc feature --model tiny-gpt2 --saes tiny-gpt2 --site blocks.1.hook_mlp_out --unit 196 --prompts texts.txt "
         "--out latent.html",
     )
-    parser.add_argument("--model", required=True, help="a shipped model, a Hugging Face folder, or a Hub id")
+    parser.add_argument(
+        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
+    )
     parser.add_argument(
         "--saes", metavar="DICTIONARIES", required=True, help="a shipped model's name, or a folder of dictionaries"
     )
@@ -57,8 +59,8 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="file for the page (%(default)s)",
     )
-    parser.add_argument("--tokenizer", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", help="which revision of a Hub model")
+    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
+    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
     add_bos_option(parser, "before each text (texts of a file are taken as the model's family is used to)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=feature_page)
@@ -79,7 +81,7 @@ def feature_page(arguments: argparse.Namespace) -> int:
     long = sum(len(text) > model.n_ctx for text in texts)
     if long:
         raise ValueError(
-            f"{arguments.prompts}: {counted(long, 'text')} of {len(texts)} have more than the {model.n_ctx} tokens that {model.name} takes. "
+            f"{arguments.prompts}: {counted(long, 'text')} of {len(texts)} have more than {model.n_ctx} tokens, the context of {model.name}. "
             "Cut them into shorter lines."
         )
     with progress_bar() as progress:

@@ -58,8 +58,8 @@ def add(subparsers: Subparsers) -> None:
         help="SITE:UNIT=X sets a latent, or a neuron where there is no dictionary, SITE:UNIT+=X adds to it, SITE:UNIT*=X multiplies it",
     )
     parser.add_argument(
-        "--direction",
-        type=existing_file("--direction"),
+        "--vector",
+        type=existing_file("--vector"),
         metavar="FILE",
         help=".npy file of a vector that is added at --site",
     )
@@ -83,7 +83,7 @@ def add(subparsers: Subparsers) -> None:
         help="0 for the likeliest tokens, else they are drawn (%(default)g)",
     )
     add_seed_option(parser)
-    parser.add_argument("--samples", type=count("--samples", "texts to draw"), metavar="N", help="draw so many texts")
+    parser.add_argument("--texts", type=count("--texts", "texts to draw"), metavar="N", help="how many texts to draw")
     parser.add_argument(
         "--out", type=new_file("--out"), metavar="FILE", help="file for tokens, log-probabilities and texts, as JSON"
     )
@@ -148,10 +148,10 @@ def _start(text: str) -> int | str:
 
 
 def generate_text(arguments: argparse.Namespace) -> int:
-    if (arguments.direction is None) != (arguments.site is None):
-        raise ValueError("--direction and --site go together: the vector that is added, and where.")
-    if arguments.samples and not arguments.temperature:
-        raise ValueError("--samples draws texts, and at temperature 0 all are one. Give --temperature 1.")
+    if (arguments.vector is None) != (arguments.site is None):
+        raise ValueError("--vector and --site go together: the vector that is added, and where.")
+    if arguments.texts and not arguments.temperature:
+        raise ValueError("--texts draws texts, and at temperature 0 all are one. Give --temperature 1.")
     if arguments.saes is not None:
         check_saes(arguments.saes)
     tokens = tokens_of(arguments)
@@ -162,7 +162,7 @@ def generate_text(arguments: argparse.Namespace) -> int:
     about = {
         "temperature": arguments.temperature,
         "key": jax.random.key(arguments.seed),
-        "samples": arguments.samples,
+        "samples": arguments.texts,
     }
     given = (model, tokenizer, np.asarray(tokens), arguments.n)
     if edits:
@@ -205,13 +205,13 @@ def _edits(
             )
         width = saes[place].d_sae if place in saes else shapes[place].shape[1]
         edits[place.acts if place in saes else place] = Apply(_moved(some, width, model))
-    if arguments.direction is not None:
-        place, step = Site.parse(arguments.site), arguments.scale * _vector(arguments.direction)
+    if arguments.vector is not None:
+        place, step = Site.parse(arguments.site), arguments.scale * _vector(arguments.vector)
         if place in edits:
-            raise ValueError(f"--direction and --steer both act at `{place}`. Choose one of the two.")
+            raise ValueError(f"--vector and --steer both act at `{place}`. Choose one of the two.")
         if place in shapes and step.shape != shapes[place].shape[1:]:
             raise ValueError(
-                f"--direction: {arguments.direction} is of shape {list(step.shape)}, and `{place}` of {list(shapes[place].shape[1:])}."
+                f"--vector: {arguments.vector} is of shape {list(step.shape)}, and `{place}` of {list(shapes[place].shape[1:])}."
             )
         edits[place] = Add(jnp.asarray(step, model.activation_dtype))
     pos = "new" if arguments.start == "new" else slice(arguments.start, None)
@@ -235,9 +235,9 @@ def _vector(path: Path) -> np.ndarray:
     try:
         found = np.load(path)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"--direction {path} is no .npy file of numbers ({error}).") from None
+        raise ValueError(f"--vector {path} is no .npy file of numbers ({error}).") from None
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-        raise ValueError(f"--direction {path} is no .npy file of finite numbers.")
+        raise ValueError(f"--vector {path} is no .npy file of finite numbers.")
     return found
 
 
