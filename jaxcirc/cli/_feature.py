@@ -81,7 +81,8 @@ def feature_page(arguments: argparse.Namespace) -> int:
     long = sum(len(text) > model.n_ctx for text in texts)
     if long:
         raise ValueError(
-            f"{arguments.prompts}: {counted(long, 'text')} of {len(texts)} have more than {model.n_ctx} tokens, the context of {model.name}. "
+            f"{arguments.prompts}: {counted(long, 'text')} of {len(texts)} have more than {model.n_ctx} tokens, the context of "
+            f"{model.name}. "
             "Cut them into shorter lines."
         )
     with progress_bar() as progress:
