@@ -121,7 +121,7 @@ class At(AbstractEdit):
 
     def __init__(self, pos: int | slice | Sequence[int] | str, edit: AbstractEdit):
         if isinstance(edit, At) or not isinstance(edit, AbstractEdit):
-            raise TypeError(f"At(pos, edit): expected an edit such as jc.Add(value), got a {type(edit).__name__}.")
+            raise TypeError(f"At: expected an edit such as jc.Add(value), got a {type(edit).__name__}.")
         self.where, self.edit = _where(pos), edit
 
     @property
@@ -153,7 +153,7 @@ class At(AbstractEdit):
     def along(self, x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
         """The value, edited where positions along this axis are among those that were chosen."""
         if self.pos == NEW:
-            raise EditShapeError("At('new', …) is for jc.generate: in a run of a prompt no token is new.")
+            raise EditShapeError("At acts at the new tokens alone, and in a run of a prompt none is new.")
         length = x.shape[axis]
         return only_where(jnp.asarray(self.positions(length, length)), self.edit, x, axis)
 
@@ -173,18 +173,18 @@ def _where(pos: Any) -> tuple[Any, ...]:
     expected = "expected a position, a list of them, a slice of whole numbers, 'new' or 'prompt'"
     if isinstance(pos, str):
         if pos not in (NEW, PROMPT):
-            raise TypeError(f"At(pos, edit): {expected}; got {pos!r}.")
+            raise TypeError(f"At: {expected}; got {pos!r}.")
         return (pos,)
     if isinstance(pos, slice):
         ends = (pos.start, pos.stop, pos.step)
         if not all(end is None or is_whole(end) for end in ends):
-            raise TypeError(f"At(pos, edit): {expected}; got {pos!r}.")
+            raise TypeError(f"At: {expected}; got {pos!r}.")
         if pos.step is not None and pos.step < 1:
-            raise ValueError(f"At(pos, edit): the step of a slice is at least 1; got {pos!r}.")
+            raise ValueError(f"At: the step of a slice is at least 1; got {pos!r}.")
         return ("slice", *(None if end is None else int(end) for end in ends))
     listed = [pos] if is_whole(pos) else list(pos) if isinstance(pos, Sequence | np.ndarray) else []
     if not listed or not all(map(is_whole, listed)):
-        raise TypeError(f"At(pos, edit): {expected}; got {pos!r}.")
+        raise TypeError(f"At: {expected}; got {pos!r}.")
     return ("list", *map(int, listed))
 
 

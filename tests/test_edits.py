@@ -144,7 +144,7 @@ def test_an_edit_at_positions_of_queries_and_what_it_refuses(untyped):
         ValueError, match=r"at `blocks.1.attn.hook_pattern`, At's position 7 is outside: there are 0 to 6"
     ):
         seen(jc.At(7, jc.Scale(0.5)))
-    with pytest.raises(ValueError, match=r"At\('new', …\) is for jc.generate"):
+    with pytest.raises(ValueError, match=r"At acts at the new tokens alone, and in a run of a prompt none is new"):
         seen(jc.At("new", jc.Scale(0.5)))
     with pytest.raises(ValueError, match=r"an edit keeps the shape"):
         seen(jc.At(1, jc.Apply(lambda x: x[0])))

@@ -3,7 +3,7 @@
 import io
 import re
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,9 +12,6 @@ from .._words import counted
 from ..features._examples import Example
 from ._html import page, shown, table, token_span
 
-
-if TYPE_CHECKING:
-    from ._feature import FeaturePage
 
 RED, BLUE = (203, 24, 29), (33, 102, 172)  # of activations above 0, and below it
 BESIDE = 28  # tokens of an example on either side of where it is strongest
@@ -25,8 +22,8 @@ _STYLE = """
 """
 
 
-def feature_html(found: "FeaturePage") -> str:
-    """Makes the whole page."""
+def feature_html(found: Any) -> str:
+    """Makes the whole page of a `FeaturePage`."""
     about = ", ".join(f"{name} {escape(_place(text))}" for name, text in found.about.items() if text)
     on = f"On at {found.share_active:.3%} of {counted(found.n_tokens, 'token')} in {counted(found.n_prompts, 'text')}"
     strongest = f", at most {np.abs(found.active).max():.4g}" if len(found.active) else ""
@@ -51,7 +48,7 @@ def _place(text: str) -> str:
     return "/".join(text.split("/")[-2:])
 
 
-def _examples(found: "FeaturePage") -> str:
+def _examples(found: Any) -> str:
     if not found.examples:
         return "<p>Nowhere: it is off at every token of these texts.</p>"
     most = max(float(np.abs(example.acts).max()) for example in found.examples)
@@ -115,7 +112,7 @@ def _histogram(active: Float[np.ndarray, " n"], n_tokens: int) -> str:
     return note + drawing
 
 
-def _logits(found: "FeaturePage") -> str:
+def _logits(found: Any) -> str:
     effects = found.logits
     if effects.empty:
         return "<p>This site reaches the residual stream by more than a matrix, so no logits follow from the direction alone.</p>"
@@ -132,7 +129,7 @@ def _word(token: str, number: int) -> str:
     return f'<span class="text">{token_span(token, title=f"token {number}")}</span>'
 
 
-def _neighbours(found: "FeaturePage") -> str:
+def _neighbours(found: Any) -> str:
     alike = found.neighbours
     if alike.empty:
         return "<p>There is no other latent to compare it with.</p>"
@@ -142,7 +139,7 @@ def _neighbours(found: "FeaturePage") -> str:
     return note + _beside(table(["#alike", "#cosine"], rows[:half]), table(["#opposed", "#cosine"], rows[half:]))
 
 
-def _edges(found: "FeaturePage") -> str:
+def _edges(found: Any) -> str:
     what = {"from": "out of", "to": "into"}
     tables = []
     rows = list(found.edges.itertuples(index=False))
