@@ -1,8 +1,8 @@
 """Jacobians, edges and circuits of transformers in JAX.
 
 What experiments begin with stands here; the rest in namespaces: `jc.circuits`, `jc.components`, `jc.features`, `jc.attribution`,
-`jc.attribution_graphs`, `jc.edges`, `jc.patching`, `jc.localisation`, `jc.scrubbing`, `jc.jacobian`, `jc.lens`, `jc.jobs`, `jc.view`,
-`jc.data`, `jc.saes`, `jc.interop`.
+`jc.attribution_graphs`, `jc.edges`, `jc.generation`, `jc.patching`, `jc.localisation`, `jc.scrubbing`, `jc.jacobian`, `jc.lens`,
+`jc.jobs`, `jc.view`, `jc.data`, `jc.saes`, `jc.interop`.
 """
 
 # First: Ctrl-C holds from here on, where this process is the command; the imports below take a second.
@@ -18,6 +18,7 @@ from . import (
     data as data,
     edges as edges,
     features as features,
+    generation as generation,
     interop as interop,
     jacobian as jacobian,
     jobs as jobs,
@@ -32,6 +33,7 @@ from ._edits import (
     AbstractEdit as AbstractEdit,
     Add as Add,
     Apply as Apply,
+    At as At,
     Blend as Blend,
     Detach as Detach,
     Replace as Replace,
@@ -65,7 +67,6 @@ from .attribution_graphs import (
     AttributionGraph as AttributionGraph,
     check_graph as check_graph,
     explain_edge as explain_edge,
-    generate as generate,
     head_loadings as head_loadings,
     intervene as intervene,
     qk_attribution as qk_attribution,
@@ -116,6 +117,7 @@ from .features import (
     FeatureJacobian as FeatureJacobian,
     steer_features as steer_features,
 )
+from .generation import generate as generate, Generation as Generation
 from .graph import component_graph as component_graph, ComponentGraph as ComponentGraph
 from .interop import (
     from_pretrained as from_pretrained,

@@ -1,6 +1,7 @@
 """Indexing: that says so when there is nothing at an index, that does not look, and of all arrays of a tree at once."""
 
-from typing import TypeVar
+import numbers
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,20 @@ from jaxtyping import Array, Float, Int, Shaped
 
 
 T = TypeVar("T")
+P = TypeVar("P", int, slice)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, as an index is: no boolean."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def counted_from_end(pos: P, length: int) -> P:
+    """Positions with those that are negative counted back from the end of `length`, however many there are."""
+    if isinstance(pos, slice):
+        end = lambda value: None if value is None else max(counted_from_end(int(value), length), 0)
+        return slice(end(pos.start), end(pos.stop), pos.step)
+    return pos + length if pos < 0 else pos
 
 
 def entries(x: Float[Array, "..."], index: Int[Array, "*index"], axis: int = 0) -> Float[Array, "..."]:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._edits import AbstractEdit, EditShapeError
+from ._edits import AbstractEdit, At, EditShapeError
 from ._precision import wide
 from ._sites import did_you_mean, Kind, Site
 from .saes import AbstractDictionary
@@ -122,7 +122,7 @@ class Tap:
     def _edit(self, site: Site, x: Float[Array, "..."]) -> Float[Array, "..."]:
         edit = self.edits[site]
         try:
-            edited = edit(x)
+            edited = edit.along(x, position_axis(site)) if isinstance(edit, At) else edit(x)
         except EditShapeError as error:
             raise ValueError(f"run(edits=…): at `{site}`, {error}") from None
         if jnp.shape(edited) != x.shape:
@@ -132,14 +132,14 @@ class Tap:
             )
         return wide(edited)  # a function of the user's own may hand back half precision
 
-    def check_all_used(self, model: str, n_layers: int, record: Container[Site]) -> None:
+    def check_all_used(self, model: str, n_layers: int, record: Container[Site], verb: str = "run") -> None:
         """ValueError for an edit, a recording or a dictionary at a site that the forward pass never came by."""
         asked = {"edits": self.edits, "record": record, "saes": self.saes}
         for argument, sites in asked.items():
             for site in sites:  # pyright: ignore[reportGeneralTypeIssues]  # whoever checks gives what can be listed
                 if site not in self.seen:
                     raise ValueError(
-                        f"run({argument}=…): no site `{site}` in {model} with {n_layers} layers{self._hint(site)}"
+                        f"{verb}({argument}=…): no site `{site}` in {model} with {n_layers} layers{self._hint(site)}"
                     )
 
     def _hint(self, site: Site) -> str:
@@ -148,6 +148,11 @@ class Tap:
         if site.part != site.value.part and site.value in self.seen:
             return f": there is no dictionary at `{site.value}`. Pass saes={{…}} with one there."
         return f". {did_you_mean(str(site), map(str, self.seen))}"
+
+
+def position_axis(site: Site) -> int:
+    """Along which axis of its value a site's positions are: of attention those of queries, behind the heads."""
+    return 1 if site.kind in (Kind.ATTN_SCORES, Kind.PATTERN) else 0
 
 
 def site_read(site: Site, sae: AbstractDictionary) -> Site:

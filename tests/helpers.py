@@ -220,6 +220,7 @@ NEUTRAL_EDITS: dict[str, Callable[[jax.Array], jc.AbstractEdit]] = {
     "Blend with itself": lambda value: jc.Blend(jnp.ones(value.shape[-1], bool), value),
     "Detach": lambda value: jc.Detach(),
     "Apply": lambda value: jc.Apply(lambda x: x),
+    "At": lambda value: jc.At(slice(1, None), jc.Replace(value)),
 }
 
 METRICS: dict[str, Callable[[], jc.AbstractMetric]] = {

@@ -365,7 +365,7 @@ VERBS = {
     "attribution_graph": jc.attribution_graph,
     "qk_attribution": lambda model, given, tokens: jc.qk_attribution(model, given, tokens, 1, 0, 3, 2),
     "intervene": lambda model, given, tokens: jc.intervene(model, given, tokens, CHANGES),
-    "generate": lambda model, given, tokens: jc.generate(model, tokens, 1, transcoders=given, changes=CHANGES),
+    "generate": lambda model, given, tokens: jc.generate(model, None, tokens, 1, transcoders=given, changes=CHANGES),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc._edits import EditShapeError
 
-from .helpers import assert_close, NEUTRAL_EDITS
+from .helpers import assert_close, model_named, NEUTRAL_EDITS, tokens_for
 
 
 X = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
@@ -30,6 +30,11 @@ ROW = np.array([10.0, 20.0, 30.0])
         (lambda: jc.Detach(), X),
         (lambda: jc.Apply(jnp.sqrt), np.sqrt(X)),
         (lambda: jc.Apply(jc.Add(1.0)), X + 1),
+        (lambda: jc.At(1, jc.Add(ROW)), X + np.stack([np.zeros(3), ROW])),
+        (lambda: jc.At([-2], jc.Scale(3.0)), X * [[3], [1]]),
+        (lambda: jc.At(slice(1, None), jc.Replace(-X)), X * [[1], [-1]]),
+        (lambda: jc.At(slice(5, None), jc.Replace(-X)), X),
+        (lambda: jc.At("prompt", jc.Replace(-X)), -X),
     ],
 )
 def test_known_answers(edit, want):
@@ -121,5 +126,33 @@ def test_wrong_shapes(edit, message):
 
 @pytest.mark.usefixtures("untyped")
 def test_apply_takes_functions_only():
-    with pytest.raises(TypeError, match="Expected a function of an array, got a int"):
+    with pytest.raises(TypeError, match=r"Expected a function of an array, got a int"):
         jc.Apply(3)
+
+
+def test_an_edit_at_positions_of_queries_and_what_it_refuses(untyped):
+    model = model_named("gpt2")
+    tokens, pattern = tokens_for(model), "blocks.1.attn.hook_pattern"
+    seen = lambda edit: jc.run(model, tokens, edits={pattern: edit}, record=[pattern])[1][pattern]
+    clean, got = seen(jc.Scale(1.0)), seen(jc.At(slice(5, None), jc.Scale(0.5)))
+    assert_close(got, clean * jnp.where(jnp.arange(7) >= 5, 0.5, 1)[:, None])
+    jitted = jax.jit(lambda edit: jc.run(model, tokens, edits={pattern: edit}, record=[pattern])[1][pattern])
+    np.testing.assert_allclose(jitted(jc.At(slice(5, None), jc.Scale(0.5))), got, rtol=1e-6)
+    assert jc.At(np.int64(3), jc.Add(1.0)).pos == [3]
+    assert jc.At(slice(-2, None), jc.Add(1.0)).pos == slice(-2, None)
+    with pytest.raises(
+        ValueError, match=r"at `blocks.1.attn.hook_pattern`, At's position 7 is outside: there are 0 to 6"
+    ):
+        seen(jc.At(7, jc.Scale(0.5)))
+    with pytest.raises(ValueError, match=r"At acts at the new tokens alone, and in a run of a prompt none is new"):
+        seen(jc.At("new", jc.Scale(0.5)))
+    with pytest.raises(ValueError, match=r"an edit keeps the shape"):
+        seen(jc.At(1, jc.Apply(lambda x: x[0])))
+    for pos in (1.5, "last", [], slice(0.5, None), True, None):
+        with pytest.raises(TypeError, match=r"expected a position, a list of them, a slice of whole numbers"):
+            jc.At(pos, jc.Scale(0.5))
+    with pytest.raises(ValueError, match=r"the step of a slice is at least 1"):
+        jc.At(slice(None, None, -1), jc.Scale(0.5))
+    for inner in (3.0, jc.At(1, jc.Scale(0.5))):
+        with pytest.raises(TypeError, match=r"expected an edit such as jc.Add"):
+            jc.At(1, inner)

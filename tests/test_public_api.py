@@ -19,6 +19,7 @@ NAMESPACES = (
     "components",
     "data",
     "features",
+    "generation",
     "jacobian",
     "jobs",
     "localisation",

@@ -3,7 +3,6 @@
 from ._changes import Change as Change
 from ._check_graph import check_graph as check_graph
 from ._explain import EdgeExplanation as EdgeExplanation, explain_edge as explain_edge, HeadOnEdge as HeadOnEdge
-from ._generate import generate as generate, Generation as Generation
 from ._graph import AttributionGraph as AttributionGraph
 from ._head_loadings import head_loadings as head_loadings, HeadLoadings as HeadLoadings
 from ._intervene import intervene as intervene, Intervention as Intervention

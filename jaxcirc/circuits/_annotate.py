@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_count
-from .._run import run
 from .._sites import by_site, Kind, Site
-from .._tap import site_read
 from ..components import decode
+from ..features._unit_acts import unit_activations
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._circuit import Circuit
@@ -99,7 +97,7 @@ def _fired(circuit, model, saes, token_batches, mask) -> _Fired:
     units = {site: sorted(chosen) for site, chosen in found.items()}
     tokens = np.concatenate([np.asarray(batch) for batch in token_batches])
     real = np.ones(tokens.shape, bool) if mask is None else np.tile(np.asarray(mask), (len(token_batches), 1))
-    acts = _activations(model, {site: saes[site] for site in units}, tokens, real, units)
+    acts = unit_activations(model, {site: saes[site] for site in units}, tokens, real, units)
     return _Fired(units, acts, tokens, real)
 
 
@@ -154,18 +152,3 @@ def _written(model, sae: AbstractDictionary, site: Site, units: list[int], token
         {name: listed(np.asarray(ids)[i], np.asarray(by)[i]) for name, (ids, by) in sides.items()}
         for i in range(len(units))
     ]
-
-
-def _activations(model, saes, tokens, mask, units) -> dict[Site, np.ndarray]:
-    @jax.jit
-    def chosen(model, saes, tokens, mask):
-        def one(tokens, keys):
-            _, cache = run(model, tokens, record={site_read(site, sae) for site, sae in saes.items()}, mask=keys)
-            flat = {site: value.reshape(value.shape[0], -1) for site, value in cache.items()}
-            return {
-                site: sae.encode(flat[site_read(site, sae)])[:, np.array(units[site])] for site, sae in saes.items()
-            }
-
-        return jax.vmap(one)(tokens, mask)
-
-    return {site: np.asarray(acts) for site, acts in chosen(model, saes, tokens, mask).items()}

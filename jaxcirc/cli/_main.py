@@ -22,7 +22,9 @@ from . import (
     _doctor,
     _edges,
     _evaluate,
+    _feature,
     _features,
+    _generate,
     _graph,
     _heads,
     _jacobian,
@@ -75,7 +77,7 @@ GROUPS = {
     "layers, heads and MLPs": (_heads, _patch, _direct_effects, _self_repair),
     "edges between heads and MLPs": (_component_edges, _path_patch, _circuit_curve, _scrub),
     "one prompt, taken apart": (_jacobian, _features, _edges, _graph, _lens, _logit_lens),
-    "to look at": (_view,),
+    "to look at": (_view, _feature, _generate),
     "many prompts": (_attribute,),
     "this machine": (_doctor, _bench),
 }

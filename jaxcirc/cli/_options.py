@@ -13,6 +13,7 @@ from .._files import check_figure, check_writable
 from .._sites import Site
 from ..circuits._circuit import check_output
 from ..jobs import Part
+from ..view._html import check_page
 
 
 def count(option: str, what: str, *, least: int = 1) -> Callable[[str], int]:
@@ -126,6 +127,15 @@ def existing_folder(option: str) -> Callable[[str], Path]:
 def new_circuit(option: str) -> Callable[[str], Path]:
     """Takes a folder that a circuit is written to."""
     return _writable(option, check_output)
+
+
+def page(option: str) -> Callable[[str], Path]:
+    """Takes an HTML file that is written."""
+
+    def check(path: Path) -> None:
+        check_page(path)
+
+    return _writable(option, check)
 
 
 def new_file(option: str) -> Callable[[str], Path]:

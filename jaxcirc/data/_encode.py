@@ -4,6 +4,11 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from .._checks import check_kind
 from ..interop._beginning import needs_bos, puts_bos, RULE
 from ._prompts import as_ids, Prompts
 
@@ -127,6 +132,32 @@ def check_tokenizer(verb: str, tokenizer: Any) -> None:
         raise TypeError(
             f"{verb}: expected a tokenizer, such as jc.load_tokenizer gives, got a {type(tokenizer).__name__}."
         )
+
+
+def as_prompt(verb: str, tokenizer: Any, prompt: Any, bos: bool | None = None) -> Int[np.ndarray, " seq"]:
+    """Token ids of a prompt that is a text, behind what `beginning` says, or that is token ids, which are taken as they stand.
+
+    **Raises:** `ValueError` for an empty prompt, and for `bos` with token ids; `TypeError` for what is neither, and for a text without a
+    tokenizer.
+    """
+    if tokenizer is not None:
+        check_tokenizer(verb, tokenizer)
+    if not isinstance(prompt, str):
+        if bos is not None:
+            raise ValueError(f"{verb}: bos is about a text; token ids are taken as they stand. Leave it out.")
+        check_kind(f"{verb}: prompt", prompt, (jax.Array, np.ndarray, Sequence), "a text, or token ids [seq]")
+        ids = np.asarray(prompt)
+        if not ids.size:
+            raise ValueError(f"{verb}: the prompt is empty. Give at least one token.")
+        return ids.astype(np.int32) if np.issubdtype(ids.dtype, np.integer) else ids  # which whoever runs it refuses
+    if tokenizer is None:
+        raise TypeError(
+            f"{verb}: the prompt is a text, and there is no tokenizer. Give jc.load_tokenizer(…), or a prompt of token ids."
+        )
+    text = list(tokenizer.encode(prompt, add_special_tokens=False))
+    if not text:
+        raise ValueError(f"{verb}: the prompt is empty. Give a text of at least one token.")
+    return np.asarray(begun(text, beginning(tokenizer, bos)), np.int32)
 
 
 def single_token(tokenizer: Any, word: str, what: str) -> int:

@@ -164,13 +164,16 @@ class Transformer(Shown, eqx.Module):
         """The same for a batch of prompts, compiled."""
         return batch_masks(keys, causal=self.causal, windows=self.windows)
 
-    def embed(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Resid:
-        """Tokens and learned positions to the first residual stream. Positions count the real tokens, wherever the padding is."""
+    def embed(self, tokens: Tokens, tap: Tap, keys: Keys | None = None, first: Int[Array, ""] | None = None) -> Resid:
+        """Tokens and learned positions to the first residual stream. Positions count the real tokens, wherever the padding is; of tokens
+        that stand further behind they count from the `first`'s on.
+        """
         rows = wide(entries(self.W_E, tokens))
         embedded = tap(Kind.EMBED, rows if self.embed_scale == 1 else rows * self.embed_scale)
         if self.W_pos is None:
             return embedded
         positions = jnp.arange(tokens.shape[0]) if keys is None else jnp.maximum(jnp.cumsum(keys) - 1, 0)
+        positions = positions if first is None else positions + first.astype(positions.dtype)
         return embedded + tap(Kind.POS_EMBED, wide(self.W_pos[positions]))
 
     def unembed(self, resid: Resid, tap: Tap, tokens: Int[Array, " token"] | None = None) -> Logits:

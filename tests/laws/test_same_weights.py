@@ -161,7 +161,9 @@ VERBS |= {
     "attribution_graph": lambda model: graph_of(model).rows,
     "check_graph": lambda model: jc.check_graph(graph_of(model), model, None, strengths=[0.0]),
     "intervene": moved,
-    "generate": lambda model: jc.generate(model, prompts(model)[0][0], 2),
+    "generate": lambda model: [
+        getattr(jc.generate(model, None, prompts(model)[0][0], 2), name) for name in ("tokens", "log_probs")
+    ],
     "head_loadings": lambda model: jc.head_loadings(graph_of(model), model, None, most=4).heads,
     "qk_attribution": lambda model: jc.qk_attribution(model, None, prompts(model)[0][0], 1, 0, 4, 3).M_q,
     "explain_edge": lambda model: jc.explain_edge(graph_of(model), model, None, *edge_of(model), heads=1).table(),

@@ -1,0 +1,49 @@
+"""Activations of chosen latents over prompts: what annotations of circuits and pages of latents are read off."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .._indexing import take
+from .._sites import Site
+from .._tap import site_read
+from ..models import Transformer
+from ..runs import BUDGET, in_groups, TOKENS_AT_ONCE, values_until
+from ..saes import AbstractDictionary, anonymous
+
+
+FEWEST = 256  # tokens at once, however wide a dictionary is
+
+
+def tokens_together(saes: Mapping[Site, AbstractDictionary]) -> int:
+    """How many tokens are encoded at once: all latents of each are there for a moment."""
+    widest = max((sae.d_sae for sae in saes.values()), default=1)
+    return max(FEWEST, min(TOKENS_AT_ONCE, BUDGET // (4 * widest)))
+
+
+def unit_activations(
+    model: Transformer,
+    saes: Mapping[Site, AbstractDictionary],
+    tokens: Int[np.ndarray, "batch seq"],
+    mask: Bool[np.ndarray, "batch seq"],
+    units: Mapping[Site, Sequence[int] | Int[np.ndarray, " unit"]],
+) -> dict[Site, Float[np.ndarray, "batch seq unit"]]:
+    """Activations of some latents of each dictionary, by a run that ends where the last is known. Padding has some, too."""
+    reads = {site: site_read(site, saes[site]) for site in units}
+    found: dict[Site, list[np.ndarray]] = {site: [] for site in units}
+    for group in in_groups(len(tokens), tokens.shape[1], tokens_together(saes)):
+        values = values_until(model, tokens[group], mask[group], set(reads.values()))
+        for site, of_site in found.items():
+            chosen = jnp.asarray(np.asarray(units[site], np.int32))
+            of_site.append(np.asarray(_encoded(anonymous(saes[site]), values[reads[site]], chosen)))
+    return {site: np.concatenate(parts)[: len(tokens)] for site, parts in found.items()}
+
+
+@jax.jit
+def _encoded(
+    sae: AbstractDictionary, x: Float[Array, "batch seq ..."], units: Int[Array, " unit"]
+) -> Float[Array, "batch seq unit"]:
+    return take(sae.encode(x.reshape(*x.shape[:2], -1)), units, axis=2)
