@@ -1,8 +1,6 @@
 """`jaxcirc view`: a saved circuit or attribution graph as a page to explore."""
 
 import argparse
-import errno
-import http.server
 import tempfile
 import webbrowser
 from pathlib import Path

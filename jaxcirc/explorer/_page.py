@@ -14,6 +14,7 @@ from ._description import Description, Edge, Node, SHAPES
 from ._layout import Band, Layout, layout, RADIUS
 from ._plot import LEVELS, plot_item, scripts
 from ._routes import routes
+from ._serve import Live
 
 
 FIRST_NODES, FIRST_EDGES = 60, 120  # how many of the strongest are shown at first
@@ -38,8 +39,8 @@ def write_page(path: str | Path, described: Description) -> None:
         write_text(aside, text)
 
 
-def page(described: Description) -> str:
-    """Makes the page's HTML.
+def page(described: Description, live: Live | None = None) -> str:
+    """Makes the page's HTML; with `live`, one for a server that has the model.
 
     **Raises:** `ValueError` if two nodes have one name, or an edge ends at none of them.
     """
@@ -52,6 +53,7 @@ def page(described: Description) -> str:
         raise ValueError(f"page: an edge ends at {min(unknown)!r}, which is no node.")
     places = layout([node.row for node in nodes], [node.pos for node in nodes], described.rows)
     data = _data(described, nodes, edges, number, places)
+    data["live"] = None if live is None else {"words": live.words, "strength": live.strength}
     parts = {
         "title": _escaped(described.title),
         "css": _file("page.css"),

@@ -268,6 +268,7 @@ window.explorer = (() => {
     box.append(table);
     const part = (key, put) => (known[key] && known[key].length ? box.append(...put(known[key])) : lacking.push(key));
     part("note", (note) => [make("h3", { textContent: "Annotation" }), make("p", {}, text(note))]);
+    if (data.live) box.append(moving(i));
     box.append(edgeTable("Strongest edges in", into[i], E.source), edgeTable("Strongest edges out", outOf[i], E.target));
     part("acts", (acts) => [make("h3", { textContent: "Activation over the prompt" }), strip(data.tokens || acts.map((_, k) => String(k)), acts, N.pos[i])]);
     part("examples", (found) => [make("h3", { textContent: "Strongest examples" }), ...found.map((each) => strip(each.tokens, each.acts))]);
@@ -282,6 +283,41 @@ window.explorer = (() => {
     box.append(make("h3", { textContent: "Group" }), name, make("span", { className: "buttons" }, make("button", { type: "button", textContent: "Add to group", onclick: add }),
       make("button", { type: "button", textContent: "Path from here", onclick: () => { field("from").value = N.name[i]; field("to").focus(); } }),
       make("button", { type: "button", textContent: "Path to here", onclick: () => { field("to").value = N.name[i]; field("from").focus(); } })));
+  }
+  // ---- Live: the page is served by a process that has the model, in which the pinned node is moved.
+  let strength = data.live ? data.live.strength : 0;
+  const answers = new Map(); // by node, so that what was asked stays while others are looked at
+  function moving(i) {
+    const field = make("input", { type: "number", name: "strength", step: "any", value: strength });
+    const run = make("button", { type: "button", id: "run", textContent: "Run" }), said = make("div", { id: "moved", "aria-live": "polite" });
+    const show = () => {
+      const answer = answers.get(i);
+      if (!answer) { said.replaceChildren(); return; }
+      if (answer.error) { said.replaceChildren(make("p", {}, text(answer.error))); return; }
+      const head = (words, className = "") => make("th", { textContent: words, className });
+      const table = make("table", { className: "edges" }, make("thead", {}, make("tr", {}, head(`by ${digits(answer.strength)}: change of`), head("predicted", "number"), head("measured", "number"))));
+      for (const row of answer.rows) table.append(make("tr", {}, make("td", {}, number.has(row.what) ? link(number.get(row.what)) : text(row.what)),
+        make("td", { className: "number" }, signed(row.predicted)), make("td", { className: "number" }, signed(row.measured))));
+      said.replaceChildren(table);
+    };
+    const ask = async () => {
+      strength = parseFloat(field.value);
+      run.disabled = true; run.textContent = "Running…";
+      try {
+        const body = JSON.stringify({ node: N.name[i], strength });
+        const reply = await fetch("run", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+        answers.set(i, { strength, ...(await reply.json()) });
+      } catch {
+        answers.set(i, { error: "The process that has the model does not answer. Is `jaxcirc view` still running?" });
+      }
+      run.disabled = false; run.textContent = "Run";
+      show();
+    };
+    run.onclick = ask;
+    field.onkeydown = (event) => { if (event.key === "Enter") ask(); };
+    show();
+    return make("div", {}, make("h3", { textContent: "Move it in the model" }), make("p", { className: "soft", textContent: data.live.words }),
+      make("label", {}, "strength ", field), " ", run, said);
   }
   function pin(i) {
     state.pin = i; whole = false;
