@@ -41,7 +41,7 @@ def described(
     places = [_row(table, i) for i in range(len(table))]
     rows = [*_FIRST, *sorted({place for place in places if place not in _FIRST}, key=Site.parse)]
     rows = [row for row in rows if row in set(places)]
-    acts, names = _activations(whole, len(tokens)), [_name(table, i) for i in range(len(table))]
+    acts, names = _activations(whole, len(tokens)), [name_of(table, i) for i in range(len(table))]
     nodes = []
     for i, name in enumerate(names):
         kind, pos, unit = (int(getattr(table, column)[i]) for column in ("kind", "pos", "unit"))
@@ -101,8 +101,8 @@ def _row(table: Table, i: int) -> str:
     return site or "own bias"
 
 
-def _name(table: Table, i: int) -> str:
-    """By the site and the unit, as nodes of circuits are named."""
+def name_of(table: Table, i: int) -> str:
+    """Names a node by the site and the unit, as nodes of circuits are named."""
     kind, pos, unit = (int(getattr(table, column)[i]) for column in ("kind", "pos", "unit"))
     site = table.sites[table.site[i]]
     if pos == NOWHERE:

@@ -16,7 +16,7 @@ from .._fingerprint import difference, fingerprint
 from .._run import NOTHING
 from .._shown import Shown
 from .._words import counted
-from ..explorer import write_page
+from ..explorer import Description, write_page
 from ..linear import check_fits
 from ..models import Transformer
 from ._described import described
@@ -228,11 +228,20 @@ class AttributionGraph(Shown):
 
         **Raises:** `ValueError` if there are not as many texts as tokens, or as outputs.
         """
+        write_page(path, self.described(tokens=tokens, outputs=outputs))
+
+    def described(
+        self,
+        *,
+        tokens: "Sequence[str] | PreTrainedTokenizerBase | None" = None,
+        outputs: Sequence[str] | None = None,
+    ) -> Description:
+        """What `to_html` shows; the arguments are those."""
         verb = "AttributionGraph.to_html"
         known = tokens is not None or self.meta.get("prompt_tokens")
         texts, names = self._texts(tokens if known else [f"#{i}" for i in self.meta["tokens"]], outputs, verb)
         kept, influence = self._kept(), self.whole.influence[self.kept]
-        write_page(path, described(kept, self.whole.table, influence, self.whole.scores, texts, names))
+        return described(kept, self.whole.table, influence, self.whole.scores, texts, names)
 
     @staticmethod
     def from_json(path: str | Path) -> "AttributionGraph":

@@ -10,7 +10,7 @@ from .._checks import check_count, check_list, check_path, check_threshold
 from .._files import check_figure, check_replaceable, write_text, writing_file, writing_folder
 from .._shown import Shown
 from .._sites import did_you_mean
-from ..explorer import write_page
+from ..explorer import Description, write_page
 from ._drawing import attribution_graph, described, drawing, graphviz_of
 from ._feature_circuits import feature_circuit
 from ._meta import CircuitMeta
@@ -207,7 +207,11 @@ class Circuit(Shown):
 
         The page shows what `meta` holds of latents: `circuit.annotate(annotations=…, latents=jc.circuits.describe_latents(…))`.
         """
-        write_page(path, described(self.node_rows(), self.edge_rows(), self.meta))
+        write_page(path, self.described())
+
+    def described(self) -> Description:
+        """What `to_html` shows."""
+        return described(self.node_rows(), self.edge_rows(), self.meta)
 
     def to_svg(self, path: str | Path, *, most_edges: int = 150) -> None:
         """Draws the circuit as an SVG file: the strongest `most_edges` edges and the nodes that they touch.

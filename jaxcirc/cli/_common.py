@@ -58,21 +58,23 @@ def add_prompt_options(
     dictionaries: bool = True,
     required: bool = True,
     batches: bool = True,
+    model: bool = True,
 ) -> None:
     """Adds the options of every command that runs a given model, with `dictionaries` or without, on the prompts of a file; `prompts`
-    explains the file, which is `required` unless they may come from elsewhere. Without `batches` all are in memory at once.
+    explains the file, which is `required` unless they may come from elsewhere. Without `batches` all are in memory at once. With `model`
+    false the command does something without one, too, and nothing is required.
     """
     parser.add_argument(
-        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
+        "--model", metavar="MODEL", required=model, help="a shipped model, a Hugging Face folder, or a Hub id"
     )
     if dictionaries:
         parser.add_argument(
-            "--saes", metavar="DICTIONARIES", required=True, help="a shipped model's name, or a folder of dictionaries"
+            "--saes", metavar="DICTIONARIES", required=model, help="a shipped model's name, or a folder of dictionaries"
         )
     parser.add_argument(
         "--prompts",
         metavar="FILE",
-        required=required,
+        required=required and model,
         type=existing_file("--prompts"),
         help=f"{prompts}: JSON lines, JSON, CSV, TSV or parquet",
     )

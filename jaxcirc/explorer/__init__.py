@@ -3,6 +3,6 @@
 from ._description import Description as Description, Edge as Edge, Node as Node
 from ._layout import Band as Band, Layout as Layout, layout as layout, RADIUS as RADIUS
 from ._page import page as page, write_page as write_page
-from ._serve import Live as Live, Moved as Moved, server_of as server_of
 from ._routes import Routes as Routes, routes as routes
 from ._rows import short as short
+from ._serve import ADDRESS as ADDRESS, Live as Live, Moved as Moved, server_of as server_of

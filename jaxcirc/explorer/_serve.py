@@ -28,8 +28,8 @@ class Moved(NamedTuple):
 class Live:
     """A model behind the page, in which the pinned node can be moved.
 
-    **Attributes:** - `words`: what is done, and what a strength means. - `strength`: the one that is offered first. - `run`: what moving the
-    node of a name by a strength does. It raises `ValueError` for a node that cannot be moved.
+    **Attributes:** - `words`: what is done, and what a strength means. - `strength`: the one that is offered first. - `run`: what moving
+    the node of a name by a strength does. It raises `ValueError` for a node that cannot be moved.
     """
 
     words: str
@@ -80,7 +80,9 @@ def server_of(page: str, live: Live | None, port: int) -> http.server.ThreadingH
             if not length.isdecimal() or int(length) > MOST:
                 raise ValueError(f"A question is JSON of at most {MOST} bytes.")
             asked = json.loads(self.rfile.read(int(length)))  # its errors are ValueErrors
-            node, strength = (asked.get(name) for name in ("node", "strength")) if isinstance(asked, dict) else (None, None)
+            node, strength = (
+                (asked.get(name) for name in ("node", "strength")) if isinstance(asked, dict) else (None, None)
+            )
             if not (isinstance(node, str) and isinstance(strength, int | float) and math.isfinite(strength)):
                 raise ValueError('A question is {"node": NAME, "strength": NUMBER}.')
             return node, float(strength)
