@@ -274,7 +274,7 @@ window.explorer = (() => {
     part("examples", (found) => [make("h3", { textContent: "Strongest examples" }), ...found.map((each) => strip(each.tokens, each.acts))]);
     if ((known.promotes || []).length) box.append(make("div", { className: "pairs" }, words("Raises most", known.promotes), words("Lowers most", known.suppresses || [])));
     else lacking.push("promotes");
-    const said = lacking.map((key) => data.missing[key]).filter((s) => s);
+    const said = ["latent", "neuron", "head", "MLP"].includes(N.kind[i]) ? lacking.map((key) => data.missing[key]).filter((s) => s) : []; // no other has any
     if (said.length) box.append(make("h3", { textContent: "Not recorded" }), ...[...new Set(said)].map((s) => make("p", { className: "soft", textContent: s })));
     const name = make("input", { className: "wide", placeholder: "name of a group", "aria-label": "name of a group" });
     name.setAttribute("list", "group-names");
@@ -295,7 +295,7 @@ window.explorer = (() => {
       if (!answer) { said.replaceChildren(); return; }
       if (answer.error) { said.replaceChildren(make("p", {}, text(answer.error))); return; }
       const head = (words, className = "") => make("th", { textContent: words, className });
-      const table = make("table", { className: "edges" }, make("thead", {}, make("tr", {}, head(`by ${digits(answer.strength)}: change of`), head("predicted", "number"), head("measured", "number"))));
+      const table = make("table", { className: "edges" }, make("thead", {}, make("tr", {}, head(`strength ${digits(answer.strength)}: change of`), head("predicted", "number"), head("measured", "number"))));
       for (const row of answer.rows) table.append(make("tr", {}, make("td", {}, number.has(row.what) ? link(number.get(row.what)) : text(row.what)),
         make("td", { className: "number" }, signed(row.predicted)), make("td", { className: "number" }, signed(row.measured))));
       said.replaceChildren(table);
