@@ -184,7 +184,7 @@ def demo(path: Path) -> None:
     with TemporaryDirectory() as folder:
         if command(["demo", "--out", f"{folder}/circuit", "--json"]):
             raise RuntimeError("jaxcirc demo failed")
-        jc.Circuit.load(f"{folder}/circuit").to_svg(path)
+        jc.Circuit.load(f"{folder}/circuit").to_figure(path)
 
 
 def of_benchmark(name: str) -> Callable[[Path], None]:

@@ -133,7 +133,7 @@ def test_what_a_circuit_is_asked_for(circuit, tmp_path):
         with pytest.raises(ValueError, match=f"Circuit.paths: most {COUNT.format(1, value)}"):
             circuit.paths(name, most=value)
     for value in (-5, NAN, 1.5):
-        for verb in ("to_svg", "to_attribution_graph", "to_graphviz"):
+        for verb in ("to_figure", "to_attribution_graph", "to_graphviz"):
             given = [] if verb == "to_graphviz" else [tmp_path / "picture.svg"]
             with pytest.raises(ValueError, match=f"Circuit.{verb}: most_edges {COUNT.format(0, value)}"):
                 getattr(circuit, verb)(*given, most_edges=value)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import xml.etree.ElementTree as ET
 
 import jax
 import jax.numpy as jnp
@@ -347,19 +346,25 @@ def test_the_page_shows_the_circuit(by_position, tmp_path):
     assert held["tokens"] == ["a<b", "&", "c", "d"]
 
 
-def test_the_picture_has_a_place_for_every_node(by_position, circuit, tmp_path):
+def test_the_picture_has_the_strongest_edges_and_a_place_for_every_node(by_position, circuit, tmp_path):
     for which in (by_position, circuit):
-        which.to_svg(tmp_path / "picture.svg")
-        svg = ET.parse(tmp_path / "picture.svg").getroot()
-        width, height = (float(svg.get(side)) for side in ("width", "height"))
-        centres = [
-            (float(shape.get("cx")), float(shape.get("cy")))
-            for shape in svg.iter("{http://www.w3.org/2000/svg}circle")
-            if shape.get("fill") == "#fff"
-        ]
+        figure = which.to_figure(tmp_path / "picture.svg", most_edges=20)
+        axes = figure.axes[0]
+        (lines,) = [each for each in axes.collections if type(each).__name__ == "LineCollection"]
+        assert len(lines.get_paths()) == 20
+        widths, weights = lines.get_linewidths(), which.edges["weight"].abs().nlargest(20).to_numpy()
+        np.testing.assert_allclose(widths[::-1], (0.5 + 3 * weights / weights[0]) * widths[-1] / 3.5, rtol=1e-6)
+        marks = [each for each in axes.collections if type(each).__name__ == "PathCollection"]
+        centres = np.concatenate([each.get_offsets() for each in marks])
         assert len(centres) > 20
-        assert len(set(centres)) == len(centres)  # no two on one place
-        assert all(0 < x < width and 0 < y < height for x, y in centres)
+        assert len(np.unique(centres, axis=0)) == len(centres)  # no two on one place
+        assert "20 strongest of" in figure.get_suptitle()
+        assert "red positive, blue negative" in figure.get_suptitle()
+        once = (tmp_path / "picture.svg").read_bytes()
+        which.to_figure(tmp_path / "picture.svg", most_edges=20)
+        assert (tmp_path / "picture.svg").read_bytes() == once
+        assert "a<b" not in once.decode()
+    assert by_position.to_figure(most_edges=0).axes
 
 
 def test_graphviz(circuit, monkeypatch):

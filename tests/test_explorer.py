@@ -279,6 +279,18 @@ def test_a_page_of_components(model, positions, tmp_path):
     assert held["edges"]["part"] == ["q"] * (positions or 1)
 
 
+def test_a_figure_of_components(model, tmp_path):
+    components = jc.component_graph(model)
+    scores = np.where(components.edges, np.random.default_rng(0).normal(size=components.edges.shape), 0)
+    figure = components.to_figure(tmp_path / "c.pdf", scores, most_edges=9, facts={"method": "by hand"})
+    (lines,) = [each for each in figure.axes[0].collections if type(each).__name__ == "LineCollection"]
+    assert len(lines.get_paths()) == 9
+    red = {tuple(colour[:3]) for colour in lines.get_colors()}
+    assert len(red) == 2  # both signs
+    assert "by hand" in figure.get_suptitle()
+    assert (tmp_path / "c.pdf").stat().st_size > 1000
+
+
 @pytest.mark.usefixtures("untyped")
 def test_what_is_no_circuit_of_components(model, tmp_path):
     components = jc.component_graph(model)

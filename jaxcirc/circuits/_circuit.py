@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from .._checks import check_count, check_list, check_path, check_threshold
-from .._files import check_figure, check_replaceable, write_text, writing_file, writing_folder
+from .._figures import written
+from .._files import check_replaceable, write_text, writing_file, writing_folder
 from .._shown import Shown
 from .._sites import did_you_mean
-from ..explorer import Description, write_page
-from ._drawing import attribution_graph, described, drawing, graphviz_of
+from ..explorer import Description, figure_of, write_page
+from ._drawing import attribution_graph, described, graphviz_of
 from ._feature_circuits import feature_circuit
 from ._meta import CircuitMeta
 from ._paths import strongest_paths
@@ -21,6 +22,7 @@ from ._rows import edge_rows, EdgeRow, METRIC, node_rows, NodeRow
 if TYPE_CHECKING:
     import graphviz
     import pandas as pd
+    from matplotlib.figure import Figure
 
 
 MARKER = "circuit.json"
@@ -213,16 +215,18 @@ class Circuit(Shown):
         """What `to_html` shows."""
         return described(self.node_rows(), self.edge_rows(), self.meta)
 
-    def to_svg(self, path: str | Path, *, most_edges: int = 150) -> None:
-        """Draws the circuit as an SVG file: the strongest `most_edges` edges and the nodes that they touch.
+    def to_figure(self, path: str | Path | None = None, *, most_edges: int = 150) -> "Figure":
+        """Draws the strongest `most_edges` edges, the nodes that they touch and the strongest others, as `to_html` places them.
 
-        **Raises:** `ValueError` for a file that is not named as SVG, or whose folder is not there.
+        **Arguments:** - `path`: also writes the picture, by its suffix `.svg`, `.pdf` or `.png`.
+
+        **Returns:** a matplotlib figure, which is part of no global state.
+
+        **Raises:** `ValueError` for another suffix, and a folder that is not there.
         """
-        check_count("Circuit.to_svg: most_edges", "edges to draw", most_edges, least=0)
-        check_figure("Circuit.to_svg: path", path, suffixes=(".svg",))
-        svg = drawing(self.node_rows(), self.edge_rows(), self.meta, most_edges=most_edges)
-        with writing_file(path) as aside:
-            write_text(aside, svg)
+        check_count("Circuit.to_figure: most_edges", "edges to draw", most_edges, least=0)
+        target = written("Circuit.to_figure", path)
+        return figure_of(self.described(), target, most_edges)
 
     def to_attribution_graph(self, path: str | Path, *, most_edges: int = 20_000) -> None:
         """Writes the circuit as attribution-graph JSON, which circuit-tracer's viewer and Neuronpedia open.

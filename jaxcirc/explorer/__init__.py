@@ -1,6 +1,7 @@
 """The explorer: one page for circuits of all kinds, and the layout behind it."""
 
 from ._description import Description as Description, Edge as Edge, Node as Node
+from ._figure import figure_of as figure_of
 from ._layout import Band as Band, Layout as Layout, layout as layout, RADIUS as RADIUS
 from ._page import page as page, write_page as write_page
 from ._routes import Routes as Routes, routes as routes

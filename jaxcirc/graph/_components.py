@@ -4,18 +4,23 @@ import dataclasses
 import functools as ft
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .._checks import check_choice, check_count
+from .._figures import written
 from .._run import check_model, NOTHING
 from .._shown import Shown
 from .._sites import did_you_mean
-from ..explorer import write_page
+from ..explorer import Description, figure_of, write_page
 from ..models import Transformer
 from ._described import check_edges, Component, described
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 Embeddings = Literal["joint", "split", "tokens"]
@@ -165,12 +170,47 @@ class ComponentGraph(Shown):
         >>> scores = jc.edge_attribution(model, prompts.clean, prompts.corrupt, prompts.metric())
         >>> jc.component_graph(model).to_html("components.html", scores)
         """
+        write_page(path, self.described(scores, kept=kept, tokens=tokens, title=title, facts=facts))
+
+    def to_figure(
+        self,
+        path: str | Path | None = None,
+        scores: Float[Array | np.ndarray, "..."] | None = None,
+        *,
+        kept: Bool[Array | np.ndarray, "*position sender receiver"] | None = None,
+        tokens: Sequence[str] | None = None,
+        title: str = "A circuit of components",
+        facts: Mapping[str, str] = NOTHING,
+        most_edges: int = 100,
+    ) -> "Figure":
+        """Draws the strongest `most_edges` edges of a circuit of the graph, the nodes that they touch and the strongest others.
+
+        **Arguments:** as of `to_html`. - `path`: if given, the picture is also written, by its suffix `.svg`, `.pdf` or `.png`.
+
+        **Returns:** a matplotlib figure, which is part of no global state.
+
+        **Raises:** `ValueError` as `to_html`, for another suffix, and for a folder that is not there.
+        """
+        check_count("ComponentGraph.to_figure: most_edges", "edges to draw", most_edges, least=0)
+        target = written("ComponentGraph.to_figure", path)
+        return figure_of(self.described(scores, kept=kept, tokens=tokens, title=title, facts=facts), target, most_edges)
+
+    def described(
+        self,
+        scores: Float[Array | np.ndarray, "..."] | None = None,
+        *,
+        kept: Bool[Array | np.ndarray, "*position sender receiver"] | None = None,
+        tokens: Sequence[str] | None = None,
+        title: str = "A circuit of components",
+        facts: Mapping[str, str] = NOTHING,
+    ) -> Description:
+        """What `to_html` and `to_figure` show; the arguments are theirs."""
         found = check_edges(self.edges, self.axes, scores, kept)
         said = dict(facts) if found.prompts is None else {**facts, "prompts": str(found.prompts)}
         senders = [Component(slot.name, slot.part, slot.layer) for slot in self.sender_slots]
         receivers = [self._owner(i) for i in range(len(self.receivers))]
         apart = self.n_positions is not None
-        write_page(path, described(senders, receivers, found, apart=apart, title=title, facts=said, tokens=tokens))
+        return described(senders, receivers, found, apart=apart, title=title, facts=said, tokens=tokens)
 
     def _owner(self, receiver: int) -> tuple[Component, str]:
         """The component that a receiver is an input of, and which; an input that several heads share is a node of its own."""

@@ -3,4 +3,3 @@
 from ._attribution_graph import attribution_graph as attribution_graph
 from ._described import described as described
 from ._graphviz import graphviz_of as graphviz_of
-from ._svg import drawing as drawing

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from ..._figures import NEGATIVE, POSITIVE
 from ...explorer import short
 from .._rows import EdgeRow, METRIC, NodeRow
-from ._layout import NEGATIVE, POSITIVE
 
 
 if TYPE_CHECKING:
