@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import jaxcirc as jc
+from jaxcirc.attribution_graphs._table import LOGIT
 
 from .graphs import REPLACEMENTS, whole
 from .helpers import make_model, tokens_for
@@ -45,6 +46,24 @@ def test_saved_and_loaded(graph, tmp_path):
     assert again.replacement_score == graph.replacement_score
     same(again.prune(node_threshold=1.0, edge_threshold=1.0), graph.prune(node_threshold=1.0, edge_threshold=1.0))
     assert [file.name for file in tmp_path.iterdir()] == ["graph.safetensors"]
+
+
+def test_texts_are_kept_with_a_graph(model, tmp_path):
+    """And those of outputs by which they are, so that a pruned graph has its own."""
+    graph = jc.attribution_graph(model, None, tokens_for(model, 5), targets=[4, 7], max_nodes=40)
+    units = graph.table.unit[graph.table.kind == LOGIT].tolist()
+    assert sorted(units) == [4, 7]
+    known = graph.annotate(TEXTS, outputs=[f"<{unit}>" for unit in units])
+    known.save(tmp_path / "g.safetensors")
+    found = jc.AttributionGraph.load(tmp_path / "g.safetensors")
+    described = found.described()
+    assert described.tokens == TEXTS
+    assert described.facts["metric"] == known.described().facts["metric"]
+    assert f"<{units[0]}>" in described.facts["metric"]
+    less = found.prune(node_threshold=0.1, edge_threshold=0.5)
+    assert set(less.described().facts["metric"].split()) <= set(described.facts["metric"].split()) | {"and"}
+    with pytest.raises(ValueError, match="annotate: tokens are the prompt's 5 tokens"):
+        graph.annotate(TEXTS[:2])
 
 
 def test_another_file_is_no_graph(graph, tmp_path):

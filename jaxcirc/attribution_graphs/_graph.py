@@ -215,6 +215,23 @@ class AttributionGraph(Shown):
         with writing_file(path) as aside:
             write_text(aside, json.dumps(made, ensure_ascii=False))
 
+    def annotate(
+        self, tokens: "Sequence[str] | PreTrainedTokenizerBase", *, outputs: Sequence[str] | None = None
+    ) -> "AttributionGraph":
+        """The same graph with the texts of the prompt's tokens and of the logits in its `meta`, so that a saved one is shown with them.
+
+        **Arguments:** - `tokens`, `outputs`: as in `to_json`.
+
+        **Raises:** `ValueError` if there are not as many texts as tokens, or as outputs.
+        """
+        texts, names = self._texts(tokens, outputs, "AttributionGraph.annotate")
+        units = self.table.unit[self.table.kind == LOGIT].tolist()
+        meta = {
+            "prompt_tokens": texts,
+            "output_texts": {str(unit): name for unit, name in zip(units, names, strict=True)},
+        }
+        return dataclasses.replace(self, whole=dataclasses.replace(self.whole, meta={**self.meta, **meta}))
+
     def to_html(
         self,
         path: str | Path,
@@ -291,6 +308,9 @@ class AttributionGraph(Shown):
             )
         named = self.meta.get("targets")
         names = [named[unit] for unit in units] if named is not None else outputs or self.meta.get("output_tokens")
+        own = self.meta.get("output_texts", {})
+        if names is None and decode is None and all(str(unit) in own for unit in units):
+            names = [own[str(unit)] for unit in units]
         if names is None:
             names = [decode([unit]) if decode else f"#{unit}" for unit in units]
         if len(names) != len(units):

@@ -95,6 +95,8 @@ def graph(arguments: argparse.Namespace) -> int:
     with progress_bar() as progress:
         found = attribution_graph(model, transcoders, tokens, targets=targets, progress=progress, **settings)
     texts = [str(token) if tokenizer is None else tokenizer.decode([token]) for token in np.asarray(tokens).tolist()]
+    if tokenizer is not None:
+        found = found.annotate(tokenizer)
     if arguments.out:
         found.save(arguments.out)
     if arguments.json_graph:

@@ -86,7 +86,7 @@ def view(arguments: argparse.Namespace) -> int:
         else:
             print(f"{arguments.path} at {url} until Ctrl-C.", flush=True)
         if not arguments.no_browser:
-            webbrowser.open(url)
+            webbrowser.open_new_tab(url)
         server.serve_forever()
     return 0
 

@@ -10,7 +10,7 @@ window.explorer = (() => {
   const largestEdge = edgeCount ? Math.abs(E.weight[0]) : 0; // edges come strongest first
   const byId = (id) => document.getElementById(id), field = (name) => document.querySelector(`input[name="${name}"]`);
   const sliders = { edge: field("edge-threshold"), node: field("node-threshold") };
-  const RED = [178, 24, 43], BLUE = [33, 102, 172], PALE = [244, 244, 242], LEVELS = 5, MANY = 1200, AT_ONCE = 2000, FEW = 8;
+  const RED = [178, 24, 43], BLUE = [33, 102, 172], PURPLE = [84, 39, 143], PALE = [244, 244, 242], LEVELS = 5, MANY = 1200, AT_ONCE = 2000, FEW = 8;
   const RINGS = ["#d97706", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f", "#0369a1", "#92400e", "#475569"];
   const into = N.name.map(() => []), outOf = N.name.map(() => []);
   for (let i = 0; i < edgeCount; i++) { into[E.target[i]].push(i); outOf[E.source[i]].push(i); }
@@ -63,8 +63,8 @@ window.explorer = (() => {
   const digits = (x, sign = false) => x === null ? "" : (sign && x > 0 ? "+" : "") + (x === 0 ? "0" : Math.abs(x) < 1e-3 || Math.abs(x) >= 1e5
     ? x.toExponential(2) : String(+x.toPrecision(4))).replace("-", "−");
   const signed = (x) => make("span", { className: x > 0 ? "up" : x < 0 ? "down" : "", textContent: digits(x, true) });
-  const mix = (x, of) => { // red above 0, blue below, pale at 0; the root makes weak ones visible
-    const share = of ? Math.sqrt(Math.min(Math.abs(x) / of, 1)) : 0, end = x < 0 ? BLUE : RED;
+  const mix = (x, of) => { // red above 0, blue below, pale at 0, or purple for what has no sign; the root makes weak ones visible
+    const share = of ? Math.sqrt(Math.min(Math.abs(x) / of, 1)) : 0, end = !data.signed ? PURPLE : x < 0 ? BLUE : RED;
     return `rgb(${PALE.map((p, i) => Math.round(p + (end[i] - p) * share)).join()})`;
   };
   const at = (i) => N.pos[i] === null ? "" : `${N.name[i].endsWith(`@${N.pos[i]}`) ? "" : ` at ${N.pos[i]}`}${data.tokens && N.pos[i] < data.tokens.length ? ` “${visible(data.tokens[N.pos[i]])}”` : ""}`;
