@@ -94,7 +94,7 @@ def test_every_program_lowers_for_accelerators(recorded):
 
 # Loops that stay. At these sizes all that is cut into chunks is one chunk, so that no other loop goes round more than once.
 STAY = {
-    "attribution_graphs._generate._generate": "one token after the other",
+    "generation._loop.generated": "one token after the other",
     "linear._dense._matrix": "one target position after the other, each with all its coordinates",
     "linear._contract._contract_sorted": "groups of tiles, as many as the positions reach",
     "linear._chain_contract._meet": "as many tiles at once as the window has positions",
