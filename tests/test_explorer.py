@@ -337,9 +337,10 @@ def test_view_says_what_is_wrong(tmp_path, capsys):
 def test_view_serves_to_this_machine_until_ctrl_c(tmp_path):
     small_circuit().save(tmp_path / "circuit")
     command = [sys.executable, "-m", "jaxcirc", "view", str(tmp_path / "circuit"), "--no-browser"]
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background the tests hear none
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         try:
             url = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
             assert 'id="data"' in urllib.request.urlopen(url).read().decode()

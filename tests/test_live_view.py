@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -113,7 +114,7 @@ def test_a_node_of_a_circuit_is_moved_as_steer_moves_it(prompt_file):
 
 def test_a_neuron_of_a_graph_is_moved_as_check_graph_moves_it():
     model, tokenizer = jc.from_pretrained("tiny-gpt2"), jc.load_tokenizer("tiny-gpt2")
-    tokens = np.asarray(tokenizer.encode("The teachers that"))
+    tokens = jnp.asarray(tokenizer.encode("The teachers that"))
     graph = jc.attribution_graph(model, None, tokens, max_nodes=60)
     node = int(graph.nodes.index[graph.nodes["kind"] == "latent"][0])
     layer = int(graph.nodes["layer"][node])
