@@ -121,7 +121,7 @@ class At(AbstractEdit):
 
     def __init__(self, pos: int | slice | Sequence[int] | str, edit: AbstractEdit):
         if isinstance(edit, At) or not isinstance(edit, AbstractEdit):
-            raise TypeError(f"At: expected an edit such as jc.Add(value), got a {type(edit).__name__}.")
+            raise TypeError(f"At: expected an edit, got a {type(edit).__name__}. Give one such as jc.Add(value).")
         self.where, self.edit = _where(pos), edit
 
     @property

@@ -154,5 +154,5 @@ def test_an_edit_at_positions_of_queries_and_what_it_refuses(untyped):
     with pytest.raises(ValueError, match=r"the step of a slice is at least 1"):
         jc.At(slice(None, None, -1), jc.Scale(0.5))
     for inner in (3.0, jc.At(1, jc.Scale(0.5))):
-        with pytest.raises(TypeError, match=r"expected an edit such as jc.Add"):
+        with pytest.raises(TypeError, match=r"At: expected an edit, got"):
             jc.At(1, inner)

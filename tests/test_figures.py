@@ -264,7 +264,7 @@ def test_head_effects_by_head_and_by_position(untyped):
         assert figures.limits(each) == pytest.approx((-np.abs(want).max(), np.abs(want).max()))
     names = [f"t{i}" for i in range(5)]
     axes = figures.panels(jc.draw_head_effects(effects, by="position", tokens=names))
-    np.testing.assert_allclose(figures.cells(axes[2]), np.asarray(shared).sum(2).mean(0))
+    np.testing.assert_allclose(figures.cells(axes[2]), np.asarray(shared).sum(2).mean(0), rtol=1e-5)
     assert figures.names(axes[2], "x") == [f"t{i} {i}" for i in range(5)]
     with pytest.raises(ValueError, match="by must be 'head' or 'position', got 'layer'"):
         jc.draw_head_effects(effects, by="layer")
@@ -470,7 +470,7 @@ def test_checks_of_a_graph(graph, model, untyped):
     assert axes.get_title().startswith("correlation 1.000; largest difference")
     for given, message in (
         (table[:0], "the table is empty"),
-        (table.drop(columns="measured"), "this one has no column 'measured'"),
+        (table.drop(columns="measured"), "the table has no column 'measured'"),
         (3, "expected the table of jc.check_graph, got 3"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
@@ -495,7 +495,7 @@ def test_curves_have_their_band(untyped):
     for given, message in (
         ({}, "at least one table"),
         ({"x": table[:0]}, "none of them empty"),
-        ({"x": table.drop(columns="low")}, "'x' is none of jc.recovery_curve: it has no column 'low'"),
+        ({"x": table.drop(columns="low")}, "the table 'x' has no column 'low'"),
         ({"x": table[2:]}, "the circuits of 'x' keep nothing"),
         (3, "tables by name"),
     ):

@@ -96,7 +96,7 @@ def feature_page(arguments: argparse.Namespace) -> int:
     print(f"latent {found.unit} at {found.site}: on at {found.share_active:.3%} of {counted(found.n_tokens, 'token')}")
     for example in found.examples[:3]:
         words = "".join(found.texts[int(token)] for token in example.tokens)
-        print(f"  {example.acts[example.position]:8.3f}  {words!r}")
+        print(f"  {example.acts[example.position]:z8.3f}  {words!r}")
     print(f"\nwritten to {arguments.out}: open it in a browser.")
     return 0
 

@@ -39,7 +39,7 @@ def draw_curves(
     for name, table in curves.items():
         if missing := [column for column in COLUMNS if column not in table]:
             raise ValueError(
-                f"draw_curves: the table {name!r} is none of jc.recovery_curve: it has no column {missing[0]!r}."
+                f"draw_curves: the table {name!r} has no column {missing[0]!r}. Give that of jc.recovery_curve."
             )
         if not (table[_kept(table)].to_numpy() > 0).any():
             raise ValueError(f"draw_curves: the circuits of {name!r} keep nothing. Give lower thresholds.")

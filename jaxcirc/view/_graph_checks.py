@@ -40,9 +40,7 @@ def draw_graph_checks(
     target = written("draw_graph_checks", path)
     check_kind("draw_graph_checks: checks", checks, pd.DataFrame, "the table of jc.check_graph")
     if missing := [column for column in COLUMNS if column not in checks]:
-        raise ValueError(
-            f"draw_graph_checks: expected the table of jc.check_graph; this one has no column {missing[0]!r}."
-        )
+        raise ValueError(f"draw_graph_checks: the table has no column {missing[0]!r}. Give that of jc.check_graph.")
     if not len(checks):
         raise ValueError("draw_graph_checks: the table is empty. Move nodes that have targets behind them.")
     strengths = sorted(set(checks["strength"].tolist()))
