@@ -87,7 +87,7 @@ def test_logits_and_neighbours_are_those_of_the_weights():
     page = page_of()
     norm = model.ln_final
     row = sae.W_dec[UNIT]
-    effects = ((row - row.mean()) * norm.weight) @ model.W_U  # pyright: ignore
+    effects = ((row - row.mean()) * norm.weight) @ model.W_U  # pyright: ignore[reportOptionalMemberAccess]  # this model has a final norm
     effects = np.asarray(effects - effects.mean())
     order = np.argsort(-effects)
     assert page.logits["id"].tolist() == [*order[:4], *order[::-1][:4]]

@@ -6,12 +6,11 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
-from .._files import write_text, writing_file
 from ..attribution_graphs import AttributionGraph, check_graph
 from ..attribution_graphs._described import name_of
 from ..attribution_graphs._table import LATENT
 from ..circuits import Circuit, Trial
-from ..explorer import ADDRESS, Description, Live, Moved, page, server_of
+from ..explorer import ADDRESS, Description, Live, Moved, page, server_of, write_page
 from ..interop import load_cross_layer_transcoder, load_saes
 from ..interop._text_tokenizer import load_text_tokenizer
 from ._common import add_prompt_options, load_given, load_model, say_json, Subparsers
@@ -67,8 +66,7 @@ def view(arguments: argparse.Namespace) -> int:
     _check(arguments, saved)
     described = _described(arguments, saved)
     if arguments.out is not None:
-        with writing_file(arguments.out) as aside:
-            write_text(aside, page(described))
+        write_page(arguments.out, described)
         if arguments.json:
             say_json({"page": str(arguments.out)})
         else:
