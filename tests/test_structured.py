@@ -88,7 +88,7 @@ def edges_of(name: str) -> list[tuple[Site, Site, frozenset[Site]]]:
     for i, pair in enumerate([*share, *PROMISED]):
         source, target = map(at, pair)
         for turn in range(len(HOLD)):
-            held = frozenset(at(kind) for kind in HOLD[(3 * number + i + turn) % len(HOLD)]) & set(jc.sites(model))
+            held = frozenset(at(kind) for kind in HOLD[(3 * number + i + turn) % len(HOLD)]) & sites_of(name)
             if has(name, pair) and not held & {source, target} and reaches(model, source, target, held):
                 edges.append((source, target, held))
                 break
@@ -96,11 +96,16 @@ def edges_of(name: str) -> list[tuple[Site, Site, frozenset[Site]]]:
 
 
 @ft.cache
+def sites_of(name: str) -> frozenset[Site]:
+    return frozenset(jc.sites(model_named(name)))
+
+
+@ft.cache
 def has(name: str, pair: tuple[Kind, Kind]) -> bool:
     model = model_named(name)
     if pair[1] == Kind.MLP_GATE and name == "no-norm-relu-bidirectional":
         return False  # a rectifier's gate is 0 or 1, and does not move: there would be nothing to compare
-    return {at(kind) for kind in pair} <= set(jc.sites(model)) and reaches(model, *map(at, pair))
+    return {at(kind) for kind in pair} <= sites_of(name) and reaches(model, *map(at, pair))
 
 
 def test_the_edges_are_all_of_them():
