@@ -15,6 +15,7 @@ from ..patching import edge_attribution
 from ..view import draw_circuit_curve
 from ._common import add_prompt_options, load_model, load_prompt_file, say_json, Subparsers, tokenizer_of
 from ._options import count, existing_file, figure, new_file
+from ._tables import records
 
 
 RANKINGS = ("signed", "absolute")
@@ -109,11 +110,12 @@ def _summary(
     curves: dict[str, CircuitCurve],
 ) -> dict[str, Any]:
     named = lambda path: None if path is None else str(path)
-    number = lambda value: None if value != value else value
     found = {
         by: {
-            "rows": [{name: number(value) for name, value in row.items()} for row in each.table().to_dict("records")],
-            **{name: [number(value) for value in values] for name, values in each.summary().items()},
+            "rows": records(each.table()),
+            **{
+                name: [None if value != value else value for value in values] for name, values in each.summary().items()
+            },
         }
         for by, each in curves.items()
     }

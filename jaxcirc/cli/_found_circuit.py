@@ -133,3 +133,17 @@ def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
     print("\nstrongest edges")
     for edge in circuit.edge_rows()[:most]:
         print(f"  {edge.weight:+z8.3f}  {edge.source:<38} -> {edge.target}")
+
+
+def about_pruning(circuit: Circuit, whose: str) -> str:
+    """Says what of a circuit was kept, and how much that carries of the prompts, `whose` they are."""
+    pruned = circuit.meta.pruned
+    assert pruned is not None
+    name = "node_threshold" if pruned["level"] == "nodes" else "edge_threshold"
+    ends = [end for end in pruned["interval"] if end is not None]
+    interval = " (95 %: {:z.3f} to {:z.3f})".format(*ends) if ends else ""
+    return (
+        f"With {name.replace('_', ' ')} {circuit.meta[name]:z.3g} it keeps {len(circuit.nodes)} of {pruned['from']['nodes']} nodes and "
+        f"{len(circuit.edges)} of {pruned['from']['edges']} edges, and by its {pruned['level']} alone {pruned['reached']:z.3f}{interval} "
+        f"of the behaviour ({pruned['faithfulness']:g} was asked for). That is of the {pruned['prompts']} {whose}."
+    )

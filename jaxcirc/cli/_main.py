@@ -30,8 +30,11 @@ from . import (
     _jacobian,
     _lens,
     _logit_lens,
+    _minimality,
     _patch,
     _path_patch,
+    _prune,
+    _recovery_curve,
     _scrub,
     _self_repair,
     _steer,
@@ -73,7 +76,7 @@ class _Parser(argparse.ArgumentParser):
 
 # What there is, by what it is for: the order of the help.
 GROUPS = {
-    "circuits of latents": (_demo, _discover, _evaluate, _steer, _convert),
+    "circuits of latents": (_demo, _discover, _evaluate, _recovery_curve, _minimality, _prune, _steer, _convert),
     "layers, heads and MLPs": (_heads, _patch, _direct_effects, _self_repair),
     "edges between heads and MLPs": (_component_edges, _path_patch, _circuit_curve, _scrub),
     "one prompt, taken apart": (_jacobian, _features, _edges, _graph, _lens, _logit_lens),
