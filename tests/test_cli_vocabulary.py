@@ -28,6 +28,7 @@ SAYS = {
     "--answer": "^whose logit",
     "--batch-size": "^prompt pairs ",
     "--bos": "^put the beginning-of-text token before ",
+    "--derivatives": "^which derivatives are taken: exact; lrp, .*; or detached, .*held",
     "--edge-threshold": "^keep edges with ",
     "--faithfulness": "^raise a threshold until the circuit alone just recovers this share of the metric",
     "--foil": "^whose logit is subtracted",
@@ -113,7 +114,7 @@ def test_an_example_is_of_its_command_and_can_be_parsed(name, example, tmp_path,
     words = shlex.split(example)
     assert words[: 1 + len(name.split())] == ["jaxcirc", *name.split()]
     for word in words:
-        if word.endswith((".jsonl", ".txt", ".toml", ".pt")) or (
+        if word.endswith((".json", ".jsonl", ".txt", ".toml", ".pt")) or (
             word.endswith(".safetensors") and "--out" not in words[words.index(word) - 1]
         ):
             (tmp_path / word).write_text(json.dumps(PAIRS[0]))

@@ -14,7 +14,8 @@ from ..graph import component_graph, ComponentGraph
 from ..localisation import benchmark_graph, EdgeScores, save_scores
 from ..localisation._score_files import SUFFIXES
 from ..models import Transformer
-from ..patching import edge_attribution, exact_edges, greedy_search, patch_edges, train_masks
+from ..patching import exact_edges, greedy_search, patch_edges, train_masks
+from ._attributed import add_attribution_options, attributed
 from ._common import (
     add_ioi_option,
     add_prompt_options,
@@ -36,7 +37,7 @@ WORDS = {
     "greedy": "change of the metric without the edge, when it was tried",
     "masks": "probability that the edge is kept",
 }
-OF = {"steps": "attribution", "threshold": "greedy", "keep": "masks", "updates": "masks"}
+OF = {"steps": "attribution", "derivatives": "attribution", "threshold": "greedy", "keep": "masks", "updates": "masks"}
 
 
 class Found(NamedTuple):
@@ -63,12 +64,7 @@ def add(subparsers: Subparsers) -> None:
         help="how edges are found. attribution: by gradients. exact: a run for each edge. greedy: edges are taken out one by one, as "
         "ACDC does. masks: a gate on each is trained; takes optax (%(default)s)",
     )
-    parser.add_argument(
-        "--steps",
-        type=count("--steps", "gradients to integrate"),
-        metavar="N",
-        help="how many gradients are integrated, of --method attribution (5)",
-    )
+    add_attribution_options(parser, of=", of --method attribution")
     parser.add_argument(
         "--threshold",
         type=threshold("--threshold"),
@@ -124,6 +120,7 @@ def find(arguments: argparse.Namespace) -> int:
     facts = {
         "model": model.name,
         "method": arguments.method,
+        "derivatives": arguments.derivatives or "exact" if arguments.method == "attribution" else None,
         "prompts": len(prompts),
         "edges": graph.n_edges,
         "full": full,
@@ -155,9 +152,7 @@ Method = Callable[[argparse.Namespace, Transformer, Prompts, ComponentGraph], Fo
 
 
 def _attributed(arguments: argparse.Namespace, model: Transformer, prompts: Prompts, graph: ComponentGraph) -> Found:
-    pairs = model, prompts.clean, prompts.corrupt, prompts.metric()
-    steps = arguments.steps or 5
-    effects = edge_attribution(*pairs, steps=steps, rule="midpoint", graph=graph, mask=prompts.mask)
+    effects = attributed(arguments, model, prompts, graph, rule="midpoint", start="clean")
     return Found(np.asarray(effects, np.float64).mean(0), None)
 
 
