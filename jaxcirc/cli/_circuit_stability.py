@@ -34,8 +34,9 @@ def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "circuit-stability",
         help="whether other prompts of the same kind would give the same circuit",
-        description="Scores every edge between the components of a model on each prompt, by attribution with integrated gradients, draws as "
-        "many of the prompts with replacement time after time (the bootstrap), and compares the circuits of the best edges that these give.",
+        description="Scores every edge between the components of a model on each prompt, by attribution with integrated gradients, "
+        "and draws as many of the prompts with replacement, time after time (the bootstrap). The best edges of each sample are a circuit, "
+        "and these are compared.",
         epilog="example: jaxcirc circuit-stability --model tiny-gpt2 --ioi 16 --size 0.05",
     )
     add_prompt_options(parser, dictionaries=False, required=False, batches=False)
@@ -116,14 +117,14 @@ def compare(arguments: argparse.Namespace) -> int:
         f"{counted(len(prompts), 'prompt')}"
     )
     print(
-        f"overlap of two circuits {found.mean:z.3f} on average, of 5 in 100 below {low:z.3f}, of as many above {high:z.3f}"
+        f"two of these circuits share {found.mean:z.3f} of their edges on average, and {low:z.3f} to {high:z.3f} in 90 of 100 pairs"
     )
     print(f"{counted(always, 'edge')} in every circuit, {counted(len(table), 'edge')} in some")
     print("\nin how many circuits, and the sign of the score (? where samples differ)\n")
     for row in table.head(arguments.top).to_dict("records"):
         print(f"  {row['frequency']:>6.1%}  {SIGNS[row['sign']]}  {row['sender']:<8} -> {row['receiver']}")
     print(
-        "\noverlap: the edges in both circuits, as a share of those in either; 1 if all are the same. 0.8 is proposed as the least to report."
+        "\nshared: edges in both circuits as a share of those in either (the Jaccard index); 0.8 is proposed as the least to report"
     )
     if arguments.out:
         print(f"\nwritten to {arguments.out}.")

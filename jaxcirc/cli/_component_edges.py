@@ -114,7 +114,7 @@ def find(arguments: argparse.Namespace) -> int:
     pairs = model, prompts.clean, prompts.corrupt, prompts.metric()
     full, empty, *circuit = np.asarray(patch_edges(*pairs, masks, graph=graph, mask=prompts.mask)).mean(-1).tolist()
     if arguments.out:
-        scores = -found.scores if kept is None else found.scores
+        scores = found.scores if arguments.method == "masks" else -found.scores  # in files above 0 for edges that help
         save_scores(EdgeScores.of(model, scores, kept=kept), arguments.out)
     rows = _rows(graph, found)
     facts = {
