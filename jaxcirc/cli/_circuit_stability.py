@@ -21,6 +21,7 @@ from ._common import (
 )
 from ._localised import add_how_option, RANKINGS
 from ._options import count, share
+from ._results import add_top_option
 from ._tables import add_table_option, check_table_file, records, save_table
 
 
@@ -64,13 +65,7 @@ def add(subparsers: Subparsers) -> None:
         help="how many samples of the prompts are drawn, a circuit found on each (%(default)s)",
     )
     add_table_option(parser, "edges")
-    parser.add_argument(
-        "--top",
-        type=count("--top", "edges to print"),
-        default=20,
-        metavar="N",
-        help="how many edges to print (%(default)s)",
-    )
+    add_top_option(parser, "edges", 20)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=compare)
 

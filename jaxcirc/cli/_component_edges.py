@@ -28,6 +28,7 @@ from ._common import (
     tokenizer_of,
 )
 from ._options import count, new_file, share, threshold
+from ._results import add_top_option
 
 
 # What each method's numbers are, and the options that are its alone.
@@ -89,13 +90,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="file for the scores of edges, as the benchmark's .json or .pt, which circuit-curve reads",
     )
-    parser.add_argument(
-        "--top",
-        type=count("--top", "edges to print"),
-        default=20,
-        metavar="N",
-        help="how many edges to print (%(default)s)",
-    )
+    add_top_option(parser, "edges", 20)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=find)
 

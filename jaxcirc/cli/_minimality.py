@@ -36,7 +36,7 @@ def parts(arguments: argparse.Namespace) -> int:
     with progress_bar() as progress:
         table = trial.minimality(most=arguments.strongest, progress=progress)
     save_table(table, arguments.out)
-    whole = float(table["without"][0] + table["lost"][0])
+    whole = float((table["without"] + table["lost"]).iloc[0])
     if arguments.json:
         facts = {"level": arguments.level, "prompts": trial.batches.n, "faithfulness": whole, "rows": records(table)}
         say_json({**facts, "out": str(arguments.out) if arguments.out else None})
