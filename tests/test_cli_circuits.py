@@ -129,7 +129,7 @@ def effects(model, pairs, graph):
 
 def test_circuit_stability(files, graph, effects, tmp_path, capsys):
     given = ["--model", "tiny-gpt2", "--prompts", files / "prompts.jsonl", "--steps", 2, "--derivatives", "lrp"]
-    chosen = ["--size", 0.1, "--draws", 20, "--seed", 5, "--ranking", "absolute", "--how", "greedy"]
+    chosen = ["--keep", 0.1, "--draws", 20, "--seed", 5, "--ranking", "absolute", "--how", "greedy"]
     out = tmp_path / "edges.csv"
     found = said(capsys, "circuit-stability", *given, *chosen, "--out", out)
     want = jc.localisation.stability(graph, -effects, 0.1, by="absolute", how="greedy", draws=20, seed=5)
@@ -237,8 +237,8 @@ PROMPTS = ["--model", "tiny-gpt2", "--prompts", "PROMPTS"]
         ),
         (["prune", *CIRCUIT, "--faithfulness", "2"], "--faithfulness is a part of the change of the metric, above 0"),
         (["prune", *CIRCUIT, "--out", "PROMPTS"], "--out: PROMPTS"),
-        (["circuit-stability", *PROMPTS, "--size", "0"], "--size is a part of the edges, above 0 and up to 1; got 0"),
-        (["circuit-stability", *PROMPTS, "--size", "0.001"], "--size 0.001 is no edge of the 479 of tiny-gpt2."),
+        (["circuit-stability", *PROMPTS, "--keep", "0"], "--keep is a part of the edges, above 0 and up to 1; got 0"),
+        (["circuit-stability", *PROMPTS, "--keep", "0.001"], "--keep 0.001 is no edge of the 479 of tiny-gpt2."),
         (
             ["circuit-stability", *PROMPTS, "--draws", "1"],
             "--draws is how many samples of the prompts, at least 2; got 1",

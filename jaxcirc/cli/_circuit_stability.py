@@ -38,16 +38,16 @@ def add(subparsers: Subparsers) -> None:
         description="Scores every edge between the components of a model on each prompt, by attribution with integrated gradients, "
         "and draws as many of the prompts with replacement, time after time (the bootstrap). The best edges of each sample are a circuit, "
         "and these are compared.",
-        epilog="example: jaxcirc circuit-stability --model tiny-gpt2 --ioi 16 --size 0.05",
+        epilog="example: jaxcirc circuit-stability --model tiny-gpt2 --ioi 16 --keep 0.05",
     )
     add_prompt_options(parser, dictionaries=False, required=False, batches=False)
     add_ioi_option(parser)
     parser.add_argument(
-        "--size",
-        type=share("--size", "edges"),
+        "--keep",
+        type=share("--keep", "edges"),
         default=0.05,
         metavar="X",
-        help="the share of all edges that a circuit has (%(default)s)",
+        help="the share of edges that is kept, in each circuit (%(default)s)",
     )
     add_attribution_options(parser)
     parser.add_argument(
@@ -78,11 +78,11 @@ def compare(arguments: argparse.Namespace) -> int:
         raise ValueError("Samples are drawn from two prompts or more, and there is one. Give more.")
     model = load_model(arguments)
     graph = component_graph(model, embeddings="tokens", shared="each")
-    if not (edges := int(arguments.size * graph.n_edges)):
-        raise ValueError(f"--size {arguments.size:g} is no edge of the {graph.n_edges} of {model.name}. Ask for more.")
+    if not (edges := int(arguments.keep * graph.n_edges)):
+        raise ValueError(f"--keep {arguments.keep:g} is no edge of the {graph.n_edges} of {model.name}. Ask for more.")
     scores = benchmark_scores(arguments, model, prompts, graph)
     chosen = {"by": arguments.ranking, "how": arguments.how, "draws": arguments.draws, "seed": arguments.seed}
-    found = stability(graph, scores, arguments.size, **chosen)
+    found = stability(graph, scores, arguments.keep, **chosen)
     table = _table(graph, found, scores.mean(0))
     save_table(table, arguments.out)
     low, high = np.quantile(found.jaccard, (0.05, 0.95)).tolist()
@@ -108,7 +108,7 @@ def compare(arguments: argparse.Namespace) -> int:
         )
         return 0
     print(
-        f"{edges} of {counted(graph.n_edges, 'edge')} of {model.name}, found anew on {arguments.draws} samples of "
+        f"the best {edges} of {counted(graph.n_edges, 'edge')} of {model.name}, found anew on {arguments.draws} samples of "
         f"{counted(len(prompts), 'prompt')}"
     )
     print(
