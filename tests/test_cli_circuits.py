@@ -211,6 +211,9 @@ def test_a_job_is_of_its_derivatives(files, model, pairs, tmp_path, capsys):
     ):
         assert main([*command, *more]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_job_refuses_other_derivatives(untyped):
     with pytest.raises(
         ValueError, match="edge-attribution: derivatives must be 'exact' or 'lrp' or 'detached', got 'magic'"
     ):
