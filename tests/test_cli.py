@@ -786,7 +786,7 @@ def here(tmp_path, monkeypatch):
         raise AssertionError("read before the options were checked")
 
     for name in ("from_pretrained", "load_text_tokenizer", "load_saes"):
-        for module in ("_common", "_demo", "_features", "_jacobian"):
+        for module in ("_common", "_loading", "_demo", "_features", "_jacobian"):
             monkeypatch.setattr(f"jaxcirc.cli.{module}.{name}", read, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "PROMPTS").write_text(json.dumps(PAIRS[0]))

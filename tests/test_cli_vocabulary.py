@@ -28,9 +28,12 @@ SAYS = {
     "--answer": "^whose logit",
     "--batch-size": "^prompt pairs ",
     "--bos": "^put the beginning-of-text token before ",
+    "--derivatives": "^which derivatives are taken: exact; lrp, .*; or detached, .*held",
     "--edge-threshold": "^keep edges with ",
+    "--faithfulness": "^raise a threshold until the circuit alone just recovers this share of the metric",
     "--foil": "^whose logit is subtracted",
     "--freeze": "^what is held: layer_norms, patterns, gates, detached",
+    "--keep": "^the share of edges that is kept",
     "--length": "^tokens of a (text|prompt), ",
     "--level": "^nodes or edges: what is ",
     "--limit": "^use the first N ",
@@ -47,6 +50,7 @@ SAYS = {
     "--shard": "^do every N-th (text|table) from the I-th on",
     "--source": "^such as blocks",
     "--steps": "^how many gradients are integrated",
+    "--strongest": "^the N nodes ",
     "--target": "^such as blocks",
     "--tokens": "^token ids.*, taken as they are",
     "--top": "^how many .* to print",
@@ -111,7 +115,7 @@ def test_an_example_is_of_its_command_and_can_be_parsed(name, example, tmp_path,
     words = shlex.split(example)
     assert words[: 1 + len(name.split())] == ["jaxcirc", *name.split()]
     for word in words:
-        if word.endswith((".jsonl", ".txt", ".toml", ".pt")) or (
+        if word.endswith((".json", ".jsonl", ".txt", ".toml", ".pt")) or (
             word.endswith(".safetensors") and "--out" not in words[words.index(word) - 1]
         ):
             (tmp_path / word).write_text(json.dumps(PAIRS[0]))

@@ -121,6 +121,11 @@ def test_component_edges_by_attribution_and_measured(given, model, pairs, graph,
     full, empty = (np.asarray(jc.patch_edges(*of_pairs, keep, graph=graph)).mean() for keep in (there, ~there & there))
     assert (found["full"], found["empty"]) == (pytest.approx(full, abs=1e-3), pytest.approx(empty, abs=1e-3))
     assert abs(full - empty) > 1
+    other = said(capsys, "component-edges", *given, "--steps", "2", "--derivatives", "lrp")
+    of_rule = jc.edge_attribution(*of_pairs, steps=2, rule="midpoint", derivatives="lrp", graph=graph)
+    assert (found["derivatives"], other["derivatives"]) == ("exact", "lrp")
+    assert_close(scores_of(other, graph)[there], np.asarray(of_rule).mean(0)[there], tolerance=1e-3)
+    assert np.nanmax(np.abs(scores_of(other, graph) - scores_of(found, graph))) > 0.1
     exact = said(capsys, "component-edges", *given, "--method", "exact")
     measured = np.asarray(jc.patching.exact_edges(*of_pairs, graph=graph)).mean(0)
     assert_close(scores_of(exact, graph)[there], measured[there], tolerance=1e-3)
@@ -137,7 +142,13 @@ def test_component_edges_of_a_circuit(given, model, pairs, graph, tmp_path, caps
     assert {(row["sender"], row["receiver"]) for row in found["rows"]} == {
         (graph.senders[s], graph.receivers[r]) for s, r in np.argwhere(want.kept)
     }
-    assert (jc.localisation.load_scores(out, model).kept == want.kept).all()
+    written = jc.localisation.load_scores(out, model)
+    assert (written.kept == want.kept).all()
+    assert written.sign == "helps"  # as the benchmark has it: minus the change without the edge
+    strongest = max(found["rows"], key=lambda row: abs(row["score"]))
+    at = graph.sender(strongest["sender"]), graph.receiver(strongest["receiver"])
+    assert strongest["score"] < -1
+    assert written.scores[at] == pytest.approx(-strongest["score"], abs=1e-3)
 
 
 def test_component_edges_by_masks(given, capsys):
@@ -162,6 +173,11 @@ def test_component_edges_by_masks(given, capsys):
         (["component-edges", "IOI", "--method", "greedy"], "--method greedy takes --threshold: how much an edge may"),
         (["component-edges", "IOI", "--threshold", "1"], "--threshold is of --method greedy. Leave it out."),
         (["component-edges", "IOI", "--method", "masks", "--steps", "1"], "--steps is of --method attribution."),
+        (
+            ["component-edges", "IOI", "--method", "exact", "--derivatives", "lrp"],
+            "--derivatives is of --method attribution.",
+        ),
+        (["component-edges", "IOI", "--derivatives", "magic"], "--derivatives: invalid choice: 'magic'"),
         (["component-edges", "IOI", "--keep", "2"], "--keep is a part of the edges, above 0 and up to 1; got 2"),
         (
             ["component-edges", "IOI", "--out", "x.csv"],

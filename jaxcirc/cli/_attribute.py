@@ -11,6 +11,7 @@ from ..attribution import AtPStar
 from ..interop import check_saes, load_saes
 from ..jobs import AbstractEngine, AbstractVerb, attribute, Cluster, JobReport, join, Part, Ray, VERBS
 from ..lens import JacobianLens
+from ._attributed import add_derivatives_option
 from ._common import add_bos_option, load_model, METHODS, note, say_json, Subparsers, tokenizer_of
 from ._options import count, existing_file, new_folder, part_of, threshold
 
@@ -55,6 +56,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how many gradients are integrated",
     )
+    add_derivatives_option(parser, of=", of --verb edge-attribution")
     for what, default in (("node", 0.1), ("edge", 0.02)):
         option = f"--{what}-threshold"
         about = f"keep {what}s with |effect| above this ({default:g})"
@@ -178,7 +180,7 @@ def _verb(arguments: argparse.Namespace) -> AbstractVerb:
     kind = VERBS[arguments.verb]
     has = {field.name for field in dataclasses.fields(kind)}
     given: dict[str, Any] = {}
-    for name in ("node_threshold", "edge_threshold", "steps"):
+    for name in ("node_threshold", "edge_threshold", "steps", "derivatives"):
         if (value := getattr(arguments, name)) is None:
             continue
         if name not in has and not (name == "steps" and arguments.method == "integrated"):

@@ -11,13 +11,14 @@ from ..graph import component_graph, ComponentGraph
 from ..localisation import benchmark_graph, circuit_curve, CircuitCurve, EdgeScores, load_scores, save_scores
 from ..localisation._score_files import SUFFIXES
 from ..models import Transformer
-from ..patching import edge_attribution
 from ..view import draw_circuit_curve
+from ._attributed import add_attribution_options, benchmark_scores, STEPS
 from ._common import add_prompt_options, load_model, load_prompt_file, say_json, Subparsers, tokenizer_of
-from ._options import count, existing_file, figure, new_file
+from ._localised import add_how_option, RANKINGS
+from ._options import existing_file, figure, new_file
+from ._tables import records
 
 
-RANKINGS = ("signed", "absolute")
 AREAS = {"cpr": "area under faithfulness", "cmd": "area between it and 1", "acc_auc": "mean accuracy"}
 
 
@@ -42,19 +43,8 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="take the scores of a file, as the benchmark's .json and .pt, and compute none",
     )
-    parser.add_argument(
-        "--steps",
-        type=count("--steps", "gradients to integrate"),
-        default=5,
-        metavar="N",
-        help="how many gradients are integrated from the corrupt prompt on (%(default)s)",
-    )
-    parser.add_argument(
-        "--how",
-        choices=("best", "greedy"),
-        default="best",
-        help="take the best edges anywhere, or always the best into the circuit, from the logits backwards (%(default)s)",
-    )
+    add_attribution_options(parser, of=", without --scores")
+    add_how_option(parser)
     parser.add_argument(
         "--out",
         type=new_file("--out"),
@@ -69,6 +59,11 @@ def add(subparsers: Subparsers) -> None:
 def curve(arguments: argparse.Namespace) -> int:
     if arguments.out is not None and arguments.out.suffix not in SUFFIXES:
         raise ValueError(f"--out: scores are written as .json or .pt, and {arguments.out.name} is neither.")
+    for option in ("steps", "derivatives"):
+        if arguments.scores is not None and getattr(arguments, option) is not None:
+            raise ValueError(
+                f"--{option} is of scores that are computed, and --scores takes those of a file. Leave one out."
+            )
     tokenizer = tokenizer_of(arguments)
     prompts = load_prompt_file(arguments, tokenizer)
     test = prompts if arguments.test_prompts is None else load_prompt_file(arguments, tokenizer, arguments.test_prompts)
@@ -96,9 +91,7 @@ def _scores(arguments: argparse.Namespace, model: Transformer, graph: ComponentG
     """Scores `[sender receiver]` of a file, or by attribution, above 0 for edges that help."""
     if arguments.scores is not None:
         return load_scores(arguments.scores, model).scores
-    given = (prompts.clean, prompts.corrupt, prompts.metric())
-    effects = edge_attribution(model, *given, steps=arguments.steps, start="corrupt", graph=graph, mask=prompts.mask)
-    return -np.asarray(effects, np.float64).mean(0)
+    return benchmark_scores(arguments, model, prompts, graph).mean(0)
 
 
 def _summary(
@@ -109,11 +102,12 @@ def _summary(
     curves: dict[str, CircuitCurve],
 ) -> dict[str, Any]:
     named = lambda path: None if path is None else str(path)
-    number = lambda value: None if value != value else value
     found = {
         by: {
-            "rows": [{name: number(value) for name, value in row.items()} for row in each.table().to_dict("records")],
-            **{name: [number(value) for value in values] for name, values in each.summary().items()},
+            "rows": records(each.table()),
+            **{
+                name: [None if value != value else value for value in values] for name, values in each.summary().items()
+            },
         }
         for by, each in curves.items()
     }
@@ -123,7 +117,8 @@ def _summary(
         "edges": graph.n_edges,
         "prompts": len(prompts),
         "test_prompts": len(signed.full),
-        "steps": None if arguments.scores else arguments.steps,
+        "steps": None if arguments.scores else arguments.steps or STEPS,
+        "derivatives": None if arguments.scores else arguments.derivatives or "exact",
         "scores": named(arguments.scores),
         "full": float(signed.full.mean()),
         "empty": float(signed.empty.mean()),

@@ -1,54 +1,38 @@
-"""What the commands share: the model and prompts they are given, progress, results on the screen."""
+"""What the commands share: pairs of prompts, from a file or made, and what the files beside this one hold."""
 
 import argparse
-import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from .._files import read_text
-from .._progress import progress_bar as bar
 from .._sites import Site
-from .._typing import Progress
 from .._words import counted
-from ..attribution import ExactPatching, Gradient, IntegratedGradients
-from ..circuits import Circuit, discover
-from ..circuits._annotate import annotated
-from ..circuits._rows import note_of
 from ..data import ioi, load_prompts, Prompts
-from ..data._encode import beginning, begun, check_beginnings
-from ..interop import check_pretrained, check_saes, from_pretrained, load_saes
-from ..interop._beginning import with_family
-from ..interop._text_tokenizer import load_text_tokenizer
+from ..data._encode import beginning
+from ..interop import check_saes, load_saes
 from ..models import Transformer
 from ..saes import AbstractDictionary
-from ._options import count, existing_file, threshold
-from ._screen import note as note, silent
-from ._timing import clock, loaded
+from ._found_circuit import (
+    add_circuit_options as add_circuit_options,
+    deliver as deliver,
+    find_circuit as find_circuit,
+    METHODS as METHODS,
+    show_circuit as show_circuit,
+)
+from ._loading import add_bos_option as add_bos_option, load_model as load_model, tokenizer_of as tokenizer_of
+from ._options import count, existing_file
+from ._results import progress_bar as progress_bar, say_json as say_json
+from ._screen import note as note
+from ._texts import (
+    add_text_options as add_text_options,
+    encode_text as encode_text,
+    ids_of as ids_of,
+    tokens_of as tokens_of,
+)
 
 
-METHODS = {
-    "integrated": IntegratedGradients,
-    "gradient": lambda steps: Gradient(),
-    "patching": lambda steps: ExactPatching(),
-}
 Subparsers = Any  # argparse keeps the class of add_subparsers' result to itself
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Makes a `progress(done, of, stage)` that draws a bar on standard error, unless all is quiet."""
-    if silent():
-        yield lambda done, of, stage: None
-        return
-    with bar() as report:
-        yield report
 
 
 def add_prompt_options(
@@ -170,215 +154,3 @@ def prompts_or_ioi(arguments: argparse.Namespace, tokenizer: Any, **options: Any
     prompts = ioi(tokenizer, arguments.ioi, template="mixed", seed=arguments.seed, bos=arguments.bos, **options)
     note(f"{counted(len(prompts), 'indirect-object prompt')} of {prompts.clean.shape[1]} tokens")
     return prompts
-
-
-def load_model(arguments: argparse.Namespace) -> Transformer:
-    """Loads the model that is asked for, after all else that is read."""
-    model = from_pretrained(arguments.model, revision=arguments.revision)
-    loaded()
-    return model
-
-
-def say_json(facts: Mapping[str, Any]) -> None:
-    """Prints the one object of `--json`, with the seconds that each phase took."""
-    print(json.dumps({**facts, "seconds": clock().seconds()}))
-
-
-def add_bos_option(parser: argparse.ArgumentParser, where: str) -> None:
-    """Adds `--bos` and `--no-bos`; neither is the default that `where` states.
-
-    One rule a family for all commands, as `jc.load_tokenizer` states it: the beginning-of-text token is put where the model's tokenizer
-    puts it by itself, and of GPT-2 and GPT-Neo before a text of one's own; token ids of a file are taken as they stand.
-    """
-    parser.add_argument("--bos", action=argparse.BooleanOptionalAction, help=f"put the beginning-of-text token {where}")
-
-
-def add_text_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of every command that runs a given model on one text."""
-    parser.add_argument(
-        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
-    )
-    text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("--prompt", metavar="TEXT", help="the text")
-    text.add_argument(
-        "--tokens",
-        type=existing_file("--tokens"),
-        metavar="FILE",
-        help="token ids, taken as they are: JSON list, or .npy",
-    )
-    add_bos_option(
-        parser,
-        "before the text, unless it begins with it (it is put as the model's family is used to; the documentation has the rule)",
-    )
-    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
-
-
-def tokens_of(arguments: argparse.Namespace) -> jax.Array:
-    """Encodes the text, as the options of `add_text_options` name it; says how many, and whether a token was put before the text."""
-    if arguments.prompt is None:
-        check_pretrained(arguments.model, arguments.revision)
-        return jnp.asarray(ids_of(arguments, rank=1), jnp.int32)
-    tokenizer = tokenizer_of(arguments)
-    text = _typed(arguments.prompt)
-    ids, plain = encode_text(tokenizer, text, bos=arguments.bos), encode_text(tokenizer, text, bos=False)
-    if not plain:
-        raise ValueError("--prompt is empty. Expected a text.")
-    begins = plain[0] == tokenizer.bos_token_id
-    put = f"{tokenizer.bos_token} put before the text" if len(ids) > len(plain) else "the text as it stands"
-    note(f"{counted(len(ids), 'token')}, {put}{f', which begins with {tokenizer.bos_token}' if begins else ''}")
-    check_beginnings(tokenizer, [ids])
-    return jnp.asarray(ids, jnp.int32)
-
-
-def encode_text(tokenizer: Any, text: str, *, bos: bool | None = None) -> list[int]:
-    """Encodes a text: its token ids behind what `beginning` says, which is not put before a text that begins with it."""
-    return begun(tokenizer.encode(text, add_special_tokens=False), beginning(tokenizer, bos))
-
-
-def _typed(text: str) -> str:
-    """Decodes text as it was typed, in UTF-8, where the locale knows no such letters and Python has escaped its bytes."""
-    if not any("\udc80" <= letter <= "\udcff" for letter in text):
-        return text
-    try:
-        return os.fsencode(text).decode("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError("--prompt is not text in UTF-8.") from None
-
-
-def ids_of(arguments: argparse.Namespace, *, rank: int) -> np.ndarray:
-    """Reads token ids out of the `.npy` file or JSON list of `--tokens`: of one prompt (`rank=1`), or of several alike (`rank=2`)."""
-    if arguments.bos is not None:
-        raise ValueError("--bos and --no-bos are about text; token ids are taken as they are. Leave the option out.")
-    path = arguments.tokens
-    with path.open("rb") as file:
-        stored = file.read(6) == b"\x93NUMPY"
-    text = "" if stored else read_text(path, expected="a JSON list of token ids, or a .npy file of them")
-    try:
-        ids = np.load(path) if stored else np.asarray(json.loads(text))
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is neither a JSON list of token ids nor a .npy file of them ({error}).") from None
-    if ids.ndim != rank or not np.issubdtype(ids.dtype, np.integer):
-        wanted, give = ("one list of", "one prompt") if rank == 1 else ("lists of", "several, of one length")
-        raise ValueError(f"{path}: expected {wanted} token ids, got {ids.dtype}{list(ids.shape)}. Give {give}.")
-    note(f"{path.name}: {' x '.join(map(str, ids.shape))} tokens, as they stand in the file")
-    return ids
-
-
-def tokenizer_of(arguments: argparse.Namespace) -> Any:
-    """Loads the tokenizer that was named, or the model's own at its revision. That there is such a model is looked at first: without one
-    there is no tokenizer either, and what is missing is the model.
-    """
-    check_pretrained(arguments.model, arguments.revision)
-    if arguments.tokenizer:
-        return with_family(load_text_tokenizer(arguments.tokenizer), arguments.model, arguments.revision)
-    return load_text_tokenizer(arguments.model, revision=arguments.revision)
-
-
-def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: float, edge_threshold: float) -> None:
-    """Adds the options of every command that finds a circuit."""
-    kept = {"node": ("|effect|", node_threshold), "edge": ("|weight|", edge_threshold)}
-    for what, (strength, default) in kept.items():
-        option = f"--{what}-threshold"
-        about = f"keep {what}s with {strength} above this ({default:g})"
-        parser.add_argument(option, type=threshold(option), metavar="X", default=default, help=about)
-    parser.add_argument(
-        "--method",
-        choices=METHODS,
-        default="integrated",
-        help="how node effects are found: by integrated gradients, by one gradient, or by a run for each (%(default)s)",
-    )
-    parser.add_argument(
-        "--steps",
-        type=count("--steps", "gradients to integrate"),
-        default=10,
-        metavar="N",
-        help="how many gradients are integrated (%(default)s)",
-    )
-    parser.add_argument(
-        "--edges", choices=("clean", "integrated"), default="clean", help="where edges are taken (%(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-
-
-def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
-    """Prints the strongest nodes and edges."""
-    meta, notes = circuit.meta, circuit.meta.annotations or {}
-    print(
-        f"{counted(len(circuit.nodes), 'node')}, {counted(len(circuit.edges), 'edge')}; "
-        f"metric {meta.clean_metric:z.3f}, effect {meta.total_effect:+z.3f}"
-    )
-    if shares := meta.completeness:
-        ends = dict.fromkeys(f"{share:.1%}" for share in (min(shares.values()), max(shares.values())))
-        sums = f"node effects sum to {' to '.join(ends)} of the total effect at the {counted(len(shares), 'residual site')}"
-        integrated = meta.method is not None and meta.method["name"] == "IntegratedGradients"
-        print(f"check: {sums}" if integrated else f"note: {sums}; by this method they need not")
-    if certificate := meta.certificate:
-        print(
-            f"check: relative error of edges {certificate['error']:z.1e} in {counted(certificate['probes'], 'probe')} against float64 "
-            f"(limit {certificate['limit']:z.0e})"
-        )
-    if not len(circuit.edges):
-        print(f"no edge has |weight| above {meta.edge_threshold:g}; the largest is {meta.largest_edge:z.3g}")
-    if set(circuit.nodes["kind"]) == {"error"}:
-        print("all nodes are errors: these dictionaries say little of what matters here")
-    print("\nstrongest nodes")
-    for node in circuit.node_rows()[:most]:
-        print(f"  {node.effect:+z8.3f}  {node.node:<38} {note_of(notes, node)}")
-    print("\nstrongest edges")
-    for edge in circuit.edge_rows()[:most]:
-        print(f"  {edge.weight:+z8.3f}  {edge.source:<38} -> {edge.target}")
-
-
-def find_circuit(
-    arguments: argparse.Namespace,
-    model: Transformer,
-    saes: Mapping[Site, AbstractDictionary],
-    prompts: Prompts,
-    tokenizer: Any,
-    *,
-    positions: bool,
-    thresholds: str = "averages",
-    batch_size: int | None = None,
-) -> Circuit:
-    """Finds the circuit of the prompts with a progress bar, and annotates it with their words."""
-    with progress_bar() as progress:
-        circuit = discover(
-            model,
-            saes,
-            prompts.clean,
-            prompts.corrupt,
-            prompts.metric(),
-            node_threshold=arguments.node_threshold,
-            edge_threshold=arguments.edge_threshold,
-            method=METHODS[arguments.method](arguments.steps),
-            aggregate="none" if positions else "sum",
-            edges=arguments.edges,
-            thresholds=thresholds,
-            batch_size=batch_size,
-            mask=prompts.mask,
-            progress=progress,
-        )
-    if positions:
-        circuit = circuit.annotate(tokens=[tokenizer.decode([int(token)]) for token in np.asarray(prompts.clean)[0]])
-    sides = [prompts.clean, prompts.corrupt]
-    circuit = annotated(circuit, model, saes, sides, tokenizer, prompts.mask)
-    begin = {side[0] for tokens in sides for side in np.asarray(tokens).tolist()}
-    return circuit.annotate(bos=begin == {tokenizer.bos_token_id})
-
-
-def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:
-    """Saves the circuit, draws it, and says what was found and where it is."""
-    circuit.save(arguments.out)
-    picture = arguments.out / "circuit.html"
-    circuit.to_html(picture)
-    if arguments.json:
-        sizes = {"nodes": len(circuit.nodes), "edges": len(circuit.edges)}
-        meta = {key: value for key, value in circuit.meta.items() if key not in ("annotations", "latents")}
-        say_json({**sizes, **meta, "folder": str(arguments.out), "picture": str(picture)})
-    else:
-        show_circuit(circuit)
-        print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser.")
-        print(
-            f"How much of the behaviour it carries: jaxcirc evaluate --circuit {arguments.out} …; lower thresholds carry more."
-        )

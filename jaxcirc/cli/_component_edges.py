@@ -14,7 +14,8 @@ from ..graph import component_graph, ComponentGraph
 from ..localisation import benchmark_graph, EdgeScores, save_scores
 from ..localisation._score_files import SUFFIXES
 from ..models import Transformer
-from ..patching import edge_attribution, exact_edges, greedy_search, patch_edges, train_masks
+from ..patching import exact_edges, greedy_search, patch_edges, train_masks
+from ._attributed import add_attribution_options, attributed
 from ._common import (
     add_ioi_option,
     add_prompt_options,
@@ -27,6 +28,7 @@ from ._common import (
     tokenizer_of,
 )
 from ._options import count, new_file, share, threshold
+from ._results import add_top_option
 
 
 # What each method's numbers are, and the options that are its alone.
@@ -36,7 +38,7 @@ WORDS = {
     "greedy": "change of the metric without the edge, when it was tried",
     "masks": "probability that the edge is kept",
 }
-OF = {"steps": "attribution", "threshold": "greedy", "keep": "masks", "updates": "masks"}
+OF = {"steps": "attribution", "derivatives": "attribution", "threshold": "greedy", "keep": "masks", "updates": "masks"}
 
 
 class Found(NamedTuple):
@@ -63,12 +65,7 @@ def add(subparsers: Subparsers) -> None:
         help="how edges are found. attribution: by gradients. exact: a run for each edge. greedy: edges are taken out one by one, as "
         "ACDC does. masks: a gate on each is trained; takes optax (%(default)s)",
     )
-    parser.add_argument(
-        "--steps",
-        type=count("--steps", "gradients to integrate"),
-        metavar="N",
-        help="how many gradients are integrated, of --method attribution (5)",
-    )
+    add_attribution_options(parser, of=", of --method attribution")
     parser.add_argument(
         "--threshold",
         type=threshold("--threshold"),
@@ -93,13 +90,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="file for the scores of edges, as the benchmark's .json or .pt, which circuit-curve reads",
     )
-    parser.add_argument(
-        "--top",
-        type=count("--top", "edges to print"),
-        default=20,
-        metavar="N",
-        help="how many edges to print (%(default)s)",
-    )
+    add_top_option(parser, "edges", 20)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=find)
 
@@ -118,12 +109,13 @@ def find(arguments: argparse.Namespace) -> int:
     pairs = model, prompts.clean, prompts.corrupt, prompts.metric()
     full, empty, *circuit = np.asarray(patch_edges(*pairs, masks, graph=graph, mask=prompts.mask)).mean(-1).tolist()
     if arguments.out:
-        scores = -found.scores if kept is None else found.scores
+        scores = found.scores if arguments.method == "masks" else -found.scores  # in files above 0 for edges that help
         save_scores(EdgeScores.of(model, scores, kept=kept), arguments.out)
     rows = _rows(graph, found)
     facts = {
         "model": model.name,
         "method": arguments.method,
+        "derivatives": arguments.derivatives or "exact" if arguments.method == "attribution" else None,
         "prompts": len(prompts),
         "edges": graph.n_edges,
         "full": full,
@@ -155,9 +147,7 @@ Method = Callable[[argparse.Namespace, Transformer, Prompts, ComponentGraph], Fo
 
 
 def _attributed(arguments: argparse.Namespace, model: Transformer, prompts: Prompts, graph: ComponentGraph) -> Found:
-    pairs = model, prompts.clean, prompts.corrupt, prompts.metric()
-    steps = arguments.steps or 5
-    effects = edge_attribution(*pairs, steps=steps, rule="midpoint", graph=graph, mask=prompts.mask)
+    effects = attributed(arguments, model, prompts, graph, rule="midpoint", start="clean")
     return Found(np.asarray(effects, np.float64).mean(0), None)
 
 

@@ -21,7 +21,7 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
-from ._options import count
+from ._results import add_top_option
 
 
 def add(subparsers: Subparsers) -> None:
@@ -36,13 +36,7 @@ def add(subparsers: Subparsers) -> None:
     add_prompt_options(parser, dictionaries=False, prompts=about, required=False)
     add_ioi_option(parser)
     parser.add_argument("--raw", action="store_true", help="weights as they are, not processed as in publications")
-    parser.add_argument(
-        "--top",
-        type=count("--top", "components to print"),
-        default=12,
-        metavar="N",
-        help="how many components to print (%(default)s)",
-    )
+    add_top_option(parser, "components", 12)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=effects)
 

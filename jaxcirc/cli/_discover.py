@@ -12,6 +12,7 @@ from ._common import (
     progress_bar,
     Subparsers,
 )
+from ._found_circuit import about_pruning
 from ._options import new_circuit, share
 
 
@@ -92,18 +93,9 @@ def discover_file(arguments: argparse.Namespace) -> int:
 
 
 def _about_thresholds(circuit: Circuit) -> str:
-    pruned = circuit.meta.pruned
-    if pruned is None:
+    if circuit.meta.pruned is None:
         return (
             f"Thresholds of {circuit.meta.node_threshold:g} and {circuit.meta.edge_threshold:g} are for looking at the strongest "
             "parts, which alone carry little. For a circuit that carries 0.8 of the behaviour by its edges, add --faithfulness 0.8."
         )
-    name = "node_threshold" if pruned["level"] == "nodes" else "edge_threshold"
-    ends = [end for end in pruned["interval"] if end is not None]
-    interval = " (95 %: {:z.3f} to {:z.3f})".format(*ends) if ends else ""
-    return (
-        f"With {name.replace('_', ' ')} {circuit.meta[name]:z.3g} it keeps {len(circuit.nodes)} of {pruned['from']['nodes']} nodes and "
-        f"{len(circuit.edges)} of {pruned['from']['edges']} edges, and by its {pruned['level']} alone {pruned['reached']:z.3f}{interval} "
-        f"of the behaviour ({pruned['faithfulness']:g} was asked for). That is of the {pruned['prompts']} pairs that it was found on; "
-        "an honest number is that of others."
-    )
+    return about_pruning(circuit, "pairs that it was found on; an honest number is that of others")

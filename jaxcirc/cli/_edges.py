@@ -15,7 +15,7 @@ from ..models import Transformer
 from ..nodes import FORMS, parse_node
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
 from ._frozen import HELD, held, SAID
-from ._options import count
+from ._results import add_top_option
 
 
 def add(subparsers: Subparsers) -> None:
@@ -49,13 +49,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="WHAT",
         help=f"what is held: {SAID} (layer_norms)",
     )
-    parser.add_argument(
-        "--top",
-        type=count("--top", "edges to print"),
-        default=20,
-        metavar="N",
-        help="how many edges to print (%(default)s)",
-    )
+    add_top_option(parser, "edges", 20)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=edges)
 

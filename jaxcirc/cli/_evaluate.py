@@ -1,56 +1,22 @@
 """`jaxcirc evaluate`: how much of a behaviour a saved circuit carries."""
 
 import argparse
-from typing import Any, TYPE_CHECKING
 
 from .._words import counted
-from ..circuits import Circuit, MeanAblation, ResampleAblation, Trial, ZeroAblation
 from ..view import draw_curves
-from ._common import add_prompt_options, load_given, progress_bar, say_json, Subparsers
-from ._options import count, existing_folder, figure
-
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-ABLATIONS = {"mean": MeanAblation, "zero": ZeroAblation, "resample": ResampleAblation}
+from ._common import progress_bar, say_json, Subparsers
+from ._options import count, figure
+from ._tables import lines, records
+from ._trial import add_trial, load_trial, METRIC
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser(
+    parser = add_trial(
+        subparsers,
         "evaluate",
         help="run a circuit without the rest of the model",
         description="Runs a saved circuit without the rest of the model, and the rest without the circuit, on the prompts of a file.",
-        epilog=(
-            "example: jaxcirc evaluate --circuit circuit --model tiny-gpt2 --saes tiny-gpt2 --prompts held-out.jsonl --level edges"
-        ),
-    )
-    parser.add_argument(
-        "--circuit",
-        metavar="FOLDER",
-        required=True,
-        type=existing_folder("--circuit"),
-        help="folder that `jaxcirc discover` wrote",
-    )
-    add_prompt_options(parser, prompts="file of prompt pairs, best not the circuit's own")
-    parser.add_argument(
-        "--level", choices=("nodes", "edges"), default="nodes", help="nodes or edges: what is ablated (%(default)s)"
-    )
-    parser.add_argument(
-        "--ablation", choices=ABLATIONS, default="mean", help="to what (%(default)s, of the corrupt prompts)"
-    )
-    parser.add_argument(
-        "--start-layer",
-        type=count("--start-layer", "layers to leave alone", least=0),
-        default=0,
-        metavar="N",
-        help="leave earlier layers alone (%(default)s)",
-    )
-    parser.add_argument(
-        "--errors",
-        choices=("default", "keep", "remove"),
-        default="default",
-        help="what happens to error nodes (%(default)s)",
+        example="--level edges",
     )
     parser.add_argument("--curve", action="store_true", help="at ever higher thresholds, next to random circuits")
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw that curve, as SVG, PDF or PNG")
@@ -65,23 +31,8 @@ def add(subparsers: Subparsers) -> None:
 
 
 def evaluate_file(arguments: argparse.Namespace) -> int:
-    circuit = Circuit.load(arguments.circuit)
-    model, saes, prompts, _ = load_given(arguments)
-    trial = Trial(
-        circuit,
-        model,
-        saes,
-        prompts.clean,
-        prompts.corrupt,
-        prompts.metric(),
-        level=arguments.level,
-        ablation=ABLATIONS[arguments.ablation](),
-        start_layer=arguments.start_layer,
-        errors=arguments.errors,
-        batch_size=arguments.batch_size,
-        mask=prompts.mask,
-        verb="evaluate",
-    )
+    trial = load_trial(arguments, "evaluate")
+    circuit = trial.circuit
     with progress_bar() as progress:
         evaluation = trial.evaluate(progress=progress)
         tables = {}
@@ -90,11 +41,11 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
         if arguments.minimality is not None:
             tables["minimality"] = trial.minimality(most=arguments.minimality, progress=progress)
     if arguments.plot:
-        draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot, metric="logit difference")
+        draw_curves({f"by {arguments.level}": tables["curve"]}, arguments.plot, metric=METRIC)
     if arguments.json:
-        say_json({**evaluation.as_dict(), **{name: _records(table) for name, table in tables.items()}})
+        say_json({**evaluation.as_dict(), **{name: records(table) for name, table in tables.items()}})
         return 0
-    sizes = (len(circuit.nodes), "node"), (len(circuit.edges), "edge"), (len(prompts), "prompt")
+    sizes = (len(circuit.nodes), "node"), (len(circuit.edges), "edge"), (trial.batches.n, "prompt")
     print(f"{', '.join(counted(*size) for size in sizes)}, by {arguments.level}")
     for name in ("faithfulness", "completeness"):
         low, high = evaluation.interval(name)
@@ -113,14 +64,7 @@ def evaluate_file(arguments: argparse.Namespace) -> int:
     for name in ("full", "circuit", "empty", "complement"):
         print(f"metric, {name:<11} {evaluation.per_prompt[name].mean():+z7.3f}")
     for table in tables.values():
-        print("\n" + table.to_string(index=False, float_format="{:z.3g}".format))
+        print("\n" + lines(table))
     if arguments.plot:
         print(f"\ndrawn in {arguments.plot}.")
     return 0
-
-
-def _records(table: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Makes plain JSON of a table, which has no NaN: the intervals of one prompt are null."""
-    return [
-        {name: None if value != value else value for name, value in row.items()} for row in table.to_dict("records")
-    ]

@@ -7,7 +7,8 @@ from ..features._ends import SIDES
 from ..interop import check_saes, load_saes
 from ..view import draw_features
 from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
-from ._options import count, figure, number, one_of, site, threshold
+from ._options import figure, number, one_of, site, threshold
+from ._results import add_top_option
 
 
 PAIRS = ("same", "all")
@@ -55,13 +56,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="SIDE",
         help="whose reconstruction is put in place of its site: source, target, or with nothing behind it none (both)",
     )
-    parser.add_argument(
-        "--top",
-        type=count("--top", "pairs to print"),
-        default=12,
-        metavar="N",
-        help="how many pairs to print (%(default)s)",
-    )
+    add_top_option(parser, "pairs", 12)
     parser.add_argument(
         "--step",
         type=number("--step"),

@@ -13,6 +13,7 @@ from ..view import draw_attribution_graph
 from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
 from ._edges import token_of
 from ._options import count, figure, new_file, part
+from ._results import add_top_option
 
 
 def add(subparsers: Subparsers) -> None:
@@ -66,13 +67,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--plot", type=figure("--plot"), metavar="FILE", help="draw the strongest edges, as SVG, PDF or PNG"
     )
-    parser.add_argument(
-        "--top",
-        type=count("--top", "nodes and edges to print"),
-        default=12,
-        metavar="N",
-        help="how many nodes and edges to print (%(default)s)",
-    )
+    add_top_option(parser, "nodes and edges", 12)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=graph)
 

@@ -30,7 +30,8 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
-from ._options import count, figure
+from ._options import figure
+from ._results import add_top_option
 
 
 METHODS: dict[str, AbstractHeadMethod] = {
@@ -61,13 +62,7 @@ def add(subparsers: Subparsers) -> None:
         "where layers are few. gradient: to first order. auto: patching where that takes about as long as atp-star, otherwise atp-star; "
         "what it took is printed (%(default)s)",
     )
-    parser.add_argument(
-        "--top",
-        type=count("--top", "heads to print"),
-        default=12,
-        metavar="N",
-        help="how many heads to print (%(default)s)",
-    )
+    add_top_option(parser, "heads", 12)
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all heads, as SVG, PDF or PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=heads)

@@ -10,7 +10,8 @@ from ..interop import check_saes, load_saes
 from ..jacobian._save import check_free, saved_already
 from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokens_of
 from ._frozen import held, SAID
-from ._options import count, new_file, site, whole_number
+from ._options import new_file, site, whole_number
+from ._results import add_top_option
 
 
 def add(subparsers: Subparsers) -> None:
@@ -61,13 +62,7 @@ def add(subparsers: Subparsers) -> None:
         default="auto",
         help="how it is computed: structured is in closed form, auto takes that where there is one (%(default)s)",
     )
-    parser.add_argument(
-        "--top",
-        type=count("--top", "singular values to print"),
-        default=8,
-        metavar="N",
-        help="how many singular values to print (%(default)s)",
-    )
+    add_top_option(parser, "singular values", 8)
     parser.add_argument(
         "--out",
         metavar="FILE",

@@ -37,9 +37,14 @@ _PHRASES = {
     r"See jc\.process_weights\.": "",
     r"; use J\.as_matrix\(\) for others\.": ".",
     r"Load it by its k\.": "",
+    r"Find it with lower thresholds than node_threshold=": "Find it with lower thresholds than --node-threshold ",
+    r"(?<=[\d.]) and edge_threshold=": " and --edge-threshold ",
+    r"lower thresholds than edge_threshold=": "lower thresholds than --edge-threshold ",
+    r"and for edges with an edge_threshold": "and for edges with an --edge-threshold",
 }
 _VERBS = re.compile(
-    r"(?:^|(?<=: ))(?:jc(?:\.\w+)+|[a-z]+(?:_[a-z]+)+|discover|evaluate|steer|edge|minimality|generate|compare|feature)(?:\(\w+=…\))?: "
+    r"(?:^|(?<=: ))(?:jc(?:\.\w+)+|[a-z]+(?:_[a-z]+)+|discover|evaluate|steer|prune|edge|minimality|roc|stability|generate|compare|feature)"
+    r"(?:\(\w+=…\))?: "
 )
 # What is left of Python after that: a sentence with it is of no use at a terminal.
 PYTHON = re.compile(

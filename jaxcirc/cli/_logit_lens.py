@@ -8,7 +8,8 @@ import numpy as np
 from ..components import logit_lens
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
 from ._edges import token_of
-from ._options import count, whole_number
+from ._options import whole_number
+from ._results import add_top_option
 
 
 def add(subparsers: Subparsers) -> None:
@@ -31,13 +32,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="P",
         help="the position that is printed, from the end if negative (%(default)s)",
     )
-    parser.add_argument(
-        "--top",
-        type=count("--top", "tokens to print"),
-        default=5,
-        metavar="N",
-        help="how many tokens to print (%(default)s)",
-    )
+    add_top_option(parser, "tokens", 5)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=read)
 

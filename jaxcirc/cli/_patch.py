@@ -21,7 +21,8 @@ from ..patching._patched_metrics import DIRECTIONS, NORMALISATIONS
 from ..saes import AbstractDictionary
 from ..view import draw_patching
 from ._common import add_prompt_options, load_model, load_prompt_file, progress_bar, say_json, Subparsers, tokenizer_of
-from ._options import count, figure
+from ._options import figure
+from ._results import add_top_option
 
 
 def add(subparsers: Subparsers) -> None:
@@ -64,13 +65,7 @@ def add(subparsers: Subparsers) -> None:
         default="fraction",
         help="fraction: 0 is the prompt that is run, 1 the other. difference: to the prompt that is run. metric: as it is (%(default)s)",
     )
-    parser.add_argument(
-        "--top",
-        type=count("--top", "cells to print"),
-        default=20,
-        metavar="N",
-        help="how many cells to print (%(default)s)",
-    )
+    add_top_option(parser, "cells", 20)
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw heat maps, as SVG, PDF or PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=patch)

@@ -26,7 +26,8 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
-from ._options import count, figure, one_of
+from ._options import figure, one_of
+from ._results import add_top_option
 
 
 Values = Float[np.ndarray, "sender batch"]
@@ -93,13 +94,7 @@ def add(subparsers: Subparsers) -> None:
             help=f"at which positions {whose}: numbers, from the end if negative, or names, such as end; of --ioi prompts also IO, S1, "
             "S1+1, S2 (all)",
         )
-    parser.add_argument(
-        "--top",
-        type=count("--top", "senders to print"),
-        default=20,
-        metavar="N",
-        help="how many senders to print (%(default)s)",
-    )
+    add_top_option(parser, "senders", 20)
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all senders, as SVG, PDF or PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=path_patching)

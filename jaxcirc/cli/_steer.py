@@ -4,7 +4,8 @@ import argparse
 
 from ..circuits import Circuit, steer
 from ._common import add_prompt_options, load_given, progress_bar, say_json, Subparsers
-from ._options import count, existing_folder, number
+from ._options import count, number
+from ._trial import add_circuit_option
 
 
 def add(subparsers: Subparsers) -> None:
@@ -20,13 +21,7 @@ def add(subparsers: Subparsers) -> None:
             "--strengths 0.5 1 2"
         ),
     )
-    parser.add_argument(
-        "--circuit",
-        metavar="FOLDER",
-        required=True,
-        type=existing_folder("--circuit"),
-        help="folder that `jaxcirc discover` wrote",
-    )
+    add_circuit_option(parser)
     add_prompt_options(parser)
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--nodes", nargs="+", metavar="NODE", help="names of nodes")

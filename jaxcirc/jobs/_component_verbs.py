@@ -1,15 +1,16 @@
 """Batch jobs over the components of a model: heads, MLPs, and the edges between them."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from .._checks import check_count, check_threshold
+from .._checks import check_choice, check_count, check_threshold
 from ..attribution import AbstractHeadMethod, Gradient, head_effects
 from ..components import direct_effects, Resample, self_repair
 from ..data import Prompts
 from ..graph import component_graph
+from ..jacobian._rules import RULES
 from ..models import process_weights, Transformer
 from ..patching import edge_attribution
 from ._verbs import above, AbstractVerb, Columns, finite, joined, ROW, Saes
@@ -114,7 +115,7 @@ class JobOfSelfRepair(AbstractVerb):
 @dataclasses.dataclass(frozen=True)
 class JobOfEdgeAttribution(AbstractVerb):
     """`jc.edge_attribution`: a row for each edge of `jc.component_graph` with `|effect| > edge_threshold`, from `steps` gradients on the
-    way from the clean prompt to the corrupt one.
+    way from the clean prompt to the corrupt one, with `derivatives` that are `"exact"`, `"lrp"` or `"detached"`.
     """
 
     name: ClassVar[str] = "edge-attribution"
@@ -122,9 +123,11 @@ class JobOfEdgeAttribution(AbstractVerb):
 
     steps: int = 1
     edge_threshold: float = 0.02
+    derivatives: Literal["exact", "lrp", "detached"] = "exact"
 
     def __post_init__(self):
         check_count(f"{self.name}: steps", "gradients to integrate", self.steps)
+        check_choice(f"{self.name}: derivatives", self.derivatives, RULES)
         check_threshold(f"{self.name}: edge_threshold", self.edge_threshold)
 
     def names(self, model: Transformer, saes: Saes) -> dict[str, list[str]]:
@@ -133,7 +136,8 @@ class JobOfEdgeAttribution(AbstractVerb):
 
     def rows(self, model: Transformer, saes: Saes, prompts: Prompts) -> Columns:
         given = (model, prompts.clean, prompts.corrupt, prompts.metric())
-        values = np.asarray(edge_attribution(*given, steps=self.steps, mask=prompts.mask))
+        how = {"steps": self.steps, "derivatives": self.derivatives}
+        values = np.asarray(edge_attribution(*given, **how, mask=prompts.mask))
         index = np.argwhere(above("Effects of edges", values, self.edge_threshold))
         columns = dict(zip((ROW, "sender", "receiver"), index.T.astype(np.int32), strict=True))
         return columns | {"effect": values[tuple(index.T)]}

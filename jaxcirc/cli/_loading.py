@@ -1,0 +1,36 @@
+"""The model that commands are given, and its tokenizer."""
+
+import argparse
+from typing import Any
+
+from ..interop import check_pretrained, from_pretrained
+from ..interop._beginning import with_family
+from ..interop._text_tokenizer import load_text_tokenizer
+from ..models import Transformer
+from ._timing import loaded
+
+
+def load_model(arguments: argparse.Namespace) -> Transformer:
+    """Loads the model that is asked for, after all else that is read."""
+    model = from_pretrained(arguments.model, revision=arguments.revision)
+    loaded()
+    return model
+
+
+def tokenizer_of(arguments: argparse.Namespace) -> Any:
+    """Loads the tokenizer that was named, or the model's own at its revision. That there is such a model is looked at first: without one
+    there is no tokenizer either, and what is missing is the model.
+    """
+    check_pretrained(arguments.model, arguments.revision)
+    if arguments.tokenizer:
+        return with_family(load_text_tokenizer(arguments.tokenizer), arguments.model, arguments.revision)
+    return load_text_tokenizer(arguments.model, revision=arguments.revision)
+
+
+def add_bos_option(parser: argparse.ArgumentParser, where: str) -> None:
+    """Adds `--bos` and `--no-bos`; neither is the default that `where` states.
+
+    One rule a family for all commands, as `jc.load_tokenizer` states it: the beginning-of-text token is put where the model's tokenizer
+    puts it by itself, and of GPT-2 and GPT-Neo before a text of one's own; token ids of a file are taken as they stand.
+    """
+    parser.add_argument("--bos", action=argparse.BooleanOptionalAction, help=f"put the beginning-of-text token {where}")
