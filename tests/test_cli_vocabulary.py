@@ -31,6 +31,7 @@ SAYS = {
     "--edge-threshold": "^keep edges with ",
     "--foil": "^whose logit is subtracted",
     "--freeze": "^what is held: layer_norms, patterns, gates, detached",
+    "--head": "^whose ",
     "--length": "^tokens of a (text|prompt), ",
     "--level": "^nodes or edges: what is ",
     "--limit": "^use the first N ",
@@ -50,6 +51,7 @@ SAYS = {
     "--target": "^such as blocks",
     "--tokens": "^token ids.*, taken as they are",
     "--top": "^how many .* to print",
+    "--vector": r"^\.npy ",
 }
 EXAMPLES = [
     (name, line.strip())

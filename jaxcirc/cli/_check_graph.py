@@ -22,9 +22,9 @@ def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "check-graph",
         help="a saved attribution graph against interventions",
-        description="Multiplies latents of a saved attribution graph in the model, one at a time, and compares the change of every later node "
-        "with what the graph predicts. With patterns and norms held both are equal to rounding; with --freeze nothing and --live-from they "
-        "differ by what the graph leaves out.",
+        description="Multiplies latents of a saved attribution graph in the model, one at a time, and compares the change of every later "
+        "node with what the graph predicts. With patterns and norms held both are equal to rounding; with --freeze nothing and --live-from "
+        "they differ by what the graph leaves out.",
         epilog="example: jaxcirc check-graph graph.safetensors --model tiny-gpt2 --factors 0 --plot checks.svg",
     )
     add_graph_options(parser)
@@ -102,13 +102,15 @@ def check(arguments: argparse.Namespace) -> int:
         return 0
     follow = "" if arguments.live_from is None else f"; latents from layer {arguments.live_from} on computed anew"
     print(
-        f"{counted(len(facts['nodes']), 'latent')} of {arguments.graph} moved in {model.name}, {counted(len(table), 'change')} of later nodes"
+        f"{counted(len(facts['nodes']), 'latent')} of {arguments.graph} moved in {model.name}, {counted(len(table), 'change')} of later "
+        "nodes"
     )
     print(f"held: {', '.join(arguments.freeze)}{follow}")
     if facts["largest_change"]:
         correlation = "" if facts["correlation"] is None else f"; correlation {facts['correlation']:z.4f}"
         print(
-            f"largest difference of predicted and measured: {facts['largest_difference'] / facts['largest_change']:z.2g} of the largest change"
+            f"largest difference of predicted and measured: {facts['largest_difference'] / facts['largest_change']:z.2g} of the largest "
+            f"change"
             f"{correlation}"
         )
     said = nodes_said(graph)

@@ -26,8 +26,8 @@ def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "decode",
         help="what a latent, a neuron, a head or a vector says in tokens",
-        description="Reads directions in tokens: by how much a step along each raises or lowers the logit of every token, by what it adds to "
-        "the residual stream itself and not by way of later layers. No prompt is run.",
+        description="Reads directions in tokens: by how much a step along each raises or lowers the logit of every token, by what it adds "
+        "to the residual stream itself and not by way of later layers. No prompt is run.",
         epilog="example: jaxcirc decode --model tiny-gpt2 --saes tiny-gpt2 --site blocks.1.hook_mlp_out --unit 196",
     )
     parser.add_argument(
@@ -116,8 +116,8 @@ def read(arguments: argparse.Namespace) -> int:
         value = "" if row["value"] is None else f", singular value {row['value']:z.4g}"
         print(f"{row['direction']}{value}\n  raises  {listed(row['top'])}\n  lowers  {listed(row['bottom'])}\n")
     print(
-        f"{counted(len(rows), 'direction')} of {model.name}: changes of logits, less their mean, by a step of 1, with the final norm's scale "
-        "taken as 1."
+        f"{counted(len(rows), 'direction')} of {model.name}: changes of logits, less their mean, by a step of 1, with the final norm's "
+        "scale taken as 1."
     )
     if arguments.head:
         print("A singular vector turned around is as good.")
@@ -169,8 +169,8 @@ def _of_unit(model: Transformer, saes: dict[Site, Any], arguments: argparse.Name
     direction = wide(saes[place].W_enc)[:, unit]
     if len(direction) != model.d_model:
         raise ValueError(
-            f"--reads: the dictionary at `{place}` reads {len(direction)} numbers, and the residual stream has {model.d_model}: what is read "
-            "elsewhere has no words."
+            f"--reads: the dictionary at `{place}` reads {len(direction)} numbers, and the residual stream has {model.d_model}: what is "
+            "read elsewhere has no words."
         )
     return Directions([f"{what}, what it reads"], [None], direction[None], None, {})
 

@@ -24,8 +24,8 @@ def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "explain-edge",
         help="which heads carry an edge of an attribution graph, and why they attend",
-        description="Without --edge: splits the strongest edges of a saved attribution graph by the heads that carry them. With --edge, one "
-        "edge: its strongest heads, between which positions each carries it, and the pairs of nodes that make it attend there.",
+        description="Without --edge: splits the strongest edges of a saved attribution graph by the heads that carry them. With --edge, "
+        "one edge: its strongest heads, between which positions each carries it, and the pairs of nodes that make it attend there.",
         epilog="example: jaxcirc explain-edge graph.safetensors --model tiny-gpt2 --edge token@2 logits/272@6",
     )
     add_graph_options(parser)
@@ -58,8 +58,10 @@ def explain(arguments: argparse.Namespace) -> int:
     check_table_file(arguments.out)
     graph = load_graph(arguments)
     rows = None if arguments.edge is None else rows_named("--edge", graph, arguments.edge)
-    if rows is not None and rows[1] not in graph.targets:
-        raise ValueError(f"--edge: nothing leads into {arguments.edge[1]!r}. SOURCE comes first, and then TARGET.")
+    if rows and rows[1] not in graph.targets:
+        raise ValueError(
+            f"--edge: nothing leads into {names_of(graph.table)[rows[1]]!r}. SOURCE comes first, and then TARGET."
+        )
     model, transcoders = load_given_to(arguments, graph)
     if rows is None:
         facts = _by_heads(arguments, graph, model, transcoders)
@@ -98,8 +100,8 @@ def _by_heads(
             print(f"{'':>11}{parts or 'past all attention'}")
     if not arguments.json:
         print(
-            "\nUnder each edge the heads that carry most of it, LAYER.HEAD. Heads of one layer and what goes past them sum to the edge; those "
-            "of\nseveral layers do not. --edge SOURCE TARGET says why they attend."
+            "\nUnder each edge the heads that carry most of it, LAYER.HEAD. Heads of one layer and what goes past them sum to the edge; "
+            "those of\nseveral layers do not. --edge SOURCE TARGET says why they attend."
         )
     return {"edges": edges}
 
@@ -128,6 +130,7 @@ def _one_edge(
         heads.append({**about, "attends": each.attends, "score": each.score.score, "pairs": pairs})
         if not arguments.json:
             _show(each, texts)
+            show_pairs(each.score, texts)
     if not (found.heads or arguments.json):
         print("no head carries it: it goes past all attention")
     save_table(found.table(), arguments.out)
@@ -135,18 +138,11 @@ def _one_edge(
 
 
 def _show(each: Any, texts: list[str]) -> None:
+    key, query = f"{each.key} {texts[each.key]!r}", f"{each.query} {texts[each.query]!r}"
     print(
-        f"\nhead {each.layer}.{each.head} carries {each.loading:+z.4f}, of it {each.between:+z.4f} {between(each, texts)}"
+        f"\nhead {each.layer}.{each.head} carries {each.loading:+z.4f}, of it {each.between:+z.4f} from {key} to {query}"
     )
-    print(
-        f"  it attends there with {each.attends:z.1%}; the score {each.score.score:+z.3f} is the sum of pairs, and of them"
-    )
-    show_pairs(each.score, texts)
-
-
-def between(at: Any, texts: list[str]) -> str:
-    """From which key to which query."""
-    return f"from {at.key} {texts[at.key]!r} to {at.query} {texts[at.query]!r}"
+    print(f"  it attends there with {each.attends:z.1%}; its score there is {each.score.score:+z.3f}, of which")
 
 
 def show_pairs(score: Any, texts: list[str]) -> None:

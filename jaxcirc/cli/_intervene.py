@@ -34,8 +34,8 @@ def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "intervene",
         help="move latents of a prompt, and see what follows",
-        description="Runs a prompt with latents of transcoders (neurons, without any) set, added to or multiplied, with what dictionaries do "
-        "not reconstruct left as it was; prints what becomes of the next token and of later latents.",
+        description="Runs a prompt with latents of transcoders (neurons, without any) set, added to or multiplied, with what dictionaries "
+        "do not reconstruct left as it was; prints what becomes of the next token and of later latents.",
         epilog="example: jaxcirc intervene --model tiny-gpt2 --prompt 'The teachers that the doctor likes' "
         "--move 'blocks.1.mlp.hook_post/17@2*=0' --freeze nothing --live-from 2",
     )
@@ -64,23 +64,30 @@ def add(subparsers: Subparsers) -> None:
 
 def _move(text: str) -> Change:
     found = MOVE.fullmatch(text)
-    try:
-        value = float(found["value"] if found else "none")
-        begin, end = (int(found[name]) if found and found[name] else None for name in ("begin", "end"))
-    except ValueError:
-        found = None
-    if not found or (not found["several"] and (begin is None or end is not None)):
+    change = None if found is None else _read(found)
+    if change is None:
         raise argparse.ArgumentTypeError(
             "--move: A move is written SITE/UNIT@P=X, SITE/UNIT@P+=X or SITE/UNIT@P*=X, such as blocks.1.mlp.hook_post/17@2*=0; got "
             f"{text!r}."
         )
+    return change
+
+
+def _read(found: re.Match[str]) -> Change | None:
+    """The change that is written so, or `None` for what is no number or no position."""
+    try:
+        begin, end = (int(found[name]) if found[name] else None for name in ("begin", "end"))
+        value = float(found["value"])
+    except ValueError:
+        return None
+    if not found["several"] and (begin is None or end is not None):
+        return None
     try:
         check_number("--move", value)
         place = Site.parse(found["site"])
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"--move: {str(error).removeprefix('--move: ')}") from None
-    pos = slice(begin, end) if found["several"] else begin
-    assert pos is not None
+    pos = slice(begin, end) if begin is None or found["several"] else begin
     return Change(place, pos, int(found["unit"]), EDITS[found["how"]](value))
 
 
@@ -116,8 +123,8 @@ def move(arguments: argparse.Namespace) -> int:
     for row in rows:
         print(f"  {row['clean']:z7.2%}  {row['changed']:z7.2%}  {row['logit']:+z9.4f}  {row['token']!r}")
     print(f"\n{counted(len(table), 'latent')} whose pre-activations change, those that change most: without, with")
-    for row in first.itertuples():
-        print(f"  {row.clean:+z9.4f}  {row.changed:+z9.4f}  {row.latent} {texts[row.pos]!r}")
+    for row in first.to_dict("records"):
+        print(f"  {row['clean']:+z9.4f}  {row['changed']:+z9.4f}  {row['latent']} {texts[row['pos']]!r}")
     if arguments.out:
         print(f"\nwritten to {arguments.out}.")
     return 0
@@ -152,5 +159,5 @@ def _latents(found: Intervention) -> "pd.DataFrame":
         columns = {"latent": latent, "site": str(place), "pos": pos, "unit": unit}
         parts.append(pd.DataFrame({**columns, "clean": clean[pos, unit], "changed": changed[pos, unit]}))
     table = pd.concat(parts, ignore_index=True)
-    order = np.argsort(-np.abs(table["changed"] - table["clean"]).to_numpy(), kind="stable")
+    order = np.argsort(-np.abs(table["changed"].to_numpy() - table["clean"].to_numpy()), kind="stable")
     return table.iloc[order].reset_index(drop=True)

@@ -39,7 +39,8 @@ _PHRASES = {
     r"Load it by its k\.": "",
 }
 _VERBS = re.compile(
-    r"(?:^|(?<=: ))(?:jc(?:\.\w+)+|[a-z]+(?:_[a-z]+)+|discover|evaluate|steer|edge|minimality|generate|compare|feature|decode|spectra|intervene|jacobian\.mean|features\.mean_edges)(?:\(\w+=…\))?: "
+    r"(?:^|(?<=: ))(?:jc(?:\.\w+)+|[a-z]+(?:_[a-z]+)+|discover|evaluate|steer|edge|minimality|generate|compare|feature"
+    r"|decode|spectra|intervene|jacobian\.mean|features\.mean_edges)(?:\(\w+=…\))?: "
 )
 # What is left of Python after that: a sentence with it is of no use at a terminal.
 PYTHON = re.compile(

@@ -22,8 +22,9 @@ def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "mean-edges",
         help="mean edges between the latents of two dictionaries, over a file of texts",
-        description="Computes, for every latent of one dictionary and every latent of a later one, the derivative of the second by the first "
-        "at the same position, averaged over all positions of a file of texts; keeps the largest into each latent, and measures the error.",
+        description="Computes, for every latent of one dictionary and every latent of a later one, the derivative of the second by the "
+        "first at the same position, averaged over all positions of a file of texts; keeps the largest into each latent, and "
+        "measures the error.",
         epilog="example: jaxcirc mean-edges --model tiny-gpt2 --saes tiny-gpt2 --prompts texts.txt --source blocks.0.hook_mlp_out "
         "--target blocks.1.hook_resid_post --through stream --weighted --out edges.csv",
     )
@@ -133,12 +134,12 @@ def edges(arguments: argparse.Namespace) -> int:
         return 0
     what = "what latents contribute" if found.weighted else "derivatives of latents"
     print(
-        f"{what}, mean over {counted(found.n_positions, 'position')} of {counted(found.n_prompts, 'text')}: {found.target} by {found.source} "
-        f"of {model.name}, {_by_way(found.through)}"
+        f"{what}, mean over {counted(found.n_positions, 'position')} of {counted(found.n_prompts, 'text')}: {found.target} by "
+        f"{found.source} of {model.name}, {_by_way(found.through)}"
     )
     print(
-        f"{counted(len(found.targets), 'latent')} by {len(found.W_dec)}; {counted(len(table), 'edge')} kept, up to {arguments.per_target} into "
-        "each\n"
+        f"{counted(len(found.targets), 'latent')} by {len(found.W_dec)}; {counted(len(table), 'edge')} kept, up to {arguments.per_target} "
+        "into each\n"
     )
     for source, target, value in zip(first["source"], first["target"], first["value"], strict=True):
         print(f"  {value:+z10.5f}  {found.source}/{source:<8} -> {found.target}/{target}")

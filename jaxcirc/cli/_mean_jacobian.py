@@ -24,9 +24,9 @@ def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "mean-jacobian",
         help="the mean Jacobian of an MLP over a file of texts",
-        description="Computes the mean over all positions of a file of texts of the Jacobian of one layer's MLP with its norm: what the MLP "
-        "does on average to what it reads. Its norms, its leading singular values, and what their vectors say in tokens; with --out the "
-        "matrix.",
+        description="Computes the mean over all positions of a file of texts of the Jacobian of one layer's MLP with its norm: what the "
+        "MLP does on average to what it reads. Its norms, its leading singular values, and what their vectors say in tokens; with --out "
+        "the matrix.",
         epilog="example: jaxcirc mean-jacobian --model tiny-gpt2 --prompts texts.txt --layer 1 --out mean.safetensors",
     )
     add_corpus_options(parser)

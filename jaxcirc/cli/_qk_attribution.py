@@ -11,7 +11,7 @@ from .._words import counted
 from ..attribution_graphs import qk_attribution, QKAttribution
 from ..models import Transformer
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
-from ._explain_edge import between, show_pairs
+from ._explain_edge import show_pairs
 from ._in_words import text_of
 from ._options import count, head, whole_number
 from ._saved_graph import add_dictionaries, check_dictionaries_there, load_dictionaries, names_of
@@ -26,8 +26,8 @@ def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "qk-attribution",
         help="which pairs of nodes make a head attend",
-        description="Splits the attention score of a head, between two positions of a prompt, into pairs of nodes, one in the query and one "
-        "in the key: latents of transcoders (neurons, without any), tokens, biases and errors. The pairs sum to the score.",
+        description="Splits the attention score of a head, between two positions of a prompt, into pairs of nodes, one in the query and "
+        "one in the key: latents of transcoders (neurons, without any), tokens, biases and errors. The pairs sum to the score.",
         epilog="example: jaxcirc qk-attribution --model tiny-gpt2 --prompt 'The teachers that the doctor likes' --head 3.0",
     )
     add_text_options(parser)
@@ -73,8 +73,9 @@ def attribute(arguments: argparse.Namespace) -> int:
     query = _position("--query", arguments.query, len(tokens))
     key = None if arguments.key is None else _position("--key", arguments.key, len(tokens))
     if key is not None and query < key:
-        arguments_said = f"--query {query} and --key {key}"
-        raise ValueError(f"{arguments_said}: a key behind the query is not attended to. Choose an earlier one.")
+        raise ValueError(
+            f"--key {arguments.key} comes behind --query {arguments.query}, and no query attends to what comes. Choose an earlier one."
+        )
     transcoders = load_dictionaries(arguments)
     model = load_model(arguments)
     _check_heads(model, arguments.head)
@@ -90,7 +91,8 @@ def attribute(arguments: argparse.Namespace) -> int:
         tables.append(_table(found))
         if not arguments.json:
             print(
-                f"head {layer}.{number} of {model.name} attends {between(found, texts)} with {pattern[at]:z.1%}; score {found.score:+z.4f}"
+                f"head {layer}.{number} of {model.name} attends from {query} {texts[query]!r} to {at} {texts[at]!r} with "
+                f"{pattern[at]:z.1%}; score {found.score:+z.4f}"
             )
             print("\nsums by kind, query's down and key's across")
             print(found.by_kind().to_string(float_format="{:+z.3f}".format))
