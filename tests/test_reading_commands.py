@@ -1,6 +1,7 @@
 """`jaxcirc mean-jacobian`, `mean-edges`, `decode` and `spectra`: each prints and writes what its verb gives."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def test_mean_edges_of_texts(weighted, given, corpus, model, tmp_path, capsys):
     command = ["mean-edges", *given, "--saes", "tiny-gpt2", *ENDS, *more, "--per-target", "3"]
     found = said(capsys, *command, "--top", "4", "--out", str(out))
     ends = "blocks.0.hook_mlp_out", "blocks.1.hook_resid_post"
-    rest = {"weighted": True} if weighted else {"targets": [180, 23, 376]}
+    rest: dict[str, Any] = {"weighted": True} if weighted else {"targets": [180, 23, 376]}
     want = jc.features.mean_edges(model, jc.load_saes("tiny-gpt2"), corpus, *ends, through="stream", **rest)
     table = want.top(3).to_pandas()
     table = table.iloc[np.argsort(-table["value"].abs().to_numpy(), kind="stable")]
