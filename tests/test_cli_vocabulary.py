@@ -33,6 +33,7 @@ SAYS = {
     "--faithfulness": "^raise a threshold until the circuit alone just recovers this share of the metric",
     "--foil": "^whose logit is subtracted",
     "--freeze": "^what is held: layer_norms, patterns, gates, detached",
+    "--head": "^whose ",
     "--keep": "^the share of edges that is kept",
     "--length": "^tokens of a (text|prompt), ",
     "--level": "^nodes or edges: what is ",
@@ -54,6 +55,7 @@ SAYS = {
     "--target": "^such as blocks",
     "--tokens": "^token ids.*, taken as they are",
     "--top": "^how many .* to print",
+    "--vector": r"^\.npy ",
 }
 EXAMPLES = [
     (name, line.strip())

@@ -1,19 +1,18 @@
 """`jaxcirc graph`: the attribution graph of a prompt."""
 
 import argparse
-from typing import Any
 
 import numpy as np
 
 from .._metrics import LogitDiff
 from .._words import counted
 from ..attribution_graphs import attribution_graph
-from ..interop import check_saes, load_cross_layer_transcoder, load_saes
 from ..view import draw_attribution_graph
 from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
 from ._edges import token_of
 from ._options import count, figure, new_file, part
 from ._results import add_top_option
+from ._saved_graph import add_dictionaries, check_dictionaries_there, load_dictionaries, names_of, nodes_said
 
 
 def add(subparsers: Subparsers) -> None:
@@ -26,13 +25,7 @@ def add(subparsers: Subparsers) -> None:
         "--out graph.safetensors --json-graph graph.json",
     )
     add_text_options(parser)
-    dictionaries = parser.add_mutually_exclusive_group()
-    dictionaries.add_argument(
-        "--transcoders", metavar="DICTIONARIES", help="a folder of dictionaries, one for each MLP (neurons)"
-    )
-    dictionaries.add_argument(
-        "--cross-layer-transcoder", metavar="DICTIONARIES", help="a folder, or a Hub id, of one for all layers"
-    )
+    add_dictionaries(parser)
     parser.add_argument(
         "--answer", metavar="TOKEN", help="whose logit: one token's text, or its id (the likeliest ones)"
     )
@@ -73,16 +66,13 @@ def add(subparsers: Subparsers) -> None:
 
 
 def graph(arguments: argparse.Namespace) -> int:
-    if arguments.transcoders:
-        check_saes(arguments.transcoders)
+    check_dictionaries_there(arguments)
     tokens = tokens_of(arguments)
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
     answer, foil = (token_of(tokenizer, f"--{name}", getattr(arguments, name)) for name in ("answer", "foil"))
     if foil is not None and answer is None:
         raise ValueError("--foil is subtracted from an answer's logit. Give --answer, too.")
-    transcoders: Any = load_saes(arguments.transcoders) if arguments.transcoders else None
-    if arguments.cross_layer_transcoder:
-        transcoders = load_cross_layer_transcoder(arguments.cross_layer_transcoder)
+    transcoders = load_dictionaries(arguments)
     model = load_model(arguments)
     targets = None if answer is None else [answer] if foil is None else {"answer less foil": LogitDiff(answer, foil)}
     shares = {f"{name}_threshold": getattr(arguments, f"{name}_influence") for name in ("node", "edge")}
@@ -110,7 +100,7 @@ def graph(arguments: argparse.Namespace) -> int:
         "json_graph": str(arguments.json_graph) if arguments.json_graph else None,
         "plot": str(arguments.plot) if arguments.plot else None,
     }
-    names = [name_of(row, texts) for row in nodes.itertuples()]
+    names, said = names_of(found.table), nodes_said(found)
     first = np.argsort(-nodes["influence"].to_numpy(), kind="stable")[: arguments.top]
     if arguments.json:
         rows = [{"node": names[i], "influence": float(nodes["influence"].iloc[i])} for i in first]
@@ -124,24 +114,11 @@ def graph(arguments: argparse.Namespace) -> int:
     )
     print("\nmost influence")
     for i in first:
-        print(f"  {nodes['influence'].iloc[i]:z8.4f}  {names[i]}")
+        print(f"  {nodes['influence'].iloc[i]:z8.4f}  {said[i]}")
     print("\nedges of most influence")
     for source, target, weight in edges:
-        print(f"  {weight:+z9.4f}  {names[source]:<44} -> {names[target]}")
+        print(f"  {weight:+z9.4f}  {said[source]:<44} -> {said[target]}")
     for path in (arguments.out, arguments.json_graph, arguments.plot):
         if path:
             print(f"\nsaved to {path}.")
     return 0
-
-
-def name_of(row: Any, texts: list[str]) -> str:
-    """A node for people: what it is, where, and at which token."""
-    if row.kind == "logit":
-        return f"logit {row.unit}"
-    if row.pos < 0:
-        return "own bias"
-    at = f"at {row.pos} {texts[row.pos]!r}"
-    if row.kind in ("token", "position"):
-        return f"{row.kind} {at}"
-    where = row.site if row.unit < 0 else f"{row.site} {row.unit}"
-    return f"{row.kind} {where} {at}"

@@ -43,8 +43,8 @@ _PHRASES = {
     r"and for edges with an edge_threshold": "and for edges with an --edge-threshold",
 }
 _VERBS = re.compile(
-    r"(?:^|(?<=: ))(?:jc(?:\.\w+)+|[a-z]+(?:_[a-z]+)+|discover|evaluate|steer|prune|edge|minimality|roc|stability|generate|compare|feature)"
-    r"(?:\(\w+=…\))?: "
+    r"(?:^|(?<=: ))(?:jc(?:\.\w+)+|[a-z]+(?:_[a-z]+)+|discover|evaluate|steer|prune|edge|minimality|roc|stability|generate|compare"
+    r"|feature|decode|spectra|intervene|jacobian\.mean|features\.mean_edges)(?:\(\w+=…\))?: "
 )
 # What is left of Python after that: a sentence with it is of no use at a terminal.
 PYTHON = re.compile(

@@ -28,6 +28,7 @@ from ._common import (
 from ._edges import token_of
 from ._logit_lens import position_of
 from ._options import count, existing_file, figure, new_file, part_of, threshold, whole_number
+from ._results import add_top_option
 
 
 COMPARED = 20  # prompts on which a fitted lens is compared with the logit lens
@@ -143,13 +144,7 @@ def _add_show(parts: Subparsers) -> None:
     )
     parser.add_argument("lens", type=existing_file("lens"), help="the lens: a .safetensors or a published .pt file")
     add_text_options(parser)
-    parser.add_argument(
-        "--top",
-        type=count("--top", "tokens to print"),
-        default=3,
-        metavar="N",
-        help="how many tokens to print (%(default)s)",
-    )
+    add_top_option(parser, "tokens", 3)
     parser.add_argument("--rank-of", metavar="TOKEN", help="also the ranks of this token: its text, or its id")
     parser.add_argument(
         "--position",
