@@ -34,7 +34,12 @@ def add(subparsers: Subparsers) -> None:
         "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--unit", type=count("--unit", "latents are before it", least=0), metavar="N", help="its number")
+    which.add_argument(
+        "--unit",
+        type=count("--unit", "latents are before it", least=0),
+        metavar="N",
+        help="number of the latent or neuron",
+    )
     which.add_argument(
         "--head", nargs="+", type=head("--head"), metavar="L.H", help="whose singular vectors are read, such as 3.1"
     )

@@ -35,7 +35,11 @@ def add(subparsers: Subparsers) -> None:
         help="such as blocks.1.hook_mlp_out",
     )
     parser.add_argument(
-        "--unit", required=True, type=count("--unit", "latents are before it", least=0), metavar="N", help="its number"
+        "--unit",
+        required=True,
+        type=count("--unit", "latents are before it", least=0),
+        metavar="N",
+        help="number of the latent or neuron",
     )
     parser.add_argument(
         "--prompts",
