@@ -227,7 +227,9 @@ def of_twins(width: int = 400, d: int = 96) -> MeanEdges:
     readings, half = rng.normal(size=(30, d)), rng.normal(size=(width // 2, d))
     W_dec = np.concatenate([half, half + 3e-4 * rng.normal(size=half.shape)]).astype(np.float32)
     about = {"weight": 1.0, "n_positions": 9, "n_prompts": 1, "through": "mlp", "frozen": (), "model": ""}
-    return MeanEdges(readings, None, W_dec, np.arange(30), source=MID, target=OUT, dictionaries=("", ""), dtype="float32", **about)
+    return MeanEdges(
+        readings, None, W_dec, np.arange(30), source=MID, target=OUT, dictionaries=("", ""), dtype="float32", **about
+    )
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "tensorfloat32"])
@@ -236,9 +238,10 @@ def test_the_largest_by_low_precision_are_those_of_full_precision(precision, mon
     want = edges.top(k)
     exact = edges.readings @ edges.W_dec.T.astype(np.float64)
     # Plainly, by the same roundings: other edges, so that what follows says something.
-    plain = np.asarray(rounded(jnp.asarray(edges.readings, jnp.float32), precision)) @ np.asarray(
-        rounded(jnp.asarray(edges.W_dec), precision)
-    ).T
+    plain = (
+        np.asarray(rounded(jnp.asarray(edges.readings, jnp.float32), precision))
+        @ np.asarray(rounded(jnp.asarray(edges.W_dec), precision)).T
+    )
     chosen = lambda matrix: [set(row) for row in np.argsort(-np.abs(matrix), axis=1)[:, :k]]
     assert chosen(exact) == [set(row) for row in want.source]
     assert chosen(plain) != chosen(exact)
