@@ -13,11 +13,12 @@ import numpy as np
 
 import jaxcirc as jc
 
-from .helpers import model_named, tokens_for
+from .helpers import model_named
 from .test_jobs import ROWS, SITES, VERB, write_lines
 
 
-LENGTHS = (9, 12, 8, 11, 10, 12, 9)  # more than two for each of two devices, fewer than one for each of eight
+# More than two for each of two devices, fewer than one for each of eight; all are run at one length.
+PROMPTS = [np.random.default_rng(n).integers(0, 13, n) for n in (9, 12, 11, 10, 9, 12, 10)]
 
 
 def flags(count: int) -> dict[str, str]:
@@ -30,33 +31,27 @@ def flags(count: int) -> dict[str, str]:
 
 
 def lenses(folder: Path) -> dict[str, np.ndarray]:
-    """A lens of each kind, and one that was stopped and goes on."""
+    """One that was stopped and goes on, one of clusters that ends when it is sure enough, and one by heads whose rows are divided too."""
     model, count = model_named("gpt2-inverse-layer-scale"), jax.local_device_count()
-    prompts = [np.asarray(tokens_for(model, n, seed=n)) for n in LENGTHS]
-    meshes = {"data": jax.make_mesh((count,), ("data",)), "tangents": jax.make_mesh((count,), ("tangents",))}
-    if count > 1:
-        meshes["both"] = jax.make_mesh((2, count // 2), ("tangents", "data"))
-    fit = lambda mesh, some=prompts, **more: jc.fit_lens(model, some, skip_first=3, mesh=mesh, **more)
-    found = {f"lens {name}": fit(mesh) for name, mesh in meshes.items()}
-    found["lens cluster"] = fit(meshes["data"], average="cluster", clusters=2)
-    found["lens head"] = fit(meshes["tangents"], average="head")
-    found["lens stopped"] = fit(meshes["data"], stop_movement=1e3, least=3)
-    assert found["lens stopped"].n_prompts == 3
+    data = jax.make_mesh((count,), ("data",))
+    both = jax.make_mesh((min(2, count), max(1, count // 2)), ("tangents", "data"))
+    fit = lambda mesh, some=PROMPTS, **more: jc.fit_lens(model, some, skip_first=3, mesh=mesh, **more)
     kept = folder / "lens.safetensors"
-    fit(meshes["data"], prompts[:4], checkpoint=kept)
-    found["lens resumed"] = fit(meshes["data"], checkpoint=kept)
-    assert [number for number, *_ in found["lens resumed"].history] == list(range(len(prompts)))
-    return {
-        f"{name} {layer}": np.stack([np.asarray(lens.J[layer])])
-        for name, lens in found.items()
-        for layer in lens.layers
+    fit(data, PROMPTS[:4], checkpoint=kept)
+    found = {
+        "resumed": fit(data, checkpoint=kept),
+        "cluster": fit(data, average="cluster", clusters=2, stop_movement=1e3, least=3),
+        "head": fit(both, average="head"),
     }
+    assert [number for number, *_ in found["resumed"].history] == list(range(len(PROMPTS)))
+    assert found["cluster"].n_prompts == 3
+    return {f"{name} {layer}": np.asarray(lens.J[layer]) for name, lens in found.items() for layer in lens.layers}
 
 
 def main(folder: Path) -> None:
     warnings.simplefilter("error")
     folder.mkdir()
-    np.savez(folder / "lenses.npz", **lenses(folder), allow_pickle=False)
+    np.savez(folder / "lenses.npz", **lenses(folder))
     saes, given = jc.load_saes("tiny-gpt-neo"), jc.load_tokenizer("tiny-gpt-neo")
     few = {site: sae for site, sae in saes.items() if str(site) in SITES}
     prompts = write_lines(folder / "prompts.jsonl", ROWS)
