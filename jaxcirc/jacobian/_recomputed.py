@@ -8,11 +8,11 @@ from .._shown import Shown
 
 @dataclasses.dataclass(frozen=True)
 class Recomputed(Shown):
-    """What low precision did to edges, of which the strongest were to be kept.
+    """What low precision did to edges of which those above a threshold, or the largest, were kept. Errors are relative to the largest edge.
 
-    **Attributes:** - `precision`: in which all edges were computed, in JAX's words. - `error`: the largest error that was measured, of the
-    edges that were computed again, relative to the largest of these. - `bound`: within how much of the rank or threshold edges were
-    computed again, relative to the same. - `edges`: how many were. - `of`: how many there are.
+    **Attributes:** - `precision`: in which all edges were computed, in JAX's words. - `error`: the largest error that was measured, of
+    those that were computed again. - `bound`: how near to the threshold, or to the least that is kept, an edge was computed again, where
+    that is furthest. - `edges`: how many were. - `of`: how many there are.
     """
 
     precision: str

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from .._target import at_work
 from ..jacobian._rules import ruled
 from ..linear import free_memory
 from ..models import Transformer
@@ -92,11 +93,11 @@ def swept(
             free.put(sweeper)
 
     waiting: deque[Future[Swept]] = deque()
-    with ThreadPoolExecutor(len(sweepers), thread_name_prefix="jaxcirc-lens") as pool:
+    with ThreadPoolExecutor(many := at_work(len(sweepers)), thread_name_prefix="jaxcirc-lens") as pool:
         try:
             for tokens in prompts:
                 waiting.append(pool.submit(one, tokens))
-                if len(waiting) > len(sweepers):  # one is ready for whoever is free first
+                if len(waiting) > many:  # one is ready for whoever is free first
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
