@@ -30,7 +30,7 @@ from .jobs import prompts
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (1, 8)
-JOB = {"batch_size": 32, "shard_lines": 64}
+BATCH, SHARD = 32, 64
 
 
 class Took(NamedTuple):
@@ -86,7 +86,7 @@ def serve(path: Path, out: Path, fitted: int) -> None:
     verb = jc.jobs.JobOfNodes(node_threshold=0.3)
 
     def job(number: int) -> None:
-        jc.attribute(model, saes, tokenizer, path, Path(f"{out}-{number}"), verb, **JOB)
+        jc.attribute(model, saes, tokenizer, path, Path(f"{out}-{number}"), verb, batch_size=BATCH, shard_lines=SHARD)
 
     def lens(number: int) -> None:
         jc.fit_lens(model, corpus, skip_first=4, mesh=mesh).save(Path(f"{out}-{number}.safetensors"))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 STRONGEST = 2  # targets of each pair of sites on which errors are measured
 MARGIN = 2.0  # times the largest error that was measured
-Ends = tuple[Site, Site | None]
+Ends = tuple[Site, Site]
 
 
 def sure_edges(
@@ -37,14 +37,17 @@ def sure_edges(
     *,
     threshold: float,
     precision: str,
-) -> "tuple[dict[Ends, scipy.sparse.csr_array], list[float], Recomputed]":
+) -> "tuple[dict[tuple[Site, Site | None], scipy.sparse.csr_array], list[float], Recomputed]":
     """`mean_edges` in low `precision`, with those in full precision that could else be on the wrong side of the threshold; the relative
     errors of the latter, as they were compared with float64; and what low precision did.
     """
     given = model, batches, how, nodes, kept, report
     weights, _ = mean_edges(*given, precision=precision, certify=False)
-    between = [ends for ends, matrix in weights.items() if ends[1] is not None and matrix.nnz]
-    found = {ends: _Pair(weights[ends]) for ends in between}
+    found = {
+        (source, target): _Pair(matrix)
+        for (source, target), matrix in weights.items()
+        if target is not None and matrix.nnz
+    }
     wanted = {ends: pair.strongest() for ends, pair in found.items()}
     errors: list[float] = []
     while any(len(rows) for rows, _ in wanted.values()):
@@ -73,7 +76,7 @@ class _Pair:
 
     def __init__(self, matrix: "scipy.sparse.csr_array"):
         entries = matrix.tocoo()
-        self.shape = matrix.shape
+        self.shape: tuple[int, int] = matrix.shape  # pyright: ignore[reportAttributeAccessIssue]  # scipy types it as any number of axes
         self.row, self.column = entries.coords
         self.low, self.exact = entries.data, entries.data.copy()
         self.again, self.error = np.zeros(len(self.low), bool), 0.0

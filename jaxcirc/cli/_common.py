@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._files import read_text
+from .._precision import LOWER
 from .._progress import progress_bar as bar
 from .._sites import Site
 from .._typing import Progress
@@ -26,6 +27,7 @@ from ..data._encode import beginning, begun, check_beginnings
 from ..interop import check_pretrained, check_saes, from_pretrained, load_saes
 from ..interop._beginning import with_family
 from ..interop._text_tokenizer import load_text_tokenizer
+from ..jacobian import Recomputed
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._options import count, existing_file, threshold
@@ -298,6 +300,11 @@ def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: floa
     parser.add_argument(
         "--edges", choices=("clean", "integrated"), default="clean", help="where edges are taken (%(default)s)"
     )
+    parser.add_argument(
+        "--edge-precision",
+        choices=tuple(LOWER),
+        help="compute edges by products of this precision, and again in float32 where it could matter (as configured)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
@@ -318,6 +325,8 @@ def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
             f"check: relative error of edges {certificate['error']:z.1e} in {counted(certificate['probes'], 'probe')} against float64 "
             f"(limit {certificate['limit']:z.0e})"
         )
+    if meta.recomputed:
+        print(f"check: {Recomputed(**meta.recomputed)}")
     if not len(circuit.edges):
         print(f"no edge has |weight| above {meta.edge_threshold:g}; the largest is {meta.largest_edge:z.3g}")
     if set(circuit.nodes["kind"]) == {"error"}:
@@ -354,6 +363,7 @@ def find_circuit(
             method=METHODS[arguments.method](arguments.steps),
             aggregate="none" if positions else "sum",
             edges=arguments.edges,
+            edge_precision=arguments.edge_precision,
             thresholds=thresholds,
             batch_size=batch_size,
             mask=prompts.mask,

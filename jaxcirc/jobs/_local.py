@@ -1,4 +1,5 @@
-"""The driver of one process: a thread that reads and encodes, one a copy of the model that computes, and one that writes.
+"""The driver of one process: a thread that reads and encodes, one a copy of the model that computes, and one that writes. On a CPU with
+more devices than cores copies take turns.
 
 While a shard is written the next is computed, and the prompts of the one after it are made; of each there is no more than that in memory.
 """

@@ -8,9 +8,9 @@ for its reason: a program laid over all of them would wait for the slowest, and 
 
 import queue
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,13 +29,14 @@ from ._sweep import enter, Entering, prepare, Prompt, prompt_jacobians
 
 DATA, TANGENTS = "data", "tangents"
 Centres = dict[int, Float[Array, "cluster d_model"]] | None
-Lane = tuple[jax.Device | None, ...]  # None is the default device, and moves nothing
+Device = Any  # `jax.Device`, which is no type to type checkers
+Lane = tuple[Device | None, ...]  # None is the default device, and moves nothing
 
 
 class Swept(NamedTuple):
     """What a prompt brings, by layer: its Jacobians, `[average out in]`, and the weight of each average among prompts."""
 
-    jacobians: dict[int, Float[Array | np.ndarray, "average d_model d_model"]]
+    jacobians: Mapping[int, Float[Array | np.ndarray, "average d_model d_model"]]
     weights: dict[int, Float[np.ndarray, " average"]]
 
 
@@ -70,7 +71,7 @@ def swept(
     centres: Centres,
     budget: int | None,
     lanes: Sequence[Lane],
-) -> Iterator[Swept]:
+) -> Generator[Swept, None, None]:
     """Sweeps prompts, in their order. `budget` is of a device."""
     given, held = ruled(model, settings.rule)
     if budget is None:
@@ -113,7 +114,7 @@ def _on_host(lanes: Sequence[Lane]) -> bool:
 class _Part(NamedTuple):
     """A device, the model there that is swept, and which rows it sweeps."""
 
-    device: jax.Device | None
+    device: Device | None
     model: Transformer
     rows: range
 
@@ -169,7 +170,7 @@ class _Sweeper:
         return halving(within, self.budget, "the bytes of its rows")
 
 
-def _placed(tree, device: jax.Device | None):
+def _placed(tree, device: Device | None):
     return tree if device is None else jax.device_put(tree, device)
 
 
