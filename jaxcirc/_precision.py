@@ -4,6 +4,8 @@ float16 overflows at 65504 and keeps 11 bits, bfloat16 keeps 8. A norm's mean of
 beyond that in ordinary models, and so are derivatives, which become 0 below 6e-8. So weights and dictionaries of half precision are
 widened to float32 where they are read, and every activation, derivative and result of such a model is float32, the values at its sites
 among them. float32 and float64 are left as they are, which costs nothing: no operation is added to a program.
+
+Products of matrices alone may be computed with less, where it is asked for: `LOWER` has what their operands are rounded to.
 """
 
 from typing import TypeVar
@@ -15,6 +17,10 @@ from jaxtyping import Array
 
 
 T = TypeVar("T")
+
+# Bits of the fraction that operands keep. In JAX's words for the precision of matrix products, of which the first is exact.
+LOWER = {"bfloat16": 7, "tensorfloat32": 10}
+PRECISIONS = ("float32", *LOWER)
 
 
 def matmul_precision() -> str:
@@ -39,3 +45,10 @@ def wide(array: Array) -> Array:
 def widened(tree: T) -> T:
     """The same pytree with every array `wide`. Arrays that are wide stay the same objects."""
     return jax.tree.map(wide, tree)
+
+
+def rounded(array: Array, precision: str) -> Array:
+    """float32 with the digits that operands of products have at `precision`; anything else as it is."""
+    if precision not in LOWER or jnp.result_type(array) != jnp.float32:
+        return array
+    return jax.lax.reduce_precision(array, 8, LOWER[precision])

@@ -9,6 +9,7 @@ JAX traces anew for another default device, and not for another `for_platform`.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 
@@ -58,3 +59,14 @@ def running_device():
     if device is None:
         return jax.devices()[0]
     return jax.devices(device)[0] if isinstance(device, str) else device
+
+
+def at_work(copies: int) -> int:
+    """How many copies of a model work at once: on a host with more devices than cores no more than it has cores, which would else do the
+    same with less of each in their caches.
+    """
+    return min(copies, _cores()) if running_platform() == "cpu" else copies
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

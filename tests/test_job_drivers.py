@@ -15,6 +15,7 @@ import jaxcirc as jc
 from jaxcirc.cli import main
 from jaxcirc.jobs import read_shards
 
+from .devices import flags
 from .test_jobs import (
     command,
     given as given,  # the fixtures
@@ -50,19 +51,14 @@ def test_a_dead_process_harms_no_other(place, whole, tmp_path):
     assert read_shards(out).equals(whole)
 
 
-@pytest.mark.parametrize("each", [1, 4])
-def test_eight_devices(each, place, whole, tmp_path):
-    """Eight copies make the same to the last bit; two copies whose dictionaries lie on four devices, up to rounding."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    child = start(place, tmp_path / "out", "--devices-per-copy", str(each), XLA_FLAGS=flags)
+def test_dictionaries_that_lie_on_four_devices(place, whole, tmp_path):
+    """Two copies on eight devices: the same up to rounding. Copies on one device each are in `test_devices`."""
+    child = start(place, tmp_path / "out", "--devices-per-copy", "4", **flags(8))
     status, _, said = child.finish(timeout=400)
     assert status == 0, said
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
-    assert (manifest["devices"], manifest["settings"]["options"]["devices_per_copy"]) == (8, each)
+    assert (manifest["devices"], manifest["settings"]["options"]["devices_per_copy"]) == (8, 4)
     got = read_shards(tmp_path / "out")
-    if each == 1:
-        assert got.equals(whole)
-        return
     rows = [
         {(row["line"], row["site"], row["pos"], row["unit"]): row["effect"] for row in t.to_pylist()}
         for t in (got, whole)

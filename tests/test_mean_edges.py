@@ -10,7 +10,9 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc._precision import rounded
 from jaxcirc.features import mean_edges, MeanEdges
+from jaxcirc.features._top_edges import largest_of_rows
 from jaxcirc.saes import Identity, TanhReLU, TopK, Transcoder
 
 from .dictionaries import DICTIONARIES, make_sae, thresholds, weights as random_weights
@@ -219,6 +221,52 @@ def test_the_largest_of_each_row(weighted, monkeypatch):
     assert found.top(100).source.shape == (20, 20)
 
 
+def of_twins(width: int = 400, d: int = 96) -> MeanEdges:
+    """Edges from latents that almost have a twin, as in wide dictionaries."""
+    rng = np.random.default_rng(0)
+    readings, half = rng.normal(size=(30, d)), rng.normal(size=(width // 2, d))
+    W_dec = np.concatenate([half, half + 3e-4 * rng.normal(size=half.shape)]).astype(np.float32)
+    about = {"weight": 1.0, "n_positions": 9, "n_prompts": 1, "through": "mlp", "frozen": (), "model": ""}
+    return MeanEdges(
+        readings, None, W_dec, np.arange(30), source=MID, target=OUT, dictionaries=("", ""), dtype="float32", **about
+    )
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "tensorfloat32"])
+def test_the_largest_by_low_precision_are_those_of_full_precision(precision, monkeypatch):
+    edges, k = of_twins(), 7
+    want = edges.top(k)
+    exact = edges.readings @ edges.W_dec.T.astype(np.float64)
+    # Plainly, by the same roundings: other edges, so that what follows says something.
+    plain = (
+        np.asarray(rounded(jnp.asarray(edges.readings, jnp.float32), precision))
+        @ np.asarray(rounded(jnp.asarray(edges.W_dec), precision)).T
+    )
+    chosen = lambda matrix: [set(row) for row in np.argsort(-np.abs(matrix), axis=1)[:, :k]]
+    assert chosen(exact) == [set(row) for row in want.source]
+    assert chosen(plain) != chosen(exact)
+    monkeypatch.setattr("jaxcirc.features._top_edges.BUDGET", 2**16)
+    for budget in (2**25, 3 * 400 * 8 * 7):  # all rows at once, and seven at a time
+        found = largest_of_rows(edges.readings, edges.W_dec, k, precision, budget)
+        assert (found.column == want.source).all()
+        np.testing.assert_allclose(found.value, want.value, rtol=1e-13)
+        said = found.recomputed
+        assert (said.precision, said.of) == (precision, exact.size)
+        assert 30 * k <= said.edges < exact.size / 4
+        off = np.abs(plain - exact).max() / np.abs(exact).max()
+        assert 0.2 * off < said.error <= 1.001 * off < said.bound < 30 * off
+    assert str(said.edges) in str(edges.top(k, precision=precision).recomputed)
+    assert edges.top(500, precision=precision).source.shape == exact.shape
+    assert want.recomputed is None
+
+
+def test_a_product_that_is_further_off_than_rounding_is_an_error(monkeypatch):
+    edges = of_twins()
+    monkeypatch.setattr("jaxcirc.features._top_edges._entries", lambda x, y, row, at: np.full(len(row), 1e3))
+    with pytest.raises(ValueError, match="The result is wrong: an entry of a product in bfloat16"):
+        edges.top(3, precision="bfloat16")
+
+
 def test_a_wrong_sum_is_told():
     model, (tokens, mask, _) = model_named("gpt2"), corpus_for(model_named("gpt2"))
     saes = dictionaries_at(MID, OUT)
@@ -273,6 +321,11 @@ def test_rows_and_top_refuse_what_is_not_there(untyped):
         found.rows([2, 3])
     with pytest.raises(ValueError, match="are kept for each target"):
         found.top(0)
+    with pytest.raises(ValueError, match="precision must be"):
+        found.top(2, precision="float16")
+    weighted = mean_edges(model, dictionaries_at(MID, OUT), np.zeros((1, 4), np.int32), MID, OUT, weighted=True)
+    with pytest.raises(ValueError, match="there already"):
+        weighted.top(2, precision="bfloat16")
 
 
 @needs_x64

@@ -8,9 +8,10 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._edits import Add, Detach
+from .._precision import rounded
 from .._run import run_metric, site_shapes
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read
@@ -75,17 +76,19 @@ def iterate_edges(
     sources: NodeMask,
     path: IntegratedGradients | None = None,
     certify: bool = False,
+    precision: str | None = None,
 ) -> Iterator[Edges]:
     """Yields every wire's edges at least once, in chunks of bounded size.
 
     All wires of one kind, in whatever layer, run the same compiled program: chunks have one size, and blocks are arguments. With a
     `path` edges are at its points and not at the clean one, and what is yielded for the same ends is to be summed. With `certify` the
-    first that there are into each kind of site are compared with float64, on the first prompt.
+    first that there are into each kind of site are compared with float64, on the first prompt. `precision` is of the products that
+    make edges, one of `PRECISIONS`, `None` for what is configured; with a lower one what is multiplied first is rounded on any device.
     """
     if path is None:
         check_gradients(model, problem, at, gradient)
     unmeasured = {site.kind for site in problem.saes} if certify else set()
-    for block in _ahead(_blocks(model, problem, at, gradient, targets, sources, path)):
+    for block in _ahead(_blocks(model, problem, at, gradient, targets, sources, path, precision)):
         values, error, kind = np.asarray(block.values), None, block.wire.target.kind
         if kind in unmeasured and values[0].any():
             error = block.error(values)
@@ -114,6 +117,7 @@ def _blocks(
     targets: NodeMask,
     sources: NodeMask,
     path: IntegratedGradients | None,
+    precision: str | None,
 ) -> "Iterator[_Block]":
     packs = pack_columns(problem.saes, at, sources)
     clean_rows = [pack_rows(at, site, sae, targets) for site, sae in problem.saes.items()]
@@ -127,7 +131,7 @@ def _blocks(
                 for wire in wires:
                     if wire.target == target:
                         source = packs[wire.source]
-                        yield _block(model, masks, problem.saes, here, wire, pack, source, fraction, weight)
+                        yield _block(model, masks, problem.saes, here, wire, pack, source, fraction, weight, precision)
 
 
 def _points(
@@ -203,6 +207,7 @@ def _block(
     sources: Sources,
     fraction: float,
     weight: float,
+    precision: str | None,
 ) -> _Block:
     sae, vectors = saes[wire.target], sources.vectors(saes[wire.source])
     at_rows, at_columns = jnp.asarray(pack.positions), jnp.asarray(sources.nodes.positions)
@@ -219,11 +224,23 @@ def _block(
             segment, keys, resid, displacement = _segment_of(model, masks, at, wire, end, fraction)
             ends.append((segment, left))
             if (pack.units >= 0).any() and (sources.nodes.units >= 0).any():
-                items = left, at_rows, vectors, at_columns
-                parts.append(contract_batch(segment, keys, resid, displacement, *items))
+                items = segment, keys, resid, displacement, left, at_rows, vectors, at_columns
+                parts.append(_contracted(items, precision))
     nothing = np.zeros((*pack.units.shape, vectors.shape[1]), vectors.dtype)
     values = ft.reduce(jnp.add, parts) if parts else nothing
     return _Block(wire, pack, saes[wire.source], sources, tuple(ends), values, weight)
+
+
+def _contracted(items: tuple[PyTree, ...], precision: str | None) -> Float[Array, "batch row column"]:
+    if precision is None:
+        return contract_batch(*items)
+    with jax.default_matmul_precision(precision):
+        return contract_batch(*_rounded(items, precision))
+
+
+@ft.partial(jax.jit, static_argnames="precision")
+def _rounded(items: PyTree, precision: str) -> PyTree:
+    return jax.tree.map(lambda leaf: rounded(leaf, precision), items)
 
 
 def _segment_of(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int
 from .._checks import check_choice, check_threshold
 from .._edits import as_pytree
 from .._metrics import Metric
-from .._precision import matmul_precision
+from .._precision import LOWER, matmul_precision
 from .._target import running_device
 from .._typing import Progress
 from .._version import __version__
@@ -28,6 +28,7 @@ from ._circuit import Circuit
 from ._means import Averaging, mean_edges, mean_effects, NodeMeans
 from ._members import fingerprints
 from ._meta import CircuitMeta
+from ._sure_edges import sure_edges
 from ._tables import edge_table, node_table
 
 
@@ -44,6 +45,7 @@ def discover(
     aggregate: str = "sum",
     edges: str = "clean",
     thresholds: str = "averages",
+    edge_precision: str | None = None,
     batch_size: int | None = None,
     mask: Bool[Array, "batch seq"] | None = None,
     progress: Progress | None = None,
@@ -65,6 +67,9 @@ def discover(
     - `thresholds`: which instances of a kept node, on single prompts at single positions, edges are computed into. `"averages"`: all, as
       the threshold has been applied to averages. `"instances"`: those with `|effect| > node_threshold` themselves; fewer, and what goes
       into the others is lost to the averages of edges.
+    - `edge_precision`: of the matrix products that make edges: `None` as configured, or `"bfloat16"` or `"tensorfloat32"`, which are faster
+      on accelerators. Then their error is measured, and edges that it could put on the wrong side of `edge_threshold` are computed again
+      in float32. `meta.recomputed` says how many, and how large the error was. On a CPU it rounds as well, and nothing is gained.
     - `batch_size`: how many prompts are run at once, all by default. It changes memory and time, not the result.
     - `progress`: called as `progress(done, of, stage)`.
     - the rest as in `jc.node_effects`.
@@ -84,7 +89,9 @@ def discover(
     >>> {"source", "target", "weight"} <= set(circuit.edges)
     True
     """
-    settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds, "discover")
+    settings = _Settings(
+        node_threshold, edge_threshold, method, aggregate, edges, thresholds, edge_precision, "discover"
+    )
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     batches = ArrayBatches(problem, batch_size, "discover")
     return _discover(model, batches, settings, progress, type(as_pytree(metric)).__name__)
@@ -102,6 +109,7 @@ def discover_batches(
     aggregate: str = "sum",
     edges: str = "clean",
     thresholds: str = "averages",
+    edge_precision: str | None = None,
     progress: Progress | None = None,
 ) -> Circuit:
     """`jc.discover` for more prompts than one wants to have in memory.
@@ -121,7 +129,9 @@ def discover_batches(
     >>> circuit.meta.prompts
     32
     """
-    settings = _Settings(node_threshold, edge_threshold, method, aggregate, edges, thresholds, "discover_batches")
+    settings = _Settings(
+        node_threshold, edge_threshold, method, aggregate, edges, thresholds, edge_precision, "discover_batches"
+    )
     source = PromptBatches(model, saes, batches, metric)
     return _discover(model, source, settings, progress, getattr(metric, "__qualname__", type(metric).__name__))
 
@@ -136,6 +146,7 @@ class _Settings:
     aggregate: str
     edges: str
     thresholds: str
+    edge_precision: str | None
     verb: dataclasses.InitVar[str]
 
     def __post_init__(self, verb: str):
@@ -145,6 +156,8 @@ class _Settings:
         check_choice(f"{verb}: aggregate", self.aggregate, ("sum", "none"))
         check_choice(f"{verb}: edges", self.edges, ("clean", "integrated"))
         check_choice(f"{verb}: thresholds", self.thresholds, ("averages", "instances"))
+        if self.edge_precision is not None:
+            check_choice(f"{verb}: edge_precision", self.edge_precision, tuple(LOWER))
         check_method(self.method)
         if self.edges == "integrated" and not isinstance(self.method, IntegratedGradients):
             raise ValueError(
@@ -160,6 +173,7 @@ class _Settings:
 
     def as_dict(self) -> dict[str, Any]:
         shallow = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del shallow["edge_precision"]  # `recomputed` says it, with what came of it
         shallow["edges_at"] = shallow.pop("edges")  # beside `edges`, which counts them wherever results are printed
         return {**shallow, "method": {"name": type(self.method).__name__, **dataclasses.asdict(self.method)}}
 
@@ -175,8 +189,14 @@ def _discover(
         raise ValueError(
             f"No node has an effect above node_threshold={settings.node_threshold:g}; the largest is {largest:g}. Lower it."
         )
-    wanted = settings.edge_threshold is not None
-    weights, errors = mean_edges(model, batches, how, means, kept, report) if wanted else ({}, [])
+    given, recomputed = (model, batches, how, means, kept, report), None
+    if settings.edge_threshold is None:
+        weights, errors = {}, []
+    elif settings.edge_precision is None:
+        weights, errors = mean_edges(*given)
+    else:
+        limits = {"threshold": settings.edge_threshold, "precision": settings.edge_precision}
+        weights, errors, recomputed = sure_edges(*given, **limits)
     nodes, names = node_table(kept)
     largest_edge = max((float(abs(matrix).max()) for matrix in weights.values() if matrix.nnz), default=0.0)
     certificate = certify_edges(errors, model.activation_dtype)
@@ -188,6 +208,7 @@ def _discover(
         largest_edge=largest_edge,
         completeness=_completeness(means),
         certificate=None if certificate is None else certificate.as_dict(),
+        recomputed=None if recomputed is None else recomputed.as_dict(),
     )
     return Circuit(nodes, edge_table(weights, names, settings.edge_threshold or 0.0), meta)
 

@@ -129,9 +129,17 @@ def mean_edges(
     nodes: NodeMeans,
     kept: dict[Site, NodeList],
     report: Progress,
+    *,
+    into: dict[Site, NodeList] | None = None,
+    out_of: dict[Site, NodeList] | None = None,
+    precision: str | None = None,
+    certify: bool = True,
 ) -> "tuple[dict[tuple[Site, Site | None], scipy.sparse.csr_array], list[float]]":
     """The second pass: mean edge weights between the kept nodes of each pair of sites, `[target source]`, with target `None` for the
     metric; and the relative errors of those that were compared with float64.
+
+    **Arguments:** - `into`, `out_of`: of the kept nodes those between which edges are wanted, by default all; then there are none to the
+    metric. - `precision`: as of `iterate_edges`.
     """
     import scipy.sparse  # a third of a second, which `import jaxcirc` need not take
 
@@ -147,7 +155,9 @@ def mean_edges(
     for i, (batch, remembered) in enumerate(zip(batches, nodes.memory, strict=True)):
         problem = batch.problem
         at, gradient, instances = _recalled(model, problem, how, remembered)
-        sources, targets = _chosen(batch, how, instances, kept)
+        sources, targets = _chosen(
+            batch, how, instances, kept if out_of is None else out_of, kept if into is None else into
+        )
         seen = set()
         for edges in iterate_edges(
             model,
@@ -157,7 +167,8 @@ def mean_edges(
             targets=targets,
             sources=sources,
             path=how.path,
-            certify=i == 0,
+            certify=certify and i == 0,
+            precision=precision,
         ):
             if edges.wire not in seen:
                 report(i * wires + len(seen), len(batches) * wires, "edges")
@@ -166,6 +177,8 @@ def mean_edges(
             targets_at, sources_at, values = edges.coo()
             add(source, target, kept[target].number(targets_at), kept[source].number(sources_at), values)
             errors += [] if edges.error is None else [edges.error]
+        if into is not None:
+            continue
         for source, direct in direct_to_metric(model, problem, at, gradient, how.path).items():
             index, values = direct.instances()
             there = (values != 0) & sources(source, index)
@@ -199,14 +212,19 @@ def _recalled(
 
 
 def _chosen(
-    batch: Batch, how: Averaging, instances: dict[Site, Int[np.ndarray, "n 3"]], kept: dict[Site, NodeList]
+    batch: Batch,
+    how: Averaging,
+    instances: dict[Site, Int[np.ndarray, "n 3"]],
+    out_of: dict[Site, NodeList],
+    into: dict[Site, NodeList],
 ) -> tuple[NodeMask, NodeMask]:
     """Which instances of nodes are sources of edges, and which are targets: those of kept nodes, on prompts that are real."""
-    sources = lambda site, index: batch.real[index[:, 0]] & kept[site].holds(index)
+    among = lambda nodes: lambda site, index: batch.real[index[:, 0]] & nodes[site].holds(index)
+    sources, targets = among(out_of), among(into)
     if how.instances_above is None:
-        return sources, sources
+        return sources, targets
     above = nodes_among(instances, batch.problem.clean.shape, batch.problem.saes)
-    return sources, lambda site, index: sources(site, index) & above(site, index)
+    return sources, lambda site, index: targets(site, index) & above(site, index)
 
 
 def _check_positions(problem: Problem, lengths: set[int], how: Averaging) -> None:

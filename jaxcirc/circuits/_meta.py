@@ -19,7 +19,8 @@ class CircuitMeta(Mapping[str, Any]):
     - `metric`, `prompts`, `length`, `bos`, `baseline`: what it explains: the metric's name, how many prompts, of which length or lengths,
       whether they begin with the beginning-of-text token, and where effects go: `"corrupt prompts"` or `"zero"`.
     - `method`, `aggregate`, `node_threshold`, `edge_threshold`, `edges_at`, `thresholds`: the settings of `jc.discover`.
-    - `clean_metric`, `total_effect`, `largest_edge`, `completeness`, `certificate`: numbers and checks of `jc.discover`.
+    - `clean_metric`, `total_effect`, `largest_edge`, `completeness`, `certificate`: numbers and checks of `jc.discover`. -
+      `recomputed`: what `jc.jacobian.Recomputed` says of edges in low precision.
     - `dtype`, `device`, `precision` (of matrix products, as configured), `versions`: where it was computed.
     - `pruned`: how `jc.prune` chose it. - `imported`, `residual_edges`, `notes`: of a circuit of the feature-circuits project.
     - `tokens`, `annotations`, `latents`, `title`, `prompts_file`: what was noted since: the prompt's tokens, what latents mean by the name
@@ -47,6 +48,7 @@ class CircuitMeta(Mapping[str, Any]):
     largest_edge: float | None = None
     completeness: dict[str, float] | None = None
     certificate: dict[str, Any] | None = None
+    recomputed: dict[str, Any] | None = None
     dtype: str | None = None
     device: str | None = None
     precision: str | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .._precision import LOWER
 from .._sites import Site
 from .._words import counted
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
@@ -13,6 +14,7 @@ from ..circuits import Circuit, discover
 from ..circuits._annotate import annotated
 from ..circuits._rows import note_of
 from ..data import Prompts
+from ..jacobian import Recomputed
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._options import count, threshold
@@ -49,6 +51,11 @@ def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: floa
     parser.add_argument(
         "--edges", choices=("clean", "integrated"), default="clean", help="where edges are taken (%(default)s)"
     )
+    parser.add_argument(
+        "--edge-precision",
+        choices=tuple(LOWER),
+        help="compute edges by products of this precision, and again in float32 where it could matter (as configured)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
@@ -76,6 +83,7 @@ def find_circuit(
             method=METHODS[arguments.method](arguments.steps),
             aggregate="none" if positions else "sum",
             edges=arguments.edges,
+            edge_precision=arguments.edge_precision,
             thresholds=thresholds,
             batch_size=batch_size,
             mask=prompts.mask,
@@ -123,6 +131,8 @@ def show_circuit(circuit: Circuit, *, most: int = 12) -> None:
             f"check: relative error of edges {certificate['error']:z.1e} in {counted(certificate['probes'], 'probe')} against float64 "
             f"(limit {certificate['limit']:z.0e})"
         )
+    if meta.recomputed:
+        print(f"check: {Recomputed(**meta.recomputed)}")
     if not len(circuit.edges):
         print(f"no edge has |weight| above {meta.edge_threshold:g}; the largest is {meta.largest_edge:z.3g}")
     if set(circuit.nodes["kind"]) == {"error"}:

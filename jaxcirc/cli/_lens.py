@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from .._figures import COLOURED_BY
 from .._words import counted
@@ -52,7 +54,8 @@ def _add_fit(parts: Subparsers) -> None:
     parser = parts.add_parser(
         "fit",
         help="fit a lens to a file of texts",
-        description="Fits the mean Jacobian of each layer to a corpus. Stopped at any moment, it goes on where it was.",
+        description="Fits the mean Jacobian of each layer to a corpus, on all devices of this process. Stopped at any moment, it goes on "
+        "where it was.",
         epilog="example: jaxcirc lens fit --model tiny-gpt2 --prompts texts.txt --limit 100 --out lens.safetensors",
     )
     parser.add_argument(
@@ -229,6 +232,7 @@ def fit(arguments: argparse.Namespace) -> int:
             model,
             texts,
             checkpoint=arguments.checkpoint or beside,
+            mesh=Mesh(np.array(jax.local_devices()), ("data",)) if jax.local_device_count() > 1 else None,
             progress=progress,
             **{name: getattr(arguments, name) for name in names},
         )

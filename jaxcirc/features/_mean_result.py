@@ -9,19 +9,21 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_count, check_kind, check_path
-from .._precision import wide
+from .._checks import check_choice, check_count, check_kind, check_path
+from .._precision import PRECISIONS, wide
 from .._shown import Shown
 from .._sites import Site
 from ..jacobian import Certificate
 from ..jacobian._certificate import issue_certificate
 from ..jacobian._means import check_same, merged, opened, write
 from ..jacobian._operator import random_key
+from ..jacobian._recomputed import Recomputed
 from ..jacobian._sample import Sample
 from ..jacobian._sublayer import images_of
 from ..runs import BUDGET
 from ._mean_path import Path
 from ._mean_sums import Pairs, readings
+from ._top_edges import largest_of_rows
 
 
 if TYPE_CHECKING:
@@ -37,12 +39,13 @@ _ABOUT = (
 
 class TopEdges(NamedTuple):
     """The largest edges into each target latent, by absolute value, the largest first: `target` `[n]`, `source` `[n k]`, -1 where there are
-    no more, and `value` `[n k]`, 0 there.
+    no more, and `value` `[n k]`, 0 there. `recomputed`: what low precision did to them, `None` if they were found in full precision.
     """
 
     target: Int[np.ndarray, " n"]
     source: Int[np.ndarray, "n k"]
     value: Float[np.ndarray, "n k"]
+    recomputed: Recomputed | None = None
 
     def to_pandas(self) -> "pd.DataFrame":
         """A row an edge: `target`, `source`, `value`."""
@@ -118,11 +121,28 @@ class MeanEdges(Shown):
         assert self.readings is not None
         return self.readings[at].astype(dtype) @ self.W_dec.T.astype(dtype)
 
-    def top(self, k: int) -> TopEdges:
-        """The `k` largest edges into each target latent, found in blocks of rows: the whole matrix is never there."""
+    def top(self, k: int, *, precision: str = "float32") -> TopEdges:
+        """The `k` largest edges into each target latent, found in blocks of rows: the whole matrix is never there.
+
+        **Arguments:** - `precision`: of the products of matrices: `"bfloat16"` or `"tensorfloat32"` is faster on accelerators. How far
+        rounding can put an edge off is known from the vectors that are rounded; all edges that may be among the largest within that are
+        computed again in float64, so that the largest are found as surely as in full precision. `.recomputed` says how many, and how far
+        they were really off. On a CPU operands are rounded as well, and nothing is gained.
+
+        **Raises:** `ValueError` for another precision, or a lower one of edges that are `weighted`: these are sums already.
+        """
         check_count("MeanEdges.top: k", "edges are kept for each target latent", k)
+        check_choice("MeanEdges.top: precision", precision, PRECISIONS)
         n, width = len(self.targets), len(self.W_dec)
         kept, block = min(k, width), max(1, BUDGET // (3 * width * 8))
+        if precision != "float32":
+            if self.readings is None:
+                raise ValueError(
+                    f"MeanEdges.top: precision={precision!r} is of the products that edges are made by, and edges times the source's "
+                    "activation are there already. Leave it out."
+                )
+            found = largest_of_rows(self.readings, self.W_dec, kept, precision)
+            return TopEdges(self.targets, np.where(found.value == 0, -1, found.column), found.value, found.recomputed)
         source, value = np.full((n, kept), -1, np.int64), np.zeros((n, kept))
         for first in range(0, n, block):
             some = slice(first, min(first + block, n))

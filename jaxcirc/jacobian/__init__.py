@@ -9,6 +9,7 @@ from ._mean_result import MeanJacobian as MeanJacobian
 from ._operator import EdgeJacobian as EdgeJacobian, select as select
 from ._paths import block_paths as block_paths, mediated_edges as mediated_edges, MediatedEdges as MediatedEdges
 from ._product import Product as Product
+from ._recomputed import Recomputed as Recomputed
 from ._save import (
     load_jacobian as load_jacobian,
     save_jacobian as save_jacobian,

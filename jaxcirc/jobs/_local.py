@@ -1,4 +1,5 @@
-"""The driver of one process: a thread that reads and encodes, one a copy of the model that computes, and one that writes.
+"""The driver of one process: a thread that reads and encodes, one a copy of the model that computes, and one that writes. On a CPU with
+more devices than cores copies take turns.
 
 While a shard is written the next is computed, and the prompts of the one after it are made; of each there is no more than that in memory.
 """
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from .._target import at_work
 from ._devices import Copy
 from ._job import Job
 from ._progress import Clock, Watcher
@@ -32,7 +34,7 @@ def run_local(
     report: Watcher,
 ) -> None:
     """Computes shards, and writes each to `out`. An error in one of the threads ends the others after their batch, and is raised here."""
-    stop, free = threading.Event(), queue.SimpleQueue()
+    stop, free, many = threading.Event(), queue.SimpleQueue(), at_work(len(copies))
     for copy in copies:
         free.put(copy)
 
@@ -48,7 +50,7 @@ def run_local(
             free.put(copy)
 
     pool = lambda size, name: ThreadPoolExecutor(size, thread_name_prefix=f"jaxcirc-{name}")
-    with pool(1, "read") as readers, pool(len(copies), "compute") as computers, pool(1, "write") as writers:
+    with pool(1, "read") as readers, pool(many, "compute") as computers, pool(1, "write") as writers:
         ranges = source.ranges(shard.lines for shard in shards)
         computing: set[Future[Found]] = set()
         writing: deque[Future[Counts]] = deque()
@@ -59,7 +61,7 @@ def run_local(
                 reading = readers.submit(read)
                 computing.add(computers.submit(compute, shard, *prompts))
                 del prompts
-                while len(computing) > len(copies):  # one is ready for whoever is free first
+                while len(computing) > many:  # one is ready for whoever is free first
                     _collect(computing, writing, writers, out, clock, report)
             while computing:
                 _collect(computing, writing, writers, out, clock, report)

@@ -1,11 +1,13 @@
 """Fits a Jacobian lens: prompt after prompt, one sweep back each, with a running mean for every layer."""
 
+import contextlib
 import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 
 from .._checks import check_choice, check_count, check_number, check_threshold
 from .._files import check_writable
@@ -13,17 +15,16 @@ from .._fingerprint import fingerprint
 from .._run import check_model
 from .._typing import Progress as Report
 from .._words import counted
-from ..jacobian._rules import ruled, RULES
-from ..linear import free_memory
+from ..jacobian._rules import RULES
 from ..models import check_known, Transformer
-from ..runs import Corpus, corpus_prompts, halving
+from ..runs import Corpus, corpus_prompts
 from ._checkpoint import Checkpoint, Progress
-from ._clusters import find_centres, nearest_centre
+from ._clusters import find_centres
+from ._lanes import lanes_of, Swept, swept
 from ._lens import JacobianLens
 from ._running import add, nothing, Running
 from ._settings import LensSettings
 from ._store import check_suffix
-from ._sweep import enter, Entering, prepare, Prompt, prompt_jacobians
 
 
 AVERAGES = ("corpus", "cluster", "head")
@@ -45,6 +46,7 @@ def fit_lens(
     least: int = 100,
     mask: Bool[Array | np.ndarray, "prompt seq"] | None = None,
     budget: int | None = None,
+    mesh: Mesh | None = None,
     progress: Report | None = None,
 ) -> JacobianLens:
     r"""Fits the Jacobian lens of a model: for every layer $l$ below the target layer the mean Jacobian
@@ -71,6 +73,9 @@ def fit_lens(
       mean, or when a prompt has moved the means by no more than this (relative, Frobenius). `None` uses all prompts.
     - `budget`: bytes for the rows of Jacobians that are swept at once, a quarter of the free memory unless given; halved where the device
       runs out.
+    - `mesh`: a `jax.sharding.Mesh` of devices of this process, as `jax.make_mesh((4, 2), ("data", "tangents"))` gives one. Along `data`
+      prompts are divided, along `tangents` the rows of a prompt's Jacobians; either axis may be left out. Every device has the model. Means
+      and checkpoints are those of one device: to the last bit where only prompts are divided, else up to rounding.
     - `progress`: called with (done, of, "prompts").
 
     A prompt is run once, and swept back once for all layers. All valid positions of all output coordinates go together.
@@ -101,6 +106,7 @@ def fit_lens(
         check_count("fit_lens: budget", "bytes", budget)
     if average == "head":
         check_known("fit_lens: average='head'", model, "attn")
+    lanes = lanes_of(mesh)
     target = _target(model, target_layer)
     given = corpus_prompts("fit_lens", model, prompts, mask)
     long_enough = [len(tokens) >= skip_first + 2 for tokens in given]
@@ -126,18 +132,20 @@ def fit_lens(
         means = {layer: nothing(of, model.d_model, model.activation_dtype) for layer in range(target)}
         held = None if centres is None else {layer: jnp.asarray(x) for layer, x in centres.items()}
         state = Progress(means, 0, 0, (), held)
-    fitter = _Fitter(model, settings, free_memory() // 4 if budget is None else budget)
     report = progress or (lambda done, of, stage: None)
     report(state.next, len(given), "prompts")
-    for number in range(state.next, len(given)):
-        if _is_enough(state, stop_error, stop_movement, least):
-            break
-        if long_enough[number]:
-            state = fitter.take_in(state, given[number], number)
-        else:
-            state = state._replace(next=number + 1, skipped=state.skipped + 1)
-        kept.keep(state)
-        report(number + 1, len(given), "prompts")
+    ahead = [number for number in range(state.next, len(given)) if long_enough[number]]
+    found = swept(model, settings, [given[number] for number in ahead], state.centres, budget, lanes)
+    with contextlib.closing(found):
+        for number in range(state.next, len(given)):
+            if _is_enough(state, stop_error, stop_movement, least):
+                break
+            if long_enough[number]:
+                state = _taken_in(state, next(found), number, model.d_model)
+            else:
+                state = state._replace(next=number + 1, skipped=state.skipped + 1)
+            kept.keep(state)
+            report(number + 1, len(given), "prompts")
     kept.keep(state, at_once=True)
     if state.skipped:
         warnings.warn(
@@ -174,60 +182,17 @@ def _is_enough(state: Progress, error: int | float | None, movement: int | float
     return worst <= error
 
 
-class _Fitter:
-    """Takes prompts into means. What it knows of memory it keeps from prompt to prompt."""
-
-    def __init__(self, model: Transformer, settings: LensSettings, budget: int):
-        self.model, self.settings = model, settings
-        self.swept, self.held = ruled(model, settings.rule)
-        self.budget = max(budget, 1)
-
-    def take_in(self, state: Progress, tokens: Int[np.ndarray, " seq"], number: int) -> Progress:
-        """Takes in one prompt."""
-        prompt = prepare(self.model, tokens, self.settings.skip_first or 0)
-        entering = enter(self.model, prompt, range(1, self.settings.target_layer + 1))
-        weights, counts = _weights(prompt, entering, state.centres)
-        found = self._jacobians(prompt, entering, weights)
-        moved, size = 0.0, 0.0
-        means: dict[int, Running] = {}
-        for layer, matrices in found.items():
-            weight = np.broadcast_to(counts[layer], len(matrices)).astype(matrices.dtype)
-            means[layer], by, of = add(state.means[layer], matrices, jnp.asarray(weight))
-            moved, size = max(moved, float(by)), max(size, float(of))
-        if not np.isfinite(size):
-            raise ValueError(
-                f"fit_lens: the Jacobian of prompt {number} is not finite. Does the model hold NaN, or overflow on it?"
-            )
-        history = (*state.history, (number, size / self.model.d_model**0.5, moved))
-        return state._replace(means=dict(sorted(means.items())), next=number + 1, history=history)
-
-    def _jacobians(
-        self, prompt: Prompt, entering: Entering, weights: dict[int, np.ndarray]
-    ) -> dict[int, Float[Array, "average d_model d_model"]]:
-        first = self.settings.skip_first or 0
-
-        def within(budget: int):
-            self.budget = budget
-            given = self.swept, entering, prompt.valid, weights, self.held
-            return prompt_jacobians(*given, first=first, by_head=self.settings.average == "head", budget=budget)
-
-        return halving(within, self.budget, "the bytes of its rows")
-
-
-def _weights(
-    prompt: Prompt, entering: Entering, centres: dict[int, Float[Array, "cluster d_model"]] | None
-) -> tuple[dict[int, Float[np.ndarray, "average seq"]], dict[int, Float[np.ndarray, " average"]]]:
-    """For each source layer the weights of the positions in each average of a prompt, and the weight of that average among prompts: 1, or
-    by clusters how many positions it has.
-    """
-    layers = [layer - 1 for layer in entering.resid]
-    if centres is None:
-        weights = (prompt.valid / prompt.valid.sum())[None]
-        return {layer: weights for layer in layers}, {layer: np.ones(1) for layer in layers}
-    weights, counts = {}, {}
-    for layer in layers:
-        of = np.asarray(nearest_centre(entering.resid[layer + 1], centres[layer]))
-        inside = (of == np.arange(len(centres[layer]))[:, None]) & prompt.valid
-        counts[layer] = inside.sum(axis=1).astype(float)
-        weights[layer] = inside / np.maximum(counts[layer], 1)[:, None]
-    return weights, counts
+def _taken_in(state: Progress, swept: Swept, number: int, d_model: int) -> Progress:
+    """With one prompt more in the means."""
+    moved, size = 0.0, 0.0
+    means: dict[int, Running] = {}
+    for layer, matrices in swept.jacobians.items():
+        weight = np.broadcast_to(swept.weights[layer], len(matrices)).astype(matrices.dtype)
+        means[layer], by, of = add(state.means[layer], matrices, jnp.asarray(weight))
+        moved, size = max(moved, float(by)), max(size, float(of))
+    if not np.isfinite(size):
+        raise ValueError(
+            f"fit_lens: the Jacobian of prompt {number} is not finite. Does the model hold NaN, or overflow on it?"
+        )
+    history = (*state.history, (number, size / d_model**0.5, moved))
+    return state._replace(means=dict(sorted(means.items())), next=number + 1, history=history)

@@ -60,12 +60,13 @@ def prompt_jacobians(
     weights: dict[int, Float[np.ndarray, "average seq"]],
     held: frozenset[Site],
     *,
+    rows: range,
     first: int,
     by_head: bool = False,
     budget: int = BUDGET,
-) -> dict[int, Float[Array, "average d_model d_model"]]:
-    r"""The Jacobians of one prompt, for each layer below the target, `[average out in]`: for each of the averages that are asked for
-    $\sum_p w_l[p] \sum_{p' \in V} \partial h_{target}[p'] / \partial h_l[p]$.
+) -> dict[int, Float[Array, "average n d_model"]]:
+    r"""Some `rows` of the Jacobians of one prompt, for each layer below the target, `[average out in]`: for each of the averages that are
+    asked for $\sum_p w_l[p] \sum_{p' \in V} \partial h_{target}[p'] / \partial h_l[p]$.
 
     **Arguments:** - `weights[l]` `[average seq]`: $w_l$, 0 at what is not valid. - `held`: sites without tangent. - `first`: no valid
     position is before it. - `by_head`: instead of the one average its parts: by way of each head of the block behind the layer, and
@@ -76,11 +77,12 @@ def prompt_jacobians(
     d_model = model.d_model
     itemsize = model.activation_dtype.itemsize
     parts: list[dict[int, Array]] = []
-    groups = in_groups(d_model, 2 * width * d_model * itemsize, budget)
+    groups = in_groups(len(rows), 2 * width * d_model * itemsize, budget)
     here = jnp.asarray(valid[window])
     of = {layer: jnp.asarray(weight[:, window].astype(model.activation_dtype)) for layer, weight in weights.items()}
     for outputs in groups:
-        rows = _start(here, jnp.asarray(outputs.astype(np.int32)), d_model, str(model.activation_dtype))
+        outputs = jnp.asarray((rows.start + outputs).astype(np.int32))
+        swept = _start(here, outputs, d_model, str(model.activation_dtype))
         found = {}
         for layer in sorted(entering.resid, reverse=True):
             own = frozenset(site.offset_layers(-layer) for site in held if site.layer == layer)
@@ -88,12 +90,12 @@ def prompt_jacobians(
                 (model.blocks[layer],), (entering.masks[layer],), entering.resid[layer], _IN, _OUT, own
             )
             given = {"first": window.start, "budget": budget}
-            heads = head_means(segment, rows, of[layer - 1][0], **given) if by_head else None
-            rows = pull_rows(segment, rows, **given)
-            whole = _averaged(rows, of[layer - 1])
+            heads = head_means(segment, swept, of[layer - 1][0], **given) if by_head else None
+            swept = pull_rows(segment, swept, **given)
+            whole = _averaged(swept, of[layer - 1])
             found[layer - 1] = whole if heads is None else _with_rest(heads, whole)
         parts.append(found)
-    return {layer: _joined([part[layer] for part in parts], d_model) for layer in parts[0]}
+    return {layer: _joined([part[layer] for part in parts], len(rows)) for layer in parts[0]}
 
 
 _IN, _OUT = Site(0, Kind.RESID_PRE), Site(0, Kind.RESID_POST)
@@ -120,6 +122,6 @@ def _with_rest(
     return jnp.concatenate([heads, whole - jnp.sum(heads, axis=0)])
 
 
-def _joined(parts: list[Float[Array, "average n d_model"]], d_model: int) -> Float[Array, "average d_model d_model"]:
+def _joined(parts: list[Float[Array, "average n d_model"]], rows: int) -> Float[Array, "average rows d_model"]:
     """Puts groups of rows behind one another; the last is filled up."""
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)[:, :d_model]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)[:, :rows]
