@@ -1,4 +1,7 @@
-"""By how much what senders write differs in another run, from both runs side by side: of what each head writes one layer is held at a time."""
+"""By how much what senders write differs in another run, from both runs side by side.
+
+What each head writes by itself is large: of that one layer is held at a time, and of all layers the difference alone.
+"""
 
 import functools as ft
 from collections.abc import Iterable, Mapping
@@ -21,7 +24,9 @@ from ._writes import embedding_writes, kinds_written, sites_written, writes_in_b
 
 
 class Moves(NamedTuple):
-    """The run of some prompts, by how much what senders write differs in the other one, and the metric there; `None` for values of no run."""
+    """The run of some prompts, by how much what senders write differs in the other one, and the metric there, `None` for values of no
+    run.
+    """
 
     run: Recorded
     moved: Float[Array, "batch sender seq d_model"]
@@ -37,10 +42,11 @@ def record_moves(
     sites: Iterable[Site],
     metric: Metric,
 ) -> Moves:
-    """Runs prompts and the other ones as one batch; or prompts alone, where `other` is what senders write in another run of each, or of all.
+    """Runs prompts and the other ones as one batch; or prompts alone, where `other` is what senders write in another run of each, or of
+    all.
 
-    **Arguments:** - `model`: as the graph has it. - `sites`: what is recorded of the prompts' own run, besides what leaves the last block. -
-    `metric`: its array leaves carry the batch axis.
+    **Arguments:** - `model`: as the graph has it. - `sites`: what is recorded of the prompts' own run, besides what leaves the last block.
+    - `metric`: its array leaves carry the batch axis.
     """
     count, sides = len(own), 2 if other.ndim == 2 else 1
     sites, tokens, real, of_sides, rows = frozenset(sites), own, mask, metric, np.arange(sides * count)
@@ -83,7 +89,7 @@ def _halves(kept, masks, measured) -> tuple[Any, Float[Array, " batch"]]:
 
 @ft.partial(jax.jit, static_argnames="graph")
 def _embedded(graph: ComponentGraph, values: Mapping[Kind, Float[Array, "batch seq d_model"]], theirs) -> Array:
-    """By how much what the embeddings write differs; of senders in blocks what they write in the other run, 0 where that is still to run."""
+    """By how much what the embeddings write differs; of senders in blocks what they write in the other run, 0 where that is to be run."""
     own = embedding_writes(graph, values)
     if theirs is None:
         count, moves = len(own) // 2, own[len(own) // 2 :] - own[: len(own) // 2]

@@ -35,9 +35,9 @@ def receiver_gradients(
 ) -> Iterator[tuple[int, Gradients]]:
     """Runs variants `resid` of prompts `rows` from a residual cut on, and back.
 
-    **Arguments:** - `model`: as the graph has it. - `resid`: where that is known, also what enters each block from there on and what leaves
-    the last; then there is only the way back. - `edits`: at sites of blocks and behind the last, the same for all variants: what is detached
-    there is held on the way back.
+    **Arguments:** - `model`: as the graph has it. - `resid`: where that is known, also what enters each block from there on and what
+    leaves the last; then there is only the way back. - `edits`: at sites of blocks and behind the last, the same for all variants: what is
+    detached there is held on the way back.
 
     **Returns:** from the logits back, the number of the first of some receivers that stand behind one another, and the gradient of each
     variant's metric at what they read. Of the way there only the residual stream between blocks is held, and each block is run again.
