@@ -36,9 +36,9 @@ class Moves(NamedTuple):
 def record_moves(
     model: Transformer,
     graph: ComponentGraph,
-    own: Int[np.ndarray, "batch seq"],
-    other: Int[np.ndarray, "batch seq"] | Float[Array, "one_or_batch sender seq d_model"],
-    mask: Bool[np.ndarray, "batch seq"],
+    own: Int[Array | np.ndarray, "batch seq"],
+    other: Int[Array | np.ndarray, "batch seq"] | Float[Array, "one_or_batch sender seq d_model"],
+    mask: Bool[Array | np.ndarray, "batch seq"],
     sites: Iterable[Site],
     metric: Metric,
 ) -> Moves:
@@ -51,8 +51,7 @@ def record_moves(
     count, sides = len(own), 2 if other.ndim == 2 else 1
     sites, tokens, real, of_sides, rows = frozenset(sites), own, mask, metric, np.arange(sides * count)
     if sides == 2:
-        tokens, real = np.concatenate([own, other]), np.concatenate([mask, mask])
-        of_sides = _twice(metric)
+        tokens, real, of_sides = _one_batch((own, mask, metric), (other, mask, metric))
     masks, written = model.batch_masks(jnp.asarray(real)), sites_written(model)
     outside = frozenset(site for site in sites | written if site.layer is None)
     resid, values = embed(model.without_blocks, jnp.asarray(tokens), jnp.asarray(real), {}, record=outside)
@@ -76,8 +75,9 @@ def record_moves(
 
 
 @jax.jit
-def _twice(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.concatenate([x, x]), tree)
+def _one_batch(own: Any, other: Any) -> Any:
+    """One side behind the other."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x), own, other)
 
 
 @jax.jit
