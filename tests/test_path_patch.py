@@ -188,7 +188,7 @@ def test_sweeps_share_their_programs():
 
 def test_what_a_sweep_holds_does_not_grow_with_the_layers_that_it_does_not_send():
     held = lambda senders: (
-        _sum_of.lower(jnp.ones((3, senders, 7, 16)), np.ones((20, 5)), np.arange(20) % 3, np.asarray(2, np.int32))
+        _sum_of.lower(jnp.ones((3, senders, 7, 16)), np.ones((20, 5), int), np.ones((20, 5)), np.arange(20) % 3)
         .compile()
         .memory_analysis()
         .temp_size_in_bytes

@@ -26,13 +26,11 @@ from ..runs import (
     in_groups,
     prepare_prompts,
     receiver_gradients,
-    record,
+    record_moves,
     repeated,
     shortened,
-    sites_written,
-    writes_of,
 )
-from ._common import check_carried, difference, graph_for, others_of, prompt_groups, some_prompts
+from ._common import check_carried, graph_for, others_of, prompt_groups, some_prompts
 
 
 def edge_attribution(
@@ -106,25 +104,30 @@ def edge_attribution(
     fractions, weights = (x.astype(model.activation_dtype) for x in path.points())
     batch, seq = problem.clean.shape
     each, parts, totals = bytes_of_way_back(model, graph, seq), [], []
-    ways = _ways(model, graph, along)
+    at_clean = not fractions.any()
+    if at_clean:  # nothing moves on any way
+        fractions, weights = fractions[:1], weights.sum(keepdims=True)
+    ways = _ways(model, graph, "inputs" if at_clean else along)
+    cuts = [way.cut for way in ways]
+    if at_clean:
+        cuts = [Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers + 1)]
+    sites = {cut for cut in cuts if cut.layer != model.n_layers}
     for rows in prompt_groups(model, graph, batch, seq, budget):
         own, other, real, of_rows = some_prompts(problem, rows)
-        run = record(model, own, real, sites_written(model) | {way.cut for way in ways}, metric=of_rows)
-        if others is None:
-            theirs = record(model, other, real, sites_written(model), metric=of_rows)
-            moved = difference(writes_of(model, graph, theirs), writes_of(model, graph, run))
-            totals.append(theirs.metric - run.metric)
-            del theirs
-        else:
-            moved = difference(others(rows), writes_of(model, graph, run))
-        masks, entering = run.masks, {way.cut: run.at_cut(way.cut) for way in ways}
-        del run  # what each head writes by itself is as large as all that was moved
+        run, moved, after = record_moves(
+            model, graph, own, other if others is None else others(rows), real, sites, of_rows
+        )
+        if after is not None:
+            totals.append(after - run.metric)
+        masks, entering = run.masks, {cut: run.at_cut(cut) for cut in cuts}
         scores = jnp.zeros((len(rows), *_shape(graph, seq)), model.activation_dtype)
         for way in ways:
             for some in in_groups(len(fractions), len(rows) * each, budget):
                 once = np.where(repeated(some), 0, weights[some])
                 variants = np.tile(np.arange(len(rows)), len(some))
-                resid = _on_the_way(entering[way.cut], moved, way.moves, fractions[some])
+                resid = list(entering.values())
+                if not at_clean:
+                    resid = _on_the_way(entering[way.cut], moved, way.moves, fractions[some])
                 back = receiver_gradients(model, graph, of_rows, masks, way.cut, variants, resid, held)
                 for first, gradient in back:
                     scores = _added(graph, scores, moved, gradient, once, way.scores, np.asarray(first, np.int32))
@@ -132,7 +135,7 @@ def edge_attribution(
     found = jnp.concatenate(parts)[:batch]
     found = shortened(found, int(problem.length)) if graph.n_positions is not None else found
     found = jnp.where(graph.edges, found, 0)
-    if totals and not fractions.any():
+    if totals and at_clean:
         total = jnp.concatenate(totals)[:batch]
         check_gradient(model, problem, found=np.abs(np.asarray(found)).sum(tuple(range(1, found.ndim))), total=total)
     return found
@@ -187,9 +190,18 @@ def _on_the_way(
 def _added(graph: ComponentGraph, scores, moved, gradient, weights, senders, first):
     """Adds the scores of edges from some senders into receivers from `first` on, given gradients on the way and their weights."""
     of_each = gradient.reshape(len(weights), -1, *gradient.shape[1:])
-    # [fraction] · [fraction batch receiver seq d_model] -> [batch receiver seq d_model]
-    mean = jnp.einsum("a,abvtm->bvtm", weights, of_each)
-    # [batch sender seq d_model] · [batch receiver seq d_model] -> [batch sender receiver]
-    product = jnp.einsum("butm,bvtm->buv" if graph.n_positions is None else "butm,bvtm->btuv", moved, mean)
+    if len(weights) == 1:
+        mean, senders = of_each[0], senders * weights
+    else:
+        # [fraction] · [fraction batch receiver seq d_model] -> [batch receiver seq d_model]
+        mean = jnp.einsum("a,abvtm->bvtm", weights, of_each)
+    if graph.n_positions is None:
+        # Positions and d_model as one axis: over two the product would take copies of both sides, in another order.
+        flat = lambda x: x.reshape(*x.shape[:2], -1)
+        # [batch sender seq*d_model] · [batch receiver seq*d_model] -> [batch sender receiver]
+        product = jnp.einsum("bui,bvi->buv", flat(moved), flat(mean))
+    else:
+        # [batch sender seq d_model] · [batch receiver seq d_model] -> [batch seq sender receiver]
+        product = jnp.einsum("butm,bvtm->btuv", moved, mean)
     so_far = jax.lax.dynamic_slice_in_dim(scores, first, product.shape[-1], axis=-1)
     return jax.lax.dynamic_update_slice_in_dim(scores, so_far + senders[:, None] * product, first, axis=-1)

@@ -1,5 +1,6 @@
 """Path patching: what a sender does to the metric by way of some receivers alone."""
 
+import functools as ft
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -10,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_choice, check_count, check_list
 from .._edits import Blend, Replace
-from .._indexing import rows_of
 from .._metrics import Metric
 from .._run import metric_of_last, only_position
 from .._sites import Kind, Site
@@ -23,17 +23,29 @@ from ..runs import (
     metric_from,
     metric_of_variants,
     prepare_prompts,
-    record,
+    record_moves,
     Recorded,
     resume,
-    sites_written,
+    rounded_up,
     TOKENS_AT_ONCE,
     windows_of,
-    writes_of,
 )
 from ._common import graph_for, prompt_groups, some_prompts
 from ._positions import Positions, where_of
-from ._stages import added, Change, Enters, Read, read_stage, sites_read, Stage, stage_of, written_by
+from ._stages import (
+    added,
+    Change,
+    Enters,
+    Part,
+    Read,
+    read_stage,
+    senders_of,
+    sites_read,
+    Stage,
+    stage_of,
+    sum_of,
+    written_by,
+)
 
 
 Group = str | Sequence[str]
@@ -104,18 +116,19 @@ def path_patch(
     sent, read_at = where("positions", positions), where("receiver_positions", receiver_positions)
     stages = [stage_of(graph, stage) for stage in chain]
     reached = np.flatnonzero((groups @ graph.of_one_position[:, chain[0]]).any(1))
-    wanted = sites_written(model) | sites_read(model, stages, norms=norms == "frozen")
+    most = int(groups[reached].sum(1).max(initial=1))
+    wanted = sites_read(model, stages, norms=norms == "frozen")
     found = np.zeros((len(groups), batch), model.activation_dtype)
     for rows in prompt_groups(model, graph, batch, seq):
         own, other, keys, of_rows = some_prompts(problem, rows)
-        run = record(model, own, keys, wanted, metric=of_rows)
-        theirs = writes_of(model, graph, record(model, other, keys, wanted))  # of the same sites, by the same programs
-        moved = _moved(theirs, writes_of(model, graph, run), jnp.asarray(sent[rows]))
+        run, moved, _ = record_moves(model, graph, own, other, keys, wanted, of_rows)
+        moved = _sent_at(moved, jnp.asarray(sent[rows]))
         found[:, rows] = np.asarray(run.metric)
-        ways = _Paths(
-            model, graph, run, of_rows, stages, jnp.asarray(read_at[rows]), mlps == "recomputed", norms == "frozen"
-        )
         count = len(reached) * len(rows)
+        ways = _Paths(
+            *(model, graph, run, of_rows, stages, jnp.asarray(read_at[rows])),
+            *(most, count, mlps == "recomputed", norms == "frozen"),
+        )
         for numbers in in_groups(count, seq, tokens_at_once) if count else ():
             which, of = np.divmod(numbers, len(rows))
             members = groups[reached[which]].astype(model.activation_dtype)
@@ -124,8 +137,8 @@ def path_patch(
 
 
 class _Paths(NamedTuple):
-    """The paths of one group of prompts, whose clean run is known: through which stages, where receivers read, whether MLPs are computed
-    anew on the way, and whether norms divide as in the clean run.
+    """The paths of one group of prompts, whose clean run is known: through which stages, where receivers read, how many senders are patched
+    together at most, how many variants there are, whether MLPs are computed anew on the way, and whether norms divide as in the clean run.
     """
 
     model: Transformer
@@ -134,6 +147,8 @@ class _Paths(NamedTuple):
     of_prompts: Metric
     stages: list[Stage]
     where: Bool[Array, "batch seq"]
+    most: int
+    variants: int
     recompute: bool
     norms: bool
 
@@ -141,26 +156,36 @@ class _Paths(NamedTuple):
         self, moved: Float[Array, "batch sender seq d_model"], members: Float[np.ndarray, "variant sender"], rows
     ) -> Float[Array, " variant"]:
         """The metric of variants of prompts `rows`, each with what some senders moved sent along the path."""
-        enters = lambda layer, part: self._sent(moved, members, rows, layer, part)
+        enters = lambda parts: self._sent(moved, members, rows, parts)
         stages = iter(self.stages)
         read = self._read(next(stages), enters, rows)
         for stage in stages:
             written = written_by(self.model, self.run, read, rows)
-            read = self._read(stage, lambda layer, part, written=written: written.get((layer, part)), rows)
+            of_parts = lambda parts, written=written: ft.reduce(sum_of, map(written.get, parts), None)
+            read = self._read(stage, of_parts, rows)
         return self._behind(self.stages[-1], read, rows)
 
     def _read(self, stage: Stage, enters: Enters, rows) -> Read:
         given = self.model, self.run, stage, enters, rows, self.where
         return read_stage(*given, recompute=self.recompute, norms=self.norms)
 
-    def _sent(self, moved, members, rows, layer: int, part: str) -> Change | None:
-        """What the senders of a part of a layer moved, `None` where none of these variants has any."""
-        shape, attention = self.graph.of_layer, self.graph.n_heads + self.graph.biases
-        first = shape.first + layer * shape.senders + (attention if part == "mlp" else 0)
-        count = attention if part == "attn" else shape.senders - attention
-        first, count = (0, shape.first) if part == "embed" else (first, count)
-        mine = members[:, first : first + count]
-        return _sum_of(moved, mine, rows, np.asarray(first, np.int32)) if mine.any() else None
+    def _sent(self, moved, members, rows, parts: Sequence[Part]) -> Change | None:
+        """What the senders of some parts moved, `None` where none of these variants has any. They are taken by number, as most variants
+        have one alone; many are summed part by part.
+        """
+        a_layer = self.graph.of_layer.senders
+        count, lists = min(rounded_up(self.most), a_layer), [senders_of(self.graph, part) for part in parts]
+        if self.most <= count and lists:
+            lists = [np.concatenate(lists)]
+        change = None
+        for numbers in lists:
+            mine = members[:, numbers]
+            if mine.any():
+                places = np.argsort(mine == 0, axis=1, kind="stable")[:, :count]
+                share = np.take_along_axis(mine, places, axis=1)
+                more = ((0, 0), (0, count - places.shape[1]))
+                change = sum_of(change, _sum_of(moved, np.pad(numbers[places], more), np.pad(share, more), rows))
+        return change
 
     def _behind(self, stage: Stage, read: Read, rows) -> Float[Array, " variant"]:
         """Runs the clean prompts with what the last receivers read in place, from the first of them on."""
@@ -169,23 +194,33 @@ class _Paths(NamedTuple):
             assert read.logits is not None
             scale = run.last if self.norms else None
             return _metric_at_logits(model.without_blocks, of_prompts, rows, run.last, read.logits, scale)
+        # Before the first receiver that reads a change all is the clean run, and what its part of the block then writes is known.
+        first = min(
+            {*(site.layer for site in read.heads if site.layer is not None), *read.mlps}, default=min(stage.layers)
+        )
+        last, of_first = max(stage.layers), {site: x for site, x in read.heads.items() if site.layer == first}
+        written = written_by(model, run, Read(of_first, {n: x for n, x in read.mlps.items() if n == first}, None), rows)
+        attn, inside = written.get((first, "attn")), model.blocks[first].has_middle
+        inside = inside and (attn is not None or not written)
+        cut = Site(first, Kind.RESID_MID) if inside else Site(first + 1, Kind.RESID_PRE)
+        entering = _changed(run.at_cut(cut), rows, attn if inside else sum_of(attn, written.get((first, "mlp"))))
         # Only what the receivers make of it: heads and positions beside them read what an earlier receiver has changed.
         where = self.where[rows]
         edits = {}
         for site, value in read.heads.items():
             assert site.layer is not None
-            edits[site] = Blend(where[..., None, None] & stage.heads[site.layer][site.kind][:, None], value)
+            if site.layer > first:
+                edits[site] = Blend(where[..., None, None] & stage.heads[site.layer][site.kind][:, None], value)
         for layer, change in read.mlps.items():
-            site = Site(layer, Kind.MLP_OUT)
-            edits[site] = Blend(where[..., None], _of_rows(run.values[site], rows, change))
-        first, last = min(stage.layers), max(stage.layers)
-        alone = first not in stage.heads and model.blocks[first].has_middle
-        cut = Site(first, Kind.RESID_MID if alone else Kind.RESID_PRE)
-        entering = rows_of(run.at_cut(cut), rows)
-        resid, _ = resume(model, run.masks, cut, rows, entering, edits=edits, until=last)
+            if layer > first or inside:
+                site = Site(layer, Kind.MLP_OUT)
+                edits[site] = Blend(where[..., None], _changed(run.values[site], rows, change))
+        resid = entering
+        if first < last or inside:
+            resid, _ = resume(model, run.masks, cut, rows, entering, edits=edits, until=last)
         behind = Site(last + 1, Kind.RESID_PRE)
         if read.logits is None:
-            window = windows_of(model, of_prompts, entering.shape[1], len(rows)).whole(rows)
+            window = windows_of(model, of_prompts, entering.shape[1], self.variants).whole(rows)
             return metric_from(model, of_prompts, run.masks, behind, rows, resid, window)
         if last < model.n_layers - 1:
             resid, _ = resume(model, run.masks, behind, rows, resid)
@@ -242,23 +277,22 @@ def _groups(who: str, graph: ComponentGraph, senders, first: list[int]) -> Bool[
     return groups
 
 
-@jax.jit
-def _moved(theirs, own, where) -> Float[Array, "batch sender seq d_model"]:
-    return jnp.where(where[:, None, :, None], theirs - own, 0)
+@ft.partial(jax.jit, donate_argnames="moved")
+def _sent_at(moved, where) -> Float[Array, "batch sender seq d_model"]:
+    return jnp.where(where[:, None, :, None], moved, 0)
 
 
 @jax.jit
-def _sum_of(moved, members, rows, first) -> Change:
-    """Sums what some senders behind `first` moved, for each variant those that are its own."""
-    # These senders of all prompts first: of every variant the whole of `moved` would be as many gigabytes as there are layers.
-    moved = jax.lax.dynamic_slice_in_dim(moved, first, members.shape[1], axis=1)
-    # [variant sender] · [variant sender seq d_model] -> [variant seq d_model]
-    return jnp.einsum("vu,vutm->vtm", members, moved[rows])
+def _sum_of(moved, senders, share, rows) -> Change:
+    """Sums what some senders, by number, moved, for each variant those that are its own by their `share`, 0 for what only fills up."""
+    of_each = moved[jnp.asarray(rows)[:, None], senders]
+    # [variant member] · [variant member seq d_model] -> [variant seq d_model]
+    return jnp.einsum("vu,vutm->vtm", share, of_each)
 
 
 @jax.jit
-def _of_rows(values, rows, change: Change) -> Change:
-    return values[rows] + change
+def _changed(values, rows, change: Change | None) -> Change:
+    return values[rows] if change is None else values[rows] + change
 
 
 @jax.jit

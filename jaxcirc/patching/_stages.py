@@ -1,6 +1,6 @@
 """Receivers of a path, stage by stage: what they read while all that is not on the path is held at the clean run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,8 @@ from ..runs import Recorded
 
 OF_PART = {"q": Kind.Q, "k": Kind.K, "v": Kind.V}
 Change = Float[Array, "variant seq d_model"]
-Enters = Callable[[int, str], Change | None]  # by the layer and the part that writes, `"embed"`, `"attn"` or `"mlp"`
+Part = tuple[int, str]  # the layer and what writes there, `"embed"`, `"attn"` or `"mlp"`
+Enters = Callable[[Sequence[Part]], Change | None]  # the sum over parts
 
 
 class Stage(NamedTuple):
@@ -61,6 +62,14 @@ def stage_of(graph: ComponentGraph, receivers: list[int]) -> Stage:
     return Stage(heads, mlps, any(slot.part == "logits" for slot in slots))
 
 
+def senders_of(graph: ComponentGraph, part: Part) -> Int[np.ndarray, " some"]:
+    """The senders of a part of a layer, by number."""
+    (layer, kind), shape, attention = part, graph.of_layer, graph.n_heads + graph.biases
+    first = shape.first + layer * shape.senders
+    middle, end = first + attention, first + shape.senders
+    return np.arange(*{"embed": (0, shape.first), "attn": (first, middle), "mlp": (middle, end)}[kind])
+
+
 def sites_read(model: Transformer, stages: list[Stage], *, norms: bool) -> set[Site]:
     """What is recorded of the clean run; with `norms` also the scales of norms."""
     block, layers = model.blocks[0], range(model.n_layers)
@@ -86,39 +95,43 @@ def read_stage(
 ) -> Read:
     """Adds up, layer by layer, what enters the stream beside the clean run, and lets the receivers read it.
 
-    **Arguments:** - `run`: the clean one. - `enters`: what is added behind a part of a layer, `None` for nothing. - `where`: at which
+    **Arguments:** - `run`: the clean one. - `enters`: what is added behind parts of layers, `None` for nothing. - `where`: at which
     positions of each prompt receivers read it. - `recompute`: whether MLPs on the way are computed anew from it. - `norms`: whether the
     receivers' norms divide by what they did in the clean run.
     """
     heads, mlps = {}, {}
-    change = enters(-1, "embed")
+    change, waiting = None, [(-1, "embed")]  # parts are added together, where something reads them
     last = model.n_layers - 1 if stage.logits else max(stage.layers)
     for layer in range(last + 1):
         block, values = model.blocks[layer], run.in_layer(layer)
+        of_heads, of_mlp = layer in stage.heads, block.mlp is not None and (layer in stage.mlps or recompute)
+        if of_heads or (of_mlp and block.parallel):
+            change, waiting = sum_of(change, enters(waiting)), []
         before = change
-        if layer in stage.heads and change is not None:
+        if of_heads and change is not None:
             chosen = stage.heads[layer]
             own = {kind: values[kind] for kind in chosen}
             scale = values.get(Kind.LN1_SCALE) if norms else None
             read = _read_heads(block, rows, values[Kind.RESID_PRE], change, own, chosen, where, scale)
             heads |= {Site(layer, kind): value for kind, value in read.items()}
-        change = _sum(change, enters(layer, "attn"))
+        waiting.append((layer, "attn"))
         if block.mlp is None:
             continue
-        of_mlp = before if block.parallel else change
-        if of_mlp is not None and (layer in stage.mlps or recompute):
+        if of_mlp and not block.parallel:
+            change, waiting = sum_of(change, enters(waiting)), []
+            before = change
+        if of_mlp and before is not None:
             scale = values.get(Kind.LN2_SCALE) if norms else None
-            given = block, rows, values[block.mlp_reads], of_mlp, values[Kind.MLP_OUT]
+            given = block, rows, values[block.mlp_reads], before, values[Kind.MLP_OUT]
             if layer in stage.mlps:
                 mlps[layer] = _read_mlp(*given, where, scale)
-            change = _sum(change, _read_mlp(*given, jnp.ones_like(where), None)) if recompute else change
-        change = _sum(change, enters(layer, "mlp"))
+            change = sum_of(change, _read_mlp(*given, jnp.ones_like(where), None)) if recompute else change
+        waiting.append((layer, "mlp"))
+    change = sum_of(change, enters(waiting)) if stage.logits else change
     return Read(heads, mlps, _only(change, where, rows) if stage.logits and change is not None else None)
 
 
-def written_by(
-    model: Transformer, run: Recorded, read: Read, rows: Int[np.ndarray, " variant"]
-) -> dict[tuple[int, str], Change]:
+def written_by(model: Transformer, run: Recorded, read: Read, rows: Int[np.ndarray, " variant"]) -> dict[Part, Change]:
     """By how much what the receivers' own parts write changes, by layer and part."""
     found = {(layer, "mlp"): change for layer, change in read.mlps.items()}
     for layer in {site.layer for site in read.heads}:
@@ -191,7 +204,8 @@ def added(one: Change, other: Change) -> Change:
     return one + other
 
 
-def _sum(one: Change | None, other: Change | None) -> Change | None:
+def sum_of(one: Change | None, other: Change | None) -> Change | None:
+    """The sum of two changes, of which `None` is none."""
     if one is None or other is None:
         return other if one is None else one
     return added(one, other)

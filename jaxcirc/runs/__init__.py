@@ -21,6 +21,7 @@ from ._lengths import (
     padded_length as padded_length,
     shortened as shortened,
 )
+from ._moved import Moves as Moves, record_moves as record_moves
 from ._problem import (
     ALL_LOGITS as ALL_LOGITS,
     check_saes as check_saes,

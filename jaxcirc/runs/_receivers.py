@@ -1,7 +1,7 @@
 """The way back to every receiver: the gradient of the metric at what each head's query, key and value and each MLP reads by itself."""
 
 import functools as ft
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,19 +30,23 @@ def receiver_gradients(
     masks: tuple[Bool[Array, "batch q_seq k_seq"], ...],
     cut: Site,
     rows: Int[np.ndarray, " variant"],
-    resid: Variants,
+    resid: Variants | Sequence[Variants],
     edits: Edits = NOTHING,
 ) -> Iterator[tuple[int, Gradients]]:
     """Runs variants `resid` of prompts `rows` from a residual cut on, and back.
 
-    **Arguments:** - `model`: as the graph has it. - `edits`: at sites of blocks and behind the last, the same for all variants: what is
+    **Arguments:** - `model`: as the graph has it. - `resid`: where that is known, also what enters each block from there on and what
+    leaves the last; then there is only the way back. - `edits`: at sites of blocks and behind the last, the same for all variants: what is
     detached there is held on the way back.
 
     **Returns:** from the logits back, the number of the first of some receivers that stand behind one another, and the gradient of each
     variant's metric at what they read. Of the way there only the residual stream between blocks is held, and each block is run again.
     """
-    layers, entering = list(blocks_from(model, cut)), [resid]
-    entering += [after for _, after, _ in onwards(model, masks, cut, rows, resid)]
+    layers = list(blocks_from(model, cut))
+    if isinstance(resid, Sequence):
+        entering = list(resid)
+    else:
+        entering = [resid, *(after for _, after, _ in onwards(model, masks, cut, rows, resid))]
     behind = {site: edit for site, edit in edits.items() if site.layer is None}
     gradient = _at_logits(model.without_blocks, metric, rows, entering.pop(), behind)
     yield len(graph.receivers) - 1, gradient[:, None]

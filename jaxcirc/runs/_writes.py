@@ -108,6 +108,14 @@ def block_writes(
 def _of_block(
     graph: ComponentGraph, block: Block, values: dict[Kind, Float[Array, "batch ..."]]
 ) -> Float[Array, "batch sender seq d_model"]:
+    return writes_in_block(graph, block, values)
+
+
+def writes_in_block(
+    graph: ComponentGraph, block: Block, values: Mapping[Kind, Float[Array, "batch ..."]]
+) -> Float[Array, "batch sender seq d_model"]:
+    """The same as a part of another program."""
+
     def one(values):
         attention = attention_writes(graph, block, values)
         return attention if block.mlp is None else jnp.concatenate([attention, mlp_writes(graph, block, values)])
