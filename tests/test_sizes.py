@@ -3,6 +3,7 @@
 import dataclasses
 from unittest import mock
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc.runs import _sizes
+from jaxcirc._target import for_platform
+from jaxcirc.runs import _sizes, tokens_together
 from jaxcirc.runs._lengths import lengthened, padded_length, shortened
+from jaxcirc.runs._together import KEPT
 
 from .dictionaries import make_sae, transcoder
+from .full_sizes import blocks, D, D_MLP
 from .helpers import assert_close, counting_programs, make_model, MODELS
 
 
@@ -28,6 +32,20 @@ def test_lengths_are_few_and_at_most_an_eighth_too_long_where_that_costs():
     assert set(lengths[:128]) == set(range(8, 129, 8))
     assert all(8 * length <= 9 * seq for seq, length in enumerate(lengths, 1) if seq > 64)
     assert len(set(lengths)) == 16 + 8 * 3
+
+
+def test_on_a_cpu_tokens_together_are_as_many_as_a_blocks_memory_is_kept_for():
+    small = make_model(jax.random.key(0))
+    assert tokens_together(small, 6, 8192) == 8192
+    wide = eqx.tree_at(lambda model: model.blocks, small, blocks())
+    wide = eqx.tree_at(lambda model: model.W_E, wide, jax.ShapeDtypeStruct((2, D), jnp.float32))
+    few = tokens_together(wide, 32, 8192)
+    assert few == KEPT // (4 * (2 * D_MLP + D))
+    assert tokens_together(wide, 32, few - 1) == few - 1
+    # Of a long prompt attention's scores are more than what the MLP makes of it.
+    assert 1 <= tokens_together(wide, 1024, 8192) < few // 3
+    with for_platform("cuda"):
+        assert tokens_together(wide, 32, 8192) == 8192
 
 
 def test_a_length_is_never_more_than_a_model_takes():

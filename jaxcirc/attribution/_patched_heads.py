@@ -20,7 +20,7 @@ from ..graph import Entry, entry
 from ..models import Transformer
 from ..parts import Block
 from ..parts._attention import grouped_average, grouped_scores
-from ..runs import metric_from, windows_of
+from ..runs import metric_from, tokens_together, windows_of
 from ._heads import HeadStates, PARTS
 from ._scores import capped_change, moves_together, placed_change
 
@@ -46,7 +46,8 @@ def patched_heads(
     layers = [_Patches(*np.nonzero(differs[:, layer])) for layer in range(model.n_layers)]
     windows = windows_of(model, metric, mask.shape[1], differs.size)
     caches = windows.caches(model, at.resid)
-    groups = windows.groups([(patches.rows, patches.positions) for patches in layers], tokens_at_once)
+    lists = [(patches.rows, patches.positions) for patches in layers]
+    groups = windows.groups(lists, tokens_together(model, windows.seq, tokens_at_once))
     for layer, (block, patches) in enumerate(zip(model.blocks, layers, strict=True)):
         cut = entry(model, Site(layer, Kind.Z))
         for numbers, size in groups[layer]:

@@ -13,7 +13,7 @@ from .._indexing import rows_of
 from .._sites import BySite, Site
 from ..graph import enters, entry
 from ..models import check_known, Transformer
-from ..runs import metric_from, Problem, windows_of
+from ..runs import metric_from, Problem, tokens_together, windows_of
 from ._effects import NodeEffects
 from ._heads import AbstractHeadMethod, as_effects, head_states, HeadEffects
 from ._methods import AbstractMethod, Gradient
@@ -51,7 +51,8 @@ class ExactPatching(AbstractMethod, AbstractHeadMethod):
         windows = windows_of(model, problem.metric, problem.clean.shape[1], sum(len(rows) for rows, _ in lists))
         caches = windows.caches(model, at.resid)
         masks, clean = model.batch_masks(problem.mask), np.asarray(at.clean)
-        for (site, each), groups in zip(differing.items(), windows.groups(lists, self.tokens_at_once), strict=True):
+        groups_of = windows.groups(lists, tokens_together(model, windows.seq, self.tokens_at_once))
+        for (site, each), groups in zip(differing.items(), groups_of, strict=True):
             value = at.values[site][*index[site].T[:2]]
             cut, changes = entry(model, site), enters(model, site, value, _vectors(problem, site, packs)[each]).at(1)
             effects = np.zeros(len(index[site]), model.activation_dtype)

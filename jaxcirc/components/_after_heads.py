@@ -17,8 +17,8 @@ from .._sites import Kind, Site
 from ..graph import Entry, entry
 from ..models import Transformer
 from ..parts import Block, Norm
-from ..runs import apart, in_groups, onwards, record
-from ._direct_effects import along_direction, of_heads
+from ..runs import apart, in_groups, onwards, record, tokens_together
+from ._direct_effects import along_direction
 from ._reading import Asked, at_scale, before_norm_behind, reading
 from ._written import final_scale
 
@@ -60,22 +60,24 @@ def iterate_changes(
     clean, other = apart(record(model, tokens, mask, {*writes, *of_all(cuts[0].kind, *of_layer)}))
     read, scale = reading(model, given.wanted), final_scale(model.ln_final, clean.last)
     along = at_scale(read, scale)
+    batch, seq = given.tokens.shape
+    together = tokens_together(model, seq, tokens_at_once)
     for layer, mine in enumerate(heads):
         cut, found = cuts[layer], []
         of_clean = {kind: clean.values[Site(layer, kind)] for kind in of_layer}
-        for some in in_groups(len(mine), given.tokens.size, tokens_at_once) if len(mine) else ():
-            chosen, rows = jnp.asarray(mine[some]), np.tile(np.arange(len(given.tokens)), len(some))
-            given_there = model.blocks[layer], clean.at_cut(cut), of_clean, other.values[z[layer]], along, chosen
-            resid, *itself, behind = _replaced(*given_there)
+        for some in in_groups(len(mine) * batch, seq, together) if len(mine) else ():
+            which, rows = np.divmod(some, batch)
+            given_there = model.blocks[layer], clean.at_cut(cut), of_clean, other.values[z[layer]], along
+            resid, *itself, behind = _replaced(*given_there, rows, mine[which])
             changes = [jnp.zeros_like(resid[..., 0])] * 2
             for later, after, values in onwards(model, clean.masks, cut, rows, resid, record=writes):
                 resid = after
                 changes = _changed(changes, clean.in_layer(later), values, along, rows)
             end = _at_end(model.ln_final, read.direction, clean.last, scale, resid, rows, behind)
-            found.append([x.reshape(len(some), *given.tokens.shape) for x in (*itself, *changes, *end)])
+            found.append((*itself, *changes, *end))
         if found:
-            of_heads = [np.concatenate(parts)[: len(mine)].swapaxes(0, 1) for parts in zip(*found, strict=True)]
-            yield layer, Changes(*of_heads)
+            variants = [np.concatenate(parts)[: len(mine) * batch] for parts in zip(*found, strict=True)]
+            yield layer, Changes(*(x.reshape(len(mine), batch, seq).swapaxes(0, 1) for x in variants))
 
 
 WRITES = (Kind.ATTN_OUT, Kind.MLP_OUT)
@@ -83,24 +85,31 @@ WRITES = (Kind.ATTN_OUT, Kind.MLP_OUT)
 
 @jax.jit
 def _replaced(
-    block: Block, entered, clean: dict[Kind, Array], other, along, heads
+    block: Block, entered, clean: dict[Kind, Array], other, along, rows, heads
 ) -> tuple[Array, Array, Array, Array | None]:
-    """Puts heads' `z` of `other` `[batch seq head d_head]` in place, one head in each variant; `clean` is what was recorded in the block.
+    """Puts heads' `z` of `other` `[batch seq head d_head]` in place, in each variant that of one head; `clean` is what was recorded in the
+    block.
 
     **Returns:** the residual stream that they enter, `[variant seq d_model]`; the heads' direct effects, and how these change; and what
-    the other scale of a norm behind attention does, `[variant seq]`, `None` if there is none.
+    the other scale of a norm behind attention does, all three `[variant seq]`, the last `None` if there is none.
     """
     of_sum, _ = before_norm_behind(block.ln1_post, clean.get(Kind.LN1_POST_SCALE), along)
-    moved = other - clean[Kind.Z]
-    direct, own = (jnp.swapaxes(of_heads(block.attn, z, of_sum), 0, 1)[heads] for z in (clean[Kind.Z], moved))
-    # [batch seq head d_head] · [head d_head d_model] -> [head batch seq d_model]
-    change = jnp.einsum("bshd,hdm->hbsm", moved[:, :, heads], wide(block.attn.W_O[heads]))
-    behind = None
-    if block.ln1_post is not None:
-        change = jax.vmap(lambda change: Entry(change, clean[Kind.HEADS_OUT], block.ln1_post).at(1))(change)
-        behind = (along_direction(change, along) - own).reshape(-1, own.shape[-1])
-    resid = entered + change
-    return resid.reshape(-1, *resid.shape[2:]), direct, own, behind
+
+    def one(row, head):
+        # Slices, as a gather would copy what is gathered from.
+        W_O = wide(block.attn.W_O[head])
+        z = clean[Kind.Z][row, :, head]
+        moved = other[row, :, head] - z
+        # [seq d_model] · [d_head d_model] -> [seq d_head]
+        wanted = of_sum[row] @ W_O.T
+        direct, own = along_direction(z, wanted), along_direction(moved, wanted)
+        change, behind = moved @ W_O, None
+        if block.ln1_post is not None:
+            change = Entry(change, clean[Kind.HEADS_OUT][row], block.ln1_post).at(1)
+            behind = along_direction(change, along[row]) - own
+        return entered[row] + change, direct, own, behind
+
+    return jax.vmap(one)(rows, heads)
 
 
 @jax.jit

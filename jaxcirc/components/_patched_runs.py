@@ -16,7 +16,7 @@ from .._tap import site_read, Tap
 from ..graph import canonical
 from ..graph._wiring import RESIDUAL
 from ..models import Transformer
-from ..runs import metric_from, Problem, Recorded, resume, windows_of
+from ..runs import metric_from, Problem, Recorded, resume, tokens_together, windows_of
 from ..runs._windows import Window, Windows
 from ..saes import AbstractDictionary, anonymous
 
@@ -61,8 +61,8 @@ def metric_of_patches(
     """
     windows = windows_of(model, problem.metric, problem.clean.shape[1], sum(len(each.rows) for each in patches))
     caches = windows.caches(model, base.values)
-    found = []
-    for each, groups in zip(patches, _groups(windows, patches, tokens_at_once), strict=True):
+    together, found = tokens_together(model, windows.seq, tokens_at_once), []
+    for each, groups in zip(patches, _groups(windows, patches, together), strict=True):
         after = []
         for numbers, size in groups:
             some = each._replace(**{name: getattr(each, name)[numbers] for name in each._fields[2:]})

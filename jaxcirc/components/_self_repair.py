@@ -130,9 +130,9 @@ def _measured(
 
 
 def _columns_seen(model: Transformer, pairs: Pairs) -> int:
-    """Counts the columns up to the last that is read, rounded up to one of few lengths: in a causal model of known parts nothing depends on
-    those behind.
+    """Counts the columns up to the last that is read, rounded up to one less than one of few lengths, as no prompt's last is read: in a
+    causal model of known parts nothing depends on those behind.
     """
     columns = pairs.tokens.shape[1]
     known = model.causal and all(map(is_all_known, model.blocks))
-    return padded_length(int(np.flatnonzero(pairs.wanted.read.any(0))[-1]) + 1, columns) if known else columns
+    return padded_length(int(np.flatnonzero(pairs.wanted.read.any(0))[-1]) + 2, columns) - 1 if known else columns

@@ -43,6 +43,7 @@ from ._sizes import (
     size_for as size_for,
     sizes_without_history as sizes_without_history,
 )
+from ._together import tokens_together as tokens_together
 from ._until import values_until as values_until
 from ._windows import Window as Window, windows_of as windows_of
 from ._worlds import (
