@@ -289,3 +289,16 @@ def test_pages_use_options_that_there_are():
         used = {word.partition("=")[0] for word in [command, *words] if word.startswith("--")}
         assert used <= options, (command, used - options)
         assert known is not WHOLE or used, command
+
+
+def test_a_graph_is_told_in_words(capsys):
+    """Neurons by that name, and outputs by their tokens and not by their numbers."""
+    given = ["graph", "--model", "tiny-gpt2", "--prompt", "The teachers that the doctor likes", "--max-nodes", "50"]
+    assert main([*given, "--answer", " are", "--foil", " is", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "-> logit of ' are' less ' is'" in said
+    assert "  neuron blocks.3.mlp.hook_post " in said
+    assert "latent" not in said
+    assert main([*given, "--json", "--quiet"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert "logit of ' want'" in {link["target"] for link in said["strongest_edges"]}

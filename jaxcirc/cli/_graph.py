@@ -1,6 +1,7 @@
 """`jaxcirc graph`: the attribution graph of a prompt."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..attribution_graphs import attribution_graph
 from ..interop import check_saes, load_cross_layer_transcoder, load_saes
 from ..view import draw_attribution_graph
 from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
-from ._edges import token_of
+from ._edges import metric_text, token_of
 from ._options import count, figure, new_file, part
 
 
@@ -89,7 +90,9 @@ def graph(arguments: argparse.Namespace) -> int:
     if arguments.cross_layer_transcoder:
         transcoders = load_cross_layer_transcoder(arguments.cross_layer_transcoder)
     model = load_model(arguments)
-    targets = None if answer is None else [answer] if foil is None else {"answer less foil": LogitDiff(answer, foil)}
+    targets: Any = None if answer is None else [answer]
+    if answer is not None and foil is not None:
+        targets = {metric_text(tokenizer, answer, foil): LogitDiff(answer, foil)}
     shares = {f"{name}_threshold": getattr(arguments, f"{name}_influence") for name in ("node", "edge")}
     settings = {"max_nodes": arguments.max_nodes, **shares}
     with progress_bar() as progress:
@@ -115,7 +118,10 @@ def graph(arguments: argparse.Namespace) -> int:
         "json_graph": str(arguments.json_graph) if arguments.json_graph else None,
         "plot": str(arguments.plot) if arguments.plot else None,
     }
-    names = [name_of(row, texts) for row in nodes.itertuples()]
+    named = found.meta.get("targets")
+    outputs = {unit: metric_text(tokenizer, unit, None) for unit in nodes["unit"][nodes["kind"] == "logit"]}
+    outputs = outputs if named is None else dict(enumerate(named))
+    names = [name_of(row, found.table.word(row.Index), texts, outputs) for row in nodes.itertuples()]
     first = np.argsort(-nodes["influence"].to_numpy(), kind="stable")[: arguments.top]
     if arguments.json:
         rows = [{"node": names[i], "influence": float(nodes["influence"].iloc[i])} for i in first]
@@ -139,14 +145,14 @@ def graph(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def name_of(row: Any, texts: list[str]) -> str:
-    """A node for people: what it is, where, and at which token."""
+def name_of(row: Any, word: str, texts: list[str], outputs: Mapping[int, str]) -> str:
+    """A node for people: what it is, where, and at which token; of an output, whose logit."""
     if row.kind == "logit":
-        return f"logit {row.unit}"
+        return f"logit of {outputs[row.unit]}"
     if row.pos < 0:
         return "own bias"
     at = f"at {row.pos} {texts[row.pos]!r}"
     if row.kind in ("token", "position"):
         return f"{row.kind} {at}"
     where = row.site if row.unit < 0 else f"{row.site} {row.unit}"
-    return f"{row.kind} {where} {at}"
+    return f"{word} {where} {at}"
