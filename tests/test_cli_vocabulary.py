@@ -114,6 +114,7 @@ def test_an_example_is_of_its_command_and_can_be_parsed(name, example, tmp_path,
         if word.endswith((".jsonl", ".txt", ".toml", ".pt")) or (
             word.endswith(".safetensors") and "--out" not in words[words.index(word) - 1]
         ):
+            (tmp_path / word).parent.mkdir(exist_ok=True)
             (tmp_path / word).write_text(json.dumps(PAIRS[0]))
     if "--circuit" in words:
         (tmp_path / words[words.index("--circuit") + 1]).mkdir()
