@@ -121,7 +121,7 @@ def graph(arguments: argparse.Namespace) -> int:
     named = found.meta.get("targets")
     outputs = {unit: metric_text(tokenizer, unit, None) for unit in nodes["unit"][nodes["kind"] == "logit"]}
     outputs = outputs if named is None else dict(enumerate(named))
-    names = [name_of(row, found.table.word(row.Index), texts, outputs) for row in nodes.itertuples()]
+    names = [name_of(row, found.table.word(i), texts, outputs) for i, row in enumerate(nodes.itertuples())]
     first = np.argsort(-nodes["influence"].to_numpy(), kind="stable")[: arguments.top]
     if arguments.json:
         rows = [{"node": names[i], "influence": float(nodes["influence"].iloc[i])} for i in first]
