@@ -89,7 +89,7 @@ class LogitDiff(AbstractPositionMetric):
     position: Int[Array, "..."]
 
     def __init__(self, answer: Ids, foil: Ids | None = None, position: Ids = -1):
-        shape = jnp.shape(jnp.asarray(answer))
+        shape = _numbers("answer", answer).shape
         self.answer, self.position = _ids("answer", answer, shape), _ids("position", position, shape)
         self.foil = None if foil is None else _ids("foil", foil, shape)
         if self.foil is not None and not isinstance(self.answer, Tracer) and not isinstance(self.foil, Tracer):
@@ -116,7 +116,7 @@ class LogProb(AbstractPositionMetric):
     position: Int[Array, "..."]
 
     def __init__(self, answer: Ids, position: Ids = -1):
-        shape = jnp.shape(jnp.asarray(answer))
+        shape = _numbers("answer", answer).shape
         self.answer, self.position = _ids("answer", answer, shape), _ids("position", position, shape)
 
     def at(self, logits: Float[Array, " d_vocab"]) -> Float[Array, ""]:
@@ -173,9 +173,26 @@ def _check_distributions(reference: np.ndarray) -> None:
         )
 
 
+def _numbers(name: str, ids: Ids) -> Array:
+    """`ids` as an array. **Raises:** `TypeError` for text."""
+    texts = (
+        [ids]
+        if isinstance(ids, str)
+        else [each for each in ids if isinstance(each, str)]
+        if isinstance(ids, Sequence)
+        else []
+    )
+    if texts:
+        raise TypeError(
+            f"A metric's {name} is token ids, got the text {texts[0]!r}. Encode it, with the space in front of a word: "
+            f"tokenizer.encode({texts[0]!r}) is a list, of one token if the tokenizer has it whole."
+        )
+    return jnp.asarray(ids)
+
+
 def _ids(name: str, ids: Ids, shape: tuple[int, ...]) -> Int[Array, "..."]:
     """`ids` as integers of the given shape; one number stands for all."""
-    ids = jnp.asarray(ids)
+    ids = _numbers(name, ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"A metric's {name} must be of integers, got dtype {ids.dtype}.")
     if ids.ndim and ids.shape != shape:

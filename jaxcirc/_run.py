@@ -173,13 +173,19 @@ def _record_all(model: Transformer, tokens: Tokens) -> dict[Site, Float[Array, "
 def check_tokens(model: Transformer, tokens: Int[Array | np.ndarray, "..."], *, batched: bool = False) -> None:
     """ValueError unless `tokens` can be run: indexing would clamp an id outside the vocabulary and say nothing."""
     check_model(model)
+    if isinstance(tokens, str):
+        text = repr(tokens) if len(tokens) < 50 else "text"
+        raise TypeError(
+            f"Expected an array of token ids, got text. Use jnp.array(tokenizer.encode({text})), with the tokenizer of jc.load_tokenizer."
+        )
     if not isinstance(tokens, jax.Array | np.ndarray):
         raise TypeError(f"Expected an array of token ids, got a {type(tokens).__name__}. Use jnp.asarray(tokens).")
     shape, dtype = tokens.shape, tokens.dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(f"Token ids are integers; got dtype {dtype}.")
     if len(shape) != 1 + batched:
-        want, instead = ("[batch seq]", "tokens[None]") if batched else ("[seq]", "jax.vmap over the batch")
+        one = "tokens[0]" if len(shape) == 2 and len(tokens) == 1 else "jax.vmap over the batch"
+        want, instead = ("[batch seq]", "tokens[None]") if batched else ("[seq]", one)
         raise ValueError(f"Expected token ids of shape {want}, got {shape}. Use {instead}.")
     if 0 in shape:
         raise ValueError(f"Expected at least one token, got token ids of shape {shape}.")

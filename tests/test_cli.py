@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,10 @@ def test_demo_finds_saves_and_draws(tmp_path, capsys):
     assert circuit.meta.bos
     assert circuit.edge_rows()[0].source in printed
     assert "<svg" in (out / "circuit.html").read_text()
+    (again,) = [shlex.split(line)[1:] for line in printed.splitlines() if line.startswith("  jaxcirc evaluate ")]
+    assert main([*again, "--json"]) == 0  # it stands there as it can be run
+    said = json.loads(capsys.readouterr().out)
+    assert (said["prompts"], said["m_full"]) == (2, pytest.approx(circuit.meta.clean_metric, rel=1e-4))
 
 
 def test_discover_from_a_file(found):

@@ -120,6 +120,7 @@ def test_an_example_is_of_its_command_and_can_be_parsed(name, example, tmp_path,
         if word.endswith((".json", ".jsonl", ".txt", ".toml", ".pt")) or (
             word.endswith(".safetensors") and "--out" not in words[words.index(word) - 1]
         ):
+            (tmp_path / word).parent.mkdir(exist_ok=True)
             (tmp_path / word).write_text(json.dumps(PAIRS[0]))
     if "--circuit" in words:
         (tmp_path / words[words.index("--circuit") + 1]).mkdir()
@@ -295,3 +296,16 @@ def test_pages_use_options_that_there_are():
         used = {word.partition("=")[0] for word in [command, *words] if word.startswith("--")}
         assert used <= options, (command, used - options)
         assert known is not WHOLE or used, command
+
+
+def test_a_graph_is_told_in_words(capsys):
+    """Neurons by that name, and outputs by their tokens and not by their numbers."""
+    given = ["graph", "--model", "tiny-gpt2", "--prompt", "The teachers that the doctor likes", "--max-nodes", "50"]
+    assert main([*given, "--answer", " are", "--foil", " is", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "-> logit of ' are' less ' is'" in said
+    assert "  neuron blocks.3.mlp.hook_post " in said
+    assert "latent" not in said
+    assert main([*given, "--json", "--quiet"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert "logit of ' want'" in {link["target"] for link in said["strongest_edges"]}

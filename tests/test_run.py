@@ -283,12 +283,13 @@ BAD_TOKENS = [
     (lambda t: t.at[0].set(-1), ValueError, r"Token id -1 at \[0\] is outside the vocabulary"),
     (lambda t: jnp.zeros(13, int), ValueError, "The prompt has 13 tokens, and random has a context of 12. Shorten"),
     (lambda t: t[:0], ValueError, r"Expected at least one token, got token ids of shape \(0,\)"),
-    (lambda t: t[None], ValueError, r"Expected token ids of shape \[seq\], got \(1, 7\). Use jax.vmap"),
+    (lambda t: t[None], ValueError, r"Expected token ids of shape \[seq\], got \(1, 7\). Use tokens\[0\]"),
+    (lambda t: jnp.stack([t, t]), ValueError, r"Expected token ids of shape \[seq\], got \(2, 7\). Use jax.vmap over the batch"),
     (lambda t: t[0], ValueError, r"Expected token ids of shape \[seq\], got \(\)"),
     (lambda t: t.astype(float), TypeError, "Token ids are integers; got dtype float"),
     (lambda t: t > 3, TypeError, "Token ids are integers; got dtype bool"),
     (lambda t: t.tolist(), TypeError, r"Expected an array of token ids, got a list. Use jnp.asarray\(tokens\)"),
-    (lambda t: "a text", TypeError, "Expected an array of token ids, got a str"),
+    (lambda t: "a text", TypeError, r"Expected an array of token ids, got text. Use jnp.array\(tokenizer.encode\('a text'\)\)"),
 ]  # fmt: skip
 
 

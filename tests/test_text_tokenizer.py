@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -122,3 +124,19 @@ def altered(folder, **settings):
     config = folder / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
     return folder
+
+
+WITHOUT_TORCH = """
+import importlib.util, os
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "torch" else find_spec(name, *more)
+from jaxcirc.interop import load_tokenizer
+print(len(load_tokenizer("tiny-gpt2")), "TRANSFORMERS_NO_ADVISORY_WARNINGS" in os.environ)
+"""
+
+
+def test_nothing_is_said_where_torch_is_missing():
+    """transformers advises to install it when it is imported; a tokenizer needs none, and the library prints nothing."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == [str(len(jc.load_tokenizer("tiny-gpt2"))), "False"], done.stderr
+    assert "PyTorch" not in done.stderr

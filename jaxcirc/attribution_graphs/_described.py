@@ -50,7 +50,7 @@ def described(
         at = None if pos == NOWHERE else pos
         # Of outputs the influence is their own weight, and they are what all else is looked at for.
         value = float("nan") if kind == LOGIT else float(influence[i])
-        nodes.append(Node(name, rows.index(places[i]), at, _kind(table, i), value, label, about))
+        nodes.append(Node(name, rows.index(places[i]), at, table.word(i), value, label, about))
     row, source = np.nonzero(graph.edges)
     weights = graph.rows[row, source].tolist()
     edges = [
@@ -86,12 +86,6 @@ _LONG = ("qk_tracing_results", "qk_only_nodes", "fingerprints")
 def _listed(outputs: Sequence[str]) -> str:
     first = ", ".join(f"“{name}”" for name in outputs[:3])
     return f"{first} and {len(outputs) - 3} more outputs" if len(outputs) > 3 else first
-
-
-def _kind(table: Table, i: int) -> str:
-    """What a node is; the latents of a model without dictionaries are its neurons."""
-    neuron = table.kind[i] == LATENT and table.sites[table.site[i]].endswith("mlp.hook_post")
-    return "neuron" if neuron else KINDS[table.kind[i]]
 
 
 def _row(table: Table, i: int) -> str:

@@ -73,6 +73,11 @@ class Table:
         """The table of some of the nodes."""
         return dataclasses.replace(self, **{name: getattr(self, name)[nodes] for name in COLUMNS})
 
+    def word(self, i: int) -> str:
+        """What a node is, for people: the latents of a model without dictionaries are its neurons."""
+        neuron = self.kind[i] == LATENT and self.sites[self.site[i]].endswith("mlp.hook_post")
+        return "neuron" if neuron else KINDS[self.kind[i]]
+
     def moved(self, by: int) -> "Table":
         """The same nodes at positions by so many further on."""
         return dataclasses.replace(

@@ -17,6 +17,7 @@ from ._found_circuit import (
     add_circuit_options as add_circuit_options,
     deliver as deliver,
     find_circuit as find_circuit,
+    given_again as given_again,
     METHODS as METHODS,
     show_circuit as show_circuit,
 )

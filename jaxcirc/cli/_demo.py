@@ -1,10 +1,14 @@
 """`jaxcirc demo`: the whole of it, on the model that ships."""
 
 import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from .. import data
+from .._files import write_text, writing_file
 from .._words import counted
 from ..interop import from_pretrained, load_saes
 from ..interop._text_tokenizer import load_text_tokenizer
@@ -28,7 +32,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="FOLDER",
         type=new_circuit("--out"),
         default="jaxcirc-demo",
-        help="folder for the circuit (%(default)s)",
+        help="folder for the circuit and its prompts (%(default)s)",
     )
     parser.add_argument(
         "--n-prompts",
@@ -52,5 +56,21 @@ def demo(arguments: argparse.Namespace) -> int:
         print(f"{MODEL} and its {counted(len(saes), 'dictionary')}; {counted(len(prompts), 'prompt pair')} such as\n")
         print(f"  clean    {clean!r}  expects {answer!r} and not {foil!r}\n  corrupt  {corrupt!r}\n")
     circuit = find_circuit(arguments, model, saes, prompts, tokenizer, positions=True)
-    deliver(circuit.annotate(title=f"{MODEL}: the verb agrees with its subject across a relative clause"), arguments)
+    circuit = circuit.annotate(title=f"{MODEL}: the verb agrees with its subject across a relative clause")
+    pairs = arguments.out / "prompts.jsonl"
+    deliver(circuit, arguments, ["--model", MODEL, "--saes", MODEL, "--prompts", str(pairs)])
+    with writing_file(pairs) as aside:
+        write_text(aside, "".join(json.dumps(row) + "\n" for row in _rows(prompts, tokenizer)))
     return 0
+
+
+def _rows(prompts: data.Prompts, tokenizer: Any) -> Iterator[dict[str, str]]:
+    """The pairs as a prompts file has them, so that other commands take up the circuit."""
+    sides = {
+        "clean_prefix": prompts.clean,
+        "patch_prefix": prompts.corrupt,
+        "clean_answer": prompts.answer,
+        "patch_answer": prompts.foil,
+    }
+    for i in range(len(prompts)):
+        yield {name: tokenizer.decode(np.asarray(ids)[i]) for name, ids in sides.items()}

@@ -8,6 +8,7 @@ from ._common import (
     add_prompt_options,
     deliver,
     find_circuit,
+    given_again,
     load_given,
     progress_bar,
     Subparsers,
@@ -86,7 +87,7 @@ def discover_file(arguments: argparse.Namespace) -> int:
                 mask=prompts.mask,
                 progress=progress,
             )
-    deliver(circuit.annotate(prompts_file=arguments.prompts.name), arguments)
+    deliver(circuit.annotate(prompts_file=arguments.prompts.name), arguments, given_again(arguments))
     if not arguments.json:
         print(_about_thresholds(circuit))
     return 0

@@ -70,7 +70,7 @@ def edges(arguments: argparse.Namespace) -> int:
     )
     table = found.table(arguments.top)
     texts = [_text(tokenizer, int(token)) for token in np.asarray(tokens)]
-    metric = _text(tokenizer, answer) + ("" if foil is None else f" less {_text(tokenizer, foil)}")
+    metric = metric_text(tokenizer, answer, foil)
     facts = {
         "model": model.name,
         "node": arguments.node,
@@ -120,6 +120,11 @@ def token_of(tokenizer: Any, option: str, text: str | None) -> int | None:
             f"{option} takes one token, and {text!r} is {len(ids)}: {parts}. Mind the space in front of a word."
         )
     return int(ids[0])
+
+
+def metric_text(tokenizer: Any, answer: int, foil: int | None) -> str:
+    """Whose logit it is, less whose: `' are' less ' is'`."""
+    return _text(tokenizer, answer) + ("" if foil is None else f" less {_text(tokenizer, foil)}")
 
 
 def _text(tokenizer: Any, token: int) -> str:

@@ -1,6 +1,7 @@
 """A circuit that is found: the options, the search, what is printed of it, and where it is saved."""
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,8 +98,17 @@ def find_circuit(
     return circuit.annotate(bos=begin == {tokenizer.bos_token_id})
 
 
-def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:
-    """Saves the circuit, draws it, and says what was found and where it is."""
+def given_again(arguments: argparse.Namespace) -> list[str]:
+    """The options of `add_prompt_options` by which another command gets the same model, dictionaries and prompts."""
+    values = {name: getattr(arguments, name) for name in ("model", "saes", "prompts", "tokenizer", "revision", "limit")}
+    words = [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+    flags = ("skip_unusable", "first_answer")
+    words += [f"--{name.replace('_', '-')}" for name in flags if getattr(arguments, name)]
+    return words + ({True: ["--bos"], False: ["--no-bos"]}.get(arguments.bos, []))
+
+
+def deliver(circuit: Circuit, arguments: argparse.Namespace, again: list[str]) -> None:
+    """Saves the circuit, draws it, and says what was found, where it is, and how to go on; `again` are the options of the same prompts."""
     circuit.save(arguments.out)
     picture = arguments.out / "circuit.html"
     circuit.to_html(picture)
@@ -109,9 +119,8 @@ def deliver(circuit: Circuit, arguments: argparse.Namespace) -> None:
     else:
         show_circuit(circuit)
         print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser.")
-        print(
-            f"How much of the behaviour it carries: jaxcirc evaluate --circuit {arguments.out} …; lower thresholds carry more."
-        )
+        carried = shlex.join(["jaxcirc", "evaluate", "--circuit", str(arguments.out), *again])
+        print(f"How much of the behaviour it carries (lower thresholds carry more):\n  {carried}")
 
 
 def show_circuit(circuit: Circuit, *, most: int = 12) -> None:

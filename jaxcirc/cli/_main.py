@@ -162,8 +162,6 @@ def _run(argv: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):  # what a terminal or pipe has no letters for is written as an escape
             stream.reconfigure(errors="backslashreplace")
     keep_compilations()
-    # transformers' advice that PyTorch is missing looks like an error, and tokenizers need none.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     arguments = argparse.Namespace(
         quiet=False, traceback="--traceback" in argv
     )  # which is about errors of parsing, too

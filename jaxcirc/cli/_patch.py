@@ -45,7 +45,7 @@ def add(subparsers: Subparsers) -> None:
         default=["resid_pre"],
         metavar="SITE",
         help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern, mlp_post, … in all layers, or single sites such as blocks.3.attn.hook_z "
-        "(%(default)s)",
+        "(resid_pre)",
     )
     parser.add_argument(
         "--by",

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ._common import deliver, progress_bar, Subparsers
+from ._common import deliver, given_again, progress_bar, Subparsers
 from ._found_circuit import about_pruning
 from ._options import new_circuit, share
 from ._trial import add_trial, load_trial
@@ -40,7 +40,7 @@ def prune(arguments: argparse.Namespace) -> int:
     trial = load_trial(arguments, "prune")
     with progress_bar() as progress:
         circuit = trial.prune(faithfulness=arguments.faithfulness, progress=progress)
-    deliver(circuit, arguments)
+    deliver(circuit, arguments, given_again(arguments))
     if not arguments.json:
         print(about_pruning(circuit, f"pairs of {arguments.prompts.name}; an honest number is that of other prompts"))
     return 0

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from ..attribution_graphs import AttributionGraph
 from ..attribution_graphs._described import name_of
@@ -97,7 +96,7 @@ def said_of(table: Table, texts: list[str], outputs: dict[str, str] | None = Non
     for name, pos, unit in zip(names_of(table), table.pos.tolist(), table.unit.tolist(), strict=True):
         if name.startswith("logits/"):
             text = (outputs or {}).get(str(unit), "")
-            said.append(f"{name} {text!r}" if text else name)
+            said.append(f"{name} {text}" if text else name)
         else:
             said.append(name if pos == NOWHERE else f"{name} {texts[pos]!r}")
     return said
@@ -105,5 +104,10 @@ def said_of(table: Table, texts: list[str], outputs: dict[str, str] | None = Non
 
 def nodes_said(graph: AttributionGraph) -> list[str]:
     """The nodes of a graph, for people."""
-    outputs: Any = graph.meta.get("output_texts")
+    named, texts = graph.meta.get("targets"), graph.meta.get("output_texts") or {}
+    outputs = (
+        {unit: repr(text) for unit, text in texts.items()}
+        if named is None
+        else {str(i): text for i, text in enumerate(named)}
+    )
     return said_of(graph.table, tokens_of_graph(graph), outputs)

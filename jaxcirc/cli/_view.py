@@ -35,7 +35,7 @@ def add(subparsers: Subparsers) -> None:
         "or writes the page to a file, which opens without this library and without a network. With --model, and --saes and --prompts "
         "for a circuit or the dictionaries of a graph, the served page moves the pinned node in the model and shows the change beside "
         "what its edges predict.",
-        epilog="example: jaxcirc view jaxcirc-demo --model tiny-gpt2 --saes tiny-gpt2 --prompts prompts.jsonl",
+        epilog="example: jaxcirc view jaxcirc-demo --model tiny-gpt2 --saes tiny-gpt2 --prompts jaxcirc-demo/prompts.jsonl",
     )
     parser.add_argument(
         "path", metavar="PATH", type=Path, help="a circuit's folder, or a graph's .safetensors or .json"

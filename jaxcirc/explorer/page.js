@@ -470,7 +470,7 @@ window.explorer = (() => {
   sliders.edge.max = largestEdge || 1; sliders.node.max = largestNode || 1;
   byId("nodes").append(...listed.map((button) => make("li", {}, button)));
   byId("names").append(...N.name.map((name) => make("option", { value: name })));
-  byId("columns").append(...data.columns.map((c) => make("span", { title: c.pos === null ? c.token : `${c.pos} ${visible(c.token)}` }, make("b", { textContent: c.pos === null ? "" : c.pos }), text(c.token))));
+  byId("columns").append(...data.columns.map((c) => make("span", { title: c.pos === null ? c.token : `${c.pos} ${visible(c.token)}` }, make("b", { textContent: c.pos === null ? "" : c.pos }), text(c.pos === null && data.tokens ? "—" : c.token))));
   byId("rows").append(...data.rows.map((row) => make("span", { title: row.label }, text(row.label))));
   const bar = make("span", { className: "bar" }), side = data.signed ? -1 : 0;
   bar.style.background = `linear-gradient(to right, ${[...Array(9).keys()].map((i) => mix((side + (1 - side) * i / 8) * largestNode, largestNode)).join()})`;

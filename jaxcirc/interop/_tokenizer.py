@@ -1,5 +1,6 @@
 """Tokenizers: transformers', found as models are."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,7 @@ def load_tokenizer(name_or_dir: str | Path, *, revision: str | None = None) -> A
 
 
 def _load(name_or_dir: str | Path, revision: str | None) -> Any:
-    import transformers
-
+    transformers = _transformers()
     if is_gguf(name_or_dir):
         encoder, settings = gguf_encoder(name_or_dir)
         return transformers.PreTrainedTokenizerFast(
@@ -52,8 +52,23 @@ def _load(name_or_dir: str | Path, revision: str | None) -> Any:
     if "tokenizer.json" in held or "tokenizer_config.json" in held:
         return transformers.AutoTokenizer.from_pretrained(path)
     if {"vocab.json", "merges.txt"} <= held:
-        return transformers.GPT2TokenizerFast.from_pretrained(path)  # pyright: ignore[reportAttributeAccessIssue]  # exported lazily
+        return transformers.GPT2TokenizerFast.from_pretrained(path)
     raise ValueError(
         f"{path} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt. If the model was "
         "saved without one, name the tokenizer apart."
     )
+
+
+def _transformers() -> Any:
+    """Imports transformers without its advice that PyTorch is missing, which looks like an error: tokenizers need none."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = before or "1"
+    try:
+        import transformers
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+    return transformers

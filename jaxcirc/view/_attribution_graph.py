@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKS = {"latent": "o", "error": "D", "token": "s", "position": "^", "bias": "P", "logit": "*"}
+MARKS = {"latent": "o", "neuron": "h", "error": "D", "token": "s", "position": "^", "bias": "P", "logit": "*"}
 
 
 def draw_attribution_graph(
@@ -93,8 +93,9 @@ def _draw(axes: "Axes", graph: AttributionGraph, edges: list[tuple[int, int, flo
     nodes = graph.nodes.iloc[used]
     size = 12 + 160 * (nodes["influence"] / max(float(graph.nodes["influence"].to_numpy().max()), 1e-30)).to_numpy()
     size[(nodes["kind"] == "logit").to_numpy()] = 120
+    words = np.array([graph.table.word(i) for i in used])
     for kind, mark in MARKS.items():
-        some = (nodes["kind"] == kind).to_numpy()
+        some = words == kind
         if some.any():
             axes.scatter(
                 x[some],
