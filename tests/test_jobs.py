@@ -409,8 +409,9 @@ def test_lengths_share_programs(given, tmp_path):
     model, saes, tokenizer = given
     said = lambda n: {"clean": "The teacher" + " near the desk" * n, "corrupt": "The teachers" + " near the desk" * n}
     rows = [said(n) | {"answer": " is", "foil": " are"} for n in (0, 1, 0, 1, 0, 1)]
+    one = {"devices_per_copy": jax.local_device_count()}  # each copy has programs of its own
     run = lambda rows, out: jc.attribute(
-        model, saes, tokenizer, write_lines(tmp_path / "rows.jsonl", rows), tmp_path / out, VERB, **SMALL
+        model, saes, tokenizer, write_lines(tmp_path / "rows.jsonl", rows), tmp_path / out, VERB, **SMALL, **one
     )
     run(rows[:2], "first")
     with counting_programs() as programs:

@@ -59,7 +59,7 @@ def test_the_circuit_by_low_precision_is_that_of_full_precision(precision, more,
     assert found.meta.certificate["error"] < 1e-4
 
 
-def test_an_error_that_turns_out_larger_is_allowed_for(monkeypatch):
+def test_an_error_that_turns_out_larger_is_allowed_for(monkeypatch, untyped):
     """The edges into the strongest targets are off by less than others: then what is further from the threshold is computed again too."""
     source, target = Site(0, Kind.MLP_OUT), Site(1, Kind.MLP_OUT)
     exact = np.array([[9.0, 8.0], [7.0, 6.0], [1.04, 0.5], [0.9, 0.2], [0.1, 0.8]])
