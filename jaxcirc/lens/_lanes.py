@@ -34,9 +34,11 @@ Lane = tuple[Device | None, ...]  # None is the default device, and moves nothin
 
 
 class Swept(NamedTuple):
-    """What a prompt brings, by layer: its Jacobians, `[average out in]`, and the weight of each average among prompts."""
+    """What a prompt brings, by layer: its Jacobians, `[path out in]`, for each average, or by way of each head; and the weight of each
+    average among prompts.
+    """
 
-    jacobians: Mapping[int, Float[Array | np.ndarray, "average d_model d_model"]]
+    jacobians: Mapping[int, Float[Array | np.ndarray, "path d_model d_model"]]
     weights: dict[int, Float[np.ndarray, " average"]]
 
 
@@ -159,7 +161,7 @@ class _Sweeper:
 
     def _of_part(
         self, part: _Part, prompt: Prompt, entering: Entering, weights: dict[int, np.ndarray]
-    ) -> dict[int, Float[Array, "average n d_model"]]:
+    ) -> dict[int, Float[Array, "path n d_model"]]:
         there, skipped = _placed(entering, part.device), self.settings.skip_first or 0
 
         def within(budget: int):

@@ -64,7 +64,7 @@ def prompt_jacobians(
     first: int,
     by_head: bool = False,
     budget: int = BUDGET,
-) -> dict[int, Float[Array, "average n d_model"]]:
+) -> dict[int, Float[Array, "path n d_model"]]:
     r"""Some `rows` of the Jacobians of one prompt, for each layer below the target, `[average out in]`: for each of the averages that are
     asked for $\sum_p w_l[p] \sum_{p' \in V} \partial h_{target}[p'] / \partial h_l[p]$.
 
@@ -122,6 +122,6 @@ def _with_rest(
     return jnp.concatenate([heads, whole - jnp.sum(heads, axis=0)])
 
 
-def _joined(parts: list[Float[Array, "average n d_model"]], rows: int) -> Float[Array, "average rows d_model"]:
+def _joined(parts: list[Float[Array, "path n d_model"]], rows: int) -> Float[Array, "path rows d_model"]:
     """Puts groups of rows behind one another; the last is filled up."""
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)[:, :rows]
