@@ -59,7 +59,7 @@ class Process:
         command = [sys.executable, "-m", "benchmarks.devices", "--serve", str(path), str(out), str(fitted)]
         root = str(Path(__file__).parents[1])
         self.process = subprocess.Popen(
-            command, env=environment, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, env=environment, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
         )
 
     def does(self, what: str) -> "Took":
