@@ -122,7 +122,7 @@ def test_relevance_is_passed_by_its_rules(name):
     assert_close(detached, jc.edge_attribution(model, *arguments, frozen=held))
     if name == "llama":
         assert model.blocks[0].mlp.act is silu
-        blocks = tuple(dataclasses.replace(block, mlp=Relevance(block.mlp)) for block in model.blocks)
+        blocks = tuple(dataclasses.replace(block, mlp=Relevance(**vars(block.mlp))) for block in model.blocks)
         held = jc.frozen.layer_norms(model) | jc.frozen.patterns(model)
         assert np.abs(found - detached).max() > 1e-3 * np.abs(found).max()
         model = eqx.tree_at(lambda model: model.blocks, model, blocks)

@@ -17,17 +17,15 @@ from . import frozen
 RULES = ("exact", "lrp", "detached")
 
 
-class HalvedMLP(eqx.Module):
+class HalvedMLP(GatedMLP):
     """A gated MLP whose product of two activations passes half of a derivative to each factor, with the quotient `act(pre) / pre` held.
 
     Its values are those of the MLP; what differs is what `jax.jvp` and `jax.vjp` make of it (Jafari et al. 2025, arXiv 2508.21258, after
     the rules of layer-wise relevance propagation for products: Achtibat et al. 2024, arXiv 2402.05602).
     """
 
-    mlp: GatedMLP
-
     def __call__(self, x: Float[Array, "seq d_model"], tap: Tap) -> Float[Array, "seq d_model"]:
-        weights, hold = widened(self.mlp), jax.lax.stop_gradient
+        weights, hold = widened(self), jax.lax.stop_gradient
         pre = tap(Kind.MLP_PRE, x @ weights.W_gate + weights.b_gate)
         linear = tap(Kind.MLP_PRE_LINEAR, x @ weights.W_in + weights.b_in)
         gate = weights.act(pre)
@@ -49,7 +47,7 @@ def ruled(model: Transformer, rule: str) -> tuple[Transformer, frozenset[Site]]:
     if rule == "detached":
         return model, frozen.detached(model)
     blocks = tuple(
-        dataclasses.replace(block, mlp=HalvedMLP(block.mlp)) if type(block.mlp) is GatedMLP else block
+        dataclasses.replace(block, mlp=HalvedMLP(**vars(block.mlp))) if type(block.mlp) is GatedMLP else block
         for block in model.blocks
     )
     gates = {site for site in frozen.gates(model) if not _is_gated(model, site)}
