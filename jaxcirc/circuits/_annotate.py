@@ -7,16 +7,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_count
-from .._sites import by_site, Kind, Site
+from .._sites import by_site, Site
 from ..components import decode
+from ..components._decode import STREAM
 from ..features._unit_acts import unit_activations
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._circuit import Circuit
-
-
-WRITES = (Kind.EMBED, Kind.RESID_PRE, Kind.ATTN_OUT, Kind.RESID_MID, Kind.MLP_OUT, Kind.RESID_POST)
-"""The kinds of sites whose values are part of the residual stream, which the unembedding reads."""
 
 
 class _Fired(NamedTuple):
@@ -141,7 +138,7 @@ def _example(
 
 def _written(model, sae: AbstractDictionary, site: Site, units: list[int], tokenizer, most: int) -> list[dict]:
     """Reads the rows of the decoder as output tokens; nothing where they are not written to the residual stream."""
-    if site.kind not in WRITES:
+    if site.kind not in STREAM:
         return []
     read = decode(model, sae.W_dec[np.array(units)], site)
     sides = {"promotes": read.top(most), "suppresses": read.bottom(most)}

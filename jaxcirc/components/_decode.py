@@ -36,6 +36,7 @@ STREAM = {
     Kind.RESID_POST,
     Kind.FINAL_NORMALIZED,
 }
+"""The kinds of sites whose values are part of the residual stream, which the unembedding reads."""
 OF_HEADS = {Kind.Z, Kind.RESULT, Kind.HEADS_OUT}
 OF_NEURONS = {Kind.MLP_POST, Kind.NEURONS_OUT}
 
