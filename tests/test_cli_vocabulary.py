@@ -299,13 +299,12 @@ def test_pages_use_options_that_there_are():
 
 
 def test_a_graph_is_told_in_words(capsys):
-    """Neurons by that name, and outputs by their tokens and not by their numbers."""
+    """Nodes by names that other commands take, and outputs with their tokens and not by their numbers alone."""
     given = ["graph", "--model", "tiny-gpt2", "--prompt", "The teachers that the doctor likes", "--max-nodes", "50"]
     assert main([*given, "--answer", " are", "--foil", " is", "--quiet"]) == 0
     said = capsys.readouterr().out
-    assert "-> logit of ' are' less ' is'" in said
-    assert "  neuron blocks.3.mlp.hook_post " in said
+    assert "-> logits/0@6 ' are' less ' is'" in said
+    assert "  blocks.3.mlp.hook_post/" in said
     assert "latent" not in said
-    assert main([*given, "--json", "--quiet"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert "logit of ' want'" in {link["target"] for link in said["strongest_edges"]}
+    assert main([*given, "--quiet"]) == 0
+    assert re.search(r"-> logits/\d+@6 ' want'", capsys.readouterr().out)
