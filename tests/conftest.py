@@ -101,6 +101,12 @@ def getkey():
 
 
 @pytest.fixture
+def same_cache(monkeypatch):
+    """Commands leave the cache of compiled programs where it is, if JAX was told so."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.values["jax_compilation_cache_dir"] or ""))
+
+
+@pytest.fixture
 def untyped():
     """Runs a test as users run the library, without the suite's type checks: bad input is then for the library itself to refuse."""
     jaxtyping.config.update("jaxtyping_disable", True)

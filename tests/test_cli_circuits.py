@@ -5,7 +5,6 @@ import csv
 import io
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,10 +16,7 @@ from .helpers import assert_close
 from .test_cli import discover, files as files, given as given
 
 
-@pytest.fixture(autouse=True)
-def same_cache(monkeypatch):
-    """Commands leave the cache of compiled programs where it is, if JAX was told so."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.values["jax_compilation_cache_dir"] or ""))
+pytestmark = pytest.mark.usefixtures("same_cache")
 
 
 @pytest.fixture(scope="module")

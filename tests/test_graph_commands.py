@@ -21,10 +21,7 @@ PROMPT = ["--model", "tiny-gpt2", "--prompt", "The teachers that the doctor like
 ROW = ["predicted", "measured"]
 
 
-@pytest.fixture(autouse=True)
-def same_cache(monkeypatch):
-    """Commands leave the cache of compiled programs where it is, if JAX was told so."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.values["jax_compilation_cache_dir"] or ""))
+pytestmark = pytest.mark.usefixtures("same_cache")
 
 
 @pytest.fixture(scope="module")

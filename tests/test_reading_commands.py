@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -23,10 +22,7 @@ UNIT = ["--saes", "tiny-gpt2", "--site", "blocks.1.hook_mlp_out", "--unit", "196
 ENDS = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_resid_post", "--through", "stream"]
 
 
-@pytest.fixture(autouse=True)
-def same_cache(monkeypatch):
-    """Commands leave the cache of compiled programs where it is, if JAX was told so."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.values["jax_compilation_cache_dir"] or ""))
+pytestmark = pytest.mark.usefixtures("same_cache")
 
 
 @pytest.fixture(scope="module")

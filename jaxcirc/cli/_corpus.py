@@ -19,8 +19,9 @@ from ._options import count, existing_file
 Texts = Sequence[Int[np.ndarray, " _"]]
 
 
-def add_corpus_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of every command that takes a mean over the positions of a file of texts."""
+def add_corpus_options(parser: argparse.ArgumentParser, *, length: int | None = None, skip_first: int = 0) -> None:
+    """Adds the options of every command that takes a mean over the positions of a file of texts, with these defaults."""
+    of_length = length or "the model's context"
     parser.add_argument(
         "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
     )
@@ -35,13 +36,14 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length",
         type=count("--length", "tokens of a text"),
+        default=length,
         metavar="N",
-        help="tokens of a text, of which longer ones are cut (the model's context)",
+        help=f"tokens of a text, of which longer ones are cut ({of_length})",
     )
     parser.add_argument(
         "--skip-first",
         type=count("--skip-first", "positions to leave out", least=0),
-        default=0,
+        default=skip_first,
         metavar="N",
         help="positions left out at the beginning of each text (%(default)s)",
     )

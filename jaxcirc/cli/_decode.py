@@ -18,6 +18,7 @@ from ..interop import check_saes, load_saes
 from ..models import check_known, Transformer
 from ._common import load_model, say_json, Subparsers, tokenizer_of
 from ._in_words import in_words, listed
+from ._loading import check_heads
 from ._options import count, existing_file, head, site
 from ._tables import add_table_option, check_table_file, save_table
 
@@ -183,12 +184,9 @@ def _of_unit(model: Transformer, saes: dict[Site, Any], arguments: argparse.Name
 def _of_heads(model: Transformer, arguments: argparse.Namespace) -> Directions:
     """The leading singular vectors of what each head makes of what it attends to, `W_V W_O`."""
     check_known("decode", model, "attn")
+    check_heads(model, arguments.head)
     names, values, vectors = [], [], []
     for layer, number in arguments.head:
-        if layer >= model.n_layers or number >= model.n_heads:
-            raise ValueError(
-                f"--head: {model.name} has layers 0 to {model.n_layers - 1} and heads 0 to {model.n_heads - 1}; got {layer}.{number}."
-            )
         attn = model.blocks[layer].attn
         W_V, W_O = (np.asarray(wide(W), np.float64) for W in (attn.W_V, attn.W_O))
         left, sizes, right = _singular(W_V[number // (len(W_O) // len(W_V))], W_O[number])

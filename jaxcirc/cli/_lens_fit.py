@@ -12,9 +12,10 @@ from ..jacobian._rules import RULES
 from ..lens import fit_lens, JacobianLens
 from ..lens._fit import AVERAGES
 from ..models import Transformer
-from ._common import add_bos_option, load_model, note, progress_bar, say_json, Subparsers, tokenizer_of
+from ._common import load_model, note, progress_bar, say_json, Subparsers, tokenizer_of
+from ._corpus import add_corpus_options
 from ._lens_file import add_out, lens_file
-from ._options import count, existing_file, part_of, threshold, whole_number
+from ._options import count, part_of, threshold, whole_number
 
 
 COMPARED = 20  # prompts on which a fitted lens is compared with the logit lens
@@ -28,19 +29,7 @@ def add(parts: Subparsers) -> None:
         "where it was.",
         epilog="example: jaxcirc lens fit --model tiny-gpt2 --prompts texts.txt --limit 100 --out lens.safetensors",
     )
-    parser.add_argument(
-        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
-    )
-    parser.add_argument(
-        "--prompts",
-        metavar="FILE",
-        required=True,
-        type=existing_file("--prompts"),
-        help="file of texts: .txt with one a line, or a table with a column text, JSON lines, JSON, CSV, TSV or parquet",
-    )
-    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
-    add_bos_option(parser, "before each text (it is put where the model's tokenizer puts it by itself)")
+    add_corpus_options(parser, length=128, skip_first=16)
     add_out(parser)
     parser.add_argument(
         "--checkpoint",
@@ -54,21 +43,6 @@ def add(parts: Subparsers) -> None:
         type=part_of("--shard"),
         metavar="I/N",
         help="do every N-th text from the I-th on, counted from 0, beside other processes; `jaxcirc lens merge` makes one lens of theirs",
-    )
-    parser.add_argument("--limit", type=count("--limit", "texts to use"), metavar="N", help="use the first N texts")
-    parser.add_argument(
-        "--length",
-        type=count("--length", "tokens of a text"),
-        default=128,
-        metavar="N",
-        help="tokens of a text, of which longer ones are cut (%(default)s)",
-    )
-    parser.add_argument(
-        "--skip-first",
-        type=count("--skip-first", "positions to leave out", least=0),
-        default=16,
-        metavar="N",
-        help="positions left out at the beginning of each text (%(default)s)",
     )
     parser.add_argument(
         "--target-layer",

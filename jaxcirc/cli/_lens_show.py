@@ -46,7 +46,7 @@ def show(arguments: argparse.Namespace) -> int:
     tokens = tokens_of(arguments)
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
     chosen = token_of(tokenizer, "--rank-of", arguments.rank_of)
-    at = position_of(arguments, len(tokens))
+    at = position_of("--position", arguments.position, len(tokens))
     model = load_model(arguments)
     read = lens.readout(model, tokens, arguments.top, ranks_of=[] if chosen is None else [chosen])
     if arguments.plot:

@@ -34,3 +34,12 @@ def add_bos_option(parser: argparse.ArgumentParser, where: str) -> None:
     puts it by itself, and of GPT-2 and GPT-Neo before a text of one's own; token ids of a file are taken as they stand.
     """
     parser.add_argument("--bos", action=argparse.BooleanOptionalAction, help=f"put the beginning-of-text token {where}")
+
+
+def check_heads(model: Transformer, heads: list[tuple[int, int]]) -> None:
+    """ValueError unless the model has every layer and head that `--head` names."""
+    for layer, number in heads:
+        if layer >= model.n_layers or number >= model.n_heads:
+            raise ValueError(
+                f"--head: {model.name} has layers 0 to {model.n_layers - 1} and heads 0 to {model.n_heads - 1}; got {layer}.{number}."
+            )

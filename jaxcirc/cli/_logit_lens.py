@@ -43,7 +43,7 @@ def read(arguments: argparse.Namespace) -> int:
     tokens = tokens_of(arguments)
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
     answer, foil = (token_of(tokenizer, f"--{name}", getattr(arguments, name)) for name in ("answer", "foil"))
-    at = position_of(arguments, len(tokens))
+    at = position_of("--position", arguments.position, len(tokens))
     model = load_model(arguments)
     lens = logit_lens(model, tokens[None])
     ids, logits = (np.asarray(found)[0, :, at] for found in lens.top(arguments.top))
@@ -74,9 +74,8 @@ def read(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def position_of(arguments: argparse.Namespace, length: int) -> int:
-    """Where `--position` is, counted from the beginning. **Raises:** `ValueError` if the prompt is not so long."""
-    at = arguments.position + length if arguments.position < 0 else arguments.position
-    if not 0 <= at < length:
-        raise ValueError(f"--position is {arguments.position}, and the prompt has {length} tokens.")
-    return at
+def position_of(option: str, at: int, length: int) -> int:
+    """Where a position that an option names is, counted from the beginning. **Raises:** `ValueError` if the prompt is not so long."""
+    if not -length <= at < length:
+        raise ValueError(f"{option} is {at}, and the prompt has {length} tokens.")
+    return at % length

@@ -9,10 +9,11 @@ from .._run import run
 from .._sites import Kind, Site
 from .._words import counted
 from ..attribution_graphs import qk_attribution, QKAttribution
-from ..models import Transformer
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
 from ._explain_edge import show_pairs
 from ._in_words import text_of
+from ._loading import check_heads
+from ._logit_lens import position_of
 from ._options import head, whole_number
 from ._results import add_top_option
 from ._saved_graph import add_dictionaries, check_dictionaries_there, load_dictionaries, names_of
@@ -65,15 +66,15 @@ def attribute(arguments: argparse.Namespace) -> int:
     check_dictionaries_there(arguments)
     tokens = tokens_of(arguments)
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
-    query = _position("--query", arguments.query, len(tokens))
-    key = None if arguments.key is None else _position("--key", arguments.key, len(tokens))
+    query = position_of("--query", arguments.query, len(tokens))
+    key = None if arguments.key is None else position_of("--key", arguments.key, len(tokens))
     if key is not None and query < key:
         raise ValueError(
             f"--key {arguments.key} comes behind --query {arguments.query}, and no query attends to what comes. Choose an earlier one."
         )
     transcoders = load_dictionaries(arguments)
     model = load_model(arguments)
-    _check_heads(model, arguments.head)
+    check_heads(model, arguments.head)
     patterns = {layer: Site(layer, Kind.PATTERN) for layer, _ in arguments.head}
     _, cache = run(model, tokens, record=list(patterns.values()))
     texts = [text_of(tokenizer, token) for token in np.asarray(tokens)]
@@ -104,20 +105,6 @@ def attribute(arguments: argparse.Namespace) -> int:
     elif arguments.out:
         print(f"written to {arguments.out}.")
     return 0
-
-
-def _position(option: str, at: int, length: int) -> int:
-    if not -length <= at < length:
-        raise ValueError(f"{option} is {at}, and the prompt has {length} tokens.")
-    return at % length
-
-
-def _check_heads(model: Transformer, heads: list[tuple[int, int]]) -> None:
-    for layer, number in heads:
-        if layer >= model.n_layers or number >= model.n_heads:
-            raise ValueError(
-                f"--head: {model.name} has layers 0 to {model.n_layers - 1} and heads 0 to {model.n_heads - 1}; got {layer}.{number}."
-            )
 
 
 def _as_json(found: QKAttribution, attends: float) -> dict[str, Any]:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..attribution_graphs import AttributionGraph, check_graph
-from ..attribution_graphs._described import name_of
 from ..attribution_graphs._table import LATENT
 from ..circuits import Circuit, Trial
 from ..explorer import ADDRESS, Description, Live, Moved, page, server_of, write_page
-from ..interop import load_cross_layer_transcoder, load_saes
 from ..interop._text_tokenizer import load_text_tokenizer
 from ._common import add_prompt_options, load_given, load_model, say_json, Subparsers
 from ._options import count, new_file
+from ._saved_graph import add_dictionaries, load_dictionaries, names_of
 
 
 TARGETS = 12  # of a moved latent, in a graph
@@ -50,13 +49,7 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
     add_prompt_options(parser, model=False)
-    dictionaries = parser.add_mutually_exclusive_group()
-    dictionaries.add_argument(
-        "--transcoders", metavar="DICTIONARIES", help="a folder of dictionaries, one for each MLP (neurons)"
-    )
-    dictionaries.add_argument(
-        "--cross-layer-transcoder", metavar="DICTIONARIES", help="a folder, or a Hub id, of one for all layers"
-    )
+    add_dictionaries(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=view)
 
@@ -141,11 +134,9 @@ def _live(arguments: argparse.Namespace, saved: Circuit | AttributionGraph) -> L
         given = (prompts.clean, prompts.corrupt, prompts.metric())
         trial = Trial(saved, model, saes, *given, mask=prompts.mask, batch_size=arguments.batch_size, verb="view")
         return Live(OF_CIRCUIT, 1.0, ft.partial(_moved_in_circuit, trial))
-    transcoders: Any = load_saes(arguments.transcoders) if arguments.transcoders else None
-    if arguments.cross_layer_transcoder:
-        transcoders = load_cross_layer_transcoder(arguments.cross_layer_transcoder)
+    transcoders = load_dictionaries(arguments)
     model = load_model(arguments)
-    names = [name_of(saved.table, i) for i in range(len(saved.table))]
+    names = names_of(saved.table)
     move = lambda node, strength: _moved_in_graph(saved, model, transcoders, names, node, strength)
     return Live(OF_GRAPH, 0.0, move)
 
