@@ -93,7 +93,7 @@ def _draw(axes: "Axes", graph: AttributionGraph, edges: list[tuple[int, int, flo
     nodes = graph.nodes.iloc[used]
     size = 12 + 160 * (nodes["influence"] / max(float(graph.nodes["influence"].to_numpy().max()), 1e-30)).to_numpy()
     size[(nodes["kind"] == "logit").to_numpy()] = 120
-    words = np.array([graph.table.word(i) for i in used])
+    words = np.array([graph.table.word(i) for i in used.tolist()])
     for kind, mark in MARKS.items():
         some = words == kind
         if some.any():
