@@ -118,6 +118,7 @@ def progress(said: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures the Jacobians against PyTorch.")
     add_options(parser, Path("benchmarks") / "results")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args(argv)
     try:
         return run(arguments)

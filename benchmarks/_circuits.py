@@ -84,9 +84,9 @@ def make_model(*, layers: int, d_model: int, heads: int, seq: int, vocabulary: i
     return make_blocks(d_model=d_model, heads=heads, seq=seq, layers=layers, vocabulary=vocabulary)
 
 
-def make_pairs(batch: int, seq: int, vocabulary: int) -> Pairs:
+def make_pairs(batch: int, seq: int, vocabulary: int, *, seed: int = 5) -> Pairs:
     """Random prompts that differ everywhere, so that every node that is on makes edges."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     clean = rng.integers(0, vocabulary, (batch, seq)).astype(np.int32)
     corrupt = ((clean + rng.integers(1, vocabulary, clean.shape)) % vocabulary).astype(np.int32)
     return Pairs(clean, corrupt, 1, 2)

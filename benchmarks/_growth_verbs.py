@@ -164,11 +164,11 @@ def edge_effects(point: Point) -> Run:
 
 def discover(point: Point) -> Run:
     given = make_problem(point)
-    threshold = float(np.abs(_nodes(given).nodes["effect"].to_numpy()).min())
+    threshold = float(np.abs(strongest_nodes(given).nodes["effect"].to_numpy()).min())
     return lambda: jc.discover(*given, node_threshold=0.999 * threshold, edge_threshold=0.0)
 
 
-def _nodes(given: Problem) -> jc.Circuit:
+def strongest_nodes(given: Problem) -> jc.Circuit:
     """The strongest nodes, `KEPT` a site."""
     every = jc.discover(*given, node_threshold=0.0, edge_threshold=None, method=jc.Gradient())
     sizes = np.abs(every.nodes["effect"].to_numpy())
@@ -180,7 +180,7 @@ def evaluate(point: Point) -> Run:
     import pandas as pd
 
     given = make_problem(point)
-    circuit = _nodes(given)
+    circuit = strongest_nodes(given)
     at = {site: list(names) for site, names in circuit.nodes.groupby("site")["node"]}
     between_nodes = [
         (str(wire.source), str(wire.target)) for wire in wiring(given.model, map(jc.Site.parse, given.saes))

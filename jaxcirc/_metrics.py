@@ -175,13 +175,8 @@ def _check_distributions(reference: np.ndarray) -> None:
 
 def _numbers(name: str, ids: Ids) -> Array:
     """`ids` as an array. **Raises:** `TypeError` for text."""
-    texts = (
-        [ids]
-        if isinstance(ids, str)
-        else [each for each in ids if isinstance(each, str)]
-        if isinstance(ids, Sequence)
-        else []
-    )
+    listed = [ids] if isinstance(ids, str) or not isinstance(ids, Sequence) else ids
+    texts = [each for each in listed if isinstance(each, str)]
     if texts:
         raise TypeError(
             f"A metric's {name} is token ids, got the text {texts[0]!r}. Encode it, with the space in front of a word: "

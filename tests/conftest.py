@@ -4,6 +4,7 @@ import functools as ft
 import gc
 import itertools
 import os
+import sys
 import zlib
 from pathlib import Path
 
@@ -22,6 +23,8 @@ QUICK_COMPILES = (
 if jax.__version_info__ < (0, 11):  # the older way has gone since, and a flag that XLA does not know ends the process
     QUICK_COMPILES += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+CASES = 3  # of each test, in a run of the whole suite
 
 # Most of a run is compiling, and most programs are those of the last run: workers share them on disk, and keep them for the next run.
 # JAXCIRC_TEST_CACHE= (nothing) compiles everything anew.
@@ -45,16 +48,30 @@ mlir.make_ir_context = ft.cache(mlir.make_ir_context)
 gc.set_threshold(50_000, 10, 10)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cases",
+        metavar="N",
+        help=f"how many cases of each test are run, or 'all': unless given {CASES} of the whole suite, and all of named files",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.cases is None:  # workers are told
+        named = config.args_source == pytest.Config.ArgsSource.ARGS
+        config.option.cases = "all" if named else str(CASES)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves so many cases of each test as JAXCIRC_TEST_CASES says, where it says so: for a run that asks whether the code works here, and
-    not once more whether it is right for every model. They lie evenly among all, from another one on in each test.
+    """Leaves so many cases of each test as --cases says. They lie evenly among all, from another one on in each test, so that each model
+    and each kind of site comes up in many tests; and another Python takes others.
     """
-    if not (most := int(os.environ.get("JAXCIRC_TEST_CASES", "0"))):
+    if config.option.cases == "all":
         return
     kept: set[pytest.Item] = set()
     for name, group in itertools.groupby(items, key=lambda item: item.nodeid.split("[")[0]):
         cases = list(group)
-        first, n = zlib.crc32(name.encode()), min(most, len(cases))
+        first, n = zlib.crc32(name.encode()) + sys.version_info.minor, min(int(config.option.cases), len(cases))
         kept.update(cases[(first + i * len(cases) // n) % len(cases)] for i in range(n))
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
@@ -85,6 +102,22 @@ def _few_programs():
     if maps.exists() and maps.read_bytes().count(b"\n") > 10_000:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The shipped model, where a file has no other."""
+    import jaxcirc as jc  # not above: with --jaxtyping-packages nothing is checked of what is imported before tests are collected
+
+    return jc.from_pretrained("tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Its tokenizer."""
+    import jaxcirc as jc
+
+    return jc.load_tokenizer("tiny-gpt2")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools as ft
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from jax import monitoring
 
 import jaxcirc as jc
 from jaxcirc._sites import Kind
+from jaxcirc.cli import main
 from jaxcirc.parts import (
     Attention,
     Block,
@@ -309,3 +311,15 @@ def logits_by_embedding(model: jc.Transformer, tokens: jax.Array) -> jax.Array:
     """`[seq d_vocab_out seq d_model]`: the Jacobian of a run's logits with respect to its embeddings, by reverse mode."""
     logits = lambda step: jc.run(model, tokens, edits={jc.Site(None, Kind.EMBED): jc.Add(step)})[0]
     return jax.jacrev(logits)(jnp.zeros((len(tokens), model.d_model), model.dtype))
+
+
+def said(capsys, *command) -> dict:
+    """What a command says with `--json`."""
+    assert main([*map(str, command), "--json", "--quiet"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def printed(capsys, *command) -> str:
+    """What a command prints."""
+    assert main([*map(str, command), "--quiet"]) == 0
+    return capsys.readouterr().out

@@ -12,7 +12,7 @@ import jaxcirc as jc
 from jaxcirc.cli import main
 from jaxcirc.cli._language import PYTHON
 
-from .helpers import assert_close
+from .helpers import assert_close, said
 from .test_cli import discover, files as files, given as given
 
 
@@ -29,11 +29,6 @@ def circuit(files):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return jc.from_pretrained("tiny-gpt2")
-
-
-@pytest.fixture(scope="module")
 def pairs(files):
     return jc.data.load_prompts(files / "prompts.jsonl", jc.load_tokenizer("tiny-gpt2"))
 
@@ -46,11 +41,6 @@ def arguments(circuit, files, model, pairs):
 @pytest.fixture(scope="module")
 def graph(model):
     return jc.localisation.benchmark_graph(model)
-
-
-def said(capsys, *command):
-    assert main([*map(str, command), "--json", "--quiet"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def rows_of(path):

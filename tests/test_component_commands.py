@@ -11,7 +11,7 @@ import jaxcirc as jc
 from jaxcirc.cli import main
 from jaxcirc.cli._language import PYTHON
 
-from .helpers import assert_close
+from .helpers import assert_close, said
 from .test_cli import PAIRS
 
 
@@ -19,16 +19,6 @@ TEXT = "The teachers that the doctor likes"
 
 
 pytestmark = pytest.mark.usefixtures("same_cache")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return jc.from_pretrained("tiny-gpt2")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return jc.load_tokenizer("tiny-gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +31,6 @@ def given(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pairs(given, tokenizer):
     return jc.data.load_prompts(given[-1], tokenizer)
-
-
-def said(capsys, *command):
-    assert main([*command, "--json", "--quiet"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def test_logit_lens_reads_every_depth(model, tokenizer, capsys):

@@ -23,11 +23,6 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return jc.load_tokenizer("tiny-gpt2")
-
-
-@pytest.fixture(scope="module")
 def made(tokenizer):
     return jc.data.ioi_counterfactuals(tokenizer, 40, seed=3)
 

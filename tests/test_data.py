@@ -19,11 +19,6 @@ FLIPS = (("IO",), ("S",), ("S1",), ("S2",), ("order",), ("IO", "S"), ("IO", "S1"
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return jc.load_tokenizer("tiny-gpt2")
-
-
-@pytest.fixture(scope="module")
 def bytes_tokenizer():
     """One token a byte: it has no word whole."""
     from tokenizers import models, pre_tokenizers, Tokenizer

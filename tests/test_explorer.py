@@ -228,11 +228,6 @@ def test_a_circuit_without_nodes_and_one_without_edges(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return jc.from_pretrained("tiny-gpt2")
-
-
-@pytest.fixture(scope="module")
 def graph(model):
     tokens = jnp.asarray([464, 77, 12, 5]) % len(model.W_E)
     return jc.attribution_graph(model, None, tokens, max_nodes=40, targets=[3, 4])

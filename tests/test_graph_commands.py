@@ -1,7 +1,5 @@
 """`jaxcirc check-graph`, `explain-edge`, `qk-attribution` and `intervene`: each prints and writes what its verb gives."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ from jaxcirc.attribution_graphs import Change
 from jaxcirc.cli import main
 from jaxcirc.cli._language import PYTHON
 
-from .helpers import assert_close
+from .helpers import assert_close, printed, said
 from .oracle import random_arrays
 
 
@@ -22,16 +20,6 @@ ROW = ["predicted", "measured"]
 
 
 pytestmark = pytest.mark.usefixtures("same_cache")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return jc.from_pretrained("tiny-gpt2")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return jc.load_tokenizer("tiny-gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +37,6 @@ def saved(graph, tmp_path_factory):
     path = tmp_path_factory.mktemp("graphs") / "graph.safetensors"
     graph.save(path)
     return [str(path), "--model", "tiny-gpt2"]
-
-
-def said(capsys, *command):
-    assert main([*command, "--json", "--quiet"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def printed(capsys, *command):
-    assert main([*command, "--quiet"]) == 0
-    return capsys.readouterr().out
 
 
 def name_of(row) -> str:

@@ -111,3 +111,17 @@ def test_a_verb_that_there_is_not(capsys):
 def test_a_point_that_fails_says_why():
     with pytest.raises(RuntimeError, match=r"direct_effects at Point\(seq=0.*failed"):
         point.measure_alone("direct_effects", Point(0, 1, 1, 8), 1)
+
+
+def test_other_prompts_of_the_same_lengths_compile_hardly_anything():
+    lengths = load("lengths")
+    first, second = lengths.measure(1, 16, [8, 12], 2)
+    assert first.programs[0] > 20
+    assert len(first.programs) == 2
+    assert 0 < first.compiling < first.seconds
+    assert sum(second.programs) < sum(first.programs) / 8
+    assert second.share < first.share
+    text = lengths.table([(1, 16, (first, second))], [8, 12], 2)
+    assert (
+        f"| 1 | 16 | {first.share:.0%} | {first.programs[0]} | {first.programs[1]} | {sum(second.programs)} |" in text
+    )

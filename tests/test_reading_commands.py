@@ -1,6 +1,5 @@
 """`jaxcirc mean-jacobian`, `mean-edges`, `decode` and `spectra`: each prints and writes what its verb gives."""
 
-import json
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import jaxcirc as jc
 from jaxcirc.cli import main
 from jaxcirc.cli._language import PYTHON
 
-from .helpers import assert_close
+from .helpers import assert_close, printed, said
 
 
 TEXTS = ("The teachers that the doctor likes are here.", "The boy near the cars is tall.")
@@ -23,16 +22,6 @@ ENDS = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_resid_po
 
 
 pytestmark = pytest.mark.usefixtures("same_cache")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return jc.from_pretrained("tiny-gpt2")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return jc.load_tokenizer("tiny-gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +35,6 @@ def given(tmp_path_factory):
 def corpus(tokenizer):
     ids = [np.array(tokenizer.encode(text), np.int32) for text in TEXTS]
     return [(tokens, None, (np.arange(len(tokens)) >= 1).astype(float)) for tokens in ids]
-
-
-def said(capsys, *command):
-    assert main([*command, "--json", "--quiet"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def printed(capsys, *command):
-    assert main([*command, "--quiet"]) == 0
-    return capsys.readouterr().out
 
 
 def test_mean_jacobian_of_texts(given, corpus, model, tokenizer, tmp_path, capsys):

@@ -13,6 +13,7 @@ from ..jobs import AbstractEngine, AbstractVerb, attribute, Cluster, JobReport, 
 from ..lens import JacobianLens
 from ._attributed import add_derivatives_option
 from ._common import add_bos_option, load_model, METHODS, note, say_json, Subparsers, tokenizer_of
+from ._loading import add_model_option, add_tokenizer_options
 from ._options import count, existing_file, new_folder, part_of, threshold
 
 
@@ -28,9 +29,7 @@ def add(subparsers: Subparsers) -> None:
         "Stopped or killed, the same command goes on from there.",
         epilog="example: jaxcirc attribute --model tiny-gpt2 --saes tiny-gpt2 --prompts prompts.jsonl --verb node-effects --out effects",
     )
-    parser.add_argument(
-        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
-    )
+    add_model_option(parser)
     parser.add_argument(
         "--saes",
         metavar="DICTIONARIES",
@@ -73,8 +72,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="stop at the first row that cannot be used, before writing"
     )
-    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
+    add_tokenizer_options(parser)
     parser.add_argument("--first-answer", action="store_true", help="of several answers of a prompt take the first")
     add_bos_option(parser, "before each prompt (it is put where the model's tokenizer puts it by itself)")
     parser.add_argument(
@@ -98,7 +96,6 @@ def add(subparsers: Subparsers) -> None:
         help="lay the dictionaries' width over so many devices (as few as hold it)",
     )
     _add_drivers(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=attribute_file)
 
 

@@ -64,7 +64,6 @@ def add_options(parser: argparse.ArgumentParser, out: Path) -> None:
         help="folder for JSON, table and plot (%(default)s)",
     )
     parser.add_argument("--name", metavar="NAME", default="jacobians", help="what these files are called (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 def load(module: str) -> ModuleType:

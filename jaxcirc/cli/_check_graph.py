@@ -49,7 +49,6 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--plot", type=figure("--plot"), metavar="FILE", help="draw measured by predicted, as SVG, PDF or PNG"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=check)
 
 

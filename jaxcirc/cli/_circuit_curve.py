@@ -52,7 +52,6 @@ def add(subparsers: Subparsers) -> None:
         help="file for the scores of edges, as the benchmark's .json or .pt",
     )
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw the curves, as SVG, PDF or PNG")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=curve)
 
 

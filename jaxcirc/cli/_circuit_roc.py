@@ -45,7 +45,6 @@ def add(subparsers: Subparsers) -> None:
         help="through every score, or as the benchmark draws it: through pruned circuits of ten sizes (%(default)s)",
     )
     add_table_option(parser, "points of the curves")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=compare)
 
 

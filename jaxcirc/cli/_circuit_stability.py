@@ -66,7 +66,6 @@ def add(subparsers: Subparsers) -> None:
     )
     add_table_option(parser, "edges")
     add_top_option(parser, "edges", 20)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=compare)
 
 

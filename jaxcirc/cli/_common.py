@@ -21,7 +21,13 @@ from ._found_circuit import (
     METHODS as METHODS,
     show_circuit as show_circuit,
 )
-from ._loading import add_bos_option as add_bos_option, load_model as load_model, tokenizer_of as tokenizer_of
+from ._loading import (
+    add_bos_option as add_bos_option,
+    add_model_option,
+    add_tokenizer_options,
+    load_model as load_model,
+    tokenizer_of as tokenizer_of,
+)
 from ._options import count, existing_file
 from ._results import progress_bar as progress_bar, say_json as say_json
 from ._screen import note as note
@@ -49,9 +55,7 @@ def add_prompt_options(
     explains the file, which is `required` unless they may come from elsewhere. Without `batches` all are in memory at once. With `model`
     false the command does something without one, too, and nothing is required.
     """
-    parser.add_argument(
-        "--model", metavar="MODEL", required=model, help="a shipped model, a Hugging Face folder, or a Hub id"
-    )
+    add_model_option(parser, required=model)
     if dictionaries:
         parser.add_argument(
             "--saes", metavar="DICTIONARIES", required=model, help="a shipped model's name, or a folder of dictionaries"
@@ -63,8 +67,7 @@ def add_prompt_options(
         type=existing_file("--prompts"),
         help=f"{prompts}: JSON lines, JSON, CSV, TSV or parquet",
     )
-    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
+    add_tokenizer_options(parser)
     parser.add_argument(
         "--limit", type=count("--limit", "prompt pairs to use"), metavar="N", help="use the first N prompt pairs"
     )

@@ -91,7 +91,6 @@ def add(subparsers: Subparsers) -> None:
         help="file for the scores of edges, as the benchmark's .json or .pt, which circuit-curve reads",
     )
     add_top_option(parser, "edges", 20)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=find)
 
 

@@ -39,7 +39,6 @@ def add(subparsers: Subparsers) -> None:
             default=0.0,
             help=f"keep {what}s with {strength} above this (%(default)s)",
         )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=convert)
 
 

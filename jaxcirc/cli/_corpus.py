@@ -13,6 +13,7 @@ from ..data import load_texts
 from ..jacobian._means import opened
 from ..models import Transformer
 from ._common import add_bos_option, note
+from ._loading import add_model_option, add_tokenizer_options
 from ._options import count, existing_file
 
 
@@ -22,9 +23,7 @@ Texts = Sequence[Int[np.ndarray, " _"]]
 def add_corpus_options(parser: argparse.ArgumentParser, *, length: int | None = None, skip_first: int = 0) -> None:
     """Adds the options of every command that takes a mean over the positions of a file of texts, with these defaults."""
     of_length = length or "the model's context"
-    parser.add_argument(
-        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
-    )
+    add_model_option(parser)
     parser.add_argument(
         "--prompts",
         metavar="FILE",
@@ -47,8 +46,7 @@ def add_corpus_options(parser: argparse.ArgumentParser, *, length: int | None = 
         metavar="N",
         help="positions left out at the beginning of each text (%(default)s)",
     )
-    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
+    add_tokenizer_options(parser)
     add_bos_option(parser, "before each text (it is put where the model's tokenizer puts it by itself)")
 
 

@@ -18,7 +18,7 @@ from ..interop import check_saes, load_saes
 from ..models import check_known, Transformer
 from ._common import load_model, say_json, Subparsers, tokenizer_of
 from ._in_words import in_words, listed
-from ._loading import check_heads
+from ._loading import add_model_option, add_tokenizer_options, check_heads
 from ._options import count, existing_file, head, site
 from ._tables import add_table_option, check_table_file, save_table
 
@@ -31,9 +31,7 @@ def add(subparsers: Subparsers) -> None:
         "to the residual stream itself and not by way of later layers. No prompt is run.",
         epilog="example: jaxcirc decode --model tiny-gpt2 --saes tiny-gpt2 --site blocks.1.hook_mlp_out --unit 196",
     )
-    parser.add_argument(
-        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
-    )
+    add_model_option(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--unit",
@@ -74,10 +72,8 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how many tokens to print, of those raised and of those lowered (%(default)s)",
     )
-    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
+    add_tokenizer_options(parser)
     add_table_option(parser, "directions and tokens")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=read)
 
 

@@ -37,7 +37,6 @@ def add(subparsers: Subparsers) -> None:
     add_ioi_option(parser)
     parser.add_argument("--raw", action="store_true", help="weights as they are, not processed as in publications")
     add_top_option(parser, "components", 12)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=effects)
 
 

@@ -38,7 +38,6 @@ def add(subparsers: Subparsers) -> None:
         "conserved.",
         epilog="example: jaxcirc doctor",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=doctor)
 
 

@@ -50,7 +50,6 @@ def add(subparsers: Subparsers) -> None:
         help=f"what is held: {SAID} (layer_norms)",
     )
     add_top_option(parser, "edges", 20)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=edges)
 
 

@@ -26,7 +26,6 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="without each of the N strongest nodes or edges, one by one",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=evaluate_file)
 
 

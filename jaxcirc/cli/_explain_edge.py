@@ -50,7 +50,6 @@ def add(subparsers: Subparsers) -> None:
         help="how many edges to print, or pairs of nodes for each head of --edge (%(default)s)",
     )
     add_table_option(parser, "heads")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=explain)
 
 

@@ -9,6 +9,7 @@ from ..data import load_texts
 from ..interop import check_saes, load_saes
 from ..view import feature, FeaturePage
 from ._common import add_bos_option, load_model, progress_bar, say_json, Subparsers, tokenizer_of
+from ._loading import add_model_option, add_tokenizer_options
 from ._options import count, existing_file, page, site
 
 
@@ -21,9 +22,7 @@ def add(subparsers: Subparsers) -> None:
         epilog="example: jaxcirc feature --model tiny-gpt2 --saes tiny-gpt2 --site blocks.1.hook_mlp_out --unit 196 --prompts texts.txt "
         "--out latent.html",
     )
-    parser.add_argument(
-        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
-    )
+    add_model_option(parser)
     parser.add_argument(
         "--saes", metavar="DICTIONARIES", required=True, help="a shipped model's name, or a folder of dictionaries"
     )
@@ -63,10 +62,8 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="file for the page (%(default)s)",
     )
-    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
+    add_tokenizer_options(parser)
     add_bos_option(parser, "before each text (texts of a file are taken as the model's family is used to)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=feature_page)
 
 

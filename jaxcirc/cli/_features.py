@@ -70,7 +70,6 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="draw the distribution of gradients, and cosines, as SVG, PDF or PNG",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=features)
 
 

@@ -57,7 +57,6 @@ def add_circuit_options(parser: argparse.ArgumentParser, *, node_threshold: floa
         choices=tuple(LOWER),
         help="compute edges by products of this precision, and again in float32 where it could matter (as configured)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 def find_circuit(

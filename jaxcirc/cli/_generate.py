@@ -87,7 +87,6 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--out", type=new_file("--out"), metavar="FILE", help="file for tokens, log-probabilities and texts, as JSON"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=generate_text)
 
 

@@ -62,7 +62,6 @@ def add(subparsers: Subparsers) -> None:
         "--plot", type=figure("--plot"), metavar="FILE", help="draw the strongest edges, as SVG, PDF or PNG"
     )
     add_top_option(parser, "nodes and edges", 12)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=graph)
 
 

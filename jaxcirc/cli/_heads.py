@@ -64,7 +64,6 @@ def add(subparsers: Subparsers) -> None:
     )
     add_top_option(parser, "heads", 12)
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all heads, as SVG, PDF or PNG")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=heads)
 
 

@@ -52,7 +52,6 @@ def add(subparsers: Subparsers) -> None:
     add_holding_options(parser)
     add_top_option(parser, "tokens and latents", 8)
     add_table_option(parser, "latents that change")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=move)
 
 

@@ -70,7 +70,6 @@ def add(subparsers: Subparsers) -> None:
         help="file for the matrix, .safetensors; interrupted work goes on where it was",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a Jacobian that --out holds")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=jacobian)
 
 

@@ -34,7 +34,6 @@ def _add_merge(parts: Subparsers) -> None:
     )
     parser.add_argument("lenses", nargs="+", type=existing_file("lenses"), help="the lenses")
     add_out(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=merge)
 
 
@@ -47,7 +46,6 @@ def _add_convert(parts: Subparsers) -> None:
     )
     parser.add_argument("lens", type=existing_file("lens"), help="the lens")
     add_out(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=convert)
 
 

@@ -70,7 +70,6 @@ def add(parts: Subparsers) -> None:
     parser.add_argument(
         "--least", type=count("--least", "texts"), default=100, metavar="N", help="but not before N texts (%(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=fit)
 
 

@@ -37,7 +37,6 @@ def add(parts: Subparsers) -> None:
     )
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw all positions, as SVG, PDF or PNG")
     parser.add_argument("--colour", choices=COLOURED_BY, default="rank", help="of what is drawn (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=show)
 
 

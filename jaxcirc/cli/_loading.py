@@ -17,6 +17,23 @@ def load_model(arguments: argparse.Namespace) -> Transformer:
     return model
 
 
+def add_model_option(parser: argparse.ArgumentParser, *, required: bool = True, default: str | None = None) -> None:
+    """Adds `--model`, which is `required` unless it has a default."""
+    named = "a shipped model, a Hugging Face folder, or a Hub id" + (" (%(default)s)" if default else "")
+    parser.add_argument("--model", metavar="MODEL", required=required and not default, default=default, help=named)
+
+
+def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--tokenizer`, and `--revision` of the model and its tokenizer."""
+    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
+    add_revision_option(parser)
+
+
+def add_revision_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--revision`."""
+    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
+
+
 def tokenizer_of(arguments: argparse.Namespace) -> Any:
     """Loads the tokenizer that was named, or the model's own at its revision. That there is such a model is looked at first: without one
     there is no tokenizer either, and what is missing is the model.

@@ -33,7 +33,6 @@ def add(subparsers: Subparsers) -> None:
         help="the position that is printed, from the end if negative (%(default)s)",
     )
     add_top_option(parser, "tokens", 5)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=read)
 
 

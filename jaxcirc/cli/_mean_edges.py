@@ -74,7 +74,6 @@ def add(subparsers: Subparsers) -> None:
         type=new_file("--out"),
         help="file for the edges: .csv for a table of those that are kept, .safetensors for all of them",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=edges)
 
 

@@ -51,7 +51,6 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--out", metavar="FILE", type=new_file("--out"), help="file for the mean, .safetensors, with its certificate"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=mean_jacobian)
 
 

@@ -26,7 +26,6 @@ def add(subparsers: Subparsers) -> None:
         help="the N nodes or edges with the largest effects or weights (%(default)s)",
     )
     add_table_option(parser, "parts")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=parts)
 
 

@@ -27,7 +27,8 @@ def is_command(parser: argparse.ArgumentParser) -> bool:
 
 
 def add_everywhere(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that stand before the command's name as well as after it. They are in the namespace only where they are given.
+    """Adds the options of every command. What stands before the command's name as well as after it is in the namespace only where it is
+    given.
 
     Examples stand in the help as lines of their own, however long, to be copied.
     """
@@ -36,6 +37,8 @@ def add_everywhere(parser: argparse.ArgumentParser) -> None:
         each.description = textwrap.fill(each.description or "", shutil.get_terminal_size().columns - 2)
         each.epilog = re.sub(r"\s*\bexample: ", "\n\nexample:\n  ", each.epilog or "").strip()
         group = each.add_argument_group("on every command")
+        if is_command(each):
+            group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         given: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
         group.add_argument("--quiet", help="no notes, no progress and no times on standard error", **given)
         group.add_argument("--traceback", help="on an error, say where it came from", **given)

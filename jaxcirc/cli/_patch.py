@@ -67,7 +67,6 @@ def add(subparsers: Subparsers) -> None:
     )
     add_top_option(parser, "cells", 20)
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw heat maps, as SVG, PDF or PNG")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=patch)
 
 

@@ -32,7 +32,6 @@ def add(subparsers: Subparsers) -> None:
         default="pruned",
         help="folder for the circuit (%(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=prune)
 
 

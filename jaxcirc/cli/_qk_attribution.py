@@ -57,7 +57,6 @@ def add(subparsers: Subparsers) -> None:
     )
     add_top_option(parser, "pairs of nodes", 12)
     add_table_option(parser, "pairs")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=attribute)
 
 

@@ -29,7 +29,6 @@ def add(subparsers: Subparsers) -> None:
     add_seed_option(parser)
     add_table_option(parser, "thresholds")
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw the curve, as SVG, PDF or PNG")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=curve)
 
 

@@ -9,7 +9,7 @@ from ..attribution_graphs._given import Transcoders
 from ..attribution_graphs._table import NOWHERE, Table
 from ..interop import check_pretrained, check_saes, load_cross_layer_transcoder, load_saes
 from ..models import Transformer
-from ._common import load_model
+from ._loading import add_model_option, add_revision_option, load_model
 from ._options import existing_file
 
 
@@ -29,11 +29,9 @@ def add_graph_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "graph", metavar="FILE", type=existing_file("the graph's file"), help="what `jaxcirc graph --out` wrote"
     )
-    parser.add_argument(
-        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
-    )
+    add_model_option(parser)
     add_dictionaries(parser)
-    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
+    add_revision_option(parser)
 
 
 def load_dictionaries(arguments: argparse.Namespace) -> Transcoders:

@@ -42,7 +42,6 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="how often data are drawn for each prompt (%(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=scrub_file)
 
 

@@ -27,6 +27,7 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
+from ._loading import add_model_option, add_tokenizer_options
 from ._options import count, existing_file, figure, head, number, share
 
 
@@ -42,12 +43,7 @@ def add(subparsers: Subparsers) -> None:
         "direct effects on the true next token change, on the head's own direct effect.",
         epilog="example: jaxcirc self-repair --model tiny-gpt2 --plot self-repair.svg --head 1.2",
     )
-    parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        default="tiny-gpt2",
-        help="a shipped model, a Hugging Face folder, or a Hub id (%(default)s)",
-    )
+    add_model_option(parser, default="tiny-gpt2")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--prompts",
@@ -79,8 +75,7 @@ def add(subparsers: Subparsers) -> None:
         parser,
         "before each prompt that lacks it (it is put as the model's family is used to; the documentation has the rule)",
     )
-    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
+    add_tokenizer_options(parser)
     parser.add_argument("--raw", action="store_true", help="weights as they are, not processed as in publications")
     parser.add_argument(
         "--only", nargs="+", type=head("--only"), metavar="L.H", help="ablate only these heads, such as 9.6 (all)"
@@ -110,7 +105,6 @@ def add(subparsers: Subparsers) -> None:
         metavar="L.H",
         help="whose tokens are drawn (those of the largest slope)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=repair)
 
 

@@ -64,7 +64,6 @@ def add(subparsers: Subparsers) -> None:
         "--out", metavar="FILE", type=new_file("--out"), help="file for singular values and vectors, .safetensors"
     )
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw a curve each, as SVG, PDF or PNG")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=spectra)
 
 

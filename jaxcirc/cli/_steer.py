@@ -39,7 +39,6 @@ def add(subparsers: Subparsers) -> None:
         metavar="X",
         help="how far: 1 is to the corrupt value (1)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=steer_file)
 
 

@@ -13,16 +13,14 @@ from .._files import read_text
 from .._words import counted
 from ..data._encode import beginning, begun, check_beginnings
 from ..interop import check_pretrained
-from ._loading import add_bos_option, tokenizer_of
+from ._loading import add_bos_option, add_model_option, add_tokenizer_options, tokenizer_of
 from ._options import existing_file
 from ._screen import note
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of every command that runs a given model on one text."""
-    parser.add_argument(
-        "--model", metavar="MODEL", required=True, help="a shipped model, a Hugging Face folder, or a Hub id"
-    )
+    add_model_option(parser)
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--prompt", metavar="TEXT", help="the text")
     text.add_argument(
@@ -35,8 +33,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         parser,
         "before the text, unless it begins with it (it is put as the model's family is used to; the documentation has the rule)",
     )
-    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="where the tokenizer is, if not with the model")
-    parser.add_argument("--revision", metavar="NAME", help="which revision of a Hub model")
+    add_tokenizer_options(parser)
 
 
 def tokens_of(arguments: argparse.Namespace) -> jax.Array:

@@ -50,7 +50,6 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
     add_prompt_options(parser, model=False)
     add_dictionaries(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(command=view)
 
 

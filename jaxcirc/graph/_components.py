@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools as ft
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TYPE_CHECKING
+from typing import Literal, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -17,6 +17,7 @@ from .._sites import did_you_mean
 from ..explorer import Description, figure_of, write_page
 from ..models import Transformer
 from ._described import check_edges, Component, described
+from ._slots import iterate_receivers, iterate_senders, LayerShape, Slot
 
 
 if TYPE_CHECKING:
@@ -24,30 +25,6 @@ if TYPE_CHECKING:
 
 
 Embeddings = Literal["joint", "split", "tokens"]
-
-
-class Slot(NamedTuple):
-    """A sender or a receiver by what it is: `part` is `embed`, `pos_embed`, `head`, `bias` (of attention), `mlp`, `mlp_bias`, `q`, `k`,
-    `v` or `logits`; without a layer or a head these are -1.
-    """
-
-    part: str
-    layer: int = -1
-    head: int = -1
-
-    @property
-    def name(self) -> str:
-        place = {"head": f"a{self.layer}.h{self.head}", "bias": f"a{self.layer}.bias", "mlp": f"m{self.layer}"}
-        place |= {"mlp_bias": f"m{self.layer}.bias", **{part: f"a{self.layer}.h{self.head}.{part}" for part in "qkv"}}
-        return place.get(self.part, self.part)
-
-
-class LayerShape(NamedTuple):
-    """`first`: the number of the first sender in a block; how many `senders` and `receivers` are in each."""
-
-    first: int
-    senders: int
-    receivers: int
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -79,11 +56,12 @@ class ComponentGraph(Shown):
 
     @ft.cached_property
     def sender_slots(self) -> tuple[Slot, ...]:
-        return tuple(self._senders())
+        shape = self.n_layers, self.n_heads, self.has_mlp
+        return tuple(iterate_senders(*shape, embeddings=1 + (self.embeddings == "split"), biases=self.biases))
 
     @ft.cached_property
     def receiver_slots(self) -> tuple[Slot, ...]:
-        return tuple(self._receivers())
+        return tuple(iterate_receivers(self.n_layers, self.n_heads, self.n_kv_heads, self.has_mlp))
 
     @ft.cached_property
     def senders(self) -> tuple[str, ...]:
@@ -95,8 +73,8 @@ class ComponentGraph(Shown):
 
     @ft.cached_property
     def edges(self) -> Bool[np.ndarray, "*position sender receiver"]:
-        after = [self._written(slot) for slot in self.sender_slots]
-        before = [self._read(slot) for slot in self.receiver_slots]
+        after = [slot.written(parallel=self.parallel) for slot in self.sender_slots]
+        before = [slot.read(parallel=self.parallel, layers=self.n_layers) for slot in self.receiver_slots]
         edges = np.less.outer(np.array(after), np.array(before))
         if self.n_positions is not None:
             edges = np.broadcast_to(edges, (self.n_positions, *edges.shape))
@@ -223,7 +201,7 @@ class ComponentGraph(Shown):
         return Component(owner.name, owner.part, owner.layer), slot.part if slot.part in ("q", "k", "v") else ""
 
     @property
-    def of_layer(self) -> "LayerShape":
+    def of_layer(self) -> LayerShape:
         """How many of the senders and receivers each layer has; they stand one layer behind the other."""
         embeddings = sum(slot.layer < 0 for slot in self.sender_slots)
         senders, receivers = len(self.senders) - embeddings, len(self.receivers) - 1
@@ -262,40 +240,6 @@ class ComponentGraph(Shown):
     @ft.cached_property
     def _receiver_index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.receivers)}
-
-    def _senders(self) -> Iterator[Slot]:
-        yield Slot("embed")
-        if self.embeddings == "split":
-            yield Slot("pos_embed")
-        for layer in range(self.n_layers):
-            yield from (Slot("head", layer, head) for head in range(self.n_heads))
-            if self.biases:
-                yield Slot("bias", layer)
-            if self.has_mlp:
-                yield Slot("mlp", layer)
-                if self.biases:
-                    yield Slot("mlp_bias", layer)
-
-    def _receivers(self) -> Iterator[Slot]:
-        for layer in range(self.n_layers):
-            for part in "qkv":
-                heads = self.n_heads if part == "q" else self.n_kv_heads
-                yield from (Slot(part, layer, head) for head in range(heads))
-            if self.has_mlp:
-                yield Slot("mlp", layer)
-        yield Slot("logits")
-
-    def _written(self, slot: Slot) -> int:
-        """Counts the cuts of the residual stream before what a sender writes arrives; two are in each layer."""
-        if slot.layer < 0:
-            return -1
-        return 2 * slot.layer + (1 if self.parallel or slot.part in ("mlp", "mlp_bias") else 0)
-
-    def _read(self, slot: Slot) -> int:
-        """The same for a receiver: it reads what is written before."""
-        if slot.layer < 0:
-            return 2 * self.n_layers
-        return 2 * slot.layer + (1 if slot.part == "mlp" and not self.parallel else 0)
 
 
 def component_graph(

@@ -1,7 +1,7 @@
 """Runs with one edge patched: each the clean run up to the edge's receiver, and only what lies behind that is run.
 
-What an edge carries changes one query, key or value of one head, or what one MLP reads. So the clean run is known up to there, all
-projections of what a sender moves are computed together, and the run goes on behind the receiver's sublayer.
+What an edge carries changes one query, key or value of one head, or what one MLP reads. So the clean run is known up to there, that one
+projection is computed anew, and the run goes on behind the receiver's sublayer.
 """
 
 import functools as ft
@@ -30,6 +30,7 @@ from ..runs import (
     Recorded,
     sites_written,
     TOKENS_AT_ONCE,
+    tokens_together,
     Window,
     windows_of,
 )
@@ -83,44 +84,33 @@ class EdgeRuns(NamedTuple):
         resid = {site: value for site, value in run.values.items() if site.kind == Kind.RESID_PRE}
         caches, tokens = windows.caches(self.model, resid), self._tokens_at_once()
         yield from self._into_logits(patches, tokens)
-        for lists in (self._into_heads(patches), self._into_mlps(patches)):
-            groups = windows.groups(
-                [(patches.rows[part.patches], first[part.patches]) for part in lists], tokens, rest=4
-            )
-            for part, some in zip(lists, groups, strict=True):
-                projected = self._projected(part) if some else None
-                for of_part, size in some:
-                    numbers = part.patches[of_part]
+        for behind, layers in (
+            (self._behind_attention, self._into_heads(patches)),
+            (self._behind_mlp, self._into_mlps(patches)),
+        ):
+            lists = [(patches.rows[mine], first[mine]) for mine in layers]
+            for layer, groups in enumerate(windows.groups(lists, tokens, rest=4)):
+                for of_layer, size in groups:
+                    numbers = layers[layer][of_layer]
                     window, given = windows.window(first[numbers], size, caches), patches.take(numbers)
-                    if projected is None:
-                        cut, resid = self._behind_mlp(part.layer, given, window, size)
-                    else:
-                        cut, resid = self._behind_attention(
-                            part.layer, given, projected, part.which[of_part], window, size
-                        )
+                    cut, resid = behind(layer, given, window, size)
                     yield numbers, metric_from(self.model, self.metric, run.masks, cut, given.rows, resid, window)
 
-    def _into_heads(self, patches: Patches) -> "list[_Part]":
-        """Parts of a layer, of which all projections of what senders move fit into the budget."""
-        shape, heads, moved = self.graph.of_layer, self.graph.n_heads + 2 * self.graph.n_kv_heads, self.clean.moved
-        each = 2 * moved.shape[2] * (heads * self.model.d_head + self.model.d_model) * moved.dtype.itemsize
-        most, parts = moved.shape[0] * moved.shape[1], []
-        for layer in range(self.model.n_layers):
-            slot = patches.receivers - layer * shape.receivers
-            mine = np.flatnonzero((slot >= 0) & (slot < heads))
-            moves = np.stack([patches.rows, patches.positions, patches.senders], axis=1)[mine]
-            moves, which = np.unique(moves, axis=0, return_inverse=True)
-            which = which.reshape(-1)
-            for some in in_groups(len(moves), each, self.budget, most=most) if len(moves) else ():
-                here = (which >= some[0]) & (which <= some[-1])
-                parts.append(_Part(layer, mine[here], moves[some], which[here] - some[0]))
-        return parts
+    def _into_heads(self, patches: Patches) -> list[Int[np.ndarray, " _"]]:
+        """Of each layer the numbers of the patches that its queries, keys and values read."""
+        slots = self._slots(patches, np.arange(self.model.n_layers)[:, None])
+        return [
+            np.flatnonzero(mine) for mine in (slots >= 0) & (slots < self.graph.n_heads + 2 * self.graph.n_kv_heads)
+        ]
 
-    def _into_mlps(self, patches: Patches) -> "list[_Part]":
+    def _into_mlps(self, patches: Patches) -> list[Int[np.ndarray, " _"]]:
         receivers = self.graph.of_layer.receivers
         layers = range(self.model.n_layers if self.graph.has_mlp else 0)
-        of_layer = [np.flatnonzero(patches.receivers == (layer + 1) * receivers - 1) for layer in layers]
-        return [_Part(layer, mine) for layer, mine in enumerate(of_layer) if len(mine)]
+        return [np.flatnonzero(patches.receivers == (layer + 1) * receivers - 1) for layer in layers]
+
+    def _slots(self, patches: Patches, layer) -> Int[np.ndarray, "*layer patch"]:
+        """The numbers of the receivers, of which those of a layer begin with 0."""
+        return patches.receivers - layer * self.graph.of_layer.receivers
 
     def _into_logits(self, patches: Patches, tokens: int) -> Iterator[tuple[np.ndarray, Array]]:
         """Those into the logits, without a run."""
@@ -131,19 +121,14 @@ class EdgeRuns(NamedTuple):
             resid = _read(last, self.clean.moved, given)
             yield mine[some], metric_of_variants(self.model.without_blocks, self.metric, given.rows, resid)
 
-    def _projected(self, part: "_Part") -> Float[Array, "move seq slot d_head"] | None:
-        if part.moves is None:
-            return None
-        resid = self.clean.run.values[Site(part.layer, Kind.RESID_PRE)]
-        return _projections(self.model.blocks[part.layer], resid, self.clean.moved, *part.moves.T)
-
     def _behind_attention(
-        self, layer: int, some: Patches, projected, which, window: Window, size: int
+        self, layer: int, some: Patches, window: Window, size: int
     ) -> tuple[Site, Float[Array, "patch seq d_model"]]:
         """The residual stream that attention enters, with one query, key or value of one head in its place."""
-        run, slots = self.clean.run, some.receivers - layer * self.graph.of_layer.receivers
+        run, block = self.clean.run, self.model.blocks[layer]
         clean = {kind: run.values[Site(layer, kind)] for kind in (Kind.RESID_PRE, *PROJECTED)}
-        resid, edits = _placed(clean, projected, some.rows, which, slots, window.first, size=size)
+        slots = self._slots(some, layer)
+        resid, edits = _placed(block, clean, self.clean.moved, some, slots, window.first, size=size)
         edits = {Site(layer, kind): Replace(value) for kind, value in edits.items()}
         after = attend(self.model, run.masks, layer, some.rows, resid, edits=edits, window=window)
         if self.graph.parallel:
@@ -159,18 +144,10 @@ class EdgeRuns(NamedTuple):
         return behind, _fed(block, read, run.at_cut(behind), out, self.clean.moved, some, window.first, size=size)
 
     def _tokens_at_once(self) -> int:
-        """Counts the tokens of variants for which the budget is enough; with more than a few thousand none takes less time."""
+        """Counts the tokens of variants that are run together: those for which the budget is enough, and no more than are fast."""
         each = 16 * self.model.d_model * self.model.activation_dtype.itemsize
-        return max(1, min(TOKENS_AT_ONCE // 2, self.budget // each))
-
-
-class _Part(NamedTuple):
-    """Patches of a layer, by number; of heads also what senders move that they carry, by row, position and sender, and which each does."""
-
-    layer: int
-    patches: Int[np.ndarray, " patch"]
-    moves: Int[np.ndarray, "move 3"] | None = None
-    which: Int[np.ndarray, " patch"] = np.zeros(0, int)
+        fast = tokens_together(self.model, self.clean.moved.shape[2], TOKENS_AT_ONCE)
+        return max(1, min(fast, self.budget // each))
 
 
 def _carried(moved: Float[Array, "batch sender seq d_model"], row, position, sender) -> Float[Array, "seq d_model"]:
@@ -180,36 +157,29 @@ def _carried(moved: Float[Array, "batch sender seq d_model"], row, position, sen
     return jnp.where(here[:, None], change, 0)
 
 
-@jax.jit
-def _projections(block: Block, resid, moved, rows, positions, senders) -> Float[Array, "move seq slot d_head"]:
-    """Computes all queries, keys and values of a block that reads what a sender moves, too."""
+@ft.partial(jax.jit, static_argnames="size")
+def _placed(
+    block: Block, clean: dict[Kind, Array], moved, some: Patches, slots, first, *, size: int
+) -> tuple[Float[Array, "patch seq d_model"], dict[Kind, Float[Array, "patch seq _ d_head"]]]:
+    """Cuts the windows out of the clean stream and of the clean queries, keys and values, and puts one of them in its place, of the stream
+    with what a sender moves.
+    """
     attn = widened(block.attn)
     W = jnp.concatenate([attn.W_Q, attn.W_K, attn.W_V])
     b = jnp.concatenate([attn.b_Q, attn.b_K, attn.b_V])
-
-    def one(row, position, sender):
-        read = resid[row] + _carried(moved, row, position, sender)
-        read = read if block.ln1 is None else block.ln1(read, bare_tap(0))
-        # [seq d_model] · [slot d_model d_head] -> [seq slot d_head]
-        return jnp.einsum("sm,hmd->shd", read, W) + b
-
-    return jax.vmap(one)(rows, positions, senders)
-
-
-@ft.partial(jax.jit, static_argnames="size")
-def _placed(
-    clean: dict[Kind, Array], projected, rows, which, slots, first, *, size: int
-) -> tuple[Float[Array, "patch seq d_model"], dict[Kind, Float[Array, "patch seq _ d_head"]]]:
-    """Cuts the windows out of the clean stream and of the clean queries, keys and values, with one of them exchanged."""
     numbers = np.cumsum([clean[kind].shape[2] for kind in PROJECTED])[:-1]
 
-    def one(row, which, slot, first):
+    def one(row, position, sender, slot, first):
         ours = lambda x: jax.lax.dynamic_slice_in_dim(x, first, size)
+        resid = clean[Kind.RESID_PRE][row]
+        read = ours(resid + _carried(moved, row, position, sender))
+        read = read if block.ln1 is None else block.ln1(read, bare_tap(0))
         joined = jnp.concatenate([ours(clean[kind][row]) for kind in PROJECTED], axis=1)
-        joined = joined.at[:, slot].set(ours(projected[which, :, slot]))
-        return ours(clean[Kind.RESID_PRE][row]), dict(zip(PROJECTED, jnp.split(joined, numbers, axis=1), strict=True))
+        # [seq d_model] · [d_model d_head] -> [seq d_head]
+        joined = joined.at[:, slot].set(read @ W[slot] + b[slot])
+        return ours(resid), dict(zip(PROJECTED, jnp.split(joined, numbers, axis=1), strict=True))
 
-    return jax.vmap(one)(rows, which, slots, first)
+    return jax.vmap(one)(*some[:3], slots, first)
 
 
 @jax.jit

@@ -66,13 +66,14 @@ class Windows:
         metric are in none.
         """
         sizes = [self._sizes(rows, positions) for rows, positions in lists]
+        fewest = 1 if self.only_read else FEWEST  # where runs pay for programs of the last block they pay for these
         found = [[] for _ in lists]
         for size in self.sizes:
             numbers = [np.flatnonzero(each == size) for each in sizes]
             each, most = self._tokens(size), rounded_up(max(map(len, numbers), default=0), steps=8)
             for into, mine in zip(found, numbers, strict=True):
                 groups = in_groups(len(mine), each, tokens_at_once, most=most)
-                into += [(mine[group], size) for group in _filled(groups, len(mine), rest)]
+                into += [(mine[group], size) for group in _filled(groups, len(mine), rest, fewest)]
         return found
 
     def caches(self, model: Transformer, resid: Mapping[Site, Float[Array, "batch seq d_model"]]) -> Caches | None:
@@ -101,12 +102,12 @@ class Windows:
         return size + (self.seq - size) // 4
 
 
-def _filled(groups: list[Int[np.ndarray, " group"]], count: int, rest: int) -> list[Int[np.ndarray, " _"]]:
-    """The same groups, but where much of the last one fills it up, smaller ones for what it holds."""
+def _filled(groups: list[Int[np.ndarray, " group"]], count: int, rest: int, fewest: int) -> list[Int[np.ndarray, " _"]]:
+    """The same groups, but where much of the last one fills it up, smaller ones of `fewest` at least for what it holds."""
     if not groups or rest == 1:
         return groups
     size, full = len(groups[0]), len(groups) - 1
-    small, left = max(FEWEST, -(-size // rest)), count - full * size
+    small, left = max(fewest, -(-size // rest)), count - full * size
     if -(-left // small) * small >= size:
         return groups
     return [*groups[:full], *(full * size + group for group in of_size(left, small))]

@@ -1,6 +1,5 @@
 """What each sender of a component graph adds to the residual stream, so that the sum of all, with the biases, is the stream."""
 
-import functools as ft
 from collections.abc import Mapping
 
 import jax
@@ -104,13 +103,6 @@ def block_writes(
     return _of_block(graph, block, {kind: values[kind] for kind in kinds_written(block)})
 
 
-@ft.partial(jax.jit, static_argnames="graph")
-def _of_block(
-    graph: ComponentGraph, block: Block, values: dict[Kind, Float[Array, "batch ..."]]
-) -> Float[Array, "batch sender seq d_model"]:
-    return writes_in_block(graph, block, values)
-
-
 def writes_in_block(
     graph: ComponentGraph, block: Block, values: Mapping[Kind, Float[Array, "batch ..."]]
 ) -> Float[Array, "batch sender seq d_model"]:
@@ -121,6 +113,9 @@ def writes_in_block(
         return attention if block.mlp is None else jnp.concatenate([attention, mlp_writes(graph, block, values)])
 
     return jax.vmap(one)(values)
+
+
+_of_block = jax.jit(writes_in_block, static_argnames="graph")
 
 
 def _bias(norm: Norm) -> Float[Array, " d_model"] | float:

@@ -13,7 +13,7 @@ from .._run import NOTHING
 from .._sites import Kind, Site
 from .._tap import Tap
 from ..graph import ComponentGraph
-from ..graph._components import Slot
+from ..graph._slots import Slot
 from ..models import Transformer
 from ..parts import Block
 from ..runs import attention_writes, feed_own, kinds_written, mlp_writes
