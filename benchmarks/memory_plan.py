@@ -1,8 +1,9 @@
 """What prompts take, and how many fit: `python -m benchmarks.memory_plan > .github/docs/memory.md`.
 
-Peak memory of node effects, edge effects and the lens is measured at small sizes, each in a process of its own; the bytes of a verb's parts
-(`_growth_verbs.py`, `_plan_verbs.py`) are fitted to it, and a plan is made of them for models that were not run. Prints it as markdown, and
-writes what was measured to `benchmarks/results/memory_plan.json`.
+Peak memory of node effects, edge effects, the lens and edge attribution is measured at small sizes, each in a process of its own; the bytes
+of a verb's parts (`_growth_verbs.py`, `_plan_verbs.py`) are fitted to it, and a plan is made of them for models that were not run. Edge
+attribution is also measured on a model of over a billion weights; making that takes 20 GB. Prints it as markdown, and writes what was
+measured to `benchmarks/results/memory_plan.json`.
 """
 
 import argparse
@@ -31,6 +32,8 @@ POINTS = (
     Point(64, 4, 4, 128),
 )
 QUICK = (Point(4, 2, 2, 8), Point(8, 2, 2, 8))
+EDGES = "edge_attribution"
+BILLION = Point(TOKENS, 2, 16, 2048)  # two prompts of a model of 1.34 billion weights
 
 
 class Shape(NamedTuple):
@@ -76,7 +79,7 @@ def measured(name: str, points: tuple[Point, ...]) -> list[dict[str, Any]]:
     return found
 
 
-def plan(rows: dict[str, list[dict[str, Any]]], machine: dict[str, Any]) -> Iterator[str]:
+def plan(rows: dict[str, list[dict[str, Any]]], large: dict[str, Any], machine: dict[str, Any]) -> Iterator[str]:
     """The page, line by line."""
     largest = max(point["peak_bytes"] for points in rows.values() for point in points)
     yield from ["# Memory: what a prompt takes", ""]
@@ -92,6 +95,8 @@ def plan(rows: dict[str, list[dict[str, Any]]], machine: dict[str, Any]) -> Iter
     yield from ["", "## What was fitted", "", *_fitted(rows, fits)]
     for shape in (GPT2_XL, GEMMA_2):
         yield from ["", f"## {shape.what}", "", *_planned(shape, fits)]
+    yield from ["", "## Every edge between the components of a model of over a billion weights", ""]
+    yield from _paragraph(_in_a_large_model(large, fits[EDGES]))
     yield ""
     yield from _paragraph(
         """Dictionaries on every site take the most. Loaded in half precision they and the weights take half: they are widened
@@ -99,6 +104,18 @@ def plan(rows: dict[str, list[dict[str, Any]]], machine: dict[str, Any]) -> Iter
         batches, by `jc.discover_batches` or one call a batch. A metric that reads one position has the logits of that one; one that reads
         all positions adds 4 bytes a word, a token and a side. The lens takes one prompt at a time, and its rows what `budget` allows."""
     )
+
+
+def _in_a_large_model(large: dict[str, Any], found: Fit) -> str:
+    point = Point(*(large[axis] for axis in Point._fields))
+    weights = point.blocks * 12 * point.width**2 + 2 * 64 * point.width**2
+    inputs = 3 * point.tokens * point.blocks * point.heads * point.width
+    gib = lambda size: f"{size / GIB:.3g} GiB"
+    return f"""This was run: `jc.edge_attribution` of {point.batch} prompts of {point.seq} tokens, on a random model of
+        {point.blocks} blocks of width {point.width:,} with {point.heads} heads, whose {weights / 1e9:.3g} billion weights take
+        {gib(4 * weights)}. Measured beside them: {gib(large["peak_bytes"])}; the fit says {gib(found.expected(point))}. What the
+        queries, keys and values of all heads read, each with a copy of its own, would by itself be {gib(4 * inputs)}, and as much again
+        on the way back."""
 
 
 def _paragraph(text: str) -> list[str]:
@@ -125,7 +142,7 @@ def _planned(shape: Shape, fits: dict[str, Fit]) -> Iterator[str]:
     gib = lambda size: f"{size / GIB:.3g} GiB"
     for stored, itemsize in (("float32", 4), ("bfloat16", 2)):
         for name, found in fits.items():
-            held = shape.dictionaries if name != "fit_lens" else 0
+            held = 0 if name in ("fit_lens", EDGES) else shape.dictionaries
             room = ROOM - itemsize * (shape.weights + held)
             one, more = (found.expected(like._replace(batch=n)) for n in (1, 2))
             sizes = gib(itemsize * shape.weights), gib(itemsize * held), gib(one)
@@ -149,10 +166,11 @@ def main(argv: list[str] | None = None) -> int:
         results = json.loads(path.read_text(encoding="utf-8"))
     else:
         rows = {name: measured(name, QUICK if given.quick else POINTS) for name in PLAN_VERBS}
-        results = {"machine": describe("highest"), "rows": rows}
+        (large,) = measured(EDGES, (QUICK[0] if given.quick else BILLION,))
+        results = {"machine": describe("highest"), "rows": rows, "large": large}
         given.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(plan(results["rows"], results["machine"])))
+    print("\n".join(plan(**{name: results[name] for name in ("rows", "large", "machine")})))
     return 0
 
 

