@@ -145,9 +145,11 @@ class EdgeRuns(NamedTuple):
 
     def _tokens_at_once(self) -> int:
         """Counts the tokens of variants that are run together: those for which the budget is enough, and no more than are fast."""
-        each = 16 * self.model.d_model * self.model.activation_dtype.itemsize
-        fast = tokens_together(self.model, self.clean.moved.shape[2], TOKENS_AT_ONCE)
-        return max(1, min(fast, self.budget // each))
+        model, seq = self.model, self.clean.moved.shape[2]
+        # A patch has a projection's weights of its own, and is counted as a quarter of the prompt's tokens at least.
+        numbers = 16 + model.d_head // max(1, seq // 4)
+        fast = tokens_together(model, seq, TOKENS_AT_ONCE)
+        return max(1, min(fast, self.budget // (numbers * model.d_model * model.activation_dtype.itemsize)))
 
 
 def _carried(moved: Float[Array, "batch sender seq d_model"], row, position, sender) -> Float[Array, "seq d_model"]:
