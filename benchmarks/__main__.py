@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from jaxcirc.cli._bench import add_options
+from jaxcirc.cli._parsers import add_json_option
 
 from . import rows as rows  # fills the registry
 from ._measure import measure, Settings
@@ -118,7 +119,7 @@ def progress(said: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures the Jacobians against PyTorch.")
     add_options(parser, Path("benchmarks") / "results")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    add_json_option(parser)
     arguments = parser.parse_args(argv)
     try:
         return run(arguments)

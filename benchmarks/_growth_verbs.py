@@ -157,9 +157,14 @@ def node_effects(point: Point) -> Run:
 def edge_effects(point: Point) -> Run:
     given = make_problem(point)
     nodes = jc.node_effects(*given, method=jc.Gradient())
-    sizes = np.concatenate([np.abs(nodes.listed[site].instances()[1]) for site in nodes.listed])
-    threshold = float(np.sort(sizes)[-KEPT * len(given.saes) * point.batch])
+    threshold = threshold_of(nodes, point.batch)
     return lambda: jc.edge_effects(*given, nodes, threshold=threshold, upstream="selected")
+
+
+def threshold_of(nodes: jc.NodeEffects, batch: int) -> float:
+    """The least effect of the strongest nodes, `KEPT` a site and prompt on average."""
+    sizes = np.concatenate([np.abs(listed.instances()[1]) for listed in nodes.listed.values()])
+    return float(np.sort(sizes)[-KEPT * len(nodes.listed) * batch])
 
 
 def discover(point: Point) -> Run:

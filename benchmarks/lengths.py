@@ -7,6 +7,7 @@ and writes `benchmarks/results/lengths.md`.
 """
 
 import argparse
+import functools as ft
 import multiprocessing
 import sys
 import time
@@ -23,7 +24,7 @@ import jaxcirc as jc
 from jaxcirc.cli._timing import COMPILED, covered
 
 from ._circuits import make_pairs
-from ._growth_verbs import KEPT, make_problem, Point, Problem, strongest_nodes
+from ._growth_verbs import make_problem, Point, Problem, strongest_nodes, threshold_of
 from ._settings import describe, precise
 
 
@@ -46,24 +47,16 @@ class Took(NamedTuple):
 
 def measure(blocks: int, width: int, lengths: list[int], each: int) -> tuple[Took, Took]:
     """What `each` prompts of each length take, and then as many others."""
-    jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
-    events: list[tuple[str, float, float]] = []
-
-    def hear(event: str, duration_secs: float, **about: str | int) -> None:
-        now = time.perf_counter()
-        events.append((event, now - duration_secs, now))
-
     with precise("highest"):
         problem = make_problem(Point(max(lengths), each, blocks, width))
         least = float(np.abs(strongest_nodes(problem).nodes["effect"].to_numpy()).min())
         jax.clear_caches()  # of what was compiled for the problem
-        jax.monitoring.register_event_duration_secs_listener(hear)
-        first, second = (_study(problem, lengths, each, least, seed, events) for seed in (0, 1))
+        first, second = (_study(problem, lengths, each, least, seed) for seed in (0, 1))
     return first, second
 
 
-def _study(problem: Problem, lengths: list[int], each: int, least: float, seed: int, events: list) -> Took:
-    vocabulary, programs = problem.model.W_E.shape[0], []
+def _study(problem: Problem, lengths: list[int], each: int, least: float, seed: int) -> Took:
+    vocabulary, programs, events = problem.model.W_E.shape[0], [], _events()
     events.clear()
     began = time.perf_counter()
     for seq in lengths:
@@ -73,12 +66,23 @@ def _study(problem: Problem, lengths: list[int], each: int, least: float, seed: 
         before = _count(events)
         jc.discover(*given, node_threshold=0.5 * least, edge_threshold=0.0)
         nodes = jc.node_effects(*given, method=jc.Gradient())
-        sizes = np.concatenate([np.abs(nodes.listed[site].instances()[1]) for site in nodes.listed])
-        threshold = float(np.sort(sizes)[-KEPT * len(problem.saes) * each])
-        jc.edge_effects(*given, nodes, threshold=threshold, upstream="selected")
+        jc.edge_effects(*given, nodes, threshold=threshold_of(nodes, each), upstream="selected")
         programs.append(_count(events) - before)
     spans = [(begin, end) for event, begin, end in events if event in COMPILED]
     return Took(time.perf_counter() - began, covered(spans), programs)
+
+
+@ft.cache
+def _events() -> list[tuple[str, float, float]]:
+    """A list of all that JAX times, with when it began and ended; it listens from the first call on."""
+    events: list[tuple[str, float, float]] = []
+
+    def hear(event: str, duration_secs: float, **about: str | int) -> None:
+        now = time.perf_counter()
+        events.append((event, now - duration_secs, now))
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    return events
 
 
 def _count(events: list[tuple[str, float, float]]) -> int:
@@ -132,8 +136,10 @@ def _sizes(models: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def _alone(blocks: int, width: int, lengths: list[int], each: int) -> tuple[Took, Took]:
-    """The same in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    """The same in a process of its own, without kept programs."""
+    alone = multiprocessing.get_context("spawn")
+    no_cache = ("jax_enable_compilation_cache", False)  # compilation is measured
+    with ProcessPoolExecutor(1, mp_context=alone, initializer=jax.config.update, initargs=no_cache) as pool:
         return pool.submit(measure, blocks, width, lengths, each).result()
 
 

@@ -38,10 +38,15 @@ def add_everywhere(parser: argparse.ArgumentParser) -> None:
         each.epilog = re.sub(r"\s*\bexample: ", "\n\nexample:\n  ", each.epilog or "").strip()
         group = each.add_argument_group("on every command")
         if is_command(each):
-            group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+            add_json_option(group)
         given: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
         group.add_argument("--quiet", help="no notes, no progress and no times on standard error", **given)
         group.add_argument("--traceback", help="on an error, say where it came from", **given)
+
+
+def add_json_option(parser: argparse._ActionsContainer) -> None:
+    """Adds `--json`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 class PrintCompletion(argparse.Action):
