@@ -4,14 +4,12 @@ WIDTH REPEATS`.
 
 import functools as ft
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
+from ._alone import alone
 from ._depth_verbs import DEPTH_VERBS
 from ._graph_verbs import GRAPH_VERBS
 from ._growth_verbs import Point, Verb, VERBS
@@ -21,7 +19,6 @@ from ._settings import precise
 from ._timing import first_call, no_garbage, seconds
 
 
-_LOAD = "import sys; from jaxcirc.cli._bench import load; sys.exit(load('_growth_point').main(sys.argv[1:]))"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -38,14 +35,7 @@ class Measured(NamedTuple):
 
 def measure_alone(verb: str, point: Point, repeats: int) -> Measured:
     """Starts a process for the point. **Raises:** `RuntimeError` with what it said if it fails."""
-    import jaxcirc
-
-    root = str(Path(jaxcirc.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-c", _LOAD, verb, *map(str, point), str(repeats)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, encoding="utf-8", check=False
-    )
+    done = alone("_growth_point", verb, *point, repeats)
     if done.returncode:
         raise RuntimeError(f"{verb} at {point} failed: {done.stderr.strip().splitlines()[-1:]}")
     return Measured(**json.loads(done.stdout))

@@ -8,33 +8,24 @@ import contextlib
 import ctypes
 import gc
 import json
-import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
 import jax
 
+from ._alone import alone
 from ._row import make_row
 from ._settings import precise
 from ._timing import wait
 
 
 OURS = "ours"
-_LOAD = "import sys; from jaxcirc.cli._bench import load; sys.exit(load('_memory').main(sys.argv[1:]))"
 
 
 def peak_bytes(row: str, size: str, precision: str, side: str, variant: str = "", amount: int = 0) -> int | None:
     """Starts a process for `side`, ours or a rival by name; `None` if it fails."""
-    import jaxcirc
-
-    root = str(Path(jaxcirc.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-c", _LOAD, row, size, precision, side, variant, str(amount)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, encoding="utf-8", check=False
-    )
+    done = alone("_memory", row, size, precision, side, variant, amount)
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 

@@ -8,11 +8,10 @@ and writes `benchmarks/results/lengths.md`.
 
 import argparse
 import functools as ft
-import multiprocessing
+import json
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ import numpy as np
 import jaxcirc as jc
 from jaxcirc.cli._timing import COMPILED, covered
 
+from ._alone import alone
 from ._circuits import make_pairs
 from ._growth_verbs import make_problem, Point, Problem, strongest_nodes, threshold_of
 from ._settings import describe, precise
@@ -119,9 +119,15 @@ def main(argv: list[str] | None = None) -> int:
     add("--lengths", type=int, nargs="+", metavar="T", default=[*range(12, 32, 2)], help="tokens (%(default)s)")
     add("--each", type=int, metavar="N", default=10, help="prompts of a length (%(default)s)")
     add("--out", type=Path, default=RESULTS, help="folder for the table (%(default)s)")
+    add("--serve", action="store_true", help=argparse.SUPPRESS)  # the process of one model
     given = parser.parse_args(argv)
+    if given.serve:
+        jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
+        ((blocks, width),) = _sizes(given.models)
+        print(json.dumps(measure(blocks, width, given.lengths, given.each)))
+        return 0
     order = np.random.default_rng(0).permutation(given.lengths).tolist()  # no length is known to be the longest
-    rows = [(*size, _alone(*size, order, given.each)) for size in _sizes(given.models)]
+    rows = [(*size, _measured_alone(*size, order, given.each)) for size in _sizes(given.models)]
     text = table(rows, given.lengths, given.each)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "lengths.md").write_text(text, encoding="utf-8")
@@ -135,12 +141,13 @@ def _sizes(models: list[str]) -> Iterator[tuple[int, int]]:
         yield blocks, width
 
 
-def _alone(blocks: int, width: int, lengths: list[int], each: int) -> tuple[Took, Took]:
-    """The same in a process of its own, without kept programs."""
-    alone = multiprocessing.get_context("spawn")
-    no_cache = ("jax_enable_compilation_cache", False)  # compilation is measured
-    with ProcessPoolExecutor(1, mp_context=alone, initializer=jax.config.update, initargs=no_cache) as pool:
-        return pool.submit(measure, blocks, width, lengths, each).result()
+def _measured_alone(blocks: int, width: int, lengths: list[int], each: int) -> tuple[Took, Took]:
+    """The same in a process of its own, without kept programs. **Raises:** `RuntimeError` with what it said if it fails."""
+    done = alone("lengths", "--serve", "--models", f"{blocks}x{width}", "--lengths", *lengths, "--each", each)
+    if done.returncode:
+        raise RuntimeError(f"{blocks} blocks of width {width} failed: {done.stderr.strip().splitlines()[-1:]}")
+    first, second = json.loads(done.stdout)
+    return Took(*first), Took(*second)
 
 
 if __name__ == "__main__":

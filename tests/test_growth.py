@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jaxtyping
 import pytest
 
@@ -125,3 +126,12 @@ def test_other_prompts_of_the_same_lengths_compile_hardly_anything():
     assert (
         f"| 1 | 16 | {first.share:.0%} | {first.programs[0]} | {first.programs[1]} | {sum(second.programs)} |" in text
     )
+
+
+def test_lengths_are_measured_in_a_process_of_their_own(tmp_path, capsys):
+    given = ["--models", "1x16", "--lengths", "8", "12", "--each", "1"]
+    assert load("lengths").main([*given, "--out", str(tmp_path)]) == 0
+    written = (tmp_path / "lengths.md").read_text(encoding="utf-8")
+    assert "\n| 1 | 16 | " in written
+    assert written.strip() == capsys.readouterr().out.strip()
+    assert jax.config.values["jax_enable_compilation_cache"], "where it was called from programs are kept as before"
