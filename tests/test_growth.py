@@ -65,6 +65,23 @@ def test_parts_of_memory_are_found_again_and_say_what_fits():
     assert within.largest(like, "seq", 2 * 10**9) is None
 
 
+def test_fewer_points_than_parts():
+    """As in a quick table: of the many sums that fit, one is found, whatever the bytes."""
+    memory, ends = verbs.VERBS["direct_effects"].memory, [Point(seq, 2, 1, 8) for seq in (4, 8)]
+    measured = lambda *sizes: [{**at._asdict(), "peak_bytes": size} for at, size in zip(ends, sizes, strict=True)]
+    for sizes in (
+        (0, 0),
+        (0, 4096),
+        (4096, 0),
+        (4096, 49152),
+        (49152, 4096),
+    ):  # more than a square, and less than nothing
+        found = fit.fit(measured(*sizes), memory)
+        assert all(each >= term.each[0] for each, term in zip(found.each, memory, strict=True))
+    found = fit.fit(measured(40_960, 65_536), memory)
+    assert [found.expected(at) for at in ends] == pytest.approx([40_960, 65_536])
+
+
 def test_what_is_constant_is_no_part_of_powers_for_long():
     base = BASE._asdict()
     points = [{**base, "seq": seq, "peak_bytes": 10**6 + seq**2 * 10**4} for seq in (16, 64, 256)]
