@@ -70,5 +70,7 @@ def fit(points: list[dict[str, Any]], terms: tuple[Term, ...]) -> Fit:
     bounds = zip((0.0, math.inf), *(term.each for term in terms), strict=True)
     size = np.abs(numbers / measured[:, None]).max(0)  # or the solver stops too early
     least, most = (np.array(end) * size for end in bounds)
-    constant, *each = lsq_linear(numbers / measured[:, None] / size, np.ones(len(points)), (least, most), method="bvls").x / size
+    constant, *each = (
+        lsq_linear(numbers / measured[:, None] / size, np.ones(len(points)), (least, most), method="bvls").x / size
+    )
     return Fit(terms, float(constant), tuple(map(float, each)))

@@ -136,7 +136,7 @@ def tiny_graph() -> jc.AttributionGraph:
 
 
 def graph(path: Path) -> None:
-    jc.draw_attribution_graph(tiny_graph(), path, tokens=texts(), most_edges=80)
+    tiny_graph().to_figure(path, tokens=texts(), most_edges=80)
 
 
 def checks(path: Path) -> None:

@@ -51,7 +51,7 @@ def draw_graph(model: jc.Transformer, tokenizer, path: Path) -> tuple[dict[str, 
     targets = {f"{tokenizer.decode([answer])} less {tokenizer.decode([foil])}": jc.LogitDiff(answer, foil)}
     graph = jc.attribution_graph(model, None, tokens, targets=targets, max_nodes=ROWS)
     texts = [tokenizer.decode([int(token)]) for token in tokens]
-    jc.draw_attribution_graph(graph, path, tokens=texts, most_edges=150)
+    graph.to_figure(path, tokens=texts)
     return targets, graph
 
 

@@ -175,7 +175,6 @@ from .scrubbing import (
     Unconditional as Unconditional,
 )
 from .view import (
-    draw_attribution_graph as draw_attribution_graph,
     draw_circuit_curve as draw_circuit_curve,
     draw_curves as draw_curves,
     draw_effects as draw_effects,

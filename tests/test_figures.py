@@ -136,7 +136,6 @@ def test_a_figure_made_twice_is_the_same_file(suffix, tmp_path, monkeypatch):
 
 
 DRAWERS = {
-    "draw_attribution_graph": (None,),
     "draw_circuit_curve": (None,),
     "draw_curves": (None,),
     "draw_effects": (None,),
@@ -438,24 +437,27 @@ def graph(model):
     return jc.attribution_graph(model, None, TOKENS, max_nodes=20)
 
 
-def test_a_graph_has_its_edges_in_their_colours(graph, tmp_path):
-    figure = jc.draw_attribution_graph(
-        graph, tmp_path / "graph.svg", tokens=["$a$", "b", "\x00", "d", "e"], most_edges=15
-    )
-    (axes,) = figure.axes
-    lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 2]
-    assert 5 < len(lines) <= 15
-    colours = {line.get_color() for line in lines}
-    there = graph.nodes["pos"].to_numpy() >= 0
-    edges = [(t, s) for t, s in graph.strongest(200).tolist() if there[t] and there[s]][: len(lines)]
-    positive = sum(graph.weight(t, s) > 0 for t, s in edges)
-    assert sum(line.get_color() == "#b2182b" for line in lines) == positive
-    assert colours <= {"#b2182b", "#2166ac"}
-    assert figures.names(axes, "x") == ["$a$ 0", "b 1", "\\x00 2", "d 3", "e 4"]
-    assert "red positive, blue negative" in figure.get_suptitle()
-    assert {"positive edge", "negative edge"} <= {text.get_text() for text in axes.get_legend().get_texts()}
-    with pytest.raises(ValueError, match="the prompt's 5 tokens as text, got 1"):
-        jc.draw_attribution_graph(graph, tokens=["a"])
+def test_a_graph_has_its_most_influential_edges_in_their_colours(graph, tmp_path, untyped):
+    figure = graph.to_figure(tmp_path / "graph.svg", tokens=["$a$", "b", "\x00", "d", "e"], most_edges=15)
+    assert (tmp_path / "graph.svg").exists()
+    axes = figure.axes[0]
+    (lines,) = [each for each in axes.collections if type(each).__name__ == "LineCollection"]
+    weights = [graph.weight(target, source) for target, source in graph.strongest(15).tolist()]
+    assert len(lines.get_paths()) == len(weights) == 15
+    by_size = sorted(weights, key=lambda weight: -abs(weight))
+    assert weights != by_size, "here the strongest are not the most influential"
+    red = [bool(colour[0] > colour[2]) for colour in lines.get_colors()[::-1]]
+    assert red == [weight > 0 for weight in weights]
+    assert len({*red}) == 2
+    assert [*lines.get_linewidths()] == sorted(lines.get_linewidths())  # the widest are drawn last
+    assert figures.names(axes, "x")[-5:] == ["0\n$a$", "1\nb", "2\n\\x00", "3\nd", "4\ne"]
+    assert "15 most influential of" in figure.get_suptitle()
+    assert "red positive, blue negative, wider with more" in figure.get_suptitle()
+    with pytest.raises(ValueError, match="5 tokens"):
+        graph.to_figure(tokens=["a"])
+    for path, message in (("graph.txt", "svg"), (tmp_path / "none" / "graph.svg", "none")):
+        with pytest.raises(ValueError, match=message):
+            graph.to_figure(path)
 
 
 def test_checks_of_a_graph(graph, model, untyped):

@@ -207,7 +207,7 @@ def test_a_sweep_is_drawn_by_layer_and_sender(tmp_path, untyped):
     assert (first.get_title(), second.get_title()) == ("to <the> $logits$", "again")
     assert figures.names(first, "x") == [*map(str, range(graph.n_heads)), "bias", "mlp", "mlp bias"]
     assert first.get_xlabel().endswith("embed +0.00, pos embed +0.38; mean of 2 prompts")
-    assert second.get_xlabel().endswith("embed +0.00, pos embed +0.25; mean of 1 prompt")
+    assert second.get_xlabel().endswith("embed +0.00, pos embed +0.25; 1 prompt")
     assert figures.bars(figure)[0].get_ylabel() == "change of the metric\nred positive, blue negative"
     want = np.zeros((2, graph.n_heads + 3))
     want[1, 0], want[0, graph.n_heads + 1], want[1, graph.n_heads + 2] = -4, 2, 1

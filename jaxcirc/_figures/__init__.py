@@ -15,6 +15,7 @@ from ._style import (
     COLOURS as COLOURS,
     GREY as GREY,
     headline as headline,
+    mean_of as mean_of,
     NEGATIVE as NEGATIVE,
     new_figure as new_figure,
     POSITIVE as POSITIVE,

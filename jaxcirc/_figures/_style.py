@@ -74,14 +74,16 @@ def headline(
     what: str, *, method: str | None = None, metric: str | None = None, prompts: int | Sequence[int] | None = None
 ) -> str:
     """A figure's title: what it shows, by which method, of which metric, and over how many prompts, as far as these are known."""
-    numbers = [] if prompts is None else [prompts] if isinstance(prompts, int) else list(dict.fromkeys(prompts))
-    means = " and ".join(counted(number, "prompt") for number in numbers)
-    parts = [
-        f"by {method}" if method else "",
-        f"metric: {metric}" if metric else "",
-        f"mean of {means}" if means else "",
-    ]
+    numbers = () if prompts is None else (prompts,) if isinstance(prompts, int) else prompts
+    parts = [f"by {method}" if method else "", f"metric: {metric}" if metric else "", mean_of(*numbers)]
     return "; ".join([what, *filter(None, parts)])
+
+
+def mean_of(*prompts: int) -> str:
+    """Says over how many prompts a figure's panels are: `"mean of 2 prompts and 3 prompts"`, and of a single one that it is one."""
+    numbers = [*dict.fromkeys(prompts)]
+    what = " and ".join(counted(number, "prompt") for number in numbers)
+    return what if numbers in ([], [1]) else f"mean of {what}"
 
 
 def written(name: str, path: str | Path | None) -> Path | None:

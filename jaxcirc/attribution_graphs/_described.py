@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from .._sites import Site
 from ..explorer import Description, Edge, Node, short
-from ._influence import Scores
+from ._influence import edge_influence, output_weights, Scores
 from ._select import UNSELECTED
 from ._table import BIAS, ERROR, KINDS, LATENT, LOGIT, NOWHERE, POSITION, Table, TOKEN
 from ._write_json import Kept
@@ -52,15 +52,18 @@ def described(
         value = float("nan") if kind == LOGIT else float(influence[i])
         nodes.append(Node(name, rows.index(places[i]), at, table.word(i), value, label, about))
     row, source = np.nonzero(graph.edges)
-    weights = graph.rows[row, source].tolist()
+    ends = zip(source.tolist(), graph.targets[row].tolist(), strict=True)
+    sizes = edge_influence(graph.rows, graph.targets, output_weights(table))
     edges = [
-        Edge(names[s], names[t], w)
-        for s, t, w in zip(source.tolist(), graph.targets[row].tolist(), weights, strict=True)
+        Edge(names[s], names[t], weight, influence=size)
+        for (s, t), weight, size in zip(
+            ends, graph.rows[row, source].tolist(), sizes[row, source].tolist(), strict=True
+        )
     ]
     return Description(
         title=f"Attribution graph of {graph.meta.get('model') or 'a model'}",
         facts={
-            "method": "attribution graph, patterns and norms' scales held",
+            "method": "derivatives with patterns and norms' scales held",
             "metric": _listed(outputs),
             "prompts": "1",
             "kept of the influence": f"{graph.thresholds[0]:.0%} of nodes, {graph.thresholds[1]:.0%} of edges",

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .._checks import check_choice, check_count, check_kind, check_list, check_part, check_path
+from .._figures import written
 from .._files import write_text, writing_file
 from .._fingerprint import difference, fingerprint
 from .._run import NOTHING
 from .._shown import Shown
 from .._words import counted
-from ..explorer import Description, write_page
+from ..explorer import Description, figure_of, write_page
 from ..linear import check_fits
 from ..models import Transformer
 from ._described import described
@@ -32,6 +33,7 @@ from ._write_qk import same_prompt
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
 
@@ -247,13 +249,37 @@ class AttributionGraph(Shown):
         """
         write_page(path, self.described(tokens=tokens, outputs=outputs))
 
+    def to_figure(
+        self,
+        path: str | Path | None = None,
+        *,
+        tokens: "Sequence[str] | PreTrainedTokenizerBase | None" = None,
+        outputs: Sequence[str] | None = None,
+        most_edges: int = 150,
+    ) -> "Figure":
+        """Draws the `most_edges` edges of most influence, the nodes that they touch and those of most influence, as `to_html` places them.
+
+        **Arguments:** as of `to_html`. - `path`: if given, the picture is also written, by its suffix `.svg`, `.pdf` or `.png`.
+
+        **Returns:** a matplotlib figure, which is part of no global state.
+
+        **Raises:** `ValueError` as `to_html`, for another suffix, and for a folder that is not there.
+
+        >>> graph = jc.attribution_graph(model, None, tokens, max_nodes=50)
+        >>> type(graph.to_figure("graph.svg", most_edges=20)).__name__
+        'Figure'
+        """
+        check_count("AttributionGraph.to_figure: most_edges", "edges to draw", most_edges, least=0)
+        target = written("AttributionGraph.to_figure", path)
+        return figure_of(self.described(tokens=tokens, outputs=outputs), target, most_edges)
+
     def described(
         self,
         *,
         tokens: "Sequence[str] | PreTrainedTokenizerBase | None" = None,
         outputs: Sequence[str] | None = None,
     ) -> Description:
-        """What `to_html` shows; the arguments are those."""
+        """What `to_html` and `to_figure` show; the arguments are theirs."""
         verb = "AttributionGraph.to_html"
         known = tokens is not None or self.meta.get("prompt_tokens")
         texts, names = self._texts(tokens if known else [f"#{i}" for i in self.meta["tokens"]], outputs, verb)

@@ -8,7 +8,6 @@ import numpy as np
 from .._metrics import LogitDiff
 from .._words import counted
 from ..attribution_graphs import attribution_graph
-from ..view import draw_attribution_graph
 from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
 from ._edges import metric_text, token_of
 from ._options import count, figure, new_file, part
@@ -89,7 +88,7 @@ def graph(arguments: argparse.Namespace) -> int:
     if arguments.json_graph:
         found.to_json(arguments.json_graph, tokens=texts if tokenizer is None else tokenizer)
     if arguments.plot:
-        draw_attribution_graph(found, arguments.plot, tokens=texts)
+        found.to_figure(arguments.plot, tokens=texts)
     nodes = found.nodes
     edges = [(s, t, found.weight(t, s)) for t, s in found.strongest(arguments.top).tolist()]
     facts = {

@@ -27,12 +27,20 @@ class Node(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """One edge: the names of its ends, its weight, and through which input of its target it goes, if that has several."""
+    """One edge: the names of its ends, its weight, through which input of its target it goes, if that has several, and its influence on
+    the outputs, if that is known: where weights of different targets cannot be compared, it tells which edges matter.
+    """
 
     source: str
     target: str
     weight: float
     part: str = ""
+    influence: float | None = None
+
+    @property
+    def size(self) -> float:
+        """By which a figure ranks it."""
+        return abs(self.weight) if self.influence is None else self.influence
 
 
 SHAPES = {

@@ -54,7 +54,8 @@ def figure_of(described: Description, target: Path | None, most_edges: int) -> "
     number = {node.name: i for i, node in enumerate(nodes)}
     ends = np.array([(number[edge.source], number[edge.target]) for edge in edges], int).reshape(-1, 2)
     found, weights = routes(places, ends), np.array([edge.weight for edge in edges])
-    share = np.abs(weights) / (np.abs(weights).max(initial=0) or 1)
+    share = np.array([edge.size for edge in edges])
+    share /= share.max(initial=0) or 1
     lines = LineCollection(
         list(found.points[::-1]),  # the strongest on top
         colors=[POSITIVE if weight > 0 else NEGATIVE for weight in weights[::-1]],
@@ -74,7 +75,7 @@ def figure_of(described: Description, target: Path | None, most_edges: int) -> "
 
 
 def _chosen(described: Description, most_edges: int) -> tuple[list[Node], list[Edge]]:
-    edges = sorted(described.edges, key=lambda edge: -abs(edge.weight))[:most_edges]
+    edges = sorted(described.edges, key=lambda edge: -edge.size)[:most_edges]
     touched = {edge.source for edge in edges} | {edge.target for edge in edges}
     size = lambda node: math.inf if math.isnan(node.value) else abs(node.value)
     nodes = sorted(described.nodes, key=lambda node: -size(node))
@@ -90,13 +91,15 @@ def _title(described: Description, nodes: Sequence[Node], edges: Sequence[Edge])
         metric=facts.get("metric"),
         prompts=int(prompts) if prompts.isdecimal() else None,
     )
+    by_influence = any(edge.influence is not None for edge in edges)
     parts = [
-        f"{len(edges)} strongest of {counted(all_edges, 'edge')}"
+        f"{len(edges)} {'most influential' if by_influence else 'strongest'} of {counted(all_edges, 'edge')}"
         if len(edges) < all_edges
         else counted(all_edges, "edge"),
         f"{len(nodes)} of {counted(all_nodes, 'node')}" if len(nodes) < all_nodes else counted(all_nodes, "node"),
     ]
-    return f"{what}\n{', '.join(parts)}; edges red positive, blue negative, wider with a larger {described.weight}"
+    wider = "more influence" if by_influence else f"a larger {described.weight}"
+    return f"{what}\n{', '.join(parts)}; edges red positive, blue negative, wider with {wider}"
 
 
 def _label(axes: "Axes", described: Description, places: Layout, slot: float) -> None:

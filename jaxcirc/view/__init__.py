@@ -1,7 +1,6 @@
 """Results, drawn as matplotlib figures, which are also written where a path is given. Pages of one latent, and of attention."""
 
 from ._attention import attention as attention, AttentionPage as AttentionPage
-from ._attribution_graph import draw_attribution_graph as draw_attribution_graph
 from ._circuit_curve import draw_circuit_curve as draw_circuit_curve
 from ._curves import draw_curves as draw_curves
 from ._effects import draw_effects as draw_effects

@@ -13,6 +13,7 @@ from .._figures import (
     headline,
     heat_map,
     labelled,
+    mean_of,
     NEGATIVE,
     new_figure,
     panel_size,
@@ -22,7 +23,6 @@ from .._figures import (
     SMALL,
     written,
 )
-from .._words import counted
 from ..graph import ComponentGraph
 from ._effects import largest
 
@@ -79,7 +79,7 @@ def draw_path_patching(
     figure, axes = new_figure(2 * len(given), size, title=whole)
     scale = signed("change of the metric", largest(means.values()))
     for each, (title, mean) in zip(axes[::2], means.items(), strict=True):
-        note = f"{_embeddings(graph, mean)}; mean of {counted(given[title].shape[1], 'prompt')}"
+        note = f"{_embeddings(graph, mean)}; {mean_of(given[title].shape[1])}"
         heat_map(
             each,
             _table(graph, mean, names),
