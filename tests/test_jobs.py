@@ -336,6 +336,8 @@ def test_every_verb(verb, given, tmp_path):
         found = jc.attribute(model, saes, tokenizer, prompts, tmp_path / f"out{i}", job, batch_size=size)
         assert found.report.skipped == 0, (found.out / "skipped.jsonl").read_text("utf-8")
         tables.append(found.table())
+    again = jc.attribute(model, saes, tokenizer, prompts, tmp_path / "out0", job, batch_size=4)  # its own settings
+    assert (again.report.before, again.report.prompts) == (6, 0)
     one, other = tables
     values = [name for name, kind in job.columns.items() if kind == "value"]
     assert one.column_names == ["line", *job.columns]
@@ -350,6 +352,17 @@ def test_every_verb(verb, given, tmp_path):
         assert_close(*(np.array([table[key][name] for key in both]) for table in rows), tolerance=1e-3)
 
 
+def test_numbers_of_numpy_and_jax_are_settings_as_others_are(given, tmp_path, untyped):
+    model, _, tokenizer = given
+    path = write_lines(tmp_path / "prompts.jsonl", ROWS[8:12])
+    kind, reports = VERBS["edge-attribution"], []
+    for steps, threshold, size in ((np.int64(1), jax.numpy.float32(0.5), np.int32(4)), (1, 0.5, 4)):
+        verb = kind(steps=steps, edge_threshold=threshold)  # pyright: ignore[reportCallIssue]
+        done = jc.attribute(model, {}, tokenizer, path, tmp_path / "out", verb, batch_size=size)
+        reports.append(done.report)
+    assert [(report.used, report.before) for report in reports] == [(4, 0), (4, 4)]
+
+
 def a_lens(model, tokenizer) -> jc.JacobianLens:
     texts = [tokenizer.encode(row["clean"]) for row in ROWS[8:12]]
     return jc.fit_lens(model, [np.asarray(ids) for ids in texts], skip_first=1)
@@ -360,8 +373,11 @@ def test_a_lens_reads_each_prompt(given, tmp_path, capsys):
     lens, prompts = a_lens(model, tokenizer), write_lines(tmp_path / "prompts.jsonl", [*ROWS[:2], ROWS[8]])
     lens.save(tmp_path / "lens.safetensors")
     options = ["--model", "tiny-gpt-neo", "--prompts", str(prompts), "--no-bos", "--out", str(tmp_path / "out")]
-    assert main(["attribute", *options, "--verb", "lens", "--lens", str(tmp_path / "lens.safetensors")]) == 0
-    rows = read_shards(tmp_path / "out").to_pylist()
+    options += ["--shard-lines", "2"]
+    for _ in range(2):  # the second goes on from what a first that was killed has left
+        assert main(["attribute", *options, "--verb", "lens", "--lens", str(tmp_path / "lens.safetensors")]) == 0
+        rows = read_shards(tmp_path / "out").to_pylist()
+        (tmp_path / "out" / "shard-00000001.parquet").unlink()
     assert [(row["line"], row["layer"]) for row in rows] == [(line, layer) for line in (1, 2, 3) for layer in (0, 1)]
     ids = [tokenizer.encode(word)[0] for word in (" is", " are")]
     read = lens.readout(model, np.asarray(tokenizer.encode(ROWS[8]["clean"])), ranks_of=ids)

@@ -136,7 +136,7 @@ class JobOfEdgeAttribution(AbstractVerb):
 
     def rows(self, model: Transformer, saes: Saes, prompts: Prompts) -> Columns:
         given = (model, prompts.clean, prompts.corrupt, prompts.metric())
-        how = {"steps": self.steps, "derivatives": self.derivatives}
+        how = {"steps": int(self.steps), "derivatives": self.derivatives}
         values = np.asarray(edge_attribution(*given, **how, mask=prompts.mask))
         index = np.argwhere(above("Effects of edges", values, self.edge_threshold))
         columns = dict(zip((ROW, "sender", "receiver"), index.T.astype(np.int32), strict=True))
