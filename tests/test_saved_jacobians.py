@@ -134,6 +134,23 @@ def test_a_disk_that_is_too_small(model, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_one_writes_a_jacobian_at_a_time(model, tmp_path):
+    """A second call in the midst of the first stands for a second process: locks are of open files."""
+    J, path, seen = jc.edge(model, tokens_for(model, SEQ), *EDGES["one block"][:2]), tmp_path / "j.safetensors", []
+
+    def another(done, of, stage):
+        if done in (0, 3, of):
+            with pytest.raises(ValueError, match="is being written by another process, whose parts are in .*part"):
+                jc.save_jacobian(J, path)
+            seen.append(done)
+
+    certificate = jc.save_jacobian(J, path, budget=1, progress=another)
+    assert seen == [0, 3, SEQ]
+    assert_close(jc.load_jacobian(path).matrix, J.as_matrix())
+    assert jc.save_jacobian(J, path) == certificate
+    assert [file.name for file in tmp_path.iterdir()] == ["j.safetensors"]
+
+
 # --- Files that are there already
 
 

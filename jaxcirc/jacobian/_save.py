@@ -4,6 +4,7 @@ The file is an ordinary safetensors file with one tensor, `jacobian`, of shape `
 sites, positions, the certificate and a fingerprint, by which it is known again, are its metadata.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -20,6 +21,7 @@ from jaxtyping import Array
 
 from .._checks import check_kind, check_path
 from .._fingerprint import exact_fingerprint
+from .._locks import writing_alone
 from .._shown import Shown
 from .._sites import Site
 from .._typing import Progress
@@ -69,8 +71,8 @@ def save_jacobian(
 
     **Returns:** the certificate of what is on disk, which is in the file as well.
 
-    **Raises:** `ValueError` if `path` holds another Jacobian or another file, if the disk is too small, if the result is not finite, or
-    if the certificate fails; then nothing is put at `path`.
+    **Raises:** `ValueError` if `path` holds another Jacobian or another file, while another process writes it, if the disk is too small,
+    if the result is not finite, or if the certificate fails; then nothing is put at `path`.
     """
     check_kind("save_jacobian: J", J, EdgeJacobian, "an operator, as jc.edge gives one")
     path = check_path("save_jacobian: path", path)
@@ -85,42 +87,59 @@ def save_jacobian(
         route = "rows"  # as many, and they lie on disk as they come
     side = side_of(route)
     positions = J.source_shape[0] if side == "source" else J.target_shape[0]
-    if saved_already(J, path, overwrite=overwrite):
-        report(positions, positions, "jacobian")
-        return Certificate(**load_jacobian(path).certificate)
-    of = _identity(J)
-    plan = {"of": of, "side": side}
-    done = _resumed(part, state, plan, _bytes(J))
-    if not done:
-        # What was written of another goes first, or a process that is stopped here would leave its count with parts of this one.
-        _remove(state, part)
-        _check_disk(path, J)
-        _allocate(part, J, of)
-    _write_header(part, J, of)
-    matrix = _map(part, "r+")
-    report(done, positions, "jacobian")
-    for block in _parts(J, route, done, budget):
-        count = block.shape[len(J.target_shape)] if side == "source" else block.shape[0]
-        where = slice(done, done + count)
-        if side == "source":
-            matrix[(slice(None),) * len(J.target_shape) + (where,)] = block
-        else:
-            matrix[where] = block
-        matrix.flush()
-        done += count
-        aside = Path(f"{state}.new")  # a count that is cut short would lose what it counts
-        aside.write_text(json.dumps({**plan, "done": done}), encoding="utf-8")
-        os.replace(aside, state)
+    is_there = saved_already(J, path, overwrite=overwrite)
+    with contextlib.nullcontext() if is_there else _alone(path, part):
+        # Whoever had the parts until now may have finished.
+        if is_there or saved_already(J, path, overwrite=overwrite):
+            report(positions, positions, "jacobian")
+            return Certificate(**load_jacobian(path).certificate)
+        of = _identity(J)
+        plan = {"of": of, "side": side}
+        done = _resumed(part, state, plan, _bytes(J))
+        if not done:
+            # What was written of another goes first, or a process that is stopped here would leave its count with parts of this one.
+            _remove(state)
+            os.truncate(part, 0)
+            _check_disk(path, J)
+            _allocate(part, J, of)
+        _write_header(part, J, of)
+        matrix = _map(part, "r+")
         report(done, positions, "jacobian")
-    try:
-        certificate = J.certificate(key, matrix=matrix)
-    except ValueError:
-        _remove(part, state)
-        raise
-    _write_header(part, J, of, certificate)
-    os.replace(part, path)
-    _remove(state, Path(f"{state}.new"))
+        for block in _parts(J, route, done, budget):
+            count = block.shape[len(J.target_shape)] if side == "source" else block.shape[0]
+            where = slice(done, done + count)
+            if side == "source":
+                matrix[(slice(None),) * len(J.target_shape) + (where,)] = block
+            else:
+                matrix[where] = block
+            matrix.flush()
+            done += count
+            aside = Path(f"{state}.new")  # a count that is cut short would lose what it counts
+            aside.write_text(json.dumps({**plan, "done": done}), encoding="utf-8")
+            os.replace(aside, state)
+            report(done, positions, "jacobian")
+        try:
+            certificate = J.certificate(key, matrix=matrix)
+        except ValueError:
+            _remove(part, state)
+            raise
+        _write_header(part, J, of, certificate)
+        os.replace(part, path)
+        _remove(state, Path(f"{state}.new"))
     return certificate
+
+
+@contextlib.contextmanager
+def _alone(path: Path, part: Path) -> Iterator[None]:
+    """Holds the parts. **Raises:** `ValueError` while another has them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with writing_alone(part):
+            yield
+    except BlockingIOError:
+        raise ValueError(
+            f"{path} is being written by another process, whose parts are in {part}. Wait for its end, or choose another name."
+        ) from None
 
 
 def saved_already(J: EdgeJacobian, path: str | Path, *, overwrite: bool = False) -> bool:
@@ -205,18 +224,17 @@ def _resumed(part: Path, state: Path, plan: dict[str, Any], size: int) -> int:
         done = int(before["done"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
-    if done and part.exists() and any(before.get(name) != value for name, value in plan.items()):
+    if done and part.stat().st_size and any(before.get(name) != value for name, value in plan.items()):
         warnings.warn(
             f"{part} holds {done} positions of another Jacobian (another prompt, model, dtype or choice of positions, or made by another "
             "version of jaxcirc), so this one begins anew.",
             stacklevel=3,
         )
         return 0
-    return done if part.exists() and part.stat().st_size > size else 0
+    return done if part.stat().st_size > size else 0
 
 
 def _check_disk(path: Path, J: EdgeJacobian) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     size, free = _bytes(J), shutil.disk_usage(path.parent).free
     if size > free:
         raise ValueError(
@@ -253,7 +271,7 @@ def _write_header(part: Path, J: EdgeJacobian, of: str, certificate: Certificate
 
     length = len(text(None)) + ROOM
     length += -length % 8
-    with open(part, "r+b" if part.exists() else "wb") as file:
+    with open(part, "r+b") as file:
         file.write(length.to_bytes(8, "little") + text(certificate).ljust(length))
 
 

@@ -1,8 +1,4 @@
-"""One run at a time on a folder of results, or one for each part of the work.
-
-Locks are the operating system's, on files that stay empty of meaning: they end with the process that holds them, however it ends, so that
-nothing of a dead process has to be taken over or removed.
-"""
+"""One run at a time on a folder of results, or one for each part of the work."""
 
 import contextlib
 import json
@@ -13,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .._locks import lock
 from ._shards import Part
 
 
@@ -34,14 +31,14 @@ def locked(out: Path, part: Part) -> Iterator[None]:
 def briefly_alone(out: Path) -> Iterator[None]:
     """Waits for others that write what all of them share, and holds them off."""
     with (out / ".turn").open("a+b") as file:
-        _flock(file, "alone", wait=True)
+        lock(file, "alone", wait=True)
         yield
 
 
 def _hold(held: contextlib.ExitStack, out: Path, path: Path, *, shared: bool) -> None:
     file = held.enter_context(path.open("a+b"))
     try:
-        _flock(file, "shared" if shared else "alone", wait=False)
+        lock(file, "shared" if shared else "alone", wait=False)
     except OSError:
         raise ValueError(
             f"{out}: another run is at work there{_who(file)}. Wait for its end, or choose another folder."
@@ -60,11 +57,3 @@ def _who(file: Any) -> str:
     except (OSError, ValueError, KeyError, TypeError):  # several, or one that is just beginning
         return ""
 
-
-def _flock(file: Any, how: str, *, wait: bool) -> None:
-    """**Raises:** `OSError` if somebody else holds it and this one is not to wait."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows: two runs on one folder then write the same twice
-        return
-    fcntl.flock(file, {"alone": fcntl.LOCK_EX, "shared": fcntl.LOCK_SH}[how] | (0 if wait else fcntl.LOCK_NB))
