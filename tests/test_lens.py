@@ -13,6 +13,9 @@ import pytest
 import jaxcirc as jc
 from jaxcirc._sites import Kind
 from jaxcirc.lens import LensSettings
+from jaxcirc.lens._checkpoint import Progress
+from jaxcirc.lens._fit import _is_enough
+from jaxcirc.lens._running import Running
 from jaxcirc.parts import Block, GatedMLP, silu
 from tests.helpers import (
     assert_close,
@@ -242,6 +245,16 @@ def test_fitting_stops_when_the_mean_is_sure_enough(some):
     assert moved.n_prompts == 3
     assert [number for number, _, _ in moved.history] == [0, 1, 2]
     assert moved.history[0][2] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_error_that_is_not_known_is_not_small(order):
+    """Of the two layers one has a cluster with a single prompt."""
+    some = lambda prompts: Running(jnp.ones((2, 2, 2)), jnp.full(2, 5.0), jnp.asarray(prompts), jnp.full(2, 1e-6))
+    layers = {0: some([3.0, 3.0]), 1: some([3.0, 1.0])}
+    state = Progress({layer: layers[layer] for layer in order}, 3, 0, ((2, 1.0, 1.0),), None)
+    assert not _is_enough(state, 0.1, None, 2)
+    assert _is_enough(state._replace(means={0: layers[0]}), 0.1, None, 2)
 
 
 @needs_x64

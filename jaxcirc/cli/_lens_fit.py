@@ -111,7 +111,7 @@ def _show_fit(arguments: argparse.Namespace, model: Transformer, lens: JacobianL
         own = layer in lens.J
         errors = [float(x) for x in np.atleast_1d(lens.relative_error[layer])] if own else []
         size = float(np.linalg.norm(lens.J[layer]) / model.d_model**0.5) if own else None
-        error = None if not errors or np.isnan(max(errors)) else max(errors)
+        error = None if not errors or np.isnan(errors).any() else max(errors)
         rows.append({**row, "layer": layer, "size": size, "relative_error": error})
     if arguments.json:
         say_json({**facts, "rows": rows})

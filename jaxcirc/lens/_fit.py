@@ -70,7 +70,8 @@ def fit_lens(
     - `checkpoint`: a file (`.safetensors`, or `.pt` as it is published) to which the fit is written every `checkpoint_seconds` and at the
       end, and from which it goes on if it is there, also with more prompts.
     - `stop_error`, `stop_movement`: stop after at least `least` prompts, when at every layer the standard error is this small beside the
-      mean, or when a prompt has moved the means by no more than this (relative, Frobenius). `None` uses all prompts.
+      mean, or when a prompt has moved the means by no more than this (relative, Frobenius). `None` uses all prompts. A standard error is
+      known, and can be small, from the second prompt on that has a part, for each cluster by itself.
     - `budget`: bytes for the rows of Jacobians that are swept at once, a quarter of the free memory unless given; halved where the device
       runs out.
     - `mesh`: a `jax.sharding.Mesh` of devices of this process, as `jax.make_mesh((4, 2), ("data", "tangents"))` gives one. Along `data`
@@ -178,8 +179,8 @@ def _is_enough(state: Progress, error: int | float | None, movement: int | float
         return True
     if error is None:
         return False
-    worst = max(float(jnp.max(running.relative_error)) for running in state.means.values())
-    return worst <= error
+    # Not the `max` of Python, which passes over an error that is not known yet where that comes behind another.
+    return bool(np.max([jnp.max(running.relative_error) for running in state.means.values()]) <= error)
 
 
 def _taken_in(state: Progress, swept: Swept, number: int, d_model: int) -> Progress:
