@@ -56,4 +56,3 @@ def _who(file: Any) -> str:
         return f" (process {said['process']} on {said['host']}, since {time.ctime(said['since'])})"
     except (OSError, ValueError, KeyError, TypeError):  # several, or one that is just beginning
         return ""
-
