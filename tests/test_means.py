@@ -147,6 +147,9 @@ def test_means_merge(tmp_path):
     assert again.certified is not None
     assert again.certified["error"] < 1e-12
     assert_close(again.merge(second).matrix, whole.matrix, tolerance=1e-14)
+    known, both = second.n_positions, whole.n_positions  # what is loaded has no positions to be measured on
+    said = f"(sums over {min(known, 32)} of {known} positions; {both} are in the mean)"
+    assert again.merge(second).certificate().engine.endswith(said)
     again.save(tmp_path / "first.safetensors")
     assert MeanJacobian.load(tmp_path / "first.safetensors").certified == again.certified
     for other, said in (

@@ -140,7 +140,7 @@ def test_one_writes_a_jacobian_at_a_time(model, tmp_path):
 
     def another(done, of, stage):
         if done in (0, 3, of):
-            with pytest.raises(ValueError, match="is being written by another process, whose parts are in .*part"):
+            with pytest.raises(ValueError, match=r"is being written by another process, whose parts are in .*part"):
                 jc.save_jacobian(J, path)
             seen.append(done)
 
