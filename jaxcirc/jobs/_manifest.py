@@ -14,6 +14,7 @@ from .._fingerprint import fingerprint
 from .._version import __version__
 from ..models import Transformer
 from ..saes import AbstractDictionary, Saes
+from ._lock import briefly_alone
 from ._source import AbstractSource
 
 
@@ -77,6 +78,11 @@ def agree(out: Path, settings: dict[str, Any], about: dict[str, Any]) -> None:
 
     **Raises:** `ValueError` that says what was, and what is, where they differ; for a folder of something else.
     """
+    with briefly_alone(out):  # or of two that begin together one would find the other's half of it
+        _agree(out, settings, about)
+
+
+def _agree(out: Path, settings: dict[str, Any], about: dict[str, Any]) -> None:
     path = out / NAME
     held = _read(path) if path.exists() else None
     if held is None:
