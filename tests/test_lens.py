@@ -603,6 +603,13 @@ def test_a_lens_of_another_model_is_refused(some):
         lens.readout(twin, jnp.asarray(prompts[0]))
 
 
+def test_a_lens_that_is_not_finite_is_refused():
+    model = model_named("gpt2")
+    broken = eqx.tree_at(lambda m: m.blocks[1].mlp.W_out, model, jnp.full((24, 16), jnp.nan))
+    with pytest.raises(ValueError, match="the Jacobian of prompt 0 is not finite"):
+        jc.fit_lens(broken, prompts_for(model, (9,)), skip_first=SKIP)
+
+
 def test_text_is_no_prompt(some, untyped):
     model, *_ = some
     with pytest.raises(TypeError, match=r"entry 0 of the prompts is text. Encode it"):
@@ -620,6 +627,16 @@ def test_files_that_are_no_lens_are_refused(tmp_path):
     torch.save({"J": {0: torch.zeros(3, 4)}, "n_prompts": 2}, path)
     with pytest.raises(ValueError, match="one square matrix"):
         jc.JacobianLens.load(path)
+    for J, said in (
+        ([[1.0, 2.0]], "expected a tensor for each layer, got a list"),
+        ({0: 1.0}, "expected a tensor for each layer, got a float"),
+        (3, r"expected a matrix for each of its source_layers, \[0\]; got 0"),
+        (torch.zeros(2, 3, 3), r"expected a matrix for each of its source_layers, \[0\]; got 2"),
+        ({"blocks.0": torch.zeros(3, 3)}, "expected the numbers of layers, from 0; got 'blocks.0'"),
+    ):
+        torch.save({"J": J, "n_prompts": 2, "source_layers": [0]}, path)
+        with pytest.raises(ValueError, match=rf"lens.pt: {said}"):
+            jc.JacobianLens.load(path)
     path.write_bytes(pickle.dumps({"J": print}))
     with pytest.raises(ValueError, match="holds more than weights"):
         jc.JacobianLens.load(path)

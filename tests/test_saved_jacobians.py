@@ -17,6 +17,7 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.cli import main
 from jaxcirc.jacobian import _save
+from jaxcirc.jacobian._certificate import _error
 from jaxcirc.parts import gelu, gelu_new
 
 from .helpers import as_dtype, assert_close, Child, make_model, needs_x64, REPOSITORY, tokens_for
@@ -106,6 +107,11 @@ def test_a_wrong_result_is_not_saved(model, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="The result is wrong: relative error"):
         jc.save_jacobian(J, tmp_path / "j.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_number_that_is_none_is_an_error_wherever_it_stands():
+    assert _error(np.full(2, np.nan), np.ones(2)) == _error(np.ones(2), np.full(2, np.nan)) == np.inf
+    assert (_error(np.zeros(2), np.zeros(2)), _error(np.full(2, 3.0), np.zeros(2))) == (0, 3)
 
 
 def test_files_that_are_not_jacobians(model, tmp_path):

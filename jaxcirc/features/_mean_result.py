@@ -272,4 +272,4 @@ def _error(
         if not size > 0:
             return None
         errors.append(float(np.abs(got - want).max() / size))
-    return max(errors)
+    return float(np.max(errors))  # `max` of Python passes over NaN

@@ -28,11 +28,9 @@ from .._typing import Progress
 from ..runs import BUDGET
 from ._certificate import Certificate
 from ._engine import matrix_route, side_of
+from ._layout import decoded, DTYPES, header_of, mapped, offset_of
 from ._matrix import matrix_by
 from ._operator import EdgeJacobian, random_key
-
-
-DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -103,7 +101,7 @@ def save_jacobian(
             _check_disk(path, J)
             _allocate(part, J, of)
         _write_header(part, J, of)
-        matrix = _map(part, "r+")
+        matrix = mapped(part, "r+")
         report(done, positions, "jacobian")
         for block in _parts(J, route, done, budget):
             count = block.shape[len(J.target_shape)] if side == "source" else block.shape[0]
@@ -150,12 +148,12 @@ def saved_already(J: EdgeJacobian, path: str | Path, *, overwrite: bool = False)
     check_free(path)
     if overwrite or not Path(path).exists():
         return False
-    header = _header(Path(path))
+    header = header_of(Path(path))
     about, tensor = header["__metadata__"], header["jacobian"]
     of = json.loads(about.get("of", "null"))
     if of == _identity(J):
         return True
-    holds = _described(_read(about), tensor["shape"], tensor["dtype"])
+    holds = _described(decoded(about), tensor["shape"], tensor["dtype"])
     wanted = _described(_about(J), [*J.target_shape, *J.source_shape], DTYPES[str(J.dtype)])
     if holds != wanted:
         but = f"and here is {wanted}"
@@ -187,10 +185,10 @@ def load_jacobian(path: str | Path) -> SavedJacobian:
     **Raises:** `ValueError` if the file is not one, or is truncated.
     """
     path = check_path("load_jacobian: path", path)
-    header = _header(path)
-    about = _read(header["__metadata__"])
+    header = header_of(path)
+    about = decoded(header["__metadata__"])
     return SavedJacobian(
-        matrix=_map(path, "r"),
+        matrix=mapped(path, "r"),
         source=Site.parse(about["source"]),
         target=Site.parse(about["target"]),
         source_pos=about["source_pos"],
@@ -249,7 +247,7 @@ ROOM = 4096  # of the header, for the certificate, which is known last
 def _allocate(part: Path, J: EdgeJacobian, of: str) -> None:
     _write_header(part, J, of)
     with open(part, "r+b") as file:
-        file.truncate(_offset(part) + _bytes(J))
+        file.truncate(offset_of(part) + _bytes(J))
 
 
 def _bytes(J: EdgeJacobian) -> int:
@@ -285,40 +283,9 @@ def _about(J: EdgeJacobian) -> dict[str, Any]:
     }
 
 
-def _read(metadata: dict[str, str]) -> dict[str, Any]:
-    return {name: json.loads(value) for name, value in metadata.items()}
-
-
-def _offset(path: Path) -> int:
-    with open(path, "rb") as file:
-        return 8 + int.from_bytes(file.read(8), "little")
-
-
-def _header(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < 2**20 else {}
-        end = 8 + length + header["jacobian"]["data_offsets"][1]
-        _ = header["__metadata__"]["source"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is not a Jacobian that jc.save_jacobian wrote.") from None
-    if path.stat().st_size < end:
-        raise ValueError(
-            f"{path} is truncated: {path.stat().st_size} bytes of {end}. Copy it again, or compute it again."
-        )
-    return header
-
-
-def _map(path: Path, mode: Any) -> np.memmap:
-    header = _header(path)["jacobian"]
-    dtype = next(name for name, code in DTYPES.items() if code == header["dtype"])
-    return np.memmap(path, dtype=jnp.dtype(dtype), mode=mode, offset=_offset(path), shape=tuple(header["shape"]))
-
-
 def _is_ours(path: Path) -> bool:
     try:
-        return bool(_header(path))
+        return bool(header_of(path))
     except ValueError:
         return False
 

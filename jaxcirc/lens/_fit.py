@@ -190,7 +190,7 @@ def _taken_in(state: Progress, swept: Swept, number: int, settings: LensSettings
     for layer, matrices in swept.jacobians.items():
         weight = np.broadcast_to(swept.weights[layer], len(matrices)).astype(matrices.dtype)
         means[layer], by, of = add(state.means[layer], matrices, jnp.asarray(weight), summed=summed)
-        moved, size = max(moved, float(by)), max(size, float(of))
+        moved, size = (float(np.maximum(*pair)) for pair in ((moved, by), (size, of)))  # NaN if either is
     if not np.isfinite(size):
         raise ValueError(
             f"fit_lens: the Jacobian of prompt {number} is not finite. Does the model hold NaN, or overflow on it?"

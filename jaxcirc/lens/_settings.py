@@ -39,10 +39,15 @@ class LensSettings:
     def with_(self, other: "LensSettings") -> "LensSettings":
         """All that either of two says that do not differ."""
         said = lambda name: getattr(other if getattr(self, name) in (None, "") else self, name)
-        found = {field.name: said(field.name) for field in dataclasses.fields(self)}
-        # Counted from the first, if one is: that is greater.
-        found["target_layer"] = max(self.target_layer, other.target_layer)
-        return LensSettings(**found | {"more": tuple(sorted((dict(other.more) | dict(self.more)).items()))})
+        return LensSettings(
+            target_layer=max(self.target_layer, other.target_layer),  # the greater is counted from the first, if one is
+            skip_first=said("skip_first"),
+            rule=said("rule"),
+            average=said("average"),
+            model=said("model"),
+            fingerprint=said("fingerprint"),
+            more=tuple(sorted((dict(other.more) | dict(self.more)).items())),
+        )
 
     def counted(self, n_layers: int) -> "LensSettings":
         """With the target layer counted from the first, in a model of so many layers."""

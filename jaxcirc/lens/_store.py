@@ -7,7 +7,7 @@ says besides is kept, and written again.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,8 +226,17 @@ _OURS = _KNOWN | {"n_done", "n_skipped", "next_idx", "fingerprint", "jaxcirc"}
 def _by_layer(matrices: Any, held: Mapping[str, Any], path: Path) -> dict[int, Any]:
     """The matrices of a published file by layer, whether it has them so or stacked in the order of its `source_layers`."""
     if not isinstance(matrices, Mapping):
-        layers = held.get("source_layers", range(len(matrices)))
-        matrices = dict(zip(layers, matrices, strict=True))
+        stacked = list(matrices) if isinstance(matrices, Iterable) else []
+        layers = list(held.get("source_layers", range(len(stacked))))
+        if len(layers) != len(stacked):
+            raise ValueError(
+                f"{path}: expected a matrix for each of its source_layers, {layers}; got {len(stacked)} of them."
+            )
+        matrices = dict(zip(layers, stacked, strict=True))
+    if bad := [layer for layer in matrices if not str(layer).isdecimal()]:
+        raise ValueError(f"{path}: expected the numbers of layers, from 0; got {bad[0]!r}.")
+    if bad := [matrix for matrix in matrices.values() if not isinstance(matrix, _torch().Tensor)]:
+        raise ValueError(f"{path}: expected a tensor for each layer, got a {type(bad[0]).__name__}.")
     found = {
         int(layer): jnp.asarray(matrix.float().numpy() if matrix.dtype.itemsize < 4 else matrix.numpy())
         for layer, matrix in matrices.items()
