@@ -46,7 +46,7 @@ def _squares(x: Matrices, y: Matrices) -> Float[Array, " average"]:
     return jnp.einsum("aij,aij->a", x, y, precision=_EXACT)
 
 
-def whole(x: Matrices, weight: Float[Array, " average"], *, summed: bool) -> Matrices:
+def whole(x: Matrices, weight: Float[Array, " average"], *, summed: bool) -> Float[Array, "1 d_model d_model"]:
     """The one matrix `[1 d_model d_model]` of several averages: their sum where each is a part of it, or else their mean by weight."""
     # [average] · [average d_model d_model] -> [d_model d_model]
     return x.sum(0)[None] if summed else jnp.einsum("a,aij->ij", weight / weight.sum(), x, precision=_EXACT)[None]
