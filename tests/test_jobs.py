@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 
 import jax
@@ -17,8 +18,10 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc.cli import main
-from jaxcirc.jobs import _attribute as attributing, _lock, _store, JobOfNodes, Part, read_shards, VERBS
+from jaxcirc.jobs import _attribute as attributing, _lock, _manifest, _store, JobOfNodes, Part, read_shards, VERBS
 from jaxcirc.jobs._source import open_source, Range
+from jaxcirc.lens import LensSettings
+from jaxcirc.lens._running import nothing
 
 from .helpers import assert_close, Child, counting_programs, REPOSITORY
 
@@ -181,6 +184,17 @@ def test_other_files_of_the_same_rows(kind, given, whole, tmp_path):
     assert done.table().equals(whole)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("state.json", text) for text in ("[]", '{"_data_files": ["x.arrow"]}', '{"_data_files": 3}', "{", "\0")]
+    + [("dataset_dict.json", text) for text in ('{"splits": ["tr', '{"splits": [3]}')],
+)
+def test_a_broken_folder_of_datasets_is_told(name, text, tmp_path):
+    (tmp_path / name).write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=rf"{name} (is not|looks like).*datasets' save_to_disk writes"):
+        open_source(tmp_path, 4)
+
+
 def test_a_dictionary_of_splits_is_told(given, tmp_path):
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}', "utf-8")
     with pytest.raises(ValueError, match=r"holds several splits. Name one: .*train, .*test"):
@@ -190,6 +204,7 @@ def test_a_dictionary_of_splits_is_told(given, tmp_path):
 BROKEN = {
     2: ('{"clean": "The', "is not JSON"),
     3: ("[1]", "is a JSON list"),
+    4: ("\0\0", "is not JSON"),
     5: (pair("teacher") | {"corrupt": "The old teachers"}, "they must be of one length"),
     6: (pair("teacher") | {"clean": " the" * 200, "corrupt": " a" * 200}, "200 tokens, and the model takes"),
     9: (pair("teacher") | {"clean": ""}, "a prompt is empty"),
@@ -224,6 +239,15 @@ def test_broken_lines_are_listed_and_the_rest_goes_on(broken, given, whole, tmp_
     want = {tuple(row[name] for name in places): row["effect"] for row in of_left.to_pylist()}
     both = sorted(got.keys() & want.keys())
     assert_close(np.array([got[key] for key in both]), np.array([want[key] for key in both]), tolerance=1e-4)
+
+
+def test_a_part_whose_own_lines_are_broken_is_done_as_others_are(given, tmp_path):
+    model, saes, tokenizer = given
+    path = write_lines(tmp_path / "prompts.jsonl", [*ROWS[:4], *[{}] * 4])
+    run = lambda part: jc.attribute(model, saes, tokenizer, path, tmp_path / "out", VERB, **SMALL, part=part).report
+    for _ in range(2):
+        assert (run(Part(1, 2)).skipped, run(Part(1, 2)).used) == (4, 0)
+    assert (run(Part(0, 2)).skipped, run(Part(0, 2)).used) == (0, 4)
 
 
 def test_strictly_the_first_broken_line_is_an_error(broken, place, tmp_path, capsys):
@@ -289,6 +313,31 @@ def test_one_run_at_a_time(place, tmp_path, capsys):
                 pass
     with _lock.locked(out, Part()):
         pass
+    # Parts of two divisions share shards, and the one would remove what the other is writing.
+    half_written = out / ".shard-00000003.parquet.0123.part"
+    half_written.touch()
+    with _lock.locked(out, Part(3, 4)):
+        with (
+            pytest.raises(ValueError, match=r"at work there, by 4 processes, each with a part. Divide it as they do"),
+            _lock.locked(out, Part(0, 3)),
+        ):
+            pass
+        with _lock.locked(out, Part(0, 4)):
+            _store.clear_leftovers(out, Part(0, 4))
+        assert half_written.exists()
+    with _lock.locked(out, Part(0, 3)):
+        pass
+
+
+def test_the_manifest_is_written_by_one_at_a_time(tmp_path):
+    """Whoever finds no manifest looks at the folder next, where one must not have come meanwhile."""
+    agreeing = threading.Thread(target=lambda: _manifest.agree(tmp_path, {}, {}))
+    with _lock.briefly_alone(tmp_path):
+        agreeing.start()
+        agreeing.join(0.2)
+        assert not (tmp_path / _manifest.NAME).exists()
+    agreeing.join()
+    assert (tmp_path / _manifest.NAME).exists()
 
 
 def test_a_full_disk(given, place, whole, tmp_path, monkeypatch):
@@ -336,6 +385,8 @@ def test_every_verb(verb, given, tmp_path):
         found = jc.attribute(model, saes, tokenizer, prompts, tmp_path / f"out{i}", job, batch_size=size)
         assert found.report.skipped == 0, (found.out / "skipped.jsonl").read_text("utf-8")
         tables.append(found.table())
+    again = jc.attribute(model, saes, tokenizer, prompts, tmp_path / "out0", job, batch_size=4)  # its own settings
+    assert (again.report.before, again.report.prompts) == (6, 0)
     one, other = tables
     values = [name for name, kind in job.columns.items() if kind == "value"]
     assert one.column_names == ["line", *job.columns]
@@ -350,6 +401,17 @@ def test_every_verb(verb, given, tmp_path):
         assert_close(*(np.array([table[key][name] for key in both]) for table in rows), tolerance=1e-3)
 
 
+def test_numbers_of_numpy_and_jax_are_settings_as_others_are(given, tmp_path, untyped):
+    model, _, tokenizer = given
+    path = write_lines(tmp_path / "prompts.jsonl", ROWS[8:12])
+    kind, reports = VERBS["edge-attribution"], []
+    for steps, threshold, size in ((np.int64(1), jax.numpy.float32(0.5), np.int32(4)), (1, 0.5, 4)):
+        verb = kind(steps=steps, edge_threshold=threshold)  # pyright: ignore[reportCallIssue]
+        done = jc.attribute(model, {}, tokenizer, path, tmp_path / "out", verb, batch_size=size)
+        reports.append(done.report)
+    assert [(report.used, report.before) for report in reports] == [(4, 0), (4, 4)]
+
+
 def a_lens(model, tokenizer) -> jc.JacobianLens:
     texts = [tokenizer.encode(row["clean"]) for row in ROWS[8:12]]
     return jc.fit_lens(model, [np.asarray(ids) for ids in texts], skip_first=1)
@@ -360,8 +422,11 @@ def test_a_lens_reads_each_prompt(given, tmp_path, capsys):
     lens, prompts = a_lens(model, tokenizer), write_lines(tmp_path / "prompts.jsonl", [*ROWS[:2], ROWS[8]])
     lens.save(tmp_path / "lens.safetensors")
     options = ["--model", "tiny-gpt-neo", "--prompts", str(prompts), "--no-bos", "--out", str(tmp_path / "out")]
-    assert main(["attribute", *options, "--verb", "lens", "--lens", str(tmp_path / "lens.safetensors")]) == 0
-    rows = read_shards(tmp_path / "out").to_pylist()
+    options += ["--shard-lines", "2"]
+    for _ in range(2):  # the second goes on from what a first that was killed has left
+        assert main(["attribute", *options, "--verb", "lens", "--lens", str(tmp_path / "lens.safetensors")]) == 0
+        rows = read_shards(tmp_path / "out").to_pylist()
+        (tmp_path / "out" / "shard-00000001.parquet").unlink()
     assert [(row["line"], row["layer"]) for row in rows] == [(line, layer) for line in (1, 2, 3) for layer in (0, 1)]
     ids = [tokenizer.encode(word)[0] for word in (" is", " are")]
     read = lens.readout(model, np.asarray(tokenizer.encode(ROWS[8]["clean"])), ranks_of=ids)
@@ -426,13 +491,36 @@ def test_lengths_share_programs(given, tmp_path):
         (f"[\n{json.dumps(ROWS[0])}\n]", "is a JSON list"),
         ("clean,corrupt,answer,foil\nThe boy,The boys, is, are\n", "none of the first lines"),
         ("\x00\x01", "looks like"),
-        ('{"clean": "The boy"}', "could be used, and"),
+        ('{"clean": "The boy"}\n' * 9, "could be used: line 1 lacks corrupt, answer"),
     ],
 )
 def test_what_holds_no_prompts_is_told(text, said, place, tmp_path, capsys):
     (tmp_path / "prompts").write_text(text, "utf-8")
     assert main([*command(place, tmp_path / "out"), "--prompts", str(tmp_path / "prompts")]) == 2
     assert said in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_asked_for_is_checked_before_there_is_a_folder(given, place, tmp_path, untyped):
+    model, saes, tokenizer = given
+    run = lambda verb=VERB, out=tmp_path / "out", **more: jc.attribute(
+        model, saes, tokenizer, place / "prompts.jsonl", out, verb, **more
+    )
+    other = jc.JacobianLens({0: nothing(1, 128, np.dtype("float32"))}, LensSettings(-1), 1)
+    with pytest.raises(ValueError, match="lens: the lens is of residual streams of width 128"):
+        run(VERBS["lens"](lens=other))  # pyright: ignore[reportCallIssue]
+    for method in ("gradient", jc.AtPStar):
+        with pytest.raises(TypeError, match=r"heads: expected one of jc.AtPStar"):
+            VERBS["heads"](method=method)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(
+        TypeError, match=r"part: expected a part of the work, such as jc.jobs.Part\(0, 4\), got \(0, 2\)"
+    ):
+        run(part=(0, 2))
+    with pytest.raises(TypeError, match=r"engine: expected jc.jobs.Local\(\), jc.jobs.Ray\(\) or None, got 'ray'"):
+        run(engine="ray")
+    with pytest.raises(ValueError, match=r"out: .*prompts.jsonl is a file. Expected the name of a folder"):
+        run(out=place / "prompts.jsonl")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -453,4 +541,4 @@ def test_what_holds_no_prompts_is_told(text, said, place, tmp_path, capsys):
 def test_bad_options(options, said, place, tmp_path, capsys):
     assert main([*command(place, tmp_path / "out"), *options]) == 2
     assert said in capsys.readouterr().err.strip().splitlines()[-1]
-    assert not tables(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

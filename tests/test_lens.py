@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools as ft
+import itertools
 import json
+import sys
 
 import equinox as eqx
 import jax
@@ -13,6 +15,9 @@ import pytest
 import jaxcirc as jc
 from jaxcirc._sites import Kind
 from jaxcirc.lens import LensSettings
+from jaxcirc.lens._checkpoint import Progress
+from jaxcirc.lens._fit import _is_enough
+from jaxcirc.lens._running import Running
 from jaxcirc.parts import Block, GatedMLP, silu
 from tests.helpers import (
     assert_close,
@@ -244,6 +249,16 @@ def test_fitting_stops_when_the_mean_is_sure_enough(some):
     assert moved.history[0][2] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_error_that_is_not_known_is_not_small(order):
+    """Of the two layers one has a cluster with a single prompt."""
+    some = lambda prompts: Running(jnp.ones((2, 2, 2)), jnp.full(2, 5.0), jnp.asarray(prompts), jnp.full(2, 1e-6))
+    layers = {0: some([3.0, 3.0]), 1: some([3.0, 1.0])}
+    state = Progress({layer: layers[layer] for layer in order}, 3, 0, ((2, 1.0, 1.0),), None)
+    assert not _is_enough(state, 0.1, None, 2)
+    assert _is_enough(state._replace(means={0: layers[0]}), 0.1, None, 2)
+
+
 @needs_x64
 def test_clusters_have_their_own_means():
     model = model_named("gpt2")
@@ -262,6 +277,8 @@ def test_clusters_have_their_own_means():
     assert (counts > 0).all()
     assert_close(lens.J[0], sums / counts[:, None, None], tolerance=1e-10)
     assert_close(lens.means[0].weight, counts)
+    want = jc.fit_lens(model, prompts, skip_first=SKIP).history  # how large a prompt's Jacobian is, clusters or not
+    assert [size for _, size, _ in lens.history] == pytest.approx([size for _, size, _ in want])
 
 
 @needs_x64
@@ -272,6 +289,8 @@ def test_parts_by_head_are_what_comes_of_each_heads_output(name):
     lens = jc.fit_lens(model, [tokens], skip_first=SKIP, average="head")
     assert lens.J[0].shape == (model.n_heads + 1, 16, 16)
     assert_close(lens.J[0].sum(0), by_definition(model, [tokens])[0], tolerance=1e-10)
+    ((_, size, moved),) = lens.history
+    assert (size, moved) == pytest.approx((np.linalg.norm(lens.J[0].sum(0)) / 4, 1))
     # Through one head alone: of its block that head's output moves, and nothing else that the block adds.
     source, result, last = (f"blocks.{place}" for place in ("0.hook_resid_post", "1.attn.hook_z", "1.hook_resid_post"))
     given = model, jnp.asarray(tokens)
@@ -379,7 +398,7 @@ def test_published_files_are_read_and_written(some, tmp_path):
     }
     torch.save(bare, tmp_path / "bare.pt")
     again = jc.JacobianLens.load(tmp_path / "bare.pt")
-    assert (again.target_layer, again.n_prompts, again.settings.more) == (2, 5, (("capture_point", "resid_post"),))
+    assert (again.target_layer, again.n_prompts, again.settings.more) == (-1, 5, (("capture_point", "resid_post"),))
     assert np.isnan(again.standard_error[0])
     assert again.readout(model, jnp.asarray(prompts[0])).layers == (0, 1, 2)
     again.save(tmp_path / "again.pt")
@@ -387,6 +406,44 @@ def test_published_files_are_read_and_written(some, tmp_path):
     stacked = {**bare, "J": torch.stack([held["J"][layer] for layer in (0, 1)])}
     torch.save(stacked, tmp_path / "stacked.pt")
     assert_close(jc.JacobianLens.load(tmp_path / "stacked.pt").J[1], np.asarray(again.J[1]))
+
+
+@pytest.mark.parametrize(
+    ("sources", "target", "read"),
+    [
+        ((0,), None, (0, 2)),
+        ((0,), -1, (0, 2)),
+        ((0,), -2, (0, 1)),
+        ((0, 1), -2, (0, 1)),  # the target's own map is passed over: it is read as it is
+        ((0, 1, 2), None, (0, 1, 2)),
+        ((0, 1, 2), 2, (0, 1, 2)),
+    ],
+)
+def test_a_published_target_is_counted_from_the_end_of_the_model(some, tmp_path, sources, target, read):
+    torch = pytest.importorskip("torch")
+    model, prompts, *_ = some
+    held = {"J": {layer: 2 * torch.eye(16) for layer in sources}, "n_prompts": 2, "target_layer": target}
+    torch.save({name: value for name, value in held.items() if value is not None}, tmp_path / "lens.pt")
+    lens, tokens = jc.JacobianLens.load(tmp_path / "lens.pt"), jnp.asarray(prompts[0])
+    found = lens.readout(model, tokens, top_k=1)
+    assert found.layers == read
+    by_itself = np.asarray(jc.logit_lens(model, tokens[None]).logits(read[-1] + 1))[0]
+    assert_close(found.logits[-1, :, 0], by_itself.max(1))
+    for suffix in (".pt", ".safetensors"):
+        lens.save(tmp_path / f"again{suffix}")
+        assert jc.JacobianLens.load(tmp_path / f"again{suffix}").settings == lens.settings
+
+
+def test_a_target_before_its_sources_is_refused(some, tmp_path):
+    torch = pytest.importorskip("torch")
+    model, prompts, *_ = some
+    held = {"J": {layer: torch.eye(16) for layer in range(3)}, "n_prompts": 2}
+    torch.save(held | {"target_layer": 1}, tmp_path / "lens.pt")
+    with pytest.raises(ValueError, match=r"lens.pt: its maps lead from layers \[0, 1, 2\] to layer 1"):
+        jc.JacobianLens.load(tmp_path / "lens.pt")
+    torch.save(held | {"target_layer": -2}, tmp_path / "lens.pt")
+    with pytest.raises(ValueError, match=r"up to layer 2 and on to layer -2 from the end, and random has .* 3 layers"):
+        jc.JacobianLens.load(tmp_path / "lens.pt").readout(model, jnp.asarray(prompts[0]))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -445,6 +502,39 @@ def test_a_checkpoint_of_something_else_is_refused(some, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_checkpoint_of_other_clusters_is_refused(some, tmp_path):
+    model, prompts, *_ = some
+    given = {"skip_first": SKIP, "average": "cluster", "checkpoint": tmp_path / "lens.safetensors"}
+    jc.fit_lens(model, prompts[:2], **given, clusters=2)
+    with pytest.raises(
+        ValueError, match="checkpoint with 2 of width 16 as the means of layer 0, and 3 of width 16 were"
+    ):
+        jc.fit_lens(model, prompts, **given, clusters=3)
+    assert jc.fit_lens(model, prompts[:2], **given, clusters=2).n_prompts == 2
+
+
+@pytest.mark.parametrize(
+    ("sums", "message"),
+    [
+        ({0: 16}, r"checkpoint of layers \[0\], and one of layers \[0, 1\] was asked for"),
+        ({0: 16, 2: 16}, r"(checkpoint of|lead from) layers \[0, 2\]"),
+        ({0: 8, 1: 8}, "with 1 of width 8 as the means of layer 0, and 1 of width 16"),
+    ],
+)
+@pytest.mark.parametrize("target", [2, -1])
+def test_a_checkpoint_of_other_layers_or_another_width_is_refused(some, tmp_path, sums, message, target):
+    torch = pytest.importorskip("torch")
+    model, prompts, *_ = some
+    sums, seen = {layer: torch.eye(width) for layer, width in sums.items()}, []
+    held = {"jacobian_sum": sums, "n_done": 2, "next_idx": 2, "target_layer": target, "skip_first": SKIP}
+    torch.save(held, tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match=message):
+        jc.fit_lens(
+            model, prompts, skip_first=SKIP, checkpoint=tmp_path / "theirs.pt", progress=lambda *step: seen.append(step)
+        )
+    assert not seen
+
+
 # Bad input.
 
 
@@ -477,6 +567,32 @@ def test_bad_arguments_are_told_before_any_work(some, tmp_path):
         fit(skip_first=SKIP, average="cluster", clusters=500)
 
 
+def test_lenses_that_contradict_each_other_are_not_merged_in_any_order(some):
+    """Also where the first of them says nothing; and what one says is kept."""
+    *_, lens = some
+    silent = dataclasses.replace(lens, settings=LensSettings(-1))
+    other = dataclasses.replace(lens, settings=dataclasses.replace(lens.settings, skip_first=4))
+    for order in itertools.permutations([silent, lens, other]):
+        with pytest.raises(ValueError, match=r"lens \d and those before it differ in skip_first: (3 and 4|4 and 3)"):
+            jc.JacobianLens.merge(order)
+    for order in ([silent, lens], [lens, silent], [silent, silent, lens]):
+        assert jc.JacobianLens.merge(order).settings == lens.settings
+    assert jc.JacobianLens.merge([silent, silent]).settings == silent.settings
+
+
+def test_without_pytorch_a_pt_file_is_refused_before_any_work(some, tmp_path, monkeypatch):
+    model, prompts, _, lens = some
+    monkeypatch.setitem(sys.modules, "torch", None)
+    seen = []
+    with pytest.raises(ImportError, match=r"written by PyTorch: pip install 'jaxcirc\[torch\]'"):
+        jc.fit_lens(
+            model, prompts, skip_first=SKIP, checkpoint=tmp_path / "lens.pt", progress=lambda *step: seen.append(step)
+        )
+    assert not seen
+    with pytest.raises(ImportError, match="written by PyTorch"):
+        lens.save(tmp_path / "lens.pt")
+
+
 def test_a_lens_of_another_model_is_refused(some):
     _, prompts, _, lens = some
     narrow = make_model(jax.random.key(1), layers=3, d_model=12)
@@ -485,6 +601,13 @@ def test_a_lens_of_another_model_is_refused(some):
     twin = make_model(jax.random.key(5), layers=3)
     with pytest.raises(ValueError, match="fitted to random, with other weights"):
         lens.readout(twin, jnp.asarray(prompts[0]))
+
+
+def test_a_lens_that_is_not_finite_is_refused():
+    model = model_named("gpt2")
+    broken = eqx.tree_at(lambda m: m.blocks[1].mlp.W_out, model, jnp.full((24, 16), jnp.nan))
+    with pytest.raises(ValueError, match="the Jacobian of prompt 0 is not finite"):
+        jc.fit_lens(broken, prompts_for(model, (9,)), skip_first=SKIP)
 
 
 def test_text_is_no_prompt(some, untyped):
@@ -504,6 +627,16 @@ def test_files_that_are_no_lens_are_refused(tmp_path):
     torch.save({"J": {0: torch.zeros(3, 4)}, "n_prompts": 2}, path)
     with pytest.raises(ValueError, match="one square matrix"):
         jc.JacobianLens.load(path)
+    for J, said in (
+        ([[1.0, 2.0]], "expected a tensor for each layer, got a list"),
+        ({0: 1.0}, "expected a tensor for each layer, got a float"),
+        (3, r"expected a matrix for each of its source_layers, \[0\]; got 0"),
+        (torch.zeros(2, 3, 3), r"expected a matrix for each of its source_layers, \[0\]; got 2"),
+        ({"blocks.0": torch.zeros(3, 3)}, "expected the numbers of layers, from 0; got 'blocks.0'"),
+    ):
+        torch.save({"J": J, "n_prompts": 2, "source_layers": [0]}, path)
+        with pytest.raises(ValueError, match=rf"lens.pt: {said}"):
+            jc.JacobianLens.load(path)
     path.write_bytes(pickle.dumps({"J": print}))
     with pytest.raises(ValueError, match="holds more than weights"):
         jc.JacobianLens.load(path)

@@ -267,6 +267,27 @@ def test_a_product_that_is_further_off_than_rounding_is_an_error(monkeypatch):
         edges.top(3, precision="bfloat16")
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_edges_into_a_latent_that_is_seldom_on_are_certified_and_saved(weighted, tmp_path):
+    """At one position of 160, where an even sample has hardly one; and into one that is never on, of which there is nothing to measure."""
+    model, rng = model_named("gpt2"), np.random.default_rng(0)
+    saes, tokens = dictionaries_at(MID, OUT), rng.integers(0, model.d_vocab, (20, 8))
+    reads = values_at(model, tokens, np.ones(tokens.shape, bool), [OUT])[OUT] - saes[OUT].b_dec
+    between = -np.sort(np.asarray(reads @ saes[OUT].W_enc)[:, 3])[-2:].mean()
+    rare = eqx.tree_at(lambda sae: sae.b_enc, saes[OUT], saes[OUT].b_enc.at[3].set(between).at[5].set(-1e3))
+    make = lambda latent: mean_edges(model, saes | {OUT: rare}, tokens, MID, OUT, targets=[latent], weighted=weighted)
+    found, path = make(3), tmp_path / "edges.safetensors"
+    certificate = found.save(path)
+    assert certificate is not None
+    assert certificate.engine == "structured (sums over 1 of 1 positions with an edge; 160 are in the mean)"
+    assert MeanEdges.load(path).certified == certificate.as_dict()
+    assert np.abs(MeanEdges.load(path).rows([3])).max() > 0
+    assert make(5).save(path) is None
+    assert MeanEdges.load(path).certified is None
+    assert not MeanEdges.load(path).rows([5]).any()
+    assert found.merge(found).certificate().error < certificate.limit
+
+
 def test_a_wrong_sum_is_told():
     model, (tokens, mask, _) = model_named("gpt2"), corpus_for(model_named("gpt2"))
     saes = dictionaries_at(MID, OUT)
@@ -274,7 +295,7 @@ def test_a_wrong_sum_is_told():
     with pytest.raises(ValueError, match="The result is wrong"):
         found.certificate(limit=0.0)
     off = eqx.tree_at(lambda sae: sae.b_enc, saes[OUT], jnp.full(20, -1e3))
-    with pytest.raises(ValueError, match="no edge is other than 0"):
+    with pytest.raises(ValueError, match="no position with an edge other than 0"):
         mean_edges(model, saes | {OUT: off}, tokens, MID, OUT, mask=mask).certificate()
 
 

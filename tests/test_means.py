@@ -147,6 +147,9 @@ def test_means_merge(tmp_path):
     assert again.certified is not None
     assert again.certified["error"] < 1e-12
     assert_close(again.merge(second).matrix, whole.matrix, tolerance=1e-14)
+    known, both = second.n_positions, whole.n_positions  # what is loaded has no positions to be measured on
+    said = f"(sums over {min(known, 32)} of {known} positions; {both} are in the mean)"
+    assert again.merge(second).certificate().engine.endswith(said)
     again.save(tmp_path / "first.safetensors")
     assert MeanJacobian.load(tmp_path / "first.safetensors").certified == again.certified
     for other, said in (
@@ -214,6 +217,8 @@ def test_a_certificate_tells_a_wrong_sum():
         ({"layer": 1, "weights": np.zeros((2, 5))}, "no position of the corpus counts"),
         ({"layer": 1, "weights": np.full((2, 5), -1.0)}, "0 or more"),
         ({"layer": 1, "weights": np.ones((2, 4))}, "of the shape of the tokens"),
+        ({"layer": 1, "weights": np.full((2, 5), 1e-300)}, "largest of the weights is 1e-300, and they are summed in"),
+        ({"layer": 1, "weights": np.full((2, 5), 1e300)}, "largest of the weights is 1e.300"),
         ({"layer": 1, "mask": np.zeros((2, 5), bool)}, "no real token"),
         ({"layer": 1, "prompts": np.zeros(3, np.int32)}, r"\[batch seq\]"),
         ({"layer": 1, "prompts": [np.zeros(3, np.int32)], "mask": np.ones((1, 3), bool)}, "are of an array"),

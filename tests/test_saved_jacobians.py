@@ -17,6 +17,7 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.cli import main
 from jaxcirc.jacobian import _save
+from jaxcirc.jacobian._certificate import _error
 from jaxcirc.parts import gelu, gelu_new
 
 from .helpers import as_dtype, assert_close, Child, make_model, needs_x64, REPOSITORY, tokens_for
@@ -108,6 +109,11 @@ def test_a_wrong_result_is_not_saved(model, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_number_that_is_none_is_an_error_wherever_it_stands():
+    assert _error(np.full(2, np.nan), np.ones(2)) == _error(np.ones(2), np.full(2, np.nan)) == np.inf
+    assert (_error(np.zeros(2), np.zeros(2)), _error(np.full(2, 3.0), np.zeros(2))) == (0, 3)
+
+
 def test_files_that_are_not_jacobians(model, tmp_path):
     J = jc.edge(model, tokens_for(model, SEQ), *EDGES["one block"][:2])
     thesis = tmp_path / "thesis.safetensors"
@@ -132,6 +138,23 @@ def test_a_disk_that_is_too_small(model, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="Restrict the positions"):
         jc.save_jacobian(J, tmp_path / "j.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_one_writes_a_jacobian_at_a_time(model, tmp_path):
+    """A second call in the midst of the first stands for a second process: locks are of open files."""
+    J, path, seen = jc.edge(model, tokens_for(model, SEQ), *EDGES["one block"][:2]), tmp_path / "j.safetensors", []
+
+    def another(done, of, stage):
+        if done in (0, 3, of):
+            with pytest.raises(ValueError, match=r"is being written by another process, whose parts are in .*part"):
+                jc.save_jacobian(J, path)
+            seen.append(done)
+
+    certificate = jc.save_jacobian(J, path, budget=1, progress=another)
+    assert seen == [0, 3, SEQ]
+    assert_close(jc.load_jacobian(path).matrix, J.as_matrix())
+    assert jc.save_jacobian(J, path) == certificate
+    assert [file.name for file in tmp_path.iterdir()] == ["j.safetensors"]
 
 
 # --- Files that are there already

@@ -9,7 +9,11 @@ from ._head_effects import (
     head_effects as head_effects,
     patching_runs as patching_runs,
 )
-from ._heads import AbstractHeadMethod as AbstractHeadMethod, HeadEffects as HeadEffects
+from ._heads import (
+    AbstractHeadMethod as AbstractHeadMethod,
+    check_head_method as check_head_method,
+    HeadEffects as HeadEffects,
+)
 from ._methods import (
     AbstractMethod as AbstractMethod,
     check_method as check_method,

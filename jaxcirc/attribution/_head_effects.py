@@ -10,7 +10,7 @@ from .._metrics import Metric
 from ..models import Transformer
 from ..runs import prepare_prompts, shortened
 from ._atp_star import AtPStar
-from ._heads import AbstractHeadMethod, HeadEffects, PARTS
+from ._heads import AbstractHeadMethod, check_head_method, HeadEffects, PARTS
 from ._patching import ExactPatching
 
 
@@ -61,11 +61,7 @@ def head_effects(
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
     if method is None:
         method = affordable_method(model, *jnp.shape(clean))
-    if not isinstance(method, AbstractHeadMethod):
-        raise TypeError(
-            "head_effects: expected one of jc.AtPStar(), jc.Gradient(), jc.ExactPatching() as the method, or None, got "
-            f"{type(method).__name__}."
-        )
+    check_head_method("head_effects", method)
     found, length = method.heads(model, problem), int(problem.length)
     return dataclasses.replace(found, **{part: shortened(getattr(found, part), length, axis=-1) for part in PARTS})
 

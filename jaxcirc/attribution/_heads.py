@@ -33,6 +33,14 @@ class AbstractHeadMethod(eqx.Module):
         """**Returns:** the effects of all heads' parts. **Raises:** `ValueError` for a model that it cannot serve, before any run."""
 
 
+def check_head_method(who: str, method: object) -> None:
+    """TypeError unless it is a method of head effects."""
+    if not isinstance(method, AbstractHeadMethod):
+        raise TypeError(
+            f"{who}: expected one of jc.AtPStar(), jc.Gradient(), jc.ExactPatching() as the method, got {method!r:.60}."
+        )
+
+
 class HeadEffects(Shown, eqx.Module):
     """Effects of the parts of attention heads on the metric, corrupt − clean, in the metric's units.
 

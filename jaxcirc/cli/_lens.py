@@ -65,9 +65,13 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say_json(_about(lens, arguments))
         return 0
-    layers = f"layers {lens.layers[0]} to {lens.layers[-1]}, to the output of layer {lens.target_layer}"
+    layers = f"layers {lens.layers[0]} to {lens.layers[-1]}, to the output of {_target(lens)}"
     print(f"{layers}, {counted(lens.n_prompts, 'prompt')}, in {arguments.out}.")
     return 0
+
+
+def _target(lens: JacobianLens) -> str:
+    return "the last layer" if lens.target_layer == -1 else f"layer {lens.target_layer}"
 
 
 def _about(lens: JacobianLens, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def lens_file(option: str):
         path = writable(text)
         try:
             return check_suffix(option, path)
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return read

@@ -11,6 +11,7 @@ from ..data._texts import load_texts
 from ..jacobian._rules import RULES
 from ..lens import fit_lens, JacobianLens
 from ..lens._fit import AVERAGES
+from ..lens._running import whole
 from ..models import Transformer
 from ._common import load_model, note, progress_bar, say_json, Subparsers, tokenizer_of
 from ._corpus import add_corpus_options
@@ -102,6 +103,12 @@ def fit(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _mean(lens: JacobianLens, layer: int) -> np.ndarray:
+    """The mean over all positions, whatever the lens divides it into."""
+    running = lens.means[layer]
+    return np.asarray(whole(running.mean, running.weight, summed=lens.settings.average == "head"))
+
+
 def _show_fit(arguments: argparse.Namespace, model: Transformer, lens: JacobianLens, texts: list[np.ndarray]) -> None:
     ranks = lens.next_token(model, texts[:COMPARED])
     facts = {"model": model.name, "prompts": lens.n_prompts, "skipped": lens.n_skipped, "out": str(arguments.out)}
@@ -110,8 +117,8 @@ def _show_fit(arguments: argparse.Namespace, model: Transformer, lens: JacobianL
         layer = int(row["layer"])
         own = layer in lens.J
         errors = [float(x) for x in np.atleast_1d(lens.relative_error[layer])] if own else []
-        size = float(np.linalg.norm(lens.J[layer]) / model.d_model**0.5) if own else None
-        error = None if not errors or np.isnan(max(errors)) else max(errors)
+        size = float(np.linalg.norm(_mean(lens, layer)) / model.d_model**0.5) if own else None
+        error = None if not errors or np.isnan(errors).any() else max(errors)
         rows.append({**row, "layer": layer, "size": size, "relative_error": error})
     if arguments.json:
         say_json({**facts, "rows": rows})

@@ -95,11 +95,13 @@ def mean_edges(
         rows = {site: value.reshape(len(flat), -1) for site, value in found.items()}
         values = rows[between.enters], rows[between.reads], rows[between.encodes]
         if pairs is None:
-            read += readings(path, chosen, values, flat)
+            found_here, on = readings(path, chosen, values, flat)
+            read += found_here
         else:
-            pairs.add(values, flat)
+            on = pairs.add(values, flat)
+        # Of positions where there is an edge: of a latent that is seldom on an even sample would have none.
         together = jnp.concatenate(values, axis=1)[None]
-        sample = (sample or Sample.empty(together.shape[-1])).drawn(together, flat[None])
+        sample = (sample or Sample.empty(together.shape[-1])).drawn(together, np.where(on, flat, 0)[None])
         weight, positions = weight + float(flat.sum()), positions + int((flat > 0).sum())
         done += batch.prompts
         report(done, max(known, done), "prompts")

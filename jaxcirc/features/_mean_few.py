@@ -6,7 +6,7 @@ takes a CPU hundreds of times as long as sums over those that are on.
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._precision import wide
 from ..jacobian._sublayer import Factors, factors
@@ -26,17 +26,21 @@ def few_are_on(path: Path, targets: Array, grouped: tuple[tuple[Array, ...], Arr
     return bool(share < FEW)
 
 
-def readings_of_few(path: Path, targets: Array, values: tuple[Array, ...], weights: Array) -> Float[Array, "k d_model"]:
+def readings_of_few(
+    path: Path, targets: Array, values: tuple[Array, ...], weights: Array
+) -> tuple[Float[Array, "k d_model"], Bool[np.ndarray, "group together"]]:
     """`_mean_sums._readings`, by lists of the latents that are on."""
     import scipy.sparse  # a third of a second, which `import jaxcirc` need not take
 
     hidden, at_norm = map(np.asarray, _writing(path, targets))
     slopes = np.zeros((path.sub.paths, *hidden.shape), hidden.dtype)
     minus, beside = np.zeros((len(targets), values[0].shape[-1])), np.zeros(len(targets))
+    is_on = np.zeros(np.shape(weights), bool)
     for i in range(len(weights)):
         x, read, encoded = (value[i] for value in values)
         gates = np.where(np.asarray(weights[i])[:, None] != 0, np.asarray(_gates(path, targets, read)), 0)
         found, weight = jax.device_get(_factors(path, x, encoded, weights[i]))
+        is_on[i] = gates.any(1)
         on = scipy.sparse.csr_array(gates.T)  # [k n]
         for own, of_path in zip(slopes, found.slopes, strict=True):
             own += on @ of_path
@@ -47,7 +51,7 @@ def readings_of_few(path: Path, targets: Array, values: tuple[Array, ...], weigh
                 minus += scipy.sparse.csr_array((met, on.indices, on.indptr), on.shape) @ pair[1] / pair[1].shape[1]
         beside += on @ weight
     out = _closed(path, targets, jax.device_put(slopes), jax.device_put(beside.astype(hidden.dtype)))
-    return out - jax.device_put(minus.astype(hidden.dtype))
+    return out - jax.device_put(minus.astype(hidden.dtype)), is_on
 
 
 def _met(reads: np.ndarray, made: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:

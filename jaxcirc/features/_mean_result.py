@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 FORMAT = "jaxcirc mean edges 1"
+PROBES = 4  # random combinations that a certificate is of
 _ABOUT = (
     *("weight", "n_positions", "n_prompts", "source", "target", "through", "frozen"),
     *("model", "dictionaries", "dtype"),
@@ -169,18 +170,27 @@ class MeanEdges(Shown):
             raise ValueError("MeanEdges.merge: the other has other target latents.")
         return merged(self, other, ["readings", "pairs"], keeps="path")
 
-    def certificate(self, key: Array | None = None, *, probes: int = 4, limit: float | None = None) -> Certificate:
-        """The measured error of what made these edges, on up to 32 positions drawn evenly from the corpus: random combinations of source
-        latents through the mean over these by the same programs, against the mean of their images by `jax.jvp`, operation by operation and
-        in float64. Which latents are on, and their values, are those of the run.
+    def certificate(self, key: Array | None = None, *, probes: int = PROBES, limit: float | None = None) -> Certificate:
+        """The measured error of what made these edges, on up to 32 positions drawn evenly from those of the corpus where a target latent is
+        on, and with `weighted` one of the source too: random combinations of source latents through the mean over these by the same
+        programs, against the mean of their images by `jax.jvp`, operation by operation and in float64. Which latents are on, and their
+        values, are those of the run.
 
         **Arguments:** - `key`: of the combinations, by default always the same one. - `probes`: how many. - `limit`: the largest relative
         error that passes, by default as of `J.certificate`.
 
-        **Raises:** `ValueError` if the error is beyond the limit; if no target latent is on at these positions, or with `weighted` no two
+        **Raises:** `ValueError` if the error is beyond the limit; if no target latent is on at any position, or with `weighted` no two
         together; of edges that were loaded, whose positions are not there (`certified` is what was measured before they were saved).
         """
         check_count("MeanEdges.certificate: probes", "random combinations", probes)
+        if (found := self._measured(key, probes, limit)) is None:
+            raise ValueError(
+                "MeanEdges.certificate: there is no position with an edge other than 0, so there is nothing to measure. Look at the "
+                "dictionaries: is a latent of the target on, and with it one of the source?"
+            )
+        return found
+
+    def _measured(self, key: Array | None, probes: int, limit: float | None) -> Certificate | None:
         if self.path is None or self.sample is None:
             raise ValueError(
                 "MeanEdges.certificate: edges that were loaded have no positions to be measured on. `certified` is the certificate that "
@@ -189,21 +199,24 @@ class MeanEdges(Shown):
         rng = np.random.default_rng(np.asarray(jax.random.bits(random_key("MeanEdges.certificate", key), (4,))))
         combinations = rng.standard_normal((probes, len(self.W_dec)))
         error = _error(self.path, self.targets, self.sample, combinations, weighted=self.weighted)
-        what = f"structured (sums over {len(self.sample.rows)} of {self.n_positions} positions)"
+        if error is None:
+            return None
+        what = f"structured (sums over {self.sample.of(self.n_positions, ' with an edge')})"
         dtype = self.sample.rows.dtype
         return issue_certificate(error, probes=probes, what=what, dtype=dtype, limit=limit)
 
     def save(self, path: str | FilePath, *, key: Array | None = None) -> Certificate | None:
         """Writes a safetensors file of all that is there but the positions, with a new certificate.
 
-        **Returns:** the certificate, `None` for edges that were loaded, whose `certified` is written again.
+        **Returns:** the certificate, `None` for edges that are all 0, of which there is nothing to measure, and for edges that were loaded,
+        whose `certified` is written again.
 
         **Raises:** `ValueError` if `path` holds something else, or the certificate fails; then nothing is written.
         """
         path = check_path("MeanEdges.save: path", path)
         if path.exists():
             opened(path, FORMAT, "mean edges that MeanEdges.save wrote")
-        certificate = None if self.sample is None else self.certificate(key)
+        certificate = None if self.sample is None else self._measured(key, PROBES, None)
         certified = self.certified if certificate is None else certificate.as_dict()
         tensors = {"W_dec": self.W_dec, "targets": self.targets}
         if self.pairs is None:
@@ -233,8 +246,10 @@ class MeanEdges(Shown):
 
 def _error(
     path: Path, targets: np.ndarray, sample: Sample, combinations: Float[np.ndarray, "n d_sae"], *, weighted: bool
-) -> float:
-    """The largest relative error of combinations of the source's latents, over the positions of a sample."""
+) -> float | None:
+    """The largest relative error of combinations of the source's latents, over the positions of a sample; `None` if all edges are 0."""
+    if not len(sample.rows):
+        return None
     widths = (sample.rows.shape[1] - path.target.d_in - path.source.d_in, path.target.d_in)
     parts = np.split(sample.rows, np.cumsum(widths), axis=1)
     values = jax.device_put(parts[0]), jax.device_put(parts[1]), jax.device_put(parts[2])
@@ -243,9 +258,11 @@ def _error(
     gates, scale = exact(path.target.slopes(values[1]))[:, targets], exact(path.source.decoder_scale(values[2]))
     acts = exact(path.source.encode(values[2])) if weighted else np.ones((1, len(decoder)))
     if weighted:
-        made = Pairs(path, targets).add(values, sample.weights).sum @ combinations.T
+        pairs = Pairs(path, targets)
+        pairs.add(values, sample.weights)
+        made = pairs.sum @ combinations.T
     else:
-        made = readings(path, targets, values, sample.weights) @ (decoder.T @ combinations.T)
+        made = readings(path, targets, values, sample.weights)[0] @ (decoder.T @ combinations.T)
     errors = []
     for combination, got in zip(combinations, made.T, strict=True):
         tangents = np.broadcast_to((acts * combination) @ decoder, parts[0].shape[:1] + decoder.shape[1:])
@@ -253,9 +270,6 @@ def _error(
         want = np.einsum("n,nk,nk->k", sample.weights, gates, images @ encoder)
         size = np.abs(want).max()
         if not size > 0:
-            raise ValueError(
-                "MeanEdges.certificate: at the positions that were drawn no edge is other than 0, so there is nothing to measure. Look at "
-                "the dictionaries: is a latent of the target on, and with it one of the source?"
-            )
+            return None
         errors.append(float(np.abs(got - want).max() / size))
-    return max(errors)
+    return float(np.max(errors))  # `max` of Python passes over NaN

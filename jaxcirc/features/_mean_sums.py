@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._precision import wide
 from ..jacobian._sublayer import Factors, factors
@@ -52,24 +52,28 @@ def _power_below(n: int) -> int:
 
 def readings(
     path: Path, targets: Int[np.ndarray, " k"], values: Values, weights: Float[np.ndarray, " n"]
-) -> Float[np.ndarray, "k d_model"]:
-    """What the target latents read of the source's site, summed over positions: in float64, on the host."""
+) -> tuple[Float[np.ndarray, "k d_model"], Bool[np.ndarray, " n"]]:
+    """What the target latents read of the source's site, summed over positions, in float64, on the host; and at which one of them is on."""
     sub, width = path.sub, path.target.d_sae
     hidden = values[0].shape[1] if sub.mlp is None else sub.mlp.W_out.shape[0]
     grouped = in_groups_of(values, weights, width + sub.paths * hidden)
     most = max(1, BUDGET // (2 * sub.paths * hidden * values[0].dtype.itemsize))
     size = min(len(targets), most)
-    found = np.zeros((len(targets), path.source.d_out))
+    found, on = np.zeros((len(targets), path.source.d_out)), np.zeros(len(weights), bool)
     for first in range(0, len(targets), size):
         first = min(first, len(targets) - size)  # blocks of one size: what two of them make is the same
         chosen = jnp.asarray(targets[first : first + size], jnp.int32)
         make = readings_of_few if few_are_on(path, chosen, grouped) else _readings
-        found[first : first + size] = np.asarray(make(path, chosen, *grouped), np.float64)
-    return found
+        sums, on_here = make(path, chosen, *grouped)
+        found[first : first + size] = np.asarray(sums, np.float64)
+        on |= np.asarray(on_here).reshape(-1)[: len(on)]
+    return found, on
 
 
 @jax.jit
-def _readings(path: Path, targets: Int[Array, " k"], values, weights) -> Float[Array, "k d_model"]:
+def _readings(
+    path: Path, targets: Int[Array, " k"], values, weights
+) -> tuple[Float[Array, "k d_model"], Bool[Array, "group together"]]:
     sub, encoder = path.sub, wide(path.target.W_enc)[:, targets].T
     hidden, at_norm = sub.writing(encoder)
 
@@ -84,13 +88,13 @@ def _readings(path: Path, targets: Int[Array, " k"], values, weights) -> Float[A
         for pair, reads in ((found.along, hidden), (found.behind, at_norm)):
             if pair is not None:
                 minus = minus + (gates * (pair[0] @ reads.T)).T @ pair[1] / pair[1].shape[1]
-        return (slopes, minus, beside + weight @ gates), None
+        return (slopes, minus, beside + weight @ gates), (gates != 0).any(1)
 
     zero = lambda *shape: jnp.zeros(shape, encoder.dtype)
     start = zero(sub.paths, *hidden.shape), zero(len(targets), values[0].shape[-1]), zero(len(targets))
-    (slopes, minus, beside), _ = jax.lax.scan(add, start, (values, weights))
+    (slopes, minus, beside), on = jax.lax.scan(add, start, (values, weights))
     out = sub.reading(hidden * slopes) - minus
-    return out + beside[:, None] * encoder if sub.beside else out
+    return (out + beside[:, None] * encoder if sub.beside else out), on
 
 
 class Pairs:
@@ -105,15 +109,17 @@ class Pairs:
         self.sum = scipy.sparse.csr_array((len(targets), path.source.d_sae))
         self.weights = _of_weights(path, jnp.asarray(targets, jnp.int32))
 
-    def add(self, values: Values, weights: Float[np.ndarray, " n"]) -> "Pairs":
-        """Adds positions."""
-        path = self.path
+    def add(self, values: Values, weights: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Adds positions. **Returns:** at which a latent of the target is on, and one of the source."""
+        path, on = self.path, []
         grouped, weight = in_groups_of(values, weights, path.target.d_sae + path.source.d_sae)
         for i in range(len(weight)):
             some, w = jax.tree.map(lambda x, i=i: x[i], grouped), weight[i]
             gates, acts = _on(path, jnp.asarray(self.targets, jnp.int32), some, w)
-            self._add_group(some, w, np.asarray(gates), np.asarray(acts))
-        return self
+            gates, acts = np.asarray(gates), np.asarray(acts)
+            on.append(gates.any(1) & acts.any(1))
+            self._add_group(some, w, gates, acts)
+        return np.concatenate(on)[: len(weights)]
 
     def _add_group(self, values: Values, weights: Array, gates: np.ndarray, acts: np.ndarray) -> None:
         import scipy.sparse

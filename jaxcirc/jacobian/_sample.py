@@ -39,6 +39,11 @@ class Sample(NamedTuple):
         more = Sample(rows, weights.reshape(-1)[there[first]], ranks[first], len(there))
         return self.with_(more)
 
+    def of(self, n_positions: int, which: str = "") -> str:
+        """Of how many positions it was drawn, in words: not of all that are in a mean, where what was merged had no sample."""
+        drawn = f"{len(self.rows)} of {self.seen} positions{which}"
+        return drawn if self.seen == n_positions else f"{drawn}; {n_positions} are in the mean"
+
     def with_(self, other: "Sample") -> "Sample":
         """Both together, the smallest ranks kept."""
         join = lambda a, b: np.concatenate([a, b]) if len(a) else b

@@ -4,6 +4,7 @@ The file is an ordinary safetensors file with one tensor, `jacobian`, of shape `
 sites, positions, the certificate and a fingerprint, by which it is known again, are its metadata.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -20,17 +21,16 @@ from jaxtyping import Array
 
 from .._checks import check_kind, check_path
 from .._fingerprint import exact_fingerprint
+from .._locks import writing_alone
 from .._shown import Shown
 from .._sites import Site
 from .._typing import Progress
 from ..runs import BUDGET
 from ._certificate import Certificate
 from ._engine import matrix_route, side_of
+from ._layout import decoded, DTYPES, header_of, mapped, offset_of
 from ._matrix import matrix_by
 from ._operator import EdgeJacobian, random_key
-
-
-DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -69,8 +69,8 @@ def save_jacobian(
 
     **Returns:** the certificate of what is on disk, which is in the file as well.
 
-    **Raises:** `ValueError` if `path` holds another Jacobian or another file, if the disk is too small, if the result is not finite, or
-    if the certificate fails; then nothing is put at `path`.
+    **Raises:** `ValueError` if `path` holds another Jacobian or another file, while another process writes it, if the disk is too small,
+    if the result is not finite, or if the certificate fails; then nothing is put at `path`.
     """
     check_kind("save_jacobian: J", J, EdgeJacobian, "an operator, as jc.edge gives one")
     path = check_path("save_jacobian: path", path)
@@ -85,42 +85,59 @@ def save_jacobian(
         route = "rows"  # as many, and they lie on disk as they come
     side = side_of(route)
     positions = J.source_shape[0] if side == "source" else J.target_shape[0]
-    if saved_already(J, path, overwrite=overwrite):
-        report(positions, positions, "jacobian")
-        return Certificate(**load_jacobian(path).certificate)
-    of = _identity(J)
-    plan = {"of": of, "side": side}
-    done = _resumed(part, state, plan, _bytes(J))
-    if not done:
-        # What was written of another goes first, or a process that is stopped here would leave its count with parts of this one.
-        _remove(state, part)
-        _check_disk(path, J)
-        _allocate(part, J, of)
-    _write_header(part, J, of)
-    matrix = _map(part, "r+")
-    report(done, positions, "jacobian")
-    for block in _parts(J, route, done, budget):
-        count = block.shape[len(J.target_shape)] if side == "source" else block.shape[0]
-        where = slice(done, done + count)
-        if side == "source":
-            matrix[(slice(None),) * len(J.target_shape) + (where,)] = block
-        else:
-            matrix[where] = block
-        matrix.flush()
-        done += count
-        aside = Path(f"{state}.new")  # a count that is cut short would lose what it counts
-        aside.write_text(json.dumps({**plan, "done": done}), encoding="utf-8")
-        os.replace(aside, state)
+    is_there = saved_already(J, path, overwrite=overwrite)
+    with contextlib.nullcontext() if is_there else _alone(path, part):
+        # Whoever had the parts until now may have finished.
+        if is_there or saved_already(J, path, overwrite=overwrite):
+            report(positions, positions, "jacobian")
+            return Certificate(**load_jacobian(path).certificate)
+        of = _identity(J)
+        plan = {"of": of, "side": side}
+        done = _resumed(part, state, plan, _bytes(J))
+        if not done:
+            # What was written of another goes first, or a process that is stopped here would leave its count with parts of this one.
+            _remove(state)
+            os.truncate(part, 0)
+            _check_disk(path, J)
+            _allocate(part, J, of)
+        _write_header(part, J, of)
+        matrix = mapped(part, "r+")
         report(done, positions, "jacobian")
-    try:
-        certificate = J.certificate(key, matrix=matrix)
-    except ValueError:
-        _remove(part, state)
-        raise
-    _write_header(part, J, of, certificate)
-    os.replace(part, path)
-    _remove(state, Path(f"{state}.new"))
+        for block in _parts(J, route, done, budget):
+            count = block.shape[len(J.target_shape)] if side == "source" else block.shape[0]
+            where = slice(done, done + count)
+            if side == "source":
+                matrix[(slice(None),) * len(J.target_shape) + (where,)] = block
+            else:
+                matrix[where] = block
+            matrix.flush()
+            done += count
+            aside = Path(f"{state}.new")  # a count that is cut short would lose what it counts
+            aside.write_text(json.dumps({**plan, "done": done}), encoding="utf-8")
+            os.replace(aside, state)
+            report(done, positions, "jacobian")
+        try:
+            certificate = J.certificate(key, matrix=matrix)
+        except ValueError:
+            _remove(part, state)
+            raise
+        _write_header(part, J, of, certificate)
+        os.replace(part, path)
+        _remove(state, Path(f"{state}.new"))
     return certificate
+
+
+@contextlib.contextmanager
+def _alone(path: Path, part: Path) -> Iterator[None]:
+    """Holds the parts. **Raises:** `ValueError` while another has them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with writing_alone(part):
+            yield
+    except BlockingIOError:
+        raise ValueError(
+            f"{path} is being written by another process, whose parts are in {part}. Wait for its end, or choose another name."
+        ) from None
 
 
 def saved_already(J: EdgeJacobian, path: str | Path, *, overwrite: bool = False) -> bool:
@@ -131,12 +148,12 @@ def saved_already(J: EdgeJacobian, path: str | Path, *, overwrite: bool = False)
     check_free(path)
     if overwrite or not Path(path).exists():
         return False
-    header = _header(Path(path))
+    header = header_of(Path(path))
     about, tensor = header["__metadata__"], header["jacobian"]
     of = json.loads(about.get("of", "null"))
     if of == _identity(J):
         return True
-    holds = _described(_read(about), tensor["shape"], tensor["dtype"])
+    holds = _described(decoded(about), tensor["shape"], tensor["dtype"])
     wanted = _described(_about(J), [*J.target_shape, *J.source_shape], DTYPES[str(J.dtype)])
     if holds != wanted:
         but = f"and here is {wanted}"
@@ -168,10 +185,10 @@ def load_jacobian(path: str | Path) -> SavedJacobian:
     **Raises:** `ValueError` if the file is not one, or is truncated.
     """
     path = check_path("load_jacobian: path", path)
-    header = _header(path)
-    about = _read(header["__metadata__"])
+    header = header_of(path)
+    about = decoded(header["__metadata__"])
     return SavedJacobian(
-        matrix=_map(path, "r"),
+        matrix=mapped(path, "r"),
         source=Site.parse(about["source"]),
         target=Site.parse(about["target"]),
         source_pos=about["source_pos"],
@@ -205,18 +222,17 @@ def _resumed(part: Path, state: Path, plan: dict[str, Any], size: int) -> int:
         done = int(before["done"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
-    if done and part.exists() and any(before.get(name) != value for name, value in plan.items()):
+    if done and part.stat().st_size and any(before.get(name) != value for name, value in plan.items()):
         warnings.warn(
             f"{part} holds {done} positions of another Jacobian (another prompt, model, dtype or choice of positions, or made by another "
             "version of jaxcirc), so this one begins anew.",
             stacklevel=3,
         )
         return 0
-    return done if part.exists() and part.stat().st_size > size else 0
+    return done if part.stat().st_size > size else 0
 
 
 def _check_disk(path: Path, J: EdgeJacobian) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     size, free = _bytes(J), shutil.disk_usage(path.parent).free
     if size > free:
         raise ValueError(
@@ -231,7 +247,7 @@ ROOM = 4096  # of the header, for the certificate, which is known last
 def _allocate(part: Path, J: EdgeJacobian, of: str) -> None:
     _write_header(part, J, of)
     with open(part, "r+b") as file:
-        file.truncate(_offset(part) + _bytes(J))
+        file.truncate(offset_of(part) + _bytes(J))
 
 
 def _bytes(J: EdgeJacobian) -> int:
@@ -253,7 +269,7 @@ def _write_header(part: Path, J: EdgeJacobian, of: str, certificate: Certificate
 
     length = len(text(None)) + ROOM
     length += -length % 8
-    with open(part, "r+b" if part.exists() else "wb") as file:
+    with open(part, "r+b") as file:
         file.write(length.to_bytes(8, "little") + text(certificate).ljust(length))
 
 
@@ -267,40 +283,9 @@ def _about(J: EdgeJacobian) -> dict[str, Any]:
     }
 
 
-def _read(metadata: dict[str, str]) -> dict[str, Any]:
-    return {name: json.loads(value) for name, value in metadata.items()}
-
-
-def _offset(path: Path) -> int:
-    with open(path, "rb") as file:
-        return 8 + int.from_bytes(file.read(8), "little")
-
-
-def _header(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < 2**20 else {}
-        end = 8 + length + header["jacobian"]["data_offsets"][1]
-        _ = header["__metadata__"]["source"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is not a Jacobian that jc.save_jacobian wrote.") from None
-    if path.stat().st_size < end:
-        raise ValueError(
-            f"{path} is truncated: {path.stat().st_size} bytes of {end}. Copy it again, or compute it again."
-        )
-    return header
-
-
-def _map(path: Path, mode: Any) -> np.memmap:
-    header = _header(path)["jacobian"]
-    dtype = next(name for name, code in DTYPES.items() if code == header["dtype"])
-    return np.memmap(path, dtype=jnp.dtype(dtype), mode=mode, offset=_offset(path), shape=tuple(header["shape"]))
-
-
 def _is_ours(path: Path) -> bool:
     try:
-        return bool(_header(path))
+        return bool(header_of(path))
     except ValueError:
         return False
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SHARD_LINES = 1024
 BATCH_SIZE = 64
+LOOKED_AT = 1024  # lines at once, until there is a prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +111,9 @@ def attribute(
 
     **Returns:** `Attributed`; `.table()` reads the shards.
 
-    **Raises:** `ValueError` if the folder was begun with other settings, is another run's at the moment, or holds something else; for
-    prompts of which none can be used; `OSError` if the disk is full, with the shards before it whole.
+    **Raises:** `ValueError` if the folder was begun with other settings, is another run's at the moment, or that of runs with parts of
+    another division, or holds something else; for a model that the verb does not serve, and a file of which no line can be used, both
+    before there is a folder; if the verb refuses every prompt of the file; `OSError` if the disk is full, with the shards before it whole.
 
     >>> import json, pathlib
     >>> pair = {"clean": "The boy", "corrupt": "The boys", "answer": " is", "foil": " are"}
@@ -127,21 +129,30 @@ def attribute(
     check_count("attribute: batch_size", "prompts are run together", batch_size)
     check_count("attribute: shard_lines", "lines a shard has", shard_lines)
     check_part_of("attribute: part", part)
+    check_kind("attribute: engine", engine, (AbstractEngine, type(None)), "jc.jobs.Local(), jc.jobs.Ray() or None")
     sites = _saes(model, saes, verb)
+    prepared = verb.prepared(model)
     folder = check_path("attribute: out", out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"attribute: out: {folder} is a file. Expected the name of a folder, which is made if need be."
+        )
     source = open_source(prompts, shard_lines)
     reader = Reader(tokenizer, tuple(beginning(tokenizer, bos, of_file=True)), first_answer, model.most_positions)
     _look(source, reader, shard_lines)
     if strict:
         _check_all(source, reader, shard_lines)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, part), (engine or Local()).started(model, sites, devices_per_copy) as crew:
+    # The folder is made when nothing is left that can be wrong with what was asked for.
+    with contextlib.ExitStack() as held:
+        crew = held.enter_context((engine or Local()).started(model, sites, devices_per_copy))
         options = {
             **verb.settings(),
             **{"batch_size": batch_size, "shard_lines": shard_lines, "first_answer": first_answer, "strict": strict},
             **{"bos": bool(reader.start), "devices_per_copy": crew.devices_per_copy},
         }
         settings = settings_of(model, sites, source, tokenizer, verb.name, options, crew.platform)
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(folder, part))
         agree(folder, settings, {"devices": crew.devices, "model": model.name, "prompts": str(prompts)})
         clear_leftovers(folder, part)
         shards = shards_of(source.lines, shard_lines, part)
@@ -152,7 +163,7 @@ def attribute(
         try:
             if missing:
                 job = Job.of(model, sites, verb, reader, batch_size)
-                crew.run(Work(job, verb.prepared(model), sites, source, missing, folder, clock, watch))
+                crew.run(Work(job, prepared, sites, source, missing, folder, clock, watch))
         except BaseException:
             with contextlib.suppress(OSError):  # the disk is full, say, and it is that error that counts
                 list_skipped(folder)
@@ -160,7 +171,7 @@ def attribute(
         list_skipped(folder)
     report = clock.report()
     watch(report)
-    if report.skipped and not report.used:
+    if report.skipped and not report.used and _none_used(folder, source, shard_lines):
         raise ValueError(f"prompts: no line of {source.path} could be used, and {folder / SKIPPED} says why.")
     return Attributed(folder, report)
 
@@ -175,10 +186,22 @@ def _saes(model: Transformer, saes: Any, verb: AbstractVerb) -> Saes:
 
 
 def _look(source: AbstractSource, reader: Reader, each: int) -> None:
-    """Warns of how the first prompts begin, as every verb over files does."""
-    first = next(source.ranges(shard.lines for shard in shards_of(min(source.lines, each), each)))
-    rows, _ = reader.read(first[:1024])
-    check_beginnings(reader.tokenizer, [row.clean for _, row in rows])
+    """Warns of how the first prompts begin, as every verb over files does. **Raises:** `ValueError` if there is no prompt."""
+    first = None
+    for records in source.ranges(shard.lines for shard in shards_of(source.lines, each)):
+        for begin in range(0, len(records), LOOKED_AT):
+            rows, skipped = reader.read(records[begin : begin + LOOKED_AT])
+            if rows:
+                check_beginnings(reader.tokenizer, [row.clean for _, row in rows])
+                return
+            first = first or skipped[0].reason
+    raise ValueError(f"prompts: no line of {source.path} could be used: {first}")
+
+
+def _none_used(folder: Path, source: AbstractSource, each: int) -> bool:
+    """Whether all shards are there, whoever wrote them, and none is of any prompt."""
+    every = (counts_of(folder, shard) for shard in shards_of(source.lines, each))
+    return all(counts is not None and not counts.prompts for counts in every)
 
 
 def _check_all(source: AbstractSource, reader: Reader, each: int) -> None:

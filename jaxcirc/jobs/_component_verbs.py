@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from .._checks import check_choice, check_count, check_threshold
-from ..attribution import AbstractHeadMethod, Gradient, head_effects
+from ..attribution import AbstractHeadMethod, check_head_method, Gradient, head_effects
 from ..components import direct_effects, Resample, self_repair
 from ..data import Prompts
 from ..graph import component_graph
@@ -30,6 +30,7 @@ class JobOfHeads(AbstractVerb):
     node_threshold: float = 0.1
 
     def __post_init__(self):
+        check_head_method(self.name, self.method)
         check_threshold(f"{self.name}: node_threshold", self.node_threshold)
 
     def names(self, model: Transformer, saes: Saes) -> dict[str, list[str]]:
@@ -136,7 +137,7 @@ class JobOfEdgeAttribution(AbstractVerb):
 
     def rows(self, model: Transformer, saes: Saes, prompts: Prompts) -> Columns:
         given = (model, prompts.clean, prompts.corrupt, prompts.metric())
-        how = {"steps": self.steps, "derivatives": self.derivatives}
+        how = {"steps": int(self.steps), "derivatives": self.derivatives}
         values = np.asarray(edge_attribution(*given, **how, mask=prompts.mask))
         index = np.argwhere(above("Effects of edges", values, self.edge_threshold))
         columns = dict(zip((ROW, "sender", "receiver"), index.T.astype(np.int32), strict=True))

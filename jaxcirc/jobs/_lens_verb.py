@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .._checks import check_kind
 from .._fingerprint import fingerprint
 from ..data import Prompts
 from ..lens import JacobianLens
@@ -33,6 +34,12 @@ class JobOfLens(AbstractVerb):
     def __post_init__(self):
         if self.lens is None:
             raise ValueError(f"{self.name}: there is no lens. Give one that jc.fit_lens made: lens=….")
+        check_kind(f"{self.name}: lens", self.lens, JacobianLens, "one that jc.fit_lens made")
+
+    def prepared(self, model: Transformer) -> Transformer:
+        assert self.lens is not None
+        self.lens.check_model(self.name, model)
+        return model
 
     def settings(self) -> dict[str, Any]:
         assert self.lens is not None

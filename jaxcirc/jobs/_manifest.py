@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import jaxlib
+import numpy as np
 
 from .._files import read_text, write_text, writing_file
 from .._fingerprint import fingerprint
 from .._version import __version__
 from ..models import Transformer
 from ..saes import AbstractDictionary, Saes
+from ._lock import briefly_alone
 from ._source import AbstractSource
 
 
@@ -29,9 +31,11 @@ def settings_of(
     options: dict[str, Any],
     platform: str,
 ) -> dict[str, Any]:
-    """All that results depend on: change one, and a table would hold numbers of two kinds."""
+    """All that results depend on: change one, and a table would hold numbers of two kinds. As JSON holds it, so that what is read again is
+    the same.
+    """
     dictionaries: dict[str, AbstractDictionary] = {str(site): sae for site, sae in saes.items()}
-    return {
+    found = {
         "model": fingerprint(model),
         "dictionaries": {site: fingerprint(dictionaries[site]) for site in sorted(dictionaries)},
         "tokenizer": _tokenizer(tokenizer),
@@ -46,6 +50,14 @@ def settings_of(
         },
         "versions": {"jaxcirc": __version__, "jax": jax.__version__, "jaxlib": jaxlib.version.__version__},
     }
+    return json.loads(json.dumps(found, default=_number))
+
+
+def _number(value: Any) -> Any:
+    """A scalar of NumPy or JAX, which checks take for the number that it is, as a number of Python. **Raises:** `TypeError` for others."""
+    if np.ndim(value) == 0 and isinstance(value, np.generic | np.ndarray | jax.Array):
+        return value.item()
+    raise TypeError(f"attribute: a setting of a job is plain values, so that it can be written down; got {value!r}.")
 
 
 def _tokenizer(tokenizer: Any) -> str:
@@ -66,6 +78,11 @@ def agree(out: Path, settings: dict[str, Any], about: dict[str, Any]) -> None:
 
     **Raises:** `ValueError` that says what was, and what is, where they differ; for a folder of something else.
     """
+    with briefly_alone(out):  # or of two that begin together one would find the other's half of it
+        _agree(out, settings, about)
+
+
+def _agree(out: Path, settings: dict[str, Any], about: dict[str, Any]) -> None:
     path = out / NAME
     held = _read(path) if path.exists() else None
     if held is None:

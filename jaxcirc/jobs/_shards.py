@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from .._checks import check_count
+from .._checks import check_count, check_kind
 from ._source import Range
 
 
@@ -36,6 +36,7 @@ def shards_of(lines: int, each: int, part: Part = ALL) -> list[Shard]:
 
 def check_part_of(name: str, part: Part) -> None:
     """ValueError unless there is such a part."""
+    check_kind(name, part, Part, "a part of the work, such as jc.jobs.Part(0, 4)")
     check_count(name, "processes share the shards", part.of)
     check_count(name, "processes come before this one", part.number, least=0)
     if part.number >= part.of:

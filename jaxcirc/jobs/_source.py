@@ -6,13 +6,12 @@ A source is gone through once when it is opened, for its digest and for where ea
 import abc
 import hashlib
 import itertools
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TYPE_CHECKING
 
 from .._checks import check_path
-from .._files import no_text
+from .._files import looks_like, no_text, read_text
 from .._json_text import parsed
 from .._records import Record, records_of_lines
 from ..data._rows import ROWS
@@ -64,7 +63,7 @@ def open_source(path: str | Path, every: int) -> AbstractSource:
         start = file.read(512)
     if start.startswith(b"PAR1"):
         return _Parquet(path)
-    if what := no_text(start):
+    if what := looks_like(start):
         raise ValueError(f"prompts: {path} looks like {what}. Expected {EXPECTED}.")
     return _Lines(path, every)
 
@@ -105,6 +104,8 @@ class _Lines(AbstractSource):
                 f"prompts: {self.path} is a JSON list, which is read at once. Write an object a line: JSON lines."
             )
         if not any(isinstance(parsed(line.decode("utf-8", "replace")), dict) for line in some):
+            if what := no_text(some[0]):  # a zero byte alone is a broken line, as further down
+                raise ValueError(f"prompts: {self.path} looks like {what}. Expected {EXPECTED}.")
             shown = some[0].strip().decode("utf-8", "replace")[:40]
             raise ValueError(
                 f"prompts: none of the first lines of {self.path} is a JSON object; the first is {shown!r}. Expected one "
@@ -186,11 +187,11 @@ class _ArrowFolder(_Table):
 
 def _arrow_files(path: Path) -> list[Path]:
     """**Raises:** `ValueError` for another folder, or one of several splits."""
-    if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+    if (dictionary := path / "dataset_dict.json").is_file():
+        splits = _about(dictionary, "splits", lambda split: isinstance(split, str))
         raise ValueError(f"prompts: {path} holds several splits. Name one: {', '.join(str(path / s) for s in splits)}.")
     state = path / "state.json"
-    named = json.loads(state.read_text(encoding="utf-8")).get("_data_files", []) if state.is_file() else []
+    named = _about(state, "_data_files", lambda each: isinstance(each, dict) and "filename" in each)
     files = [path / str(each["filename"]) for each in named] or sorted(path.glob("*.arrow"))
     if missing := [file.name for file in files if not file.is_file()]:
         raise ValueError(
@@ -199,6 +200,22 @@ def _arrow_files(path: Path) -> list[Path]:
     if not files:
         raise ValueError(f"prompts: the folder {path} holds no .arrow files. Expected {EXPECTED}.")
     return files
+
+
+def _about(path: Path, name: str, is_one: Callable[[Any], bool]) -> list[Any]:
+    """The list of this name in a file that datasets writes about a folder; an empty one if there is no such file, or no such name in it.
+
+    **Raises:** `ValueError` that names the file, for one that is broken.
+    """
+    if not path.is_file():
+        return []
+    held = parsed(read_text(path, expected="what datasets' save_to_disk writes"))
+    listed = held.get(name, []) if isinstance(held, dict) else None
+    if not isinstance(listed, list) or not all(map(is_one, listed)):
+        raise ValueError(
+            f"prompts: {path} is not what datasets' save_to_disk writes, or not all of it. Copy the folder again."
+        )
+    return listed
 
 
 def _stream(path: Path) -> "Iterator[pyarrow.RecordBatch]":

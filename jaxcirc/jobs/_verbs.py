@@ -49,7 +49,9 @@ class AbstractVerb(abc.ABC):
         """
 
     def prepared(self, model: Transformer) -> Transformer:
-        """The model that rows are computed with, made once."""
+        """The model that rows are computed with, made once, before there is a folder. **Raises:** `ValueError` for one that this verb does
+        not serve.
+        """
         return model
 
     def settings(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..models import Transformer
 from ._running import Running
 from ._settings import LensSettings
 from ._store import read, Stored, write
@@ -40,8 +41,17 @@ def digest(prompts: Sequence[Int[np.ndarray, " _"]]) -> str:
 class Checkpoint:
     """A checkpoint at `path`, or none for `None`, written when the last one is `seconds` old."""
 
-    def __init__(self, path: Path | None, seconds: int | float, settings: LensSettings, prompts: Sequence[np.ndarray]):
+    def __init__(
+        self,
+        path: Path | None,
+        seconds: int | float,
+        settings: LensSettings,
+        prompts: Sequence[np.ndarray],
+        model: Transformer,
+        averages: int,
+    ):
         self.path, self.seconds, self.settings, self.prompts = path, seconds, settings, prompts
+        self._n_layers, self._shape = model.n_layers, (averages, model.d_model, model.d_model)
         self._written = time.monotonic()
 
     def resumed(self) -> Progress | None:
@@ -53,14 +63,16 @@ class Checkpoint:
             return None
         stored = read(self.path)
         other = f"Give another path, or remove {self.path} to begin anew."
-        name = self.settings.first_difference(stored.settings)
+        held = stored.settings.counted(self._n_layers)
+        name = self.settings.first_difference(held)
         if name is not None:
             raise ValueError(
-                f"fit_lens: {self.path} is a checkpoint with {name} {getattr(stored.settings, name)}, and {getattr(self.settings, name)} "
+                f"fit_lens: {self.path} is a checkpoint with {name} {getattr(held, name)}, and {getattr(self.settings, name)} "
                 f"was asked for. {other}"
             )
         if stored.progress is None:
             raise ValueError(f"fit_lens: {self.path} is a finished lens, and not a checkpoint. {other}")
+        self._check_means(stored, other)
         done = int(stored.progress["next"])
         of = stored.progress.get("digest")
         if done > len(self.prompts) or (of is not None and of != digest(self.prompts[:done])):
@@ -68,6 +80,27 @@ class Checkpoint:
                 f"fit_lens: {self.path} is a checkpoint of {done} prompts, and these are not the first of those that were given. {other}"
             )
         return Progress(stored.means, done, stored.n_skipped, stored.history, stored.centres)
+
+    def _check_means(self, stored: Stored, other: str) -> None:
+        wanted = list(range(self.settings.target_layer))
+        if sorted(stored.means) != wanted:
+            raise ValueError(
+                f"fit_lens: {self.path} is a checkpoint of layers {sorted(stored.means)}, and one of layers {wanted} was asked for. {other}"
+            )
+        by_cluster = wanted if self.settings.average == "cluster" else []
+        if sorted(stored.centres or {}) != by_cluster:
+            raise ValueError(
+                f"fit_lens: {self.path} holds the centres of clusters of layers {sorted(stored.centres or {})}, and a fit with "
+                f"average={self.settings.average!r} has those of layers {by_cluster}. {other}"
+            )
+        for layer, running in stored.means.items():
+            if running.mean.shape != self._shape:
+                said = [f"{n} of width {width}" for n, *_, width in (running.mean.shape, self._shape)]
+                what = {"cluster": ", one for each cluster", "head": ", one for each head and one more"}
+                raise ValueError(
+                    f"fit_lens: {self.path} is a checkpoint with {said[0]} as the means of layer {layer}, and {said[1]} were asked for"
+                    f"{what.get(self.settings.average, '')}. {other}"
+                )
 
     def keep(self, progress: Progress, *, at_once: bool = False) -> None:
         """Writes how far the fit is, if it is time to."""

@@ -70,7 +70,8 @@ def fit_lens(
     - `checkpoint`: a file (`.safetensors`, or `.pt` as it is published) to which the fit is written every `checkpoint_seconds` and at the
       end, and from which it goes on if it is there, also with more prompts.
     - `stop_error`, `stop_movement`: stop after at least `least` prompts, when at every layer the standard error is this small beside the
-      mean, or when a prompt has moved the means by no more than this (relative, Frobenius). `None` uses all prompts.
+      mean, or when a prompt has moved the means by no more than this (relative, Frobenius). `None` uses all prompts. A standard error is
+      known, and can be small, from the second prompt on that has a part, for each cluster by itself.
     - `budget`: bytes for the rows of Jacobians that are swept at once, a quarter of the free memory unless given; halved where the device
       runs out.
     - `mesh`: a `jax.sharding.Mesh` of devices of this process, as `jax.make_mesh((4, 2), ("data", "tangents"))` gives one. Along `data`
@@ -119,7 +120,8 @@ def fit_lens(
     if path is not None:
         check_writable(path)
     settings = LensSettings(target, skip_first, rule, average, model.name, fingerprint(model))
-    kept = Checkpoint(path, checkpoint_seconds, settings, given)
+    of = {"corpus": 1, "cluster": clusters, "head": model.n_heads + 1}[average]
+    kept = Checkpoint(path, checkpoint_seconds, settings, given, model, of)
     state = kept.resumed()
     if state is None:
         usable = (tokens for tokens, use in zip(given, long_enough, strict=True) if use)
@@ -128,7 +130,6 @@ def fit_lens(
             if average != "cluster"
             else find_centres(model, usable, range(target), clusters=clusters, skip_first=skip_first)
         )
-        of = {"corpus": 1, "cluster": clusters, "head": model.n_heads + 1}[average]
         means = {layer: nothing(of, model.d_model, model.activation_dtype) for layer in range(target)}
         held = None if centres is None else {layer: jnp.asarray(x) for layer, x in centres.items()}
         state = Progress(means, 0, 0, (), held)
@@ -141,7 +142,7 @@ def fit_lens(
             if _is_enough(state, stop_error, stop_movement, least):
                 break
             if long_enough[number]:
-                state = _taken_in(state, next(found), number, model.d_model)
+                state = _taken_in(state, next(found), number, settings, model.d_model)
             else:
                 state = state._replace(next=number + 1, skipped=state.skipped + 1)
             kept.keep(state)
@@ -178,18 +179,18 @@ def _is_enough(state: Progress, error: int | float | None, movement: int | float
         return True
     if error is None:
         return False
-    worst = max(float(jnp.max(running.relative_error)) for running in state.means.values())
-    return worst <= error
+    # Not the `max` of Python, which passes over an error that is not known yet where that comes behind another.
+    return bool(np.max([jnp.max(running.relative_error) for running in state.means.values()]) <= error)
 
 
-def _taken_in(state: Progress, swept: Swept, number: int, d_model: int) -> Progress:
+def _taken_in(state: Progress, swept: Swept, number: int, settings: LensSettings, d_model: int) -> Progress:
     """With one prompt more in the means."""
-    moved, size = 0.0, 0.0
+    moved, size, summed = 0.0, 0.0, settings.average == "head"
     means: dict[int, Running] = {}
     for layer, matrices in swept.jacobians.items():
         weight = np.broadcast_to(swept.weights[layer], len(matrices)).astype(matrices.dtype)
-        means[layer], by, of = add(state.means[layer], matrices, jnp.asarray(weight))
-        moved, size = max(moved, float(by)), max(size, float(of))
+        means[layer], by, of = add(state.means[layer], matrices, jnp.asarray(weight), summed=summed)
+        moved, size = (float(np.maximum(*pair)) for pair in ((moved, by), (size, of)))  # NaN if either is
     if not np.isfinite(size):
         raise ValueError(
             f"fit_lens: the Jacobian of prompt {number} is not finite. Does the model hold NaN, or overflow on it?"

@@ -64,6 +64,7 @@ class JacobianLens(Shown, eqx.Module):
 
     @property
     def target_layer(self) -> int:
+        """The layer to whose output the maps lead; negative if the lens' file counts it from the end, -1 for the last."""
         return self.settings.target_layer
 
     @property
@@ -113,7 +114,7 @@ class JacobianLens(Shown, eqx.Module):
         >>> lens.readout(model, tokens, top_k=3).tokens.shape  # [layer seq top_k]
         (4, 6, 3)
         """
-        self._check_model("JacobianLens.readout", model)
+        target = self.check_model("JacobianLens.readout", model)
         check_tokens(model, tokens)
         check_count("JacobianLens.readout: top_k", "tokens", top_k)
         if top_k > len(model.b_U):
@@ -123,7 +124,7 @@ class JacobianLens(Shown, eqx.Module):
         chosen = np.asarray(ranks_of, np.int64).reshape(-1)
         check_token_ids(model, chosen, len(model.b_U))
         given = {"top_k": top_k, "chosen": chosen, "logit_lens": logit_lens}
-        return read_layers(model, np.asarray(tokens), self._maps(), self.centres, self.target_layer, **given)
+        return read_layers(model, np.asarray(tokens), self._maps(), self.centres, target, **given)
 
     def next_token(self, model: Transformer, prompts: Corpus) -> "pd.DataFrame":
         """How well each layer's readout knows the token that follows, over prompts, by the lens and by the logit lens: a row a layer, with
@@ -131,10 +132,10 @@ class JacobianLens(Shown, eqx.Module):
 
         A lens is worth having where it beats the logit lens, so look at this before reading anything through it.
         """
-        self._check_model("JacobianLens.next_token", model)
+        target = self.check_model("JacobianLens.next_token", model)
         given = {"top_k": 1, "chosen": np.zeros(0, int), "logit_lens": False}
         found = [
-            read_layers(model, tokens, self._maps(), self.centres, self.target_layer, **given)
+            read_layers(model, tokens, self._maps(), self.centres, target, **given)
             for tokens in corpus_prompts("JacobianLens.next_token", model, prompts)
             if len(tokens) > 1
         ]
@@ -178,14 +179,23 @@ class JacobianLens(Shown, eqx.Module):
         whole = (lambda mean: mean.sum(0)[None]) if self.settings.average == "head" else (lambda mean: mean)
         return {layer: whole(running.mean) for layer, running in self.means.items()}
 
-    def _check_model(self, name: str, model: Transformer) -> None:
-        """ValueError unless the lens may be of this model: of its weights, where the lens says which, or at least of its shape."""
+    def check_model(self, name: str, model: Transformer) -> int:
+        """Checks that the lens may be of this model: of its weights, where the lens says which, or at least of its shape. `name` is what an
+        error begins with.
+
+        **Returns:** the target layer, counted from the first.
+
+        **Raises:** `ValueError` for another model.
+        """
         check_kind(f"{name}: model", model, Transformer, "a model, as jc.from_pretrained gives one")
         check_known(name, model, "ln_final")
         instead = "Fit a lens of this model: jc.fit_lens(model, prompts)."
-        if self.d_model != model.d_model or self.target_layer >= model.n_layers:
+        target = self.settings.counted(model.n_layers).target_layer
+        if self.d_model != model.d_model or not self.layers[-1] <= target < model.n_layers:
+            last = max(self.layers[-1], self.target_layer)
+            on = f" and on to layer {self.target_layer} from the end" if self.target_layer < 0 else ""
             raise ValueError(
-                f"{name}: the lens is of residual streams of width {self.d_model}, up to layer {self.target_layer}, and {model.name} has "
+                f"{name}: the lens is of residual streams of width {self.d_model}, up to layer {last}{on}, and {model.name} has "
                 f"width {model.d_model} and {model.n_layers} layers. {instead}"
             )
         recorded = self.settings.fingerprint
@@ -193,6 +203,7 @@ class JacobianLens(Shown, eqx.Module):
             raise ValueError(
                 f"{name}: the lens was fitted to {self.settings.model}{other} than {model.name}'s. {instead}"
             )
+        return target
 
     def save(self, path: str | Path, *, dtype: str | None = None) -> None:
         """Writes the lens: as `.safetensors` with all that it knows, in float32; or as `.pt` in the layout that is published, in float16
@@ -230,38 +241,43 @@ class JacobianLens(Shown, eqx.Module):
         >>> jc.JacobianLens.merge(halves).n_prompts
         2
         """
-        first, *others = _checked(lenses)
+        (first, *others), settings = _checked(lenses)
         means = first.means
         for lens in others:
             means = {layer: joined(means[layer], lens.means[layer]) for layer in means}
         prompts, skipped = (sum(getattr(lens, name) for lens in lenses) for name in ("n_prompts", "n_skipped"))
-        return JacobianLens(means, first.settings, prompts, skipped, first.centres)
+        return JacobianLens(means, settings, prompts, skipped, first.centres)
 
 
-def _checked(lenses: Sequence[JacobianLens]) -> list[JacobianLens]:
-    """The lenses as a list. **Raises:** `ValueError` unless they are means of the same thing."""
+def _checked(lenses: Sequence[JacobianLens]) -> tuple[list[JacobianLens], LensSettings]:
+    """The lenses as a list, and what they say of how they were fitted. **Raises:** `ValueError` unless they are means of the same thing."""
     given = check_list("JacobianLens.merge", "lenses", lenses)
     if not given:
         raise ValueError("JacobianLens.merge: expected at least one lens, got none.")
     for number, lens in enumerate(given):
         check_kind(f"JacobianLens.merge: lens {number}", lens, JacobianLens, "a lens")
-        differ = _differ(given[0], lens)
+    known = given[0].settings
+    for number, lens in enumerate(given):
+        differ = _differ(given[0], known, lens)
         if differ:
             raise ValueError(
-                f"JacobianLens.merge: lens 0 and lens {number} differ in {differ}. Lenses can be merged that were fitted to the same model "
-                "in the same way."
+                f"JacobianLens.merge: lens {number} and those before it differ in {differ}. Lenses can be merged that were fitted to the "
+                "same model in the same way."
             )
-    return given
+        known = known.with_(lens.settings)
+    return given, known
 
 
-def _differ(first: JacobianLens, other: JacobianLens) -> str | None:
-    """Says in what two lenses differ that cannot be one, with both values; `None` if nothing keeps them apart."""
+def _differ(first: JacobianLens, known: LensSettings, other: JacobianLens) -> str | None:
+    """Says in what a lens differs from the first, or from what is `known` of those before it, that cannot be one with them, with both
+    values; `None` if nothing keeps them apart.
+    """
     for name in ("d_model", "layers"):
         if getattr(first, name) != getattr(other, name):
             return f"{name}: {getattr(first, name)} and {getattr(other, name)}"
-    name = first.settings.first_difference(other.settings)
+    name = known.first_difference(other.settings)
     if name is not None:
-        return f"{name}: {getattr(first.settings, name)} and {getattr(other.settings, name)}"
+        return f"{name}: {getattr(known, name)} and {getattr(other.settings, name)}"
     centres = [lens.centres or {} for lens in (first, other)]
     same = centres[0].keys() == centres[1].keys() and all(
         jnp.array_equal(centres[0][layer], centres[1][layer]) for layer in centres[0]

@@ -82,7 +82,7 @@ def read_layers(
     logit_lens: bool,
 ) -> LensReadout:
     """Runs a prompt, filled up to one of few lengths, and reads the layers that have `maps`, and the target, which needs none."""
-    seq, layers = len(tokens), (*sorted(maps), target)
+    seq, layers = len(tokens), tuple(sorted({*maps, target}))
     run_tokens, mask = filled(tokens[None], np.ones((1, seq), bool), model.most_positions)
     sites = [Site(layer, Kind.RESID_POST) for layer in layers]
     run = record(model, run_tokens, mask, sites)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+_EXACT = jax.lax.Precision.HIGHEST
 Matrices = Float[Array, "average d_model d_model"]
 
 
@@ -42,26 +43,41 @@ def nothing(average: int, d_model: int, dtype: jnp.dtype) -> Running:
 
 @jax.jit
 def _squares(x: Matrices, y: Matrices) -> Float[Array, " average"]:
-    return jnp.einsum("aij,aij->a", x, y, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("aij,aij->a", x, y, precision=_EXACT)
 
 
-def _add(running: Running, x: Matrices, weight: Float[Array, " average"]) -> tuple[Running, Array, Array]:
-    """Takes in one prompt. **Returns:** the new mean, how far it moved by its size, and the size of what came in (both Frobenius)."""
+def whole(x: Matrices, weight: Float[Array, " average"], *, summed: bool) -> Float[Array, "1 d_model d_model"]:
+    """The one matrix `[1 d_model d_model]` of several averages: their sum where each is a part of it, or else their mean by weight."""
+    # [average] · [average d_model d_model] -> [d_model d_model]
+    return x.sum(0)[None] if summed else jnp.einsum("a,aij->ij", weight / weight.sum(), x, precision=_EXACT)[None]
+
+
+def _add(
+    running: Running, x: Matrices, weight: Float[Array, " average"], *, summed: bool
+) -> tuple[Running, Array, Array]:
+    """Takes in one prompt, whose averages are parts of one if they are `summed`. **Returns:** the new mean, how far it moved by its size,
+    of all averages or of the one that they are parts of; and the size of the prompt's one matrix (both Frobenius).
+    """
     total = running.weight + weight
     share = jnp.where(weight > 0, weight / jnp.where(total > 0, total, 1), 0)[:, None, None]
     delta = x - running.mean
     mean = running.mean + share * delta
     spread = running.spread + weight * _squares(delta, x - mean)
-    size = jnp.sqrt(jnp.sum(_squares(mean, mean)))
-    moved = jnp.sqrt(jnp.sum(_squares(share * delta, share * delta))) / jnp.where(size > 0, size, 1)
+    moving = (mean, share * delta)
+    size, by = (_norm(whole(each, weight, summed=True) if summed else each) for each in moving)
+    moved = by / jnp.where(size > 0, size, 1)
     return (
         Running(mean, total, running.prompts + (weight > 0).astype(weight.dtype), spread),
         moved,
-        jnp.sqrt(jnp.sum(_squares(x, x))),
+        _norm(whole(x, weight, summed=summed)),
     )
 
 
-add = jax.jit(_add, donate_argnums=0)
+def _norm(x: Matrices) -> Array:
+    return jnp.sqrt(jnp.sum(_squares(x, x)))
+
+
+add = jax.jit(_add, donate_argnums=0, static_argnames="summed")
 
 
 @jax.jit

@@ -7,7 +7,7 @@ says besides is kept, and written again.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,13 +40,27 @@ class Stored(NamedTuple):
 
 
 def check_suffix(name: str, path: str | Path) -> Path:
-    """`path` as a path. **Raises:** `ValueError` unless its suffix is that of a kind of file that a lens can be."""
+    """`path` as a path. **Raises:** `ValueError` unless its suffix is that of a kind of file that a lens can be; `ImportError` for one
+    that PyTorch writes, without it.
+    """
     path = check_path(name, path)
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"{name}: a lens is written as {' or '.join(SUFFIXES)} (the latter is what is published), got {path.name!r}."
         )
+    if path.suffix == ".pt":
+        _torch()
     return path
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            "A .pt file is written by PyTorch: pip install 'jaxcirc[torch]'. A .safetensors file needs none."
+        ) from None
+    return torch
 
 
 def write(path: Path, stored: Stored, *, dtype: str | None = None) -> None:
@@ -90,12 +104,7 @@ def _as(array: Any, dtype: str, layer: int) -> np.ndarray:
 
 
 def _write_torch(path: Path, stored: Stored, dtype: str) -> None:
-    try:
-        import torch
-    except ImportError:
-        raise ImportError(
-            "A .pt file is written by PyTorch: pip install 'jaxcirc[torch]'. A .safetensors file needs none."
-        ) from None
+    torch = _torch()
     tensor = lambda x, layer: torch.from_numpy(np.array(_as(x, dtype, layer)))
     alone = lambda x: x[0] if stored.settings.average == "corpus" else x
     layers, settings = sorted(stored.means), stored.settings
@@ -190,11 +199,15 @@ def _read_published(path: Path) -> Stored:
             else [jnp.full(len(mean), x, mean.dtype) for x in (prompts, prompts, np.nan)]
         )
         means[layer] = Running(mean / weight[:, None, None] if is_checkpoint else mean, weight, count, spread)
-    target = held.get("target_layer")
+    # Not said: the last. Counted from the end, it stays so until there is a model.
+    target = -1 if held.get("target_layer") is None else int(held["target_layer"])
+    if 0 <= target < max(matrices):
+        raise ValueError(
+            f"{path}: its maps lead from layers {sorted(matrices)} to layer {target}. Expected a target_layer behind all of them."
+        )
     more = {name: value for name, value in held.items() if isinstance(value, str | int | float) and name not in _OURS}
     settings = LensSettings(
-        # Counted from the end, or not said: the last, right behind the last source.
-        target_layer=max(matrices) + 1 if target is None or int(target) < 0 else int(target),
+        target_layer=target,
         skip_first=None if held.get("skip_first") is None else int(held["skip_first"]),
         rule=str(held.get("rule", "exact")),
         average=str(held.get("average", "corpus")),
@@ -213,8 +226,17 @@ _OURS = _KNOWN | {"n_done", "n_skipped", "next_idx", "fingerprint", "jaxcirc"}
 def _by_layer(matrices: Any, held: Mapping[str, Any], path: Path) -> dict[int, Any]:
     """The matrices of a published file by layer, whether it has them so or stacked in the order of its `source_layers`."""
     if not isinstance(matrices, Mapping):
-        layers = held.get("source_layers", range(len(matrices)))
-        matrices = dict(zip(layers, matrices, strict=True))
+        stacked = list(matrices) if isinstance(matrices, Iterable) else []
+        layers = list(held.get("source_layers", range(len(stacked))))
+        if len(layers) != len(stacked):
+            raise ValueError(
+                f"{path}: expected a matrix for each of its source_layers, {layers}; got {len(stacked)} of them."
+            )
+        matrices = dict(zip(layers, stacked, strict=True))
+    if bad := [layer for layer in matrices if not str(layer).isdecimal()]:
+        raise ValueError(f"{path}: expected the numbers of layers, from 0; got {bad[0]!r}.")
+    if bad := [matrix for matrix in matrices.values() if not isinstance(matrix, _torch().Tensor)]:
+        raise ValueError(f"{path}: expected a tensor for each layer, got a {type(bad[0]).__name__}.")
     found = {
         int(layer): jnp.asarray(matrix.float().numpy() if matrix.dtype.itemsize < 4 else matrix.numpy())
         for layer, matrix in matrices.items()

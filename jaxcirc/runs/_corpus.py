@@ -148,4 +148,10 @@ def _checked(verb: str, model: Transformer, tokens, mask, weights, *, batched: b
             f"{verb}: weights is what each position counts, finite, 0 or more, of the shape of the tokens, {list(tokens.shape)}; got shape "
             f"{list(given.shape)}" + ("." if given.shape != tokens.shape else f", from {given.min()} to {given.max()}.")
         )
+    largest, about = given.max(), np.finfo(model.activation_dtype)
+    if largest and not about.tiny / about.eps <= largest <= about.max * about.eps:
+        raise ValueError(
+            f"{verb}: the largest of the weights is {largest:.3g}, and they are summed in {about.dtype}, where that is 0 or too much. "
+            "Multiply all by one number: only their ratios matter."
+        )
     return tokens, real, given * real
