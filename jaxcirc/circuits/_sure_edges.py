@@ -101,7 +101,7 @@ class _Pair:
             return
         self.exact[inside] = 0.0 if exact is None else self._of(exact, inside)
         self.again |= inside
-        self.error = max(self.error, float(np.abs(self.exact[inside] - self.low[inside]).max()))
+        self.error = float(np.maximum(self.error, np.abs(self.exact[inside] - self.low[inside]).max()))  # NaN stays
 
     def _of(self, matrix: "scipy.sparse.csr_array", inside: np.ndarray) -> np.ndarray:
         """The entries of a matrix at some of the edges, 0 where it has none."""
