@@ -591,6 +591,22 @@ def test_saelens_constant_scalar_rescale(tmp_path):
         jc.load_sae(write(tmp_path / "sae_weights.safetensors", tensors, cfg=config))
 
 
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_saelens_scalar_rescale_beside_rescaling_by_norms(tmp_path, architecture):
+    """The norms are those of the stored directions: the scalar is no part of them."""
+    tensors = random(PLAIN)
+    normalisation = {"normalize_activations": "constant_scalar_rescale", "activation_normalization_factor": 3.0}
+    config = {**V6, **normalisation, "architecture": architecture, "k": 4, "rescale_acts_by_decoder_norm": True}
+    stored = {**tensors, **({"topk_threshold": np.asarray(6.0)} if architecture == "batchtopk" else {})}
+    sae = jc.load_sae(write(tmp_path / "sae_weights.safetensors", stored, cfg=config))
+    t = doubles(tensors)
+    norms = np.linalg.norm(t["W_dec"], axis=1)
+    h = ((3.0 * inputs() - t["b_dec"]) @ t["W_enc"] + t["b_enc"]) * norms
+    acts = relu(top(h, 4)) if architecture == "topk" else relu(h) * (h > 6.0)
+    assert 0 < (acts > 0).sum() < (h > 0).sum()
+    check(sae, acts, ((acts / norms) @ t["W_dec"] + t["b_dec"]) / 3.0)
+
+
 NORMALIZED = "blocks.1.ln2.hook_normalized"
 UNFOLDED, FOLDED = {"fold_ln": False}, {"fold_ln": True}
 

@@ -170,14 +170,14 @@ def _parts(config: SaeLensConfig, stored: Mapping[str, object], source: Source) 
     parts, _ = checked(stored, table, source, optional=tuple(_SCALES), sizes=sizes)
     if "log_threshold" in parts:
         parts["threshold"] = np.exp(parts.pop("log_threshold"))
-    parts = scale_input(parts, config.scalar) if config.scalar != 1 else parts
     parts = {"b_enc": np.zeros_like(parts["W_enc"][0]), **parts}  # gated has no bias of its own
-    parts = _finetuned(parts, config, source)
+    # The norms are those of the directions as they are stored, so this is before anything that changes them.
     if (
         config.rescale_acts_by_decoder_norm and "topk" in config.architecture
     ):  # the other classes have no such attribute
         parts = scale_latents(parts, decoder_norms(parts))
-    return _learned_threshold(parts, source)
+    parts = _finetuned(_learned_threshold(parts, source), config, source)
+    return scale_input(parts, config.scalar) if config.scalar != 1 else parts
 
 
 def _learned_threshold(parts: Parts, source: Source) -> Parts:
