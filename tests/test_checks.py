@@ -40,6 +40,11 @@ CHECKS = {
         [[0.1], (0, 1), np.array([0.1, 2.0])],
         [[], [0.1, -1], [NAN], 0.1, "0.1"],
     ),
+    "chosen": (
+        lambda x: checks.check_chosen("latents", "latents", x),
+        [[], [3, 0], (np.int64(2),), range(3), np.arange(2), jnp.arange(2), [True, False], jnp.array([False, True])],
+        [[2.7], [2.0], np.arange(2.0), "12", 3, [True, 2], np.array([0, np.nan]), [[1, 2]], ["1"], None],
+    ),
     "numbers": (
         lambda x: checks.check_numbers("strengths", x),
         [[-1.0, 2], np.arange(3.0), jnp.ones(2)],
@@ -57,7 +62,7 @@ def test_what_passes(name, value):
 
 @pytest.mark.parametrize(("name", "value"), FAIL)
 def test_what_does_not(name, value):
-    with pytest.raises((ValueError, TypeError), match=r"^(--\w|thresholds|strengths).*(got|Write)"):
+    with pytest.raises((ValueError, TypeError), match=r"^(--\w|thresholds|strengths|latents).*(got|Write)"):
         CHECKS[name][0](value)
 
 

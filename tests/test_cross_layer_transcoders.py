@@ -308,6 +308,8 @@ def test_questions_that_have_no_answer_are_refused(tmp_path):
         clt.decoder_rows(2, [0], 1)
     with pytest.raises(ValueError, match="layer 1 has 10 of them, from 0 on, got 3 to 10"):
         clt.decoder_rows(1, [3, 10], 2)
+    with pytest.raises(ValueError, match="latents: the mask has 2 entries, and there are 10 latents in layer 1"):
+        clt.encoder_rows(1, [True, False])
     with pytest.raises(ValueError, match="latents of layers 0 to 2, and acts holds 1 of them"):
         clt.decode(2, [jnp.zeros(F)])
     zeros = lambda *shape: (jnp.zeros(shape),) * 2

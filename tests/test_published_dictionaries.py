@@ -749,6 +749,16 @@ def test_latents_that_are_not_there_are_refused(tmp_path):
     path = write(tmp_path / "sae_weights.safetensors", random(PLAIN), cfg={**V6, "architecture": "standard"})
     with pytest.raises(ValueError, match=r"has 10 latents, from 0 on, and latents=… asks for -1 to 10"):
         jc.load_sae(path, latents=[3, -1, 10])
+    with pytest.raises(ValueError, match=r"latents=…: the mask has 3 entries, and there are 10 latents"):
+        jc.load_sae(path, latents=[True, False, True])
+
+
+def test_latents_by_a_mask(tmp_path):
+    path = write(tmp_path / "sae_weights.safetensors", random(PLAIN), cfg={**V6, "architecture": "standard"})
+    alive = np.arange(F) % 3 == 0
+    some = jc.load_sae(path, latents=alive)
+    assert some.d_sae == 4
+    assert_close(some.W_dec, jc.load_sae(path).W_dec[alive])
 
 
 @pytest.mark.usefixtures("untyped")
@@ -756,6 +766,8 @@ def test_latents_are_a_list(tmp_path):
     path = write(tmp_path / "sae_weights.safetensors", random(PLAIN), cfg={**V6, "architecture": "standard"})
     with pytest.raises(TypeError, match="load_sae: latents: expected a list of numbers"):
         jc.load_sae(path, latents=3)
+    with pytest.raises(TypeError, match=r"load_sae: latents: expected the numbers of latents, whole .* got \[2.7\]"):
+        jc.load_sae(path, latents=[2.7])
 
 
 # Readers of one's own

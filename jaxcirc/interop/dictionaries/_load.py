@@ -5,9 +5,11 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Shaped
 
-from ..._checks import check_list
+from ..._checks import check_chosen
 from ..._sites import Part, Site
 from ...saes import AbstractDictionary, SAE, Transcoder
 from ...saes._activations import OfWholeDictionary
@@ -25,7 +27,7 @@ def load_sae(
     processing: Iterable[str] | None = None,
     dtype: DTypeLike | None = None,
     revision: str | None = None,
-    latents: Sequence[int] | None = None,
+    latents: Sequence[int] | Sequence[bool] | Shaped[Array | np.ndarray, " n"] | None = None,
     **options: object,
 ) -> AbstractDictionary:
     """Loads one sparse dictionary: an SAE or a transcoder.
@@ -57,7 +59,7 @@ def load_sae(
     - `site`: where it belongs, if the files do not say it, or say it wrongly.
     - `processing`: the `process_weights` steps of the model that it was trained on, in place of what the format says.
     - `dtype`: of the arrays; by default as stored, half precision as float32.
-    - `latents`: read only these, in this order, as a dictionary of their directions, biases and thresholds: of a safetensors file or an
+    - `latents`: read only these, by their numbers in this order or by a mask of all, as a dictionary of their directions, biases and thresholds: of a safetensors file or an
       uncompressed `.npz` nothing else is read, so that a dictionary larger than memory can be gone through piece by piece. Where latents
       compete (TopK, GroupMax), `encode` is then an error, and the directions are still there.
     - `options`: of the format: `reads`, `norm_scaling_factor`, `normalize_decoder`, `ignore_config` (saelens); `reads`,
@@ -88,9 +90,11 @@ def load_sae(
             f"load_sae(site=…): a dictionary belongs to an activation, `{wanted.value}`, not to `{wanted}`."
         )
     check_format(format)
-    chosen = None if latents is None else tuple(int(i) for i in check_list("load_sae: latents", "numbers", latents))
+    chosen = None if latents is None else check_chosen("load_sae: latents", "latents", latents)
     path, repository = find(path_or_id, revision)
-    source = Source(dictionary_file(path, READERS), repository, wanted, dtype, chosen)
+    source = Source(dictionary_file(path, READERS), repository, wanted, dtype)
+    if chosen is not None:
+        source = dataclasses.replace(source, latents=tuple(map(int, chosen.indices)), among=chosen.among)
     return read_source(source, format, processing, options)
 
 

@@ -47,7 +47,7 @@ class Source:
     - `path`: the file. `name`: it, or its Hub id, for messages and results.
     - `repository`: the Hub id that it came from, or "".
     - `site`, `dtype`: the caller's, or `None`.
-    - `latents`: which ones to read, in this order, or `None` for all of them.
+    - `latents`: which ones to read, in this order, or `None` for all of them; `among`: how many there are, if a mask said which.
     - `listed`: what the list that the file stands in says of it, if it was found in one.
     - `state`: the named tensors in it, for `.safetensors`, `.npz` and PyTorch's files. What `numpy.asarray` makes of one is the array.
     """
@@ -58,6 +58,7 @@ class Source:
     dtype: DTypeLike | None = None
     latents: tuple[int, ...] | None = None
     listed: "Listed | None" = None
+    among: int | None = None
 
     @ft.cached_property
     def state(self) -> Mapping[str, object]:
