@@ -5,6 +5,7 @@ The files are made here, as safetensors; PyTorch's own are in `comparison/test_d
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -904,6 +905,18 @@ def test_dtype_is_as_stored_or_as_asked(tmp_path):
     folder = saelens(tmp_path, tensors, **V6, architecture="standard")
     assert jc.load_sae(folder).W_dec.dtype == jnp.float32
     assert jc.load_sae(folder, dtype=jnp.bfloat16).W_dec.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("load", [jc.load_sae, jc.load_saes, jc.load_cross_layer_transcoder])
+def test_a_dtype_that_would_lose_the_weights_is_refused_before_anything_is_read(tmp_path, load):
+    for dtype in ("int32", "complex64", jnp.bool_):
+        with pytest.raises(TypeError, match="of a floating dtype; got"):
+            load(tmp_path / "nothing", dtype=dtype)
+    with pytest.raises(TypeError, match=r"Expected a dtype such as jnp.float32, got 'float33'"):
+        load(tmp_path / "nothing", dtype="float33")
+    if not jax.config.jax_enable_x64:
+        with pytest.raises(ValueError, match=r'float64 needs jax.config.update\("jax_enable_x64", True\)'):
+            load(tmp_path / "nothing", dtype="float64")
 
 
 def test_a_saelens_tree(tmp_path):

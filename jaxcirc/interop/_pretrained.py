@@ -16,7 +16,7 @@ from ._gguf_file import is_gguf, open_gguf
 from ._read import FORMATS, read_configuration, read_folder, weights_file
 from ._shipped import SHIPPED, shipped_folder
 from ._spec import Spec
-from ._tensors import read, to_numpy
+from ._tensors import checked_dtype, read, to_numpy
 
 
 def from_pretrained(
@@ -44,6 +44,7 @@ def from_pretrained(
     >>> model.n_layers, model.blocks[0].attn.W_Q.shape[1]
     (4, 128)
     """
+    dtype = checked_dtype(dtype)
     spec, arrays = _spec_and_arrays(name_or_dir, revision)
     return build(spec, arrays, name=_short(name_or_dir), dtype=dtype)
 

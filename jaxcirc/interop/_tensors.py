@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
@@ -26,6 +27,21 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
     if array.dtype == object:
         raise TypeError(f"Expected an array under `{name}`, got {type(value).__name__}.")
     return array
+
+
+def checked_dtype(dtype: DTypeLike) -> np.dtype:
+    """Gives `dtype` as NumPy's, after a check that JAX would keep it."""
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"Expected a dtype such as jnp.float32, got {dtype!r}.") from None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"Weights are of a floating dtype; got {dtype}.")
+    if dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+        raise ValueError(
+            'float64 needs jax.config.update("jax_enable_x64", True) first; else JAX would round to float32.'
+        )
+    return dtype
 
 
 def cast(name: str, array: np.ndarray, dtype: DTypeLike) -> np.ndarray:

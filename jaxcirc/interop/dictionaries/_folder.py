@@ -12,6 +12,7 @@ from ..._sites import BySite, Site
 from ...saes import AbstractDictionary
 from .._read import contents
 from .._shipped import SHIPPED, shipped_folder
+from .._tensors import checked_dtype
 from ._circuit_tracer import CONFIG, is_set, members
 from ._find import find, is_hub_id, NAMED, tensor_files
 from ._llama_scope import FILE as LLAMA_SCOPE
@@ -51,6 +52,7 @@ def load_saes(
     >>> str(next(iter(jc.load_saes("tiny-gpt2"))))
     'blocks.0.hook_resid_pre'
     """
+    dtype = None if dtype is None else checked_dtype(dtype)
     check_format(format)
     root, repository = _root(folder_or_name, revision, include)
     by_site: dict[Site, tuple[Path, AbstractDictionary]] = {}

@@ -14,6 +14,7 @@ from ..._sites import Part, Site
 from ...saes import AbstractDictionary, SAE, Transcoder
 from ...saes._activations import OfWholeDictionary
 from ...saes._processing import check_steps
+from .._tensors import checked_dtype
 from ._find import dictionary_file, find
 from ._readers import check_format, detect, READERS
 from ._source import Source
@@ -59,9 +60,9 @@ def load_sae(
     - `site`: where it belongs, if the files do not say it, or say it wrongly.
     - `processing`: the `process_weights` steps of the model that it was trained on, in place of what the format says.
     - `dtype`: of the arrays; by default as stored, half precision as float32.
-    - `latents`: read only these, by their numbers in this order or by a mask of all, as a dictionary of their directions, biases and thresholds: of a safetensors file or an
-      uncompressed `.npz` nothing else is read, so that a dictionary larger than memory can be gone through piece by piece. Where latents
-      compete (TopK, GroupMax), `encode` is then an error, and the directions are still there.
+    - `latents`: read only these, by their numbers, in this order, or by a mask of all, as a dictionary of their directions, biases and
+      thresholds: of a safetensors file or an uncompressed `.npz` nothing else is read, so that a dictionary larger than memory can be gone
+      through piece by piece. Where latents compete (TopK, GroupMax), `encode` is then an error, and the directions are still there.
     - `options`: of the format: `reads`, `norm_scaling_factor`, `normalize_decoder`, `ignore_config` (saelens); `reads`,
       `ignore_config` (sparsify); `dict_class`,
       `normalize_decoder`, `scaled_features`, `apply_b_dec_to_input`, `use_threshold` (dictionary_learning); `omit_dead`,
@@ -84,6 +85,7 @@ def load_sae(
     >>> str(loaded.site), loaded.d_sae, loaded.activation.k
     ('blocks.0.hook_mlp_out', 8, 2)
     """
+    dtype = None if dtype is None else checked_dtype(dtype)
     wanted = None if site is None else Site.parse(site)
     if wanted is not None and wanted.part != Part.VALUE:
         raise ValueError(
