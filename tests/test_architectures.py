@@ -257,7 +257,11 @@ REFUSED = [
     ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5, which is not supported; only 1 is"),
     ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config = .* is not supported; only None is.*packed"),
     ("llama", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types = .* is not supported"),
-    ("llama", {"num_local_experts": 8}, "the attribute num_local_experts = 8 is not known"),
+    ("llama", {"num_local_experts": 8}, "the attribute num_local_experts = 8 is not known.*pass ignore_config="),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported; only 1.0 is"),
+    ("llama", {"sliding_window": 2}, "sliding_window = 2 is not supported; only None is"),
+    ("llama", {"use_sliding_window": True}, "use_sliding_window = True is not supported; only False is"),
+    ("mistral", {"use_sliding_window": False}, "use_sliding_window = False is not supported"),
     ("llama", {"num_key_value_heads": 3}, "num_attention_heads = 4, which num_key_value_heads = 3 does not divide"),
     ("llama", {"hidden_act": "gelu_10"}, "hidden_act 'gelu_10' is not supported"),
     ("gpt-neox", {"rotary_pct": 0.0}, "expected a share of a head's 8 coordinates to rotate; got 0.0"),
@@ -287,6 +291,38 @@ def test_what_is_refused_says_the_attribute_its_value_and_what_is_supported(fold
     edit_config(folder, **changes)
     with pytest.raises(ValueError, match=message):
         load(folder)
+
+
+HARMLESS = {
+    **{"unsloth_fixed": True, "unsloth_version": "2024.9", "max_sequence_length": 2048, "_flash_attn_2_enabled": True},
+    **{"neftune_noise_alpha": 5, "partial_rotary_factor": 1.0},
+}
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_what_changes_nothing_is_passed_over(folder):
+    config = json.loads((folder / "config.json").read_text())
+    before = read_config(config, "it")
+    without_windows = [
+        {"sliding_window": None},
+        {"use_sliding_window": False, "sliding_window": 9, "max_window_layers": 1},
+    ]
+    for changes in without_windows:
+        assert read_config(config | HARMLESS | changes, "it") == before
+    mistral = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 9}
+    assert read_config(mistral | {"use_sliding_window": True}, "it") == read_config(mistral, "it")
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_attributes_that_the_caller_knows_to_change_nothing(folder):
+    edit_config(folder, frobnicate=3, auto_map={"AutoModel": "x"})
+    with pytest.raises(ValueError, match=r"auto_map = .* is not supported"):
+        load(folder, ignore_config=["frobnicate"])
+    with pytest.raises(ValueError, match=r"frobnicate = 3 is not known.*pass ignore_config=\['frobnicate'\]"):
+        load(folder, ignore_config=["auto_map"])
+    assert same_arrays(load(folder, ignore_config=["frobnicate", "auto_map", "not_there"]), stored_model("llama"))
+    with pytest.raises(ValueError, match="ignore_config names rms_norm_eps, which says what the model is"):
+        load(folder, ignore_config=["rms_norm_eps"])
 
 
 def test_absent_attributes_take_the_defaults_of_their_class():

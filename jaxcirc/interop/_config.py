@@ -3,10 +3,10 @@
 What is refused would change the computation: silence about it would give another model's numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from ._attributes import check_known, IGNORED, ONLY, used_values
+from ._attributes import check_known, IGNORED, ONLY, used_values, without_ignored
 from ._spec import Spec
 from .families import FAMILIES
 
@@ -17,6 +17,7 @@ _CLASSES_WITH_VISION = {"gemma3": ("Gemma3ForConditionalGeneration", "Gemma3Mode
 _OUTER = frozenset(
     "text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index tie_word_embeddings".split()
 )
+_REMEDY = "pass ignore_config={names} to from_pretrained or from_torch, or leave it out of the configuration"
 # Near relatives, and what they compute otherwise.
 _REFUSED = {
     "mixtral": "its MLPs are mixtures of experts",
@@ -30,8 +31,8 @@ _REFUSED = {
 }
 
 
-def read_config(config: Mapping[str, Any], source: str) -> Spec:
-    """Reads the spec of a Hugging Face configuration.
+def read_config(config: Mapping[str, Any], source: str, ignore: Collection[str] = ()) -> Spec:
+    """Reads the spec of a Hugging Face configuration, without the attributes that the caller has it `ignore`.
 
     **Raises:** `ValueError` for an architecture that is not supported, an attribute that is not known, or one that asks for another
     computation, each by name.
@@ -39,10 +40,12 @@ def read_config(config: Mapping[str, Any], source: str) -> Spec:
     kind = _architecture(config, source)
     where = f"{source}: config.json"
     if kind in _INSIDE:
-        config, kind = _text_config(config, where), _INSIDE[kind]
+        config, kind = _text_config(config, where, ignore), _INSIDE[kind]
     family = FAMILIES[kind]
+    config = without_ignored(config, ignore, {*family.used, *family.aliases}, where)
     values = used_values(config, family.used, family.only, where, family.aliases)
-    check_known(config, family.used, family.aliases, family.only, IGNORED, family.ignored, source=where)
+    known = (family.used, family.aliases, family.only, IGNORED, family.ignored)
+    check_known(config, *known, source=where, remedy=_REMEDY)
     return family.read(values, source)
 
 
@@ -75,13 +78,14 @@ def _architecture(config: Mapping[str, Any], source: str) -> str:
     return kind
 
 
-def _text_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _text_config(config: Mapping[str, Any], source: str, ignore: Collection[str]) -> dict[str, Any]:
     """Finds the configuration of the text model inside one that also sees."""
     inside = config.get("text_config")
     if not isinstance(inside, Mapping):
         raise ValueError(f"{source}: text_config = {inside!r}; expected an object, the text model's configuration.")
+    config = without_ignored(config, ignore, _OUTER, source)
     used_values(config, {}, ONLY, source)
-    check_known(config, _OUTER, ONLY, IGNORED, source=source)
+    check_known(config, _OUTER, ONLY, IGNORED, source=source, remedy=_REMEDY)
     tied = config.get("tie_word_embeddings")
     if tied is not None and inside.get("tie_word_embeddings", tied) != tied:
         raise ValueError(
