@@ -13,7 +13,9 @@ from .families import FAMILIES
 
 # A model that also sees, and the architecture of the text model inside.
 _INSIDE = {"gemma3": "gemma3_text"}
-_CLASSES_WITH_VISION = {"gemma3": ("Gemma3ForConditionalGeneration", "Gemma3Model")}
+_CLASSES = {kind: family.classes for kind, family in FAMILIES.items()} | {
+    "gemma3": ("Gemma3ForConditionalGeneration", "Gemma3Model")
+}
 _OUTER = frozenset(
     "text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index tie_word_embeddings".split()
 )
@@ -65,15 +67,21 @@ def write_config(spec: Spec) -> dict[str, Any]:
     return common | family.write(spec)
 
 
+def class_of(model: Any) -> str:
+    """Names the class of transformers that a model is of, by itself or through a class derived from it; else its own."""
+    names = [cls.__name__ for cls in type(model).__mro__]
+    return next((name for name in names if any(name in known for known in _CLASSES.values())), names[0])
+
+
 def _architecture(config: Mapping[str, Any], source: str) -> str:
     classes = config.get("architectures") or []
-    known = {kind: family.classes for kind, family in FAMILIES.items()} | _CLASSES_WITH_VISION
-    kind = config.get("model_type") or next((kind for kind, names in known.items() if set(classes) & set(names)), None)
-    if kind not in known or not set(classes) <= set(known[kind]):
+    named = (kind for kind, names in _CLASSES.items() if set(classes) & set(names))
+    kind = config.get("model_type") or next(named, None)
+    if kind not in _CLASSES or not set(classes) <= set(_CLASSES[kind]):
         why = f", model_type = {kind!r}: {_REFUSED[kind]}" if kind in _REFUSED else ""
         raise ValueError(
             f"{source} is a {', '.join(classes) or kind or 'model of no named architecture'}{why}; supported are "
-            f"{', '.join(name for names in known.values() for name in names)}."
+            f"{', '.join(name for names in _CLASSES.values() for name in names)}."
         )
     return kind
 

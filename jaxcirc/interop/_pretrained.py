@@ -11,7 +11,7 @@ from jaxtyping import DTypeLike
 from ..models import Transformer
 from . import _hub
 from ._build import build
-from ._config import read_config
+from ._config import class_of, read_config
 from ._gguf import gguf_spec, read_gguf
 from ._gguf_file import is_gguf, open_gguf
 from ._read import FORMATS, read_configuration, read_folder, weights_file
@@ -71,7 +71,8 @@ def _spec_and_arrays(
 
 def from_torch(hf_model: Any, *, dtype: DTypeLike | None = None, ignore_config: Collection[str] = ()) -> Transformer:
     """A model from a transformers PyTorch model in memory, of any of the architectures that `from_pretrained` reads, with an unembedding
-    or without.
+    or, where it is tied to the embedding, without. One of a class of your own that is derived from theirs is read as theirs: what it
+    computes otherwise is not seen.
 
     **Arguments:** - `dtype`: of the arrays; `None` keeps the embedding's. - `ignore_config`: as of `from_pretrained`.
 
@@ -84,7 +85,7 @@ def from_torch(hf_model: Any, *, dtype: DTypeLike | None = None, ignore_config: 
             f"Expected a transformers PyTorch model, with a config and a state_dict; got {type(hf_model).__name__}."
         ) from None
     source = type(hf_model).__name__
-    spec = read_config(config | {"architectures": [source]}, source, ignore_config)
+    spec = read_config(config | {"architectures": [class_of(hf_model)]}, source, ignore_config)
     arrays = read({name: to_numpy(name, value) for name, value in state.items()}, spec, kind="torch", source=source)
     return build(spec, arrays, name=config.get("_name_or_path") or source, dtype=dtype or arrays["W_E"].dtype)
 

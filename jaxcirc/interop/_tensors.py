@@ -12,7 +12,7 @@ from jaxtyping import DTypeLike
 from . import _layouts
 from ._keymaps import Key, Table
 from ._spec import is_bias, Spec
-from .families import table_of
+from .families import FAMILIES, table_of
 
 
 def to_numpy(name: str, value: Any) -> np.ndarray:
@@ -71,7 +71,7 @@ def read(stored: Mapping[str, object], spec: Spec, *, kind: str, source: str) ->
     W_U = _read_one(head, of_head, spec, kind, source)["W_U"] if of_head else None
     if W_U is not None and embedding.name(kind) not in stored:
         stored[embedding.name(kind)] = W_U.T
-    _check_names(stored, keys, kind, source)
+    _check_names(stored, keys, spec, kind, source)
     out = _zero_biases(spec)
     for key in keys:
         if key.name(kind) in stored:  # or it is an optional one
@@ -140,16 +140,25 @@ def _bare(stored: Mapping[str, object], table: Table, source: str) -> dict[str, 
     return out
 
 
-def _check_names(stored: Mapping[str, object], keys: tuple[Key, ...], kind: str, source: str) -> None:
+def _check_names(stored: Mapping[str, object], keys: tuple[Key, ...], spec: Spec, kind: str, source: str) -> None:
     known = {key.name(kind) for key in keys}
     missing = [key.name(kind) for key in keys if key.name(kind) not in stored and not key.optional]
     extra = [name for name in stored if name not in known]
+    if missing == [_table(spec, kind).head.name(kind)] and not extra:
+        raise ValueError(
+            f"{source} has no unembedding: `{missing[0]}` is missing, and its configuration does not tie one to the embedding. Give the "
+            f"model that has it{_with_head(spec)}."
+        )
     if missing or extra:
         wrong = [f"missing: {_listed(missing)}" if missing else "", f"unexpected: {_listed(extra)}" if extra else ""]
         raise ValueError(
             f"{source} does not hold the tensors that its configuration asks for; {'; '.join(filter(None, wrong))}. "
             "Do the weights and the configuration belong together?"
         )
+
+
+def _with_head(spec: Spec) -> str:
+    return f", a {FAMILIES[spec.architecture].classes[0]}" if spec.architecture in FAMILIES else ""
 
 
 def _listed(names: list[str], most: int = 8) -> str:
