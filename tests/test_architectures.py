@@ -53,6 +53,17 @@ def test_rotation(width, want):
     rotary = make_rotary(Rotation(100.0, width).frequencies, np.dtype(np.float64))
     x = jnp.arange(1.0, 9)[None, None]
     assert_close(rotary(x, jnp.asarray([3], jnp.int32))[0, 0], want, tolerance=1e-9)
+    with pytest.raises(ValueError, match=f"Rotary: {width // 2} pairs of coordinates are to rotate, and a head has 3"):
+        rotary(x[..., :3], jnp.asarray([3], jnp.int32))
+
+
+def test_an_odd_number_of_coordinates_rotates_where_there_is_room():
+    """As rotary_pct of a published GPT-NeoX gives it: the last has the next one as its other."""
+    sizes = {"num_attention_heads": 2, "hidden_size": 16, "num_hidden_layers": 1}
+    spec = read_config({"model_type": "gpt_neox", "rotary_pct": 0.4, **sizes}, "it")
+    assert spec.rotations[0].width == 3
+    with pytest.raises(ValueError, match=r"7 coordinates of a head are to rotate, in pairs, which takes 8, .* has 7"):
+        read_config({"model_type": "gpt_neox", "rotary_pct": 1.0, **sizes, "hidden_size": 14}, "it")
 
 
 def test_frequencies_of_llama_3():
@@ -263,6 +274,7 @@ REFUSED = [
     ("llama", {"use_sliding_window": True}, "use_sliding_window = True is not supported; only False is"),
     ("mistral", {"use_sliding_window": False}, "use_sliding_window = False is not supported"),
     ("llama", {"num_key_value_heads": 3}, "num_attention_heads = 4, which num_key_value_heads = 3 does not divide"),
+    *(("llama", {"head_dim": d_head}, f"{d_head} coordinates of a head are to rotate, in pairs") for d_head in (1, 3)),
     ("llama", {"hidden_act": "gelu_10"}, "hidden_act 'gelu_10' is not supported"),
     ("gpt-neox", {"rotary_pct": 0.0}, "expected a share of a head's 8 coordinates to rotate; got 0.0"),
     ("gpt-neox", {"rope_theta": 5.0}, "rope_theta = 5.0 is not supported"),

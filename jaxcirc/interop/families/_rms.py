@@ -6,7 +6,7 @@ from typing import Any
 from .._attributes import Inert, inert, ONLY
 from .._keymaps import Key, linear, vector
 from .._spec import Spec
-from ._family import activation, count, per_head, positive
+from ._family import activation, check_shared, count, per_head, positive
 from ._rope import ROPE, write_rotation
 
 
@@ -59,10 +59,7 @@ def read_common(values: Mapping[str, Any], source: str, *, act: str = "hidden_ac
         count(values, name, source) for name in ("num_attention_heads", "hidden_size", "vocab_size")
     )
     n_kv_heads = n_heads if values["num_key_value_heads"] is None else count(values, "num_key_value_heads", source)
-    if n_heads % n_kv_heads:
-        raise ValueError(
-            f"{source}: config.json gives num_attention_heads = {n_heads}, which num_key_value_heads = {n_kv_heads} does not divide."
-        )
+    check_shared(n_heads, n_kv_heads, "num_attention_heads", "num_key_value_heads", source)
     if values["head_dim"] is None:
         d_head = per_head(d_model, n_heads, "hidden_size", "num_attention_heads", source)
     else:

@@ -83,7 +83,25 @@ def _width(name: str, given: Any, source: str, d_head: int, share: float) -> int
     wanted = share if given is None else given
     if isinstance(wanted, bool) or not isinstance(wanted, float | int) or not 1 <= d_head * wanted <= d_head:
         raise ValueError(f"{source}: expected a share of a head's {d_head} coordinates to rotate; got {wanted!r}.")
-    return int(d_head * wanted)
+    width = int(d_head * wanted)
+    check_pairs(width, d_head, source)
+    return width
+
+
+def check_pairs(width: int, d_head: int, source: str) -> None:
+    """ValueError unless the first `width` coordinates of a head rotate in pairs: of an odd number the last has the next as its other."""
+    if width + width % 2 > d_head:
+        raise ValueError(
+            f"{source}: {width} coordinates of a head are to rotate, in pairs, which takes {width + width % 2}, and a head has {d_head}."
+        )
+
+
+def ramp(given: Mapping[str, Any], low: str, high: str, source: str) -> tuple[float, float]:
+    """The numbers under two names, of which the second is the larger: the turns between which frequencies are scaled in part."""
+    ends = positive(given, low, source), positive(given, high, source)
+    if ends[1] <= ends[0]:
+        raise ValueError(f"{source}: {high} = {ends[1]} must be above {low} = {ends[0]}.")
+    return ends
 
 
 def _scaling(kind: str, given: Mapping[str, Any], source: str) -> Linear | Llama3 | None:
@@ -95,9 +113,7 @@ def _scaling(kind: str, given: Mapping[str, Any], source: str) -> Linear | Llama
     factor = positive(given, "factor", source)
     if kind == "linear":
         return Linear(factor)
-    low, high = (positive(given, f"{which}_freq_factor", source) for which in ("low", "high"))
-    if high <= low:
-        raise ValueError(f"{source}: high_freq_factor = {high} must be above low_freq_factor = {low}.")
+    low, high = ramp(given, "low_freq_factor", "high_freq_factor", source)
     return Llama3(factor, low, high, count(given, "original_max_position_embeddings", source))
 
 
