@@ -1110,6 +1110,36 @@ def test_k_that_disagrees_is_refused(tmp_path):
         jc.load_sae(path)
 
 
+@pytest.mark.parametrize("kind", ["AutoEncoderTopK", "BatchTopKSAE"])
+def test_a_state_from_the_midst_of_a_training(tmp_path, kind):
+    """Its configuration is one folder up, and says the k that the training comes down to."""
+    tensors = topk_tensors(0.8)
+    trainer = {
+        "dict_class": kind,
+        "k": 2,
+        "k_anneal_steps": 100,
+        "submodule_name": "resid_post_layer_3",
+        "lm_name": "gpt2",
+    }
+    write(tmp_path / "ae.safetensors", tensors, config={"trainer": trainer})
+    path = write(tmp_path / "checkpoints" / "ae_50.safetensors", tensors)
+    acts, decode = topk_pre(tensors)
+    acts = top(acts, 3) if kind == "AutoEncoderTopK" else acts * (acts > 0.8)
+    sae = jc.load_sae(path)
+    check(sae, acts, decode(acts))
+    assert (str(sae.site), sae.processing) == ("blocks.3.hook_resid_post", ())
+
+
+def test_of_the_hub_the_configuration_above_a_checkpoint_comes_too(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **given: asked.append(given) or str(tmp_path))
+    write(tmp_path / "a" / "checkpoints" / "ae_5.safetensors", topk_tensors(0.5))
+    trainer = {"dict_class": "AutoEncoderTopK", "k": 3, "submodule_name": "resid_post_layer_3"}
+    (tmp_path / "a" / "config.json").write_text(json.dumps({"trainer": trainer}))
+    assert jc.load_sae("someone/saes:a/checkpoints/ae_5.safetensors").site is not None
+    assert "a/config.json" in asked[0]["allow_patterns"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
