@@ -55,6 +55,12 @@ def check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a finite number, got {value!r}.")
 
 
+def check_positive(name: str, value: Any) -> None:
+    """ValueError unless `value` is a finite number above 0."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, got {value!r}.")
+
+
 def check_seed(name: str, value: Any) -> None:
     """ValueError unless `value` can seed a random generator."""
     if not _is_whole(value) or value < 0:

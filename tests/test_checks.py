@@ -29,6 +29,11 @@ CHECKS = {
         [0, -1.5, np.float32(2), jnp.asarray(2)],
         [NAN, INF, -INF, "1", None, False],
     ),
+    "positive": (
+        lambda x: checks.check_positive("--scale", x),
+        [1, 0.5, np.float32(2), jnp.asarray(0.5)],
+        [0, -2.0, NAN, INF, "3", True, None],
+    ),
     "share": (
         lambda x: checks.check_share("--share", "tokens", x),
         [1, 0.02, np.float64(0.5)],

@@ -336,6 +336,18 @@ def test_saelens_expected_average_is_folded_or_left(tmp_path, where):
     check(sae, acts, (acts @ t["W_dec"] + t["b_dec"]) / s)
 
 
+def test_saelens_expected_average_takes_numbers_above_0(tmp_path, untyped):
+    folder = saelens(tmp_path, random(PLAIN), **AVERAGE)
+    for factor in (0, -2.0, np.nan, np.inf, True, "3"):
+        with pytest.raises(ValueError, match=r"norm_scaling_factor: expected a finite number above 0, got"):
+            jc.load_sae(folder, norm_scaling_factor=factor)
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0}))
+    with pytest.raises(
+        ValueError, match=r"activation_scaler.json: scaling_factor: expected a finite number above 0, got 0"
+    ):
+        jc.load_sae(folder)
+
+
 def test_saelens_normalize_decoder_scales_what_is_in_latent_units(tmp_path):
     tensors = random({**PLAIN, "threshold": (F,)})
     tensors["threshold"] = np.abs(tensors["threshold"])
@@ -1108,6 +1120,12 @@ def test_k_that_disagrees_is_refused(tmp_path):
     path = write(tmp_path / "ae.safetensors", topk_tensors(0.5), config=config)
     with pytest.raises(ValueError, match=r"k is 3 in the file and 5 in config.json"):
         jc.load_sae(path)
+    folder = saelens(tmp_path / "saelens", random(PLAIN), **V6, architecture="topk", k=F + 1)
+    with pytest.raises(
+        ValueError, match=r"saelens.*\(SAELens topk\): TopK: k is 11, and the dictionary has 10 latents"
+    ):
+        jc.load_sae(folder)
+    assert jc.load_sae(folder, latents=[2, 8]).d_sae == 2
 
 
 @pytest.mark.parametrize("kind", ["AutoEncoderTopK", "BatchTopKSAE"])

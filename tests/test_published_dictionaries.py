@@ -745,6 +745,34 @@ def test_latents_that_compete_are_not_encoded_alone(tmp_path):
         some.encode(jnp.asarray(inputs()))
 
 
+def test_latents_that_compete_in_every_format(tmp_path):
+    """Fewer are read than are on, which is no error of theirs."""
+    as_yaml(tmp_path / "set", {**SET, "activation": "topk", "k": 3})
+    groups = write(
+        tmp_path / "layers.5" / "sae.safetensors",
+        random({"encoder.weight": (F, D), "encoder.bias": (F,), "W_dec": (F, D), "b_dec": (D,)}),
+        cfg={"d_in": D, "num_latents": F, "k": 5, "activation": "groupmax"},
+    )
+    scopium = {**SCOPIUM_CFG, "act_fn": "topk", "top_k": 3, "norm_activation": "inference"}
+    topk = {"b_dec": (D,), **LINEAR}
+    paths = [
+        (
+            write(
+                tmp_path / "set" / "layer_3.safetensors", random({k: v for k, v in TRACER.items() if k != "threshold"})
+            ),
+            {},
+        ),
+        groups,
+        write(tmp_path / "c" / "sae_weights.safetensors", random(SCOPIUM), config=scopium),
+        write(tmp_path / "ae.safetensors", {**random(topk), "k": np.asarray(3, np.int32)}),
+    ]
+    for path in paths:
+        some = jc.load_sae(path, latents=[7])
+        assert_close(some.W_enc, np.asarray(jc.load_sae(path).W_enc)[:, [7]])
+        with pytest.raises(ValueError, match="only 1 latents were read"):
+            some.encode(jnp.asarray(inputs()))
+
+
 def test_latents_that_are_not_there_are_refused(tmp_path):
     path = write(tmp_path / "sae_weights.safetensors", random(PLAIN), cfg={**V6, "architecture": "standard"})
     with pytest.raises(ValueError, match=r"has 10 latents, from 0 on, and latents=… asks for -1 to 10"):

@@ -82,12 +82,11 @@ class CrossLayerTranscoder(Shown, eqx.Module):
         for layer, (W_enc, decoder) in enumerate(zip(self.W_enc, self.decoders, strict=True)):
             expected = (jnp.shape(W_enc)[-1], layers - layer, jnp.shape(self.b_dec[layer])[-1])
             # Under transformations leaves can be batched, or stand-ins without a shape; only plain arrays are checked.
-            if (
-                isinstance(W_enc, jax.Array)
-                and W_enc.ndim == 2
-                and len(decoder.shape) == 3
-                and decoder.shape != expected
-            ):
+            if not isinstance(W_enc, jax.Array) or W_enc.ndim != 2:
+                continue
+            if misfit := self.activations[layer].misfit(W_enc.shape[1]):
+                raise ValueError(f"{self.origin or 'CrossLayerTranscoder'}: layer {layer}: {misfit}")
+            if len(decoder.shape) == 3 and decoder.shape != expected:
                 raise ValueError(
                     f"CrossLayerTranscoder: the decoder of layer {layer} has shape {decoder.shape}, expected {expected}: latents, layers "
                     "from its own on, numbers written."

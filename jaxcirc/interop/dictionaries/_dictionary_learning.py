@@ -93,7 +93,7 @@ def read(
     k = _k(tensors, config, source) if kind == "AutoEncoderTopK" else None  # the others run by their threshold
     return SAE(
         **source.leaves(parts["W_enc"], parts["b_enc"], parts["W_dec"], parts["b_dec"]),
-        activation=_activation(kind, parts, None if use_threshold else k, source),
+        activation=source.activation(_activation(kind, parts, None if use_threshold else k, source)),
         site=_site(source, config),
         # Its trainers read the modules of the Hugging Face model that the configuration names, as they are.
         processing=() if config.get("lm_name") else None,

@@ -12,7 +12,6 @@ from jaxtyping import Array, Shaped
 from ..._checks import check_chosen
 from ..._sites import Part, Site
 from ...saes import AbstractDictionary, SAE, Transcoder
-from ...saes._activations import OfWholeDictionary
 from ...saes._processing import check_steps
 from .._tensors import checked_dtype
 from ._find import dictionary_file, find
@@ -113,12 +112,14 @@ def read_source(
 
 
 def _of_some(dictionary: AbstractDictionary, source: Source) -> AbstractDictionary:
-    """Makes an activation that compares latents an error: it would compare those alone that were read."""
+    """Checks that the reader read some latents alone. One that compares them is an error, as it would compare those alone that were read:
+    readers of one's own need not say so themselves.
+    """
     if dictionary.d_sae != len(source.latents or ()):
         raise ValueError(f"{source.name}: its reader does not read some latents alone. Leave latents=… out.")
-    if not isinstance(dictionary, SAE | Transcoder) or not dictionary.activation.COMPARES:
+    if not isinstance(dictionary, SAE | Transcoder):
         return dictionary
-    return dataclasses.replace(dictionary, activation=OfWholeDictionary(type(dictionary.activation).__name__))
+    return dataclasses.replace(dictionary, activation=source.activation(dictionary.activation))
 
 
 def _check_options(name: str, options: Mapping[str, object]) -> None:
