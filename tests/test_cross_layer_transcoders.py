@@ -318,8 +318,8 @@ def test_questions_that_have_no_answer_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"decoder of layer 0 has shape \(10, 1, 4\), expected \(10, 2, 4\)"):
         jc.CrossLayerTranscoder(zeros(D, F), zeros(F), short, zeros(OUT), (saes.ReLU(),) * 2, at, at)
     whole = (saes.Decoder(jnp.zeros((F, 2, OUT))), saes.Decoder(jnp.zeros((F, 1, OUT))))
+    several = (saes.TopK(3), saes.TopK(11))
     with pytest.raises(ValueError, match="layer 1: TopK: k is 11, and the dictionary has 10 latents"):
-        several = (saes.TopK(3), saes.TopK(11))
         jc.CrossLayerTranscoder(zeros(D, F), zeros(F), whole, zeros(OUT), several, at, at)
     with pytest.raises(ValueError, match="`W_enc` is of 1 layers, and `b_enc` of 2"):
         jc.CrossLayerTranscoder(zeros(D, F)[:1], zeros(F), short, zeros(OUT), (saes.ReLU(),) * 2, at, at)

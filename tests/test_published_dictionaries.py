@@ -755,13 +755,9 @@ def test_latents_that_compete_in_every_format(tmp_path):
     )
     scopium = {**SCOPIUM_CFG, "act_fn": "topk", "top_k": 3, "norm_activation": "inference"}
     topk = {"b_dec": (D,), **LINEAR}
+    tracer = {name: shape for name, shape in TRACER.items() if name != "threshold"}
     paths = [
-        (
-            write(
-                tmp_path / "set" / "layer_3.safetensors", random({k: v for k, v in TRACER.items() if k != "threshold"})
-            ),
-            {},
-        ),
+        write(tmp_path / "set" / "layer_3.safetensors", random(tracer)),
         groups,
         write(tmp_path / "c" / "sae_weights.safetensors", random(SCOPIUM), config=scopium),
         write(tmp_path / "ae.safetensors", {**random(topk), "k": np.asarray(3, np.int32)}),
