@@ -62,6 +62,8 @@ def test_an_odd_number_of_coordinates_rotates_where_there_is_room():
     sizes = {"num_attention_heads": 2, "hidden_size": 16, "num_hidden_layers": 1}
     spec = read_config({"model_type": "gpt_neox", "rotary_pct": 0.4, **sizes}, "it")
     assert spec.rotations[0].width == 3
+    part = {"rope_parameters": {"partial_rotary_factor": 0.5}}  # which transformers 5 lets go before rotary_pct
+    assert read_config({"model_type": "gpt_neox", "rotary_pct": 1.0, **sizes, **part}, "it").rotations[0].width == 4
     with pytest.raises(ValueError, match=r"7 coordinates of a head are to rotate, in pairs, which takes 8, .* has 7"):
         read_config({"model_type": "gpt_neox", "rotary_pct": 1.0, **sizes, "hidden_size": 14}, "it")
 
@@ -303,6 +305,20 @@ def test_what_is_refused_says_the_attribute_its_value_and_what_is_supported(fold
     edit_config(folder, **changes)
     with pytest.raises(ValueError, match=message):
         load(folder)
+
+
+@pytest.mark.parametrize("folder", ["gemma3"], indirect=True)
+def test_scaled_rotation_of_layers_with_windows_is_saved(folder, tmp_path):
+    """`rope_parameters` can say it, the older spelling cannot."""
+    sliding = {"rope_type": "linear", "factor": 2.0, "rope_theta": 50.0}
+    edit_config(folder, rope_theta=None, rope_local_base_freq=None, rope_scaling=None)
+    edit_config(folder, rope_parameters={"full_attention": {"rope_theta": 1e3}, "sliding_attention": sliding})
+    model = load(folder)
+    assert {rotation.scaling for rotation in model.positions} == {None, Linear(2.0)}
+    save_pretrained(model, tmp_path / "again")
+    again = load(tmp_path / "again")
+    assert same_arrays(again, model)
+    assert again.positions == model.positions
 
 
 HARMLESS = {
