@@ -122,8 +122,12 @@ def check_chosen(name: str, what: str, values: Any) -> Chosen:
 
     **Raises:** `TypeError` for what is no list, and for one of anything else: NumPy would cut off decimals, and take booleans for 0 and 1.
     """
-    listed = check_list(name, f"numbers of {what}", values)
-    array = np.asarray(values if hasattr(values, "dtype") else listed)
+    # An array is not made a list of: one of JAX would be taken apart entry by entry.
+    listed = [] if hasattr(values, "dtype") else check_list(name, f"numbers of {what}", values)
+    try:
+        array = np.asarray(values if hasattr(values, "dtype") else listed)
+    except ValueError:  # lists of several lengths in it
+        array = np.empty((0, 0))
     if array.shape == (0,):
         return Chosen(np.zeros(0, np.int64), None)
     mixed = array.dtype != bool and any(isinstance(value, bool | np.bool_) for value in listed)

@@ -48,7 +48,20 @@ CHECKS = {
     "chosen": (
         lambda x: checks.check_chosen("latents", "latents", x),
         [[], [3, 0], (np.int64(2),), range(3), np.arange(2), jnp.arange(2), [True, False], jnp.array([False, True])],
-        [[2.7], [2.0], np.arange(2.0), "12", 3, [True, 2], np.array([0, np.nan]), [[1, 2]], ["1"], None],
+        [
+            [2.7],
+            [2.0],
+            np.arange(2.0),
+            "12",
+            3,
+            np.int64(3),
+            [True, 2],
+            np.array([0, np.nan]),
+            [[1, 2]],
+            [[1, 2], [3]],
+            ["1"],
+            None,
+        ],
     ),
     "numbers": (
         lambda x: checks.check_numbers("strengths", x),
