@@ -9,7 +9,10 @@ import numbers
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 
 def check_count(name: str, what: str, value: Any, *, least: int = 1) -> None:
@@ -50,6 +53,12 @@ def check_number(name: str, value: Any) -> None:
     """ValueError unless `value` is a finite number."""
     if not _is_number(value) or not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value!r}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """ValueError unless `value` is a finite number above 0."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, got {value!r}.")
 
 
 def check_seed(name: str, value: Any) -> None:
@@ -94,6 +103,41 @@ def check_list(name: str, what: str, values: Any) -> list[Any]:
         raise TypeError(f"{name}: expected a list of {what}, got one. Write [{values!r}].")
     check_kind(name, values, Iterable, f"a list of {what}")
     return list(values)
+
+
+class Chosen(NamedTuple):
+    """Entries of a list by their numbers; and of how many, where a mask said which."""
+
+    indices: Int[np.ndarray, " n"]
+    among: int | None
+
+    def check_among(self, name: str, what: str, count: int) -> None:
+        """ValueError for a mask of another length than there are entries."""
+        if self.among not in (None, count):
+            raise ValueError(f"{name}: the mask has {self.among} entries, and there are {count} {what}.")
+
+
+def check_chosen(name: str, what: str, values: Any) -> Chosen:
+    """Which entries `values` chooses: a list of whole numbers, or a mask with a boolean for each entry there is.
+
+    **Raises:** `TypeError` for what is no list, and for one of anything else: NumPy would cut off decimals, and take booleans for 0 and 1.
+    """
+    # An array is not made a list of: one of JAX would be taken apart entry by entry.
+    listed = [] if hasattr(values, "dtype") else check_list(name, f"numbers of {what}", values)
+    try:
+        array = np.asarray(values if hasattr(values, "dtype") else listed)
+    except ValueError:  # lists of several lengths in it
+        array = np.empty((0, 0))
+    if array.shape == (0,):
+        return Chosen(np.zeros(0, np.int64), None)
+    mixed = array.dtype != bool and any(isinstance(value, bool | np.bool_) for value in listed)
+    if array.ndim != 1 or array.dtype.kind not in "iub" or mixed:
+        raise TypeError(
+            f"{name}: expected the numbers of {what}, whole and from 0 on, or a mask with a boolean for each; got {_shown(values)}."
+        )
+    if array.dtype == bool:
+        return Chosen(np.flatnonzero(array), len(array))
+    return Chosen(array.astype(np.int64), None)
 
 
 def _shown(value: Any) -> str:

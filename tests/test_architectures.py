@@ -53,6 +53,19 @@ def test_rotation(width, want):
     rotary = make_rotary(Rotation(100.0, width).frequencies, np.dtype(np.float64))
     x = jnp.arange(1.0, 9)[None, None]
     assert_close(rotary(x, jnp.asarray([3], jnp.int32))[0, 0], want, tolerance=1e-9)
+    with pytest.raises(ValueError, match=f"Rotary: {width // 2} pairs of coordinates are to rotate, and a head has 3"):
+        rotary(x[..., :3], jnp.asarray([3], jnp.int32))
+
+
+def test_an_odd_number_of_coordinates_rotates_where_there_is_room():
+    """As rotary_pct of a published GPT-NeoX gives it: the last has the next one as its other."""
+    sizes = {"num_attention_heads": 2, "hidden_size": 16, "num_hidden_layers": 1}
+    spec = read_config({"model_type": "gpt_neox", "rotary_pct": 0.4, **sizes}, "it")
+    assert spec.rotations[0].width == 3
+    part = {"rope_parameters": {"partial_rotary_factor": 0.5}}  # which transformers 5 lets go before rotary_pct
+    assert read_config({"model_type": "gpt_neox", "rotary_pct": 1.0, **sizes, **part}, "it").rotations[0].width == 4
+    with pytest.raises(ValueError, match=r"7 coordinates of a head are to rotate, in pairs, which takes 8, .* has 7"):
+        read_config({"model_type": "gpt_neox", "rotary_pct": 1.0, **sizes, "hidden_size": 14}, "it")
 
 
 def test_frequencies_of_llama_3():
@@ -257,8 +270,13 @@ REFUSED = [
     ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5, which is not supported; only 1 is"),
     ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config = .* is not supported; only None is.*packed"),
     ("llama", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types = .* is not supported"),
-    ("llama", {"num_local_experts": 8}, "the attribute num_local_experts = 8 is not known"),
+    ("llama", {"num_local_experts": 8}, "the attribute num_local_experts = 8 is not known.*pass ignore_config="),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported; only 1.0 is"),
+    ("llama", {"sliding_window": 2}, "sliding_window = 2 is not supported; only None is"),
+    ("llama", {"use_sliding_window": True}, "use_sliding_window = True is not supported; only False is"),
+    ("mistral", {"use_sliding_window": False}, "use_sliding_window = False is not supported"),
     ("llama", {"num_key_value_heads": 3}, "num_attention_heads = 4, which num_key_value_heads = 3 does not divide"),
+    *(("llama", {"head_dim": d_head}, f"{d_head} coordinates of a head are to rotate, in pairs") for d_head in (1, 3)),
     ("llama", {"hidden_act": "gelu_10"}, "hidden_act 'gelu_10' is not supported"),
     ("gpt-neox", {"rotary_pct": 0.0}, "expected a share of a head's 8 coordinates to rotate; got 0.0"),
     ("gpt-neox", {"rope_theta": 5.0}, "rope_theta = 5.0 is not supported"),
@@ -287,6 +305,52 @@ def test_what_is_refused_says_the_attribute_its_value_and_what_is_supported(fold
     edit_config(folder, **changes)
     with pytest.raises(ValueError, match=message):
         load(folder)
+
+
+@pytest.mark.parametrize("folder", ["gemma3"], indirect=True)
+def test_scaled_rotation_of_layers_with_windows_is_saved(folder, tmp_path):
+    """`rope_parameters` can say it, the older spelling cannot."""
+    sliding = {"rope_type": "linear", "factor": 2.0, "rope_theta": 50.0}
+    edit_config(folder, rope_theta=None, rope_local_base_freq=None, rope_scaling=None)
+    edit_config(folder, rope_parameters={"full_attention": {"rope_theta": 1e3}, "sliding_attention": sliding})
+    model = load(folder)
+    assert {rotation.scaling for rotation in model.positions} == {None, Linear(2.0)}
+    save_pretrained(model, tmp_path / "again")
+    again = load(tmp_path / "again")
+    assert same_arrays(again, model)
+    assert again.positions == model.positions
+
+
+HARMLESS = {
+    **{"unsloth_fixed": True, "unsloth_version": "2024.9", "max_sequence_length": 2048, "_flash_attn_2_enabled": True},
+    **{"neftune_noise_alpha": 5, "partial_rotary_factor": 1.0},
+}
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_what_changes_nothing_is_passed_over(folder):
+    config = json.loads((folder / "config.json").read_text())
+    before = read_config(config, "it")
+    without_windows = [
+        {"sliding_window": None},
+        {"use_sliding_window": False, "sliding_window": 9, "max_window_layers": 1},
+    ]
+    for changes in without_windows:
+        assert read_config(config | HARMLESS | changes, "it") == before
+    mistral = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 9}
+    assert read_config(mistral | {"use_sliding_window": True}, "it") == read_config(mistral, "it")
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_attributes_that_the_caller_knows_to_change_nothing(folder):
+    edit_config(folder, frobnicate=3, auto_map={"AutoModel": "x"})
+    with pytest.raises(ValueError, match=r"auto_map = .* is not supported"):
+        load(folder, ignore_config=["frobnicate"])
+    with pytest.raises(ValueError, match=r"frobnicate = 3 is not known.*pass ignore_config=\['frobnicate'\]"):
+        load(folder, ignore_config=["auto_map"])
+    assert same_arrays(load(folder, ignore_config=["frobnicate", "auto_map", "not_there"]), stored_model("llama"))
+    with pytest.raises(ValueError, match="ignore_config names rms_norm_eps, which says what the model is"):
+        load(folder, ignore_config=["rms_norm_eps"])
 
 
 def test_absent_attributes_take_the_defaults_of_their_class():

@@ -29,6 +29,11 @@ CHECKS = {
         [0, -1.5, np.float32(2), jnp.asarray(2)],
         [NAN, INF, -INF, "1", None, False],
     ),
+    "positive": (
+        lambda x: checks.check_positive("--scale", x),
+        [1, 0.5, np.float32(2), jnp.asarray(0.5)],
+        [0, -2.0, NAN, INF, "3", True, None],
+    ),
     "share": (
         lambda x: checks.check_share("--share", "tokens", x),
         [1, 0.02, np.float64(0.5)],
@@ -39,6 +44,24 @@ CHECKS = {
         lambda x: checks.check_thresholds("thresholds", x),
         [[0.1], (0, 1), np.array([0.1, 2.0])],
         [[], [0.1, -1], [NAN], 0.1, "0.1"],
+    ),
+    "chosen": (
+        lambda x: checks.check_chosen("latents", "latents", x),
+        [[], [3, 0], (np.int64(2),), range(3), np.arange(2), jnp.arange(2), [True, False], jnp.array([False, True])],
+        [
+            [2.7],
+            [2.0],
+            np.arange(2.0),
+            "12",
+            3,
+            np.int64(3),
+            [True, 2],
+            np.array([0, np.nan]),
+            [[1, 2]],
+            [[1, 2], [3]],
+            ["1"],
+            None,
+        ],
     ),
     "numbers": (
         lambda x: checks.check_numbers("strengths", x),
@@ -57,7 +80,7 @@ def test_what_passes(name, value):
 
 @pytest.mark.parametrize(("name", "value"), FAIL)
 def test_what_does_not(name, value):
-    with pytest.raises((ValueError, TypeError), match=r"^(--\w|thresholds|strengths).*(got|Write)"):
+    with pytest.raises((ValueError, TypeError), match=r"^(--\w|thresholds|strengths|latents).*(got|Write)"):
         CHECKS[name][0](value)
 
 

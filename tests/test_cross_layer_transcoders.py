@@ -308,6 +308,8 @@ def test_questions_that_have_no_answer_are_refused(tmp_path):
         clt.decoder_rows(2, [0], 1)
     with pytest.raises(ValueError, match="layer 1 has 10 of them, from 0 on, got 3 to 10"):
         clt.decoder_rows(1, [3, 10], 2)
+    with pytest.raises(ValueError, match="latents: the mask has 2 entries, and there are 10 latents in layer 1"):
+        clt.encoder_rows(1, [True, False])
     with pytest.raises(ValueError, match="latents of layers 0 to 2, and acts holds 1 of them"):
         clt.decode(2, [jnp.zeros(F)])
     zeros = lambda *shape: (jnp.zeros(shape),) * 2
@@ -315,6 +317,10 @@ def test_questions_that_have_no_answer_are_refused(tmp_path):
     at = (Site(0, Kind.MLP_IN), Site(1, Kind.MLP_IN))
     with pytest.raises(ValueError, match=r"decoder of layer 0 has shape \(10, 1, 4\), expected \(10, 2, 4\)"):
         jc.CrossLayerTranscoder(zeros(D, F), zeros(F), short, zeros(OUT), (saes.ReLU(),) * 2, at, at)
+    whole = (saes.Decoder(jnp.zeros((F, 2, OUT))), saes.Decoder(jnp.zeros((F, 1, OUT))))
+    several = (saes.TopK(3), saes.TopK(11))
+    with pytest.raises(ValueError, match="layer 1: TopK: k is 11, and the dictionary has 10 latents"):
+        jc.CrossLayerTranscoder(zeros(D, F), zeros(F), whole, zeros(OUT), several, at, at)
     with pytest.raises(ValueError, match="`W_enc` is of 1 layers, and `b_enc` of 2"):
         jc.CrossLayerTranscoder(zeros(D, F)[:1], zeros(F), short, zeros(OUT), (saes.ReLU(),) * 2, at, at)
 

@@ -5,6 +5,7 @@ The files are made here, as safetensors; PyTorch's own are in `comparison/test_d
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -333,6 +334,18 @@ def test_saelens_expected_average_is_folded_or_left(tmp_path, where):
         sae = jc.load_sae(folder)
     acts = relu((s * x - t["b_dec"]) @ t["W_enc"] + t["b_enc"])
     check(sae, acts, (acts @ t["W_dec"] + t["b_dec"]) / s)
+
+
+def test_saelens_expected_average_takes_numbers_above_0(tmp_path, untyped):
+    folder = saelens(tmp_path, random(PLAIN), **AVERAGE)
+    for factor in (0, -2.0, np.nan, np.inf, True, "3"):
+        with pytest.raises(ValueError, match=r"norm_scaling_factor: expected a finite number above 0, got"):
+            jc.load_sae(folder, norm_scaling_factor=factor)
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0}))
+    with pytest.raises(
+        ValueError, match=r"activation_scaler.json: scaling_factor: expected a finite number above 0, got 0"
+    ):
+        jc.load_sae(folder)
 
 
 def test_saelens_normalize_decoder_scales_what_is_in_latent_units(tmp_path):
@@ -906,6 +919,18 @@ def test_dtype_is_as_stored_or_as_asked(tmp_path):
     assert jc.load_sae(folder, dtype=jnp.bfloat16).W_dec.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("load", [jc.load_sae, jc.load_saes, jc.load_cross_layer_transcoder])
+def test_a_dtype_that_would_lose_the_weights_is_refused_before_anything_is_read(tmp_path, load):
+    for dtype in ("int32", "complex64", jnp.bool_):
+        with pytest.raises(TypeError, match="of a floating dtype; got"):
+            load(tmp_path / "nothing", dtype=dtype)
+    with pytest.raises(TypeError, match=r"Expected a dtype such as jnp.float32, got 'float33'"):
+        load(tmp_path / "nothing", dtype="float33")
+    if not jax.config.jax_enable_x64:
+        with pytest.raises(ValueError, match=r'float64 needs jax.config.update\("jax_enable_x64", True\)'):
+            load(tmp_path / "nothing", dtype="float64")
+
+
 def test_a_saelens_tree(tmp_path):
     for layer in (1, 0):
         metadata = {**V6["metadata"], "hook_name": f"blocks.{layer}.hook_resid_pre"}
@@ -1095,6 +1120,42 @@ def test_k_that_disagrees_is_refused(tmp_path):
     path = write(tmp_path / "ae.safetensors", topk_tensors(0.5), config=config)
     with pytest.raises(ValueError, match=r"k is 3 in the file and 5 in config.json"):
         jc.load_sae(path)
+    folder = saelens(tmp_path / "saelens", random(PLAIN), **V6, architecture="topk", k=F + 1)
+    with pytest.raises(
+        ValueError, match=r"saelens.*\(SAELens topk\): TopK: k is 11, and the dictionary has 10 latents"
+    ):
+        jc.load_sae(folder)
+    assert jc.load_sae(folder, latents=[2, 8]).d_sae == 2
+
+
+@pytest.mark.parametrize("kind", ["AutoEncoderTopK", "BatchTopKSAE"])
+def test_a_state_from_the_midst_of_a_training(tmp_path, kind):
+    """Its configuration is one folder up, and says the k that the training comes down to."""
+    tensors = topk_tensors(0.8)
+    trainer = {
+        "dict_class": kind,
+        "k": 2,
+        "k_anneal_steps": 100,
+        "submodule_name": "resid_post_layer_3",
+        "lm_name": "gpt2",
+    }
+    write(tmp_path / "ae.safetensors", tensors, config={"trainer": trainer})
+    path = write(tmp_path / "checkpoints" / "ae_50.safetensors", tensors)
+    acts, decode = topk_pre(tensors)
+    acts = top(acts, 3) if kind == "AutoEncoderTopK" else acts * (acts > 0.8)
+    sae = jc.load_sae(path)
+    check(sae, acts, decode(acts))
+    assert (str(sae.site), sae.processing) == ("blocks.3.hook_resid_post", ())
+
+
+def test_of_the_hub_the_configuration_above_a_checkpoint_comes_too(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **given: asked.append(given) or str(tmp_path))
+    write(tmp_path / "a" / "checkpoints" / "ae_5.safetensors", topk_tensors(0.5))
+    trainer = {"dict_class": "AutoEncoderTopK", "k": 3, "submodule_name": "resid_post_layer_3"}
+    (tmp_path / "a" / "config.json").write_text(json.dumps({"trainer": trainer}))
+    assert jc.load_sae("someone/saes:a/checkpoints/ae_5.safetensors").site is not None
+    assert "a/config.json" in asked[0]["allow_patterns"]
 
 
 @pytest.mark.parametrize(

@@ -591,6 +591,22 @@ def test_saelens_constant_scalar_rescale(tmp_path):
         jc.load_sae(write(tmp_path / "sae_weights.safetensors", tensors, cfg=config))
 
 
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_saelens_scalar_rescale_beside_rescaling_by_norms(tmp_path, architecture):
+    """The norms are those of the stored directions: the scalar is no part of them."""
+    tensors = random(PLAIN)
+    normalisation = {"normalize_activations": "constant_scalar_rescale", "activation_normalization_factor": 3.0}
+    config = {**V6, **normalisation, "architecture": architecture, "k": 4, "rescale_acts_by_decoder_norm": True}
+    stored = {**tensors, **({"topk_threshold": np.asarray(6.0)} if architecture == "batchtopk" else {})}
+    sae = jc.load_sae(write(tmp_path / "sae_weights.safetensors", stored, cfg=config))
+    t = doubles(tensors)
+    norms = np.linalg.norm(t["W_dec"], axis=1)
+    h = ((3.0 * inputs() - t["b_dec"]) @ t["W_enc"] + t["b_enc"]) * norms
+    acts = relu(top(h, 4)) if architecture == "topk" else relu(h) * (h > 6.0)
+    assert 0 < (acts > 0).sum() < (h > 0).sum()
+    check(sae, acts, ((acts / norms) @ t["W_dec"] + t["b_dec"]) / 3.0)
+
+
 NORMALIZED = "blocks.1.ln2.hook_normalized"
 UNFOLDED, FOLDED = {"fold_ln": False}, {"fold_ln": True}
 
@@ -729,10 +745,44 @@ def test_latents_that_compete_are_not_encoded_alone(tmp_path):
         some.encode(jnp.asarray(inputs()))
 
 
+def test_latents_that_compete_in_every_format(tmp_path):
+    """Fewer are read than are on, which is no error of theirs."""
+    as_yaml(tmp_path / "set", {**SET, "activation": "topk", "k": 3})
+    groups = write(
+        tmp_path / "layers.5" / "sae.safetensors",
+        random({"encoder.weight": (F, D), "encoder.bias": (F,), "W_dec": (F, D), "b_dec": (D,)}),
+        cfg={"d_in": D, "num_latents": F, "k": 5, "activation": "groupmax"},
+    )
+    scopium = {**SCOPIUM_CFG, "act_fn": "topk", "top_k": 3, "norm_activation": "inference"}
+    topk = {"b_dec": (D,), **LINEAR}
+    tracer = {name: shape for name, shape in TRACER.items() if name != "threshold"}
+    paths = [
+        write(tmp_path / "set" / "layer_3.safetensors", random(tracer)),
+        groups,
+        write(tmp_path / "c" / "sae_weights.safetensors", random(SCOPIUM), config=scopium),
+        write(tmp_path / "ae.safetensors", {**random(topk), "k": np.asarray(3, np.int32)}),
+    ]
+    for path in paths:
+        some = jc.load_sae(path, latents=[7])
+        assert_close(some.W_enc, np.asarray(jc.load_sae(path).W_enc)[:, [7]])
+        with pytest.raises(ValueError, match="only 1 latents were read"):
+            some.encode(jnp.asarray(inputs()))
+
+
 def test_latents_that_are_not_there_are_refused(tmp_path):
     path = write(tmp_path / "sae_weights.safetensors", random(PLAIN), cfg={**V6, "architecture": "standard"})
     with pytest.raises(ValueError, match=r"has 10 latents, from 0 on, and latents=… asks for -1 to 10"):
         jc.load_sae(path, latents=[3, -1, 10])
+    with pytest.raises(ValueError, match=r"latents=…: the mask has 3 entries, and there are 10 latents"):
+        jc.load_sae(path, latents=[True, False, True])
+
+
+def test_latents_by_a_mask(tmp_path):
+    path = write(tmp_path / "sae_weights.safetensors", random(PLAIN), cfg={**V6, "architecture": "standard"})
+    alive = np.arange(F) % 3 == 0
+    some = jc.load_sae(path, latents=alive)
+    assert some.d_sae == 4
+    assert_close(some.W_dec, jc.load_sae(path).W_dec[alive])
 
 
 @pytest.mark.usefixtures("untyped")
@@ -740,6 +790,8 @@ def test_latents_are_a_list(tmp_path):
     path = write(tmp_path / "sae_weights.safetensors", random(PLAIN), cfg={**V6, "architecture": "standard"})
     with pytest.raises(TypeError, match="load_sae: latents: expected a list of numbers"):
         jc.load_sae(path, latents=3)
+    with pytest.raises(TypeError, match=r"load_sae: latents: expected the numbers of latents, whole .* got \[2.7\]"):
+        jc.load_sae(path, latents=[2.7])
 
 
 # Readers of one's own

@@ -349,17 +349,19 @@ def test_arrays_of_other_shapes_are_refused(getkey):
 
 def test_k_beyond_the_dictionary_is_refused(getkey):
     with pytest.raises(ValueError, match="k is 21, and the dictionary has 20 latents"):
-        make_sae(getkey(), 4, activation=TopK(21)).encode(jnp.zeros(4))
+        make_sae(getkey(), 4, activation=TopK(21))
     with pytest.raises(ValueError, match="at least 1; got 0"):
         TopK(0)
     with pytest.raises(ValueError, match="AbsTopK: k is 21, and the dictionary has 20 latents"):
-        make_sae(getkey(), 4, activation=AbsTopK(21)).encode(jnp.zeros(4))
+        make_sae(getkey(), 4, activation=AbsTopK(21))
     with pytest.raises(ValueError, match="AbsTopK: k is the number of latents that stay on, at least 1; got 0"):
         AbsTopK(0)
     with pytest.raises(ValueError, match="20 latents are not 3 groups of one size"):
-        make_sae(getkey(), 4, activation=GroupMax(3)).encode(jnp.zeros(4))
+        make_sae(getkey(), 4, activation=GroupMax(3))
     with pytest.raises(ValueError, match="at least 1; got 0"):
         GroupMax(0)
+    with pytest.raises(ValueError, match="k is 5, and the dictionary has 4 latents"):
+        TopK(5)(jnp.zeros(4))
 
 
 def test_decoding_without_the_needed_input_is_refused(getkey):

@@ -476,6 +476,31 @@ def test_the_list_above_is_whole():
         ({"attn_scale": 0}, "attn_scale = 0; expected a number above 0"),
         ({"attn_scale": None}, "attn_scale = None; expected a number above 0"),
         ({"eps": None}, "eps = None; expected a number above 0"),
+        *(
+            (
+                {"use_local_attn": True, "attn_types": ["local", "global"], "window_size": size},
+                f"window_size = {size!r}; exp",
+            )
+            for size in (0, -1, 2.5, "3")
+        ),
+        ({"n_key_value_heads": 4}, "n_heads = 2, which n_key_value_heads = 4 does not divide"),
+        ({"n_heads": -1, "d_head": 17}, "n_heads = 0; expected a whole number from 1"),
+        ({"positional_embedding_type": "rotary", "rotary_dim": 10}, "10 coordinates of a head are to rotate, .* has 6"),
+        (
+            {"positional_embedding_type": "rotary", "d_head": 3},
+            "3 coordinates of a head are to rotate, in pairs, which takes 4",
+        ),
+        *(
+            (
+                {
+                    "positional_embedding_type": "rotary",
+                    "use_NTK_by_parts_rope": True,
+                    "NTK_by_parts_low_freq_factor": low,
+                },
+                f"NTK_by_parts_high_freq_factor = 4.0 must be above NTK_by_parts_low_freq_factor = {low}",
+            )
+            for low in (4.0, 8.0)
+        ),
         ({"d_mlp": 25}, r"`blocks.0.mlp.W_in` has shape \(16, 24\), and its configuration asks for \(16, 25\)"),
     ],
 )

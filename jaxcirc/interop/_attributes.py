@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from .._checks import check_list
+
 
 @dataclasses.dataclass(frozen=True)
 class Inert:
@@ -59,14 +61,29 @@ def used_values(
     return values
 
 
-def check_known(config: Mapping[str, Any], *tables: Collection[str], source: str) -> None:
-    """ValueError for an attribute that is in no table: to be called last, since another architecture has others."""
-    for attribute, value in config.items():
-        if not any(attribute in table for table in tables):
-            raise ValueError(
-                f"{source}: the attribute {attribute} = {value!r} is not known, and might change what the model computes. "
-                "If it does not, remove it."
-            )
+def check_known(
+    config: Mapping[str, Any], *tables: Collection[str], source: str, remedy: str = "remove {names}"
+) -> None:
+    """ValueError for an attribute that is in no table: to be called last, since another architecture has others. `remedy`: what to do with
+    `{names}`.
+    """
+    unknown = {name: value for name, value in config.items() if not any(name in table for table in tables)}
+    if unknown:
+        said = " and ".join(f"the attribute {name} = {value!r}" for name, value in unknown.items())
+        raise ValueError(
+            f"{source}: {said} is not known, and might change what the model computes. If it does not, "
+            f"{remedy.format(names=list(unknown))}."
+        )
+
+
+def without_ignored(
+    config: Mapping[str, Any], ignore: Collection[str], used: Collection[str], source: str
+) -> dict[str, Any]:
+    """The attributes but those that the caller says change nothing. **Raises:** `ValueError` for one that the model is made of."""
+    ignored = check_list("ignore_config", "names of attributes", ignore)
+    if wrong := [name for name in ignored if name in used and name in config]:
+        raise ValueError(f"{source}: ignore_config names {wrong[0]}, which says what the model is. Leave it out there.")
+    return {name: value for name, value in config.items() if name not in ignored}
 
 
 # Other names of the same functions; `gelu_fast` writes sqrt(2 / pi) with ten digits.
@@ -102,18 +119,18 @@ NO_ROTATION: dict[str, Inert] = {
 # is what old configurations called `n_positions`.
 _IGNORED = """
 _attn_implementation _attn_implementation_autoset _attn_implementation_internal _auto_class _commit_hash _configuration_file
-_experts_implementation _experts_implementation_internal _from_auto _from_pipeline _name_or_path _num_labels _output_attentions
-_pre_quantization_dtype architectures attention_dropout attn_implementation attn_pdrop attribute_map bad_words_ids base_config_key
-base_model_ep_plan base_model_fsdp_plan base_model_pp_plan base_model_tp_plan begin_suppress_tokens bos_token_id chunk_size_feed_forward
-classifier_dropout cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop
-embed_dropout encoder_no_repeat_ngram_size eos_token_id experts_implementation exponential_decay_length_penalty finetuning_task
-forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range is_composition is_decoder
-keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type n_ctx n_special name_or_path no_repeat_ngram_size
-num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past output_scores pad_token_id
-predict_special_tokens prefix problem_type remove_invalid_values reorder_and_upcast_attn repetition_penalty resid_dropout resid_pdrop
-return_dict return_dict_in_generate sep_token_id sub_configs summary_activation summary_first_dropout summary_proj_to_labels summary_type
-summary_use_proj suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p
-torch_dtype torchscript transformers.js_config transformers_version trust_remote_code typical_p use_bfloat16 use_cache use_return_dict
-xla_device
+_experts_implementation _experts_implementation_internal _flash_attn_2_enabled _from_auto _from_pipeline _name_or_path _num_labels
+_output_attentions _pre_quantization_dtype architectures attention_dropout attn_implementation attn_pdrop attribute_map bad_words_ids
+base_config_key base_model_ep_plan base_model_fsdp_plan base_model_pp_plan base_model_tp_plan begin_suppress_tokens bos_token_id
+chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
+early_stopping embd_pdrop embed_dropout encoder_no_repeat_ngram_size eos_token_id experts_implementation exponential_decay_length_penalty
+finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range is_composition is_decoder
+keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type n_ctx n_special name_or_path neftune_noise_alpha
+no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
+output_scores pad_token_id predict_special_tokens prefix problem_type remove_invalid_values reorder_and_upcast_attn repetition_penalty
+resid_dropout resid_pdrop return_dict return_dict_in_generate sep_token_id sub_configs summary_activation summary_first_dropout
+summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version trust_remote_code typical_p unsloth_fixed
+unsloth_version use_bfloat16 use_cache use_return_dict xla_device
 """
 IGNORED = frozenset(_IGNORED.split())

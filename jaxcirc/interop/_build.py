@@ -14,7 +14,7 @@ from ..models import Transformer
 from ..parts import ACTIVATIONS, Attention, Block, GatedMLP, LayerNorm, make_rotary, MLP, Norm, RMSNorm, Rotary
 from ._rotation import Rotation
 from ._spec import Spec
-from ._tensors import cast
+from ._tensors import cast, checked_dtype
 
 
 def build(
@@ -94,21 +94,6 @@ def build(
         context=spec.n_ctx if spec.rotations else None,
         positions=spec.rotations,
     )
-
-
-def checked_dtype(dtype: DTypeLike) -> np.dtype:
-    """Gives `dtype` as NumPy's, after a check that JAX would keep it."""
-    try:
-        dtype = np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"Expected a dtype such as jnp.float32, got {dtype!r}.") from None
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"A model's arrays are of a floating dtype; got {dtype}.")
-    if dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
-        raise ValueError(
-            'float64 needs jax.config.update("jax_enable_x64", True) first; else JAX would round to float32.'
-        )
-    return dtype
 
 
 def arrays_of(model: Transformer) -> dict[str, np.ndarray]:

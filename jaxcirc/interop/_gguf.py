@@ -6,13 +6,14 @@ have their one added.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import _layouts
+from ._attributes import without_ignored
 from ._config import read_config
 from ._gguf_file import GGUF, open_gguf
 from ._rotation import Divided, Llama3
@@ -81,25 +82,26 @@ class Stored:
         return array if dtype is None else array.astype(dtype)
 
 
-def read_gguf(path: str | Path) -> tuple[Spec, dict[str, object]]:
-    """Reads the spec of a GGUF file, and its tensors by Hugging Face's names, still on disk.
+def read_gguf(path: str | Path, ignore: Collection[str] = ()) -> tuple[Spec, dict[str, object]]:
+    """Reads the spec of a GGUF file, without the metadata that the caller has it `ignore`, and its tensors by Hugging Face's names, still
+    on disk.
 
     **Raises:** `ImportError` without the package gguf; `ValueError` for a file that is not whole or not GGUF, another architecture, and
     metadata that are not known or ask for another computation.
     """
     file = open_gguf(path)
-    spec = gguf_spec(file)
+    spec = gguf_spec(file, ignore)
     return spec, _tensors(file, spec)
 
 
-def gguf_spec(file: GGUF) -> Spec:
+def gguf_spec(file: GGUF, ignore: Collection[str] = ()) -> Spec:
     """Says what the model in a file is."""
     kind = ARCHITECTURES.get(file.architecture)
     if kind is None:
         raise ValueError(
             f"{file.path}: general.architecture = {file.architecture!r} is not supported; {', '.join(map(repr, ARCHITECTURES))} are."
         )
-    _check_known(file)
+    _check_known(file, ignore)
     config = _config(file)
     if kind == "llama" and "sliding_window" in config:  # llama.cpp has no other name for a Mistral
         kind = "mistral"
@@ -111,14 +113,18 @@ def gguf_spec(file: GGUF) -> Spec:
     return spec
 
 
-def _check_known(file: GGUF) -> None:
+def _check_known(file: GGUF, ignore: Collection[str]) -> None:
     prefix = f"{file.architecture}."
-    for key, value in file.metadata.items():
+    known = {prefix + name for name in (*_USED, *_READ_APART)}
+    for key, value in without_ignored(file.metadata, ignore, known, str(file.path)).items():
         name = key.removeprefix(prefix)
         if name == key or name in _USED or name in _READ_APART or name in _IGNORED:
             continue
         if name not in _ONLY:
-            raise ValueError(f"{file.path}: {key} = {value!r} is not known, and might change what the model computes.")
+            raise ValueError(
+                f"{file.path}: {key} = {value!r} is not known, and might change what the model computes. If it does not, pass "
+                f"ignore_config=[{key!r}]."
+            )
         allowed = (file.get("attention.key_length"),) if _ONLY[name] is None else _ONLY[name]
         if value not in allowed:
             raise ValueError(f"{file.path}: {key} = {value!r} is not supported; only {allowed[0]!r} is.")

@@ -1,5 +1,6 @@
 """Models from checkpoints."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ from jaxtyping import DTypeLike
 from ..models import Transformer
 from . import _hub
 from ._build import build
-from ._config import read_config
+from ._config import class_of, read_config
 from ._gguf import gguf_spec, read_gguf
 from ._gguf_file import is_gguf, open_gguf
 from ._read import FORMATS, read_configuration, read_folder, weights_file
 from ._shipped import SHIPPED, shipped_folder
 from ._spec import Spec
-from ._tensors import read, to_numpy
+from ._tensors import checked_dtype, read, to_numpy
 
 
 def from_pretrained(
-    name_or_dir: str | Path, *, revision: str | None = None, dtype: DTypeLike = jnp.float32
+    name_or_dir: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: DTypeLike = jnp.float32,
+    ignore_config: Collection[str] = (),
 ) -> Transformer:
     """A model from a checkpoint.
 
@@ -32,6 +37,7 @@ def from_pretrained(
       `"EleutherAI/pythia-70m-deduped"`). A name is looked for in this order, so `"./tiny-gpt2"` is a folder.
     - `revision`: a branch, tag or commit of the Hub.
     - `dtype`: of the weights. What is computed with weights of half precision is float32.
+    - `ignore_config`: attributes of the configuration that are not known, or not supported, and that you know to change nothing.
 
     Of a tied embedding and unembedding one is enough, under either name.
 
@@ -44,27 +50,31 @@ def from_pretrained(
     >>> model.n_layers, model.blocks[0].attn.W_Q.shape[1]
     (4, 128)
     """
-    spec, arrays = _spec_and_arrays(name_or_dir, revision)
+    dtype = checked_dtype(dtype)
+    spec, arrays = _spec_and_arrays(name_or_dir, revision, ignore_config)
     return build(spec, arrays, name=_short(name_or_dir), dtype=dtype)
 
 
-def _spec_and_arrays(name_or_dir: str | Path, revision: str | None) -> tuple[Spec, dict[str, np.ndarray]]:
+def _spec_and_arrays(
+    name_or_dir: str | Path, revision: str | None, ignore: Collection[str]
+) -> tuple[Spec, dict[str, np.ndarray]]:
     """Reads what a checkpoint is and what it holds; what the file's own tensors took is free again when this returns."""
     folder, file = locate(name_or_dir, revision)
     source = str(name_or_dir)
     if file is not None and is_gguf(folder / file):
-        spec, stored = read_gguf(folder / file)
+        spec, stored = read_gguf(folder / file, ignore)
         return spec, read(stored, spec, kind="torch", source=source)
     stored, kind, config = read_folder(folder, file)
-    spec = read_config(config, source)
+    spec = read_config(config, source, ignore)
     return spec, read(stored, spec, kind=kind, source=source)
 
 
-def from_torch(hf_model: Any, *, dtype: DTypeLike | None = None) -> Transformer:
+def from_torch(hf_model: Any, *, dtype: DTypeLike | None = None, ignore_config: Collection[str] = ()) -> Transformer:
     """A model from a transformers PyTorch model in memory, of any of the architectures that `from_pretrained` reads, with an unembedding
-    or without.
+    or, where it is tied to the embedding, without. One of a class of your own that is derived from theirs is read as theirs: what it
+    computes otherwise is not seen.
 
-    **Arguments:** - `dtype`: of the arrays; `None` keeps the embedding's.
+    **Arguments:** - `dtype`: of the arrays; `None` keeps the embedding's. - `ignore_config`: as of `from_pretrained`.
 
     >>> jc.from_torch(transformers.GPT2LMHeadModel.from_pretrained("gpt2"))  # doctest: +SKIP
     """
@@ -75,7 +85,7 @@ def from_torch(hf_model: Any, *, dtype: DTypeLike | None = None) -> Transformer:
             f"Expected a transformers PyTorch model, with a config and a state_dict; got {type(hf_model).__name__}."
         ) from None
     source = type(hf_model).__name__
-    spec = read_config(config | {"architectures": [source]}, source)
+    spec = read_config(config | {"architectures": [class_of(hf_model)]}, source, ignore_config)
     arrays = read({name: to_numpy(name, value) for name, value in state.items()}, spec, kind="torch", source=source)
     return build(spec, arrays, name=config.get("_name_or_path") or source, dtype=dtype or arrays["W_E"].dtype)
 

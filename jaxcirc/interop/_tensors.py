@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
@@ -11,7 +12,7 @@ from jaxtyping import DTypeLike
 from . import _layouts
 from ._keymaps import Key, Table
 from ._spec import is_bias, Spec
-from .families import table_of
+from .families import FAMILIES, table_of
 
 
 def to_numpy(name: str, value: Any) -> np.ndarray:
@@ -26,6 +27,21 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
     if array.dtype == object:
         raise TypeError(f"Expected an array under `{name}`, got {type(value).__name__}.")
     return array
+
+
+def checked_dtype(dtype: DTypeLike) -> np.dtype:
+    """Gives `dtype` as NumPy's, after a check that JAX would keep it."""
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"Expected a dtype such as jnp.float32, got {dtype!r}.") from None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"Weights are of a floating dtype; got {dtype}.")
+    if dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+        raise ValueError(
+            'float64 needs jax.config.update("jax_enable_x64", True) first; else JAX would round to float32.'
+        )
+    return dtype
 
 
 def cast(name: str, array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
@@ -55,7 +71,7 @@ def read(stored: Mapping[str, object], spec: Spec, *, kind: str, source: str) ->
     W_U = _read_one(head, of_head, spec, kind, source)["W_U"] if of_head else None
     if W_U is not None and embedding.name(kind) not in stored:
         stored[embedding.name(kind)] = W_U.T
-    _check_names(stored, keys, kind, source)
+    _check_names(stored, keys, spec, kind, source)
     out = _zero_biases(spec)
     for key in keys:
         if key.name(kind) in stored:  # or it is an optional one
@@ -124,16 +140,25 @@ def _bare(stored: Mapping[str, object], table: Table, source: str) -> dict[str, 
     return out
 
 
-def _check_names(stored: Mapping[str, object], keys: tuple[Key, ...], kind: str, source: str) -> None:
+def _check_names(stored: Mapping[str, object], keys: tuple[Key, ...], spec: Spec, kind: str, source: str) -> None:
     known = {key.name(kind) for key in keys}
     missing = [key.name(kind) for key in keys if key.name(kind) not in stored and not key.optional]
     extra = [name for name in stored if name not in known]
+    if missing == [_table(spec, kind).head.name(kind)] and not extra:
+        raise ValueError(
+            f"{source} has no unembedding: `{missing[0]}` is missing, and its configuration does not tie one to the embedding. Give the "
+            f"model that has it{_with_head(spec)}."
+        )
     if missing or extra:
         wrong = [f"missing: {_listed(missing)}" if missing else "", f"unexpected: {_listed(extra)}" if extra else ""]
         raise ValueError(
             f"{source} does not hold the tensors that its configuration asks for; {'; '.join(filter(None, wrong))}. "
             "Do the weights and the configuration belong together?"
         )
+
+
+def _with_head(spec: Spec) -> str:
+    return f", a {FAMILIES[spec.architecture].classes[0]}" if spec.architecture in FAMILIES else ""
 
 
 def _listed(names: list[str], most: int = 8) -> str:

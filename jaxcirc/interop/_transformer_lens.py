@@ -17,7 +17,8 @@ from ._lens_attributes import IGNORED, ONLY, USED
 from ._rotation import Linear, Llama3, Rotation
 from ._spec import ATTENTION_BIASES, MLP_BIASES, Spec
 from ._tensors import read, to_numpy
-from .families._family import count, positive
+from .families._family import check_shared, count, positive
+from .families._rope import check_pairs, ramp
 
 
 _SOURCE = "The TransformerLens state dict"
@@ -122,13 +123,16 @@ def _spec(values: Mapping[str, Any]) -> Spec:
         raise ValueError(f"TransformerLens config: act_fn {act!r} is not supported; {', '.join(ACTS)} are.")
     size = lambda name: count(values, name, _CONFIG)
     d_model, d_head, d_vocab, n_layers = size("d_model"), size("d_head"), size("d_vocab"), size("n_layers")
-    n_heads = d_model // d_head if values["n_heads"] == -1 else size("n_heads")
+    filled = {"n_heads": d_model // d_head} if values["n_heads"] == -1 else {}
+    n_heads = count({**values, **filled}, "n_heads", _CONFIG)
+    n_kv_heads = n_heads if values["n_key_value_heads"] is None else size("n_key_value_heads")
+    check_shared(n_heads, n_kv_heads, "n_heads", "n_key_value_heads", _CONFIG)
     olmo2 = _is_olmo2(values)
     return Spec(
         architecture="transformer_lens",
         n_layers=n_layers,
         n_heads=n_heads,
-        n_kv_heads=n_heads if values["n_key_value_heads"] is None else size("n_key_value_heads"),
+        n_kv_heads=n_kv_heads,
         d_head=d_head,
         d_model=d_model,
         d_mlp=None if attn_only else 4 * d_model if values["d_mlp"] is None else size("d_mlp"),
@@ -196,6 +200,7 @@ def _rotations(values: Mapping[str, Any], n_layers: int, d_head: int) -> tuple[R
             "together."
         )
     width = d_head if values["rotary_dim"] is None else count(values, "rotary_dim", _CONFIG)
+    check_pairs(width, d_head, _CONFIG)
     local = lambda layer: bool(values["use_local_attn"]) and values["attn_types"][layer] == "local"
     return tuple(_rotation(values, width, local(layer)) for layer in range(n_layers))
 
@@ -205,7 +210,7 @@ def _rotation(values: Mapping[str, Any], width: int, local: bool) -> Rotation:
     number = lambda name: positive(values, name, _CONFIG)
     scaling = None
     if values["use_NTK_by_parts_rope"]:
-        low, high = number("NTK_by_parts_low_freq_factor"), number("NTK_by_parts_high_freq_factor")
+        low, high = ramp(values, "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", _CONFIG)
         scaling = Llama3(number("NTK_by_parts_factor"), low, high, count(values, "NTK_original_ctx_len", _CONFIG))
     elif not local and values["rotary_scaling_factor"] != 1:  # of layers that attend to all
         scaling = Linear(number("rotary_scaling_factor"))
@@ -242,4 +247,5 @@ def _windows(values: Mapping[str, Any]) -> tuple[int | None, ...]:
             f"TransformerLens config: use_local_attn needs window_size, and attn_types with {n_layers} entries of 'global' or 'local'; "
             f"got {window} and {kinds}."
         )
-    return tuple(window if kind == "local" else None for kind in kinds)
+    width = count(values, "window_size", _CONFIG) if "local" in kinds else None
+    return tuple(width if kind == "local" else None for kind in kinds)

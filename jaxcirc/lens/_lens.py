@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_choice, check_count, check_kind, check_list
+from .._checks import check_choice, check_chosen, check_count, check_kind, check_list
 from .._figures import COLOURED_BY, text_of, written
 from .._fingerprint import difference, fingerprint
 from .._labels import with_labels
@@ -121,9 +121,10 @@ class JacobianLens(Shown, eqx.Module):
             raise ValueError(
                 f"JacobianLens.readout: top_k is {top_k}, and there are logits of {len(model.b_U)} tokens."
             )
-        chosen = np.asarray(ranks_of, np.int64).reshape(-1)
-        check_token_ids(model, chosen, len(model.b_U))
-        given = {"top_k": top_k, "chosen": chosen, "logit_lens": logit_lens}
+        chosen = check_chosen("JacobianLens.readout: ranks_of", "tokens", ranks_of)
+        chosen.check_among("JacobianLens.readout: ranks_of", "tokens with logits", len(model.b_U))
+        check_token_ids(model, chosen.indices, len(model.b_U))
+        given = {"top_k": top_k, "chosen": chosen.indices, "logit_lens": logit_lens}
         return read_layers(model, np.asarray(tokens), self._maps(), self.centres, target, **given)
 
     def next_token(self, model: Transformer, prompts: Corpus) -> "pd.DataFrame":

@@ -56,6 +56,10 @@ class Angles(NamedTuple):
 def rotate(x: Float[Array, "seq head d_head"], by: Angles) -> Float[Array, "seq head d_head"]:
     """Rotates coordinate `i` and coordinate `i + pair` by an angle at each position."""
     pair = by.cos.shape[-1]
+    if 2 * pair > x.shape[-1]:  # else the sums below would make an array of another width
+        raise ValueError(
+            f"Rotary: {pair} pairs of coordinates are to rotate, and a head has {x.shape[-1]} coordinates."
+        )
     first, second = x[..., :pair], x[..., pair : 2 * pair]
     rest = [x[..., 2 * pair :]] if x.shape[-1] > 2 * pair else []
     return jnp.concatenate([first * by.cos - second * by.sin, second * by.cos + first * by.sin, *rest], axis=-1)

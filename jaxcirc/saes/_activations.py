@@ -20,6 +20,10 @@ class AbstractActivation(eqx.Module):
     def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
         """**Arguments:** - `pre`: `x W_enc + b_enc`. **Returns:** the latents, of the same shape."""
 
+    def misfit(self, d_sae: int) -> str:
+        """Says what keeps it from being that of a dictionary with so many latents; "" for nothing."""
+        return ""
+
 
 class ReLU(AbstractActivation):
     """`max(pre, 0)`, with derivative 0 at 0."""
@@ -67,8 +71,11 @@ class TopK(AbstractActivation):
     def __check_init__(self):
         _check_k(self, self.k)
 
+    def misfit(self, d_sae: int) -> str:
+        return _too_many(self, self.k, d_sae)
+
     def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
-        _check_enough(self, self.k, pre)
+        _check_fits(self, pre)
         largest, chosen = jax.lax.top_k(pre, self.k)
         kept = jax.nn.relu(largest) if self.rectified else largest
         return jnp.put_along_axis(jnp.zeros_like(pre), chosen, kept, axis=-1, inplace=False)
@@ -84,8 +91,11 @@ class AbsTopK(AbstractActivation):
     def __check_init__(self):
         _check_k(self, self.k)
 
+    def misfit(self, d_sae: int) -> str:
+        return _too_many(self, self.k, d_sae)
+
     def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
-        _check_enough(self, self.k, pre)
+        _check_fits(self, pre)
         chosen = jax.lax.top_k(jnp.abs(pre), self.k)[1]
         kept = jnp.take_along_axis(pre, chosen, axis=-1)
         return jnp.put_along_axis(jnp.zeros_like(pre), chosen, kept, axis=-1, inplace=False)
@@ -102,11 +112,13 @@ class GroupMax(AbstractActivation):
         if self.groups < 1:
             raise ValueError(f"GroupMax: groups is the number of groups, at least 1; got {self.groups}.")
 
+    def misfit(self, d_sae: int) -> str:
+        if not d_sae % self.groups:
+            return ""
+        return f"GroupMax: {d_sae} latents are not {self.groups} groups of one size; give a number that divides them."
+
     def __call__(self, pre: Float[Array, "... d_sae"]) -> Float[Array, "... d_sae"]:
-        if pre.shape[-1] % self.groups:
-            raise ValueError(
-                f"GroupMax: {pre.shape[-1]} latents are not {self.groups} groups of one size; give a number that divides them."
-            )
+        _check_fits(self, pre)
         grouped = pre.reshape(*pre.shape[:-1], self.groups, -1)
         largest = jnp.argmax(grouped, axis=-1, keepdims=True) == jnp.arange(grouped.shape[-1])
         return jnp.where(largest, jax.nn.relu(grouped), 0).reshape(pre.shape)
@@ -143,6 +155,10 @@ def _check_k(activation: AbstractActivation, k: int) -> None:
         raise ValueError(f"{type(activation).__name__}: k is the number of latents that stay on, at least 1; got {k}.")
 
 
-def _check_enough(activation: AbstractActivation, k: int, pre: Float[Array, "... d_sae"]) -> None:
-    if k > pre.shape[-1]:
-        raise ValueError(f"{type(activation).__name__}: k is {k}, and the dictionary has {pre.shape[-1]} latents.")
+def _too_many(activation: AbstractActivation, k: int, d_sae: int) -> str:
+    return f"{type(activation).__name__}: k is {k}, and the dictionary has {d_sae} latents." if k > d_sae else ""
+
+
+def _check_fits(activation: AbstractActivation, pre: Float[Array, "... d_sae"]) -> None:
+    if misfit := activation.misfit(pre.shape[-1]):
+        raise ValueError(misfit)

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_chosen
 from .._labels import with_labels
 from .._precision import wide
 from .._shown import Shown
@@ -19,7 +19,9 @@ from ._decoders import AbstractDecoder
 from ._dictionaries import slopes_of
 
 
-Latents: TypeAlias = Sequence[int] | Int[Any, " n"]  # their numbers, of NumPy or JAX, or a list
+Latents: TypeAlias = (
+    Sequence[int] | Sequence[bool] | Int[Any, " n"] | Bool[Any, " d_sae"]
+)  # their numbers, or a mask of all, of NumPy or JAX, or a list
 
 
 @with_labels("origin")
@@ -80,12 +82,11 @@ class CrossLayerTranscoder(Shown, eqx.Module):
         for layer, (W_enc, decoder) in enumerate(zip(self.W_enc, self.decoders, strict=True)):
             expected = (jnp.shape(W_enc)[-1], layers - layer, jnp.shape(self.b_dec[layer])[-1])
             # Under transformations leaves can be batched, or stand-ins without a shape; only plain arrays are checked.
-            if (
-                isinstance(W_enc, jax.Array)
-                and W_enc.ndim == 2
-                and len(decoder.shape) == 3
-                and decoder.shape != expected
-            ):
+            if not isinstance(W_enc, jax.Array) or W_enc.ndim != 2:
+                continue
+            if misfit := self.activations[layer].misfit(W_enc.shape[1]):
+                raise ValueError(f"{self.origin or 'CrossLayerTranscoder'}: layer {layer}: {misfit}")
+            if len(decoder.shape) == 3 and decoder.shape != expected:
                 raise ValueError(
                     f"CrossLayerTranscoder: the decoder of layer {layer} has shape {decoder.shape}, expected {expected}: latents, layers "
                     "from its own on, numbers written."
@@ -166,9 +167,11 @@ class CrossLayerTranscoder(Shown, eqx.Module):
     def _checked(self, layer: int, latents: Latents) -> Int[Any, " n"]:
         if isinstance(latents, Tracer):  # its numbers are not known yet; JAX keeps them inside the array
             return latents
-        indices = np.asarray(latents, dtype=np.int64)
-        if indices.size and not (indices.min() >= 0 and indices.max() < self.W_enc[layer].shape[1]):
+        chosen, count = check_chosen("latents", "latents", latents), self.W_enc[layer].shape[1]
+        chosen.check_among("latents", f"latents in layer {layer}", count)
+        indices = chosen.indices
+        if indices.size and not (indices.min() >= 0 and indices.max() < count):
             raise ValueError(
-                f"latents: layer {layer} has {self.W_enc[layer].shape[1]} of them, from 0 on, got {indices.min()} to {indices.max()}."
+                f"latents: layer {layer} has {count} of them, from 0 on, got {indices.min()} to {indices.max()}."
             )
         return indices

@@ -236,6 +236,8 @@ def _needed(x: Array | None, dictionary: AbstractDictionary) -> Array:
 
 
 def _check_activation(dictionary: AbstractDictionary, activation: AbstractActivation) -> None:
+    if isinstance(dictionary.W_enc, jax.Array) and (misfit := activation.misfit(dictionary.d_sae)):
+        raise ValueError(f"{dictionary.origin or type(dictionary).__name__}: {misfit}")
     for array in jax.tree.leaves(activation):
         if isinstance(array, jax.Array) and array.shape not in ((), (dictionary.d_sae,)):
             raise ValueError(

@@ -127,6 +127,11 @@ def test_models_in_memory(name):
     if model.untied_W_U is None:
         bare = jc.from_torch(getattr(theirs, theirs.base_model_prefix), dtype=jnp.bfloat16)
         assert same_arrays(bare, jc.from_torch(theirs))
+    else:
+        with pytest.raises(
+            ValueError, match=r"has no unembedding: `\w+.weight` is missing, .* has it, a \w+ForCausalLM"
+        ):
+            jc.from_torch(getattr(theirs, theirs.base_model_prefix))
 
 
 @pytest.mark.parametrize("name", ROTARY)

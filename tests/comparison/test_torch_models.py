@@ -199,6 +199,9 @@ def test_models_in_memory(theirs):
     assert model.name == "GPT2LMHeadModel"
     assert model.dtype == jnp.float32
     assert same_arrays(jc.from_torch(theirs.transformer), model)
+    of_ones_own = copy.copy(theirs)
+    of_ones_own.__class__ = type("Mine", (type(theirs),), {})
+    assert jc.from_torch(of_ones_own).name == "Mine"
     assert jc.from_torch(copy.deepcopy(theirs).half()).dtype == jnp.float16
     assert jc.from_torch(theirs, dtype=jnp.bfloat16).dtype == jnp.bfloat16
 

@@ -59,7 +59,7 @@ def read(
     tensors, _ = checked(source.state, TENSORS, source, optional=_OPTIONAL)
     return Transcoder(
         **source.leaves(tensors["W_enc"].T, tensors["b_enc"], tensors["W_dec"], tensors["b_dec"]),
-        activation=_activation(tensors, config, activation, k, source),
+        activation=source.activation(_activation(tensors, config, activation, k, source)),
         reads=read_at,
         site=site,
         processing=(),  # on the weights as they are

@@ -11,6 +11,7 @@ from ..._sites import Kind, Site
 from ...saes import CrossLayerTranscoder
 from ...saes._processing import check_steps
 from .._read import contents
+from .._tensors import checked_dtype
 from ._circuit_tracer import CONFIG
 from ._cross_layer_files import Layer, read_gemma, read_tracer
 from ._find import find
@@ -50,6 +51,7 @@ def load_cross_layer_transcoder(
     **Raises:** `ValueError` for a layer whose file is missing, tensors that do not fit each other, a hook that is not known, and a set with
     another rule than a threshold, ReLU or top k in each layer.
     """
+    dtype = None if dtype is None else checked_dtype(dtype)
     if decoders not in (_HELD, "in files"):
         raise ValueError(f"load_cross_layer_transcoder: decoders must be {_HELD!r} or 'in files', got {decoders!r}.")
     root, repository = find(path_or_id, revision, tree="*")

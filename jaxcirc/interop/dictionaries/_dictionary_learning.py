@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...saes import AbstractActivation, Gated, JumpReLU, ReLU, SAE, TopK
+from ._find import CHECKPOINTS
 from ._parts import Parts, scale_biases, unit_decoder
 from ._reader import Reader
 from ._sites import agreed, of_folder, of_named_file, of_submodule, tinymodel_sites
@@ -89,10 +90,10 @@ def read(
     chosen |= {"use_threshold": True} if use_threshold else {}
     if scaled_features or (kind == "AutoEncoder" and normalize_decoder):
         parts = unit_decoder(parts)
-    k = _k(tensors, config, source)
+    k = _k(tensors, config, source) if kind == "AutoEncoderTopK" else None  # the others run by their threshold
     return SAE(
         **source.leaves(parts["W_enc"], parts["b_enc"], parts["W_dec"], parts["b_dec"]),
-        activation=_activation(kind, parts, None if use_threshold else k, source),
+        activation=source.activation(_activation(kind, parts, None if use_threshold else k, source)),
         site=_site(source, config),
         # Its trainers read the modules of the Hugging Face model that the configuration names, as they are.
         processing=() if config.get("lm_name") else None,
@@ -120,8 +121,11 @@ def _unwrapped(source: Source) -> tuple[Mapping[str, object], dict, float]:
 
 
 def trainer_config(source: Source) -> dict:
-    """Reads what `config.json` says of the trainer; empty without one, or where it is some other configuration."""
-    config = source.json("config.json") or {}
+    """Reads what `config.json` says of the trainer; empty without one, or where it is some other configuration. That of a state from the
+    midst of a training, in `checkpoints/`, is one folder up.
+    """
+    above = source.json("../config.json") if source.path.absolute().parent.name == CHECKPOINTS else None
+    config = source.json("config.json") or above or {}
     trainer = config.get("trainer")
     if not isinstance(trainer, dict):
         return {}
@@ -177,7 +181,8 @@ def _k(tensors: Parts, config: dict, source: Source) -> int | None:
     if "k" not in tensors:
         return None
     k, configured = int(tensors["k"]), config.get("k")
-    if configured is not None and int(configured) != k:
+    # From the midst of a training that comes down to its k step by step, the file has that of then.
+    if configured is not None and int(configured) != k and config.get("k_anneal_steps") is None:
         raise ValueError(
             f"{source.name}: k is {k} in the file and {configured} in config.json. Do the two belong together?"
         )

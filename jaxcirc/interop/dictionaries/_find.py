@@ -10,6 +10,7 @@ from .._read import contents
 from ._source import SUFFIXES
 
 
+CHECKPOINTS = "checkpoints"  # a folder of states from the midst of a training; what describes them is one folder up
 # What training leaves beside a dictionary, and what is none.
 BESIDE = (
     "model.safetensors",
@@ -30,7 +31,7 @@ NAMED = (
     "ae.safetensors",
     "params.npz",
     "params.safetensors",
-    "checkpoints/final.safetensors",
+    f"{CHECKPOINTS}/final.safetensors",
 )
 _CONFIGURATIONS = (
     "cfg.json",
@@ -81,7 +82,8 @@ def _download(repository: str, inside: str | None, revision: str | None, tree: s
         wanted = [*NAMED, *_CONFIGURATIONS]
     else:  # a file and the configurations beside it, or a folder, whose name may end in .pt too
         folder, stem = inside.rpartition("/")[0], inside.rpartition(".")[0]
-        beside = [f"{folder}/{name}".lstrip("/") for name in _CONFIGURATIONS]
+        folders = [folder, folder.rpartition("/")[0]] if folder.rpartition("/")[2] == CHECKPOINTS else [folder]
+        beside = [f"{each}/{name}".lstrip("/") for each in folders for name in _CONFIGURATIONS]
         wanted = [inside, f"{inside.rstrip('/')}/*", f"{stem}_cfg.json", *beside]
     try:
         with patient():

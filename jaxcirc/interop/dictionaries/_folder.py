@@ -12,8 +12,9 @@ from ..._sites import BySite, Site
 from ...saes import AbstractDictionary
 from .._read import contents
 from .._shipped import SHIPPED, shipped_folder
+from .._tensors import checked_dtype
 from ._circuit_tracer import CONFIG, is_set, members
-from ._find import find, is_hub_id, NAMED, tensor_files
+from ._find import CHECKPOINTS, find, is_hub_id, NAMED, tensor_files
 from ._llama_scope import FILE as LLAMA_SCOPE
 from ._load import read_source
 from ._plain import e2e_prefixes, e2e_site
@@ -51,6 +52,7 @@ def load_saes(
     >>> str(next(iter(jc.load_saes("tiny-gpt2"))))
     'blocks.0.hook_resid_pre'
     """
+    dtype = None if dtype is None else checked_dtype(dtype)
     check_format(format)
     root, repository = _root(folder_or_name, revision, include)
     by_site: dict[Site, tuple[Path, AbstractDictionary]] = {}
@@ -125,7 +127,7 @@ def _is_checkpoint(path: Path) -> bool:
     """Says whether it is an intermediate state of a training, which belongs to no circuit, or a hidden file. Finished ones of sparsify and
     Llama Scope lie in `checkpoints/` too.
     """
-    return ("checkpoints" in path.parts[:-1] and path.name not in (SPARSIFY, LLAMA_SCOPE)) or any(
+    return (CHECKPOINTS in path.parts[:-1] and path.name not in (SPARSIFY, LLAMA_SCOPE)) or any(
         part.startswith(".") for part in path.parts
     )
 

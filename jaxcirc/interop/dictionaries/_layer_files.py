@@ -67,7 +67,7 @@ def read_qwen_scope(source: Source, *, k: int | None = None) -> SAE:
     tensors, _ = checked(source.state, _QWEN, source, sizes=sizes)
     return SAE(
         **source.leaves(tensors["W_enc"].T, tensors["b_enc"], tensors["W_dec"].T, tensors["b_dec"]),
-        activation=TopK(int(named or k or 0), rectified=False),
+        activation=source.activation(TopK(int(named or k or 0), rectified=False)),
         site=agreed([("its name", of_named_file(source.path.name))], source.site, source.name),
         processing=(),
         centred=False,

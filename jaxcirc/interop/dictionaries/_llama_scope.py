@@ -168,7 +168,7 @@ def _activation(
         k = config.get("top_k", 50)
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"{source.name}: top_k of config.json is {k!r}; expected how many latents stay on.")
-        return scale_latents(parts, norms), TopK(k)
+        return scale_latents(parts, norms), source.activation(TopK(k))
     if _LOG_THRESHOLD not in tensors:
         raise ValueError(f"{source.name}: act_fn is jumprelu, and the file holds no `{_LOG_THRESHOLD}`.")
     threshold = np.exp(tensors[_LOG_THRESHOLD].astype(np.float64))

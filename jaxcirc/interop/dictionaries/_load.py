@@ -5,13 +5,15 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Shaped
 
-from ..._checks import check_list
+from ..._checks import check_chosen
 from ..._sites import Part, Site
 from ...saes import AbstractDictionary, SAE, Transcoder
-from ...saes._activations import OfWholeDictionary
 from ...saes._processing import check_steps
+from .._tensors import checked_dtype
 from ._find import dictionary_file, find
 from ._readers import check_format, detect, READERS
 from ._source import Source
@@ -25,7 +27,7 @@ def load_sae(
     processing: Iterable[str] | None = None,
     dtype: DTypeLike | None = None,
     revision: str | None = None,
-    latents: Sequence[int] | None = None,
+    latents: Sequence[int] | Sequence[bool] | Shaped[Array | np.ndarray, " n"] | None = None,
     **options: object,
 ) -> AbstractDictionary:
     """Loads one sparse dictionary: an SAE or a transcoder.
@@ -57,9 +59,9 @@ def load_sae(
     - `site`: where it belongs, if the files do not say it, or say it wrongly.
     - `processing`: the `process_weights` steps of the model that it was trained on, in place of what the format says.
     - `dtype`: of the arrays; by default as stored, half precision as float32.
-    - `latents`: read only these, in this order, as a dictionary of their directions, biases and thresholds: of a safetensors file or an
-      uncompressed `.npz` nothing else is read, so that a dictionary larger than memory can be gone through piece by piece. Where latents
-      compete (TopK, GroupMax), `encode` is then an error, and the directions are still there.
+    - `latents`: read only these, by their numbers, in this order, or by a mask of all, as a dictionary of their directions, biases and
+      thresholds: of a safetensors file or an uncompressed `.npz` nothing else is read, so that a dictionary larger than memory can be gone
+      through piece by piece. Where latents compete (TopK, GroupMax), `encode` is then an error, and the directions are still there.
     - `options`: of the format: `reads`, `norm_scaling_factor`, `normalize_decoder`, `ignore_config` (saelens); `reads`,
       `ignore_config` (sparsify); `dict_class`,
       `normalize_decoder`, `scaled_features`, `apply_b_dec_to_input`, `use_threshold` (dictionary_learning); `omit_dead`,
@@ -82,15 +84,18 @@ def load_sae(
     >>> str(loaded.site), loaded.d_sae, loaded.activation.k
     ('blocks.0.hook_mlp_out', 8, 2)
     """
+    dtype = None if dtype is None else checked_dtype(dtype)
     wanted = None if site is None else Site.parse(site)
     if wanted is not None and wanted.part != Part.VALUE:
         raise ValueError(
             f"load_sae(site=…): a dictionary belongs to an activation, `{wanted.value}`, not to `{wanted}`."
         )
     check_format(format)
-    chosen = None if latents is None else tuple(int(i) for i in check_list("load_sae: latents", "numbers", latents))
+    chosen = None if latents is None else check_chosen("load_sae: latents", "latents", latents)
     path, repository = find(path_or_id, revision)
-    source = Source(dictionary_file(path, READERS), repository, wanted, dtype, chosen)
+    source = Source(dictionary_file(path, READERS), repository, wanted, dtype)
+    if chosen is not None:
+        source = dataclasses.replace(source, latents=tuple(map(int, chosen.indices)), among=chosen.among)
     return read_source(source, format, processing, options)
 
 
@@ -107,12 +112,14 @@ def read_source(
 
 
 def _of_some(dictionary: AbstractDictionary, source: Source) -> AbstractDictionary:
-    """Makes an activation that compares latents an error: it would compare those alone that were read."""
+    """Checks that the reader read some latents alone. One that compares them is an error, as it would compare those alone that were read:
+    readers of one's own need not say so themselves.
+    """
     if dictionary.d_sae != len(source.latents or ()):
         raise ValueError(f"{source.name}: its reader does not read some latents alone. Leave latents=… out.")
-    if not isinstance(dictionary, SAE | Transcoder) or not dictionary.activation.COMPARES:
+    if not isinstance(dictionary, SAE | Transcoder):
         return dictionary
-    return dataclasses.replace(dictionary, activation=OfWholeDictionary(type(dictionary.activation).__name__))
+    return dataclasses.replace(dictionary, activation=source.activation(dictionary.activation))
 
 
 def _check_options(name: str, options: Mapping[str, object]) -> None:

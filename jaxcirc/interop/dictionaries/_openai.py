@@ -55,7 +55,7 @@ def read(source: Source, *, omit_dead: bool = False, activation: str | None = No
     W_dec = _decoder(tensors, source)
     return SAE(
         **source.leaves(W_enc[:, alive], tensors["latent_bias"][alive], W_dec[alive], tensors["pre_bias"]),
-        activation=chosen,
+        activation=source.activation(chosen),
         site=source.site or site_of(source.path),
         processing=(),  # trained on OpenAI's own GPT-2, as it was released
         normalisation=Standardise() if name == "TopK" else None,

@@ -162,7 +162,7 @@ def read_topk_pt(source: Source, *, k: int | None = None) -> SAE:
         **source.leaves(
             tensors["encoder_weights"], tensors["encoder_bias"], tensors["decoder_weights"], tensors["pre_bias"]
         ),
-        activation=TopK(k, rectified=False),
+        activation=source.activation(TopK(k, rectified=False)),
         site=source.site,
         processing=(),  # trained on the hidden states of the Hugging Face model as it is
         origin=f"{source.name} (topk_pt)",

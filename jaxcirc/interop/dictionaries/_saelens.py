@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from ..._checks import check_positive
 from ..._sites import Kind, Site
 from ...saes import (
     AbsTopK,
@@ -84,7 +85,7 @@ def read(
         _check_scalable(config, source)
         parts = unit_decoder(parts)
     arrays = source.leaves(parts["W_enc"], parts["b_enc"], parts["W_dec"], parts["b_dec"])
-    activation = _activation(config, parts, source)
+    activation = source.activation(_activation(config, parts, source))
     origin = f"{source.name} (SAELens {config.architecture})"
     if _is_transcoder(config):
         skip = source.leaf(parts["W_skip"].T) if "W_skip" in parts else None
@@ -170,14 +171,14 @@ def _parts(config: SaeLensConfig, stored: Mapping[str, object], source: Source) 
     parts, _ = checked(stored, table, source, optional=tuple(_SCALES), sizes=sizes)
     if "log_threshold" in parts:
         parts["threshold"] = np.exp(parts.pop("log_threshold"))
-    parts = scale_input(parts, config.scalar) if config.scalar != 1 else parts
     parts = {"b_enc": np.zeros_like(parts["W_enc"][0]), **parts}  # gated has no bias of its own
-    parts = _finetuned(parts, config, source)
+    # The norms are those of the directions as they are stored, so this is before anything that changes them.
     if (
         config.rescale_acts_by_decoder_norm and "topk" in config.architecture
     ):  # the other classes have no such attribute
         parts = scale_latents(parts, decoder_norms(parts))
-    return _learned_threshold(parts, source)
+    parts = _finetuned(_learned_threshold(parts, source), config, source)
+    return scale_input(parts, config.scalar) if config.scalar != 1 else parts
 
 
 def _learned_threshold(parts: Parts, source: Source) -> Parts:
@@ -214,6 +215,8 @@ def _average_norm(parts: Parts, config: SaeLensConfig, site: Site | None, source
                 f"{config.normalize_activations!r}."
             )
         return parts
+    if given is not None:
+        check_positive("norm_scaling_factor", given)
     factor = given if given is not None else _stored_factor(source, site)
     if factor is None:
         warn(
@@ -230,7 +233,10 @@ def _average_norm(parts: Parts, config: SaeLensConfig, site: Site | None, source
 def _stored_factor(source: Source, site: Site | None) -> float | None:
     beside: Mapping[str, float | None] = source.json("activation_scaler.json") or {}
     factor = beside.get("scaling_factor")
-    return norm_factor_of(source.repository, None if site is None else site.layer) if factor is None else factor
+    if factor is None:
+        return norm_factor_of(source.repository, None if site is None else site.layer)
+    check_positive(f"{source.path.parent / 'activation_scaler.json'}: scaling_factor", factor)
+    return factor
 
 
 def _check_scalable(config: SaeLensConfig, source: Source) -> None:

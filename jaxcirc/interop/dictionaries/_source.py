@@ -14,6 +14,8 @@ from jaxtyping import Array
 
 from ..._files import read_text, read_torch
 from ..._sites import Site
+from ...saes import AbstractActivation
+from ...saes._activations import OfWholeDictionary
 from .._tensors import cast
 from ._stored import open_npz, open_safetensors_file
 
@@ -47,7 +49,7 @@ class Source:
     - `path`: the file. `name`: it, or its Hub id, for messages and results.
     - `repository`: the Hub id that it came from, or "".
     - `site`, `dtype`: the caller's, or `None`.
-    - `latents`: which ones to read, in this order, or `None` for all of them.
+    - `latents`: which ones to read, in this order, or `None` for all of them; `among`: how many there are, if a mask said which.
     - `listed`: what the list that the file stands in says of it, if it was found in one.
     - `state`: the named tensors in it, for `.safetensors`, `.npz` and PyTorch's files. What `numpy.asarray` makes of one is the array.
     """
@@ -58,6 +60,7 @@ class Source:
     dtype: DTypeLike | None = None
     latents: tuple[int, ...] | None = None
     listed: "Listed | None" = None
+    among: int | None = None
 
     @ft.cached_property
     def state(self) -> Mapping[str, object]:
@@ -102,6 +105,12 @@ class Source:
         """Makes `array` as a leaf: in the dtype that the caller asked for, else as stored."""
         # A copy, as it may become the device's own; not `jnp.asarray`, which compiles a program for every shape.
         return jax.device_put(np.array(array) if self.dtype is None else cast(self.name, array, self.dtype))
+
+    def activation(self, activation: AbstractActivation) -> AbstractActivation:
+        """Makes an activation: where some latents alone are read, calling one that compares latents is an error."""
+        if self.latents is None or not activation.COMPARES or isinstance(activation, OfWholeDictionary):
+            return activation
+        return OfWholeDictionary(type(activation).__name__)
 
     def leaves(self, W_enc: np.ndarray, b_enc: np.ndarray, W_dec: np.ndarray, b_dec: np.ndarray) -> Leaves:
         """Makes the four arrays that every dictionary has, to be passed on by name."""

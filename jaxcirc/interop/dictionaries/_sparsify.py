@@ -55,7 +55,7 @@ def read(source: Source, *, reads: Site | str | None = None, ignore_config: Coll
             f"{source.name}: cfg.json says skip_connection = {skips}, and the file holds {'a' if 'W_skip' in tensors else 'no'} "
             "`W_skip`. Do the two belong together?"
         )
-    activation = _activation(config, sizes["d_sae"], source)
+    activation = source.activation(_activation(config, sizes["d_sae"], source))
     _check_known(config, source, ignore_config)
     arrays = source.leaves(tensors["encoder.weight"].T, tensors["encoder.bias"], tensors["W_dec"], tensors["b_dec"])
     origin = f"{source.name} (sparsify)"

@@ -2,11 +2,12 @@
 
 import sys
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from ..._checks import Chosen
 from .._tensors import to_numpy
 from ._source import Source
 from ._stored import AbstractStored
@@ -42,7 +43,7 @@ def checked(
     held = {name: _held(name, state[name], source.name) for name in table if name in state}
     for name, value in held.items():
         _check_shape(name, value.shape, table[name].split(), known, source.name)
-    latents = None if source.latents is None else _indices(source.latents, known["d_sae"], source.name)
+    latents = None if source.latents is None else _indices(source, known["d_sae"])
     read = {name: _read(value, table[name].split(), latents) for name, value in held.items()}
     return {name: _checked(name, array, source.name) for name, array in read.items()}, known
 
@@ -58,11 +59,12 @@ def _held(name: str, value: object, source: str) -> AbstractStored | np.ndarray:
     return array
 
 
-def _indices(latents: Sequence[int], d_sae: int, source: str) -> np.ndarray:
-    indices = np.asarray(latents, np.int64)
+def _indices(source: Source, d_sae: int) -> np.ndarray:
+    indices = np.asarray(source.latents, np.int64)
+    Chosen(indices, source.among).check_among(f"{source.name}: latents=…", "latents", d_sae)
     if indices.size and (indices.min() < 0 or indices.max() >= d_sae):
         raise ValueError(
-            f"{source} has {d_sae} latents, from 0 on, and latents=… asks for {indices.min()} to {indices.max()}."
+            f"{source.name} has {d_sae} latents, from 0 on, and latents=… asks for {indices.min()} to {indices.max()}."
         )
     return indices
 

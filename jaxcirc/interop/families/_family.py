@@ -63,6 +63,14 @@ def per_head(d_model: int, n_heads: int, width: str, heads: str, source: str) ->
     return d_model // n_heads
 
 
+def check_shared(n_heads: int, n_kv_heads: int, heads: str, shared: str, source: str) -> None:
+    """ValueError unless each key and value is read by as many heads as every other."""
+    if n_heads % n_kv_heads:
+        raise ValueError(
+            f"{source}: the configuration gives {heads} = {n_heads}, which {shared} = {n_kv_heads} does not divide."
+        )
+
+
 def activation(values: Mapping[str, Any], name: str, source: str) -> str:
     """Our name of the activation function under `name`."""
     act = values[name]

@@ -29,7 +29,7 @@ from ._rms import (
     write_common,
     write_windows,
 )
-from ._rope import read_rotation, write_scaling
+from ._rope import read_rotation, ROPE, write_parameters, write_scaling
 
 
 _ACT = "hidden_activation"
@@ -122,6 +122,10 @@ def _rotations(values: Mapping[str, Any], source: str, d_head: int) -> tuple[Rot
 def _write_gemma3(spec: Spec) -> dict[str, Any]:
     kinds = {window is None: rotation for window, rotation in zip(spec.windows, spec.rotations, strict=True)}
     full, sliding = kinds.get(True), kinds.get(False)
+    if sliding is not None and sliding.scaling is not None:  # for which the older spelling has no attribute
+        named = {"full_attention": full or Rotation(_GLOBAL_THETA, sliding.width), "sliding_attention": sliding}
+        rest = {name: value for name, value in _write_later(spec).items() if name not in ROPE}
+        return rest | {"rope_parameters": {kind: write_parameters(rotation) for kind, rotation in named.items()}}
     return _write_later(spec) | {
         "rope_theta": _GLOBAL_THETA if full is None else full.theta,
         "rope_scaling": write_scaling(full),

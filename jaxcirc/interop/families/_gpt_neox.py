@@ -45,7 +45,8 @@ def _read(values: Mapping[str, Any], source: str) -> Spec:
         for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size")
     )
     d_head = per_head(d_model, n_heads, "hidden_size", "num_attention_heads", source)
-    rotation = read_rotation(values, source, d_head=d_head, share=values["rotary_pct"], plain="rotary_emb_base")
+    share = 0.0 if values["rotary_pct"] is None else values["rotary_pct"]  # neither is one
+    rotation = read_rotation(values, source, d_head=d_head, share=share, plain="rotary_emb_base")
     return Spec(
         architecture="gpt_neox",
         n_layers=n_layers,

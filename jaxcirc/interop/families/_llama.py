@@ -71,6 +71,10 @@ def _all_slide(value: Any, config: Mapping[str, Any]) -> bool:
     return isinstance(value, list | tuple) and set(value) <= {kind}
 
 
+def _as_the_window_says(value: Any, config: Mapping[str, Any]) -> bool:
+    return value is (config.get("sliding_window", 4096) is not None)
+
+
 _MLP_BIASES = frozenset(("mlp.b_gate", "mlp.b_in", "mlp.b_out"))
 LLAMA = Family(
     classes=("LlamaForCausalLM", "LlamaModel"),
@@ -84,7 +88,13 @@ LLAMA = Family(
 MISTRAL = Family(
     classes=("MistralForCausalLM", "MistralModel"),
     used=used(intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=4096 * 32, sliding_window=4096),
-    only=ONLY_RMS | {"layer_types": inert(None, does="layers differ in what they attend to", also=_all_slide)},
+    only=ONLY_RMS
+    | {
+        "layer_types": inert(None, does="layers differ in what they attend to", also=_all_slide),
+        "use_sliding_window": inert(
+            None, does="layers attend to a window or to all, other than sliding_window says", also=_as_the_window_says
+        ),
+    },
     ignored=IGNORED_RMS,
     read=_read_mistral,
     write=lambda spec: write_common(spec) | {"sliding_window": write_windows(spec)["sliding_window"]},

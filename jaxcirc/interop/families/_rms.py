@@ -6,11 +6,19 @@ from typing import Any
 from .._attributes import Inert, inert, ONLY
 from .._keymaps import Key, linear, vector
 from .._spec import Spec
-from ._family import activation, count, per_head, positive
+from ._family import activation, check_shared, count, per_head, positive
 from ._rope import ROPE, write_rotation
 
 
+def _no_window(value: Any, config: Mapping[str, Any]) -> bool:
+    """Whether the configuration says that no layer attends to a window, as one that came from a Qwen does."""
+    return config.get("use_sliding_window") is False
+
+
 NO_WINDOWS: dict[str, Inert] = {
+    "max_window_layers": inert(None, does="layers from that one on attend to a window", also=_no_window),
+    "sliding_window": inert(None, does="layers attend to a window of that width", also=_no_window),
+    "use_sliding_window": inert(False, None, does="layers attend to a window"),
     "layer_types": inert(
         None,
         does="some layers attend to a window, or not as all others do",
@@ -18,10 +26,13 @@ NO_WINDOWS: dict[str, Inert] = {
     ),
 }
 ONLY_RMS: dict[str, Inert] = ONLY | {
+    "partial_rotary_factor": inert(1.0, None, does="a part of each head's coordinates rotates alone"),
     "rope_interleaved": inert(False, None, does="neighbouring coordinates rotate together"),
     "use_mrope": inert(False, None, does="positions have several coordinates"),
 }
-IGNORED_RMS = frozenset(("hidden_dropout", "is_llama_config", "pretraining_tp", "cache_implementation"))
+IGNORED_RMS = frozenset(
+    ("hidden_dropout", "is_llama_config", "pretraining_tp", "cache_implementation", "max_sequence_length")
+)
 
 
 def used(**defaults: Any) -> dict[str, Any]:
@@ -48,10 +59,7 @@ def read_common(values: Mapping[str, Any], source: str, *, act: str = "hidden_ac
         count(values, name, source) for name in ("num_attention_heads", "hidden_size", "vocab_size")
     )
     n_kv_heads = n_heads if values["num_key_value_heads"] is None else count(values, "num_key_value_heads", source)
-    if n_heads % n_kv_heads:
-        raise ValueError(
-            f"{source}: config.json gives num_attention_heads = {n_heads}, which num_key_value_heads = {n_kv_heads} does not divide."
-        )
+    check_shared(n_heads, n_kv_heads, "num_attention_heads", "num_key_value_heads", source)
     if values["head_dim"] is None:
         d_head = per_head(d_model, n_heads, "hidden_size", "num_attention_heads", source)
     else:

@@ -24,12 +24,13 @@ def read_rotation(
     *,
     d_head: int,
     theta: float = 1e4,
-    share: float = 1.0,
+    share: float | None = None,
     plain: str = "rope_theta",
 ) -> Rotation:
-    """Reads how the first `share` of a head's coordinates rotate, in either spelling.
+    """Reads how a head's coordinates rotate, in either spelling.
 
-    **Arguments:** - `theta`, `share`: of the architecture, where nothing is said. - `plain`: the attribute that gave theta before.
+    **Arguments:** - `theta`: of the architecture, where nothing is said. - `share`: of an architecture in which a part of the coordinates
+    rotates, that part where `rope_parameters` does not say it; `None` where all do. - `plain`: the attribute that gave theta before.
 
     **Raises:** `ValueError` for a kind of scaling that is not supported, and where two spellings disagree.
     """
@@ -49,7 +50,7 @@ def read_rotation(
 
 
 def _read_one(
-    name: str, given: Any, values: Mapping[str, Any], source: str, d_head: int, theta: float, share: float
+    name: str, given: Any, values: Mapping[str, Any], source: str, d_head: int, theta: float, share: float | None
 ) -> Rotation:
     if not isinstance(given, Mapping):
         raise ValueError(f"{source}: {name} = {given!r} is not understood; expected an object with rope_type.")
@@ -74,16 +75,34 @@ def _read_one(
     )
 
 
-def _width(name: str, given: Any, source: str, d_head: int, share: float) -> int:
+def _width(name: str, given: Any, source: str, d_head: int, share: float | None) -> int:
     """How many coordinates of a head rotate."""
-    if given is not None and share == 1 and given != 1:
+    if share is None and given not in (None, 1):
         raise ValueError(
             f"{source}: {name} gives partial_rotary_factor = {given!r}, which is not supported; only 1 is: all coordinates rotate."
         )
-    wanted = share if given is None else given
+    wanted = 1.0 if share is None else share if given is None else given
     if isinstance(wanted, bool) or not isinstance(wanted, float | int) or not 1 <= d_head * wanted <= d_head:
         raise ValueError(f"{source}: expected a share of a head's {d_head} coordinates to rotate; got {wanted!r}.")
-    return int(d_head * wanted)
+    width = int(d_head * wanted)
+    check_pairs(width, d_head, source)
+    return width
+
+
+def check_pairs(width: int, d_head: int, source: str) -> None:
+    """ValueError unless the first `width` coordinates of a head rotate in pairs: of an odd number the last has the next as its other."""
+    if width + width % 2 > d_head:
+        raise ValueError(
+            f"{source}: {width} coordinates of a head are to rotate, in pairs, which takes {width + width % 2}, and a head has {d_head}."
+        )
+
+
+def ramp(given: Mapping[str, Any], low: str, high: str, source: str) -> tuple[float, float]:
+    """The numbers under two names, of which the second is the larger: the turns between which frequencies are scaled in part."""
+    ends = positive(given, low, source), positive(given, high, source)
+    if ends[1] <= ends[0]:
+        raise ValueError(f"{source}: {high} = {ends[1]} must be above {low} = {ends[0]}.")
+    return ends
 
 
 def _scaling(kind: str, given: Mapping[str, Any], source: str) -> Linear | Llama3 | None:
@@ -95,9 +114,7 @@ def _scaling(kind: str, given: Mapping[str, Any], source: str) -> Linear | Llama
     factor = positive(given, "factor", source)
     if kind == "linear":
         return Linear(factor)
-    low, high = (positive(given, f"{which}_freq_factor", source) for which in ("low", "high"))
-    if high <= low:
-        raise ValueError(f"{source}: high_freq_factor = {high} must be above low_freq_factor = {low}.")
+    low, high = ramp(given, "low_freq_factor", "high_freq_factor", source)
     return Llama3(factor, low, high, count(given, "original_max_position_embeddings", source))
 
 
@@ -107,6 +124,11 @@ def write_rotation(spec: Spec) -> dict[str, Any]:
     if first is None:
         return {}
     return {"rope_theta": first.theta, "rope_scaling": write_scaling(first)}
+
+
+def write_parameters(rotation: Rotation) -> dict[str, Any]:
+    """What `rope_parameters`, which transformers 5 reads, has for one kind of layers."""
+    return {"rope_theta": rotation.theta, **(write_scaling(rotation) or {"rope_type": "default"})}
 
 
 def write_scaling(rotation: Rotation | None) -> dict[str, Any] | None:
