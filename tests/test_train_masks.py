@@ -72,6 +72,9 @@ BAD = {
     "a share of no edge": ({"share": 1e-5}, "is none of them"),
     "no steps": ({"steps": 0}, "at least 1"),
     "an objective": ({"objective": "kl"}, "must be 'faithful' or 'least'"),
+    "no key": ({"key": None}, "expected a random key"),
+    "many keys": ({"key": jax.random.split(jax.random.key(0), 2)}, "expected one random key"),
+    "no optimizer": ({"optimizer": "adam"}, "such as optax.adam(0.1), got 'adam'"),
     "no corrupt prompts": ({"corrupt": None}, "Give them, or an ablation"),
 }
 
@@ -82,7 +85,7 @@ def test_bad_input(case, untyped):
     model = model_named("gpt2")
     clean, corrupt, metric = problem(model)
     given = {"clean": clean, "corrupt": corrupt, "metric": metric, "share": 0.5, "steps": 1, "key": jax.random.key(0)}
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         jc.patching.train_masks(model, **{**given, **more})
 
 

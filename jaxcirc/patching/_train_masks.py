@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_choice, check_count, check_share
+from .._checks import check_choice, check_count, check_key, check_share
 from .._metrics import Metric
 from .._typing import Progress
 from ..components import AbstractAblation
@@ -81,6 +81,11 @@ def train_masks(
     check_share(f"{who}: share", "edges", share)
     check_count(f"{who}: steps", "steps of the optimizer are taken", steps)
     check_choice(f"{who}: objective", objective, ("faithful", "least"))
+    check_key(f"{who}: key", key)
+    if not (optimizer is None or (hasattr(optimizer, "init") and hasattr(optimizer, "update"))):
+        raise TypeError(
+            f"{who}: optimizer: expected one of the package optax, such as optax.adam(0.1), got {optimizer!r}."
+        )
     optimizer = _adam(who) if optimizer is None else optimizer
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
     model, graph = graph_for(who, model, graph, int(problem.length))
