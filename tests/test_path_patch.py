@@ -293,6 +293,11 @@ BAD = {
     "a position outside": ({"receivers": ["logits"], "positions": 6}, "none at position 6"),
     "positions of others": ({"receivers": ["logits"], "positions": [1, 2, 3]}, "of 2 prompts; got shape (3,)"),
     "positions between": ({"receivers": ["logits"], "positions": 1.5}, "positions are integers"),
+    "positions of several counts": ({"receivers": ["logits"], "positions": [[1], [1, 2]]}, "as many positions of one"),
+    "no corrupt prompts": ({"receivers": ["logits"], "corrupt": None}, "without corrupt prompts"),
+    "a number as receiver": ({"receivers": [1]}, "receivers: expected a list of names, got 1"),
+    "a number as sender": ({"receivers": ["logits"], "senders": [3]}, "senders: expected a list of names, got 3"),
+    "a group of none": ({"receivers": ["logits"], "senders": ["m0", ()]}, "group 1 of the senders is empty"),
     "mlps": ({"receivers": ["logits"], "mlps": "live"}, "must be 'frozen' or 'recomputed'"),
     "norms": ({"receivers": ["logits"], "norms": "held"}, "must be 'live' or 'frozen'"),
 }
@@ -304,5 +309,5 @@ def test_bad_input(case, untyped):
     model = model_named("gpt2")
     clean, corrupt, metric = problem(model)
     with pytest.raises((ValueError, TypeError)) as caught:
-        jc.path_patch(model, clean, corrupt, metric, **more)
+        jc.path_patch(model, clean, metric=metric, **{"corrupt": corrupt, **more})
     assert message in str(caught.value)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_choice, check_count, check_list
+from .._checks import check_choice, check_count
 from .._edits import Blend, Replace
 from .._metrics import Metric
 from .._run import metric_of_last, only_position
@@ -31,6 +31,7 @@ from ..runs import (
     windows_of,
 )
 from ._common import graph_for, prompt_groups, some_prompts
+from ._path_ends import chain_of, Group, groups_of
 from ._positions import Positions, where_of
 from ._stages import (
     added,
@@ -47,9 +48,6 @@ from ._stages import (
     sum_of,
     written_by,
 )
-
-
-Group = str | Sequence[str]
 
 
 def path_patch(
@@ -79,7 +77,8 @@ def path_patch(
       write is sent on to the second, and so on. A chain that ends in `["logits"]` holds all that is not on the path, also behind.
     - `senders`: names, or tuples of names that are patched together, a run for each. `None` for every sender of the graph; one that does
       not reach the receivers leaves the metric as it is.
-    - `mlps`: `"frozen"` at the clean run, or `"recomputed"`, so that a path passes through MLPs too, but through no attention.
+    - `mlps`: `"frozen"` at the clean run, or `"recomputed"`, so that a path passes through MLPs too, but through no attention; one that is
+      a sender, or a receiver of the stage before, writes what is sent.
     - `norms`: whether the receivers' norms divide by what they now read, `"live"`, or by what they did in the clean run, `"frozen"`.
     - `positions`: at which the senders are patched: one for all, `[batch]` one a prompt, `[batch k]` several, negative from the end;
       `None` for all. - `receiver_positions`: at which the receivers read it, of the last and of all before in a chain.
@@ -106,12 +105,13 @@ def path_patch(
     check_choice(f"{who}: mlps", mlps, ("frozen", "recomputed"))
     check_choice(f"{who}: norms", norms, ("live", "frozen"))
     check_count(f"{who}: tokens_at_once", "tokens are run at once", tokens_at_once)
+    if corrupt is None:
+        raise ValueError(f"{who}: without corrupt prompts it is not known what is sent. Give them.")
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
-    assert problem.corrupt is not None
     length = int(problem.length)
     model, graph = graph_for(who, model, graph, length)
-    chain = _chain(who, graph, receivers)
-    groups = _groups(who, graph, senders, chain[0])
+    chain = chain_of(who, graph, receivers)
+    groups = groups_of(who, graph, senders, chain[0])
     real, (batch, seq) = problem.given_mask(), problem.clean.shape
     where = lambda name, given: lengthened(where_of(f"{who}: {name}", given, real), seq, False)
     sent, read_at = where("positions", positions), where("receiver_positions", receiver_positions)
@@ -138,8 +138,9 @@ def path_patch(
 
 
 class _Paths(NamedTuple):
-    """The paths of one group of prompts, whose clean run is known: through which stages, where senders are patched, where
-    receivers read, how many senders are patched together at most, how many variants there are, whether MLPs are computed anew on the way, and whether norms divide as in the clean run.
+    """The paths of one group of prompts, whose clean run is known: through which stages, where senders are patched, where receivers read,
+    how many senders are patched together at most, how many variants there are, whether MLPs are computed anew on the way, and whether norms
+    divide as in the clean run.
     """
 
     model: Transformer
@@ -237,56 +238,6 @@ class _Paths(NamedTuple):
         """The metric where the logits, a receiver, read this stream."""
         ends, clean = self.model.without_blocks, self.run.last if self.norms else None
         return _metric_of_logits(ends, self.of_prompts, rows, last, clean)
-
-
-def _chain(who: str, graph: ComponentGraph, receivers) -> list[list[int]]:
-    """The numbers of the receivers, stage by stage. **Raises:** `ValueError` for a name that is none, or a stage that nothing reaches."""
-    given = check_list(f"{who}: receivers", "receivers", receivers)
-    if not given:
-        raise ValueError(f"{who}: no receiver was given. Name some, such as ['a1.h0.q'] or ['logits'].")
-    nested = [not isinstance(each, str) for each in given]
-    if any(nested) and not all(nested):
-        raise ValueError(f"{who}: receivers are names, or lists of names that are a chain; got both, {given!r}.")
-    names = [list(stage) for stage in given] if all(nested) else [list(given)]
-    chain = [[graph.receiver(name) for name in stage] for stage in names]
-    edges = graph.of_one_position
-    for number, stage in enumerate(chain):
-        if not stage:
-            raise ValueError(f"{who}: stage {number} of the chain has no receiver.")
-        if number == len(chain) - 1:
-            continue
-        writers = graph.reads[:, stage].any(1)
-        for receiver in chain[number + 1]:
-            if not edges[writers, receiver].any():
-                raise ValueError(
-                    f"{who}: {graph.receivers[receiver]} reads the residual stream before any of "
-                    f"{', '.join(names[number])} writes to it, so that the chain does not go on there. Order the stages from the "
-                    "embedding to the logits."
-                )
-    return chain
-
-
-def _groups(who: str, graph: ComponentGraph, senders, first: list[int]) -> Bool[np.ndarray, "group sender"]:
-    """Which senders are patched together. **Raises:** `ValueError` for one that reaches none of the first receivers."""
-    if senders is None:
-        return np.eye(len(graph.senders), dtype=bool)
-    given = check_list(f"{who}: senders", "senders", senders)
-    if not given:
-        raise ValueError(
-            f"{who}: no sender was given. Name some, such as ['a0.h1', 'm0'], or leave senders out for all."
-        )
-    groups = np.zeros((len(given), len(graph.senders)), bool)
-    edges = graph.of_one_position
-    for number, group in enumerate(given):
-        for name in [group] if isinstance(group, str) else group:
-            sender = graph.sender(name)
-            if not edges[sender, first].any():
-                raise ValueError(
-                    f"{who}: {name} writes to the residual stream behind all that {', '.join(graph.receivers[i] for i in first)} read. "
-                    "Senders are before receivers."
-                )
-            groups[number, sender] = True
-    return groups
 
 
 @ft.partial(jax.jit, donate_argnames="moved")
