@@ -1,5 +1,6 @@
 """Self-repair: against a run of the whole model for each head, with every component's output there."""
 
+import dataclasses
 import math
 
 import jax
@@ -139,6 +140,20 @@ def test_a_minimum_leaves_tokens_out():
         assert through_origin.slope[0, head] == pytest.approx((x[wanted] @ y[wanted]) / (x[wanted] @ x[wanted]))
         assert through_origin.intercept[0, head] == 0
         assert found.slope[0, head] != pytest.approx(above.slope[0, head])
+
+
+def test_a_line_through_one_prompt_has_no_interval():
+    """Without that prompt no slope is known, and 0 is none."""
+    found = synthetic(batch=3)
+    low, high = found.interval()
+    assert np.isfinite([low, high]).all()
+    direct = np.array(found.direct)
+    direct[1:, 0, 0], direct[1, 0, 0, 3] = -5, 4  # of the others a single token is above the minimum
+    direct[0, 0, 0] = np.abs(direct[0, 0, 0]) + 0.1
+    above = dataclasses.replace(found, direct=direct).refit(jc.OLS(), minimum=0.0)
+    low, high = above.interval()
+    assert np.isnan([low[0, 0], high[0, 0]]).all()
+    assert np.isfinite([low[0, 1], high[0, 1], above.slope[0, 0]]).all()
 
 
 def synthetic(slope=0.6, intercept=-0.2, noise=0.1, batch=40, seq=25, seed=0):

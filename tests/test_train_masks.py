@@ -94,8 +94,10 @@ def test_a_metric_that_reads_nothing_of_the_difference():
     clean, corrupt, _ = problem(model)
     first = corrupt.at[:, 0].set(clean[:, 0])
     metric = jc.LogitDiff(np.array([1, 2]), np.array([3, 4]), position=0)
-    with pytest.raises(ValueError, match="nothing to explain"):
-        jc.patching.train_masks(model, clean, first, metric, share=0.5, steps=1, key=jax.random.key(0))
+    both = jax.numpy.stack([clean[0], corrupt[0]])  # and pairs given in both directions, whose differences cancel
+    for given in ((clean, first, metric), (both, both[::-1], jc.LogitDiff(1, 3))):
+        with pytest.raises(ValueError, match="nothing to explain"):
+            jc.patching.train_masks(model, *given, share=0.5, steps=1, key=jax.random.key(0))
 
 
 def test_without_optax(monkeypatch):

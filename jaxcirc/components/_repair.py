@@ -62,10 +62,12 @@ class SelfRepair(Shown):
         """A confidence interval of each slope over prompts, whose tokens stay together: Student's, with the jackknife's standard error.
 
         In simulations (`python -m benchmarks.coverage`) an interval of level 0.95 over 8 to 32 prompts holds the true slope in 92 to 96 of
-        100 cases; percentiles of a bootstrap do in 89 to 93. NaN for one prompt.
+        100 cases; percentiles of a bootstrap do in 89 to 93. NaN for one prompt, and where all tokens above `minimum`, or all but
+        one, are of one, so that there is no line without it.
         """
         each = _moments(self.direct, self.backup, self.used, self.minimum)  # [5 batch layer head]
-        without, _ = self.fit.line(each.sum(1, keepdims=True) - each)
+        others = each.sum(1, keepdims=True) - each
+        without = np.where(others[0] > 1, self.fit.line(others)[0], np.nan)
         return jackknife_interval("SelfRepair.interval", self.slope, without, level)
 
     def points(self, layer: int, head: int) -> tuple[Float[np.ndarray, " token"], Float[np.ndarray, " token"]]:

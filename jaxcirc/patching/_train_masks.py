@@ -65,7 +65,7 @@ def train_masks(
     **Returns:** `TrainedMasks`.
 
     **Raises:** `ImportError` without optax; `ValueError` as `jc.patch_edges`, for a share that keeps no edge, and where the clean and the
-    corrupt metric are equal, so that there is nothing to explain.
+    corrupt metric are equal on average, so that there is nothing to explain.
 
     >>> prompts = jc.data.ioi(tokenizer, 2, seed=0)
     >>> given = model, prompts.clean, prompts.corrupt, prompts.metric()
@@ -94,8 +94,7 @@ def train_masks(
         raise ValueError(f"{who}: a share of {share:g} of {graph.n_edges} edges is none of them. Ask for more.")
     given = _Given(model, problem, others_of(model, graph, problem, ablation)(np.arange(len(problem.clean))))
     full, empty = (_metrics(graph, given, _keep(graph, given, value)) for value in (1.0, 0.0))
-    if _equal(full, empty):
-        raise ValueError(f"{who}: the metric is the same with all edges and with none, so there is nothing to explain.")
+    _check_gap(who, np.asarray(full), np.asarray(empty))
     state = _start(model, graph, optimizer)
     losses, shares = [], []
     for step in range(steps):
@@ -130,10 +129,13 @@ class _State(NamedTuple):
     optimizer: Any
 
 
-def _equal(full: Float[Array, " batch"], empty: Float[Array, " batch"]) -> bool:
-    """Whether metrics are equal to rounding."""
-    one, other = np.asarray(full), np.asarray(empty)
-    return bool(np.abs(one - other).max() <= 64 * np.finfo(one.dtype).eps * np.abs(one).max())
+def _check_gap(who: str, full: Float[np.ndarray, " batch"], empty: Float[np.ndarray, " batch"]) -> None:
+    """ValueError where the metrics' means are equal to rounding: of their difference faithfulness is a part."""
+    if abs(np.mean(full - empty)) <= 64 * np.finfo(full.dtype).eps * np.mean(np.abs(full) + np.abs(empty)):
+        raise ValueError(
+            f"{who}: the metric is the same with all edges and with none, {np.mean(full):z.4g} on average over the prompts, so there is "
+            "nothing to explain. Give pairs each in one direction, whose corrupt prompts change it."
+        )
 
 
 def _adam(who: str) -> Any:

@@ -1,7 +1,5 @@
 """Causal scrubbing: a run in which everything is resampled that a hypothesis says does not matter."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
