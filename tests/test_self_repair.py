@@ -304,8 +304,15 @@ def test_what_self_repair_refuses(untyped):
     for arguments, message in refused:
         with pytest.raises(ValueError, match=message):
             jc.self_repair(model, tokens, **({"resample": tokens[::-1]} | arguments))
-    with pytest.raises(TypeError, match=r"expected heads as a list of \(layer, head\); 1 is none"):
+    with pytest.raises(TypeError, match=r"expected a list of heads as \(layer, head\); 1 is none"):
         jc.self_repair(model, tokens, tokens[::-1], heads=[1, 0])
+    with pytest.raises(TypeError, match=r"self_repair: heads: expected a list of heads as \(layer, head\), got None"):
+        jc.self_repair(model, tokens, tokens[::-1], heads=None)
+    for ablation in (jc.Mean(tokens), jc.Zero()):
+        with pytest.raises(
+            TypeError, match=r"self_repair: resample: expected other prompts, as jc\.Resample\(tokens\)"
+        ):
+            jc.self_repair(model, tokens, ablation)
     with pytest.raises(TypeError, match=r"expected a fit such as jc.OLS\(intercept=True\), got a str"):
         jc.self_repair(model, tokens, tokens[::-1], fit="ols")
 

@@ -1,6 +1,5 @@
 """Self-repair: what later heads do about a head that is ablated."""
 
-import numbers
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -13,11 +12,11 @@ from .._run import check_mask, check_tokens
 from .._typing import Progress
 from ..models import check_known, is_all_known, Transformer
 from ..runs import filled, in_groups, padded_length, shortened, TOKENS_AT_ONCE
-from ._ablations import check_resample, Resample
+from ._ablations import AbstractAblation, check_resample, Resample
 from ._after_heads import Changes, iterate_changes, Pairs
 from ._direct_effects import direct_effects
 from ._lines import AbstractFit, OLS
-from ._parts import check_head
+from ._parts import check_heads
 from ._reading import asked, followed
 from ._repair import check_enough, fitted, SelfRepair
 
@@ -72,6 +71,10 @@ def self_repair(
     check_known("self_repair", model, "attn", "ln1_post", "ln_final")
     check_mask(tokens, mask)
     real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    if isinstance(resample, AbstractAblation) and not isinstance(resample, Resample):
+        raise TypeError(
+            f"self_repair: resample: expected other prompts, as jc.Resample(tokens), got a {type(resample).__name__}."
+        )
     other = resample if isinstance(resample, Resample) else Resample(resample)
     others_real = check_resample(model, other, tokens, real)
     check_count("self_repair: tokens_at_once", "tokens are run at once", tokens_at_once)
@@ -98,13 +101,10 @@ def _chosen(model: Transformer, heads: str | Sequence[tuple[int, int]]) -> list[
         if heads != "all":
             raise ValueError(f"self_repair: heads is 'all' or a list of (layer, head), got {heads!r}.")
         return [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    if not len(heads):
+    chosen = sorted(set(check_heads("self_repair: heads", model, heads)))
+    if not chosen:
         raise ValueError("self_repair: no head was given. Give a list of (layer, head), or 'all'.")
-    for head in heads:
-        if isinstance(head, numbers.Number) or len(head) != 2:
-            raise TypeError(f"self_repair: expected heads as a list of (layer, head); {head!r} is none.")
-        check_head(model, *head)
-    return sorted({(int(layer), int(head)) for layer, head in heads})
+    return chosen
 
 
 def _measured(
