@@ -1,8 +1,7 @@
 """Activation patching: against plain runs with one cell replaced, and by the laws that patches obey."""
 
-import re
-
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp

@@ -35,7 +35,7 @@ def draw_self_repair(
     """
     target = written("draw_self_repair", path)
     check_kind("draw_self_repair: repair", repair, SelfRepair, "what jc.self_repair gives")
-    for head in check_list("draw_self_repair: heads", "heads, as (layer, head),", heads):
+    for head in check_list("draw_self_repair: heads", "heads as (layer, head)", heads):
         check_kind("draw_self_repair: heads", head, Sequence, "a list of heads as (layer, head)")
         if tuple(head) not in repair.heads:
             raise ValueError(
