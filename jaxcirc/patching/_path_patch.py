@@ -30,9 +30,9 @@ from ..runs import (
     TOKENS_AT_ONCE,
     windows_of,
 )
+from ..runs._positions import Positions, where_of
 from ._common import graph_for, prompt_groups, some_prompts
 from ._path_ends import chain_of, Group, groups_of
-from ._positions import Positions, where_of
 from ._stages import (
     added,
     Change,

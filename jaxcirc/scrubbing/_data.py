@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int, UInt32
 
 from .._checks import check_kind
 from ..data import Prompts
-from ..patching._positions import counted_places
+from ..runs._positions import counted_places
 
 
 Field = str | int  # the name of a part of a prompt, or a position
