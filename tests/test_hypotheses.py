@@ -52,9 +52,9 @@ BAD_TREES = {
         "m1", LEAF("m0", positions=3), LEAF("m0", positions=[2, -3])
     ),
     "no position of the prompts is named 'IO'; tokens alone have none": lambda: under("m1", LEAF("m0", positions="IO")),
-    "scrub: position 6: prompt 0 has 6 tokens, and none at position 6": lambda: under("m1", LEAF("m0", positions=6)),
+    "scrub: prompt 0 has 6 tokens, and none at position 6": lambda: under("m1", LEAF("m0", positions=6)),
     "no position of the prompts is named 'S'": lambda: Claim("logits", Conditional("S")),
-    "scrub: position -7: prompt 0 has 6 tokens, and none": lambda: Claim("logits", Conditional(-7)),
+    "scrub: prompt 0 has 6 tokens, and none at position -7": lambda: Claim("logits", Conditional(-7)),
     "expected one class for each of the 4 prompts, got an array of 3": lambda: Claim(
         "logits", Conditional(np.arange(3))
     ),
@@ -120,8 +120,8 @@ def test_other_bad_input(untyped):
     short = jnp.ones((COUNT, SEQ), bool).at[2:, 4:].set(False)
     position = jnp.asarray(short.sum(1) - 1)
     of_each = {"mask": short, "metric": jc.LogitDiff(np.arange(4), np.arange(1, 5), position=position)}
-    refused("scrub: position -1: position -1 of prompt 2 is padding", under("m1", LEAF("m0", positions=-1)), **of_each)
-    refused("scrub: position -1: position -1 of prompt 2 is padding", Claim("logits", Conditional(-1)), **of_each)
+    refused("scrub: position -1 of prompt 2 is padding", under("m1", LEAF("m0", positions=-1)), **of_each)
+    refused("scrub: position -1 of prompt 2 is padding", Claim("logits", Conditional(-1)), **of_each)
     prompts = ioi_like()
     for beyond in (6, -7):
         moved = dataclasses.replace(prompts, positions=prompts.positions | {"IO": jnp.full(12, beyond)})

@@ -91,10 +91,10 @@ def check_layers(name: str, model: Transformer, layers: Iterable[int]) -> list[i
     """Layers as whole numbers. **Raises:** `TypeError` for what is no list of such, `ValueError` for one that there is not."""
     found = []
     for layer in check_list(name, "layers", layers):
-        if (number := _whole_number(layer)) is None:
+        if (number := _whole_numbers([layer])) is None:
             raise TypeError(f"{name}: expected a list of layers, as whole numbers; {layer!r} is none.")
-        check_layer(model, number)
-        found.append(number)
+        check_layer(model, *number)
+        found += number
     return found
 
 
@@ -102,18 +102,18 @@ def check_heads(name: str, model: Transformer, heads: Iterable[Sequence[int]]) -
     """Heads as `(layer, head)`. **Raises:** `TypeError` for what is no list of such, `ValueError` for one that there is not."""
     found = []
     for head in check_list(name, "heads as (layer, head)", heads):
-        pair = [_whole_number(each) for each in head] if isinstance(head, Iterable) else []
-        if len(pair) != 2 or None in pair:
+        pair = _whole_numbers(head)
+        if pair is None or len(pair) != 2:
             raise TypeError(f"{name}: expected a list of heads as (layer, head); {head!r} is none.")
         check_head(model, *pair)
-        found.append(tuple(pair))
+        found.append((pair[0], pair[1]))
     return found
 
 
-def _whole_number(value: Any) -> int | None:
-    """Also of scalars of NumPy and JAX; `None` for what is none."""
+def _whole_numbers(values: Any) -> list[int] | None:
+    """Also of scalars of NumPy and JAX; `None` for what are none."""
     try:
-        return None if isinstance(value, bool) else operator.index(value)
+        return [operator.index(value) for value in values]
     except TypeError:
         return None
 

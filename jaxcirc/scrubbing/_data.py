@@ -53,7 +53,7 @@ class Data:
         **Raises:** `ValueError` for one that there is not, or that is a datum's padding.
         """
         if not isinstance(position, str):
-            return self._counted(f"scrub: position {position}", np.full(len(self), position))
+            return self._counted("scrub", np.full(len(self), position))
         named = {} if self.prompts is None else self.prompts.positions
         if position not in named:
             known = f"these have {', '.join(map(repr, named))}" if named else "tokens alone have none"
