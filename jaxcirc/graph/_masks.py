@@ -30,9 +30,9 @@ def names_of_mask(graph: "ComponentGraph", mask: Any) -> list[str]:
             if mask is None
             else check_mask("ComponentGraph.edge_names: mask", mask, one, "[sender receiver]", graph)
         )
-        return [_name(graph, i, j) for i, j in np.argwhere(kept)]
+        return [_name(graph, i, j) for i, j in np.argwhere(kept).tolist()]
     kept = check_mask("ComponentGraph.edge_names: mask", mask, graph.edges, graph.axes, graph)
-    return [f"{_name(graph, i, j)}@{at}" for i, j, at in np.argwhere(np.moveaxis(kept, 0, -1))]
+    return [f"{_name(graph, i, j)}@{at}" for i, j, at in np.argwhere(np.moveaxis(kept, 0, -1)).tolist()]
 
 
 def check_mask(
@@ -47,7 +47,7 @@ def check_mask(
         raise TypeError(f"{name}: expected booleans, True for each edge that is kept, got dtype {found.dtype}.")
     if found.shape != edges.shape:
         raise ValueError(f"{name}: expected a mask {axes}, here {list(edges.shape)}, got {list(found.shape)}.")
-    for *_, i, j in np.argwhere(found & ~edges)[:1]:
+    for *_, i, j in np.argwhere(found & ~edges)[:1].tolist():
         raise ValueError(
             f"{name}: there is no edge {_name(graph, i, j)}, and it is kept. Keep edges of the graph alone: mask & graph.edges."
         )

@@ -179,9 +179,7 @@ def _read_heads(
 
 
 @jax.jit
-def _read_mlp(
-    block: Block, rows, entering, change: Change, own, where: Bool[np.ndarray, "variant seq"], scale
-) -> Change:
+def _read_mlp(block: Block, rows, entering, change: Change, own, where: Bool[Array, "variant seq"], scale) -> Change:
     """By how much the MLP's output changes where it reads the changed stream."""
 
     def one(row, change, where):
