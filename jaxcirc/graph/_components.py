@@ -17,7 +17,7 @@ from .._sites import did_you_mean
 from ..explorer import Description, figure_of, write_page
 from ..models import Transformer
 from ._described import check_edges, Component, described
-from ._masks import mask_of_names, names_of_mask
+from ._masks import mask_of_names, Named, names_of_mask
 from ._slots import iterate_receivers, iterate_senders, LayerShape, Slot
 
 
@@ -116,14 +116,14 @@ class ComponentGraph(Shown):
 
     def mask(self, edges: Iterable[str]) -> Bool[np.ndarray, "*position sender receiver"]:
         """The edges of these names, at every position, or at one: `"m0->logits@5"`. **Raises:** `ValueError` for a name that is none."""
-        return mask_of_names(self, edges)
+        return mask_of_names(self.named, edges, self.edge)
 
     def edge_names(self, mask: Bool[np.ndarray, "*position sender receiver"] | None = None) -> list[str]:
         """The names of the edges in a mask, or of all, in order of their senders; those in a mask with positions each with its own.
 
         **Raises:** `ValueError` for a mask of another graph.
         """
-        return names_of_mask(self, mask)
+        return names_of_mask(self.named, mask)
 
     def to_html(
         self,
@@ -206,6 +206,11 @@ class ComponentGraph(Shown):
         embeddings = sum(slot.layer < 0 for slot in self.sender_slots)
         senders, receivers = len(self.senders) - embeddings, len(self.receivers) - 1
         return LayerShape(embeddings, senders // self.n_layers, receivers // self.n_layers)
+
+    @property
+    def named(self) -> Named:
+        """The edges and the names of their ends."""
+        return Named(self.edges, self.senders, self.receivers)
 
     @property
     def of_one_position(self) -> Bool[np.ndarray, "sender receiver"]:

@@ -60,7 +60,7 @@ def check_node_scores(name: str, graph: ComponentGraph, scores: Any) -> Float[np
 
 def check_mask_of(name: str, graph: ComponentGraph, mask: Any) -> Bool[np.ndarray, "sender receiver"]:
     """Gives a mask as an array. **Raises:** `ValueError` for another shape, or for what is kept where there is no edge."""
-    return check_mask(name, mask, graph.edges, graph.axes, graph)
+    return check_mask(name, mask, graph.named)
 
 
 def check_ranking(verb: str, by: str, how: str) -> None:
