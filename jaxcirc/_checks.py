@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 
 def check_count(name: str, what: str, value: Any, *, least: int = 1) -> None:
     """ValueError unless `value`, how many `what` there are, is a whole number of at least `least`."""
@@ -65,6 +69,16 @@ def check_seed(name: str, value: Any) -> None:
     """ValueError unless `value` can seed a random generator."""
     if not _is_whole(value) or value < 0:
         raise ValueError(f"{name}: expected a whole number from 0 on, got {value!r}.")
+
+
+def check_key(name: str, value: Any) -> None:
+    """TypeError for what is no random key, ValueError for several."""
+    kind = getattr(value, "dtype", None)
+    typed = kind is not None and jnp.issubdtype(kind, jax.dtypes.prng_key)
+    if not (typed or kind == np.uint32):
+        raise TypeError(f"{name}: expected a random key, got {_shown(value)}. Make one: jax.random.key(0).")
+    if value.shape != (() if typed else (2,)):
+        raise ValueError(f"{name}: expected one random key, got an array {value.shape} of {kind}. Give one of them.")
 
 
 def check_share(name: str, what: str, value: Any) -> None:

@@ -1,6 +1,7 @@
 """Activation patching: against plain runs with one cell replaced, and by the laws that patches obey."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -378,6 +379,15 @@ def test_patterns_are_weighted_at_the_key(name):
         jc.patching.head_patterns(model, clean[0], [(1, 9)])
     with pytest.raises(ValueError, match="no head was given"):
         jc.patching.head_patterns(model, clean[0], [])
+
+
+def test_patterns_of_what_is_no_head(untyped):
+    model, clean, *_ = problem()
+    for head in ((0,), (0.5, 0), "a0.h1"):
+        with pytest.raises(
+            TypeError, match=re.escape(f"head_patterns: heads: expected a list of heads as (layer, head); {head!r} is")
+        ):
+            jc.patching.head_patterns(model, clean[0], [head])
 
 
 def test_pictures_have_a_panel_a_site_and_names(tmp_path):

@@ -573,9 +573,24 @@ def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
     assert (json.loads(said.out)["tokens"], json.loads(said.out)["minimum"]) == (8, -100)
 
 
+def test_self_repair_of_answers(capsys):
+    code, said = repair(capsys, "--ioi", "6", "--only", "1.2", "--json")
+    assert code == 0, said.err
+    found = json.loads(said.out)
+    model, tokenizer = jc.process_weights(jc.from_pretrained("tiny-gpt2")), jc.load_tokenizer("tiny-gpt2")
+    prompts = jc.data.ioi(tokenizer, 6, template="mixed", seed=0)
+    asked = {"answers": prompts.answer, "foils": prompts.foil, "positions": prompts.positions["end"]}
+    want = jc.self_repair(model, prompts.clean, jc.Resample.rolled(prompts.clean), heads=[(1, 2)], **asked)
+    assert (found["logit"], found["tokens"]) == ("the answer less the foil", 6)
+    assert abs(want.slope[1, 2]) > 1e-3
+    assert found["rows"][0]["slope"] == pytest.approx(want.slope[1, 2])
+    assert found["rows"][0]["low"] == pytest.approx(want.interval()[0][1, 2])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--ioi", "6", "--length", "3"], "--length cuts prompts, and those of --ioi are read at their end"),
         (["--head", "nine"], "A head is written LAYER.HEAD, such as 9.6; got 'nine'"),
         (["--only", "9.6"], "There is no layer 9 in tiny-gpt2: it has 4 layers, 0 to 3"),
         (["--minimum", "99"], "has 0 tokens with a direct effect above 99"),

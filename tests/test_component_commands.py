@@ -1,5 +1,6 @@
 """`jaxcirc logit-lens`, `direct-effects` and `component-edges`: each prints what its verb gives."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,7 @@ import jaxcirc as jc
 from jaxcirc.cli import main
 from jaxcirc.cli._language import PYTHON
 
-from .helpers import assert_close, said
+from .helpers import assert_close, printed, said
 from .test_cli import PAIRS
 
 
@@ -76,6 +77,16 @@ def test_direct_effects_sum_to_the_metric(given, model, pairs, capsys):
     assert said(capsys, "direct-effects", *given, "--raw")["processing"] == []
     assert main(["direct-effects", *given, "--top", "3", "--quiet"]) == 0
     assert len(capsys.readouterr().out.split("(standard error)\n")[1].splitlines()) == 3
+
+
+def test_direct_effects_of_capped_logits_are_before_the_cap(given, model, capsys, monkeypatch):
+    capped = dataclasses.replace(model, logit_cap=2.0)
+    want = said(capsys, "direct-effects", *given)
+    monkeypatch.setattr("jaxcirc.cli._direct_effects.load_model", lambda arguments: capped)
+    found = said(capsys, "direct-effects", *given)
+    assert (want["before_cap"], found["before_cap"]) == (False, True)
+    assert found["metric"] == pytest.approx(want["metric"], abs=1e-4)
+    assert "sum to the logit difference before the logits' cap, " in printed(capsys, "direct-effects", *given)
 
 
 @pytest.fixture(scope="module")

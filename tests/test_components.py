@@ -218,6 +218,16 @@ def test_answers_and_parts_that_are_refused(untyped):
     for arguments, message in refused:
         with pytest.raises(ValueError, match=message):
             jc.direct_effects(model, tokens, **arguments)
+    for arguments, message in [
+        (dict(neurons="all"), r"neurons: expected a list of layers, got one. Write \['all'\]"),
+        (dict(neurons=1), "neurons: expected a list of layers, got 1"),
+        (dict(neurons=[1.0]), r"neurons: expected a list of layers, as whole numbers; 1\.0 is none"),
+        (dict(sources=[(1,)]), r"sources: expected a list of heads as \(layer, head\); \(1,\) is none"),
+        (dict(sources=["a1.h0"]), r"sources: expected a list of heads as \(layer, head\); 'a1\.h0' is none"),
+        (dict(sources=[(0.5, 0)]), r"sources: expected a list of heads as \(layer, head\); \(0\.5, 0\) is none"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            jc.direct_effects(model, tokens, **arguments)
     with pytest.raises(ValueError, match=r"Token id .* is outside the vocabulary of random, 0 to 6"):
         jc.direct_effects(model, tokens + 6)  # the next tokens
     with pytest.raises(ValueError, match="random is of attention only, so layer 0 has none"):

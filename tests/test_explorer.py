@@ -272,6 +272,10 @@ def test_a_page_of_components(model, positions, tmp_path):
     components.to_html(tmp_path / "k.html", kept=kept)
     held = data_of((tmp_path / "k.html").read_text(encoding="utf-8"))
     assert held["edges"]["part"] == ["q"] * (positions or 1)
+    if positions is not None:
+        with pytest.raises(ValueError, match="tokens are the prompt's, one for each of the graph's 3 positions; got 2"):
+            components.to_html(tmp_path / "no.html", scores, tokens=["a", "b"])
+        assert not (tmp_path / "no.html").exists()
 
 
 def test_a_figure_of_components(model, tmp_path):

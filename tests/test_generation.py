@@ -250,7 +250,7 @@ BAD = {
     "no room": ({"n": 8}, ValueError, "prompt and new tokens are 13, and random has a context of 12"),
     "no tokens": ({"n": 0}, ValueError, "n is how many tokens to generate, at least 1; got 0"),
     "no key": ({"temperature": 1.0}, ValueError, "tokens are drawn, which takes a key"),
-    "many keys": ({"key": jax.random.split(KEY, 2)}, ValueError, "key is one random key, got 2"),
+    "many keys": ({"key": jax.random.split(KEY, 2)}, ValueError, "key: expected one random key"),
     "a key that is none": ({"key": 3}, TypeError, "expected a random key"),
     "a negative temperature": (
         {"temperature": -1.0},

@@ -129,6 +129,7 @@ BAD = {
     "no threshold": ({"threshold": np.nan}, "0 or more"),
     "an order": ({"order": "random"}, "must be 'last' or 'first'"),
     "scores of each prompt": ({"order": np.zeros((2, 7, 15))}, "Take the mean over prompts"),
+    "names as scores": ({"order": np.full((7, 15), "m0")}, "which are numbers; got dtype <U2"),
     "a budget": ({"budget": 0}, "at least 1"),
 }
 
@@ -139,7 +140,7 @@ def test_bad_input(case, untyped):
     model = model_named("gpt2")
     clean, corrupt, metric = problem(model)
     given = {"clean": clean, "corrupt": corrupt, "metric": metric, "threshold": 0.1}
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         jc.patching.greedy_search(model, **{**given, **more})
 
 

@@ -1,7 +1,9 @@
 """Claims and hypotheses: what is refused, and files of them."""
 
+import dataclasses
 import functools as ft
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,9 +52,9 @@ BAD_TREES = {
         "m1", LEAF("m0", positions=3), LEAF("m0", positions=[2, -3])
     ),
     "no position of the prompts is named 'IO'; tokens alone have none": lambda: under("m1", LEAF("m0", positions="IO")),
-    "position 6 is beyond the prompts, which have 6 tokens": lambda: under("m1", LEAF("m0", positions=6)),
+    "scrub: prompt 0 has 6 tokens, and none at position 6": lambda: under("m1", LEAF("m0", positions=6)),
     "no position of the prompts is named 'S'": lambda: Claim("logits", Conditional("S")),
-    "position -7 is beyond": lambda: Claim("logits", Conditional(-7)),
+    "scrub: prompt 0 has 6 tokens, and none at position -7": lambda: Claim("logits", Conditional(-7)),
     "expected one class for each of the 4 prompts, got an array of 3": lambda: Claim(
         "logits", Conditional(np.arange(3))
     ),
@@ -86,6 +88,12 @@ def test_bad_claims_are_refused(untyped):
         "Conditional: expected at least one field": lambda: Conditional([]),
         "Conditional: expected the name of a field": lambda: Conditional(2.5),
         "Conditional: expected the names of fields, or positions": lambda: Conditional(("IO", 2.5)),
+        "Conditional: expected the names of fields, or positions, got True": lambda: Conditional(True),
+        "Conditional: expected an array of a class for each prompt, got the number 3": lambda: Conditional(np.array(3)),
+        "Conditional: strict: expected True or False, got 'false'": lambda: Conditional("IO", strict="false"),
+        "Claim m0: positions: expected names or numbers of positions, got True": lambda: Claim(
+            "m0", Exact(), positions=True
+        ),
         "Fixed: expected the number of a prompt": lambda: Fixed("a"),
         "Pool: size is how many data": lambda: Pool(0),
         "Shared: sampler: expected a sampler": lambda: Shared("exact", "a"),
@@ -102,12 +110,23 @@ def test_other_bad_input(untyped):
     refused("prompt 0 is the only one there is, so there is nothing to resample", count=1)
     refused("samples is how many times data are drawn", samples=0)
     refused("key: expected a random key, got 0. Make one: jax.random.key", key=0)
+    refused(r"key: expected one random key, got an array \(2,\)", key=jax.random.split(KEY, 2))
+    refused(r"key: expected one random key, got an array \(3,\) of uint32", key=jnp.zeros(3, jnp.uint32))
     refused("budget is how many bytes", budget=0)
     mask = jnp.ones((COUNT, SEQ), bool).at[2, 0].set(False)
     refused("prompt 2 is the only one of its length, and others do not take its place", mask=mask)
     mask = mask.at[3, 0].set(False)
     refused("prompt 0 takes the place of prompt 2, and their padding is not", Claim("logits", Fixed(0)), mask=mask)
+    short = jnp.ones((COUNT, SEQ), bool).at[2:, 4:].set(False)
+    position = jnp.asarray(short.sum(1) - 1)
+    of_each = {"mask": short, "metric": jc.LogitDiff(np.arange(4), np.arange(1, 5), position=position)}
+    refused("scrub: position -1 of prompt 2 is padding", under("m1", LEAF("m0", positions=-1)), **of_each)
+    refused("scrub: position -1 of prompt 2 is padding", Claim("logits", Conditional(-1)), **of_each)
     prompts = ioi_like()
+    for beyond in (6, -7):
+        moved = dataclasses.replace(prompts, positions=prompts.positions | {"IO": jnp.full(12, beyond)})
+        tree = under("m1", LEAF("m0", positions="IO"))
+        refused("position 'IO': prompt 0 has 6 tokens, and none at", tree, dataset=moved, metric=prompts.metric())
     refused("prompts have a mask of their own", dataset=prompts, metric=prompts.metric(), mask=mask)
     refused(
         "no position of the prompts is named 'S'; these have 'IO'",
@@ -147,6 +166,7 @@ BAD_TOML = {
     "sampler of /logits: expected 'exact', .* got 'random'": "name = 'logits'\nsampler = 'random'",
     "others of /logits: .* got {'size': 3}": "name = 'logits'\nsampler = 'exact'\nothers = {size = 3}",
     "sampler of /logits has no 'strikt'": "name = 'logits'\nsampler = {class = 'IO', strikt = true}",
+    "sampler of /logits: Conditional: strict": "name = 'logits'\nsampler = {class = 'IO', strict = 'false'}",
     "sampler of /logits: Pool: size is how many": "name = 'logits'\nsampler = {pool = 0}",
     "children of /logits: expected tables": "name = 'logits'\nsampler = 'exact'\nchildren = 3",
     "the claims under /logits: expected tables": "name = 'logits'\nsampler = 'exact'\nchildren = [3]",

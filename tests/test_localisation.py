@@ -537,7 +537,7 @@ def test_scores_and_sizes_that_are_none(untyped):
         (lambda: select_edges(positions, good, 3), "edges at each position apart. Make it without positions"),
         (lambda: select_edges("gpt2", good, 3), "select_edges: graph: expected a graph as jc.component_graph gives"),
         (lambda: prune(graph, good), "prune: mask: expected booleans"),
-        (lambda: prune(graph, graph.edges[:-1]), r"expected \[7 senders, 15 receivers\], got \[6, 15\]"),
+        (lambda: prune(graph, graph.edges[:-1]), r"expected a mask \[sender receiver\], here \[7, 15\], got \[6, 15\]"),
         (lambda: prune(graph, np.ones_like(graph.edges)), r"there is no edge a0\.h0->a0\.h0\.q, and it is kept"),
         (lambda: roc(graph, good, graph.edges), "truth has 46 of 46 edges"),
         (lambda: roc(graph, good, np.zeros_like(graph.edges)), "truth has 0 of 46 edges"),

@@ -334,6 +334,7 @@ BAD = {
     "a mask of another shape": (lambda g, c: (c, g.edges.T, {}), "keep is of shape [sender receiver]"),
     "a mask of numbers of edges": (lambda g, c: (c, g.edges.astype(int), {}), "dtype int"),
     "a mask with NaN": (lambda g, c: (c, np.where(g.edges, np.nan, 1.0), {}), "NaN or infinity"),
+    "masks of none": (lambda g, c: (c, np.ones((0, *g.edges.shape), bool), {}), "keep holds no mask"),
     "no mask": (lambda g, c: (c, ["embed->logits"], {}), "got a list"),
     "no corrupt prompts": (lambda g, c: (None, g.edges, {}), "Give them, or an ablation"),
     "an ablation that is none": (lambda g, c: (c, g.edges, {"ablation": "zero"}), "expected jc.Zero()"),
@@ -374,6 +375,23 @@ def test_names_that_are_none():
             graph.edge(name)
     with pytest.raises(ValueError, match="no embedding of positions"):
         jc.component_graph(model_named("llama"), embeddings="split")
+    with pytest.raises(TypeError, match=r"expected a list of edges, got one. Write \['m0->logits'\]"):
+        graph.mask("m0->logits")
+    with pytest.raises(ValueError, match="the graph has no positions"):
+        graph.mask(["m0->logits@1"])
+    for mask, message in {
+        "of a shape": (np.ones((3, 3), bool), r"expected a mask \[sender receiver\], here .*, got \[3, 3\]"),
+        "of no edge": (np.ones(graph.edges.shape, bool), "there is no edge a0.h0->a0.h0.q, and it is kept"),
+    }.values():
+        with pytest.raises(ValueError, match=message):
+            graph.edge_names(mask)
+    placed = jc.component_graph(model_named("llama"), positions=3)
+    some = ["embed->m0@0", "embed->m0@2", "m0->logits@1"]
+    assert placed.edge_names(placed.mask(some)) == some
+    assert (placed.mask(["m0->logits"]) == placed.mask([f"m0->logits@{at}" for at in range(3)])).all()
+    assert placed.edge_names(placed.edges.any(0)) == placed.edge_names() == graph.edge_names()
+    with pytest.raises(ValueError, match="'m0->logits@3': the graph has positions 0 to 2"):
+        placed.mask(["m0->logits@3"])
     names = graph.edge_names()
     assert (len(names), names[0]) == (graph.n_edges, "embed->a0.h0.q")
     assert (graph.mask(names) == graph.edges).all()

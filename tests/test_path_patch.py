@@ -132,6 +132,57 @@ def test_a_chain_to_the_logits_holds_all_else():
             assert_close(got[number, row], np.asarray(want))
 
 
+@pytest.mark.parametrize("name", ["gpt2-inverse-layer-scale", "parallel"])
+def test_an_mlp_whose_write_is_given_is_not_recomputed(name):
+    """As a sender beside others, where it is patched, and as a receiver of the stage before."""
+    model = model_named(name)
+    clean, corrupt, metric = problem(model)
+    graph, last = jc.component_graph(model), model.n_layers - 1
+    of_last = f"blocks.{last}.hook_mlp_out"
+    of = lambda **more: jc.path_patch(model, clean, corrupt, metric, mlps="recomputed", **more)
+    assert_close(of(receivers=["logits"], senders=[graph.senders])[0], metric_of(model, corrupt, metric))
+    got = of(receivers=["logits"], senders=[("embed", f"m{last}"), "embed"], positions=[[4, 5], [5, 5]])
+    chain = of(receivers=[["m0", f"m{last}"], ["logits"]], senders=["embed"])[0]
+    for row, sent in enumerate(([4, 5], [5])):
+        one = jax.tree.map(lambda x, row=row: x[row], metric)
+        moved, (_, own) = changed_writes(model, clean[row], corrupt[row]), jc.run(model, clean[row], record="all")
+        held = {site: jc.Replace(own[site]) for site in map("blocks.{}.hook_attn_out".format, range(last + 1))}
+        there = np.isin(np.arange(6), sent)[:, None]
+        edits = held | {"hook_embed": jc.Add(jnp.where(there, moved["embed"], 0))}
+        given = jc.Blend(jnp.asarray(there), own[of_last] + moved[f"m{last}"])
+        both = one(jc.run(model, clean[row], edits=edits | {of_last: given})[0])
+        alone = one(jc.run(model, clean[row], edits=edits)[0])
+        assert np.abs(both - alone) > 1e-3
+        assert_close(got[:, row], np.stack([both, alone]))
+        # What both MLPs make of the embedding, the later one also of the earlier; the logits read each of them once.
+        outs = ["blocks.0.hook_mlp_out", of_last]
+        made = jc.run(model, clean[row], edits=held | {"hook_embed": jc.Add(moved["embed"])}, record=outs)[1]
+        put = {f"blocks.{layer}.hook_mlp_out": jc.Replace(own[f"blocks.{layer}.hook_mlp_out"]) for layer in range(last)}
+        if last > 1:  # those between read what the first writes
+            del put["blocks.1.hook_mlp_out"]
+        put |= {site: jc.Replace(made[site]) for site in outs}
+        assert_close(chain[row], np.asarray(one(jc.run(model, clean[row], edits=held | put)[0])))
+
+
+def test_frozen_norms_hold_the_logits_beside_other_receivers():
+    """The last MLP and the logits read the change with the clean scales, in the run that has them held."""
+    model = model_named("gpt2")
+    clean, corrupt, metric = problem(model)
+    of = lambda receivers, **more: jc.path_patch(
+        model, clean, corrupt, metric, receivers=receivers, senders=["a0.h0"], norms="frozen", **more
+    )
+    want = []
+    for row in range(2):
+        one = jax.tree.map(lambda x, row=row: x[row], metric)
+        change = changed_writes(model, clean[row], corrupt[row])["a0.h0"]
+        scales = ["ln_final.hook_scale", "blocks.1.ln2.hook_scale"]
+        own = jc.run(model, clean[row], record=[*scales, "blocks.1.hook_resid_mid"])[1]
+        held = {site: jc.Replace(own[site]) for site in scales}
+        edits = held | {"blocks.1.hook_resid_mid": jc.Add(change)}
+        want.append(one(jc.run(model, clean[row], edits=edits)[0]))
+    assert_close(of(["logits", "m1"])[0], np.stack(want))
+
+
 def test_frozen_norms_make_the_direct_path_linear():
     model = model_named("llama")
     clean, corrupt, metric = problem(model)
@@ -242,6 +293,11 @@ BAD = {
     "a position outside": ({"receivers": ["logits"], "positions": 6}, "none at position 6"),
     "positions of others": ({"receivers": ["logits"], "positions": [1, 2, 3]}, "of 2 prompts; got shape (3,)"),
     "positions between": ({"receivers": ["logits"], "positions": 1.5}, "positions are integers"),
+    "positions of several counts": ({"receivers": ["logits"], "positions": [[1], [1, 2]]}, "as many positions of one"),
+    "no corrupt prompts": ({"receivers": ["logits"], "corrupt": None}, "without corrupt prompts"),
+    "a number as receiver": ({"receivers": [1]}, "receivers: expected a list of names, got 1"),
+    "a number as sender": ({"receivers": ["logits"], "senders": [3]}, "senders: expected a list of names, got 3"),
+    "a group of none": ({"receivers": ["logits"], "senders": ["m0", ()]}, "group 1 of the senders is empty"),
     "mlps": ({"receivers": ["logits"], "mlps": "live"}, "must be 'frozen' or 'recomputed'"),
     "norms": ({"receivers": ["logits"], "norms": "held"}, "must be 'live' or 'frozen'"),
 }
@@ -253,5 +309,5 @@ def test_bad_input(case, untyped):
     model = model_named("gpt2")
     clean, corrupt, metric = problem(model)
     with pytest.raises((ValueError, TypeError)) as caught:
-        jc.path_patch(model, clean, corrupt, metric, **more)
+        jc.path_patch(model, clean, metric=metric, **{"corrupt": corrupt, **more})
     assert message in str(caught.value)

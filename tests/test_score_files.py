@@ -130,6 +130,14 @@ def test_scores_of_nodes(scores, tmp_path):
         same(load_scores(tmp_path / f"again{suffix}"), read)
 
 
+def test_a_score_that_is_infinite_is_not_written(tmp_path):
+    values = np.zeros(GRAPH.edges.shape)
+    values[GRAPH.edge("m0->logits")] = -np.inf
+    with pytest.raises(ValueError, match="files hold finite numbers, and edge m0->logits has none"):
+        save_scores(EdgeScores.of(GPT2, values), tmp_path / "s.json")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_sign_of_a_file_is_said(scores, tmp_path):
     rng = np.random.default_rng(0)
     helps = np.abs(rng.normal(size=GRAPH.edges.shape))

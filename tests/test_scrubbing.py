@@ -1,5 +1,6 @@
 """Causal scrubbing: against explicit runs, enumeration, compiled programs with a known circuit, and what it refuses."""
 
+import dataclasses
 import itertools
 import json
 
@@ -385,6 +386,9 @@ def test_prompts_with_names_for_positions():
     assert_close(run(tuple(range(6))), run(None))
     of_each = np.where(np.asarray(prompts.positions["IO"]) == 1, run(1), run(2))
     assert_close(run("IO"), of_each)
+    from_end = dataclasses.replace(prompts, positions=prompts.positions | {"end": jnp.full(4, -1)})
+    assert_close(jc.scrub(model, tree("end"), from_end, prompts.metric(), KEY, samples=1).values[0], run(-1))
+    assert np.abs(run(-1) - run(1)).max() > 1e-3
 
 
 def test_prompts_of_several_lengths_resample_among_themselves():

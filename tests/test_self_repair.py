@@ -1,5 +1,6 @@
 """Self-repair: against a run of the whole model for each head, with every component's output there."""
 
+import dataclasses
 import math
 
 import jax
@@ -92,6 +93,36 @@ def test_every_part_is_that_of_whole_runs(name):
             assert found.intercept[layer, head] == pytest.approx(line[1], abs=1e-9)
 
 
+def test_answers_are_read_where_they_are_asked_for():
+    """The last position of all too, which no next token has; an answer less a foil is the difference of theirs."""
+    model, _ = problem()
+    tokens = jnp.asarray(np.random.default_rng(5).integers(0, model.d_vocab, (4, 8)), jnp.int32)
+    other, answers, foils = tokens[::-1], jnp.array([1, 2, 3, 4]), jnp.array([5, 6, 7, 0])
+    of = lambda **more: jc.self_repair(model, tokens, other, **more)
+    both = of(answers=answers, foils=foils, positions=-1)
+    one, less = (of(answers=each, positions=[7] * 4) for each in (answers, foils))
+    for part in PARTS:
+        assert_close(getattr(both, part), getattr(one, part) - getattr(less, part), tolerance=1e-10)
+        assert not getattr(both, part)[..., :-1].any()
+    direct = jc.direct_effects(model, tokens, answers, foils=foils).heads
+    assert_close(both.direct[..., -1], direct[..., -1])
+    x, y = both.points(0, 1)
+    assert np.polyfit(x, y, 1) == pytest.approx([both.slope[0, 1], both.intercept[0, 1]], abs=1e-9)
+    assert (len(x), both.logit, one.logit) == (4, "the answer less the foil", "the answer")
+    site = Site(0, Kind.Z)
+    for row in range(4):
+        z = run(model, other[row], None, {}, (site,))[1][site]
+        logits = [run(model, tokens[row], None, edits, ())[0][-1] for edits in ({}, {site: jc.Blend(ONLY_1, z)})]
+        clean, ablated = (each[answers[row]] - each[foils[row]] for each in logits)
+        assert_close(both.change[row, 0, 1, -1], ablated - clean, tolerance=1e-9)
+    follow = of(answers=jnp.roll(tokens, -1, axis=1), positions=np.tile(np.arange(7), (4, 1)))
+    assert_close(follow.change, of().change, tolerance=1e-10)
+    assert of(answers=jnp.eye(16)[3]).logit == "a direction"
+
+
+ONLY_1 = np.array([[False], [True]])
+
+
 @pytest.mark.parametrize("tokens_at_once", [1, 12, 10**6])
 def test_padding_never_enters_and_chunks_change_nothing(tokens_at_once):
     model, tokens = problem()
@@ -139,6 +170,20 @@ def test_a_minimum_leaves_tokens_out():
         assert through_origin.slope[0, head] == pytest.approx((x[wanted] @ y[wanted]) / (x[wanted] @ x[wanted]))
         assert through_origin.intercept[0, head] == 0
         assert found.slope[0, head] != pytest.approx(above.slope[0, head])
+
+
+def test_a_line_through_one_prompt_has_no_interval():
+    """Without that prompt no slope is known, and 0 is none."""
+    found = synthetic(batch=3)
+    low, high = found.interval()
+    assert np.isfinite([low, high]).all()
+    direct = np.array(found.direct)
+    direct[1:, 0, 0], direct[1, 0, 0, 3] = -5, 4  # of the others a single token is above the minimum
+    direct[0, 0, 0] = np.abs(direct[0, 0, 0]) + 0.1
+    above = dataclasses.replace(found, direct=direct).refit(jc.OLS(), minimum=0.0)
+    low, high = above.interval()
+    assert np.isnan([low[0, 0], high[0, 0]]).all()
+    assert np.isfinite([low[0, 1], high[0, 1], above.slope[0, 0]]).all()
 
 
 def synthetic(slope=0.6, intercept=-0.2, noise=0.1, batch=40, seq=25, seed=0):
@@ -272,12 +317,19 @@ def test_what_self_repair_refuses(untyped):
         (dict(heads=[(0, 2)]), r"There is no head \(0, 2\) in random: its layers have 2 heads, 0 to 1"),
         (dict(heads=[(5, 0)]), "There is no layer 5 in random: it has 2 layers"),
         (dict(heads="none"), "heads is 'all' or a list of"),
+        (dict(answers=99), "Token id 99 at .* is outside the vocabulary"),
+        (dict(answers=[1, 2]), r"answers: expected shape \(\), \(3,\) or \(3, 6\)"),
+        (dict(positions=6), "self_repair: positions: prompt 0 has 6 tokens, and none at position 6"),
+        (dict(positions=-1), "no position that is read has a next token"),
         (dict(heads=[]), "no head was given"),
         (
             dict(minimum=99.0),
             r"head \(0, 0\) has 0 tokens with a direct effect above 99, .* its largest direct effect is -?\d",
         ),
-        (dict(mask=jnp.zeros((3, 6), bool).at[:, 2].set(True), resample=unpadded), "no position has a next token"),
+        (
+            dict(mask=jnp.zeros((3, 6), bool).at[:, 2].set(True), resample=unpadded),
+            "no position that is read has a next token",
+        ),
         (dict(mask=jnp.ones((3, 5), bool)), "mask: expected one boolean a token"),
         (dict(minimum=math.nan), "self_repair: minimum: expected a finite number, got nan"),
         (dict(tokens_at_once=-5), "self_repair: tokens_at_once is how many tokens are run at once, at least 1; got -5"),
@@ -289,8 +341,15 @@ def test_what_self_repair_refuses(untyped):
     for arguments, message in refused:
         with pytest.raises(ValueError, match=message):
             jc.self_repair(model, tokens, **({"resample": tokens[::-1]} | arguments))
-    with pytest.raises(TypeError, match=r"expected heads as a list of \(layer, head\); 1 is none"):
+    with pytest.raises(TypeError, match=r"expected a list of heads as \(layer, head\); 1 is none"):
         jc.self_repair(model, tokens, tokens[::-1], heads=[1, 0])
+    with pytest.raises(TypeError, match=r"self_repair: heads: expected a list of heads as \(layer, head\), got None"):
+        jc.self_repair(model, tokens, tokens[::-1], heads=None)
+    for ablation in (jc.Mean(tokens), jc.Zero()):
+        with pytest.raises(
+            TypeError, match=r"self_repair: resample: expected other prompts, as jc\.Resample\(tokens\)"
+        ):
+            jc.self_repair(model, tokens, ablation)
     with pytest.raises(TypeError, match=r"expected a fit such as jc.OLS\(intercept=True\), got a str"):
         jc.self_repair(model, tokens, tokens[::-1], fit="ols")
 

@@ -72,6 +72,9 @@ BAD = {
     "a share of no edge": ({"share": 1e-5}, "is none of them"),
     "no steps": ({"steps": 0}, "at least 1"),
     "an objective": ({"objective": "kl"}, "must be 'faithful' or 'least'"),
+    "no key": ({"key": None}, "expected a random key"),
+    "many keys": ({"key": jax.random.split(jax.random.key(0), 2)}, "expected one random key"),
+    "no optimizer": ({"optimizer": "adam"}, "such as optax.adam(0.1), got 'adam'"),
     "no corrupt prompts": ({"corrupt": None}, "Give them, or an ablation"),
 }
 
@@ -82,7 +85,7 @@ def test_bad_input(case, untyped):
     model = model_named("gpt2")
     clean, corrupt, metric = problem(model)
     given = {"clean": clean, "corrupt": corrupt, "metric": metric, "share": 0.5, "steps": 1, "key": jax.random.key(0)}
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         jc.patching.train_masks(model, **{**given, **more})
 
 
@@ -91,8 +94,10 @@ def test_a_metric_that_reads_nothing_of_the_difference():
     clean, corrupt, _ = problem(model)
     first = corrupt.at[:, 0].set(clean[:, 0])
     metric = jc.LogitDiff(np.array([1, 2]), np.array([3, 4]), position=0)
-    with pytest.raises(ValueError, match="nothing to explain"):
-        jc.patching.train_masks(model, clean, first, metric, share=0.5, steps=1, key=jax.random.key(0))
+    both = jax.numpy.stack([clean[0], corrupt[0]])  # and pairs given in both directions, whose differences cancel
+    for given in ((clean, first, metric), (both, both[::-1], jc.LogitDiff(1, 3))):
+        with pytest.raises(ValueError, match="nothing to explain"):
+            jc.patching.train_masks(model, *given, share=0.5, steps=1, key=jax.random.key(0))
 
 
 def test_without_optax(monkeypatch):

@@ -123,9 +123,9 @@ def load_prompt_file(arguments: argparse.Namespace, tokenizer: Any, path: Path |
     return prompts
 
 
-def add_ioi_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--ioi`, in place of a file of prompts, and `--seed`."""
-    parser.add_argument(
+def add_ioi_option(parser: argparse.ArgumentParser, group: argparse._ActionsContainer | None = None) -> None:
+    """Adds `--ioi`, in place of a file of prompts, to a group of options if there is one, and `--seed`."""
+    (parser if group is None else group).add_argument(
         "--ioi",
         type=count("--ioi", "indirect-object prompts are made", least=2),
         metavar="N",

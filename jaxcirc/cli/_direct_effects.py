@@ -29,7 +29,8 @@ def add(subparsers: Subparsers) -> None:
         "direct-effects",
         help="what each head and MLP adds to the answer's logit directly",
         description="Direct logit attribution: what each head, MLP, embedding and bias adds to the logit of the answer less that of the "
-        "foil, at the end of the clean prompts, with the final norm's scale held. It is averaged over prompts, and sums to the metric.",
+        "foil, at the end of the clean prompts, with the final norm's scale held. It is averaged over prompts, and sums to the metric; "
+        "of a model that caps its logits, to the logit difference before the cap.",
         epilog="example: jaxcirc direct-effects --model tiny-gpt2 --ioi 8",
     )
     about = "file of prompt pairs, of which the clean ones are taken"
@@ -47,12 +48,14 @@ def effects(arguments: argparse.Namespace) -> int:
     model = model if arguments.raw else process_weights(model)
     found, total = _effects(arguments, model, prompts)
     rows = _rows(found)
+    capped = model.logit_cap is not None
     if arguments.json:
         about = {"model": model.name, "processing": list(model.processing), "prompts": len(prompts)}
-        say_json({**about, "metric": float(total.mean()), "rows": rows})
+        say_json({**about, "before_cap": capped, "metric": float(total.mean()), "rows": rows})
         return 0
+    what = "the logit difference before the logits' cap" if capped else "the metric"
     print(
-        f"{counted(len(rows), 'component')} of {model.name}, {counted(len(prompts), 'prompt')}; their effects sum to the metric, "
+        f"{counted(len(rows), 'component')} of {model.name}, {counted(len(prompts), 'prompt')}; their effects sum to {what}, "
         f"{total.mean():z.3f}\n"
     )
     print("component    effect  (standard error)")

@@ -5,6 +5,8 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
 
 from .. import data
 from .._files import read_text
@@ -17,12 +19,13 @@ from ..models import process_weights, Transformer
 from ..view import draw_self_repair
 from ._common import (
     add_bos_option,
-    add_seed_option,
+    add_ioi_option,
     encode_text,
     ids_of,
     load_model,
     note,
     progress_bar,
+    prompts_or_ioi,
     say_json,
     Subparsers,
     tokenizer_of,
@@ -40,7 +43,8 @@ def add(subparsers: Subparsers) -> None:
         "self-repair",
         help="how later heads make up for a head that is ablated",
         description="Ablates every head by itself, by its output on another prompt, and puts a line through tokens: how the later heads' "
-        "direct effects on the true next token change, on the head's own direct effect.",
+        "direct effects on the true next token change, on the head's own direct effect; with --ioi, those on the logit of the answer less "
+        "that of the foil, at the end.",
         epilog="example: jaxcirc self-repair --model tiny-gpt2 --plot self-repair.svg --head 1.2",
     )
     add_model_option(parser, default="tiny-gpt2")
@@ -57,12 +61,13 @@ def add(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="token ids of prompts of one length, taken as they are: JSON lists, or .npy",
     )
+    add_ioi_option(parser, what)
     parser.add_argument(
         "--limit",
         type=count("--limit", "prompts, each with another's values", least=2),
         default=64,
         metavar="N",
-        help="use the first N prompts (%(default)s)",
+        help="use the first N prompts of a file, or make so many sentences (%(default)s)",
     )
     parser.add_argument(
         "--length",
@@ -70,7 +75,6 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         help="tokens of a prompt, with what is put before it; shorter lines are left out (the shortest line's)",
     )
-    add_seed_option(parser)
     add_bos_option(
         parser,
         "before each prompt that lacks it (it is put as the model's family is used to; the documentation has the rule)",
@@ -113,7 +117,7 @@ def repair(arguments: argparse.Namespace) -> int:
     for at in drawn:
         if only is not None and at not in only:
             raise ValueError("--head draws heads of those that --only names; {}.{} is not one.".format(*at))
-    tokens = _tokens(arguments)
+    tokens, asked = _asked(arguments)
     model = load_model(arguments)
     for at in drawn:
         check_head(model, *at)
@@ -123,6 +127,7 @@ def repair(arguments: argparse.Namespace) -> int:
             model,
             tokens,
             Resample.rolled(tokens),
+            **asked,
             heads="all" if only is None else only,
             fit=OLS(intercept=not arguments.no_intercept),
             minimum=arguments.minimum,
@@ -145,9 +150,14 @@ def _rows(result: SelfRepair, share: float) -> list[dict[str, Any]]:
     for at in result.heads:
         numbers = {"slope": result.slope, "low": low, "high": high, "intercept": result.intercept}
         numbers |= {name: getattr(top, name) for name in ("direct", "ablated", "change", "heads", "mlps", "norm")}
-        row = {"head": "{}.{}".format(*at), **{name: float(values[at]) for name, values in numbers.items()}}
+        row = {"head": "{}.{}".format(*at), **{name: _number(values[at]) for name, values in numbers.items()}}
         rows.append(row | dict.fromkeys(LINE) if at[0] == last else row)
     return sorted(rows, key=lambda row: math.inf if row["slope"] is None else -row["slope"])
+
+
+def _number(value: np.floating) -> float | None:
+    """`None` for what is not known, as the interval of a line through a single prompt is not."""
+    return None if np.isnan(value) else float(value)
 
 
 def _summary(
@@ -157,6 +167,7 @@ def _summary(
         "model": model.name,
         "processing": list(model.processing),
         "prompts": len(result.used),
+        "logit": result.logit,
         "tokens": int(result.used.sum()),
         "intercept": not arguments.no_intercept,
         "minimum": result.minimum,
@@ -170,7 +181,7 @@ def _show(model: Transformer, result: SelfRepair, rows: list[dict[str, Any]], ar
     tokens, prompts = int(result.used.sum()), len(result.used)
     print(
         f"{counted(len(rows), 'head')} of {model.name}, {'each ' if len(rows) > 1 else ''}ablated alone, on "
-        f"{counted(tokens, 'token')} of {counted(prompts, 'prompt')}\n"
+        f"{counted(tokens, 'token')} of {counted(prompts, 'prompt')}; logit of {result.logit}\n"
     )
     print(
         f"slope of the later heads' change on the head's direct effect, and on the {arguments.share:z.2g} of tokens with the"
@@ -180,9 +191,7 @@ def _show(model: Transformer, result: SelfRepair, rows: list[dict[str, Any]], ar
     print("head    slope  (95 %)              direct ablated  logit    heads   mlps   norm")
     for row in rows[:SHOWN]:
         line = f"{row['head']:<6}" + (
-            f"{'–':>7}{'':22}"
-            if row["slope"] is None
-            else f"{row['slope']:+z7.3f}  ({row['low']:+z.3f} to {row['high']:+z.3f})  "
+            f"{'–':>7}{'':22}" if row["slope"] is None else f"{row['slope']:+z7.3f}  {_interval(row):<20}"
         )
         names = ("direct", "ablated", "change", "heads", "mlps", "norm")
         print(line + "".join(f"{row[name]:+z7.3f}" + ("  " if name == "change" else " ") for name in names))
@@ -195,7 +204,21 @@ def _show(model: Transformer, result: SelfRepair, rows: list[dict[str, Any]], ar
         print(f"\ndrawn in {arguments.plot}.")
 
 
-def _tokens(arguments: argparse.Namespace):
+def _interval(row: dict[str, Any]) -> str:
+    return "" if row["low"] is None else f"({row['low']:+z.3f} to {row['high']:+z.3f})"
+
+
+def _asked(arguments: argparse.Namespace) -> tuple[Int[Array, "batch seq"], dict[str, Any]]:
+    """The prompts, and whose logit is read of them where it is not the next token's."""
+    if arguments.ioi is None:
+        return _tokens(arguments), {}
+    if arguments.length is not None:
+        raise ValueError("--length cuts prompts, and those of --ioi are read at their end. Leave it out.")
+    made = prompts_or_ioi(arguments, tokenizer_of(arguments))
+    return made.clean, {"answers": made.answer, "foils": made.foil, "positions": np.asarray(made.positions["end"])}
+
+
+def _tokens(arguments: argparse.Namespace) -> Int[Array, "batch seq"]:
     if arguments.tokens is not None:
         check_pretrained(arguments.model, arguments.revision)
         ids = ids_of(arguments, rank=2)

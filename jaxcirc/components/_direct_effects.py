@@ -17,7 +17,7 @@ from .._tap import Tap
 from ..models import check_known, Transformer
 from ..parts import Attention, Block
 from ..runs import in_groups, TOKENS_AT_ONCE
-from ._parts import check_head, check_layer
+from ._parts import check_heads, check_layers
 from ._reading import Asked, asked, at_scale, before_norm_behind, reading
 from ._written import final_scale, written
 
@@ -107,13 +107,10 @@ def direct_effects(
     check_known("direct_effects", model, "attn", "ln1_post", "mlp", "ln2_post", "ln_final")
     check_mask(tokens, mask)
     check_count("direct_effects: tokens_at_once", "tokens are run at once", tokens_at_once)
-    neurons, sources = list(neurons), list(sources)
+    neurons, sources = check_layers("neurons", model, neurons), check_heads("sources", model, sources)
     for layer in neurons:
-        check_layer(model, layer)
         if model.blocks[layer].mlp is None:
             raise ValueError(f"neurons: {model.name} is of attention only, so layer {layer} has none.")
-    for layer, head in sources:
-        check_head(model, layer, head)
     real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
     ids, wanted = np.asarray(tokens), asked(model, tokens, real, answers, foils)
     found = []

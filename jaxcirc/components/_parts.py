@@ -1,13 +1,15 @@
 """Components of a model: heads, whole sites, latents."""
 
 import numbers
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from .._checks import check_list
 from .._run import site_shapes
 from .._sites import did_you_mean, Kind, Part as SitePart, Site
 from ..models import Transformer
@@ -83,6 +85,37 @@ def check_head(model: Transformer, layer: int, head: int) -> None:
         raise ValueError(
             f"There is no head ({layer}, {head}) in {model.name}: its layers have {model.n_heads} heads, 0 to {model.n_heads - 1}."
         )
+
+
+def check_layers(name: str, model: Transformer, layers: Iterable[int]) -> list[int]:
+    """Layers as whole numbers. **Raises:** `TypeError` for what is no list of such, `ValueError` for one that there is not."""
+    found = []
+    for layer in check_list(name, "layers", layers):
+        if (number := _whole_numbers([layer])) is None:
+            raise TypeError(f"{name}: expected a list of layers, as whole numbers; {layer!r} is none.")
+        check_layer(model, *number)
+        found += number
+    return found
+
+
+def check_heads(name: str, model: Transformer, heads: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
+    """Heads as `(layer, head)`. **Raises:** `TypeError` for what is no list of such, `ValueError` for one that there is not."""
+    found = []
+    for head in check_list(name, "heads as (layer, head)", heads):
+        pair = _whole_numbers(head)
+        if pair is None or len(pair) != 2:
+            raise TypeError(f"{name}: expected a list of heads as (layer, head); {head!r} is none.")
+        check_head(model, *pair)
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def _whole_numbers(values: Any) -> list[int] | None:
+    """Also of scalars of NumPy and JAX; `None` for what are none."""
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError:
+        return None
 
 
 def membership(

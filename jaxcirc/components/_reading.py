@@ -13,6 +13,7 @@ from .._run import check_token_ids
 from ..models import Transformer
 from ..parts import Norm
 from ..parts._held_norm import pull_through_norm
+from ..runs import lengthened
 
 
 class Reading(eqx.Module):
@@ -39,6 +40,15 @@ class Asked(NamedTuple):
     def of(self, rows: np.ndarray) -> "Asked":
         """Of some prompts."""
         return Asked(self.answers[rows], None if self.foils is None else self.foils[rows], self.read[rows])
+
+    def at(self, where: Bool[np.ndarray, "batch seq"]) -> "Asked":
+        """Read at these positions alone."""
+        return self._replace(read=self.read & where)
+
+    def filled(self, length: int) -> "Asked":
+        """Of longer rows, behind whose tokens nothing is read."""
+        foils = None if self.foils is None else lengthened(self.foils, length)
+        return Asked(lengthened(self.answers, length), foils, lengthened(self.read, length, False))
 
     def until(self, seen: int) -> "Asked":
         """Of the first positions."""

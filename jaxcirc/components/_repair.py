@@ -13,15 +13,17 @@ from ._intervals import jackknife_interval
 from ._lines import AbstractFit, moments
 
 
+NEXT = "the true next token"
 FEWEST = 3  # points through which a line is put
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfRepair(Shown):
-    r"""What happens to the true next token's logit when each head is ablated by itself, and how much of that later heads repair.
+    r"""What happens to a logit, the true next token's unless others were asked for, when each head is ablated by itself, and how much of
+    that later heads repair.
 
     Effects are `[batch layer head seq]`, in the logit's units, changes ablated less clean, all read with the clean run's final scale; 0 at
-    positions without a next token, NaN for heads that were not asked for.
+    positions that are not read, NaN for heads that were not asked for.
 
     **Attributes:**
 
@@ -30,7 +32,8 @@ class SelfRepair(Shown):
       of later layers. - `mlps`: of all MLPs'. - `norm`: what the final norm's other scale does, and that of a norm behind attention in the
       head's layer. - `change`: of the logit, before a cap, which is the sum `own + backup + mlps + norm`. The other heads of the layer
       read what they read before, so that theirs is 0 and has no name.
-    - `used` `[batch seq]`: the real positions with a real next token. - `fit`, `minimum`: how the lines were put.
+    - `used` `[batch seq]`: the positions that are read; of next tokens, those that have one. - `fit`, `minimum`: how the lines were put.
+    - `logit`: what effects are on, in words: the logit of `"the true next token"`, `"the answer"` or `"the answer less the foil"`.
     """
 
     slope: Float[np.ndarray, "layer head"]
@@ -44,6 +47,7 @@ class SelfRepair(Shown):
     used: Bool[np.ndarray, "batch seq"]
     fit: AbstractFit
     minimum: float | None
+    logit: str = NEXT
 
     @property
     def heads(self) -> list[tuple[int, int]]:
@@ -54,7 +58,7 @@ class SelfRepair(Shown):
         """The same effects with other lines. **Raises:** `ValueError` for a head with fewer than three tokens above `minimum`."""
         if minimum is not None:
             check_number("SelfRepair.refit: minimum", minimum)
-        return fitted(self._changes(), self.used, fit, minimum)
+        return fitted(self._changes(), self.used, fit, minimum, self.logit)
 
     def interval(
         self, *, level: float = 0.95
@@ -62,10 +66,12 @@ class SelfRepair(Shown):
         """A confidence interval of each slope over prompts, whose tokens stay together: Student's, with the jackknife's standard error.
 
         In simulations (`python -m benchmarks.coverage`) an interval of level 0.95 over 8 to 32 prompts holds the true slope in 92 to 96 of
-        100 cases; percentiles of a bootstrap do in 89 to 93. NaN for one prompt.
+        100 cases; percentiles of a bootstrap do in 89 to 93. NaN for one prompt, and where all tokens above `minimum`, or all but
+        one, are of one, so that there is no line without it.
         """
         each = _moments(self.direct, self.backup, self.used, self.minimum)  # [5 batch layer head]
-        without, _ = self.fit.line(each.sum(1, keepdims=True) - each)
+        others = each.sum(1, keepdims=True) - each
+        without = np.where(others[0] > 1, self.fit.line(others)[0], np.nan)
         return jackknife_interval("SelfRepair.interval", self.slope, without, level)
 
     def points(self, layer: int, head: int) -> tuple[Float[np.ndarray, " token"], Float[np.ndarray, " token"]]:
@@ -92,16 +98,16 @@ class SelfRepair(Shown):
 
 
 def fitted(
-    changes: Changes, used: Bool[np.ndarray, "batch seq"], fit: AbstractFit, minimum: float | None
+    changes: Changes, used: Bool[np.ndarray, "batch seq"], fit: AbstractFit, minimum: float | None, logit: str = NEXT
 ) -> SelfRepair:
     """Puts lines through the changes."""
     heads = heads_of(changes.direct)
-    check_enough(changes.direct, used, heads, minimum)
+    check_enough(changes.direct, used, heads, minimum, logit)
     lines = fit.line(_moments(changes.direct, changes.backup, used, minimum).sum(1))
     asked = np.zeros(changes.direct.shape[1:3], bool)
     asked[tuple(np.transpose(heads))] = True
     slope, intercept = (np.where(asked, x, np.nan) for x in lines)
-    return SelfRepair(slope, intercept, **changes._asdict(), used=used, fit=fit, minimum=minimum)
+    return SelfRepair(slope, intercept, **changes._asdict(), used=used, fit=fit, minimum=minimum, logit=logit)
 
 
 def heads_of(direct: Float[np.ndarray, "batch layer head seq"]) -> list[tuple[int, int]]:
@@ -115,13 +121,16 @@ def _moments(direct, backup, used, minimum: float | None) -> Float[np.ndarray, "
     return moments(direct, backup, used if minimum is None else used & (direct > minimum), axis=-1)
 
 
-def check_enough(direct: Float[np.ndarray, "batch layer head seq"], used, heads, minimum: float | None) -> None:
+def check_enough(
+    direct: Float[np.ndarray, "batch layer head seq"], used, heads, minimum: float | None, logit: str
+) -> None:
     """ValueError for a head with too few tokens above the minimum."""
     for layer, head in heads:
         effects = direct[:, layer, head][used]
         above = int(effects.size if minimum is None else (effects > minimum).sum())
         if above < FEWEST:
-            what = "with a next token" if minimum is None else f"with a direct effect above {minimum:g}"
+            read = "with a next token" if logit == NEXT else "that are read"
+            what = read if minimum is None else f"with a direct effect above {minimum:g}"
             raise ValueError(
                 f"self_repair: head ({layer}, {head}) has {above} tokens {what}, and a line takes at least {FEWEST}; its largest direct "
                 f"effect is {effects.max():.3g}. Lower minimum, give more prompts, or leave the head out by heads=[(layer, head), …]."

@@ -1,11 +1,10 @@
 """Self-repair: what later heads do about a head that is ablated."""
 
-import numbers
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_count, check_number
 from .._guard import check_backend
@@ -13,13 +12,14 @@ from .._run import check_mask, check_tokens
 from .._typing import Progress
 from ..models import check_known, is_all_known, Transformer
 from ..runs import filled, in_groups, padded_length, shortened, TOKENS_AT_ONCE
-from ._ablations import check_resample, Resample
+from ..runs._positions import Positions, where_of
+from ._ablations import AbstractAblation, check_resample, Resample
 from ._after_heads import Changes, iterate_changes, Pairs
 from ._direct_effects import direct_effects
 from ._lines import AbstractFit, OLS
-from ._parts import check_head
-from ._reading import asked, followed
-from ._repair import check_enough, fitted, SelfRepair
+from ._parts import check_heads
+from ._reading import asked
+from ._repair import check_enough, fitted, NEXT, SelfRepair
 
 
 def self_repair(
@@ -27,6 +27,9 @@ def self_repair(
     tokens: Int[Array, "batch seq"],
     resample: Resample | Int[Array, "batch seq"],
     *,
+    answers: Int[Array, "..."] | Float[Array, "..."] | int | None = None,
+    foils: Int[Array, "..."] | int | None = None,
+    positions: Positions | None = None,
     heads: str | Sequence[tuple[int, int]] = "all",
     fit: AbstractFit = OLS(intercept=True),
     minimum: float | None = None,
@@ -34,7 +37,8 @@ def self_repair(
     tokens_at_once: int = TOKENS_AT_ONCE,
     progress: Progress | None = None,
 ) -> SelfRepair:
-    r"""Ablates every head by itself and measures how the other components' direct effects on the true next token change.
+    r"""Ablates every head by itself and measures how the other components' direct effects on a logit change, the true next
+    token's unless others are asked for.
 
     Head $(l, h)$ gets at all positions the output `z` that it has on other prompts, and everything after it is computed from there. With
     $\mathrm{DE}$ and $\mathrm{DE}'$ the direct effects of a component on both runs, read with the final norm's scale of the *clean* run,
@@ -47,6 +51,9 @@ def self_repair(
 
     - `resample`: for each prompt the other one: `jc.Resample.rolled(tokens)` takes the prompts' own, each another's;
       `jc.Resample(tokens, mask)`, or tokens `[batch seq]` alone where nothing is padded, takes any.
+    - `answers`, `foils`: whose logit, and what is subtracted, as in `jc.direct_effects`; `None` is the true next token.
+    - `positions`: at which it is read, and tokens are used: one for all, `[batch]` one a prompt, `[batch k]` several, negative from the
+      end; `None` for all. The answer of a prompt is read at its end: `positions=prompts.positions["end"]`.
     - `heads`: `(layer, head)`s, or `"all"`. - `fit`: `jc.OLS(intercept=True)`, or `False` for the line through the origin.
     - `minimum`: lines go through the tokens alone on which the head's direct effect is above it; `None` is all tokens.
     - `mask` `[batch seq]`: False for padding of `tokens`; the other prompts have a mask of their own.
@@ -55,13 +62,17 @@ def self_repair(
     **Returns:** `SelfRepair`.
 
     **Raises:** `ValueError` for prompts to resample from of another shape, or with padding where the prompt that gets their values has
-    none; for heads that there are not, prompts without a next token, or a head with fewer than three tokens above `minimum`; `TypeError`
-    for what is no fit.
+    none; for answers as `jc.direct_effects`; for heads and positions that there are not, prompts without a next token, or a head with
+    fewer than three tokens above `minimum`; `TypeError` for what is no fit, or no prompts to resample from.
 
-    >>> tokens = jc.data.ioi(tokenizer, 8, seed=0).clean
+    >>> prompts = jc.data.ioi(tokenizer, 8, seed=0)
+    >>> tokens = prompts.clean
     >>> found = jc.self_repair(model, tokens, jc.Resample.rolled(tokens))
     >>> found.slope.shape, bool((found.slope[-1] == 0).all())
     ((4, 4), True)
+    >>> answers = {"answers": prompts.answer, "foils": prompts.foil, "positions": prompts.positions["end"]}
+    >>> jc.self_repair(model, tokens, jc.Resample.rolled(tokens), **answers).logit
+    'the answer less the foil'
 
     **Reference:** McGrath et al. 2023, "The Hydra Effect", arXiv 2307.15771; Rushing and Nanda 2024, "Explorations of Self-Repair in
     Language Models", arXiv 2402.15390. Their notebook's line has an intercept, as the default here, although it speaks of one through the
@@ -72,6 +83,10 @@ def self_repair(
     check_known("self_repair", model, "attn", "ln1_post", "ln_final")
     check_mask(tokens, mask)
     real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    if isinstance(resample, AbstractAblation) and not isinstance(resample, Resample):
+        raise TypeError(
+            f"self_repair: resample: expected other prompts, as jc.Resample(tokens), got a {type(resample).__name__}."
+        )
     other = resample if isinstance(resample, Resample) else Resample(resample)
     others_real = check_resample(model, other, tokens, real)
     check_count("self_repair: tokens_at_once", "tokens are run at once", tokens_at_once)
@@ -80,17 +95,26 @@ def self_repair(
     if not isinstance(fit, AbstractFit):
         raise TypeError(f"self_repair: expected a fit such as jc.OLS(intercept=True), got a {type(fit).__name__}.")
     chosen = _chosen(model, heads)
-    used = followed(real)
-    if not used.any():
-        raise ValueError("self_repair: no position has a next token. Give prompts of at least two tokens.")
+    where = where_of("self_repair: positions", positions, real)
+    wanted = asked(model, tokens, real, answers, foils).at(where)
+    if not wanted.read.any():
+        raise ValueError("self_repair: no position that is read has a next token. Give prompts of at least two tokens.")
+    logit = _in_words(answers, foils)
     if minimum is not None:  # before the long work
-        direct = direct_effects(model, tokens, mask=mask, tokens_at_once=tokens_at_once).heads
-        check_enough(np.asarray(direct), used, chosen, minimum)
+        direct = direct_effects(model, tokens, answers, foils=foils, mask=mask, tokens_at_once=tokens_at_once).heads
+        check_enough(np.asarray(direct), wanted.read, chosen, minimum, logit)
     (prompts, keys), seq = filled(tokens, real, model.most_positions), tokens.shape[1]
     others = filled(other.tokens, others_real, model.most_positions)
-    pairs = Pairs(prompts, keys, *others, asked(model, jnp.asarray(prompts), keys, None, None))
+    pairs = Pairs(prompts, keys, *others, wanted.filled(prompts.shape[1]))
     found = _measured(model, pairs, chosen, tokens_at_once, progress or (lambda done, of, stage: None))
-    return fitted(Changes(*(shortened(each, seq, axis=-1) for each in found)), used, fit, minimum)
+    return fitted(Changes(*(shortened(each, seq, axis=-1) for each in found)), wanted.read, fit, minimum, logit)
+
+
+def _in_words(answers, foils) -> str:
+    """What the logit is of."""
+    if answers is not None and jnp.issubdtype(np.asarray(answers).dtype, jnp.floating):
+        return "a direction"
+    return (NEXT if answers is None else "the answer") + ("" if foils is None else " less the foil")
 
 
 def _chosen(model: Transformer, heads: str | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -98,13 +122,10 @@ def _chosen(model: Transformer, heads: str | Sequence[tuple[int, int]]) -> list[
         if heads != "all":
             raise ValueError(f"self_repair: heads is 'all' or a list of (layer, head), got {heads!r}.")
         return [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    if not len(heads):
+    chosen = sorted(set(check_heads("self_repair: heads", model, heads)))
+    if not chosen:
         raise ValueError("self_repair: no head was given. Give a list of (layer, head), or 'all'.")
-    for head in heads:
-        if isinstance(head, numbers.Number) or len(head) != 2:
-            raise TypeError(f"self_repair: expected heads as a list of (layer, head); {head!r} is none.")
-        check_head(model, *head)
-    return sorted({(int(layer), int(head)) for layer, head in heads})
+    return chosen
 
 
 def _measured(
@@ -130,8 +151,8 @@ def _measured(
 
 
 def _columns_seen(model: Transformer, pairs: Pairs) -> int:
-    """Counts the columns up to the last that is read, rounded up to one less than one of few lengths, as no prompt's last is read: in a
-    causal model of known parts nothing depends on those behind.
+    """Counts the columns up to the last that is read, rounded up to one less than one of few lengths, as no prompt's last has a next
+    token: in a causal model of known parts nothing depends on those behind.
     """
     columns = pairs.tokens.shape[1]
     known = model.causal and all(map(is_all_known, model.blocks))

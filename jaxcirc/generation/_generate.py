@@ -196,11 +196,8 @@ def _keys(verb: str, temperature: float, key: Array | None, samples: int | None)
         raise ValueError(
             f"{verb}: above temperature 0 tokens are drawn, which takes a key. Give key=jax.random.key(0), or temperature=0."
         )
-    check_kind(f"{verb}: key", key, (jax.Array, type(None)), "a random key, such as jax.random.key(0)")
     given = random_key(verb, key)
     one = given if jnp.issubdtype(given.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(given)
-    if one.ndim:
-        raise ValueError(f"{verb}: key is one random key, got {one.size}. For several texts give samples=….")
     if samples is None:
         return one
     check_count(f"{verb}: samples", "texts to draw", samples)

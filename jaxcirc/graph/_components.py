@@ -17,6 +17,7 @@ from .._sites import did_you_mean
 from ..explorer import Description, figure_of, write_page
 from ..models import Transformer
 from ._described import check_edges, Component, described
+from ._masks import mask_of_names, Named, names_of_mask
 from ._slots import iterate_receivers, iterate_senders, LayerShape, Slot
 
 
@@ -114,16 +115,15 @@ class ComponentGraph(Shown):
         return found
 
     def mask(self, edges: Iterable[str]) -> Bool[np.ndarray, "*position sender receiver"]:
-        """The edges of these names, at every position. **Raises:** `ValueError` for a name that is none."""
-        kept = np.zeros(self.edges.shape, bool)
-        for name in edges:
-            kept[(..., *self.edge(name))] = True
-        return kept
+        """The edges of these names, at every position, or at one: `"m0->logits@5"`. **Raises:** `ValueError` for a name that is none."""
+        return mask_of_names(self.named, edges, self.edge)
 
-    def edge_names(self, mask: Bool[np.ndarray, "sender receiver"] | None = None) -> list[str]:
-        """The names of the edges in a mask, or of all, in order of their senders."""
-        mask = self.of_one_position if mask is None else np.asarray(mask)
-        return [f"{self.senders[i]}->{self.receivers[j]}" for i, j in np.argwhere(mask)]
+    def edge_names(self, mask: Bool[np.ndarray, "*position sender receiver"] | None = None) -> list[str]:
+        """The names of the edges in a mask, or of all, in order of their senders; those in a mask with positions each with its own.
+
+        **Raises:** `ValueError` for a mask of another graph.
+        """
+        return names_of_mask(self.named, mask)
 
     def to_html(
         self,
@@ -139,7 +139,7 @@ class ComponentGraph(Shown):
 
         **Arguments:** - `scores`: of each edge, as `jc.edge_attribution` gives them, of one prompt or of a batch, whose mean is shown. -
         `kept`: the edges of the circuit, such as `jc.localisation.select_edges` gives; without it all whose score is not 0. - `tokens`:
-        the prompt's, as text, of a graph with positions. - `title`, `facts`: what the page says of it,
+        the prompt's, as text, one for each position of a graph with positions. - `title`, `facts`: what the page says of it,
         `facts={"method": "edge attribution", "metric": "logit difference"}`.
 
         **Raises:** `ValueError` for neither scores nor a circuit, and for those of another graph.
@@ -206,6 +206,11 @@ class ComponentGraph(Shown):
         embeddings = sum(slot.layer < 0 for slot in self.sender_slots)
         senders, receivers = len(self.senders) - embeddings, len(self.receivers) - 1
         return LayerShape(embeddings, senders // self.n_layers, receivers // self.n_layers)
+
+    @property
+    def named(self) -> Named:
+        """The edges and the names of their ends."""
+        return Named(self.edges, self.senders, self.receivers)
 
     @property
     def of_one_position(self) -> Bool[np.ndarray, "sender receiver"]:

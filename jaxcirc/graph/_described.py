@@ -76,6 +76,10 @@ def described(
     positions are.
     """
     kept, scores, _ = found
+    if tokens is not None and apart and len(tokens) != len(kept):
+        raise ValueError(
+            f"ComponentGraph.to_html: tokens are the prompt's, one for each of the graph's {len(kept)} positions; got {len(tokens)}."
+        )
     components = {each.name: each for each in [*senders, *(owner for owner, _ in receivers)]}
     order = sorted(components.values(), key=lambda each: (each.layer, each.part.startswith("mlp")))
     rows = list(dict.fromkeys(each.row for each in order))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_choice, check_count, check_kind
+from .._checks import check_choice, check_count, check_key, check_kind
 from .._shown import Shown
 from .._sites import Site
 from ..linear import Items
@@ -249,6 +249,5 @@ def random_key(name: str, key: Array | None) -> Array:
     """The key that was given, or the one that is always taken."""
     if key is None:
         return jax.random.key(0)
-    if not isinstance(key, jax.Array):
-        raise TypeError(f"{name}: key is a random key, such as jax.random.key(0); got {key!r}.")
+    check_key(f"{name}: key", key)
     return key

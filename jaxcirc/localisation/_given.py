@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 
 from .._checks import check_choice, check_count, check_kind, check_numbers, check_share
 from ..graph import ComponentGraph
+from ..graph._masks import check_mask
 
 
 By = Literal["signed", "absolute"]
@@ -59,20 +60,7 @@ def check_node_scores(name: str, graph: ComponentGraph, scores: Any) -> Float[np
 
 def check_mask_of(name: str, graph: ComponentGraph, mask: Any) -> Bool[np.ndarray, "sender receiver"]:
     """Gives a mask as an array. **Raises:** `ValueError` for another shape, or for what is kept where there is no edge."""
-    found = np.asarray(mask)
-    if found.dtype != bool:
-        raise TypeError(f"{name}: expected booleans, True for each edge that is kept, got dtype {found.dtype}.")
-    if found.shape != graph.edges.shape:
-        senders, receivers = graph.edges.shape
-        raise ValueError(f"{name}: expected [{senders} senders, {receivers} receivers], got {list(found.shape)}.")
-    nowhere = found & ~graph.edges
-    if nowhere.any():
-        i, j = np.argwhere(nowhere)[0]
-        raise ValueError(
-            f"{name}: there is no edge {graph.senders[i]}->{graph.receivers[j]}, and it is kept. Keep edges of the graph alone: "
-            "mask & graph.edges."
-        )
-    return found
+    return check_mask(name, mask, graph.named)
 
 
 def check_ranking(verb: str, by: str, how: str) -> None:

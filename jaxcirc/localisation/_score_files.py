@@ -3,6 +3,8 @@
 import warnings
 from pathlib import Path
 
+import numpy as np
+
 from .._checks import check_kind, check_path
 from .._files import writing_file
 from ..models import Transformer
@@ -20,12 +22,16 @@ def save_scores(scores: EdgeScores, path: str | Path) -> None:
     A node is in the circuit if it has an edge into it and one out of it there. Edges without a score are written without, and in a `.pt`
     file, where all have a number, with 0.
 
-    **Raises:** `ValueError` for another suffix.
+    **Raises:** `ValueError` for another suffix, and a score that is infinite.
     """
     check_kind("save_scores: scores", scores, EdgeScores, "what jc.localisation.EdgeScores.of(model, …) gives")
     path = check_path("save_scores: path", path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"save_scores: path: scores are written as .json or .pt, and {path.name} is neither.")
+    if (infinite := np.isinf(scores.scores)).any():
+        raise ValueError(
+            f"save_scores: files hold finite numbers, and edge {scores.graph.edge_names(infinite & scores.graph.edges)[0]} has none."
+        )
     write = to_json if path.suffix == ".json" else to_tensors
     with writing_file(path) as aside:
         write(scores, aside)

@@ -46,7 +46,8 @@ def greedy_search(
     An edge is one run from its receiver's layer on, where all before is the clean run. Edges into one receiver are run ahead several at
     once, each as if all before it were removed; behind the first that is not, what was run ahead is thrown away, so that the outcome is
     that of one at a time. Edges into a component of which no edge is left, and those that carry the same in both runs, change nothing and
-    take no run. What no edge leads to any more may be left; `jc.localisation.prune` drops it.
+    take no run. What no edge leads to any more may be left; `jc.localisation.prune` drops it, where
+    the graph has no positions.
 
     **Arguments:**
 
@@ -141,6 +142,8 @@ def _ranks(who: str, graph: ComponentGraph, order: object) -> Float[np.ndarray, 
             f"{who}: order is 'last', 'first' or scores {graph.axes}, here {graph.edges.shape}; got shape {scores.shape}. Take the mean "
             "over prompts: scores.mean(0)."
         )
+    if not np.issubdtype(scores.dtype, np.number):
+        raise TypeError(f"{who}: order is 'last', 'first' or scores, which are numbers; got dtype {scores.dtype}.")
     if not np.isfinite(scores).all():
         raise ValueError(f"{who}: order holds NaN or infinity, so that edges have no order. Give finite scores.")
     return np.abs(scores)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_choice, check_kind, check_list
+from .._checks import check_choice
 from .._precision import wide
 from .._run import check_mask, check_tokens, run
 from .._sites import Kind, Site
-from ..components._parts import check_head
+from ..components._parts import check_heads
 from ..models import check_known, Transformer
 
 
@@ -52,15 +52,12 @@ def head_patterns(
     check_tokens(model, tokens)
     check_mask(tokens, mask)
     check_choice("head_patterns: weigh", weigh, WEIGHTS)
-    listed = check_list("head_patterns: heads", "heads, as (layer, head),", heads)
-    for each in listed:
-        check_kind("head_patterns: heads", each, Sequence, "a list of heads as (layer, head)")
-        check_head(model, *each)
+    listed = check_heads("head_patterns: heads", model, heads)
     if not listed:
         raise ValueError("head_patterns: no head was given. Give a list of (layer, head).")
     if weigh == "output":
         check_known("head_patterns, weighted by outputs", model, "attn")
-    layers, numbers = np.array(listed, int).T
+    layers, numbers = np.array(listed).T
     present = tuple(sorted(set(layers.tolist())))
     of_all = _patterns(model, tokens, mask, layers=present, weigh=weigh)
     return of_all[np.searchsorted(present, layers), numbers]

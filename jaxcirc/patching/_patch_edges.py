@@ -110,6 +110,8 @@ def _checked(keep, graph: ComponentGraph, model: Transformer) -> Float[Array, ".
             f"patch_edges: keep is of shape {graph.axes}, here {wanted}, behind axes over masks; got {shape}. Indices are "
             "graph.sender(name) and graph.receiver(name)."
         )
+    if 0 in shape:
+        raise ValueError(f"patch_edges: keep holds no mask, it is of shape {shape}. Give one or more.")
     kind = jnp.result_type(keep)
     if not (kind == jnp.bool_ or jnp.issubdtype(kind, jnp.floating)):
         raise TypeError(f"patch_edges: keep is an array of booleans or of floating-point numbers, got dtype {kind}.")

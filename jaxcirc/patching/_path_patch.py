@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_choice, check_count, check_list
+from .._checks import check_choice, check_count
 from .._edits import Blend, Replace
 from .._metrics import Metric
 from .._run import metric_of_last, only_position
 from .._sites import Kind, Site
 from ..components._written import final_scale
 from ..graph import ComponentGraph
+from ..graph._slots import Slot
 from ..models import Transformer
 from ..runs import (
     in_groups,
     lengthened,
     metric_from,
-    metric_of_variants,
     prepare_prompts,
     record_moves,
     Recorded,
@@ -30,12 +30,14 @@ from ..runs import (
     TOKENS_AT_ONCE,
     windows_of,
 )
+from ..runs._positions import Positions, where_of
 from ._common import graph_for, prompt_groups, some_prompts
-from ._positions import Positions, where_of
+from ._path_ends import chain_of, Group, groups_of
 from ._stages import (
     added,
     Change,
     Enters,
+    Given,
     Part,
     Read,
     read_stage,
@@ -46,9 +48,6 @@ from ._stages import (
     sum_of,
     written_by,
 )
-
-
-Group = str | Sequence[str]
 
 
 def path_patch(
@@ -78,7 +77,8 @@ def path_patch(
       write is sent on to the second, and so on. A chain that ends in `["logits"]` holds all that is not on the path, also behind.
     - `senders`: names, or tuples of names that are patched together, a run for each. `None` for every sender of the graph; one that does
       not reach the receivers leaves the metric as it is.
-    - `mlps`: `"frozen"` at the clean run, or `"recomputed"`, so that a path passes through MLPs too, but through no attention.
+    - `mlps`: `"frozen"` at the clean run, or `"recomputed"`, so that a path passes through MLPs too, but through no attention; one that is
+      a sender, or a receiver of the stage before, writes what is sent.
     - `norms`: whether the receivers' norms divide by what they now read, `"live"`, or by what they did in the clean run, `"frozen"`.
     - `positions`: at which the senders are patched: one for all, `[batch]` one a prompt, `[batch k]` several, negative from the end;
       `None` for all. - `receiver_positions`: at which the receivers read it, of the last and of all before in a chain.
@@ -105,12 +105,13 @@ def path_patch(
     check_choice(f"{who}: mlps", mlps, ("frozen", "recomputed"))
     check_choice(f"{who}: norms", norms, ("live", "frozen"))
     check_count(f"{who}: tokens_at_once", "tokens are run at once", tokens_at_once)
+    if corrupt is None:
+        raise ValueError(f"{who}: without corrupt prompts it is not known what is sent. Give them.")
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
-    assert problem.corrupt is not None
     length = int(problem.length)
     model, graph = graph_for(who, model, graph, length)
-    chain = _chain(who, graph, receivers)
-    groups = _groups(who, graph, senders, chain[0])
+    chain = chain_of(who, graph, receivers)
+    groups = groups_of(who, graph, senders, chain[0])
     real, (batch, seq) = problem.given_mask(), problem.clean.shape
     where = lambda name, given: lengthened(where_of(f"{who}: {name}", given, real), seq, False)
     sent, read_at = where("positions", positions), where("receiver_positions", receiver_positions)
@@ -122,11 +123,11 @@ def path_patch(
     for rows in prompt_groups(model, graph, batch, seq):
         own, other, keys, of_rows = some_prompts(problem, rows)
         run, moved, _ = record_moves(model, graph, own, other, keys, wanted, of_rows)
-        moved = _sent_at(moved, jnp.asarray(sent[rows]))
+        moved = _sent_at(moved, sent[rows])
         found[:, rows] = np.asarray(run.metric)
         count = len(reached) * len(rows)
         ways = _Paths(
-            *(model, graph, run, of_rows, stages, jnp.asarray(read_at[rows])),
+            *(model, graph, run, of_rows, stages, sent[rows], read_at[rows]),
             *(most, count, mlps == "recomputed", norms == "frozen"),
         )
         for numbers in in_groups(count, seq, tokens_at_once) if count else ():
@@ -137,8 +138,9 @@ def path_patch(
 
 
 class _Paths(NamedTuple):
-    """The paths of one group of prompts, whose clean run is known: through which stages, where receivers read, how many senders are patched
-    together at most, how many variants there are, whether MLPs are computed anew on the way, and whether norms divide as in the clean run.
+    """The paths of one group of prompts, whose clean run is known: through which stages, where senders are patched, where receivers read,
+    how many senders are patched together at most, how many variants there are, whether MLPs are computed anew on the way, and whether norms
+    divide as in the clean run.
     """
 
     model: Transformer
@@ -146,7 +148,8 @@ class _Paths(NamedTuple):
     run: Recorded
     of_prompts: Metric
     stages: list[Stage]
-    where: Bool[Array, "batch seq"]
+    sent: Bool[np.ndarray, "batch seq"]
+    where: Bool[np.ndarray, "batch seq"]
     most: int
     variants: int
     recompute: bool
@@ -158,16 +161,22 @@ class _Paths(NamedTuple):
         """The metric of variants of prompts `rows`, each with what some senders moved sent along the path."""
         enters = lambda parts: self._sent(moved, members, rows, parts)
         stages = iter(self.stages)
-        read = self._read(next(stages), enters, rows)
+        read = self._read(next(stages), enters, lambda layer: self._given(members, rows, layer), rows)
         for stage in stages:
             written = written_by(self.model, self.run, read, rows)
             of_parts = lambda parts, written=written: ft.reduce(sum_of, map(written.get, parts), None)
-            read = self._read(stage, of_parts, rows)
+            given = lambda layer, before=read: self.where[rows] if layer in before.mlps else None
+            read = self._read(stage, of_parts, given, rows)
         return self._behind(self.stages[-1], read, rows)
 
-    def _read(self, stage: Stage, enters: Enters, rows) -> Read:
-        given = self.model, self.run, stage, enters, rows, self.where
-        return read_stage(*given, recompute=self.recompute, norms=self.norms)
+    def _read(self, stage: Stage, enters: Enters, given: Given, rows) -> Read:
+        how = {"recompute": self.recompute, "norms": self.norms}
+        return read_stage(self.model, self.run, stage, enters, given, rows, self.where, **how)
+
+    def _given(self, members, rows, layer: int) -> Bool[np.ndarray, "variant seq"] | None:
+        """Where the MLP of a layer is itself a sender, so that what it writes is not computed anew from what others do."""
+        mine = members[:, self.graph.sender(Slot("mlp", layer).name)] != 0
+        return mine[:, None] & self.sent[rows] if mine.any() else None
 
     def _sent(self, moved, members, rows, parts: Sequence[Part]) -> Change | None:
         """What the senders of some parts moved, `None` where none of these variants has any. They are taken by number, as most variants
@@ -192,8 +201,7 @@ class _Paths(NamedTuple):
         model, run, of_prompts = self.model, self.run, self.of_prompts
         if not stage.layers:
             assert read.logits is not None
-            scale = run.last if self.norms else None
-            return _metric_at_logits(model.without_blocks, of_prompts, rows, run.last, read.logits, scale)
+            return self._of_logits(rows, _changed(run.last, rows, read.logits))
         # Before the first receiver that reads a change all is the clean run, and what its part of the block then writes is known.
         first = min(
             {*(site.layer for site in read.heads if site.layer is not None), *read.mlps}, default=min(stage.layers)
@@ -205,7 +213,7 @@ class _Paths(NamedTuple):
         cut = Site(first, Kind.RESID_MID) if inside else Site(first + 1, Kind.RESID_PRE)
         entering = _changed(run.at_cut(cut), rows, attn if inside else sum_of(attn, written.get((first, "mlp"))))
         # Only what the receivers make of it: heads and positions beside them read what an earlier receiver has changed.
-        where = self.where[rows]
+        where = jnp.asarray(self.where[rows])
         edits = {}
         for site, value in read.heads.items():
             assert site.layer is not None
@@ -224,57 +232,12 @@ class _Paths(NamedTuple):
             return metric_from(model, of_prompts, run.masks, behind, rows, resid, window)
         if last < model.n_layers - 1:
             resid, _ = resume(model, run.masks, behind, rows, resid)
-        return metric_of_variants(model.without_blocks, of_prompts, rows, added(resid, read.logits))
+        return self._of_logits(rows, added(resid, read.logits))
 
-
-def _chain(who: str, graph: ComponentGraph, receivers) -> list[list[int]]:
-    """The numbers of the receivers, stage by stage. **Raises:** `ValueError` for a name that is none, or a stage that nothing reaches."""
-    given = check_list(f"{who}: receivers", "receivers", receivers)
-    if not given:
-        raise ValueError(f"{who}: no receiver was given. Name some, such as ['a1.h0.q'] or ['logits'].")
-    nested = [not isinstance(each, str) for each in given]
-    if any(nested) and not all(nested):
-        raise ValueError(f"{who}: receivers are names, or lists of names that are a chain; got both, {given!r}.")
-    names = [list(stage) for stage in given] if all(nested) else [list(given)]
-    chain = [[graph.receiver(name) for name in stage] for stage in names]
-    edges = graph.of_one_position
-    for number, stage in enumerate(chain):
-        if not stage:
-            raise ValueError(f"{who}: stage {number} of the chain has no receiver.")
-        if number == len(chain) - 1:
-            continue
-        writers = graph.reads[:, stage].any(1)
-        for receiver in chain[number + 1]:
-            if not edges[writers, receiver].any():
-                raise ValueError(
-                    f"{who}: {graph.receivers[receiver]} reads the residual stream before any of "
-                    f"{', '.join(names[number])} writes to it, so that the chain does not go on there. Order the stages from the "
-                    "embedding to the logits."
-                )
-    return chain
-
-
-def _groups(who: str, graph: ComponentGraph, senders, first: list[int]) -> Bool[np.ndarray, "group sender"]:
-    """Which senders are patched together. **Raises:** `ValueError` for one that reaches none of the first receivers."""
-    if senders is None:
-        return np.eye(len(graph.senders), dtype=bool)
-    given = check_list(f"{who}: senders", "senders", senders)
-    if not given:
-        raise ValueError(
-            f"{who}: no sender was given. Name some, such as ['a0.h1', 'm0'], or leave senders out for all."
-        )
-    groups = np.zeros((len(given), len(graph.senders)), bool)
-    edges = graph.of_one_position
-    for number, group in enumerate(given):
-        for name in [group] if isinstance(group, str) else group:
-            sender = graph.sender(name)
-            if not edges[sender, first].any():
-                raise ValueError(
-                    f"{who}: {name} writes to the residual stream behind all that {', '.join(graph.receivers[i] for i in first)} read. "
-                    "Senders are before receivers."
-                )
-            groups[number, sender] = True
-    return groups
+    def _of_logits(self, rows, last: Change) -> Float[Array, " variant"]:
+        """The metric where the logits, a receiver, read this stream."""
+        ends, clean = self.model.without_blocks, self.run.last if self.norms else None
+        return _metric_of_logits(ends, self.of_prompts, rows, last, clean)
 
 
 @ft.partial(jax.jit, donate_argnames="moved")
@@ -296,15 +259,15 @@ def _changed(values, rows, change: Change | None) -> Change:
 
 
 @jax.jit
-def _metric_at_logits(ends: Transformer, metric: Metric, rows, last, change: Change, clean) -> Float[Array, " variant"]:
-    """The metric where the logits read a changed stream; given the `clean` one, at its final norm's scale."""
+def _metric_of_logits(ends: Transformer, metric: Metric, rows, last: Change, clean) -> Float[Array, " variant"]:
+    """The metric of the last residual streams of variants; given those of the `clean` run, at their final norm's scale."""
 
-    def one(row, change):
+    def one(row, last):
         mine, edits = jax.tree.map(lambda x: x[row], metric), {}
         if clean is not None and ends.ln_final is not None:
             scale, (position, _) = final_scale(ends.ln_final, clean[row])[:, None], only_position(mine)
             scale = scale if position is None else scale[position][None]
             edits = {Site(None, Kind.FINAL_SCALE): Replace(scale)}
-        return metric_of_last(ends, mine, last[row] + change, edits)
+        return metric_of_last(ends, mine, last, edits)
 
-    return jax.vmap(one)(rows, change)
+    return jax.vmap(one)(rows, last)

@@ -23,6 +23,7 @@ OF_PART = {"q": Kind.Q, "k": Kind.K, "v": Kind.V}
 Change = Float[Array, "variant seq d_model"]
 Part = tuple[int, str]  # the layer and what writes there, `"embed"`, `"attn"` or `"mlp"`
 Enters = Callable[[Sequence[Part]], Change | None]  # the sum over parts
+Given = Callable[[int], Bool[np.ndarray, "variant seq"] | None]  # where the write of a layer's MLP is itself sent
 
 
 class Stage(NamedTuple):
@@ -87,17 +88,19 @@ def read_stage(
     run: Recorded,
     stage: Stage,
     enters: Enters,
+    given: Given,
     rows: Int[np.ndarray, " variant"],
-    where: Bool[Array, "batch seq"],
+    where: Bool[np.ndarray, "batch seq"],
     *,
     recompute: bool,
     norms: bool,
 ) -> Read:
     """Adds up, layer by layer, what enters the stream beside the clean run, and lets the receivers read it.
 
-    **Arguments:** - `run`: the clean one. - `enters`: what is added behind parts of layers, `None` for nothing. - `where`: at which
-    positions of each prompt receivers read it. - `recompute`: whether MLPs on the way are computed anew from it. - `norms`: whether the
-    receivers' norms divide by what they did in the clean run.
+    **Arguments:** - `run`: the clean one. - `enters`: what is added behind parts of layers, `None` for nothing. - `given`: where
+    the write of an MLP is among that, `None` for nowhere. - `where`: at which positions of each prompt receivers read it. - `recompute`:
+    whether MLPs on the way are computed anew from it, where their write is not given. - `norms`: whether the receivers' norms divide by
+    what they did in the clean run.
     """
     heads, mlps = {}, {}
     change, waiting = None, [(-1, "embed")]  # parts are added together, where something reads them
@@ -122,10 +125,13 @@ def read_stage(
             before = change
         if of_mlp and before is not None:
             scale = values.get(Kind.LN2_SCALE) if norms else None
-            given = block, rows, values[block.mlp_reads], before, values[Kind.MLP_OUT]
+            reads = block, rows, values[block.mlp_reads], before, values[Kind.MLP_OUT]
             if layer in stage.mlps:
-                mlps[layer] = _read_mlp(*given, where, scale)
-            change = sum_of(change, _read_mlp(*given, jnp.ones_like(where), None)) if recompute else change
+                mlps[layer] = _read_mlp(*reads, where[rows], scale)
+            if recompute:
+                sent = given(layer)
+                free = np.ones_like(where[rows]) if sent is None else ~sent
+                change = sum_of(change, _read_mlp(*reads, free, None))
         waiting.append((layer, "mlp"))
     change = sum_of(change, enters(waiting)) if stage.logits else change
     return Read(heads, mlps, _only(change, where, rows) if stage.logits and change is not None else None)
@@ -173,16 +179,16 @@ def _read_heads(
 
 
 @jax.jit
-def _read_mlp(block: Block, rows, entering, change: Change, own, where, scale) -> Change:
+def _read_mlp(block: Block, rows, entering, change: Change, own, where: Bool[Array, "variant seq"], scale) -> Change:
     """By how much the MLP's output changes where it reads the changed stream."""
 
-    def one(row, change):
+    def one(row, change, where):
         edits = {} if scale is None else {Site(0, Kind.LN2_SCALE): Replace(scale[row])}
         tap = Tap(NOTHING, edits, {Site(0, Kind.MLP_OUT)}, layer=0)
         block.feed(entering[row] + change, tap)
-        return jnp.where(where[row][:, None], tap.cache[Site(0, Kind.MLP_OUT)] - own[row], 0)
+        return jnp.where(where[:, None], tap.cache[Site(0, Kind.MLP_OUT)] - own[row], 0)
 
-    return jax.vmap(one)(rows, change)
+    return jax.vmap(one)(rows, change, where)
 
 
 @jax.jit

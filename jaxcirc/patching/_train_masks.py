@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_choice, check_count, check_share
+from .._checks import check_choice, check_count, check_key, check_share
 from .._metrics import Metric
 from .._typing import Progress
 from ..components import AbstractAblation
@@ -65,7 +65,7 @@ def train_masks(
     **Returns:** `TrainedMasks`.
 
     **Raises:** `ImportError` without optax; `ValueError` as `jc.patch_edges`, for a share that keeps no edge, and where the clean and the
-    corrupt metric are equal, so that there is nothing to explain.
+    corrupt metric are equal on average, so that there is nothing to explain.
 
     >>> prompts = jc.data.ioi(tokenizer, 2, seed=0)
     >>> given = model, prompts.clean, prompts.corrupt, prompts.metric()
@@ -81,6 +81,11 @@ def train_masks(
     check_share(f"{who}: share", "edges", share)
     check_count(f"{who}: steps", "steps of the optimizer are taken", steps)
     check_choice(f"{who}: objective", objective, ("faithful", "least"))
+    check_key(f"{who}: key", key)
+    if not (optimizer is None or (hasattr(optimizer, "init") and hasattr(optimizer, "update"))):
+        raise TypeError(
+            f"{who}: optimizer: expected one of the package optax, such as optax.adam(0.1), got {optimizer!r}."
+        )
     optimizer = _adam(who) if optimizer is None else optimizer
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
     model, graph = graph_for(who, model, graph, int(problem.length))
@@ -89,8 +94,7 @@ def train_masks(
         raise ValueError(f"{who}: a share of {share:g} of {graph.n_edges} edges is none of them. Ask for more.")
     given = _Given(model, problem, others_of(model, graph, problem, ablation)(np.arange(len(problem.clean))))
     full, empty = (_metrics(graph, given, _keep(graph, given, value)) for value in (1.0, 0.0))
-    if _equal(full, empty):
-        raise ValueError(f"{who}: the metric is the same with all edges and with none, so there is nothing to explain.")
+    _check_gap(who, np.asarray(full), np.asarray(empty))
     state = _start(model, graph, optimizer)
     losses, shares = [], []
     for step in range(steps):
@@ -125,10 +129,13 @@ class _State(NamedTuple):
     optimizer: Any
 
 
-def _equal(full: Float[Array, " batch"], empty: Float[Array, " batch"]) -> bool:
-    """Whether metrics are equal to rounding."""
-    one, other = np.asarray(full), np.asarray(empty)
-    return bool(np.abs(one - other).max() <= 64 * np.finfo(one.dtype).eps * np.abs(one).max())
+def _check_gap(who: str, full: Float[np.ndarray, " batch"], empty: Float[np.ndarray, " batch"]) -> None:
+    """ValueError where the metrics' means are equal to rounding: of their difference faithfulness is a part."""
+    if abs(np.mean(full - empty)) <= 64 * np.finfo(full.dtype).eps * np.mean(np.abs(full) + np.abs(empty)):
+        raise ValueError(
+            f"{who}: the metric is the same with all edges and with none, {np.mean(full):z.4g} on average over the prompts, so there is "
+            "nothing to explain. Give pairs each in one direction, whose corrupt prompts change it."
+        )
 
 
 def _adam(who: str) -> Any:

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 
 from .._checks import check_choice, check_kind
 from ..graph import ComponentGraph
-from ._data import Data, Field
+from ._data import check_field, Data, Field
 from ._samplers import AbstractSampler, check_sampler, Unconditional
 
 
@@ -71,7 +71,7 @@ class Claim:
         if self.where == ():
             raise ValueError(f"Claim {self.name}: positions: expected at least one, or None for all.")
         for position in self.where or ():
-            check_kind(f"Claim {self.name}: positions", position, (str, int), expected)
+            check_field(f"Claim {self.name}: positions", position, expected)
 
     @property
     def where(self) -> tuple[Field, ...] | None:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int, UInt32
 
 from .._checks import check_kind
 from ..data import Prompts
+from ..runs._positions import counted_places
 
 
 Field = str | int  # the name of a part of a prompt, or a position
@@ -47,17 +48,20 @@ class Data:
         return self.tokens[np.arange(len(self)), self.at(field)]
 
     def at(self, position: Field) -> Int[np.ndarray, " batch"]:
-        """Where each datum has a position. **Raises:** `ValueError` for one that there is not."""
-        seq = self.tokens.shape[1]
-        if isinstance(position, str):
-            named = {} if self.prompts is None else self.prompts.positions
-            if position not in named:
-                known = f"these have {', '.join(map(repr, named))}" if named else "tokens alone have none"
-                raise ValueError(f"scrub: no position of the prompts is named {position!r}; {known}. Or give a number.")
-            return np.asarray(named[position])
-        if not -seq <= position < seq:
-            raise ValueError(f"scrub: position {position} is beyond the prompts, which have {seq} tokens.")
-        return np.full(len(self), position % seq)
+        """Where each datum has a position, counted from 0.
+
+        **Raises:** `ValueError` for one that there is not, or that is a datum's padding.
+        """
+        if not isinstance(position, str):
+            return self._counted("scrub", np.full(len(self), position))
+        named = {} if self.prompts is None else self.prompts.positions
+        if position not in named:
+            known = f"these have {', '.join(map(repr, named))}" if named else "tokens alone have none"
+            raise ValueError(f"scrub: no position of the prompts is named {position!r}; {known}. Or give a number.")
+        return self._counted(f"scrub: position {position!r}", np.asarray(named[position]))
+
+    def _counted(self, name: str, positions: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
+        return counted_places(name, positions[:, None], self.mask)[:, 0]
 
     def columns(self, positions: tuple[Field, ...]) -> Bool[np.ndarray, "batch seq"]:
         """True at these positions of each datum."""
@@ -108,8 +112,19 @@ def check_function(name: str, of: Any) -> None:
         check_kind(name, of, kinds, expected)
     if isinstance(of, tuple) and not of:
         raise ValueError(f"{name}: expected at least one field. Where nothing tells data apart use jc.Unconditional().")
-    for field in of if isinstance(of, tuple) else ():
-        check_kind(name, field, (str, int), "the names of fields, or positions")
+    if isinstance(of, (np.ndarray, jax.Array)) and not of.ndim:
+        raise ValueError(
+            f"{name}: expected an array of a class for each prompt, got the number {of}. As a position: int({of})."
+        )
+    for field in of if isinstance(of, tuple) else (of,) if isinstance(of, int) else ():
+        check_field(name, field, "the names of fields, or positions")
+
+
+def check_field(name: str, field: Any, expected: str) -> None:
+    """TypeError unless it is the name of a part of a prompt, or the number of a position."""
+    if isinstance(field, bool):
+        raise TypeError(f"{name}: expected {expected}, got {field!r}.")
+    check_kind(name, field, (str, int), expected)
 
 
 def _hashable(value: Any) -> Hashable:

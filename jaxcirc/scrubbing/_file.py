@@ -29,7 +29,7 @@ WORDS: dict[str, AbstractSampler] = {
 }
 # What a sampler's table has, by the key that tells which it is; what else may stand beside that.
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], AbstractSampler]]] = {
-    "class": (("strict",), lambda table: Conditional(_listed(table["class"]), bool(table.get("strict", False)))),
+    "class": (("strict",), lambda table: Conditional(_listed(table["class"]), table.get("strict", False))),
     "fixed": ((), lambda table: Fixed(table["fixed"])),
     "pool": ((), lambda table: Pool(table["pool"])),
     "shared": (("sampler",), lambda table: Shared(_sampler(table.get("sampler", "unconditional")), table["shared"])),

@@ -93,6 +93,7 @@ class Conditional(AbstractSampler):
         if isinstance(self.of, list):
             object.__setattr__(self, "of", tuple(self.of))
         check_function("Conditional", self.of)
+        check_kind("Conditional: strict", self.strict, bool, "True or False")
 
     def draw(self, words, rows, data):
         names = data.classes(self.of)

@@ -1,11 +1,9 @@
 """Causal scrubbing: a run in which everything is resampled that a hypothesis says does not matter."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from .._checks import check_count
+from .._checks import check_count, check_key
 from .._metrics import Metric
 from .._typing import Progress
 from ..data import Prompts
@@ -78,7 +76,7 @@ def scrub(
     who = "scrub"
     check_count(f"{who}: samples", "times data are drawn for each example", samples)
     check_count(f"{who}: budget", "bytes may be taken", budget)
-    _check_key(key)
+    check_key(f"{who}: key", key)
     tokens, mask = _given(dataset, mask)
     problem = prepare_prompts(model, tokens, None, metric, mask)
     model, graph = graph_for(who, model, component_graph(model, shared="each"), int(problem.length))
@@ -131,13 +129,6 @@ def _given(dataset: Prompts | Int[Array, "batch seq"], mask: Bool[Array, "batch 
     if mask is not None:
         raise ValueError("scrub: prompts have a mask of their own. Leave the argument mask out.")
     return dataset.clean, dataset.mask
-
-
-def _check_key(key: object) -> None:
-    """TypeError for what is no random key."""
-    kind = getattr(key, "dtype", None)
-    if not (kind is not None and (jnp.issubdtype(kind, jax.dtypes.prng_key) or kind == jnp.uint32)):
-        raise TypeError(f"scrub: key: expected a random key, got {key!r}. Make one: jax.random.key(0).")
 
 
 def _check_enough(data: Data) -> None:

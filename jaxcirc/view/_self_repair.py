@@ -35,7 +35,7 @@ def draw_self_repair(
     """
     target = written("draw_self_repair", path)
     check_kind("draw_self_repair: repair", repair, SelfRepair, "what jc.self_repair gives")
-    for head in check_list("draw_self_repair: heads", "heads, as (layer, head),", heads):
+    for head in check_list("draw_self_repair: heads", "heads as (layer, head)", heads):
         check_kind("draw_self_repair: heads", head, Sequence, "a list of heads as (layer, head)")
         if tuple(head) not in repair.heads:
             raise ValueError(
@@ -46,7 +46,7 @@ def draw_self_repair(
     low, high = repair.interval()
     above = "" if repair.minimum is None else f", of which those with a direct effect above {repair.minimum:g}"
     title = (
-        "Self-repair: what later heads do about a head that is ablated, logit of the true next token; "
+        f"Self-repair: what later heads do about a head that is ablated, logit of {repair.logit}; "
         f"{counted(int(repair.used.sum()), 'token')} of {counted(len(repair.used), 'prompt')}{above}"
     )
     figure, axes = new_figure(1 + len(chosen), _size(repair), title=title)
@@ -82,12 +82,14 @@ def _tokens(axes: "Axes", repair: SelfRepair, layer: int, head: int, interval: t
     step = dots(axes, direct, backup, line=None if last else (slope, intercept))
     note = "a dot a token" if step == 1 else f"a dot every {step} tokens"
     line = f"; line: {slope:z.3g} x {'+' if intercept >= 0 else '-'} {abs(intercept):.2g}"
+    # There is none of a line through one prompt alone.
+    reach = "" if np.isnan(interval).any() else f" (95 %: {interval[0]:z.2f} to {interval[1]:z.2f})"
     labelled(
         axes,
         label="direct effect of the head (logits)",
         side="backup: change of\nlater heads' (logits)",
         title=f"head {layer}.{head}: no head comes after it"
         if last
-        else f"head {layer}.{head}: slope {slope:z.2f} (95 %: {interval[0]:z.2f} to {interval[1]:z.2f})",
+        else f"head {layer}.{head}: slope {slope:z.2f}{reach}",
         note=note if last else note + line,
     )

@@ -621,7 +621,7 @@ def test_what_does_not_fit_is_told_by_the_name_that_was_typed(registry, untyped)
                 operator.restricted(target_pos=positions)
         with pytest.raises(ValueError, match=r"J\.restricted: source_pos: position 9 is outside"):
             operator.restricted(source_pos=[9])
-        with pytest.raises(TypeError, match=r"J\.svd: key is a random key"):
+        with pytest.raises(TypeError, match=r"J\.svd: key: expected a random key"):
             operator.svd(1, 0)
         with pytest.raises(ValueError, match=r"J\.certificate: probes is how many random tangents, at least 1; got 0"):
             operator.certificate(probes=0)
