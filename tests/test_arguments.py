@@ -73,7 +73,6 @@ DRAW = {
     "spectra": "spectra",
     "lens": "read",
     "graph_checks": "checks",
-    "attribution_graph": "graph",
 }
 CASES = {
     **{
