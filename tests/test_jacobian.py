@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxcirc as jc
-from jaxcirc import Kind, Site
+from jaxcirc import Kind, Part, Site
 from jaxcirc.jacobian import _certificate, _matrix, _product
 from jaxcirc.jacobian._engine import matrix_route
 from jaxcirc.linear import _chain, _contract, _memory, _segments
@@ -627,3 +627,36 @@ def test_what_is_not_there_is_not_a_number_under_jit(small, engine, units):
             assert np.isnan(got[3]).all()
             assert np.isnan(got[:, 3]).all()
             assert_close(got[:3, :3], np.asarray(want)[:3, :3])
+
+
+@pytest.mark.parametrize(("engine", "target"), [("structured", POST), ("autodiff", POST), ("structured", ATTN_OUT.acts)])
+def test_no_position_outside_the_sequence_has_a_jacobian_under_jit(small, engine, target):
+    """As above: NaN is what comes of it, by every route and from either side."""
+    model, tokens = small
+    saes = {target.value: make_sae(jax.random.key(0), WIDTH, target.value)} if target.part != Part.VALUE else {}
+    of = lambda model, tokens, **positions: jc.edge(model, tokens, PRE, target, saes=saes, engine=engine, **positions)
+
+    @jax.jit
+    def found(model, tokens, source_pos, target_pos):
+        J = of(model, tokens, source_pos=source_pos, target_pos=target_pos)
+        v, w = direction(J.source_shape), direction((1, *J.target_shape))
+        return J.as_matrix(), J.T.as_matrix(), J.mv(v), J.rows(w)[0]
+
+    positions = np.array([4, 1])
+    whole, _, image, pulled = found(*small, positions, positions)
+    assert_close(whole, of(*small, source_pos=positions, target_pos=positions).as_matrix())
+    for bad in (SEQ, -SEQ - 1, 10**6):
+        matrix, transposed, pushed, back = found(*small, positions, np.array([4, bad]))
+        assert np.isnan(matrix[1]).all()
+        assert_close(matrix[0], whole[0])
+        np.testing.assert_array_equal(transposed, np.moveaxis(matrix, (0, 1), (2, 3)))
+        assert np.isnan(pushed[1]).all()
+        assert_close(pushed[0], image[0])
+        assert np.isnan(back).all()
+        matrix, transposed, pushed, back = found(*small, np.array([4, bad]), positions)
+        assert np.isnan(matrix[:, :, 1]).all()
+        assert_close(matrix[:, :, 0], whole[:, :, 0])
+        np.testing.assert_array_equal(transposed, np.moveaxis(matrix, (0, 1), (2, 3)))
+        assert np.isnan(pushed).all()
+        assert np.isnan(back[1]).all()
+        assert_close(back[0], pulled[0])

@@ -76,7 +76,7 @@ def _checked(
     items = items.astype(jnp.int32) if units else items
     if not isinstance(positions, Tracer) and not (units and isinstance(items, Tracer)):
         return items, positions, None
-    there = (positions >= 0) & (positions < product.seq)
+    there = positions < product.seq
     if units:
         there, items = there & (items >= 0) & (items < width), jnp.clip(items, 0, width - 1)
-    return items, jnp.clip(positions, 0, product.seq - 1), there
+    return items, jnp.minimum(positions, product.seq - 1), there

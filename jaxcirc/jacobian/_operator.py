@@ -117,7 +117,9 @@ class EdgeJacobian(Shown, eqx.Module):
             raise ValueError(
                 f"Expected {what} of shape [n, {', '.join(map(str, into))}] at `{place}`, got {vectors.shape}."
             )
-        return self.product.sweep(vectors.astype(self.dtype), chunk, forward=forward)
+        out = self.product.sweep(vectors.astype(self.dtype), chunk, forward=forward)
+        there = place.there(self.product.seq)
+        return out if there is None else jnp.where(there.all(), out, jnp.nan)  # a vector has a part where there is nothing
 
     def __matmul__(self, other: "EdgeJacobian") -> "EdgeJacobian":
         if not isinstance(other, EdgeJacobian):
