@@ -629,10 +629,11 @@ def test_what_is_not_there_is_not_a_number_under_jit(small, engine, units):
             assert_close(got[:3, :3], np.asarray(want)[:3, :3])
 
 
-@pytest.mark.parametrize(("engine", "target"), [("structured", POST), ("autodiff", POST), ("structured", ATTN_OUT.acts)])
+@pytest.mark.parametrize(
+    ("engine", "target"), [("structured", POST), ("autodiff", POST), ("structured", ATTN_OUT.acts)]
+)
 def test_no_position_outside_the_sequence_has_a_jacobian_under_jit(small, engine, target):
     """As above: NaN is what comes of it, by every route and from either side."""
-    model, tokens = small
     saes = {target.value: make_sae(jax.random.key(0), WIDTH, target.value)} if target.part != Part.VALUE else {}
     of = lambda model, tokens, **positions: jc.edge(model, tokens, PRE, target, saes=saes, engine=engine, **positions)
 

@@ -119,7 +119,9 @@ class EdgeJacobian(Shown, eqx.Module):
             )
         out = self.product.sweep(vectors.astype(self.dtype), chunk, forward=forward)
         there = place.there(self.product.seq)
-        return out if there is None else jnp.where(there.all(), out, jnp.nan)  # a vector has a part where there is nothing
+        return (
+            out if there is None else jnp.where(there.all(), out, jnp.nan)
+        )  # a vector has a part where there is nothing
 
     def __matmul__(self, other: "EdgeJacobian") -> "EdgeJacobian":
         if not isinstance(other, EdgeJacobian):
