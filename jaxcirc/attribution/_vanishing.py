@@ -14,8 +14,8 @@ LITTLE = 0.1  # of the metric's change: a gradient that accounts for more of it 
 
 
 OF_NODES = (
-    "method=jc.ExactPatching(), which takes none, or of nodes method=jc.IntegratedGradients(steps), whose gradients are taken on the way to the "
-    "corrupt prompts."
+    "method=jc.ExactPatching(), which takes none, or of nodes method=jc.IntegratedGradients(steps), whose gradients are taken on the way "
+    "to the corrupt prompts."
 )
 
 

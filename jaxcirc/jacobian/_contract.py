@@ -1,5 +1,6 @@
 """Bilinear forms of a product of segments, their arguments checked."""
 
+import functools as ft
 import math
 
 import jax.numpy as jnp
@@ -7,7 +8,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from ..linear import check_fits, contract_by_plan, contract_by_steps, contract_by_sweeps, Items
-from ._engine import contract_route
+from ._derivatives import differentiated_as
+from ._engine import CLOSED, contract_route, is_traced
 from ._finite import check_finite
 from ._positions import check_positions
 from ._product import Product
@@ -33,12 +35,15 @@ def contract(
         "Contract a part of `left` at a time, and keep of each part what you need.",
     )
     route = route or contract_route(product, min(len(left_pos), len(right_pos)))
-    if any(isinstance(positions, Tracer) for positions in (left_pos, right_pos)) and route == "steps":
-        route = "sweep"  # which positions are reached is not known
-    make = {"contraction": contract_by_plan, "steps": contract_by_steps, "sweep": contract_by_sweeps}[route]
     items = (left, left_pos), (right, right_pos)
+    if route == "steps" and is_traced(items):
+        route = "sweep"  # which positions are reached is not known
     to, of = items[::-1] if product.transposed else items
-    out = make(product.segments, *to, *of, budget)
+    compute = by_sweeps = ft.partial(contract_by_sweeps, budget=budget)
+    if route in CLOSED:
+        make = {"contraction": contract_by_plan, "steps": contract_by_steps}[route]
+        compute = differentiated_as(ft.partial(make, budget=budget), by_sweeps)
+    out = compute(product.segments, *to, *of)
     check_finite(product, out)
     out = out.T if product.transposed else out
     out = out if left_there is None else jnp.where(left_there[:, None], out, jnp.nan)

@@ -93,8 +93,8 @@ def edge(
     J = EdgeJacobian(product_of([segment], [layer], source, target, **positions, engine=engine))
     if engine == "structured" and select(J) != "structured":
         raise ValueError(
-            f"edge: there is no closed form from `{source}` to `{target}` with these sites frozen. Use engine='auto', which falls back to "
-            "autodiff."
+            f"edge: there is no closed form from `{source}` to `{target}` with these sites frozen; through several blocks there is none "
+            "under `jit`, `vmap` and derivatives. Use engine='auto', which falls back to autodiff."
         )
     return J
 

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from ..linear import block_matrix, chain_matrix, check_fits, contract_by_plan
 from ..runs import BUDGET, halving
-from ._engine import CLOSED, matrix_route
+from ._derivatives import differentiated_as
+from ._engine import CLOSED, matrix_route, sweep_route
 from ._finite import check_finite
 from ._positions import every_unit, position_axis
 from ._product import Product
@@ -31,8 +32,12 @@ def matrix_by(product: Product, route: str, chunk: int | None = None) -> Float[A
         product.dtype,
         "Restrict the positions (source_pos, target_pos), ask for some J.rows or J.cols, or stream it to disk with jc.save_jacobian.",
     )
-    make = {"contraction": _by_contraction, "block": _in_closed_form, "chain": _in_closed_form}
-    out = make[route](product, route) if route in CLOSED else _by_sweeps(product, route, chunk)
+    by_sweeps = lambda product: _by_sweeps(product, sweep_route(product) if route in CLOSED else route, chunk)
+    if route in CLOSED:
+        make = {"contraction": _by_contraction, "block": _in_closed_form, "chain": _in_closed_form}[route]
+        out = differentiated_as(lambda product: make(product, route), by_sweeps)(product)
+    else:
+        out = by_sweeps(product)
     check_finite(product, out)
     return _blanked(product, out)
 
