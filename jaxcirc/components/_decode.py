@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_count, check_kind
+from .._checks import check_count, check_kind, check_reals
 from .._edits import Detach
 from .._precision import wide
 from .._run import NOTHING
@@ -132,6 +132,7 @@ def decode(
     check_kind("decode: model", model, Transformer, "a model")
     check_known("decode", model, "ln_final")
     check_kind("decode: direction", direction, (jax.Array, np.ndarray), "an array")
+    check_reals("decode: direction", direction)
     if scale not in ("frozen", "live"):
         raise ValueError(f"decode: scale is 'frozen' or 'live', got {scale!r}.")
     if scale == "live" and at is None:
@@ -220,6 +221,7 @@ def _shaped(vectors: Array, site: Site, wanted: tuple[int, ...]) -> Array:
 
 def _checked(name: str, given: Any, vectors: Array, *shapes: tuple[int, ...]) -> Array:
     check_kind(f"decode: {name}", given, (jax.Array, np.ndarray), "an array")
+    check_reals(f"decode: {name}", given)
     if given.shape not in shapes:
         wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
         raise ValueError(f"decode: {name} is {wanted}, got {list(given.shape)}.")

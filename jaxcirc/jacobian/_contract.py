@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_count, check_reals
 from ..linear import check_fits, contract_by_plan, contract_by_steps, contract_by_sweeps, Items
 from ._derivatives import differentiated_as
 from ._engine import CLOSED, contract_route, is_traced
@@ -25,6 +26,7 @@ def contract(
     route: str | None = None,
 ) -> Float[Array, "m k"]:
     """`left_m^T J right_k`; see `EdgeJacobian.contract`. By the `route` that `contract_route` names, unless another is given."""
+    check_count("J.contract: budget", "bytes may be taken", budget, least=0)
     shapes = product.whole_shapes
     left, left_pos, left_there = _checked(product, "left", left, left_pos, shapes[not product.transposed])
     right, right_pos, right_there = _checked(product, "right", right, right_pos, shapes[product.transposed])
@@ -59,6 +61,7 @@ def _checked(
             "J.contract is of values with one position; scores and patterns have two. Use J.rows or J.cols."
         )
     positions, width = jnp.asarray(positions), math.prod(shape[1:])
+    check_reals(f"J.contract: {name}", items)
     items = jnp.asarray(items)
     if len(items) == 0:
         raise ValueError(f"J.contract: {name} is empty.")
