@@ -8,9 +8,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_count, check_reals
+from .._traced import is_traced
 from ..linear import check_fits, contract_by_plan, contract_by_steps, contract_by_sweeps, Items
 from ._derivatives import differentiated_as
-from ._engine import CLOSED, contract_route, is_traced
+from ._engine import CLOSED, contract_route
 from ._finite import check_finite
 from ._positions import check_positions
 from ._product import Product

@@ -2,12 +2,9 @@
 
 import math
 
-import jax
-from jax.core import Tracer
-from jaxtyping import PyTree
-
 from .._sites import Part
 from .._target import on_cpu
+from .._traced import is_traced
 from ..linear import are_steps_closed, is_chain, is_contraction, is_dense
 from ._product import Product
 
@@ -42,11 +39,6 @@ def sweep_route(product: Product) -> str:
     """How a whole matrix is made by autodiff."""
     source, target = product.shapes
     return "columns" if math.prod(source) <= math.prod(target) else "rows"
-
-
-def is_traced(*trees: PyTree) -> bool:
-    """Whether any array is traced: by `jit`, by `vmap`, or for derivatives."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def _while_compiling() -> float:
