@@ -1,5 +1,6 @@
 """What is traced: arrays whose values are not known, under `jit` and `vmap` and for derivatives."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -18,3 +19,8 @@ def check_untraced(verb: str, *trees: Any) -> None:
             f"{verb}: its values are looked at on the host, so that it cannot be traced by jax.jit, jax.vmap or jax.grad. Call it outside "
             "of them; what it runs is compiled."
         )
+
+
+def kept_known(*trees: Any) -> contextlib.AbstractContextManager:
+    """Within it, what is made of these arrays is known if they are, though a model beside them is traced."""
+    return contextlib.nullcontext() if is_traced(*trees) else jax.ensure_compile_time_eval()

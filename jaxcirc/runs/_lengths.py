@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import AbstractMetric, AbstractPositionMetric, Metric, position_read
-from .._traced import is_traced
+from .._traced import is_traced, kept_known
 
 
 T = TypeVar("T", Array, np.ndarray)
@@ -59,12 +59,10 @@ def metric_of_first(metric: Metric, seq: int) -> Metric:
     named = isinstance(metric, AbstractPositionMetric) and "position" in vars(metric)
     if position is None or not named:
         return _OfFirst(metric, seq)
-    if is_traced(position):
-        counted = jnp.where(position < 0, position + seq, position)
-    else:
-        position = np.asarray(position)
-        with jax.ensure_compile_time_eval():  # so that it is known where the model is traced
-            counted = jax.device_put(np.where(position < 0, position + seq, position))
+    xp = jnp if is_traced(position) else np
+    position = xp.asarray(position)
+    with kept_known(position):
+        counted = jax.device_put(xp.where(position < 0, position + seq, position))
     # Of its own class still, by which runs know what it reads.
     return eqx.tree_at(lambda metric: metric.position, metric, counted)
 

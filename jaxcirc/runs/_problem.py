@@ -1,6 +1,5 @@
 """The problem that a verb is given: prompts, metric, dictionaries and mask, checked once, before anything is traced."""
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from .._metrics import AbstractMetric, Metric, position_read
 from .._run import check_dictionaries, check_mask, check_metric, check_scalar, check_tokens, site_shapes
 from .._sites import by_site, did_you_mean, Kind, Site
 from .._tap import site_read
-from .._traced import check_untraced, is_traced
+from .._traced import check_untraced, is_traced, kept_known
 from .._typing import Logits
 from ..graph import check_nodes
 from ..models import check_known, Transformer
@@ -93,7 +92,7 @@ def prepare_prompts(
     check_positions(of_batch, real)
     prompts, keys = filled(clean, real, model.most_positions)
     others = None if corrupt is None else lengthened(corrupt, prompts.shape[1])
-    with jax.ensure_compile_time_eval():  # so that they are known where the model is traced
+    with kept_known():
         clean, corrupt, keys = jax.device_put((prompts, others, keys))
     return Problem(
         saes={},
@@ -144,7 +143,7 @@ def batched(model: Transformer, metric: Metric, shape: tuple[int, ...]) -> Metri
     metric = as_pytree(metric)
     leaves = jax.tree.leaves(metric)
     if isinstance(metric, AbstractMetric) and all(jnp.ndim(leaf) == 0 for leaf in leaves):
-        with contextlib.nullcontext() if is_traced(metric) else jax.ensure_compile_time_eval():
+        with kept_known(metric):
             metric = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch,)), metric)
     elif wrong := [jnp.shape(leaf) for leaf in leaves if jnp.shape(leaf)[:1] != (batch,)]:
         raise ValueError(
