@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import numpy as np
+
 
 def check_count(name: str, what: str, value: Any, *, least: int = 1) -> None:
     """ValueError unless `value`, how many `what` there are, is a whole number of at least `least`."""
@@ -103,6 +105,12 @@ def check_kind(name: str, value: Any, kind: type | tuple[type, ...], expected: s
     """TypeError unless `value` is of this kind; `expected` says what makes one."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {expected}, got {_shown(value)}.")
+
+
+def check_reals(name: str, array: Any) -> None:
+    """TypeError for complex numbers, of which a cast would leave out a part."""
+    if np.iscomplexobj(array):
+        raise TypeError(f"{name}: expected real numbers, got complex ones. Give the real and the imaginary part apart.")
 
 
 def check_path(name: str, value: Any) -> Path:

@@ -196,6 +196,17 @@ CASES = {
     "save_jacobian of nothing": (lambda _: jc.save_jacobian(None, "x"), "save_jacobian: J: expected an operator"),
     **{f"mv of {x!r}": (lambda _, x=x: _edge().mv(x), "J.mv: tangent: expected an array, got") for x in (None, 3, "x", [1.0])},
     **{f"rows of {x!r}": (lambda _, x=x: _edge().rows(x), "J: cotangents: expected an array, got") for x in (None, 3, "x")},
+    "rows of complex numbers": (lambda _: _edge().rows(np.full((1, *_edge().target_shape), 1j)), "J: cotangents: expected real"),
+    "complex items": (lambda _: _edge().contract([[1j] * 16], [0], jnp.ones((1, 16)), [0]), "J.contract: left: expected real"),
+    "a complex direction": (lambda _: jc.decode(MODEL, np.full(16, 1j), SITE), "decode: direction: expected real numbers"),
+    **{
+        f"{name} {n!r} at a time": (lambda _, f=f, n=n: f(n), rf"J\.{name}: chunk is how many rows or columns are .*, at least 1")
+        for n in (0, -1, 2.5, "a", True)
+        for name, f in {
+            "as_matrix": lambda n: _edge().as_matrix(n),
+            "cols": lambda n: _edge().cols(jnp.ones((1, *_edge().source_shape)), chunk=n),
+        }.items()
+    },
     **{f"svd {n!r}": (lambda _, n=n: _edge().svd(n), "J.svd: rank is how many singular triples") for n in (0, 2.5, None, "3")},
     "svd of more than there is": (lambda _: _edge().svd(10**6), r"J\.svd: the Jacobian is 64 x 64, so rank is from 1 to 64"),
     "patched at once": (lambda _: jc.ExactPatching(tokens_at_once="many"), "ExactPatching: tokens_at_once is how many"),

@@ -144,12 +144,18 @@ def test_groups_padding_and_ablations():
     assert_close(padded[1:], jc.edge_attribution(model, clean[1:, :5], corrupt[1:, :5], own))
 
 
-def test_a_metric_without_gradient_is_refused():
+@pytest.mark.parametrize("ablation", [None, jc.Zero()])
+def test_a_metric_without_gradient_is_refused(ablation):
     model = model_named("gpt2")
     clean, corrupt, _ = problem(model)
     reference = jax.vmap(lambda tokens: jc.run(model, tokens)[0][-1])(clean)
-    with pytest.raises(ValueError, match="gradient vanishes"):
-        jc.edge_attribution(model, clean, corrupt, jc.KL(reference))
+    others = corrupt if ablation is None else None
+    with pytest.raises(ValueError, match=r"gradient vanishes.*exact_edges"):
+        jc.edge_attribution(model, clean, others, jc.KL(reference), ablation=ablation)
+    assert (
+        float(jnp.abs(jc.edge_attribution(model, clean, others, jc.KL(reference), ablation=ablation, steps=3)).max())
+        > 1e-3
+    )
 
 
 BAD = {

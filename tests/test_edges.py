@@ -410,6 +410,12 @@ def test_many_nodes_of_a_layer_under_vmap_and_jit():
         assert_close(several.neurons[index], one.neurons, mass=1e-9)
     want = [jc.edges_out_of(model, tokens, METRIC, jc.Head(0, 1, 4, key)).total for key in range(5)]
     assert_close(heads, jnp.stack(want))
+    outside = jax.vmap(into)(jnp.array([0, -1, model.blocks[1].mlp.W_out.shape[0]]))
+    assert_close(outside.neurons[0], into(0).neurons, mass=1e-9)
+    assert np.isnan(np.asarray(outside.total[1:])).all()
+    tokens_of = jax.vmap(lambda pos: jc.edges_out_of(model, tokens, METRIC, jc.Token(pos)))(jnp.array([1, len(tokens)]))
+    assert_close(tokens_of.total[0], jc.edges_out_of(model, tokens, METRIC, jc.Token(1)).total)
+    assert np.isnan(np.asarray(tokens_of.q[1])).all()
 
 
 def test_another_node_of_a_layer_or_another_layer_compiles_nothing():

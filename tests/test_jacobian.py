@@ -1,6 +1,7 @@
 """Jacobians as operators: singular values, certificates, traces, and what is refused."""
 
 import dataclasses
+import functools as ft
 import json
 
 import equinox as eqx
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import jaxcirc as jc
-from jaxcirc import Kind, Site
+from jaxcirc import Kind, Part, Site
 from jaxcirc.jacobian import _certificate, _matrix, _product
 from jaxcirc.jacobian._engine import matrix_route
 from jaxcirc.linear import _chain, _contract, _memory, _segments
@@ -627,3 +629,78 @@ def test_what_is_not_there_is_not_a_number_under_jit(small, engine, units):
             assert np.isnan(got[3]).all()
             assert np.isnan(got[:, 3]).all()
             assert_close(got[:3, :3], np.asarray(want)[:3, :3])
+
+
+@pytest.mark.parametrize(
+    ("engine", "target"), [("structured", POST), ("autodiff", POST), ("structured", ATTN_OUT.acts)]
+)
+def test_no_position_outside_the_sequence_has_a_jacobian_under_jit(small, engine, target):
+    """As above: NaN is what comes of it, by every route and from either side."""
+    saes = {target.value: make_sae(jax.random.key(0), WIDTH, target.value)} if target.part != Part.VALUE else {}
+    of = lambda model, tokens, **positions: jc.edge(model, tokens, PRE, target, saes=saes, engine=engine, **positions)
+
+    @jax.jit
+    def found(model, tokens, source_pos, target_pos):
+        J = of(model, tokens, source_pos=source_pos, target_pos=target_pos)
+        v, w = direction(J.source_shape), direction((1, *J.target_shape))
+        return J.as_matrix(), J.T.as_matrix(), J.mv(v), J.rows(w)[0]
+
+    positions = np.array([4, 1])
+    whole, _, image, pulled = found(*small, positions, positions)
+    assert_close(whole, of(*small, source_pos=positions, target_pos=positions).as_matrix())
+    for bad in (SEQ, -SEQ - 1, 10**6):
+        matrix, transposed, pushed, back = found(*small, positions, np.array([4, bad]))
+        assert np.isnan(matrix[1]).all()
+        assert_close(matrix[0], whole[0])
+        np.testing.assert_array_equal(transposed, np.moveaxis(matrix, (0, 1), (2, 3)))
+        assert np.isnan(pushed[1]).all()
+        assert_close(pushed[0], image[0])
+        assert np.isnan(back).all()
+        matrix, transposed, pushed, back = found(*small, np.array([4, bad]), positions)
+        assert np.isnan(matrix[:, :, 1]).all()
+        assert_close(matrix[:, :, 0], whole[:, :, 0])
+        np.testing.assert_array_equal(transposed, np.moveaxis(matrix, (0, 1), (2, 3)))
+        assert np.isnan(pushed).all()
+        assert np.isnan(back[1]).all()
+        assert_close(back[0], pulled[0])
+
+
+# --- Derivatives of Jacobians
+
+
+def test_closed_forms_have_the_derivatives_of_autodiff(small, contraction):
+    """With respect to weights and items, of a matrix and of bilinear forms: of several prompts one by one, of their sum, and forwards."""
+    model, tokens = small
+    (items, pos), prompts = contraction[:2], jnp.stack([tokens, tokens[::-1]])
+
+    def size(given, tokens, engine):
+        part, items = given
+        changed = eqx.tree_at(lambda model: model.blocks[1].mlp, model, part)
+        J = jc.edge(changed, tokens, PRE, POST, engine=engine)
+        return (J.as_matrix() ** 2).sum() + (J.contract(items, pos, items, pos) ** 2).sum()
+
+    @ft.partial(jax.jit, static_argnums=1)
+    def derivatives(given, engine):
+        steps = jax.tree.map(jnp.ones_like, given)
+        each = jax.vmap(jax.grad(size), (None, 0, None))(given, prompts, engine)
+        of_all = jax.grad(lambda given: jax.vmap(lambda tokens: size(given, tokens, engine))(prompts).sum())(given)
+        forward = jax.jvp(lambda given: size(given, tokens, engine), (given,), (steps,))[1]
+        return ravel_pytree(each)[0], ravel_pytree(of_all)[0], forward
+
+    given = model.blocks[1].mlp, items
+    for got, want in zip(derivatives(given, "structured"), derivatives(given, "autodiff"), strict=True):
+        assert_close(got, want)
+
+
+def test_several_blocks_of_which_one_is_differentiated_are_swept(small, contraction):
+    """No closed form of a chain has derivatives; that what enters it has none does not make it one."""
+    model, tokens = small
+    items, pos = contraction[:2]
+
+    def size(block):
+        J = jc.edge(eqx.tree_at(lambda model: model.blocks[1], model, block), tokens, Site(0, Kind.RESID_PRE), POST)
+        J = dataclasses.replace(J, product=dataclasses.replace(J.product, engine="structured"))
+        assert jc.select(J) == "autodiff"
+        return (J.contract(items, pos, items, pos) ** 2).sum()
+
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(jax.grad(size)(model.blocks[1]))) > 1e-3

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,6 +161,13 @@ def test_where_no_logits_follow_from_a_direction():
     )
     assert page.logits.empty
     assert "more than a matrix" in jc.view._feature.feature_html(page)
+
+
+def test_a_decoder_that_cannot_be_read_for_another_reason_is_told():
+    model, sae, _ = given()
+    narrow = eqx.tree_at(lambda sae: sae.W_dec, sae, sae.W_dec[:, :7])
+    with pytest.raises(ValueError, match=r"are \[16\], got \[7\]"):
+        jc.view._feature._decoded(model, narrow, sae.site, UNIT)
 
 
 def test_texts_are_encoded_begun_and_cut():

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._metrics import Metric
 from .._shown import Shown
 from .._sites import BySite, Site
+from .._traced import check_untraced
 from ..jacobian._certificate import Certificate, certify_edges
 from ..models import Transformer
 from ..runs import lengthened, prepare, Problem
@@ -157,6 +158,7 @@ def edge_effects(
     and edges can be integrated like the nodes. Latents that are off in the clean run have no clean edges into them, as there; they have
     integrated ones.
     """
+    check_untraced("edge_effects", model)
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     if upstream not in ("active", "selected"):
         raise ValueError(f"edge_effects: upstream must be 'active' or 'selected', got {upstream!r}.")

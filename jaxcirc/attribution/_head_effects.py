@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from .._metrics import Metric
+from .._traced import check_untraced
 from ..models import Transformer
 from ..runs import prepare_prompts, shortened
 from ._atp_star import AtPStar
@@ -58,6 +59,7 @@ def head_effects(
     **Reference:** patching, Meng et al. 2022, arXiv 2202.05262; attribution patching, Nanda 2023; corrections, Kramár et al. 2024, arXiv
     2403.00745, §3.1.
     """
+    check_untraced("head_effects", model)
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
     if method is None:
         method = affordable_method(model, *jnp.shape(clean))

@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Int
 
 from .._metrics import Metric
 from .._sites import BySite, Site
+from .._traced import check_untraced
 from ..models import Transformer
 from ..runs import prepare, shortened
 from ..saes import AbstractDictionary
@@ -56,6 +57,7 @@ def node_effects(
     **Reference:** Marks et al. 2024, "Sparse Feature Circuits", arXiv 2403.19647, §3.2, eq. 3 and 4. Signs are theirs. The gradient is
     of the plain model, which is what their pass-through gradient computes; their default rule is the left one.
     """
+    check_untraced("node_effects", model)
     check_method(method)
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     found = method.effects(model, problem, states(model, problem))

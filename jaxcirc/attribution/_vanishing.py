@@ -13,14 +13,25 @@ VANISHING = 1e-4  # of the gradient at the corrupt prompts; rounding leaves a th
 LITTLE = 0.1  # of the metric's change: a gradient that accounts for more of it need not be looked at
 
 
+OF_NODES = (
+    "method=jc.ExactPatching(), which takes none, or of nodes method=jc.IntegratedGradients(steps), whose gradients are taken on the way "
+    "to the corrupt prompts."
+)
+
+
 def check_gradient(
-    model: Transformer, problem: Problem, *, found: Float[np.ndarray, " batch"], total: Float[Array, " batch"]
+    model: Transformer,
+    problem: Problem,
+    *,
+    found: Float[np.ndarray, " batch"],
+    total: Float[Array, " batch"],
+    instead: str = OF_NODES,
 ) -> None:
     """ValueError if the metric moves by `total`, and to first order around the clean prompts nothing would move it.
 
     `found` is the most of it that a method has accounted for. Nodes of little effect are no reason: where it is little, the metric's
     gradient with respect to the last residual stream decides, beside that at the corrupt prompts, or with the zero baseline beside the
-    change itself.
+    change itself. `instead` is what to use, the end of a sentence.
     """
     change = np.abs(np.asarray(total, np.float64))
     if not change.any() or (np.abs(found) > LITTLE * change).any():
@@ -30,8 +41,7 @@ def check_gradient(
     if (reach(problem.clean) <= VANISHING * usual).all():
         raise ValueError(
             "The metric's gradient vanishes where it is taken, so it says nothing of what moves the metric: jc.KL has none at its own "
-            "reference. Use method=jc.ExactPatching(), which takes none, or of nodes method=jc.IntegratedGradients(steps), whose gradients "
-            "are taken on the way to the corrupt prompts."
+            f"reference. Use {instead}"
         )
 
 

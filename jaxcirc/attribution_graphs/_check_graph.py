@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from .._checks import check_list, check_numbers
 from .._edits import Scale
 from .._sites import Kind, layer_of, Site
+from .._traced import check_untraced
 from ..models import Transformer
 from ..runs import at_once
 from ._changes import Change
@@ -72,6 +73,7 @@ def check_graph(
     **Reference:** Ameisen et al. 2025, "Circuit Tracing: Revealing Computational Graphs in Language Models", Transformer Circuits, on
     validating a graph by perturbations.
     """
+    check_untraced("check_graph", model)
     factors = check_numbers("check_graph: strengths", strengths)
     found = of_graph("check_graph", graph, model, transcoders)
     chosen = _chosen(graph, nodes)

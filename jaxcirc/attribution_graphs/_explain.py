@@ -9,6 +9,7 @@ import numpy as np
 
 from .._checks import check_count
 from .._shown import Shown
+from .._traced import check_untraced
 from ..models import check_known, Transformer
 from ._given import Transcoders
 from ._graph import AttributionGraph
@@ -97,6 +98,7 @@ def explain_edge(
 
     **Reference:** Kamath et al. 2025, "Tracing Attention Computation Through Feature Interactions", Transformer Circuits.
     """
+    check_untraced("explain_edge", model)
     check_count("explain_edge: heads", "heads", heads)
     check_count("explain_edge: pairs", "pairs", pairs)
     check_known("explain_edge", model, "attn")

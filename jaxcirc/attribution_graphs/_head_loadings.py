@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._checks import check_count
 from .._shown import Shown
 from .._sites import Kind, layer_of, Site
+from .._traced import check_untraced
 from ..models import check_known, Transformer
 from ..runs import BUDGET, rounded_up
 from ._given import Transcoders
@@ -102,6 +103,7 @@ def head_loadings(
     Here an edge that passes several layers of attention is split at each layer by itself, which is exact and costs two sweeps, and not into
     paths of heads, of which there are many.
     """
+    check_untraced("head_loadings", model)
     check_count("head_loadings: most", "edges", most)
     check_known("head_loadings", model, "attn")
     found = of_graph("head_loadings", graph, model, transcoders)

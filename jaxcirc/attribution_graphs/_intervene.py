@@ -12,6 +12,7 @@ from .._edits import Scale
 from .._run import check_tokens, sites
 from .._shown import Shown
 from .._sites import did_you_mean, Kind, layer_of, Site
+from .._traced import check_untraced
 from .._typing import Keys, Tokens
 from ..jacobian import frozen as holding
 from ..models import Transformer
@@ -81,6 +82,7 @@ def intervene(
     replacement models and validation by perturbation. circuit-tracer's `feature_intervention` sets values alone and holds either everything
     or the MLPs of a range of layers; here every site can be held or live.
     """
+    check_untraced("intervene", model)
     check_tokens(model, tokens)
     real = real_part("intervene", tokens, mask)
     latents = find_latents("intervene", model, transcoders)

@@ -13,6 +13,7 @@ from .._checks import check_count
 from .._run import check_tokens
 from .._shown import Shown
 from .._sites import Kind, Site
+from .._traced import check_untraced
 from .._typing import Keys, Tokens
 from ..models import check_known, Transformer
 from ._checked import checked_dictionaries
@@ -138,6 +139,7 @@ def qk_attribution(
     before, from earlier positions, too, and errors, embeddings and biases are nodes, so that the pairs sum to the score exactly, also with
     norms of queries and keys, rotary positions and shared keys.
     """
+    check_untraced("qk_attribution", model)
     check_tokens(model, tokens)
     check_count("qk_attribution: pairs", "pairs to list", pairs)
     check_known("qk_attribution", model, "attn")

@@ -10,6 +10,7 @@ from .._guard import check_backend
 from .._precision import matmul_precision
 from .._run import check_tokens
 from .._target import running_device
+from .._traced import check_untraced
 from .._typing import Keys, Progress, Tokens
 from ..linear import check_fits
 from ..models import Transformer
@@ -97,6 +98,7 @@ def attribution_graph(
     positions, so that its rows do not sum; it sets features and errors at the first position to zero, where here everything is kept; it
     drops features beyond the most, which here count with the errors in both scores; and influence in its files is cumulated.
     """
+    check_untraced("attribution_graph", model)
     check_backend()
     check_tokens(model, tokens)
     real = real_part("attribution_graph", tokens, mask)

@@ -14,6 +14,7 @@ from .._edits import as_pytree
 from .._metrics import Metric
 from .._precision import LOWER, matmul_precision
 from .._target import running_device
+from .._traced import check_untraced
 from .._typing import Progress
 from .._version import __version__
 from ..attribution import AbstractMethod, check_method, IntegratedGradients
@@ -89,6 +90,7 @@ def discover(
     >>> {"source", "target", "weight"} <= set(circuit.edges)
     True
     """
+    check_untraced("discover", model)
     settings = _Settings(
         node_threshold, edge_threshold, method, aggregate, edges, thresholds, edge_precision, "discover"
     )
@@ -129,6 +131,7 @@ def discover_batches(
     >>> circuit.meta.prompts
     32
     """
+    check_untraced("discover_batches", model)
     settings = _Settings(
         node_threshold, edge_threshold, method, aggregate, edges, thresholds, edge_precision, "discover_batches"
     )

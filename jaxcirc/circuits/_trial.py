@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Int
 
 from .._checks import check_choice, check_count, check_kind
 from .._metrics import Metric
+from .._traced import check_untraced
 from .._typing import Progress
 from ..components import AbstractAblation, Mean, Receivers
 from ..models import Transformer
@@ -134,6 +135,7 @@ class Trial:
     @ft.cached_property
     def batches(self) -> ArrayBatches:
         """The prompts, checked."""
+        check_untraced(self.verb, self.model, self.saes)
         problem = prepare(self.model, self.saes, self.clean, self.corrupt, self.metric, self.mask)
         return ArrayBatches(problem, self.batch_size, self.verb)
 

@@ -13,6 +13,7 @@ from .._edits import Blend
 from .._metrics import Metric
 from .._run import NOTHING, run, run_metric
 from .._sites import by_site, Site
+from .._traced import check_untraced
 from ..models import Transformer
 from ..runs import ALL_LOGITS, in_groups, prepare_prompts, Problem, repeated, shortened, TOKENS_AT_ONCE
 from ..saes import Saes
@@ -83,6 +84,7 @@ def ablate_each(
     >>> jc.ablate_each(model, prompts.clean, heads, jc.Resample(prompts.corrupt), prompts.metric()).shape
     (16, 4)
     """
+    check_untraced("ablate_each", model)
     check_count("ablate_each: tokens_at_once", "tokens are run at once", tokens_at_once)
     problem, used, member, at, places = _prepared(
         model, tokens, parts, values, ALL_LOGITS if metric is None else metric, saes, mask

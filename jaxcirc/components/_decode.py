@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_count, check_kind
+from .._checks import check_count, check_kind, check_reals
 from .._edits import Detach
 from .._precision import wide
 from .._run import NOTHING
 from .._shown import Shown
 from .._sites import by_site, Kind, layer_of, Part, Site
 from .._tap import Tap
-from ..models import check_known, Transformer
+from ..models import check_known, is_model_known, Transformer
 from ..parts import Norm
 from ..parts._held_norm import push_through_norm, weighed
 from ..saes import AbstractDictionary
@@ -132,6 +132,7 @@ def decode(
     check_kind("decode: model", model, Transformer, "a model")
     check_known("decode", model, "ln_final")
     check_kind("decode: direction", direction, (jax.Array, np.ndarray), "an array")
+    check_reals("decode: direction", direction)
     if scale not in ("frozen", "live"):
         raise ValueError(f"decode: scale is 'frozen' or 'live', got {scale!r}.")
     if scale == "live" and at is None:
@@ -180,24 +181,34 @@ def _written(
     return _behind(block.ln2_post, vectors @ wide(block.mlp.W_out) if site.kind == Kind.MLP_POST else vectors)  # pyright: ignore[reportOptionalMemberAccess]  # _shape has looked
 
 
+def is_decoded(model: Transformer, site: Site) -> bool:
+    """Whether vectors at a site reach the residual stream by a matrix alone, of parts whose weights are known."""
+    names = ["attn"] if site.kind in OF_HEADS else ["mlp"] if site.kind in OF_NEURONS else []
+    return _by_a_matrix(site) and is_model_known(model, "ln_final", *names)
+
+
+def _by_a_matrix(site: Site) -> bool:
+    return site.part != Part.INPUT and site.kind in STREAM | OF_HEADS | OF_NEURONS
+
+
 def _shape(model: Transformer, site: Site) -> tuple[int, ...]:
     """The shape of what a site holds at a position. **Raises:** `ValueError` if it reaches the residual stream by more than a matrix."""
+    if not _by_a_matrix(site):
+        raise ValueError(
+            f"decode: vectors at `{site}` reach the residual stream by more than a matrix. Carry them there by a Jacobian, "
+            "jc.edge(model, tokens, site, target).mv(…), and decode what comes."
+        )
     if site.kind in STREAM:
         return (model.d_model,)
     if site.kind in OF_HEADS:
         check_known("decode", model, "attn")
         heads, d_head, d_model = model.blocks[layer_of(site)].attn.W_O.shape
         return {Kind.Z: (heads, d_head), Kind.RESULT: (heads, d_model), Kind.HEADS_OUT: (d_model,)}[site.kind]
-    if site.kind in OF_NEURONS:
-        check_known("decode", model, "mlp")
-        mlp = model.blocks[layer_of(site)].mlp
-        if mlp is None:
-            raise ValueError(f"decode: block {site.layer} of {model.name} has no MLP, and no `{site}`.")
-        return (mlp.W_out.shape[site.kind == Kind.NEURONS_OUT],)
-    raise ValueError(
-        f"decode: vectors at `{site}` reach the residual stream by more than a matrix. Carry them there by a Jacobian, "
-        "jc.edge(model, tokens, site, target).mv(…), and decode what comes."
-    )
+    check_known("decode", model, "mlp")
+    mlp = model.blocks[layer_of(site)].mlp
+    if mlp is None:
+        raise ValueError(f"decode: block {site.layer} of {model.name} has no MLP, and no `{site}`.")
+    return (mlp.W_out.shape[site.kind == Kind.NEURONS_OUT],)
 
 
 def _from_heads(
@@ -220,6 +231,7 @@ def _shaped(vectors: Array, site: Site, wanted: tuple[int, ...]) -> Array:
 
 def _checked(name: str, given: Any, vectors: Array, *shapes: tuple[int, ...]) -> Array:
     check_kind(f"decode: {name}", given, (jax.Array, np.ndarray), "an array")
+    check_reals(f"decode: {name}", given)
     if given.shape not in shapes:
         wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
         raise ValueError(f"decode: {name} is {wanted}, got {list(given.shape)}.")

@@ -11,6 +11,7 @@ from .._run import check_mask, check_tokens
 from .._shown import Shown
 from .._sites import Kind, Site
 from .._tap import bare_tap
+from .._traced import kept_known
 from ..models import check_known, Transformer
 from ..runs import in_groups, record, TOKENS_AT_ONCE
 from ._reading import asked, reading
@@ -92,8 +93,9 @@ def logit_lens(
     check_known("logit_lens", model, "ln_final")
     check_mask(tokens, mask)
     check_count("logit_lens: tokens_at_once", "tokens are run at once", tokens_at_once)
-    tokens = jnp.asarray(tokens)
-    mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
+    with kept_known(tokens, mask):
+        tokens = jnp.asarray(tokens)
+        mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
     cuts, found = [Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers)], []
     for rows in in_groups(len(tokens), tokens.shape[1], tokens_at_once):
         run = record(model, tokens[rows], mask[rows], cuts)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._checks import check_count, check_number
 from .._guard import check_backend
 from .._run import check_mask, check_tokens
+from .._traced import check_untraced
 from .._typing import Progress
 from ..models import check_known, is_all_known, Transformer
 from ..runs import filled, in_groups, padded_length, shortened, TOKENS_AT_ONCE
@@ -78,6 +79,7 @@ def self_repair(
     Language Models", arXiv 2402.15390. Their notebook's line has an intercept, as the default here, although it speaks of one through the
     origin, and no minimum; it runs the whole model twice for each head, here each run begins at the head.
     """
+    check_untraced("self_repair", model)
     check_backend()
     check_tokens(model, tokens, batched=True)
     check_known("self_repair", model, "attn", "ln1_post", "ln_final")

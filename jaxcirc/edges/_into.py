@@ -14,7 +14,7 @@ from ..nodes import Latent, Node
 from ._along import edges_along
 from ._dictionaries import Given
 from ._into_result import EdgesInto
-from ._question import ask, Question
+from ._question import ask, blanked, Question
 from ._targets import Target, target_of
 
 
@@ -51,7 +51,7 @@ def edges_into(
       from each node, to first order.
     - `node`: `jc.Neuron`, `jc.Latent`, `jc.Head` with its part, `jc.Direction`, or `jc.Final()` for direct effects on the metric. Its
       positions and units may be traced under `jax.jit` and `jax.vmap`, so that `jax.vmap(lambda i: jc.edges_into(…, jc.Neuron(3, 5, i)))`
-      takes many nodes of a layer at once.
+      takes many nodes of a layer at once; one that is not there has no edges but NaN.
     - `saes`: dictionaries, by site: their latents and errors become nodes. That changes no derivative. A cross-layer transcoder is given
       at all its sites, `{site: clt for site in clt.sites}`.
     - `frozen`: what is held, in the metric's gradient and in the edges alike: norms' scales, patterns, gates, scores, queries, keys,
@@ -77,7 +77,7 @@ def edges_into(
         "edges_into", model, tokens, metric, [node], saes=saes, frozen=frozen, activation=activation, mask=mask
     )
     check_on(question, node)
-    return sources_of(question, target_of(node, question))
+    return blanked(question, node, sources_of(question, target_of(node, question)))
 
 
 def check_on(question: Question, node: Node) -> None:

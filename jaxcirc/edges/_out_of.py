@@ -15,7 +15,7 @@ from ._dictionaries import encode_tangent, Given, reads, slopes
 from ._layer import move_heads, move_neurons
 from ._order import end, Place, read_at, RESIDUAL
 from ._out_result import EdgesOutOf
-from ._question import ask, Question
+from ._question import ask, blanked, Question
 from ._sources import Source, source_of
 from ._targets import derivative_of_latents
 
@@ -54,7 +54,7 @@ def edges_out_of(
     question = ask(
         "edges_out_of", model, tokens, metric, [node], saes=saes, frozen=frozen, activation=activation, mask=mask
     )
-    return targets_of(question, source_of(node, question))
+    return blanked(question, node, targets_of(question, source_of(node, question)))
 
 
 def targets_of(question: Question, source: Source) -> EdgesOutOf:

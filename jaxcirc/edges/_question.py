@@ -1,7 +1,7 @@
 """What a verb about edges is asked: its arguments, checked before any run, and the clean run that answers."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -18,10 +18,13 @@ from .._run import check_mask, check_metric, check_scalar, check_tokens, site_sh
 from .._sites import did_you_mean, Kind, layer_of, Site
 from .._typing import Keys, Tokens
 from ..models import check_known, Transformer
-from ..nodes import Bias, check_node, Direction, Error, Final, Head, Latent, Neuron, Node
+from ..nodes import Bias, check_node, Direction, Error, Final, Head, is_there, Latent, Neuron, Node
 from ._dictionaries import Dictionaries, encode, error, Given, given_dictionaries, reads, sites_of
 from ._layer import Layer
 from ._point import clean_point, Point
+
+
+T = TypeVar("T")
 
 
 class Question(eqx.Module):
@@ -99,6 +102,16 @@ def ask(
     acts = {site: encode(site, each, question.flat(reads(site, each))) for site, each in dictionaries.items()}
     errors = {site: _error(question, acts, site) for site in dictionaries}
     return Question(model, point, dictionaries, acts, errors, activation)
+
+
+def blanked(question: Question, node: Node, edges: T) -> T:
+    """The edges of a node, or NaN where its indices, which under `jit` and `vmap` are not known, are of nothing."""
+    widths = {site: each.d_sae for site, each in question.dictionaries.items()}
+    there = is_there(question.model, node, question.point.seq, widths)
+    if there is None:
+        return edges
+    nothing = lambda x: jnp.asarray(jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
+    return jax.tree.map(lambda x: jnp.where(there, x, nothing(x)), edges)
 
 
 def _lowest_layer(model: Transformer, node: Node, dictionaries: Dictionaries) -> int:

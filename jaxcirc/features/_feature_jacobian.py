@@ -10,6 +10,7 @@ from .._checks import check_number
 from .._guard import check_backend
 from .._run import check_tokens
 from .._sites import by_site, Kind, Site
+from .._traced import check_untraced
 from .._typing import Progress, Tokens
 from ..jacobian._blocks import chain_of_blocks, is_position_local
 from ..jacobian._finite import check_finite
@@ -86,6 +87,7 @@ def feature_jacobian(
     latents above 1, the first position left out, by one backward pass for each target latent. It takes steps in what the source's
     dictionary reads, where the gradient is that of what it writes; `jc.steer_features` steps in the variable that is differentiated.
     """
+    check_untraced("feature_jacobian", model)
     check_backend()
     check_tokens(model, tokens)
     check_known("feature_jacobian", model, *OF_BLOCK)

@@ -12,6 +12,7 @@ from .._guard import check_backend
 from .._precision import wide
 from .._run import check_model
 from .._sites import by_site, Site
+from .._traced import check_untraced
 from .._typing import Progress
 from ..jacobian._sample import Sample
 from ..models import Transformer
@@ -76,6 +77,7 @@ def mean_edges(
     **Reference:** Ameisen et al. 2025, "Circuit Tracing: Revealing Computational Graphs in Language Models", global weights: the weighted
     edges along the stream with the norm's scale held are the expected residual attribution there; Dunefsky et al. 2024, arXiv 2406.11944.
     """
+    check_untraced("features.mean_edges", model)
     verb = "features.mean_edges"
     check_backend()
     check_model(model)

@@ -13,6 +13,7 @@ from .._checks import check_kind, check_numbers
 from .._edits import Replace
 from .._run import check_tokens, run
 from .._sites import by_site
+from .._traced import check_untraced
 from .._typing import Keys, Tokens
 from ..models import Transformer
 from ..runs import at_once, filled, in_loop
@@ -58,6 +59,7 @@ def steer_features(
     >>> list(table.columns[4:]), len(table)
     (['step', 'predicted', 'measured'], 2)
     """
+    check_untraced("steer_features", model)
     import pandas as pd
 
     check_tokens(model, tokens)

@@ -15,6 +15,7 @@ from .._edits import AbstractEdit
 from .._indexing import counted_from_end
 from .._run import check_model, check_token_ids, check_tokens, NOTHING
 from .._sites import Site
+from .._traced import check_untraced
 from .._typing import Prompt
 from ..attribution_graphs import Change
 from ..attribution_graphs._changes import check_changes, moves_of
@@ -93,6 +94,7 @@ def generate(
     **Reference:** Turner et al. 2023, "Activation Addition: Steering Language Models Without Optimization", arXiv 2308.10248; Templeton et
     al. 2024, "Scaling Monosemanticity", Transformer Circuits, on text from a model with a feature clamped.
     """
+    check_untraced("generate", model)
     asked = prepared(
         "generate",
         model,

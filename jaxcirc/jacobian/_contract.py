@@ -1,13 +1,17 @@
 """Bilinear forms of a product of segments, their arguments checked."""
 
+import functools as ft
 import math
 
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_count, check_reals
+from .._traced import is_traced
 from ..linear import check_fits, contract_by_plan, contract_by_steps, contract_by_sweeps, Items
-from ._engine import contract_route
+from ._derivatives import differentiated_as
+from ._engine import CLOSED, contract_route
 from ._finite import check_finite
 from ._positions import check_positions
 from ._product import Product
@@ -23,6 +27,7 @@ def contract(
     route: str | None = None,
 ) -> Float[Array, "m k"]:
     """`left_m^T J right_k`; see `EdgeJacobian.contract`. By the `route` that `contract_route` names, unless another is given."""
+    check_count("J.contract: budget", "bytes may be taken", budget, least=0)
     shapes = product.whole_shapes
     left, left_pos, left_there = _checked(product, "left", left, left_pos, shapes[not product.transposed])
     right, right_pos, right_there = _checked(product, "right", right, right_pos, shapes[product.transposed])
@@ -33,12 +38,15 @@ def contract(
         "Contract a part of `left` at a time, and keep of each part what you need.",
     )
     route = route or contract_route(product, min(len(left_pos), len(right_pos)))
-    if any(isinstance(positions, Tracer) for positions in (left_pos, right_pos)) and route == "steps":
-        route = "sweep"  # which positions are reached is not known
-    make = {"contraction": contract_by_plan, "steps": contract_by_steps, "sweep": contract_by_sweeps}[route]
     items = (left, left_pos), (right, right_pos)
+    if route == "steps" and is_traced(items):
+        route = "sweep"  # which positions are reached is not known
     to, of = items[::-1] if product.transposed else items
-    out = make(product.segments, *to, *of, budget)
+    compute = by_sweeps = ft.partial(contract_by_sweeps, budget=budget)
+    if route in CLOSED:
+        make = {"contraction": contract_by_plan, "steps": contract_by_steps}[route]
+        compute = differentiated_as(ft.partial(make, budget=budget), by_sweeps)
+    out = compute(product.segments, *to, *of)
     check_finite(product, out)
     out = out.T if product.transposed else out
     out = out if left_there is None else jnp.where(left_there[:, None], out, jnp.nan)
@@ -54,6 +62,7 @@ def _checked(
             "J.contract is of values with one position; scores and patterns have two. Use J.rows or J.cols."
         )
     positions, width = jnp.asarray(positions), math.prod(shape[1:])
+    check_reals(f"J.contract: {name}", items)
     items = jnp.asarray(items)
     if len(items) == 0:
         raise ValueError(f"J.contract: {name} is empty.")
@@ -76,7 +85,7 @@ def _checked(
     items = items.astype(jnp.int32) if units else items
     if not isinstance(positions, Tracer) and not (units and isinstance(items, Tracer)):
         return items, positions, None
-    there = (positions >= 0) & (positions < product.seq)
+    there = positions < product.seq
     if units:
         there, items = there & (items >= 0) & (items < width), jnp.clip(items, 0, width - 1)
-    return items, jnp.clip(positions, 0, product.seq - 1), there
+    return items, jnp.minimum(positions, product.seq - 1), there

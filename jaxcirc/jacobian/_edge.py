@@ -54,7 +54,8 @@ def edge(
     - `frozen`: sites held at their clean value, without tangent: `jc.frozen.layer_norms(model)`, `jc.frozen.patterns(model)`,
       `jc.frozen.between(model, source, target)`, or any others. Those not between the two sites have no part in it.
     - `saes`: dictionaries, keyed by site, of the ends and frozen sites that are latents or errors.
-    - `source_pos`, `target_pos`: restrict the operator to some positions, counted from the end where negative.
+    - `source_pos`, `target_pos`: restrict the operator to some positions, counted from the end where negative. Under `jit` and `vmap`,
+      where they are not known yet, those that are not there make their rows or columns NaN.
     - `mask` `[seq]`: False for padding.
     - `engine`: `"auto"` takes closed forms where they apply, through several blocks where they save more time than it takes to compile
       them; `"structured"` insists on them, `"autodiff"` does without.
@@ -92,8 +93,8 @@ def edge(
     J = EdgeJacobian(product_of([segment], [layer], source, target, **positions, engine=engine))
     if engine == "structured" and select(J) != "structured":
         raise ValueError(
-            f"edge: there is no closed form from `{source}` to `{target}` with these sites frozen. Use engine='auto', which falls back to "
-            "autodiff."
+            f"edge: there is no closed form from `{source}` to `{target}` with these sites frozen; through several blocks there is none "
+            "under `jit`, `vmap` and derivatives. Use engine='auto', which falls back to autodiff."
         )
     return J
 

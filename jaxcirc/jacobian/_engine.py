@@ -2,10 +2,9 @@
 
 import math
 
-from jax.core import Tracer
-
 from .._sites import Part
 from .._target import on_cpu
+from .._traced import is_traced
 from ..linear import are_steps_closed, is_chain, is_contraction, is_dense
 from ._product import Product
 
@@ -22,19 +21,24 @@ def matrix_route(product: Product) -> str:
     """How a whole matrix is made, of segments in their own direction: in closed form, one `"block"`, a `"contraction"` of all units, or a
     `"chain"` of blocks; or by sweeps of autodiff, its `"columns"` or its `"rows"`, whichever are fewer.
     """
-    segments, (source, target) = product.segments, product.shapes
-    sweep = "columns" if math.prod(source) <= math.prod(target) else "rows"
+    segments, (source, target), sweep = product.segments, product.shapes, sweep_route(product)
     if product.engine == "autodiff":
         return sweep
     first, *others = segments
     if is_contraction(segments):
         return "block" if not others and first.source.part == Part.VALUE and is_dense(first) else "contraction"
-    if others or not is_chain(first) or isinstance(first.resid, Tracer):
+    if others or not is_chain(first) or is_traced(segments):
         return sweep
     # In units of d_model^3 a block: a swept tangent or cotangent costs 24 a position, a row of the chain 10 at half of them.
     (seq, d_model), (n_source, *_), (n_target, *_) = first.resid.shape, source, target
     saved = (24 * min(n_source, n_target) - 5 * n_target) * seq * d_model**3 * len(first.blocks)
     return "chain" if product.engine == "structured" or saved > _while_compiling() else sweep
+
+
+def sweep_route(product: Product) -> str:
+    """How a whole matrix is made by autodiff."""
+    source, target = product.shapes
+    return "columns" if math.prod(source) <= math.prod(target) else "rows"
 
 
 def _while_compiling() -> float:
@@ -58,7 +62,7 @@ def contract_route(product: Product, items: int | None = None) -> str:
         return "sweep"
     if is_contraction(segments):
         return "contraction"
-    if isinstance(segments[0].resid, Tracer) or not are_steps_closed(segments):
+    if is_traced(segments) or not are_steps_closed(segments):
         return "sweep"
     items = min(map(math.prod, product.shapes)) if items is None else items
     # In units of d_model^2 a position: a swept item costs 24 a block; by steps 24 of five eighths of the positions, and one block nothing.

@@ -9,9 +9,10 @@ from jaxtyping import Array, Float
 
 from ..linear import block_matrix, chain_matrix, check_fits, contract_by_plan
 from ..runs import BUDGET, halving
-from ._engine import CLOSED, matrix_route
+from ._derivatives import differentiated_as
+from ._engine import CLOSED, matrix_route, sweep_route
 from ._finite import check_finite
-from ._positions import every_unit
+from ._positions import every_unit, position_axis
 from ._product import Product
 
 
@@ -31,28 +32,42 @@ def matrix_by(product: Product, route: str, chunk: int | None = None) -> Float[A
         product.dtype,
         "Restrict the positions (source_pos, target_pos), ask for some J.rows or J.cols, or stream it to disk with jc.save_jacobian.",
     )
-    make = {"contraction": _by_contraction, "block": _in_closed_form, "chain": _in_closed_form}
-    out = make[route](product, route) if route in CLOSED else _by_sweeps(product, route, chunk)
+    by_sweeps = lambda product: _by_sweeps(product, sweep_route(product) if route in CLOSED else route, chunk)
+    if route in CLOSED:
+        make = {"contraction": _by_contraction, "block": _in_closed_form, "chain": _in_closed_form}[route]
+        out = differentiated_as(lambda product: make(product, route), by_sweeps)(product)
+    else:
+        out = by_sweeps(product)
     check_finite(product, out)
+    return _blanked(product, out)
+
+
+def _blanked(product: Product, out: Array) -> Array:
+    """A matrix with NaN in the rows and columns of positions that are not there."""
+    begin, end = product.places
+    for place, ahead in ((end, 0), (begin, len(product.shapes[1]))):
+        there, axis = place.there(product.seq), ahead + position_axis(place.first)
+        if there is not None:
+            out = jnp.where(jnp.expand_dims(there, [i for i in range(out.ndim) if i != axis]), out, jnp.nan)
     return out
 
 
 def _by_contraction(product: Product, route: str) -> Array:
     first, last = product.shapes
-    begin, end = _positions(product)
+    begin, end = (place.index(product.seq) for place in product.places)
     left, right = every_unit(end, math.prod(last)), every_unit(begin, math.prod(first))
     return contract_by_plan(product.segments, *left, *right, BUDGET).reshape(*last, *first)
 
 
 def _in_closed_form(product: Product, route: str) -> Array:
-    (first, last), (begin, end) = product.shapes, _positions(product)
-    segment, some = product.segments[0], product.places[0].positions
+    (first, last), (begin, end) = product.shapes, (place.index(product.seq) for place in product.places)
+    segment, all_begins = product.segments[0], product.places[0].positions is None
     if route == "block":
         make = ft.partial(block_matrix, segment, end, begin)
     else:
         make = ft.partial(chain_matrix, segment, np.asarray(end))
     out = halving(lambda budget: make(budget=budget), BUDGET, "the memory budget")
-    out = out[:, :, some] if route == "chain" and some is not None else out
+    out = out if route == "block" or all_begins else out[:, :, begin]
     return out.reshape(*last, *first)
 
 
@@ -63,13 +78,6 @@ def _by_sweeps(product: Product, route: str, chunk: int | None) -> Array:
     basis = jnp.eye(math.prod(into), dtype=product.dtype).reshape(-1, *into)
     found = product.sweep(basis, chunk, forward=forward, what="rows").reshape(*into, *out_of)
     return jnp.moveaxis(found, range(len(into)), range(-len(into), 0)) if forward else found
-
-
-def _positions(product: Product) -> tuple[Array, Array]:
-    """Lists the positions of both places, all of them where they are not restricted."""
-    everywhere = jnp.arange(product.seq, dtype=jnp.int32)
-    begin, end = (everywhere if place.positions is None else place.positions for place in product.places)
-    return begin, end
 
 
 def swapped(matrix: Array, split: int) -> Array:

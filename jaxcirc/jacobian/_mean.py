@@ -11,6 +11,7 @@ from .._fingerprint import fingerprint
 from .._guard import check_backend
 from .._run import check_model
 from .._sites import Site
+from .._traced import check_untraced
 from .._typing import Progress
 from ..models import Transformer
 from ..runs import Corpus, corpus_batches, TOKENS_AT_ONCE, values_until
@@ -75,6 +76,7 @@ def mean(
     **Reference:** the derivative of a norm and of an MLP, summed; of the mean Jacobian as a lens between layers see Gurnee et al. 2026,
     "Verbalizable Representations Form a Global Workspace in Language Models".
     """
+    check_untraced("jacobian.mean", model)
     verb = "jacobian.mean"
     check_backend()
     check_model(model)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_kind, check_path
+from .._checks import check_count, check_kind, check_path, check_reals
 from .._fingerprint import difference, fingerprint
 from .._shown import Shown
 from .._sites import Site
@@ -70,6 +70,7 @@ class MeanJacobian(Shown):
 
     def _applied(self, name: str, vectors: Any, matrix: np.ndarray) -> np.ndarray:
         check_kind(f"MeanJacobian.{name}", vectors, (jax.Array, np.ndarray), "an array")
+        check_reals(f"MeanJacobian.{name}", vectors)
         if not vectors.ndim or vectors.shape[-1] != matrix.shape[1]:
             raise ValueError(
                 f"MeanJacobian.{name}: expected vectors of {matrix.shape[1]} numbers, got {list(vectors.shape)}."

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_choice, check_count, check_key, check_kind
+from .._checks import check_choice, check_count, check_key, check_kind, check_optional_count, check_reals
 from .._shown import Shown
 from .._sites import Site
 from ..linear import Items
@@ -102,22 +102,27 @@ class EdgeJacobian(Shown, eqx.Module):
 
     def cols(self, tangents: Float[Array, "n ..."], *, chunk: int | None = None) -> Float[Array, "n ..."]:
         """`J v` for `n` tangents of the source's shape at once, `chunk` of them at a time: one linearisation serves them all."""
-        return self._sweep(tangents, chunk, forward=not self.product.transposed)
+        return self._sweep("cols", tangents, chunk, forward=not self.product.transposed)
 
     def rows(self, cotangents: Float[Array, "n ..."], *, chunk: int | None = None) -> Float[Array, "n ..."]:
         """`J^T w` for `n` cotangents of the target's shape at once."""
-        return self._sweep(cotangents, chunk, forward=self.product.transposed)
+        return self._sweep("rows", cotangents, chunk, forward=self.product.transposed)
 
-    def _sweep(self, vectors: Array, chunk: int | None, *, forward: bool) -> Array:
+    def _sweep(self, name: str, vectors: Array, chunk: int | None, *, forward: bool) -> Array:
         place, into = self.product.places[not forward], self.product.shapes[not forward]
         what = "tangents" if forward != self.product.transposed else "cotangents"
         check_kind(f"J: {what}", vectors, (jax.Array, np.ndarray), "an array")
+        check_reals(f"J: {what}", vectors)
+        check_chunk(name, chunk)
         vectors = jnp.asarray(vectors)
         if vectors.shape[1:] != into:
             raise ValueError(
                 f"Expected {what} of shape [n, {', '.join(map(str, into))}] at `{place}`, got {vectors.shape}."
             )
-        return self.product.sweep(vectors.astype(self.dtype), chunk, forward=forward)
+        out = self.product.sweep(vectors.astype(self.dtype), chunk, forward=forward)
+        there = place.there(self.product.seq)
+        # A vector that has a part where there is nothing.
+        return out if there is None else jnp.where(there.all(), out, jnp.nan)
 
     def __matmul__(self, other: "EdgeJacobian") -> "EdgeJacobian":
         if not isinstance(other, EdgeJacobian):
@@ -146,6 +151,7 @@ class EdgeJacobian(Shown, eqx.Module):
 
         **Raises:** `ValueError` if the result does not fit into memory, with its size; `jc.save_jacobian` streams it to disk.
         """
+        check_chunk("as_matrix", chunk)
         return matrix(self.product, chunk)
 
     def contract(
@@ -243,6 +249,11 @@ def select(J: EdgeJacobian, of: str = "any") -> str:
     routes = {"matrix": matrix_route(J.product), "contract": contract_route(J.product)}
     chosen = routes.values() if of == "any" else (routes[of],)
     return engine_of(*chosen)
+
+
+def check_chunk(name: str, chunk: int | None) -> None:
+    """ValueError unless `chunk`, if it was given, is how many rows or columns can be computed at a time."""
+    check_optional_count(f"J.{name}: chunk", "rows or columns are computed at a time", chunk)
 
 
 def random_key(name: str, key: Array | None) -> Array:

@@ -3,9 +3,11 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
+from .._indexing import entries
 from .._sites import Site
 from ._positions import position_axis
 
@@ -14,7 +16,7 @@ class Place(eqx.Module):
     """One end of an operator.
 
     **Attributes:** `first`: the site, in layer 0; `layer`: in which layer it is, an array, so that all layers share their programs;
-    `positions`: those that the operator is restricted to, `None` for all.
+    `positions`: those that the operator is restricted to, `None` for all. One beyond the sequence is of nothing: what is made of it is NaN.
     """
 
     first: Site = eqx.field(static=True)
@@ -42,18 +44,27 @@ class Place(eqx.Module):
         axis = position_axis(self.first)
         return whole if self.positions is None else (*whole[:axis], len(self.positions), *whole[axis + 1 :])
 
+    def index(self, seq: int) -> Int[Array, " n"]:
+        """Its positions in a sequence of `seq` tokens, the last for one that is beyond it."""
+        return jnp.arange(seq, dtype=jnp.int32) if self.positions is None else jnp.minimum(self.positions, seq - 1)
+
+    def there(self, seq: int) -> Bool[Array, " n"] | None:
+        """Which of its positions are within the sequence; `None` where all are, as the host knows."""
+        if self.positions is None:
+            return None
+        known = not isinstance(self.positions, Tracer)
+        return None if known and (np.asarray(self.positions) < seq).all() else self.positions < seq
+
     def take(self, values: Array) -> Array:
         """Of values `[n *whole]` what is at its positions."""
-        return (
-            values if self.positions is None else jnp.take(values, self.positions, axis=1 + position_axis(self.first))
-        )
+        return values if self.positions is None else entries(values, self.positions, axis=1 + position_axis(self.first))
 
     def put(self, values: Array, whole: tuple[int, ...]) -> Array:
         """Values at its positions, `[n *value]`, as ones of the shape `whole`, 0 elsewhere."""
         if self.positions is None:
             return values
         index = (slice(None),) * (1 + position_axis(self.first)) + (self.positions,)
-        return jnp.zeros((len(values), *whole), values.dtype).at[index].add(values)
+        return jnp.zeros((len(values), *whole), values.dtype).at[index].add(values, mode="drop")
 
 
 def place_of(site: Site, positions: Int[Array, " n"] | None = None) -> Place:

@@ -12,13 +12,17 @@ from .._sites import Kind, Site
 
 def check_positions(name: str, positions: Int[Array, " n"], seq: int) -> Int[Array, " n"]:
     """Positions counted from 0, also where they came counted from the end; ValueError for one outside the sequence, which indexing
-    would clamp."""
-    if not isinstance(positions, Tracer):
-        values = np.asarray(positions)
-        outside = values[(values < -seq) | (values >= seq)]
-        if len(outside):
-            raise ValueError(f"{name}: position {int(outside[0])} is outside the sequence of {seq} tokens.")
-    return jnp.where(positions < 0, positions + seq, positions).astype(jnp.int32)
+    would clamp. Under `jit` and `vmap`, where they are not known, each that is outside becomes `seq`, where there is nothing.
+    """
+    positions = positions.astype(jnp.int32) if positions.dtype.itemsize < 4 else positions  # `seq` fits into it
+    counted = jnp.where(positions < 0, positions + seq, positions)
+    if isinstance(positions, Tracer):
+        return jnp.where((counted < 0) | (counted >= seq), seq, counted).astype(jnp.int32)
+    values = np.asarray(positions)
+    outside = values[(values < -seq) | (values >= seq)]
+    if len(outside):
+        raise ValueError(f"{name}: position {int(outside[0])} is outside the sequence of {seq} tokens.")
+    return counted.astype(jnp.int32)
 
 
 def given_positions(name: str, positions: Sequence[int] | Int[Array, " n"] | None, seq: int) -> Int[Array, " n"] | None:

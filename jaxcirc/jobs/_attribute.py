@@ -10,6 +10,7 @@ from typing import Any, TYPE_CHECKING
 from .._checks import check_count, check_kind, check_path
 from .._run import check_model
 from .._sites import by_site, Site
+from .._traced import check_untraced
 from ..data._encode import beginning, check_beginnings, check_tokenizer
 from ..models import Transformer
 from ..runs import check_saes
@@ -122,6 +123,7 @@ def attribute(
     >>> done.table().column_names
     ['line', 'site', 'pos', 'unit', 'effect']
     """
+    check_untraced("attribute", model)
     verb = JobOfNodes() if verb is None else verb
     check_kind("attribute: verb", verb, AbstractVerb, "one of jc.jobs.VERBS, such as jc.jobs.JobOfNodes()")
     check_model(model)

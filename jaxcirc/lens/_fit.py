@@ -13,6 +13,7 @@ from .._checks import check_choice, check_count, check_number, check_threshold
 from .._files import check_writable
 from .._fingerprint import fingerprint
 from .._run import check_model
+from .._traced import check_untraced
 from .._typing import Progress as Report
 from .._words import counted
 from ..jacobian._rules import RULES
@@ -93,6 +94,7 @@ def fit_lens(
     **Reference:** Gurnee et al. 2026, "Verbalizable Representations Form a Global Workspace in Language Models". The estimator is that of
     the reference implementation; it differs in that positions which have no part are not computed.
     """
+    check_untraced("fit_lens", model)
     check_model(model)
     check_count("fit_lens: skip_first", "positions are left out", skip_first, least=0)
     check_choice("fit_lens: rule", rule, RULES)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import Metric
+from .._traced import check_untraced
 from ..components import AbstractAblation
 from ..graph import component_graph, ComponentGraph
 from ..models import Transformer
@@ -69,6 +70,7 @@ def circuit_curve(
     **Reference:** Mueller et al. 2025, "MIB: A Mechanistic Interpretability Benchmark", arXiv 2504.13151. There CPR is of signed scores and
     CMD of absolute ones; no interval is given.
     """
+    check_untraced("circuit_curve", model)
     check_ranking("circuit_curve", by, how)
     graph = component_graph(model) if graph is None else graph
     check_graph("circuit_curve", graph)

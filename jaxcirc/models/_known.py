@@ -34,6 +34,13 @@ def is_all_known(block: Block) -> bool:
     return is_known(block, *OF_BLOCK)
 
 
+def is_model_known(model: Transformer, *names: str) -> bool:
+    """Whether `check_known` of the same takes a model."""
+    in_blocks = [name for name in names if name != "ln_final"]
+    ends = "ln_final" not in names or _unknown(model, "ln_final") is None
+    return ends and all(is_known(block, *in_blocks) for block in model.blocks)
+
+
 def check_known(what: str, model: Transformer, *names: str) -> None:
     """ValueError unless the model's blocks, and its parts of these names (`"attn"`, `"ln_final"`, …), are of the known classes."""
     for layer, block in enumerate(model.blocks):

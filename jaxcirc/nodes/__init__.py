@@ -1,6 +1,6 @@
 """Nodes: the single values of one run that edges begin and end at."""
 
-from ._check import check_node as check_node, Node as Node
+from ._check import check_node as check_node, is_there as is_there, Node as Node
 from ._names import FORMS as FORMS, name_of as name_of, parse_node as parse_node
 from ._nodes import (
     Bias as Bias,

@@ -1,10 +1,12 @@
 """Whether a node is one of a model's."""
 
+import functools as ft
 from collections.abc import Collection
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Array, Bool
 
 from .._run import site_shapes
 from .._sites import did_you_mean, Kind, Site
@@ -55,6 +57,19 @@ def check_node(
             )
     if not isinstance(node, Head | Final):
         _check_position(what, node, "pos", real)
+
+
+def is_there(model: Transformer, node: Node, seq: int, widths: dict[Site, int]) -> Bool[Array, ""] | None:
+    """Whether a node's indices are of something, where they are traced; `None` where they are known, and were checked."""
+    sizes = {"pos": seq, "query": seq, "key": seq, "head": model.n_heads}
+    if isinstance(node, Latent):
+        sizes["index"] = widths[node.site]
+    elif isinstance(node, Neuron):
+        mlp = model.blocks[node.layer].mlp
+        sizes["index"] = 0 if mlp is None else mlp.W_out.shape[0]
+    values = {name: getattr(node, name) for name in sizes if hasattr(node, name)}
+    inside = [(value >= 0) & (value < sizes[name]) for name, value in values.items() if not is_known_index(value)]
+    return ft.reduce(jnp.logical_and, inside) if inside else None
 
 
 def _check_layer(what: str, model: Transformer, layer: int) -> None:

@@ -13,6 +13,7 @@ from .._metrics import Metric
 from .._run import NOTHING
 from .._sites import by_site, Part, Site
 from .._tap import site_read, Tap
+from .._traced import check_untraced
 from ..components._patched_runs import metric_of_patches, sites_needed
 from ..models import Transformer
 from ..runs import check_saes, prepare_prompts, record_sides, Recorded, TOKENS_AT_ONCE
@@ -79,6 +80,7 @@ def activation_patch(
     Heimersheim & Nanda 2024, arXiv 2404.15255, for the two directions. TransformerLens' `patching.get_act_patch_*` are the cases
     `by="layer_position"`, `"head"` and `"head_position"`, with its own metric in place of `normalise`.
     """
+    check_untraced("activation_patch", model)
     check_count("activation_patch: tokens_at_once", "tokens are run at once", tokens_at_once)
     check_choice("activation_patch: by", by, tuple(BY))
     check_choice("activation_patch: direction", direction, DIRECTIONS)

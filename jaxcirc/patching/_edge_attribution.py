@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_choice, check_count
@@ -24,13 +25,18 @@ from ..runs import (
     BUDGET,
     bytes_of_way_back,
     in_groups,
+    metric_of_variants,
     prepare_prompts,
     receiver_gradients,
     record_moves,
+    Recorded,
     repeated,
     shortened,
 )
 from ._common import check_carried, graph_for, others_of, prompt_groups, some_prompts
+
+
+INSTEAD = "jc.patching.exact_edges, which takes none, or more steps, as steps=5, whose gradients are taken on the way to the other run."
 
 
 def edge_attribution(
@@ -117,7 +123,8 @@ def edge_attribution(
         run, moved, after = record_moves(
             model, graph, own, other if others is None else others(rows), real, sites, of_rows
         )
-        if after is not None:
+        if at_clean:
+            after = _all_moved(model, run, moved, of_rows) if after is None else after
             totals.append(after - run.metric)
         masks, entering = run.masks, {cut: run.at_cut(cut) for cut in cuts}
         scores = jnp.zeros((len(rows), *_shape(graph, seq)), model.activation_dtype)
@@ -135,10 +142,20 @@ def edge_attribution(
     found = jnp.concatenate(parts)[:batch]
     found = shortened(found, int(problem.length)) if graph.n_positions is not None else found
     found = jnp.where(graph.edges, found, 0)
-    if totals and at_clean:
-        total = jnp.concatenate(totals)[:batch]
-        check_gradient(model, problem, found=np.abs(np.asarray(found)).sum(tuple(range(1, found.ndim))), total=total)
+    if at_clean and not isinstance(found, Tracer):
+        sizes, total = np.abs(np.asarray(found)).sum(tuple(range(1, found.ndim))), jnp.concatenate(totals)[:batch]
+        check_gradient(model, problem, found=sizes, total=total, instead=INSTEAD)
     return found
+
+
+def _all_moved(
+    model: Transformer, run: Recorded, moved: Float[Array, "batch sender seq d_model"], metric: Metric
+) -> Float[Array, " batch"]:
+    """The metric where the logits read of every sender what it writes in the other run."""
+    every, whole = np.ones(moved.shape[1], moved.dtype), np.ones(1, moved.dtype)
+    return metric_of_variants(
+        model.without_blocks, metric, np.arange(len(moved)), _on_the_way(run.last, moved, every, whole)
+    )
 
 
 class _Way(NamedTuple):

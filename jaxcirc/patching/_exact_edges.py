@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_count
 from .._metrics import Metric
+from .._traced import check_untraced
 from ..components import AbstractAblation
 from ..graph import ComponentGraph
 from ..models import Transformer
@@ -49,6 +50,7 @@ def exact_edges(
     >>> effects.shape
     (2, 21, 53)
     """
+    check_untraced("exact_edges", model)
     who = "exact_edges"
     check_carried(who, corrupt, ablation)
     check_count(f"{who}: budget", "bytes may be taken", budget)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_choice, check_count, check_threshold
 from .._metrics import Metric
+from .._traced import check_untraced
 from .._typing import Progress
 from ..components import AbstractAblation
 from ..graph import ComponentGraph
@@ -74,6 +75,7 @@ def greedy_search(
     **Reference:** Conmy et al. 2023, arXiv 2304.14997, algorithm 1. Their graph has an edge more for each query, key and value, from its
     input to it.
     """
+    check_untraced("greedy_search", model)
     who = "greedy_search"
     check_carried(who, corrupt, ablation)
     check_count(f"{who}: budget", "bytes may be taken", budget)

@@ -14,6 +14,7 @@ from .._edits import Blend, Replace
 from .._metrics import Metric
 from .._run import metric_of_last, only_position
 from .._sites import Kind, Site
+from .._traced import check_untraced
 from ..components._written import final_scale
 from ..graph import ComponentGraph
 from ..graph._slots import Slot
@@ -101,6 +102,7 @@ def path_patch(
     hold all but the path, `mlps="frozen"` and a chain to the logits. With `norms="frozen"` the direct path is linear, as in the
     demonstrations of TransformerLens.
     """
+    check_untraced("path_patch", model)
     who = "path_patch"
     check_choice(f"{who}: mlps", mlps, ("frozen", "recomputed"))
     check_choice(f"{who}: norms", norms, ("live", "frozen"))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_choice, check_count, check_key, check_share
 from .._metrics import Metric
+from .._traced import check_untraced
 from .._typing import Progress
 from ..components import AbstractAblation
 from ..graph import ComponentGraph
@@ -76,6 +77,7 @@ def train_masks(
     **Reference:** the gates are those of Louizos et al. 2018 (arXiv 1712.01312), on edges as in subnetwork probing (Cao et al. 2021, arXiv
     2104.03514) and edge pruning (Bhaskar et al. 2024, arXiv 2406.16778), whose Lagrangian this is.
     """
+    check_untraced("train_masks", model)
     who = "train_masks"
     check_carried(who, corrupt, ablation)
     check_share(f"{who}: share", "edges", share)

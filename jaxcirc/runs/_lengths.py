@@ -7,10 +7,12 @@ from typing import TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._metrics import AbstractMetric, AbstractPositionMetric, Metric, position_read
+from .._traced import is_traced, kept_known
 
 
 T = TypeVar("T", Array, np.ndarray)
@@ -46,7 +48,7 @@ def shortened(x: T, length: int, axis: int = 1) -> T:
         return x
     if isinstance(x, np.ndarray):
         return x[(slice(None),) * (axis % x.ndim) + (slice(length),)]
-    if all(device.platform == "cpu" for device in x.devices()):
+    if not is_traced(x) and all(device.platform == "cpu" for device in x.devices()):
         return jax.device_put(shortened(np.asarray(x), length, axis))  # asarray would compile a program for the shape
     return jax.lax.slice_in_dim(x, 0, length, axis=axis)
 
@@ -57,11 +59,12 @@ def metric_of_first(metric: Metric, seq: int) -> Metric:
     named = isinstance(metric, AbstractPositionMetric) and "position" in vars(metric)
     if position is None or not named:
         return _OfFirst(metric, seq)
-    position = np.asarray(position)
+    xp = jnp if is_traced(position) else np
+    position = xp.asarray(position)
+    with kept_known(position):
+        counted = jax.device_put(xp.where(position < 0, position + seq, position))
     # Of its own class still, by which runs know what it reads.
-    return eqx.tree_at(
-        lambda metric: metric.position, metric, jax.device_put(np.where(position < 0, position + seq, position))
-    )
+    return eqx.tree_at(lambda metric: metric.position, metric, counted)
 
 
 class _OfFirst(AbstractMetric):

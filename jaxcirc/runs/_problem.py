@@ -17,6 +17,7 @@ from .._metrics import AbstractMetric, Metric, position_read
 from .._run import check_dictionaries, check_mask, check_metric, check_scalar, check_tokens, site_shapes
 from .._sites import by_site, did_you_mean, Kind, Site
 from .._tap import site_read
+from .._traced import check_untraced, is_traced, kept_known
 from .._typing import Logits
 from ..graph import check_nodes
 from ..models import check_known, Transformer
@@ -69,6 +70,7 @@ def prepare_prompts(
     mask: Bool[Array, "batch seq"] | None,
 ) -> Problem:
     """The same for verbs without dictionaries; with the metric `ALL_LOGITS`, which reads padding too, for one that keeps them all."""
+    check_untraced("prompts and their masks", clean, corrupt, mask)
     check_backend()
     check_tokens(model, clean, batched=True)
     check_known("Effects on a metric", model)
@@ -86,15 +88,18 @@ def prepare_prompts(
             raise ValueError(
                 "The corrupt prompts are equal to the clean ones, so there is no effect to explain. Give prompts that differ, or None."
             )
-    metric = metric if metric is ALL_LOGITS else batched(model, metric, shape)
-    check_positions(metric, real)
+    of_batch = metric if metric is ALL_LOGITS else batched(model, metric, shape)
+    check_positions(of_batch, real)
     prompts, keys = filled(clean, real, model.most_positions)
+    others = None if corrupt is None else lengthened(corrupt, prompts.shape[1])
+    with kept_known():
+        clean, corrupt, keys = jax.device_put((prompts, others, keys))
     return Problem(
         saes={},
-        clean=jax.device_put(prompts),
-        corrupt=None if corrupt is None else jax.device_put(lengthened(corrupt, prompts.shape[1])),
-        metric=metric if metric is ALL_LOGITS else metric_of_first(metric, shape[1]),
-        mask=jax.device_put(keys),
+        clean=clean,
+        corrupt=corrupt,
+        metric=of_batch if metric is ALL_LOGITS else metric_of_first(of_batch, shape[1]),
+        mask=keys,
         length=np.asarray(shape[1], np.int32),
     )
 
@@ -138,7 +143,8 @@ def batched(model: Transformer, metric: Metric, shape: tuple[int, ...]) -> Metri
     metric = as_pytree(metric)
     leaves = jax.tree.leaves(metric)
     if isinstance(metric, AbstractMetric) and all(jnp.ndim(leaf) == 0 for leaf in leaves):
-        metric = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch,)), metric)
+        with kept_known(metric):
+            metric = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch,)), metric)
     elif wrong := [jnp.shape(leaf) for leaf in leaves if jnp.shape(leaf)[:1] != (batch,)]:
         raise ValueError(
             f"The metric's arrays carry a leading axis over the {batch} prompts; got one of shape {wrong[0]} in "
@@ -152,7 +158,7 @@ def batched(model: Transformer, metric: Metric, shape: tuple[int, ...]) -> Metri
 def check_positions(metric: Metric, mask: Bool[np.ndarray, "batch seq"]) -> None:
     """ValueError if the metric reads beyond a prompt, or its padding: indexing would clamp and say nothing."""
     positions = position_read(metric)
-    if positions is None:
+    if positions is None or is_traced(positions):  # of which one that is not there makes NaN
         return
     seq = mask.shape[1]
     for prompt, position in enumerate(np.asarray(positions)):

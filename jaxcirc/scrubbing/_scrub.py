@@ -5,6 +5,7 @@ from jaxtyping import Array, Bool, Int, Key, UInt32
 
 from .._checks import check_count, check_key
 from .._metrics import Metric
+from .._traced import check_untraced
 from .._typing import Progress
 from ..data import Prompts
 from ..graph import component_graph
@@ -73,6 +74,7 @@ def scrub(
     **Reference:** Chan et al. 2022, "Causal scrubbing: a method for rigorously testing interpretability hypotheses". In their code the
     labels are an input as others are, which a root whose others are resampled scores by another example's; here they are the example's.
     """
+    check_untraced("scrub", model)
     who = "scrub"
     check_count(f"{who}: samples", "times data are drawn for each example", samples)
     check_count(f"{who}: budget", "bytes may be taken", budget)

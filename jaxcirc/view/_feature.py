@@ -17,6 +17,7 @@ from .._shown import Shown
 from .._sites import did_you_mean, Site
 from .._typing import Progress
 from ..components import decode, Decoded
+from ..components._decode import is_decoded
 from ..data._encode import beginning, begun, check_tokenizer
 from ..features import MeanEdges
 from ..features._examples import Example, Firing, firing
@@ -198,11 +199,10 @@ def _corpus(verb: str, model: Transformer, tokenizer: Any, texts: Any, bos: bool
 
 
 def _decoded(model: Transformer, sae: AbstractDictionary, site: Site, unit: int) -> Decoded | None:
+    if not is_decoded(model, site):
+        return None
     one = jnp.zeros(sae.d_sae, model.activation_dtype).at[unit].set(1)
-    try:
-        return decode(model, one, site.acts, saes={site: sae})
-    except ValueError:
-        return None  # what is there reaches the residual stream by more than a matrix
+    return decode(model, one, site.acts, saes={site: sae})
 
 
 def _cosines(sae: AbstractDictionary, unit: int) -> Float[np.ndarray, " d_sae"]:

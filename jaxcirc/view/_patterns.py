@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Int
 
 from .._checks import check_list
 from .._figures import heat_map, new_figure, panel_size, saved, shares, sizes, token_names, written
+from .._traced import check_untraced
 from ..models import Transformer
 from ..patching import head_patterns
 from ._effects import largest
@@ -55,6 +56,7 @@ def draw_patterns(
     >>> names = [tokenizer.decode(int(token)) for token in tokens]
     >>> figure = jc.draw_patterns(model, tokens, [(0, 1), (1, 2)], "patterns.svg", value_weighted=True, names=names)
     """
+    check_untraced("draw_patterns", model)
     target = written("draw_patterns", path)
     if through_output and not value_weighted:
         raise ValueError(

@@ -1,5 +1,6 @@
 """Every verb gives the same for a model from TransformerLens' state dict as for the same weights from a Hugging Face folder."""
 
+import contextlib
 import inspect
 import json
 import tempfile
@@ -40,8 +41,9 @@ def models(request, tmp_path_factory):
 
 
 def prompts(model):
-    clean = jnp.stack([tokens_for(model, SEQ, seed) for seed in range(BATCH)])
-    return clean, clean.at[:, 1].set((clean[:, 1] + 1) % model.d_vocab)
+    with jax.ensure_compile_time_eval():  # known, also where the model is traced
+        clean = jnp.stack([tokens_for(model, SEQ, seed) for seed in range(BATCH)])
+        return clean, clean.at[:, 1].set((clean[:, 1] + 1) % model.d_vocab)
 
 
 def problem(model):
@@ -251,3 +253,19 @@ def test_a_verb_gives_the_same(models, verb):
         mass = max(mass, size)
         np.testing.assert_allclose(got[there], want[there], atol=1e-9 * max(size, 1e-3), rtol=0)
     assert mass > 1e-3, "nothing to compare"
+
+
+TRACED = set(
+    "run process_weights edge block_paths mediated_edges sites edges_into edges_out_of direct_effects decode logit_lens ablate "
+    "component_graph patch_edges edge_attribution".split()
+)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_model_is_traced_or_a_verb_says_that_it_cannot_be(models, verb):
+    numbers = lambda model: [leaf for leaf in jax.tree.leaves(VERBS[verb](model)) if isinstance(leaf, jax.Array)]
+    refused = (
+        contextlib.nullcontext() if verb in TRACED else pytest.raises(ValueError, match=r"looked at on the host, so")
+    )
+    with refused:
+        assert jax.eval_shape(numbers, models[0]) or verb in ("sites", "component_graph")
