@@ -11,14 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Int
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-import numpy as np
+from jaxtyping import Int
 
 
 def check_count(name: str, what: str, value: Any, *, least: int = 1) -> None:
