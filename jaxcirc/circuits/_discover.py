@@ -16,7 +16,7 @@ from .._precision import LOWER, matmul_precision
 from .._target import running_device
 from .._typing import Progress
 from .._version import __version__
-from ..attribution import AbstractMethod, check_method, IntegratedGradients
+from ..attribution import AbstractMethod, check_method, fingerprints, IntegratedGradients
 from ..data import Prompts
 from ..graph import is_cut
 from ..jacobian._certificate import certify_edges
@@ -26,7 +26,6 @@ from ..saes import Saes
 from ._batches import ArrayBatches, Batch, PromptBatches, Source
 from ._circuit import Circuit
 from ._means import Averaging, mean_edges, mean_effects, NodeMeans
-from ._members import fingerprints
 from ._meta import CircuitMeta
 from ._sure_edges import sure_edges
 from ._tables import edge_table, node_table
