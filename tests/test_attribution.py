@@ -566,9 +566,11 @@ def test_bad_options(solved):
     for value in (float("nan"), float("inf"), None, "0.1", True):
         with pytest.raises(ValueError, match="edge_effects: threshold: expected a finite number, got"):
             jc.edge_effects(*arguments, nodes, threshold=value)
-    with pytest.raises(TypeError, match="edge_effects: nodes: expected effects, as jc.node_effects gives them, got 'x'"):
+    with pytest.raises(
+        TypeError, match=r"edge_effects: nodes: expected effects, as jc.node_effects gives them, got 'x'"
+    ):
         jc.edge_effects(*arguments, "x", threshold=0.0)
-    with pytest.raises(TypeError, match="edge_effects: path: expected a rule, jc.IntegratedGradients"):
+    with pytest.raises(TypeError, match=r"edge_effects: path: expected a rule, jc.IntegratedGradients"):
         jc.edge_effects(*arguments, nodes, threshold=0.0, edges="integrated", path=jc.Gradient())
     with pytest.raises(ValueError, match="'active' or 'selected'"):
         jc.edge_effects(*arguments, nodes, threshold=0.0, upstream="all")
