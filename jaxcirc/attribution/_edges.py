@@ -29,7 +29,7 @@ Pair = tuple[Site, Site]
 Coo = tuple[Int[np.ndarray, "n 3"], Int[np.ndarray, "n 3"], Float[np.ndarray, " n"]]
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EdgeEffects(Shown):
     """Effects of edges on the metric, corrupt − clean, in the metric's units: one number for each pair of node instances.
 

@@ -192,7 +192,7 @@ def _check_circuit(circuit: Circuit, model: Transformer, problem: Problem) -> No
     if positions and isinstance(found, int) and found != seq:
         raise ValueError(
             f"The circuit keeps the positions of prompts of {found} tokens apart, and these have {seq}, which do not align with them. Use "
-            "prompts of that length, or find the circuit with aggregate='sum'."
+            "prompts of that length, or a circuit whose positions were summed."
         )
     if positions and max(positions) >= seq:
         raise ValueError(f"The circuit has nodes at position {max(positions)}, and the prompts have {seq} tokens.")

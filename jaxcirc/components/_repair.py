@@ -16,7 +16,7 @@ from ._lines import AbstractFit, moments
 FEWEST = 3  # points through which a line is put
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SelfRepair(Shown):
     r"""What happens to the true next token's logit when each head is ablated by itself, and how much of that later heads repair.
 

@@ -33,7 +33,7 @@ from ._operator import EdgeJacobian, random_key
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SavedJacobian(Shown):
     """A Jacobian on disk.
 
