@@ -404,6 +404,14 @@ def test_the_picture_has_the_strongest_edges_and_a_place_for_every_node(by_posit
     assert by_position.to_figure(most_edges=0).axes
 
 
+def test_an_edge_of_no_node_is_not_drawn(circuit, tmp_path):
+    broken = dataclasses.replace(circuit, edges=circuit.edges.assign(source="x"))
+    for draw in (broken.to_html, broken.to_figure):
+        with pytest.raises(ValueError, match="an edge ends at 'x', which is no node"):
+            draw(tmp_path / "drawn.svg")
+    assert not list(tmp_path.iterdir())
+
+
 def test_graphml_is_read_back(circuit, by_position, tmp_path):
     networkx = pytest.importorskip("networkx")
     for which in (circuit, by_position):

@@ -168,7 +168,7 @@ def test_a_file_from_before_graphs_kept_directions():
 def test_a_graph_of_a_padded_prompt_is_read_from_json(tmp_path):
     """Its position embeddings are counted from its first real token."""
     model = model_named("gpt2")
-    mask = np.array([False, True, True, True, True, False])
+    mask = jax.numpy.array([False, True, True, True, True, False])
     graph = jc.attribution_graph(model, None, tokens_for(model, 6), mask=mask, **{**WHOLE, "max_nodes": 9})
     assert "position" in set(graph.nodes["kind"])
     graph.to_json(tmp_path / "graph.json", tokens=list("abcdef"))
