@@ -32,7 +32,7 @@ def annotate_latents(
     circuit: Circuit,
     model: Transformer,
     saes: Mapping[Site, AbstractDictionary],
-    token_batches: Sequence[Int[Array, "batch seq"]],
+    token_batches: Sequence[Int[Array, "_ _"]],  # each of a size of its own
     tokenizer: Any,
     *,
     mask: Bool[Array, "batch seq"] | None = None,
@@ -53,7 +53,7 @@ def describe_latents(
     circuit: Circuit,
     model: Transformer,
     saes: Mapping[Site, AbstractDictionary],
-    token_batches: Sequence[Int[Array, "batch seq"]],
+    token_batches: Sequence[Int[Array, "_ _"]],  # each of a size of its own
     tokenizer: Any,
     *,
     mask: Bool[Array, "batch seq"] | None = None,
@@ -84,12 +84,12 @@ def annotated(
     circuit: Circuit,
     model: Transformer,
     saes: Mapping[Site, AbstractDictionary],
-    token_batches: Sequence[Int[Array, "batch seq"]],
+    token_batches: Sequence[Int[Array, "_ _"]],  # each of a size of its own
     tokenizer: Any,
     mask: Bool[Array, "batch seq"] | None,
 ) -> Circuit:
     """The circuit with both, `annotations` and `latents`, from one run of the prompts."""
-    fired = _fired("annotate", circuit, model, saes, token_batches, mask)
+    fired = _fired("annotate_latents", circuit, model, saes, token_batches, mask)
     described = _descriptions(circuit, model, saes, fired, tokenizer, 3, 6)
     return circuit.annotate(annotations=_notes(circuit, fired, tokenizer, 3), latents=described)
 
