@@ -200,6 +200,8 @@ def _like(x: Array, array: Array, name: str) -> Array:
         raise EditShapeError(
             f"{name} has shape {shape}; give it an array of shape {x.shape}, or one that broadcasts to it."
         )
+    if jnp.iscomplexobj(array):
+        raise EditShapeError(f"{name} is of complex numbers, and a site's are real. Give its real part.")
     return jnp.broadcast_to(jnp.asarray(array, x.dtype), x.shape)
 
 

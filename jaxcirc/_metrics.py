@@ -75,7 +75,7 @@ class LogitDiff(AbstractPositionMetric):
 
     **Arguments:**
 
-    - `answer`, `foil`: token ids, `[batch]` for a batch of prompts, scalars for one.
+    - `answer`, `foil`: token ids, `[batch]` for a batch of prompts; one number is for one prompt, or for all of a batch.
     - `position`: where the answer is read, one for all or `[batch]`; -1 is the last.
 
     **Raises:** `ValueError` if an answer is its own foil, so that there is no difference.
@@ -89,7 +89,7 @@ class LogitDiff(AbstractPositionMetric):
     position: Int[Array, "..."]
 
     def __init__(self, answer: Ids, foil: Ids | None = None, position: Ids = -1):
-        shape = _numbers("answer", answer).shape
+        shape = _shape(answer=answer, foil=answer if foil is None else foil, position=position)
         self.answer, self.position = _ids("answer", answer, shape), _ids("position", position, shape)
         self.foil = None if foil is None else _ids("foil", foil, shape)
         if self.foil is not None and not isinstance(self.answer, Tracer) and not isinstance(self.foil, Tracer):
@@ -116,7 +116,7 @@ class LogProb(AbstractPositionMetric):
     position: Int[Array, "..."]
 
     def __init__(self, answer: Ids, position: Ids = -1):
-        shape = _numbers("answer", answer).shape
+        shape = _shape(answer=answer, position=position)
         self.answer, self.position = _ids("answer", answer, shape), _ids("position", position, shape)
 
     def at(self, logits: Float[Array, " d_vocab"]) -> Float[Array, ""]:
@@ -183,6 +183,12 @@ def _numbers(name: str, ids: Ids) -> Array:
             f"tokenizer.encode({texts[0]!r}) is a list, of one token if the tokenizer has it whole."
         )
     return jnp.asarray(ids)
+
+
+def _shape(**ids: Ids) -> tuple[int, ...]:
+    """The batch's shape: that of the first of them which is not one number for all."""
+    shapes = (_numbers(name, each).shape for name, each in ids.items())
+    return next((shape for shape in shapes if shape), ())
 
 
 def _ids(name: str, ids: Ids, shape: tuple[int, ...]) -> Int[Array, "..."]:

@@ -203,10 +203,11 @@ def check_tokens(model: Transformer, tokens: Int[Array | np.ndarray, "..."], *, 
 
 
 def check_mask(tokens: Int[Array | np.ndarray, "..."], mask: Bool[Array | np.ndarray, "..."] | None) -> None:
-    """ValueError unless the padding mask has one boolean for each token, and a real one for each prompt."""
+    """ValueError unless the padding mask has one boolean for each token, and a real one for each prompt; TypeError if it is no array."""
     if mask is None:
         return
-    shape, dtype = jnp.shape(mask), jnp.result_type(mask)
+    check_kind("mask", mask, (jax.Array, np.ndarray), "an array of booleans, such as jnp.asarray(mask)")
+    shape, dtype = mask.shape, mask.dtype
     if shape != tokens.shape or dtype != jnp.bool_:
         raise ValueError(
             f"mask: expected one boolean a token, True where it is real, so bool{list(tokens.shape)}; got {dtype}{list(shape)}."
@@ -255,9 +256,9 @@ def check_scalar(metric: Metric, logits: jax.ShapeDtypeStruct) -> None:
     except jax.errors.TracerArrayConversionError:
         raise ValueError(f"metric: it leaves JAX, as NumPy's functions do. {wanted}, by jax.numpy.") from None
     except Exception as error:  # whatever a function of the caller's can raise
-        said = " ".join(str(error).split())[:200]
+        said = " ".join(str(error).split())[:200].rstrip(".")
         raise ValueError(
-            f"metric: on one prompt's logits it raised {type(error).__name__}: {said} {wanted}."
+            f"metric: on one prompt's logits it raised {type(error).__name__}: {said}. {wanted}."
         ) from error
     leaves = jax.tree.leaves(value)
     if len(leaves) != 1 or value is not leaves[0]:

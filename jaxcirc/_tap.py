@@ -130,6 +130,11 @@ class Tap:
                 f"run(edits=…): at `{site}` the value has shape {x.shape}, and {type(edit).__name__} made it "
                 f"{jnp.shape(edited)}; an edit keeps the shape."
             )
+        if not jnp.issubdtype(jnp.result_type(edited), jnp.floating):
+            raise TypeError(
+                f"run(edits=…): at `{site}` the value is of floating-point numbers, and {type(edit).__name__} made it "
+                f"{jnp.result_type(edited)}; an edit keeps it so."
+            )
         return wide(edited)  # a function of the user's own may hand back half precision
 
     def check_all_used(self, model: str, n_layers: int, record: Container[Site], verb: str = "run") -> None:

@@ -560,8 +560,18 @@ def test_bad_dictionaries():
             jc.node_effects(model, dictionaries, clean, corrupt, metric)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_bad_options(solved):
     arguments, nodes, edges = solved
+    for value in (float("nan"), float("inf"), None, "0.1", True):
+        with pytest.raises(ValueError, match="edge_effects: threshold: expected a finite number, got"):
+            jc.edge_effects(*arguments, nodes, threshold=value)
+    with pytest.raises(
+        TypeError, match=r"edge_effects: nodes: expected effects, as jc.node_effects gives them, got 'x'"
+    ):
+        jc.edge_effects(*arguments, "x", threshold=0.0)
+    with pytest.raises(TypeError, match=r"edge_effects: path: expected a rule, jc.IntegratedGradients"):
+        jc.edge_effects(*arguments, nodes, threshold=0.0, edges="integrated", path=jc.Gradient())
     with pytest.raises(ValueError, match="'active' or 'selected'"):
         jc.edge_effects(*arguments, nodes, threshold=0.0, upstream="all")
     with pytest.raises(ValueError, match="same prompts and dictionaries"):
@@ -645,8 +655,22 @@ def test_edits_behind_the_last_block_reach_the_metric():
         assert_close(cache[normalized], want[normalized])
 
 
-def test_nodes_of_other_prompts_are_refused():
+def test_nodes_of_something_else_are_refused():
     model, saes, clean, corrupt, metric = arguments = problem("gpt2")
     nodes = jc.node_effects(*arguments, method=jc.Gradient())
-    with pytest.raises(ValueError, match="they are of others"):
-        jc.edge_effects(model, saes, corrupt, clean, metric, nodes, threshold=0.0)
+    halved = lambda tree: jax.tree.map(lambda x: x * 0.5 if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    others = {
+        "other prompts": (model, saes, corrupt, clean, metric),
+        "another model, with other weights": (halved(model), saes, clean, corrupt, metric),
+        f"another dictionary at `{RESID}`, with": (model, {**saes, RESID: halved(saes[RESID])}, clean, corrupt, metric),
+        r"another metric\.": (model, saes, clean, corrupt, jc.LogitDiff(metric.foil, metric.answer)),
+        "another metric": (model, saes, clean, corrupt, jc.LogProb(metric.answer)),
+    }
+    for what, given in others.items():
+        with pytest.raises(ValueError, match=f"they are of {what}"):
+            jc.edge_effects(*given, nodes, threshold=0.0)
+    written = lambda token: lambda logits: logits[-1, token]
+    nodes = jc.node_effects(*arguments[:4], written(3), method=jc.Gradient())
+    assert len(jc.edge_effects(*arguments[:4], written(3), nodes, threshold=0.0).coo)  # the same, if another object
+    with pytest.raises(ValueError, match="they are of another metric"):
+        jc.edge_effects(*arguments[:4], written(4), nodes, threshold=0.0)

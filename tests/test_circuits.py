@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 import jaxcirc as jc
@@ -142,14 +143,21 @@ def test_a_stream_of_batches_gives_what_all_together_give(arguments, circuit):
     numbers = ("clean_metric", "total_effect", "completeness", "largest_edge")
     assert all(found.meta[name] == pytest.approx(circuit.meta[name]) for name in numbers)
     differing = {name for name in circuit.meta if found.meta[name] != circuit.meta[name]}
-    assert differing <= {*numbers, "metric", "certificate"}
+    assert differing <= {*numbers, "certificate"}
+    assert found.meta.metric == "LogitDiff"
     other = jc.discover_batches(model, saes, [prompts], **CUTS, metric=lambda p: jc.LogProb(p.answer))
     assert other.meta["clean_metric"] < 0
     with pytest.raises(ValueError, match=r"There are no batches of prompts\. Give a list"):
         jc.discover_batches(model, saes, [], **CUTS)
     short = jc.data.Prompts(clean[:, :3], corrupt[:, :3], metric.answer, metric.foil, {"end": jnp.full(3, 2)})
-    with pytest.raises(ValueError, match="there are prompts of 3 and of 4 tokens"):
+    with pytest.raises(
+        ValueError, match=r"discover_batches: aggregate='none' .* there are prompts of 3 and of 4 tokens"
+    ):
         jc.discover_batches(model, saes, [prompts, short], **CUTS, aggregate="none")
+    with pytest.raises(
+        TypeError, match=r"discover_batches: batches: number 1: expected prompts, as jc.data.Prompts holds"
+    ):
+        jc.discover_batches(model, saes, [prompts, clean], **CUTS)
     nodes = jc.discover_batches(model, saes, [prompts, short], node_threshold=0.05, edge_threshold=None)
     assert nodes.meta["length"] == [3, 4]
 
@@ -275,6 +283,14 @@ def test_what_was_done_is_recorded(circuit):
     assert meta["clean_metric"] != 0
 
 
+def test_a_metric_that_is_a_function_has_its_name(arguments):
+    def first_of_all(logits):
+        return logits[-1, 0]
+
+    found = jc.discover(*arguments[:4], first_of_all, node_threshold=1e-3, edge_threshold=None, method=jc.Gradient())
+    assert found.meta.metric == "first_of_all"
+
+
 def test_progress_is_told(arguments):
     told = []
     jc.discover(*arguments, **CUTS, batch_size=2, progress=lambda done, of, stage: told.append((done, of, stage)))
@@ -313,6 +329,27 @@ def test_a_damaged_circuit_is_told(circuit, tmp_path):
     circuit.edges.to_parquet(table)
     with pytest.raises(ValueError, match="newer version"):
         jc.Circuit.load(tmp_path / "saved")
+
+
+def test_files_that_do_not_belong_together(circuit, tmp_path):
+    folder = tmp_path / "saved"
+    nodes, edges = folder / "nodes.parquet", folder / "edges.parquet"
+    kept = circuit.nodes["node"] != circuit.edges["source"][0]
+    other = circuit.nodes.assign(site="blocks.0.nowhere")
+    broken = {
+        r"circuit\.json holds no object": lambda: (folder / "circuit.json").write_text("[]"),
+        r"nodes\.parquet has no column 'site', 'effect'": lambda: circuit.nodes.drop(
+            columns=["site", "effect"]
+        ).to_parquet(nodes),
+        r"edges\.parquet has no column 'source', 'target', 'weight'": lambda: circuit.nodes.to_parquet(edges),
+        r"has an edge .*, and nodes\.parquet no node blocks": lambda: circuit.nodes[kept].to_parquet(nodes),
+        r"nodes at 'blocks\.0\.nowhere', which is no site": lambda: other.to_parquet(nodes),
+    }
+    for message, damage in broken.items():
+        circuit.save(folder)
+        damage()
+        with pytest.raises(ValueError, match=f"The circuit in .* is damaged: .*{message}.*Compute or copy it again"):
+            jc.Circuit.load(folder)
 
 
 def test_a_folder_that_is_not_a_circuit_is_left_alone(circuit, tmp_path):
@@ -367,6 +404,56 @@ def test_the_picture_has_the_strongest_edges_and_a_place_for_every_node(by_posit
     assert by_position.to_figure(most_edges=0).axes
 
 
+def test_an_edge_of_no_node_is_not_drawn(circuit, tmp_path):
+    broken = dataclasses.replace(circuit, edges=circuit.edges.assign(source="x"))
+    for draw in (broken.to_html, broken.to_figure):
+        with pytest.raises(ValueError, match="an edge ends at 'x', which is no node"):
+            draw(tmp_path / "drawn.svg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_graphml_is_read_back(circuit, by_position, tmp_path):
+    networkx = pytest.importorskip("networkx")
+    for which in (circuit, by_position):
+        which.to_graphml(tmp_path / "circuit.graphml")
+        graph = networkx.read_graphml(tmp_path / "circuit.graphml")
+        assert graph.graph["metric"] == "LogitDiff"
+        rows = {name: facts for name, facts in graph.nodes(data=True) if name != "metric"}
+        missing = {"pos": None} if which is circuit else {}
+        assert {name: {**missing, **facts} for name, facts in rows.items()} == {
+            row.node: row._asdict() for row in which.node_rows()
+        }
+        weights = {(row.source, row.target): row.weight for row in which.edge_rows()}
+        assert {ends: graph.edges[ends]["weight"] for ends in graph.edges} == weights
+
+
+def layers_of_nodes(layers, width, weight):
+    """A circuit of layers of nodes, each with an edge into every one of the next, and none to the metric."""
+    name = lambda layer, i: f"blocks.{layer}.hook_resid_post/{i}"
+    nodes = [
+        (name(layer, i), name(layer, i)[:-2], i, "latent", None, 1.0) for layer in range(layers) for i in range(width)
+    ]
+    pairs = [
+        (name(layer, i), name(layer + 1, j)) for layer in range(layers - 1) for i in range(width) for j in range(width)
+    ]
+    columns = ["node", "site", "unit", "kind", "pos", "effect"]
+    edges = pd.DataFrame([(*pair, weight(*pair)) for pair in pairs], columns=["source", "target", "weight"])
+    return jc.Circuit(pd.DataFrame(nodes, columns=columns), edges, {}), name
+
+
+def test_paths_are_found_without_walking_all_others():
+    rng = np.random.default_rng(0)
+    wide, name = layers_of_nodes(12, 9, lambda *ends: 1e-9 if "blocks.11." in ends[1] else float(rng.normal()))
+    assert wide.paths(name(0, 0)) == []
+    assert wide.paths(name(11, 0), name(0, 0)) == []
+    assert wide.paths(name(0, 0), name(0, 0)) == []
+    assert wide.paths("metric") == []
+    found = wide.paths(name(0, 0), name(11, 3), most=3)  # of nine to the tenth, all as weak as their last edge
+    assert [weight for _, weight in found] == [1e-9] * 3
+    assert len({tuple(path) for path, _ in found}) == 3
+    assert all(len(path) == 12 for path, _ in found)
+
+
 def test_graphviz(circuit, monkeypatch):
     pytest.importorskip("graphviz")
     source = circuit.to_graphviz(most_edges=30).source
@@ -419,6 +506,59 @@ def test_latents_are_described(arguments, by_position):
     json.dumps(by_position.annotate(latents=found).meta.as_dict(), allow_nan=False)
     with pytest.raises(ValueError, match="describe_latents: outputs is how many output tokens to list, at least 1"):
         describe_latents(by_position, model, saes, [clean], Letters(), outputs=0)
+
+
+def test_latents_are_described_on_batches_of_unlike_length(arguments, by_position):
+    model, saes, clean, corrupt, _ = arguments
+    alone = describe_latents(by_position, model, saes, [clean[:, :3]], Letters(), examples=9)
+    both = describe_latents(by_position, model, saes, [clean[:, :3], corrupt], Letters(), examples=9)
+    assert any(each["examples"] for each in alone.values())
+    for name, each in alone.items():
+        assert both[name]["acts"] == each["acts"]
+        assert all(example in both[name]["examples"] for example in each["examples"])
+    notes = annotate_latents(by_position, model, saes, [clean[:, :3], corrupt], Letters())
+    assert notes.keys() >= annotate_latents(by_position, model, saes, [clean[:, :3]], Letters()).keys() != set()
+    node = next(row for row in by_position.node_rows() if row.kind == "latent")
+    without = {site: sae for site, sae in saes.items() if str(site) != node.site}
+    with pytest.raises(ValueError, match=rf"the circuit has latents up to .* at `{node.site}`, and no dictionary"):
+        annotate_latents(by_position, model, without, [clean], Letters())
+
+
+@pytest.mark.usefixtures("untyped")
+def test_latents_are_described_on_a_list_of_batches(arguments, by_position):
+    model, saes, clean, *_ = arguments
+    for verb in (annotate_latents, describe_latents):
+        with pytest.raises(
+            TypeError, match=rf"{verb.__name__}: token_batches: expected a list .*, got one. Write \[tokens\]"
+        ):
+            verb(by_position, model, saes, clean, Letters())
+        with pytest.raises(ValueError, match=f"{verb.__name__}: token_batches: there is no prompt"):
+            verb(by_position, model, saes, [], Letters())
+        with pytest.raises(ValueError, match="Token id 99 at"):
+            verb(by_position, model, saes, [clean.at[0, 0].set(99)], Letters())
+
+
+@pytest.mark.parametrize(
+    ("notes", "error", "message"),
+    [
+        ({"tokens": ["The"]}, ValueError, "1 were given, and the circuit has prompts of 4 tokens"),
+        ({"tokens": list("abcde")}, ValueError, "5 were given, and the circuit has prompts of 4 tokens"),
+        ({"tokens": "abcd"}, TypeError, "expected a list of the prompt's tokens, as text, got one"),
+        ({"tokens": [1, 2, 3, 4]}, TypeError, "a token: expected text, as tokenizer.decode gives it, got 1"),
+        ({"annotations": ["x"]}, TypeError, "annotations: expected a mapping from nodes to texts"),
+        ({"seed": np.float32(1)}, TypeError, "seed is to be saved as JSON: .*float32"),
+        ({"seed": float("nan")}, ValueError, "seed is to be saved as JSON: .*Give plain numbers that are finite"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_noted(by_position, notes, error, message):
+    with pytest.raises(error, match=f"Circuit.annotate: .*{message}"):
+        by_position.annotate(**notes)
+
+
+def test_a_circuit_is_itself_alone(circuit, by_position):
+    assert circuit == circuit != by_position
+    assert len({circuit, by_position, circuit}) == 2
 
 
 BAD = {
@@ -522,4 +662,7 @@ def test_an_attribution_graph(circuit, by_position, tmp_path):
         circuit.to_attribution_graph(tmp_path / "other.json")
     with pytest.raises(ValueError, match="An attribution graph shows tokens"):
         jc.Circuit(by_position.nodes, by_position.edges, {}).to_attribution_graph(tmp_path / "other.json")
+    unknown = jc.Circuit(by_position.nodes, by_position.edges, {"tokens": ["a"]})  # as of an old file
+    with pytest.raises(ValueError, match="1 were given, and the circuit has nodes at position 3"):
+        unknown.to_attribution_graph(tmp_path / "other.json")
     assert not (tmp_path / "other.json").exists()

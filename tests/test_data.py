@@ -226,6 +226,16 @@ def test_bad_requests(tokenizer, make, message):
         make(tokenizer)
 
 
+@pytest.mark.usefixtures("untyped")
+def test_requests_of_another_kind(tokenizer):
+    with pytest.raises(TypeError, match=r"ioi: flip: expected a tuple out of 'IO', .*, got None"):
+        jc.data.ioi(tokenizer, 1, seed=0, flip=None)
+    with pytest.raises(TypeError, match=r"bos: expected True, False, or None for the rule .*, got 'yes'"):
+        jc.data.ioi(tokenizer, 1, seed=0, bos="yes")
+    with pytest.raises(TypeError, match=r"Prompts: expected a number, a slice or a list of numbers in \[ \], got None"):
+        jc.data.ioi(tokenizer, 1, seed=0)[None]
+
+
 LINE = {
     "clean_prefix": "The boy",
     "patch_prefix": "The boys",

@@ -345,6 +345,9 @@ def test_bad_input(arguments):
     with pytest.raises(ValueError, match="so there is nothing to explain"):
         jc.evaluate(circuit, *arguments, start_layer=2)
     late = circuit_of(arguments, some_nodes(arguments, 0.3, seq=9))
+    short = circuit_of(arguments, some_nodes(arguments, 0.3, seq=2)).annotate(length=2)
+    with pytest.raises(ValueError, match="the positions of prompts of 2 tokens apart, and these have 4"):
+        jc.evaluate(short, *arguments)
     with pytest.raises(ValueError, match="nodes at position 8, and the prompts have 4 tokens"):
         jc.evaluate(late, *arguments)
     dangling = dataclasses.replace(

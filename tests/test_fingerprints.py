@@ -17,7 +17,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc._fingerprint import _gathered, exact_fingerprint, fingerprint
-from jaxcirc.circuits._members import fingerprints
+from jaxcirc.attribution import fingerprints
 from jaxcirc.parts import gelu, gelu_new, relu
 from jaxcirc.saes import Standardise, TopK
 

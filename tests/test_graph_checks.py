@@ -165,6 +165,30 @@ def test_a_file_from_before_graphs_kept_directions():
         jc.check_graph(old, model, None)
 
 
+def test_a_graph_of_a_padded_prompt_is_read_from_json(tmp_path):
+    """Its position embeddings are counted from its first real token."""
+    model = model_named("gpt2")
+    mask = jax.numpy.array([False, True, True, True, True, False])
+    graph = jc.attribution_graph(model, None, tokens_for(model, 6), mask=mask, **{**WHOLE, "max_nodes": 9})
+    assert "position" in set(graph.nodes["kind"])
+    graph.to_json(tmp_path / "graph.json", tokens=list("abcdef"))
+    again = jc.AttributionGraph.from_json(tmp_path / "graph.json")
+    assert again.nodes[["kind", "pos", "unit"]].equals(graph.nodes[["kind", "pos", "unit"]])
+    nodes = numbers_of(graph, "latent", layer=0)[:1]
+    want, got = (jc.check_graph(each, model, None, nodes, strengths=[0.0]) for each in (graph, again))
+    assert_close(got["predicted"], want["predicted"])
+    assert np.abs(got["measured"]).max() > 1e-6
+
+
+def test_json_does_not_hold_directions(tmp_path):
+    model = model_named("gpt2")
+    graph = jc.attribution_graph(model, None, tokens_for(model, 6), targets={"mine": jc.LogitDiff(2, 5)}, max_nodes=5)
+    graph.to_json(tmp_path / "graph.json", tokens=list("abcdef"))
+    again = jc.AttributionGraph.from_json(tmp_path / "graph.json")
+    with pytest.raises(ValueError, match="the graph explains directions, and JSON does not hold them"):
+        jc.check_graph(again, model, None)
+
+
 def test_other_nodes_run_the_same_program():
     graph, model, transcoders = graph_of("gpt2")
     nodes = numbers_of(graph, "latent", layer=0, pos=2)

@@ -227,6 +227,13 @@ def test_a_batch_of_references_is_not_one():
         jc.KL(LOGITS[:, -1])(jnp.asarray(LOGITS[0]))
 
 
+def test_one_number_is_for_all_of_a_batch():
+    same = lambda one, other: jax.tree.map(np.testing.assert_array_equal, one, other)
+    same(jc.LogitDiff(7, 6, POSITION), jc.LogitDiff([7] * 4, [6] * 4, POSITION))
+    same(jc.LogitDiff(7, FOIL), jc.LogitDiff([7] * 4, FOIL, [-1] * 4))
+    same(jc.LogProb(7, POSITION), jc.LogProb([7] * 4, POSITION))
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
@@ -236,7 +243,11 @@ def test_a_batch_of_references_is_not_one():
             r"foil must be one number or have the batch's shape \(4,\)",
         ),
         (lambda: jc.LogitDiff(ANSWER, FOIL, POSITION[:3]), ValueError, r"position must be one number .* got \(3,\)"),
-        (lambda: jc.LogitDiff(2, FOIL), ValueError, r"foil must be one number .* shape \(\), got \(4,\)"),
+        (
+            lambda: jc.LogitDiff(2, FOIL, POSITION[:3]),
+            ValueError,
+            r"position must be one number .* shape \(4,\), got \(3,\)",
+        ),
         (lambda: jc.LogProb(2.5), TypeError, "answer must be of integers, got dtype float"),
         (lambda: jc.LogProb(2, True), TypeError, "position must be of integers, got dtype bool"),
         (lambda: jc.KL(LOGITS[:, 0], POSITION[:2]), ValueError, r"position must be one number .* got \(2,\)"),

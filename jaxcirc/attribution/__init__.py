@@ -21,6 +21,7 @@ from ._methods import (
     IntegratedGradients as IntegratedGradients,
 )
 from ._nodes import node_effects as node_effects
+from ._origin import fingerprints as fingerprints
 from ._packs import NodeMask as NodeMask, nodes_among as nodes_among
 from ._patching import ExactPatching as ExactPatching
 from ._states import Lists as Lists, States as States, states as states

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_choice, check_kind, check_number
 from .._metrics import Metric
 from .._shown import Shown
 from .._sites import BySite, Site
@@ -19,6 +20,7 @@ from ._contract import direct_to_metric, Edges, iterate_edges
 from ._effects import NodeEffects
 from ._methods import IntegratedGradients
 from ._node_values import ArraysBySite
+from ._origin import origin
 from ._packs import every_node, NodeMask, nodes_among
 
 
@@ -28,7 +30,7 @@ Pair = tuple[Site, Site]
 Coo = tuple[Int[np.ndarray, "n 3"], Int[np.ndarray, "n 3"], Float[np.ndarray, " n"]]
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EdgeEffects(Shown):
     """Effects of edges on the metric, corrupt − clean, in the metric's units: one number for each pair of node instances.
 
@@ -138,8 +140,9 @@ def edge_effects(
 
     **Arguments:**
 
-    - `nodes`: `jc.node_effects(…)` of the same prompts, dictionaries and metric.
-    - `threshold`: edges are computed into nodes of one example and position with `|effect| > threshold`.
+    - `nodes`: `jc.node_effects(…)` of the same model, dictionaries, prompts and metric.
+    - `threshold`: edges are computed into nodes of one example and position with `|effect| > threshold`; below 0 into all, those without
+      an effect too, so that sums are complete.
     - `upstream`: `"active"`, from every node whose value differs between clean and corrupt; or `"selected"`, from those above the
       threshold only.
     - `edges`: `"clean"` or `"integrated"`; `path`: the rule of the latter, the nodes' own for sums to agree.
@@ -149,8 +152,8 @@ def edge_effects(
 
     **Returns:** `EdgeEffects`.
 
-    **Raises:** `ValueError` as `jc.node_effects` does, if `nodes` is of other prompts or dictionaries, and if edges are
-    wrong by the certificate.
+    **Raises:** `ValueError` as `jc.node_effects` does, if `nodes` is of another model, other dictionaries,
+    other prompts or another metric, and if edges are wrong by the certificate.
 
     **Reference:** Marks et al. 2024, "Sparse Feature Circuits", arXiv 2403.19647, §3.2 and appendix A.1. Differences from the
     reference implementation: edges out of error nodes are there, and each edge costs one cotangent of the sublayers between its ends
@@ -159,12 +162,13 @@ def edge_effects(
     integrated ones.
     """
     check_untraced("edge_effects", model)
+    check_number("edge_effects: threshold", threshold)
+    check_choice("edge_effects: upstream", upstream, ("active", "selected"))
+    check_choice("edge_effects: edges", edges, ("clean", "integrated"))
+    check_kind("edge_effects: nodes", nodes, NodeEffects, "effects, as jc.node_effects gives them")
+    check_kind("edge_effects: path", path, IntegratedGradients, "a rule, jc.IntegratedGradients(steps, rule)")
     problem = prepare(model, saes, clean, corrupt, metric, mask)
-    if upstream not in ("active", "selected"):
-        raise ValueError(f"edge_effects: upstream must be 'active' or 'selected', got {upstream!r}.")
-    if edges not in ("clean", "integrated"):
-        raise ValueError(f"edge_effects: edges must be 'clean' or 'integrated', got {edges!r}.")
-    _check_same(problem, nodes)
+    _check_same(model, problem, nodes)
     length, seq = int(problem.length), problem.clean.shape[1]
     above = _above(problem, nodes, threshold)
     gradient = {site: jax.device_put(lengthened(each, seq, 0)) for site, each in nodes.gradient.items()}
@@ -195,7 +199,7 @@ def _above(problem: Problem, nodes: NodeEffects, threshold: float) -> NodeMask:
     return nodes_among(chosen, problem.clean.shape, problem.saes)
 
 
-def _check_same(problem: Problem, nodes: NodeEffects) -> None:
+def _check_same(model: Transformer, problem: Problem, nodes: NodeEffects) -> None:
     batch, seq = len(problem.clean), int(problem.length)
     want = {site: (batch, seq, sae.d_sae) for site, sae in problem.saes.items()}
     got = {site: (*values.error.shape, values.d_sae) for site, values in nodes.listed.items()}
@@ -205,8 +209,11 @@ def _check_same(problem: Problem, nodes: NodeEffects) -> None:
             f"edge_effects: `nodes` must be the node effects of the same prompts and dictionaries; they differ at {', '.join(differing)}. "
             "Compute them with jc.node_effects of the same arguments."
         )
+    other = None if nodes.of is None else nodes.of.differs(origin(model, problem))
     if not np.array_equal(nodes.at.prompts, problem.prompts()) or not np.array_equal(nodes.at.mask, problem.mask):
+        other = "of other prompts"
+    if other is not None:
         raise ValueError(
-            "edge_effects: `nodes` must be the node effects of the same prompts, and they are of others. Compute them with "
-            "jc.node_effects of the same arguments."
+            f"edge_effects: `nodes` must be the node effects of the same model, dictionaries, prompts and metric, and they are {other}. "
+            "Compute them with jc.node_effects of the same arguments."
         )

@@ -16,6 +16,7 @@ from ..runs import some_at_once
 from ..saes import AbstractDictionary, anonymous
 from ..units import bytes_through, Latents, read, write_tiles, WriteTiles
 from ._node_values import ArraysBySite, NodeValues
+from ._origin import Origin
 from ._states import error_differences, States
 
 
@@ -30,11 +31,13 @@ class NodeEffects(Shown, eqx.Module):
     - `gradient[site]` `[batch seq width]`: the gradient that the method used.
     - `listed[site]`: of latents and error, those of latents as a list of the ones that are not 0.
     - `at`: the runs of the prompts, from which `jc.edge_effects` goes on; with padding behind them.
+    - `of`: the model, the dictionaries and the metric, by which `jc.edge_effects` knows its own; `None` straight from a method.
     """
 
     listed: BySite[NodeValues]
     gradient: BySite[Float[Array, "batch seq width"]]
     at: States
+    of: Origin | None = None
 
     SHOWN: ClassVar = ("acts", "error", "gradient", "total", "clean")
 

@@ -12,6 +12,7 @@ from ..runs import prepare, shortened
 from ..saes import AbstractDictionary
 from ._effects import NodeEffects
 from ._methods import AbstractMethod, check_method, IntegratedGradients
+from ._origin import origin
 from ._states import states
 
 
@@ -66,4 +67,5 @@ def node_effects(
         BySite((site, values.shortened(length)) for site, values in found.listed.items()),
         BySite((site, shortened(gradient, length)) for site, gradient in found.gradient.items()),
         found.at,
+        origin(model, problem),
     )

@@ -58,12 +58,13 @@ def of_graph(verb: str, graph: AttributionGraph, model: Transformer, transcoders
     real = Real(*graph.meta.get("real", (0, len(tokens))))
     targets = whole.directions
     if targets is None:
-        if whole.meta.get("targets") is not None:
-            raise ValueError(
-                f"{verb}: the graph explains directions, and its file is from before graphs kept them. Compute it anew by "
-                "jc.attribution_graph."
-            )
         targets = whole.table.unit[whole.table.kind == LOGIT]
+        of_json = (targets >= len(model.b_U)).any()  # where directions are numbered behind the tokens
+        if of_json or whole.meta.get("targets") is not None:
+            why = "JSON does not hold them" if of_json else "its file is from before graphs kept them"
+            raise ValueError(
+                f"{verb}: the graph explains directions, and {why}. Compute it anew by jc.attribution_graph, and keep it by graph.save."
+            )
         check_targets(model, targets, real.end - 1)
     prompt = linearised_prompt(model, dictionaries, tokens, real, targets)
     return OfGraph(graph, prompt, _parts(verb, whole.table, prompt.table.moved(real.first)))

@@ -23,7 +23,7 @@ from ._targets import make_outputs, Targets
 Write = tuple[Site, int, Float[np.ndarray, " d_model"]]  # where in the model, at which position, what
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
     """What is `real` of a prompt, linearised, and all nodes that it has: of every latent that is on, and of what a graph explains, the
     `outputs`. Positions are counted from the first that is real.

@@ -86,6 +86,7 @@ def _layer(node: Mapping[str, Any], otherwise: int = NOWHERE) -> int:
 def _table(nodes: list[Mapping[str, Any]], kinds: list[int], n_layers: int) -> Table:
     sites: dict[str, int] = {}
     named = [sites.setdefault(_site(node, kind), len(sites)) for node, kind in zip(nodes, kinds, strict=True)]
+    first = min((int(node["ctx_idx"]) for node, kind in zip(nodes, kinds, strict=True) if kind == TOKEN), default=0)
     of_latents = lambda value, kind: float("nan") if kind != LATENT or value is None else float(value)
     number = lambda values: np.array(list(values), np.int32)
     both = list(zip(nodes, kinds, strict=True))
@@ -96,7 +97,7 @@ def _table(nodes: list[Mapping[str, Any]], kinds: list[int], n_layers: int) -> T
         site=number(named),
         layer=number(n_layers if kind == LOGIT else _layer(node) for node, kind in both),
         pos=number(NOWHERE if none else node["ctx_idx"] for node, none in zip(nodes, nowhere, strict=True)),
-        unit=number(_unit(node, kind) for node, kind in both),
+        unit=number(_unit(node, kind, first) for node, kind in both),
         activation=np.array([of_latents(node.get("activation"), kind) for node, kind in both], float),
         value=np.full(len(nodes), np.nan),
         probability=np.array([float(node.get("token_prob") or 0) if kind == LOGIT else 0.0 for node, kind in both]),
@@ -116,8 +117,10 @@ def _site(node: Mapping[str, Any], kind: int) -> str:
     return said if said.startswith(f"blocks.{layer}.") else f"blocks.{layer}.hook_mlp_out"
 
 
-def _unit(node: Mapping[str, Any], kind: int) -> int:
-    """The latent, or the token: as the id says, which in all files is made of them, or else the number of the feature."""
+def _unit(node: Mapping[str, Any], kind: int, first: int) -> int:
+    """The latent, or the token: as the id says, which in all files is made of them, or else the number of the feature. Position
+    embeddings are counted from the prompt's `first` token, behind its padding.
+    """
     name = str(node["node_id"])
     feature: Any = node.get("feature")
     if kind == LATENT:
@@ -131,7 +134,7 @@ def _unit(node: Mapping[str, Any], kind: int) -> int:
     if kind in (TOKEN, LOGIT):
         parts = name.split("_")
         return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() else int(feature)
-    return int(node["ctx_idx"]) if kind == POSITION else NOWHERE
+    return int(node["ctx_idx"]) - first if kind == POSITION else NOWHERE
 
 
 def _links(

@@ -41,7 +41,7 @@ from ._given import Dictionaries
 from ._linear import Linearised, Skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Written:
     """What latents write at a site: latent `i` the vector `scale[i] rows[index[i]]`."""
 
@@ -51,7 +51,7 @@ class Written:
     scale: Float[np.ndarray, " latent"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Features:
     """The latents of one dictionary that are on, in the order of positions, and of units.
 
@@ -69,7 +69,7 @@ class Features:
     writes: tuple[Written, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Replaced:
     """What stands for the sublayers: latents, and of each position the errors, one a site with a dictionary, and the biases, one a site."""
 

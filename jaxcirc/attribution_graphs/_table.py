@@ -24,7 +24,7 @@ class Directions(NamedTuple):
     constants: Float[Array | np.ndarray, " output"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Outputs:
     """What the graph explains: directions of what the unembedding reads at the last position, each plus a constant.
 
@@ -47,7 +47,7 @@ class Outputs:
         return Directions(self.names, np.asarray(self.directions), np.asarray(self.constants))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Table:
     """Nodes, one entry each in every array.
 

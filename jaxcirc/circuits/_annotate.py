@@ -3,15 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_count
+from .._checks import check_count, check_kind, check_list
+from .._run import check_mask, check_tokens
 from .._sites import by_site, Site
 from ..components import decode
 from ..components._decode import STREAM
 from ..features._unit_acts import unit_activations
 from ..models import Transformer
+from ..runs import lengthened
 from ..saes import AbstractDictionary
 from ._circuit import Circuit
 
@@ -29,7 +32,7 @@ def annotate_latents(
     circuit: Circuit,
     model: Transformer,
     saes: Mapping[Site, AbstractDictionary],
-    token_batches: Sequence[Int[Array, "batch seq"]],
+    token_batches: Sequence[Int[Array, "_ _"]],  # each of a size of its own
     tokenizer: Any,
     *,
     mask: Bool[Array, "batch seq"] | None = None,
@@ -37,16 +40,20 @@ def annotate_latents(
 ) -> dict[str, str]:
     """For each latent of the circuit, the tokens on which it is strongest on average, among these prompts: `{node: "on is, was"}`.
 
-    **Arguments:** - `token_batches`: prompts, for example the clean and the corrupt ones. - `mask`: False for padding, of each.
+    **Arguments:** - `token_batches`: prompts, for example the clean and the corrupt ones; batches may differ in length. - `mask`: False for
+    padding, of each batch alike. - `most`: how many tokens are listed.
+
+    **Raises:** `ValueError` for a site without its dictionary, and for what `jc.run` cannot run.
     """
-    return _notes(circuit, _fired(circuit, model, saes, token_batches, mask), tokenizer, most)
+    check_count("annotate_latents: most", "tokens to list", most)
+    return _notes(circuit, _fired("annotate_latents", circuit, model, saes, token_batches, mask), tokenizer, most)
 
 
 def describe_latents(
     circuit: Circuit,
     model: Transformer,
     saes: Mapping[Site, AbstractDictionary],
-    token_batches: Sequence[Int[Array, "batch seq"]],
+    token_batches: Sequence[Int[Array, "_ _"]],  # each of a size of its own
     tokenizer: Any,
     *,
     mask: Bool[Array, "batch seq"] | None = None,
@@ -56,18 +63,20 @@ def describe_latents(
     """For each latent of the circuit, what the explorer's page shows of it: `circuit.annotate(latents=describe_latents(…)).to_html(path)`.
 
     **Arguments:** - `token_batches`: prompts, for example the clean and the corrupt ones; the first is the one whose tokens the page shows.
-    - `mask`: False for padding, of each. - `examples`, `outputs`: how many prompts and tokens are listed.
+    Batches may differ in length. - `mask`: False for padding, of each batch alike. - `examples`, `outputs`: how many prompts and tokens are
+    listed.
 
     **Returns:** plain JSON by the latent's name without a position, `"blocks.1.hook_mlp_out/3"`: `acts`, its activation on the first prompt
     token by token, if the circuit has positions; `examples`, the prompts on which it is strongest, `[{"tokens": […], "acts": […]}]`;
     `promotes` and `suppresses`, the output tokens whose logits its decoder's row raises and lowers most, `[[token, logit]]`, as
     `jc.decode` reads it, for sites in the residual stream.
 
-    **Raises:** `ValueError` for numbers of examples or outputs below 1.
+    **Raises:** `ValueError` for numbers of examples or outputs below 1, for a site without its dictionary, and for what `jc.run` cannot
+    run.
     """
     check_count("describe_latents: examples", "prompts to list", examples)
     check_count("describe_latents: outputs", "output tokens to list", outputs)
-    fired = _fired(circuit, model, saes, token_batches, mask)
+    fired = _fired("describe_latents", circuit, model, saes, token_batches, mask)
     return _descriptions(circuit, model, saes, fired, tokenizer, examples, outputs)
 
 
@@ -75,27 +84,49 @@ def annotated(
     circuit: Circuit,
     model: Transformer,
     saes: Mapping[Site, AbstractDictionary],
-    token_batches: Sequence[Int[Array, "batch seq"]],
+    token_batches: Sequence[Int[Array, "_ _"]],  # each of a size of its own
     tokenizer: Any,
     mask: Bool[Array, "batch seq"] | None,
 ) -> Circuit:
     """The circuit with both, `annotations` and `latents`, from one run of the prompts."""
-    fired = _fired(circuit, model, saes, token_batches, mask)
+    fired = _fired("annotate_latents", circuit, model, saes, token_batches, mask)
     described = _descriptions(circuit, model, saes, fired, tokenizer, 3, 6)
     return circuit.annotate(annotations=_notes(circuit, fired, tokenizer, 3), latents=described)
 
 
-def _fired(circuit, model, saes, token_batches, mask) -> _Fired:
+def _fired(verb: str, circuit, model, saes, token_batches, mask) -> _Fired:
+    check_kind(f"{verb}: circuit", circuit, Circuit, "a circuit, as jc.discover gives one")
     saes = by_site(saes)
     found: dict[Site, set[int]] = {}
     for node in circuit.node_rows():
         if node.kind == "latent":
             found.setdefault(Site.parse(node.site), set()).add(node.unit)
     units = {site: sorted(chosen) for site, chosen in found.items()}
-    tokens = np.concatenate([np.asarray(batch) for batch in token_batches])
-    real = np.ones(tokens.shape, bool) if mask is None else np.tile(np.asarray(mask), (len(token_batches), 1))
+    for site, chosen in units.items():
+        if site not in saes or chosen[-1] >= saes[site].d_sae:
+            raise ValueError(
+                f"{verb}: the circuit has latents up to {chosen[-1]} at `{site}`, and no dictionary that was given has them. Give those "
+                "that it was found with."
+            )
+    tokens, real = _joined(verb, model, token_batches, mask)
     acts = unit_activations(model, {site: saes[site] for site in units}, tokens, real, units)
     return _Fired(units, acts, tokens, real)
+
+
+def _joined(verb: str, model, token_batches, mask) -> tuple[np.ndarray, np.ndarray]:
+    """All prompts in one array, filled up on the right to the longest, and which of their tokens are real."""
+    if isinstance(token_batches, jax.Array | np.ndarray):
+        raise TypeError(f"{verb}: token_batches: expected a list of batches of token ids, got one. Write [tokens].")
+    batches = check_list(f"{verb}: token_batches", "batches of token ids", token_batches)
+    if not batches:
+        raise ValueError(f"{verb}: token_batches: there is no prompt. Give at least one batch of token ids.")
+    for batch in batches:
+        check_tokens(model, batch, batched=True)
+        check_mask(batch, mask)
+    longest = max(batch.shape[1] for batch in batches)
+    real = [np.ones(batch.shape, bool) if mask is None else mask for batch in batches]
+    tokens, real = (np.concatenate([lengthened(x, longest, 0) for x in each]) for each in (batches, real))
+    return tokens, real
 
 
 def _notes(circuit: Circuit, fired: _Fired, tokenizer: Any, most: int) -> dict[str, str]:

@@ -74,6 +74,8 @@ class PromptBatches:
             raise ValueError(
                 "There are no batches of prompts. Give a list of jc.data.Prompts, or jc.data.PromptFile(path, tokenizer, batch_size=…)."
             )
+        for i, prompts in enumerate(source if isinstance(source, list | tuple) else ()):  # of others each when it comes
+            _check_prompts(i, prompts)
         self.model, self.saes, self.source, self.metric = model, saes, source, metric
 
     def __len__(self) -> int:
@@ -81,8 +83,13 @@ class PromptBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         size = 0
-        for prompts in self.source:
+        for i, prompts in enumerate(self.source):
+            _check_prompts(i, prompts)
             n, size = len(prompts), max(size, len(prompts))
             filled = prompts if n == size else prompts[np.minimum(np.arange(size), n - 1)]
             given = (filled.clean, filled.corrupt, self.metric(filled), filled.mask)
             yield Batch(prepare(self.model, self.saes, *given), np.arange(size) < n)
+
+
+def _check_prompts(i: int, prompts: object) -> None:
+    check_kind(f"discover_batches: batches: number {i}", prompts, Prompts, "prompts, as jc.data.Prompts holds them")

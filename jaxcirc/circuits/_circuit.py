@@ -12,11 +12,13 @@ from .._files import check_replaceable, write_text, writing_file, writing_folder
 from .._shown import Shown
 from .._sites import did_you_mean
 from ..explorer import Description, figure_of, write_page
-from ._drawing import attribution_graph, described, graphviz_of
+from ._drawing import attribution_graph, described, graphviz_of, networkx_of, write_graphml
 from ._feature_circuits import feature_circuit
 from ._meta import CircuitMeta
+from ._notes import check_notes, check_tokens
 from ._paths import strongest_paths
 from ._rows import edge_rows, EdgeRow, METRIC, node_rows, NodeRow
+from ._saved import FORMAT, MARKER, read_circuit
 
 
 if TYPE_CHECKING:
@@ -25,11 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-MARKER = "circuit.json"
-_FORMAT = {"format": "jaxcirc circuit", "version": 1}
-
-
-@dataclasses.dataclass(frozen=True, init=False)
+@dataclasses.dataclass(frozen=True, init=False, eq=False)
 class Circuit(Shown):
     """The nodes and edges that matter to a metric, with every setting that they were found with.
 
@@ -75,7 +73,14 @@ class Circuit(Shown):
         return edge_rows(self.edges)
 
     def annotate(self, **meta: Any) -> "Circuit":
-        """The same circuit with more in its `meta`: fields of `jc.circuits.CircuitMeta`, or anything else in plain JSON."""
+        """The same circuit with more in its `meta`: fields of `jc.circuits.CircuitMeta`, or anything else in plain JSON.
+
+        **Raises:** `TypeError` or `ValueError` for what is no plain JSON, for a field of another kind, and for tokens that are not one for
+        each position of the prompts.
+        """
+        check_notes(meta)
+        if meta.get("tokens") is not None:
+            check_tokens(self.node_rows(), meta["tokens"], self.meta.length)
         return dataclasses.replace(self, meta={**self.meta, **meta})
 
     def above(self, *, node_threshold: float = 0.0, edge_threshold: float = 0.0) -> "Circuit":
@@ -150,6 +155,8 @@ class Circuit(Shown):
     def paths(self, source: str, target: str = METRIC, *, most: int = 10) -> list[tuple[list[str], float]]:
         """Paths from one node to another, or to the metric: the names on the way and the weakest edge's weight, the strongest first.
 
+        There is none against the order of computation, nor from a node to itself.
+
         **Raises:** `ValueError` for a name that the circuit does not have.
         """
         check_count("Circuit.paths: most", "paths to find", most)
@@ -159,13 +166,11 @@ class Circuit(Shown):
 
     def to_networkx(self) -> Any:
         """The circuit as a `networkx.DiGraph` (extra `networkx`), with the columns of the tables as attributes."""
-        import networkx
+        return networkx_of(self.node_rows(), self.edge_rows(), self.meta)
 
-        graph = networkx.DiGraph(**{name: self.meta[name] for name in ("model", "metric") if name in self.meta})
-        graph.add_node(METRIC)
-        graph.add_nodes_from((row.node, row._asdict()) for row in self.node_rows())
-        graph.add_weighted_edges_from(self.edge_rows())
-        return graph
+    def to_graphml(self, path: str | Path) -> None:
+        """Writes the graph of `to_networkx` as GraphML, for Gephi, Cytoscape or yEd. A node without a position has no `pos`."""
+        write_graphml(self.to_networkx(), path)
 
     def save(self, folder: str | Path) -> None:
         """Writes `nodes.parquet`, `edges.parquet` and `circuit.json` into `folder`, all or nothing.
@@ -175,27 +180,15 @@ class Circuit(Shown):
         with writing_folder(folder, marker=MARKER, what="circuit") as aside:
             self.nodes.to_parquet(aside / "nodes.parquet", index=False)
             self.edges.to_parquet(aside / "edges.parquet", index=False)
-            write_text(aside / MARKER, json.dumps({**_FORMAT, **self.meta.as_dict()}, indent=1, ensure_ascii=False))
+            write_text(aside / MARKER, json.dumps({**FORMAT, **self.meta.as_dict()}, indent=1, ensure_ascii=False))
 
     @staticmethod
     def load(folder: str | Path) -> "Circuit":
         """Reads what `save` wrote.
 
-        **Raises:** `ValueError` if `folder` is not a circuit, or a file of it is damaged.
+        **Raises:** `ValueError` if `folder` is not a circuit, or a file of it is damaged or another's.
         """
-        import pandas as pd
-
-        folder = check_path("Circuit.load: folder", folder)
-        if not (folder / MARKER).is_file():
-            raise ValueError(f"{folder} is not a saved circuit: it holds no {MARKER}. Circuit.save(folder) writes one.")
-        try:
-            meta = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-            nodes, edges = (pd.read_parquet(folder / f"{name}.parquet") for name in ("nodes", "edges"))
-        except (OSError, ValueError) as error:  # pyarrow's and json's errors are ValueErrors
-            raise ValueError(f"The circuit in {folder} is damaged: {error}. Compute or copy it again.") from None
-        if {key: meta.pop(key, None) for key in _FORMAT} != _FORMAT:
-            raise ValueError(f"{folder / MARKER} is of another format or a newer version; expected {_FORMAT}.")
-        return Circuit(nodes, edges, meta)
+        return Circuit(*read_circuit(check_path("Circuit.load: folder", folder)))
 
     @staticmethod
     def from_feature_circuits(
@@ -232,9 +225,9 @@ class Circuit(Shown):
         """Writes the circuit as attribution-graph JSON, which circuit-tracer's viewer and Neuronpedia open.
 
         A graph has positions and their tokens: of a circuit found with `aggregate="none"`, and `circuit.annotate(tokens=[…])`, as
-        `jaxcirc discover --positions` does. The strongest `most_edges` edges are written.
+        `jaxcirc discover --by-position` does. The strongest `most_edges` edges are written.
 
-        **Raises:** `ValueError` if positions were summed, or the tokens are not known.
+        **Raises:** `ValueError` if positions were summed, or the tokens are not known or not as many as the positions.
         """
         check_count("Circuit.to_attribution_graph: most_edges", "edges to write", most_edges, least=0)
         if any(row.pos is None for row in self.node_rows()):
@@ -245,6 +238,7 @@ class Circuit(Shown):
             raise ValueError(
                 "An attribution graph shows tokens. Give them: circuit.annotate(tokens=['The', ' keys', …])."
             )
+        check_tokens(self.node_rows(), self.meta.tokens, self.meta.length)
         graph = attribution_graph(self.node_rows(), self.edge_rows()[:most_edges], self.meta, slug=Path(path).stem)
         with writing_file(path) as aside:
             write_text(aside, json.dumps(graph, ensure_ascii=False))

@@ -10,14 +10,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .._checks import check_choice, check_threshold
-from .._edits import as_pytree
 from .._metrics import Metric
 from .._precision import LOWER, matmul_precision
 from .._target import running_device
 from .._traced import check_untraced
 from .._typing import Progress
 from .._version import __version__
-from ..attribution import AbstractMethod, check_method, IntegratedGradients
+from ..attribution import AbstractMethod, check_method, fingerprints, IntegratedGradients
 from ..data import Prompts
 from ..graph import is_cut
 from ..jacobian._certificate import certify_edges
@@ -27,7 +26,6 @@ from ..saes import Saes
 from ._batches import ArrayBatches, Batch, PromptBatches, Source
 from ._circuit import Circuit
 from ._means import Averaging, mean_edges, mean_effects, NodeMeans
-from ._members import fingerprints
 from ._meta import CircuitMeta
 from ._sure_edges import sure_edges
 from ._tables import edge_table, node_table
@@ -96,7 +94,7 @@ def discover(
     )
     problem = prepare(model, saes, clean, corrupt, metric, mask)
     batches = ArrayBatches(problem, batch_size, "discover")
-    return _discover(model, batches, settings, progress, type(as_pytree(metric)).__name__)
+    return _discover(model, batches, settings, progress)
 
 
 def discover_batches(
@@ -136,7 +134,7 @@ def discover_batches(
         node_threshold, edge_threshold, method, aggregate, edges, thresholds, edge_precision, "discover_batches"
     )
     source = PromptBatches(model, saes, batches, metric)
-    return _discover(model, source, settings, progress, getattr(metric, "__qualname__", type(metric).__name__))
+    return _discover(model, source, settings, progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +148,10 @@ class _Settings:
     edges: str
     thresholds: str
     edge_precision: str | None
-    verb: dataclasses.InitVar[str]
+    verb: str
 
-    def __post_init__(self, verb: str):
+    def __post_init__(self):
+        verb = self.verb
         check_threshold(f"{verb}: node_threshold", self.node_threshold)
         if self.edge_threshold is not None:
             check_threshold(f"{verb}: edge_threshold", self.edge_threshold)
@@ -172,18 +171,16 @@ class _Settings:
         method = self.method
         path = method if isinstance(method, IntegratedGradients) and self.edges == "integrated" else None
         above = self.node_threshold if self.thresholds == "instances" else None
-        return Averaging(method, path, self.aggregate == "sum", above)
+        return Averaging(method, path, self.aggregate == "sum", above, self.verb)
 
     def as_dict(self) -> dict[str, Any]:
         shallow = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del shallow["edge_precision"]  # `recomputed` says it, with what came of it
+        del shallow["edge_precision"], shallow["verb"]  # `recomputed` says the first, with what came of it
         shallow["edges_at"] = shallow.pop("edges")  # beside `edges`, which counts them wherever results are printed
         return {**shallow, "method": {"name": type(self.method).__name__, **dataclasses.asdict(self.method)}}
 
 
-def _discover(
-    model: Transformer, batches: Source[Batch], settings: _Settings, progress: Progress | None, metric: str
-) -> Circuit:
+def _discover(model: Transformer, batches: Source[Batch], settings: _Settings, progress: Progress | None) -> Circuit:
     how, report = settings.averaging(), progress or (lambda done, of, stage: None)
     means = mean_effects(model, batches, how, report)
     kept = {site: nodes.above(settings.node_threshold) for site, nodes in means.effects.items()}
@@ -204,7 +201,7 @@ def _discover(
     largest_edge = max((float(abs(matrix).max()) for matrix in weights.values() if matrix.nnz), default=0.0)
     certificate = certify_edges(errors, model.activation_dtype)
     meta = CircuitMeta(
-        **_described(model, means, metric),
+        **_described(model, means),
         **settings.as_dict(),
         clean_metric=means.clean,
         total_effect=means.total,
@@ -227,7 +224,7 @@ def _completeness(means: NodeMeans) -> dict[str, float]:
     }
 
 
-def _described(model: Transformer, means: NodeMeans, metric: str) -> dict[str, Any]:
+def _described(model: Transformer, means: NodeMeans) -> dict[str, Any]:
     """Says what the circuit is of, and where it was computed."""
     of_model, of_dictionaries = fingerprints(model, means.saes)
     return {
@@ -235,7 +232,7 @@ def _described(model: Transformer, means: NodeMeans, metric: str) -> dict[str, A
         "dictionaries": {str(site): sae.origin for site, sae in means.saes.items()},
         "d_sae": {str(site): sae.d_sae for site, sae in means.saes.items()},
         "fingerprints": {"model": of_model, "dictionaries": of_dictionaries},
-        "metric": metric,
+        "metric": means.metric,
         "prompts": means.prompts,
         "length": means.lengths[0] if len(means.lengths) == 1 else means.lengths,
         "baseline": "corrupt prompts" if means.paired else "zero",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PART = {"faithfulness": "circuit", "completeness": "complement"}  # the run whose share it is
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation(Shown):
     r"""How much of a metric a circuit carries.
 

@@ -26,7 +26,7 @@ from ..attribution import (
 )
 from ..graph import reaches_output, wiring
 from ..models import Transformer
-from ..runs import Problem
+from ..runs import metric_name, Problem
 from ..saes import AbstractDictionary
 from ._batches import Batch, Source
 from ._node_list import NodeList
@@ -43,12 +43,14 @@ class Averaging(NamedTuple):
 
     **Attributes:** - `method`: of the nodes. - `path`: of the edges, if they are integrated. - `summed`: over positions. -
     `instances_above`: an instance of a node is a target if its own effect is above this; `None` for every instance of a kept node.
+    - `verb`: who asks, for messages.
     """
 
     method: AbstractMethod
     path: IntegratedGradients | None
     summed: bool
     instances_above: float | None
+    verb: str
 
 
 class Memory(NamedTuple):
@@ -73,7 +75,7 @@ class NodeMeans(NamedTuple):
 
     **Attributes:** - `effects[site]`: mean effects. - `clean`, `total`: the mean metric of the clean prompts
     and its mean change. - `prompts`: how many. - `lengths`: the lengths of the batches. - `paired`: whether there are corrupt prompts. -
-    `memory`: of each batch, `None` where it is to be found again. - `saes`: the dictionaries.
+    `memory`: of each batch, `None` where it is to be found again. - `saes`: the dictionaries. - `metric`: its name.
     """
 
     effects: dict[Site, NodeList]
@@ -84,6 +86,7 @@ class NodeMeans(NamedTuple):
     paired: bool
     memory: list[Memory | None]
     saes: dict[Site, AbstractDictionary]
+    metric: str
 
 
 def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, report: Progress) -> NodeMeans:
@@ -98,7 +101,7 @@ def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, rep
         _check_positions(problem, lengths, how)
         found = how.method.effects(model, problem, states(model, problem))
         metrics.append(np.stack([np.asarray(x, np.float64)[real] for x in (found.clean, found.total)]))
-        _check_finite(metrics)
+        _check_finite(metrics, how.verb)
         for site, values in found.listed.items():
             shape = (values.d_sae + 1,) if how.summed else (length, values.d_sae + 1)
             index, effects = values.shortened(length).instances()
@@ -118,7 +121,15 @@ def mean_effects(model: Transformer, batches: Source[Batch], how: Averaging, rep
     means = {site: nodes.divided(len(clean)) for site, nodes in sums.items()}
     paired = problem.corrupt is not None
     return NodeMeans(
-        means, float(clean.mean()), float(total.mean()), len(clean), sorted(lengths), paired, memory, dict(problem.saes)
+        means,
+        float(clean.mean()),
+        float(total.mean()),
+        len(clean),
+        sorted(lengths),
+        paired,
+        memory,
+        dict(problem.saes),
+        metric_name(problem.metric),
     )
 
 
@@ -232,19 +243,19 @@ def _check_positions(problem: Problem, lengths: set[int], how: Averaging) -> Non
         return
     if not problem.given_mask().all():
         raise ValueError(
-            "discover: aggregate='none' keeps positions apart, and padded prompts do not align. Use aggregate='sum'."
+            f"{how.verb}: aggregate='none' keeps positions apart, and padded prompts do not align. Use aggregate='sum'."
         )
     if len(lengths) > 1:
         raise ValueError(
-            f"discover: aggregate='none' keeps positions apart, and there are prompts of {min(lengths)} and of {max(lengths)} tokens. Use "
-            "aggregate='sum'."
+            f"{how.verb}: aggregate='none' keeps positions apart, and there are prompts of {min(lengths)} and of {max(lengths)} tokens. "
+            "Use aggregate='sum'."
         )
 
 
-def _check_finite(metrics: list[np.ndarray]) -> None:
+def _check_finite(metrics: list[np.ndarray], verb: str) -> None:
     bad = np.flatnonzero(~np.isfinite(metrics[-1]).all(axis=0))
     if len(bad):
         before = sum(each.shape[1] for each in metrics[:-1])
         raise ValueError(
-            f"discover: the metric is not finite on prompt {before + int(bad[0])}: {metrics[-1][0, bad[0]]} on the clean run."
+            f"{verb}: the metric is not finite on prompt {before + int(bad[0])}: {metrics[-1][0, bad[0]]} on the clean run."
         )

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from .._fingerprint import difference, fingerprint
+from .._fingerprint import difference
 from .._sites import Site
-from .._tap import site_read
+from ..attribution import fingerprints
 from ..models import Transformer
-from ..saes import AbstractDictionary, anonymous
+from ..saes import AbstractDictionary
 from ._circuit import Circuit
 from ._rows import METRIC
 
@@ -62,16 +62,6 @@ def check_same(circuit: Circuit, model: Transformer, saes: Mapping[Site, Abstrac
     for name, site, unit in zip(circuit.nodes["node"], circuit.nodes["site"], circuit.nodes["unit"], strict=True):
         if Site.parse(site) not in saes or not 0 <= unit <= saes[Site.parse(site)].d_sae:
             raise ValueError(f"The circuit's node {name} is of no dictionary that was given.")
-
-
-def fingerprints(model: Transformer, saes: Mapping[Site, AbstractDictionary]) -> tuple[str, dict[str, str]]:
-    """Fingerprints a model, and dictionaries by what they do at their site, whatever is said of them, so that they are known again."""
-
-    def of_dictionary(site: Site, sae: AbstractDictionary) -> str:
-        read = site_read(site, sae)
-        return fingerprint(anonymous(sae, None if read == site else read))
-
-    return fingerprint(model), {str(site): of_dictionary(site, sae) for site, sae in saes.items()}
 
 
 def _widths(circuit: Circuit) -> dict[Site, int]:

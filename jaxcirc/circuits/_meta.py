@@ -10,7 +10,7 @@ class CircuitMeta(Mapping[str, Any]):
     """How a circuit was found; plain JSON throughout. What is not known is `None`.
 
     It is read by attribute, `circuit.meta.total_effect`, and as a mapping of what is known, `circuit.meta["total_effect"]`. A circuit with
-    more in it is `circuit.annotate(title=…)`; names that are none of these fields go into `extra`, and are read like them.
+    more in it is `circuit.annotate(title=…)`; names that are none of these fields go into `extra`, and are read as of a mapping.
 
     **Attributes:**
 

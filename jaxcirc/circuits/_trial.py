@@ -66,7 +66,7 @@ class Trial:
     - `verb`: who asks, for messages.
 
     **Raises:** `ValueError` as `jc.discover`; for a circuit of another model or other dictionaries, naming both; for nodes at positions
-    that the prompts do not have. Nothing is run before it is asked for; means over prompts are taken once.
+    of prompts of another length. Nothing is run before it is asked for; means over prompts are taken once.
 
     `dataclasses.replace(trial, level="edges")` is the same with another setting.
 
@@ -190,7 +190,12 @@ def _check_circuit(circuit: Circuit, model: Transformer, problem: Problem) -> No
     """ValueError if the circuit is of another model, other dictionaries or other prompts."""
     check_same(circuit, model, problem.saes)
     positions = [row.pos for row in circuit.node_rows() if row.pos is not None]
-    seq = int(problem.length)
+    seq, found = int(problem.length), circuit.meta.length
+    if positions and isinstance(found, int) and found != seq:
+        raise ValueError(
+            f"The circuit keeps the positions of prompts of {found} tokens apart, and these have {seq}, which do not align with them. Use "
+            "prompts of that length, or a circuit whose positions were summed."
+        )
     if positions and max(positions) >= seq:
         raise ValueError(f"The circuit has nodes at position {max(positions)}, and the prompts have {seq} tokens.")
     if positions and not problem.given_mask().all():

@@ -10,7 +10,7 @@ from .._shown import Shown
 from ._after_heads import Changes
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Breakdown(Shown):
     """What ablating each head does on the tokens where its direct effect is largest: means over these tokens, `[layer head]`, in the
     logit's units. `change = (ablated - direct) + heads + mlps + norm`.

@@ -17,7 +17,7 @@ NEXT = "the true next token"
 FEWEST = 3  # points through which a line is put
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SelfRepair(Shown):
     r"""What happens to a logit, the true next token's unless others were asked for, when each head is ablated by itself, and how much of
     that later heads repair.

@@ -47,8 +47,9 @@ def beginning(tokenizer: Any, bos: bool | None, *, of_file: bool = False) -> lis
     """Finds what is put before a prompt: the beginning-of-text token as `bos` says, and for `None` by the rule of the model's family;
     `of_file` says that a file holds the prompt.
 
-    **Raises:** `ValueError` if it is asked for and the tokenizer has none.
+    **Raises:** `ValueError` if it is asked for and the tokenizer has none; `TypeError` for what is neither of the three.
     """
+    check_kind("bos", bos, (bool, np.bool_, type(None)), "True, False, or None for the rule of the model's family")
     if bos and tokenizer.bos_token_id is None:
         raise ValueError("This tokenizer has no beginning-of-text token to put before text (bos=True).")
     put = puts_bos(tokenizer, of_file=of_file) if bos is None else bos

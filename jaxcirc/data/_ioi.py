@@ -3,12 +3,12 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import check_choice, check_count, check_seed
+from .._checks import check_choice, check_count, check_kind, check_seed
 from ._draw import check_number, distinct, SPLITS
 from ._encode import check_tokenizer, encode_pairs, fill, Pair, usable
 from ._prompts import as_ids, Prompts
@@ -174,6 +174,7 @@ def _shuffled(rng: np.random.Generator, names: Sequence[str]) -> Iterator[str]:
 
 
 def _check_flip(flip: Sequence[str]) -> None:
+    check_kind(f"{_VERB}: flip", flip, Iterable, f"a tuple out of {', '.join(map(repr, FLIPS))}")
     unknown = [flip] if isinstance(flip, str) else [role for role in flip if role not in FLIPS]
     if unknown or not flip:
         raise ValueError(f"{_VERB}: flip is a tuple out of {', '.join(map(repr, FLIPS))}, not empty; got {flip!r}.")

@@ -36,7 +36,7 @@ COUNTERFACTUALS = {
 _VERB = "jc.data.ioi_counterfactuals"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class IOICounterfactuals:
     """Indirect-object prompts, each with eight corrupt ones.
 

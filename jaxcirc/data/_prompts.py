@@ -40,7 +40,9 @@ class Prompts(Shown, eqx.Module):
         return self.clean.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> "Prompts":
-        return rows_of(self, np.atleast_1d(np.arange(len(self))[index]))
+        if index is None or (rows := np.atleast_1d(np.arange(len(self))[index])).ndim > 1:
+            raise TypeError(f"Prompts: expected a number, a slice or a list of numbers in [ ], got {index!r}.")
+        return rows_of(self, rows)
 
     def metric(self) -> LogitDiff:
         """`logit[answer] - logit[foil]` at each prompt's last token."""

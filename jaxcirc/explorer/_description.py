@@ -94,3 +94,12 @@ class Description:
     remarks: Sequence[str] = ()
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def check_ends(what: str, nodes: Sequence[Node], edges: Sequence[Edge]) -> None:
+    """ValueError if two nodes have one name, or an edge ends at none of them."""
+    names = {node.name for node in nodes}
+    if len(names) < len(nodes):
+        raise ValueError(f"{what}: two nodes have one name. Expected names of which no two are the same.")
+    if unknown := {end for edge in edges for end in (edge.source, edge.target)} - names:
+        raise ValueError(f"{what}: an edge ends at {min(unknown)!r}, which is no node.")

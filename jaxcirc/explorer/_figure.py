@@ -10,7 +10,7 @@ import numpy as np
 
 from .._figures import headline, NEGATIVE, new_figure, POSITIVE, saved, shortened, shown, signed, sizes, SMALL
 from .._words import counted
-from ._description import Description, Edge, Node, SHAPES
+from ._description import check_ends, Description, Edge, Node, SHAPES
 from ._layout import Layout, layout, RADIUS
 from ._routes import routes
 
@@ -42,6 +42,7 @@ def figure_of(described: Description, target: Path | None, most_edges: int) -> "
     from matplotlib.cm import ScalarMappable
     from matplotlib.collections import LineCollection
 
+    check_ends("figure", described.nodes, described.edges)
     nodes, edges = _chosen(described, most_edges)
     places = layout([node.row for node in nodes], [node.pos for node in nodes], described.rows)
     slot = min(SLOT, LARGEST[0] / max(places.width, 1), LARGEST[1] / max(places.height, 1))

@@ -26,7 +26,7 @@ class Band(NamedTuple):
     high: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """Where nodes stand: `places` `[node 2]` are x and y, y upward, in units of a slot; nodes are discs of radius `RADIUS` at most."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._files import write_text, writing_file
-from ._description import Description, Edge, Node, SHAPES
+from ._description import check_ends, Description, Edge, Node, SHAPES
 from ._layout import Band, Layout, layout, RADIUS
 from ._plot import LEVELS, plot_item, scripts
 from ._routes import routes
@@ -46,11 +46,8 @@ def page(described: Description, live: Live | None = None) -> str:
     """
     nodes = sorted(described.nodes, key=lambda node: (node.counted, -_size(node.value)))
     edges = sorted(described.edges, key=lambda edge: -abs(edge.weight))
+    check_ends("page", nodes, edges)
     number = {node.name: i for i, node in enumerate(nodes)}
-    if len(number) < len(nodes):
-        raise ValueError("page: two nodes have one name. Expected names of which no two are the same.")
-    if unknown := {end for edge in edges for end in (edge.source, edge.target)} - number.keys():
-        raise ValueError(f"page: an edge ends at {min(unknown)!r}, which is no node.")
     places = layout([node.row for node in nodes], [node.pos for node in nodes], described.rows)
     data = _data(described, nodes, edges, number, places)
     data["live"] = None if live is None else {"words": live.words, "strength": live.strength}

@@ -15,7 +15,7 @@ from ..saes import AbstractDictionary
 from ._unit_acts import tokens_together, unit_activations
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Example:
     """A prompt and how strong the latent is at each of its tokens."""
 
@@ -28,7 +28,7 @@ class Example:
         return int(np.argmax(np.abs(self.acts)))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Firing:
     """The strongest examples, the strongest first; every activation other than 0; and of how many tokens and prompts that is."""
 

@@ -57,7 +57,7 @@ class TopEdges(NamedTuple):
         return pd.DataFrame({"target": targets, "source": self.source[there], "value": self.value[there]})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class MeanEdges(Shown):
     r"""Mean edges between all latents of two dictionaries over the positions of a corpus. Made by `jc.features.mean_edges`.
 

@@ -23,7 +23,7 @@ class Correlation(NamedTuple):
     pairs: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class FeatureJacobian(Shown):
     r"""The derivatives of latents by latents, one row a pair: `len(jacobian)` of them. Made by `jc.feature_jacobian`.
 

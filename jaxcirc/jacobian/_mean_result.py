@@ -25,7 +25,7 @@ FORMAT, WHAT = "jaxcirc mean jacobian 1", "a mean Jacobian that MeanJacobian.sav
 _ABOUT = ("weight", "n_positions", "n_prompts", "source", "target", "frozen", "model", "dtype", "engine")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class MeanJacobian(Shown):
     r"""The mean of an MLP's Jacobians over the positions of a corpus. Made by `jc.jacobian.mean`.
 

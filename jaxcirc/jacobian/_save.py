@@ -33,7 +33,7 @@ from ._matrix import matrix_by
 from ._operator import EdgeJacobian, random_key
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SavedJacobian(Shown):
     """A Jacobian on disk.
 

@@ -19,7 +19,7 @@ SUMMARY = ("cpr", "cmd", "acc_auc")
 _AT_ONCE = 2**22  # weights of examples in resamples that are in memory at a time
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class CircuitCurve(Shown):
     r"""How much of a behaviour circuits of increasing size carry.
 

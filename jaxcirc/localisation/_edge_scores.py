@@ -11,7 +11,7 @@ from ._given import check_mask_of, check_scores
 from ._signs import Sign, sign_of
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class EdgeScores:
     """Scores of all edges of a model, as the benchmark's files hold them: over the graph with positions in every run
     (`embeddings="tokens"`) and a key and a value input for each query head (`shared="each"`).

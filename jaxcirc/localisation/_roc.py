@@ -15,7 +15,7 @@ from ._prune import pruned
 from ._select import chosen, strength
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ROC:
     """The receiver operating characteristic: of the true edges, and of the others, the shares that are found, for ever more edges.
 

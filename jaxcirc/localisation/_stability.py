@@ -11,7 +11,7 @@ from ._given import By, check_graph, check_ranking, check_scores, check_size, Ho
 from ._select import chosen, strength
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stability:
     """Circuits found on bootstrap samples of the examples, compared.
 

@@ -30,7 +30,7 @@ class Step(NamedTuple):
         return self.without if self.removed else self.before
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class GreedySearch(Shown):
     """A circuit found edge by edge.
 

@@ -9,7 +9,7 @@ from .._shown import Shown
 from ..graph import ComponentGraph
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainedMasks(Shown):
     """A circuit whose edges were chosen by gradient.
 

@@ -18,6 +18,7 @@ from ._gradients import bytes_held as bytes_held, cut_gradients as cut_gradients
 from ._lengths import (
     filled as filled,
     lengthened as lengthened,
+    metric_name as metric_name,
     padded_length as padded_length,
     shortened as shortened,
 )

@@ -3,6 +3,7 @@
 What is behind a prompt is padding: nobody attends to it, a mask says where it is, and results have the length that the caller gave.
 """
 
+import functools as ft
 from typing import TypeVar
 
 import equinox as eqx
@@ -65,6 +66,13 @@ def metric_of_first(metric: Metric, seq: int) -> Metric:
         counted = jax.device_put(xp.where(position < 0, position + seq, position))
     # Of its own class still, by which runs know what it reads.
     return eqx.tree_at(lambda metric: metric.position, metric, counted)
+
+
+def metric_name(metric: Metric) -> str:
+    """The name of a metric's class, or of the function that it is, whatever holds it for `jit` and for padded prompts."""
+    while isinstance(metric, _OfFirst | ft.partial):
+        metric = metric.metric if isinstance(metric, _OfFirst) else metric.func
+    return getattr(metric, "__name__", type(metric).__name__)
 
 
 class _OfFirst(AbstractMetric):

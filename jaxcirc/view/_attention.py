@@ -60,7 +60,7 @@ draw();
 """
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class AttentionPage(Shown):
     """Attention of some heads over one prompt, as arrays and as a page. Made by `jc.view.attention`.
 

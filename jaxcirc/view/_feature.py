@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FeaturePage(Shown):
     """What is known of one latent, as tables and as a page. Made by `jc.view.feature`.
 

@@ -64,7 +64,7 @@ class StoredDecoder(AbstractDecoder):
         return array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
     """One layer's arrays, as they become leaves."""
 
