@@ -1,6 +1,7 @@
 """Node and edge effects against their definitions, the identities that they obey, and known answers."""
 
 import functools as ft
+import gc
 import itertools
 
 import equinox as eqx
@@ -11,7 +12,8 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc.attribution import _contract
+from jaxcirc._fingerprint import fingerprint
+from jaxcirc.attribution import _contract, _origin
 from jaxcirc.graph import wiring
 from jaxcirc.parts import Attention, Block, MLP, relu
 from tests import oracle
@@ -674,3 +676,22 @@ def test_nodes_of_something_else_are_refused():
     assert len(jc.edge_effects(*arguments[:4], written(3), nodes, threshold=0.0).coo)  # the same, if another object
     with pytest.raises(ValueError, match="they are of another metric"):
         jc.edge_effects(*arguments[:4], written(4), nodes, threshold=0.0)
+
+
+def test_a_model_is_fingerprinted_once_and_as_long_as_it_lives(monkeypatch):
+    computed = []
+    monkeypatch.setattr(_origin, "fingerprint", lambda tree: computed.append(tree) or fingerprint(tree))
+    model, saes, *_ = problem("gpt2")
+    first = _origin.fingerprints(model, saes)
+    assert _origin.fingerprints(model, saes) == first
+    assert len(computed) == 1 + len(saes)
+    assert first[0] == fingerprint(model)
+    known = len(_origin._KNOWN)
+    computed.clear()
+    del model, saes
+    gc.collect()
+    assert len(_origin._KNOWN) <= known - 1 - len(first[1])
+    held = jax.tree.map(np.array, MODELS["gpt2"](jax.random.key(3)))  # arrays that can change
+    assert _origin.fingerprints(held, {})[0] == first[0]
+    held.blocks[0].attn.W_Q[...] = 0.0
+    assert _origin.fingerprints(held, {})[0] != first[0]

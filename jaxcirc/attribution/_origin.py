@@ -1,6 +1,7 @@
 """What node effects were computed of, so that edges are not found of one model or metric with the gradients of another."""
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 
 import equinox as eqx
 import jax
@@ -44,9 +45,26 @@ def fingerprints(model: Transformer, saes: Mapping[Site, AbstractDictionary]) ->
 
     def of_dictionary(site: Site, sae: AbstractDictionary) -> str:
         read = site_read(site, sae)
-        return fingerprint(anonymous(sae, None if read == site else read))
+        return _once(sae, site, lambda: fingerprint(anonymous(sae, None if read == site else read)))
 
-    return fingerprint(model), {str(site): of_dictionary(site, sae) for site, sae in saes.items()}
+    of_model = _once(model, None, lambda: fingerprint(model))
+    return of_model, {str(site): of_dictionary(site, sae) for site, sae in saes.items()}
+
+
+_KNOWN: dict[tuple[int, Site | None], str] = {}  # by the `id` of what lives
+
+
+def _once(thing: eqx.Module, at: Site | None, compute: Callable[[], str]) -> str:
+    """A fingerprint that is computed once, as verbs are called prompt by prompt with one model: it is frozen, and its arrays never change,
+    but for those of NumPy.
+    """
+    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(thing)):
+        return compute()
+    key = id(thing), at
+    if key not in _KNOWN:
+        _KNOWN[key] = compute()
+        weakref.finalize(thing, _KNOWN.pop, key, None).atexit = False
+    return _KNOWN[key]
 
 
 def _same(one: Metric, other: Metric) -> bool:
