@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -567,6 +568,9 @@ def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
     assert code == 0, said.err
     assert said.out.startswith("2 heads of tiny-gpt2, each ablated alone, on 8 tokens of 2 prompts")
     assert "\n1.2 " in said.out
+    table = tmp_path / "text.csv"
+    table.write_text("text\n" + text.read_text())
+    assert repair(capsys, "--prompts", str(table), "--length", "5", "--only", "1.2", "0.0")[1].out == said.out
     np.save(ids, np.arange(10).reshape(2, 5))
     code, said = repair(capsys, "--tokens", str(ids), "--json", "--raw", "--minimum", "-100")
     assert code == 0, said.err
@@ -586,15 +590,17 @@ def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
         (["--head", "1.9"], "There is no head (1, 9) in tiny-gpt2"),
         (["--head", "1.2", "--only", "0.1"], "--head draws heads of those that --only names; 1.2 is not one"),
         (["--plot", "nowhere/unused.svg"], "--plot: there is no folder nowhere for unused.svg. Make it first"),
-        (["--prompts", "TEXT", "--length", "50"], "has 0 prompts of 50 tokens or more"),
-        (["--prompts", "EMPTY"], "has no text. Expected a prompt a line"),
-        (["--tokens", "TEXT"], "TEXT is neither a JSON list of token ids nor a .npy file of them"),
+        (["--prompts", "TEXT.txt", "--length", "50"], "has 0 prompts of 50 tokens or more"),
+        (["--prompts", "EMPTY.txt"], "EMPTY.txt holds no text"),
+        (["--prompts", "rows.jsonl"], "has none of the columns text, prompt"),
+        (["--tokens", "TEXT.txt"], "TEXT.txt is neither a JSON list of token ids nor a .npy file of them"),
     ],
 )
 def test_self_repair_refuses_in_one_line(options, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "TEXT").write_text("The teacher likes\nThe doctor runs\n")
-    (tmp_path / "EMPTY").write_text("\n")
+    (tmp_path / "TEXT.txt").write_text("The teacher likes\nThe doctor runs\n")
+    (tmp_path / "EMPTY.txt").write_text("\n")
+    (tmp_path / "rows.jsonl").write_text('{"sentence": "The teacher likes"}\n{"sentence": "The doctor runs"}\n')
     code, said = repair(capsys, *options)
     assert code == 2
     assert message in said.err.strip().splitlines()[-1]
@@ -631,12 +637,14 @@ def test_scrub_a_hypothesis(prompts, tmp_path, capsys):
     assert said["metric"] == pytest.approx(want.values.mean())
     assert [row["path"] for row in said["claims"]] == ["logits", "logits/a1.h0", "logits/m1", "logits/m1/m0"]
     assert (said["prompts"], said["samples"], said["runs"]) == (4, 3, want.runs)
+    [documented] = re.findall(r"```toml\n(.*?)```", inspect.getdoc(jc.scrubbing.load_hypothesis) or "", re.DOTALL)
+    (tmp_path / "tree.toml").write_text(documented, encoding="utf-8")
     assert main([*given, "--ioi", "4", "--seed", "1"]) == 0
     printed = capsys.readouterr()
     assert "4 indirect-object prompts of 16 tokens" in printed.err
     assert "metric, all resampled" in printed.out
     assert re.search(r"recovered +-?[\d.]+% ± [\d.]+%", printed.out)
-    assert "    m0 " in printed.out
+    assert "    a2.h0.q " in printed.out
 
 
 def test_scrub_refuses_in_one_line(prompts, tmp_path, capsys):

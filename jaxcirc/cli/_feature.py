@@ -9,6 +9,7 @@ from ..data import load_texts
 from ..interop import check_saes, load_saes
 from ..view import feature, FeaturePage
 from ._common import add_bos_option, load_model, progress_bar, say_json, Subparsers, tokenizer_of
+from ._corpus import TEXTS_HELP
 from ._loading import add_model_option, add_tokenizer_options
 from ._options import count, existing_file, page, site
 
@@ -45,7 +46,7 @@ def add(subparsers: Subparsers) -> None:
         required=True,
         type=existing_file("--prompts"),
         metavar="FILE",
-        help="file of texts: .txt with one a line, JSON lines, JSON, CSV, TSV or parquet",
+        help=TEXTS_HELP,
     )
     parser.add_argument("--limit", type=count("--limit", "texts to use"), metavar="N", help="use the first N texts")
     parser.add_argument(

@@ -223,8 +223,8 @@ class JacobianLens(Shown, eqx.Module):
     def merge(lenses: Sequence["JacobianLens"]) -> "JacobianLens":
         """The lens of all prompts that several lenses were fitted to: their means weighed by their prompts, with the standard error of all.
 
-        **Raises:** `ValueError` for lenses of other layers, widths, models or settings, which says what differs; `TypeError` for what is
-        no lens.
+        **Raises:** `ValueError` for lenses of other layers, widths, models or settings, which says what differs, and for a lens
+        that is given twice; `TypeError` for what is no lens.
 
         >>> halves = [jc.fit_lens(model, [tokens[:n]], skip_first=1) for n in (5, 6)]
         >>> jc.JacobianLens.merge(halves).n_prompts
@@ -251,7 +251,19 @@ def _checked(lenses: Sequence[JacobianLens]) -> list[JacobianLens]:
                 f"JacobianLens.merge: lens 0 and lens {number} differ in {differ}. Lenses can be merged that were fitted to the same model "
                 "in the same way."
             )
+        for earlier in range(number):
+            if _same_content(given[earlier], lens):
+                raise ValueError(
+                    f"JacobianLens.merge: lens {earlier} and lens {number} hold the same means, so their prompts would count twice and the "
+                    "standard error would come out too small. Give each part once."
+                )
     return given
+
+
+def _same_content(first: JacobianLens, other: JacobianLens) -> bool:
+    return first.n_prompts == other.n_prompts and all(
+        jnp.array_equal(running.mean, other.means[layer].mean) for layer, running in first.means.items()
+    )
 
 
 def _differ(first: JacobianLens, other: JacobianLens) -> str | None:
