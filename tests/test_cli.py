@@ -589,7 +589,6 @@ def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
         (["--head", "9.6", "--plot", "unused.svg"], "There is no layer 9 in tiny-gpt2"),
         (["--head", "1.9"], "There is no head (1, 9) in tiny-gpt2"),
         (["--head", "1.2", "--only", "0.1"], "--head draws heads of those that --only names; 1.2 is not one"),
-        (["--plot", "nowhere/unused.svg"], "--plot: there is no folder nowhere for unused.svg. Make it first"),
         (["--prompts", "TEXT.txt", "--length", "50"], "has 0 prompts of 50 tokens or more"),
         (["--prompts", "EMPTY.txt"], "EMPTY.txt holds no text"),
         (["--prompts", "rows.jsonl"], "has none of the columns text, prompt"),
@@ -665,7 +664,8 @@ def test_scrub_refuses_in_one_line(prompts, tmp_path, capsys):
 SHIPPED = ["--model", "tiny-gpt2", "--saes", "tiny-gpt2"]
 PAIRED = [*SHIPPED, "--prompts", "PROMPTS"]
 SITES = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_mlp_out"]
-TEXT = [*SHIPPED, "--prompt", "The teacher", *SITES]
+SAID = [*SHIPPED[:2], "--prompt", "The teacher"]
+TEXT = [*SHIPPED, *SAID[2:], *SITES]
 PATHS = ["path-patch", *PAIRED[:2], *PAIRED[4:], "--receivers", "logits"]
 STEER = ["steer", "--circuit", "CIRCUIT", *PAIRED]
 CURVE = ["circuit-curve", *PAIRED[:2], *PAIRED[4:]]
@@ -706,8 +706,10 @@ COUNTS = {  # every option that is a count, of every command
 }
 SIZES = {"--node-threshold": ["discover", *PAIRED], "--edge-threshold": ["demo"], "--minimum": ["features", *TEXT]}
 PLACES = {
-    "--out": [["demo"], ["discover", *PAIRED], ["convert", "PROMPTS"], ["jacobian", *TEXT], ["bench"], CURVE],
-    "--plot": [
+    ("--out", ""): [["demo"], ["discover", *PAIRED], ["convert", "PROMPTS"], ["bench"]],
+    ("--out", ".safetensors"): [["jacobian", *TEXT]],
+    ("--out", ".json"): [CURVE],
+    ("--plot", ".svg"): [
         CURVE,
         ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
         ["features", *TEXT],
@@ -741,7 +743,17 @@ BAD_OPTIONS = [
     ([*STEER, "--nodes"], "--nodes: expected at least one argument"),
     (STEER, "one of the arguments --nodes --strongest is required"),
     (["features", *TEXT, "--step", "inf"], "--step: expected a finite number, got inf"),
-    ([*CURVE, "--out", "scores.txt"], r"--out: scores are written as \.json or \.pt, and scores\.txt is neither"),
+    *(
+        ([*command, option, name], rf"{option}: {name} does not end in .*{written}.* Name it so")
+        for command, option, name, written in (
+            (CURVE, "--out", "scores.txt", r"\.json, \.pt"),
+            (["graph", *SAID], "--out", "x.json", r"\.safetensors"),
+            (["graph", *SAID], "--json-graph", "g.html", r"\.json"),
+            (["jacobian", *TEXT], "--out", "plain", r"\.safetensors"),
+            (["generate", *SAID], "--out", "x.csv", r"\.json"),
+        )
+    ),
+    (["view", "PROMPTS", "--out", "v.png"], r"--out: A page is an HTML file, and v.png does not end in \.html"),
     ([*CURVE, "--scores", "nowhere.json"], r"--scores nowhere\.json: No such file"),
     ([*CURVE, "--how", "topn"], "--how: invalid choice: 'topn'"),
     (["self-repair", "--minimum", "nan"], "--minimum: expected a finite number, got nan"),
@@ -782,11 +794,11 @@ BAD_OPTIONS = [
     *(
         (
             [*command, option, place],
-            f"{option}: .*{re.escape(place)}.* cannot be written: .* Choose another place|there is no folder",
+            f"{option}: .*{re.escape(place)}.* cannot be written: .* Choose another place",
         )
-        for option, commands in PLACES.items()
+        for (option, suffix), commands in PLACES.items()
         for command in commands
-        for place in ("PROMPTS/under-a-file.svg", "/proc/nothing/here.svg")
+        for place in (f"PROMPTS/under-a-file{suffix}", f"/proc/nothing/here{suffix}")
     ),
 ]
 

@@ -163,7 +163,7 @@ def test_component_edges_by_masks(given, capsys):
         (["component-edges", "IOI", "--keep", "2"], "--keep is a part of the edges, above 0 and up to 1; got 2"),
         (
             ["component-edges", "IOI", "--out", "x.csv"],
-            "--out: scores are written as .json or .pt, and x.csv is neither",
+            "--out: x.csv does not end in one of .json, .pt",
         ),
     ],
 )

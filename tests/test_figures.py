@@ -164,7 +164,6 @@ def test_paths_are_checked_first(name, tmp_path, untyped, monkeypatch):
     for path, message in (
         ("x.gif", rf"{name}: path: x.gif does not end in one of \.svg, \.pdf, \.png\. Name it so"),
         ("x", "does not end in one of"),
-        ("nowhere/x.svg", "there is no folder nowhere for x.svg. Make it first"),
         ("folder.svg", "folder.svg is a folder"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -455,9 +454,8 @@ def test_a_graph_has_its_most_influential_edges_in_their_colours(graph, tmp_path
     assert "red positive, blue negative, wider with more" in figure.get_suptitle()
     with pytest.raises(ValueError, match="5 tokens"):
         graph.to_figure(tokens=["a"])
-    for path, message in (("graph.txt", "svg"), (tmp_path / "none" / "graph.svg", "none")):
-        with pytest.raises(ValueError, match=message):
-            graph.to_figure(path)
+    with pytest.raises(ValueError, match="svg"):
+        graph.to_figure("graph.txt")
 
 
 def test_checks_of_a_graph(graph, model, untyped):

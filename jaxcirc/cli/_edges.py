@@ -8,6 +8,7 @@ import numpy as np
 
 from .._metrics import LogitDiff
 from .._run import run
+from .._tokens import token_text, token_texts
 from .._words import counted
 from ..edges import edges_into, edges_out_of
 from ..interop import check_saes, load_saes
@@ -114,7 +115,7 @@ def token_of(tokenizer: Any, option: str, text: str | None) -> int | None:
         raise ValueError(f"{option}: with --tokens there is no tokenizer to read {text!r}. Give the token's id.")
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
-        parts = ", ".join(repr(tokenizer.decode([each])) for each in ids)
+        parts = ", ".join(map(repr, token_texts(tokenizer, ids)))
         raise ValueError(
             f"{option} takes one token, and {text!r} is {len(ids)}: {parts}. Mind the space in front of a word."
         )
@@ -127,7 +128,7 @@ def metric_text(tokenizer: Any, answer: int, foil: int | None) -> str:
 
 
 def _text(tokenizer: Any, token: int) -> str:
-    return str(int(token)) if tokenizer is None else repr(tokenizer.decode([int(token)]))
+    return str(int(token)) if tokenizer is None else repr(token_text(tokenizer, token))
 
 
 def _where(row: dict[str, Any], texts: list[str]) -> str:

@@ -96,8 +96,8 @@ def feature_page(arguments: argparse.Namespace) -> int:
         say_json({**_summary(found), "out": str(arguments.out)})
         return 0
     print(f"latent {found.unit} at {found.site}: on at {found.share_active:.3%} of {counted(found.n_tokens, 'token')}")
-    for example in found.examples[:3]:
-        words = "".join(found.texts[int(token)] for token in example.tokens)
+    for example, pieces in list(zip(found.examples, found.pieces, strict=True))[:3]:
+        words = "".join(text for _, text in pieces)
         print(f"  {example.acts[example.position]:z8.3f}  {words!r}")
     print(f"\nwritten to {arguments.out}: open it in a browser.")
     return 0

@@ -9,6 +9,7 @@ import numpy as np
 
 from .._precision import LOWER
 from .._sites import Site
+from .._tokens import token_texts
 from .._words import counted
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
 from ..circuits import Circuit, discover
@@ -90,7 +91,7 @@ def find_circuit(
             progress=progress,
         )
     if positions:
-        circuit = circuit.annotate(tokens=[tokenizer.decode([int(token)]) for token in np.asarray(prompts.clean)[0]])
+        circuit = circuit.annotate(tokens=token_texts(tokenizer, np.asarray(prompts.clean)[0]))
     sides = [prompts.clean, prompts.corrupt]
     circuit = annotated(circuit, model, saes, sides, tokenizer, prompts.mask)
     begin = {side[0] for tokens in sides for side in np.asarray(tokens).tolist()}

@@ -85,7 +85,10 @@ def add(subparsers: Subparsers) -> None:
     add_seed_option(parser)
     parser.add_argument("--texts", type=count("--texts", "texts to draw"), metavar="N", help="how many texts to draw")
     parser.add_argument(
-        "--out", type=new_file("--out"), metavar="FILE", help="file for tokens, log-probabilities and texts, as JSON"
+        "--out",
+        type=new_file("--out", ".json"),
+        metavar="FILE",
+        help="file for tokens, log-probabilities and texts, as JSON",
     )
     parser.set_defaults(command=generate_text)
 

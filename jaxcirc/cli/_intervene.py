@@ -10,15 +10,15 @@ import numpy as np
 from .._checks import check_number
 from .._edits import Add, Replace, Scale
 from .._sites import Site
+from .._tokens import token_text, token_texts
 from .._words import counted
 from ..attribution_graphs import Change, intervene, Intervention
 from ._check_graph import add_holding_options
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
 from ._frozen import held
-from ._in_words import text_of
 from ._results import add_top_option
 from ._saved_graph import add_dictionaries, check_dictionaries_there, load_dictionaries
-from ._tables import add_table_option, check_table_file, save_table
+from ._tables import add_table_option, save_table
 
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ def _read(found: re.Match[str]) -> Change | None:
 
 
 def move(arguments: argparse.Namespace) -> int:
-    check_table_file(arguments.out)
     check_dictionaries_there(arguments)
     tokens = tokens_of(arguments)
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
@@ -99,7 +98,7 @@ def move(arguments: argparse.Namespace) -> int:
         frozen=held(arguments.freeze, model),
         live_from=arguments.live_from,
     )
-    texts = [text_of(tokenizer, token) for token in np.asarray(tokens)]
+    texts = token_texts(tokenizer, np.asarray(tokens))
     table = _latents(found)
     save_table(table, arguments.out)
     first = table.head(arguments.top)
@@ -130,7 +129,7 @@ def _next(found: Intervention, most: int, tokenizer: Any) -> list[dict[str, Any]
     order = np.argsort(-np.maximum(before, after), kind="stable")[:most]
     return [
         {
-            "token": text_of(tokenizer, token),
+            "token": token_text(tokenizer, token),
             "clean": float(before[token]),
             "changed": float(after[token]),
             "logit": float(changed[token] - clean[token]),

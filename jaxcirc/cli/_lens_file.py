@@ -1,9 +1,10 @@
 """The option of a file that a lens is written to."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
-from ..lens._store import check_suffix
+from ..lens._store import SUFFIXES
 from ._options import new_file
 
 
@@ -18,15 +19,6 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def lens_file(option: str):
+def lens_file(option: str) -> Callable[[str], Path]:
     """Takes a file that a lens is written to."""
-    writable = new_file(option)
-
-    def read(text: str) -> Path:
-        path = writable(text)
-        try:
-            return check_suffix(option, path)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read
+    return new_file(option, *SUFFIXES)

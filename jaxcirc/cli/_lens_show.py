@@ -1,11 +1,13 @@
 """`jaxcirc lens show`: a prompt read through a Jacobian lens."""
 
 import argparse
+import functools as ft
 from typing import Any
 
 import numpy as np
 
 from .._figures import COLOURED_BY
+from .._tokens import token_text
 from .._words import counted
 from ..lens import JacobianLens
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
@@ -50,7 +52,7 @@ def show(arguments: argparse.Namespace) -> int:
     read = lens.readout(model, tokens, arguments.top, ranks_of=[] if chosen is None else [chosen])
     if arguments.plot:
         lens.plot(model, tokens, tokenizer, colour=arguments.colour, path=arguments.plot)
-    text = str if tokenizer is None else (lambda token: tokenizer.decode([token]))
+    text = ft.partial(token_text, tokenizer)
     rows = [_row(read, i, at, text, chosen is not None) for i in range(len(read.layers))]
     if arguments.json:
         place = {

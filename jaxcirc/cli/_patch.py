@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._sites import Site
+from .._tokens import token_texts
 from .._words import counted
 from ..data import Prompts
 from ..interop import check_saes, load_saes
@@ -109,7 +110,7 @@ def _patched(
 def _texts(tokenizer: Any, prompts: Prompts) -> list[str]:
     """Decodes what stands at each position: of the first clean prompt, with "…" where others have another token there."""
     clean, both = np.asarray(prompts.clean), np.concatenate([prompts.clean, prompts.corrupt])
-    texts = [tokenizer.decode([int(token)]) for token in clean[0]]
+    texts = token_texts(tokenizer, clean[0])
     return [text + "…" * bool((both[:, at] != clean[0, at]).any()) for at, text in enumerate(texts)]
 
 

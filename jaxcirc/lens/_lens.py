@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._checks import check_choice, check_count, check_kind, check_list
-from .._figures import COLOURED_BY, text_of, written
+from .._figures import COLOURED_BY, written
 from .._fingerprint import difference, fingerprint
 from .._labels import with_labels
 from .._run import check_token_ids, check_tokens
 from .._shown import Shown
+from .._tokens import token_texts
 from .._words import counted
 from ..models import check_known, Transformer
 from ..runs import Corpus, corpus_prompts
@@ -170,7 +171,7 @@ class JacobianLens(Shown, eqx.Module):
         read = self.readout(model, tokens, 1, logit_lens=logit_lens)
         of = f"{self.settings.rule} Jacobians, {counted(self.n_prompts, 'prompt')}"
         title = f"{'Logit lens' if logit_lens else 'Jacobian lens'} of {model.name}{'' if logit_lens else f': {of}'}; read on 1 prompt"
-        texts = [text_of(tokenizer, token) for token in np.asarray(tokens)]
+        texts = token_texts(tokenizer, np.asarray(tokens))
         return draw_readout(read, target, tokens=texts, tokenizer=tokenizer, title=title, colour=colour)
 
     def _maps(self) -> Mapping[int, Float[Array, "map d_model d_model"]]:

@@ -37,7 +37,7 @@ def draw_head_effects(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for another number of tokens, another suffix, and a folder that is not there.
+    **Raises:** `ValueError` for another number of tokens, and another suffix.
 
     >>> prompts = jc.data.ioi(tokenizer, 2, seed=0)
     >>> effects = jc.head_effects(model, prompts.clean, prompts.corrupt, prompts.metric())
