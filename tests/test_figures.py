@@ -256,10 +256,11 @@ def test_head_effects_by_head_and_by_position(untyped):
     axes = figures.panels(figure)
     assert [each.get_title().split(",")[0] for each in axes] == ["output", "query", "key", "value"]
     assert [each.get_xlabel() for each in axes] == ["head"] * 2 + ["group of heads that share it"] * 2
-    for each, values in zip(axes, (-whole, whole, shared, 2 * shared), strict=True):
-        want = np.asarray(values).sum(-1).mean(0)
+    wanted = [np.asarray(values).sum(-1).mean(0) for values in (-whole, whole, shared, 2 * shared)]
+    most = max(np.abs(want).max() for want in wanted)
+    for each, want in zip(axes, wanted, strict=True):
         np.testing.assert_allclose(figures.cells(each), want, rtol=1e-5)  # float32, summed in another order
-        assert figures.limits(each) == pytest.approx((-np.abs(want).max(), np.abs(want).max()))
+        assert figures.limits(each) == pytest.approx((-most, most))  # a colour means one size in all panels
     names = [f"t{i}" for i in range(5)]
     axes = figures.panels(jc.draw_head_effects(effects, by="position", tokens=names))
     np.testing.assert_allclose(figures.cells(axes[2]), np.asarray(shared).sum(2).mean(0), rtol=1e-5)
@@ -490,6 +491,9 @@ def test_curves_have_their_band(untyped):
     lines = {line.get_label(): line.get_data() for line in axes.get_lines()}
     np.testing.assert_array_equal(lines["faithfulness"], [[8, 4], [1.0, 0.7]])
     np.testing.assert_array_equal(lines["random"], [[8, 4], [1.0, 0.2]])
+    drawn = {line.get_label(): (line.get_zorder(), line.get_linestyle()) for line in axes.get_lines()}
+    assert drawn["faithfulness"][0] > drawn["random"][0]  # where both are the same, the first is seen
+    assert [drawn[name][1] for name in ("faithfulness", "random")] == ["-", "--"]
     assert axes.get_ylabel() == "share of the metric recovered"
     assert figure.get_suptitle().replace("\n", " ").endswith("size of the circuit; metric: logits")
     for given, message in (
