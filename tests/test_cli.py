@@ -790,7 +790,11 @@ BAD_OPTIONS = [
     (["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "1"], "--ioi is how many indirect-object prompts are made, at least 2"),
     (["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "4"], "PROMPTS is no TOML: "),
     (["--quiet"], "the following arguments are required: COMMAND"),
-    (["divine"], "invalid choice: 'divine'"),
+    (["divine"], "invalid choice: 'divine'. Did you mean|There are"),
+    (["head"], "COMMAND: invalid choice: 'head'. Did you mean `heads`\\? `jaxcirc --help` lists what there is"),
+    (["--nothing"], "--nothing is no option of jaxcirc. .* `jaxcirc --help` lists what there is"),
+    (["heads", *PAIRED[:2], "--promps", "f"], "--promps is no option of jaxcirc heads. Did you mean `--prompts`\\?"),
+    (["heads", *PAIRED[:2], *PAIRED[4:], "--topp=3"], "--topp is no option of jaxcirc heads. Did you mean `--top`\\?"),
     *(
         (
             [*command, option, place],

@@ -10,7 +10,7 @@ from .._tokens import token_texts
 from .._words import counted
 from ..attribution_graphs import attribution_graph
 from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
-from ._edges import metric_text, token_of
+from ._edges import check_known_tokens, metric_text, token_of
 from ._options import count, figure, new_file, part
 from ._results import add_top_option
 from ._saved_graph import add_dictionaries, check_dictionaries_there, load_dictionaries, names_of, nodes_said
@@ -74,6 +74,7 @@ def graph(arguments: argparse.Namespace) -> int:
         raise ValueError("--foil is subtracted from an answer's logit. Give --answer, too.")
     transcoders = load_dictionaries(arguments)
     model = load_model(arguments)
+    check_known_tokens(model, {"--answer": answer, "--foil": foil})
     targets: Any = None if answer is None else [answer]
     if answer is not None and foil is not None:
         targets = {metric_text(tokenizer, answer, foil): LogitDiff(answer, foil)}

@@ -109,12 +109,13 @@ def move(arguments: argparse.Namespace) -> int:
         out = str(arguments.out) if arguments.out else None
         say_json({**facts, "next": rows, "changed": len(table), "latents": latents, "out": out})
         return 0
+    what = "latent" if arguments.transcoders or arguments.cross_layer_transcoder else "neuron"
     follow = "stay" if arguments.live_from is None else f"from layer {arguments.live_from} on follow"
-    print(f"{model.name}; held: {', '.join(arguments.freeze)}; other latents {follow}\n")
+    print(f"{model.name}; held: {', '.join(arguments.freeze)}; other {what}s {follow}\n")
     print("next token, probability without and with the change, and the change of its logit")
     for row in rows:
         print(f"  {row['clean']:z7.2%}  {row['changed']:z7.2%}  {row['logit']:+z9.4f}  {row['token']!r}")
-    print(f"\n{counted(len(table), 'latent')} whose pre-activations change, those that change most: without, with")
+    print(f"\n{counted(len(table), what)} whose pre-activations change, those that change most: without, with")
     for row in first.to_dict("records"):
         print(f"  {row['clean']:+z9.4f}  {row['changed']:+z9.4f}  {row['latent']} {texts[row['pos']]!r}")
     if arguments.out:

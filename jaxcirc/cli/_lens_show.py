@@ -11,7 +11,7 @@ from .._tokens import token_text
 from .._words import counted
 from ..lens import JacobianLens
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
-from ._edges import token_of
+from ._edges import check_known_tokens, token_of
 from ._logit_lens import position_of
 from ._options import existing_file, figure, whole_number
 from ._results import add_top_option
@@ -49,6 +49,7 @@ def show(arguments: argparse.Namespace) -> int:
     chosen = token_of(tokenizer, "--rank-of", arguments.rank_of)
     at = position_of("--position", arguments.position, len(tokens))
     model = load_model(arguments)
+    check_known_tokens(model, {"--rank-of": chosen})
     read = lens.readout(model, tokens, arguments.top, ranks_of=[] if chosen is None else [chosen])
     if arguments.plot:
         lens.plot(model, tokens, tokenizer, colour=arguments.colour, path=arguments.plot)

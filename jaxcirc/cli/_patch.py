@@ -25,6 +25,7 @@ from ._common import add_prompt_options, load_model, load_prompt_file, progress_
 from ._options import figure
 from ._results import add_top_option
 
+
 OTHERS = "…"  # behind a token that not all prompts have there
 
 
