@@ -120,7 +120,9 @@ def deliver(circuit: Circuit, arguments: argparse.Namespace, again: list[str]) -
         show_circuit(circuit)
         print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser.")
         carried = shlex.join(["jaxcirc", "evaluate", "--circuit", str(arguments.out), *again])
-        print(f"How much of the behaviour its nodes carry, or with --level edges its edges (lower thresholds carry more):\n  {carried}")
+        print(
+            f"How much of the behaviour its nodes carry, or with --level edges its edges (lower thresholds carry more):\n  {carried}"
+        )
 
 
 def show_circuit(circuit: Circuit, *, most: int = 12) -> None:

@@ -34,7 +34,7 @@ def add(subparsers: Subparsers) -> None:
         help="go on from a text, steered and unsteered",
         description="Goes on from a text by the model alone, and with latents, neurons or the residual stream moved; shows both texts.",
         epilog="example: jaxcirc generate --model tiny-gpt2 --prompt 'The teachers that the doctor likes' --saes tiny-gpt2 "
-        "--steer blocks.1.hook_mlp_out:196+=20 --from new -n 12 --temperature 1 --seed 3",
+        "--steer blocks.1.hook_mlp_out:196=20 --from -1 -n 12 --temperature 1 --seed 3",
     )
     add_text_options(parser)
     parser.add_argument(

@@ -81,7 +81,7 @@ class _Parser(argparse.ArgumentParser):
 
     given: Sequence[str] = ()
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # which has overloads
         self.given = sys.argv[1:] if args is None else list(args)
         found, left = super().parse_known_args(args, namespace)
         self._refuse_unknown(left)
