@@ -6,6 +6,7 @@ tangent; only the first also fixes its value when something upstream changes.
 """
 
 import abc
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -205,8 +206,25 @@ def _like(x: Array, array: Array, name: str) -> Array:
     return jnp.broadcast_to(jnp.asarray(array, x.dtype), x.shape)
 
 
+def _takes_one(fn: Callable) -> bool:
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # of what is not written in Python it is not known
+        return True
+    try:
+        signature.bind(None)
+    except TypeError:
+        return False
+    return True
+
+
 def as_pytree(fn: Callable) -> Callable:
     """`fn` as a pytree whose leaves are arrays, so that `jit` and `vmap` take it."""
     if not callable(fn):
         raise TypeError(f"Expected a function of an array, got a {type(fn).__name__}.")
+    if not _takes_one(fn):
+        raise TypeError(
+            f"Expected a function of one array, f(x), got {getattr(fn, '__name__', type(fn).__name__)}{inspect.signature(fn)}. A hook of "
+            "another library, f(value, hook), is here a function of the value alone, which has no axis of a batch."
+        )
     return jax.tree_util.Partial(fn) if jax.tree_util.all_leaves([fn]) else fn

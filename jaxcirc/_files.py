@@ -223,13 +223,16 @@ def check_writable(path: str | Path) -> None:
 
 def check_figure(name: str, path: str | Path, *, suffixes: tuple[str, ...] = PICTURES) -> Path:
     """`path` as a path. **Raises:** `ValueError` unless a picture of one of these kinds can be written there."""
+    return check_new_file(name, path, suffixes)
+
+
+def check_new_file(name: str, path: str | Path, suffixes: tuple[str, ...]) -> Path:
+    """`path` as a path. **Raises:** `ValueError` unless it ends in one of these, and for a folder. Its own folder is made with the file."""
     target = check_path(name, path)
     if target.suffix not in suffixes:
         raise ValueError(f"{name}: {target} does not end in {_one_of(suffixes)}. Name it so.")
     if target.is_dir():
         raise ValueError(f"{name}: {target} is a folder. Expected the name of a file.")
-    if not target.parent.is_dir():
-        raise ValueError(f"{name}: there is no folder {target.parent} for {target.name}. Make it first.")
     return target
 
 

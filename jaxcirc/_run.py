@@ -217,8 +217,10 @@ def check_mask(tokens: Int[Array | np.ndarray, "..."], mask: Bool[Array | np.nda
         raise ValueError(f"mask: {which} has no real token. Leave it out.")
 
 
-def check_token_ids(model: Transformer, ids: Int[Array | np.ndarray, "..."], vocabulary: int | None = None) -> None:
-    """ValueError if an id is outside the vocabulary; silent on traced values, which were checked before tracing."""
+def check_token_ids(
+    model: Transformer, ids: Int[Array | np.ndarray, "..."], vocabulary: int | None = None, *, name: str = ""
+) -> None:
+    """ValueError if an id, of what `name` says, is outside the vocabulary; silent on traced values, which were checked before tracing."""
     if isinstance(ids, Tracer):
         return
     size = model.d_vocab if vocabulary is None else vocabulary
@@ -226,8 +228,9 @@ def check_token_ids(model: Transformer, ids: Int[Array | np.ndarray, "..."], voc
     bad = np.argwhere((values < 0) | (values >= size))
     if len(bad):
         at = tuple(int(i) for i in bad[0])
+        said = f"{name and f'{name}: '}Token id {int(values[at])}{f' at {list(at)}' if at else ''}"
         raise ValueError(
-            f"Token id {int(values[at])} at {list(at)} is outside the vocabulary of {model.name}, 0 to {size - 1}. "
+            f"{said} is outside the vocabulary of {model.name}, 0 to {size - 1}. "
             "Was the text encoded with another model's tokenizer?"
         )
 

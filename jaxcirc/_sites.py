@@ -286,14 +286,22 @@ def _all_names(layer: int) -> list[str]:
     return [name + part for part in reversed(_PARTS.values()) for name in names]
 
 
+_NEAR = 0.6  # how alike a name has to be to be meant, by difflib
+_LISTED = 6
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known name."""
+    """The end of an error message: the nearest known name, or what there is where none is near."""
     known = list(known)
     bare = {each.replace("hook_", ""): each for each in known}
     if name in bare:  # written without it
         return f"Did you mean `{bare[name]}`?"
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-    return f"Did you mean `{near[0]}`?" if near else "There is none."
+    ends = [each for short, each in bare.items() if short.endswith(f".{str(name).removeprefix('hook_')}")]
+    near = ends[:1] or difflib.get_close_matches(str(name), known, n=1, cutoff=_NEAR)
+    if near or not known:
+        return f"Did you mean `{near[0]}`?" if near else "There is none."
+    listed = ", ".join(f"`{each}`" for each in known[:_LISTED])
+    return f"There are {len(known)}, such as {listed}." if len(known) > _LISTED else f"There is {listed}."
 
 
 T = TypeVar("T")

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -567,6 +568,9 @@ def test_self_repair_of_given_text_and_tokens(tmp_path, capsys):
     assert code == 0, said.err
     assert said.out.startswith("2 heads of tiny-gpt2, each ablated alone, on 8 tokens of 2 prompts")
     assert "\n1.2 " in said.out
+    table = tmp_path / "text.csv"
+    table.write_text("text\n" + text.read_text())
+    assert repair(capsys, "--prompts", str(table), "--length", "5", "--only", "1.2", "0.0")[1].out == said.out
     np.save(ids, np.arange(10).reshape(2, 5))
     code, said = repair(capsys, "--tokens", str(ids), "--json", "--raw", "--minimum", "-100")
     assert code == 0, said.err
@@ -600,16 +604,17 @@ def test_self_repair_of_answers(capsys):
         (["--head", "9.6", "--plot", "unused.svg"], "There is no layer 9 in tiny-gpt2"),
         (["--head", "1.9"], "There is no head (1, 9) in tiny-gpt2"),
         (["--head", "1.2", "--only", "0.1"], "--head draws heads of those that --only names; 1.2 is not one"),
-        (["--plot", "nowhere/unused.svg"], "--plot: there is no folder nowhere for unused.svg. Make it first"),
-        (["--prompts", "TEXT", "--length", "50"], "has 0 prompts of 50 tokens or more"),
-        (["--prompts", "EMPTY"], "has no text. Expected a prompt a line"),
-        (["--tokens", "TEXT"], "TEXT is neither a JSON list of token ids nor a .npy file of them"),
+        (["--prompts", "TEXT.txt", "--length", "50"], "has 0 prompts of 50 tokens or more"),
+        (["--prompts", "EMPTY.txt"], "EMPTY.txt holds no text"),
+        (["--prompts", "rows.jsonl"], "has none of the columns text, prompt"),
+        (["--tokens", "TEXT.txt"], "TEXT.txt is neither a JSON list of token ids nor a .npy file of them"),
     ],
 )
 def test_self_repair_refuses_in_one_line(options, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "TEXT").write_text("The teacher likes\nThe doctor runs\n")
-    (tmp_path / "EMPTY").write_text("\n")
+    (tmp_path / "TEXT.txt").write_text("The teacher likes\nThe doctor runs\n")
+    (tmp_path / "EMPTY.txt").write_text("\n")
+    (tmp_path / "rows.jsonl").write_text('{"sentence": "The teacher likes"}\n{"sentence": "The doctor runs"}\n')
     code, said = repair(capsys, *options)
     assert code == 2
     assert message in said.err.strip().splitlines()[-1]
@@ -646,12 +651,14 @@ def test_scrub_a_hypothesis(prompts, tmp_path, capsys):
     assert said["metric"] == pytest.approx(want.values.mean())
     assert [row["path"] for row in said["claims"]] == ["logits", "logits/a1.h0", "logits/m1", "logits/m1/m0"]
     assert (said["prompts"], said["samples"], said["runs"]) == (4, 3, want.runs)
+    [documented] = re.findall(r"```toml\n(.*?)```", inspect.getdoc(jc.scrubbing.load_hypothesis) or "", re.DOTALL)
+    (tmp_path / "tree.toml").write_text(documented, encoding="utf-8")
     assert main([*given, "--ioi", "4", "--seed", "1"]) == 0
     printed = capsys.readouterr()
     assert "4 indirect-object prompts of 16 tokens" in printed.err
     assert "metric, all resampled" in printed.out
     assert re.search(r"recovered +-?[\d.]+% ± [\d.]+%", printed.out)
-    assert "    m0 " in printed.out
+    assert "    a2.h0.q " in printed.out
 
 
 def test_scrub_refuses_in_one_line(prompts, tmp_path, capsys):
@@ -672,7 +679,8 @@ def test_scrub_refuses_in_one_line(prompts, tmp_path, capsys):
 SHIPPED = ["--model", "tiny-gpt2", "--saes", "tiny-gpt2"]
 PAIRED = [*SHIPPED, "--prompts", "PROMPTS"]
 SITES = ["--source", "blocks.0.hook_mlp_out", "--target", "blocks.1.hook_mlp_out"]
-TEXT = [*SHIPPED, "--prompt", "The teacher", *SITES]
+SAID = [*SHIPPED[:2], "--prompt", "The teacher"]
+TEXT = [*SHIPPED, *SAID[2:], *SITES]
 PATHS = ["path-patch", *PAIRED[:2], *PAIRED[4:], "--receivers", "logits"]
 STEER = ["steer", "--circuit", "CIRCUIT", *PAIRED]
 CURVE = ["circuit-curve", *PAIRED[:2], *PAIRED[4:]]
@@ -713,8 +721,10 @@ COUNTS = {  # every option that is a count, of every command
 }
 SIZES = {"--node-threshold": ["discover", *PAIRED], "--edge-threshold": ["demo"], "--minimum": ["features", *TEXT]}
 PLACES = {
-    "--out": [["demo"], ["discover", *PAIRED], ["convert", "PROMPTS"], ["jacobian", *TEXT], ["bench"], CURVE],
-    "--plot": [
+    ("--out", ""): [["demo"], ["discover", *PAIRED], ["convert", "PROMPTS"], ["bench"]],
+    ("--out", ".safetensors"): [["jacobian", *TEXT]],
+    ("--out", ".json"): [CURVE],
+    ("--plot", ".svg"): [
         CURVE,
         ["evaluate", "--circuit", "CIRCUIT", *PAIRED],
         ["features", *TEXT],
@@ -748,7 +758,17 @@ BAD_OPTIONS = [
     ([*STEER, "--nodes"], "--nodes: expected at least one argument"),
     (STEER, "one of the arguments --nodes --strongest is required"),
     (["features", *TEXT, "--step", "inf"], "--step: expected a finite number, got inf"),
-    ([*CURVE, "--out", "scores.txt"], r"--out: scores are written as \.json or \.pt, and scores\.txt is neither"),
+    *(
+        ([*command, option, name], rf"{option}: {name} does not end in .*{written}.* Name it so")
+        for command, option, name, written in (
+            (CURVE, "--out", "scores.txt", r"\.json, \.pt"),
+            (["graph", *SAID], "--out", "x.json", r"\.safetensors"),
+            (["graph", *SAID], "--json-graph", "g.html", r"\.json"),
+            (["jacobian", *TEXT], "--out", "plain", r"\.safetensors"),
+            (["generate", *SAID], "--out", "x.csv", r"\.json"),
+        )
+    ),
+    (["view", "PROMPTS", "--out", "v.png"], r"--out: A page is an HTML file, and v.png does not end in \.html"),
     ([*CURVE, "--scores", "nowhere.json"], r"--scores nowhere\.json: No such file"),
     ([*CURVE, "--how", "topn"], "--how: invalid choice: 'topn'"),
     (["self-repair", "--minimum", "nan"], "--minimum: expected a finite number, got nan"),
@@ -785,15 +805,19 @@ BAD_OPTIONS = [
     (["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "1"], "--ioi is how many indirect-object prompts are made, at least 2"),
     (["scrub", "PROMPTS", *PAIRED[:2], "--ioi", "4"], "PROMPTS is no TOML: "),
     (["--quiet"], "the following arguments are required: COMMAND"),
-    (["divine"], "invalid choice: 'divine'"),
+    (["divine"], "invalid choice: 'divine'. Did you mean|There are"),
+    (["head"], "COMMAND: invalid choice: 'head'. Did you mean `heads`\\? `jaxcirc --help` lists what there is"),
+    (["--nothing"], "--nothing is no option of jaxcirc. .* `jaxcirc --help` lists what there is"),
+    (["heads", *PAIRED[:2], "--promps", "f"], "--promps is no option of jaxcirc heads. Did you mean `--prompts`\\?"),
+    (["heads", *PAIRED[:2], *PAIRED[4:], "--topp=3"], "--topp is no option of jaxcirc heads. Did you mean `--top`\\?"),
     *(
         (
             [*command, option, place],
-            f"{option}: .*{re.escape(place)}.* cannot be written: .* Choose another place|there is no folder",
+            f"{option}: .*{re.escape(place)}.* cannot be written: .* Choose another place",
         )
-        for option, commands in PLACES.items()
+        for (option, suffix), commands in PLACES.items()
         for command in commands
-        for place in ("PROMPTS/under-a-file.svg", "/proc/nothing/here.svg")
+        for place in (f"PROMPTS/under-a-file{suffix}", f"/proc/nothing/here{suffix}")
     ),
 ]
 

@@ -214,7 +214,7 @@ PROMPTS = ["--model", "tiny-gpt2", "--prompts", "PROMPTS"]
     ("command", "message"),
     [
         (["minimality", *CIRCUIT, "--strongest", "0"], "--strongest is how many parts to try, at least 1; got 0"),
-        (["minimality", *CIRCUIT, "--out", "x.txt"], "--out: the table is written as .csv, and x.txt is not."),
+        (["minimality", *CIRCUIT, "--out", "x.txt"], "--out: x.txt does not end in .csv."),
         (["minimality", *CIRCUIT[2:]], "the following arguments are required: --circuit"),
         (["minimality", "--circuit", "none", *CIRCUIT[2:]], "--circuit none: No such folder."),
         (["minimality", *CIRCUIT], "CIRCUIT"),
@@ -222,7 +222,7 @@ PROMPTS = ["--model", "tiny-gpt2", "--prompts", "PROMPTS"]
         (["recovery-curve", *CIRCUIT, "--plot", "x.txt"], "--plot"),
         (
             ["recovery-curve", *CIRCUIT, "--out", "x.parquet"],
-            "--out: the table is written as .csv, and x.parquet is not.",
+            "--out: x.parquet does not end in .csv.",
         ),
         (["prune", *CIRCUIT, "--faithfulness", "2"], "--faithfulness is a part of the change of the metric, above 0"),
         (["prune", *CIRCUIT, "--out", "PROMPTS"], "--out: PROMPTS"),

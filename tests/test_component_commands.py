@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxcirc as jc
+from jaxcirc._tokens import token_texts
 from jaxcirc.cli import main
 from jaxcirc.cli._language import PYTHON
 
@@ -50,7 +51,7 @@ def test_logit_lens_reads_every_depth(model, tokenizer, capsys):
         assert abs(logits[are] - logits[is_]) > 1e-2
         assert row["answer"] == pytest.approx(logits[are] - logits[is_], abs=1e-3)
         best = np.argsort(-logits)[:2]
-        assert [word for word, _ in row["top"]] == [tokenizer.decode([int(token)]) for token in best]
+        assert [word for word, _ in row["top"]] == token_texts(tokenizer, best)
         assert [logit for _, logit in row["top"]] == pytest.approx(logits[best].tolist(), abs=1e-3)
     assert main([*command, "--quiet"]) == 0
     printed = capsys.readouterr().out
@@ -174,7 +175,7 @@ def test_component_edges_by_masks(given, capsys):
         (["component-edges", "IOI", "--keep", "2"], "--keep is a part of the edges, above 0 and up to 1; got 2"),
         (
             ["component-edges", "IOI", "--out", "x.csv"],
-            "--out: scores are written as .json or .pt, and x.csv is neither",
+            "--out: x.csv does not end in one of .json, .pt",
         ),
     ],
 )

@@ -127,6 +127,17 @@ def test_what_is_shown_at_first():
     drawn = [each for each in described.edges if {each.source, each.target} <= shown and abs(each.weight) >= edge]
     assert 20 < len(drawn) <= 120
     assert first_thresholds(described.nodes[:9], []) == (0, 0)
+    # Where the weaker nodes have weak edges alone, fewer are shown, each with an edge.
+    strongest = sorted(described.nodes, key=lambda each: -abs(each.value))
+    core, others = strongest[:40], strongest[40:60]
+    weights = iter(np.linspace(2.0, 1.0, 40 * 39))
+    strong = [Edge(a.name, b.name, next(weights)) for a in core for b in core if a is not b]
+    weak = [Edge(core[0].name, each.name, 0.1) for each in others]
+    node, edge = first_thresholds(described.nodes, [*strong[::12], *weak])
+    shown = {each.name for each in described.nodes if abs(each.value) >= node}
+    assert 30 <= len(shown) <= 40
+    joined = {end for each in strong[::12] if each.weight >= edge for end in (each.source, each.target)}
+    assert len(shown - joined) <= 1
 
 
 @pytest.mark.parametrize("text", [EVIL, "<!--<script>", "&amp;", "\u2028\u2029", "\ud800", "‮אב", "\0\x1b"])

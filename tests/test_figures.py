@@ -164,7 +164,6 @@ def test_paths_are_checked_first(name, tmp_path, untyped, monkeypatch):
     for path, message in (
         ("x.gif", rf"{name}: path: x.gif does not end in one of \.svg, \.pdf, \.png\. Name it so"),
         ("x", "does not end in one of"),
-        ("nowhere/x.svg", "there is no folder nowhere for x.svg. Make it first"),
         ("folder.svg", "folder.svg is a folder"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -257,10 +256,11 @@ def test_head_effects_by_head_and_by_position(untyped):
     axes = figures.panels(figure)
     assert [each.get_title().split(",")[0] for each in axes] == ["output", "query", "key", "value"]
     assert [each.get_xlabel() for each in axes] == ["head"] * 2 + ["group of heads that share it"] * 2
-    for each, values in zip(axes, (-whole, whole, shared, 2 * shared), strict=True):
-        want = np.asarray(values).sum(-1).mean(0)
+    wanted = [np.asarray(values).sum(-1).mean(0) for values in (-whole, whole, shared, 2 * shared)]
+    most = max(np.abs(want).max() for want in wanted)
+    for each, want in zip(axes, wanted, strict=True):
         np.testing.assert_allclose(figures.cells(each), want, rtol=1e-5)  # float32, summed in another order
-        assert figures.limits(each) == pytest.approx((-np.abs(want).max(), np.abs(want).max()))
+        assert figures.limits(each) == pytest.approx((-most, most))  # a colour means one size in all panels
     names = [f"t{i}" for i in range(5)]
     axes = figures.panels(jc.draw_head_effects(effects, by="position", tokens=names))
     np.testing.assert_allclose(figures.cells(axes[2]), np.asarray(shared).sum(2).mean(0), rtol=1e-5)
@@ -455,9 +455,8 @@ def test_a_graph_has_its_most_influential_edges_in_their_colours(graph, tmp_path
     assert "red positive, blue negative, wider with more" in figure.get_suptitle()
     with pytest.raises(ValueError, match="5 tokens"):
         graph.to_figure(tokens=["a"])
-    for path, message in (("graph.txt", "svg"), (tmp_path / "none" / "graph.svg", "none")):
-        with pytest.raises(ValueError, match=message):
-            graph.to_figure(path)
+    with pytest.raises(ValueError, match="svg"):
+        graph.to_figure("graph.txt")
 
 
 def test_checks_of_a_graph(graph, model, untyped):
@@ -492,6 +491,9 @@ def test_curves_have_their_band(untyped):
     lines = {line.get_label(): line.get_data() for line in axes.get_lines()}
     np.testing.assert_array_equal(lines["faithfulness"], [[8, 4], [1.0, 0.7]])
     np.testing.assert_array_equal(lines["random"], [[8, 4], [1.0, 0.2]])
+    drawn = {line.get_label(): (line.get_zorder(), line.get_linestyle()) for line in axes.get_lines()}
+    assert drawn["faithfulness"][0] > drawn["random"][0]  # where both are the same, the first is seen
+    assert [drawn[name][1] for name in ("faithfulness", "random")] == ["-", "--"]
     assert axes.get_ylabel() == "share of the metric recovered"
     assert figure.get_suptitle().replace("\n", " ").endswith("size of the circuit; metric: logits")
     for given, message in (

@@ -147,7 +147,7 @@ def test_intervene_with_transcoders(model, tokens, tmp_path, capsys):
     sizes = [float(jnp.abs(want.changed.pre[site] - want.clean.pre[site]).max()) for site in want.clean.pre]
     assert abs(first["changed"] - first["clean"]) == pytest.approx(max(sizes), rel=1e-3)
     assert found["changed"] == len(table)
-    assert "other latents stay" in printed(capsys, *command)
+    assert "other neurons stay" in printed(capsys, *command)
 
 
 def test_graph_names_its_nodes_as_other_commands_take_them(saved, tmp_path, capsys):
@@ -168,13 +168,20 @@ BAD = {
     "check-graph json": (["graph.json", "--model", "tiny-gpt2"], "JSON holds only what was kept"),
     "check-graph layer": (["{saved}", "--live-from", "7"], "--live-from is a layer, 0 to 3"),
     "explain-edge": (["{saved}", "--edge", "logits/5@6", "token@1"], "nothing leads into 'token@1'"),
-    "explain-edge none": (["{saved}", "--edge", "token@1", "nobody"], "--edge: the graph has no node 'nobody'"),
+    "explain-edge none": (
+        ["{saved}", "--edge", "token@1", "nobody"],
+        "--edge: the graph has no node 'nobody'. It has ",
+    ),
+    "explain-edge near": (
+        ["{saved}", "--edge", "token@1", "logits/272@6"],
+        "has no node 'logits/272@6'. It has logits/5@6",
+    ),
     "qk-attribution": ([*PROMPT, "--head", "3.0", "--query", "1", "--key", "2"], "--key 2 comes behind --query 1"),
     "qk-attribution head": ([*PROMPT, "--head", "3.9"], "heads 0 to 3; got 3.9"),
     "qk-attribution key": ([*PROMPT, "--head", "3.0", "--key", "20"], "--key is 20, and the prompt has 7 tokens"),
     "qk-attribution out": (
         [*PROMPT, "--head", "3.0", "--out", "pairs.txt"],
-        "is written as .csv, and pairs.txt is not",
+        "pairs.txt does not end in .csv",
     ),
     "intervene": ([*PROMPT, "--move", "blocks.1.mlp.hook_post/3=2"], "--move: A move is written SITE/UNIT@P=X"),
     "intervene unit": ([*PROMPT, "--move", "blocks.1.mlp.hook_post/3000@1=2"], "are 0 to 511"),

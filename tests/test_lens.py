@@ -559,6 +559,8 @@ def test_bad_arguments_are_told_before_any_work(some, tmp_path):
         jc.JacobianLens.merge([lens, jc.fit_lens(model, prompts[:1], skip_first=SKIP, target_layer=1)])
     with pytest.raises(ValueError, match="differ in skip_first: 3 and 4"):
         jc.JacobianLens.merge([lens, jc.fit_lens(model, prompts[:1], skip_first=4)])
+    with pytest.raises(ValueError, match=r"lens 0 and lens 2 hold the same means.*Give each part once"):
+        jc.JacobianLens.merge([lens, jc.fit_lens(model, prompts[1:2], skip_first=SKIP), lens])
     with pytest.raises(ValueError, match="at least one lens"):
         jc.JacobianLens.merge([])
     with pytest.raises(ValueError, match="top_k is 99"):

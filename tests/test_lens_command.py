@@ -104,7 +104,7 @@ def test_merge_and_convert(fitted, tmp_path, capsys):
     [
         (
             "fit --model tiny-gpt2 --prompts {texts} --out {to}/lens.npz",
-            "--out: a lens is written as .safetensors or .pt",
+            "lens.npz does not end in one of .safetensors, .pt",
         ),
         ("fit --model tiny-gpt2 --prompts {texts} --out {to}/l.pt --length 12", "none of 4 prompts has the 18 tokens"),
         ("fit --model tiny-gpt2 --prompts {to}/none.txt --out {to}/l.pt", "No such file"),

@@ -14,7 +14,10 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc._tokens import together
+from jaxcirc.features._examples import Example
 from jaxcirc.features._unit_acts import unit_activations
+from jaxcirc.view._feature_page import feature_html
 from jaxcirc.view._html import shown, token_span
 from tests import oracle
 from tests.helpers import assert_close, model_named, tokens_for
@@ -181,6 +184,15 @@ def test_texts_are_encoded_begun_and_cut():
     assert pieces > 1
     assert page.n_tokens == length + pieces + len(ids) + 1
     assert page.n_prompts == pieces + 1
+    # A letter of two tokens is one piece of the text, coloured by the stronger one.
+    ids = np.asarray(tokenizer.encode("\u05e9 is", add_special_tokens=False))
+    example = Example(ids, np.array([1.0, -3.0, 0.5]))
+    html = feature_html(dataclasses.replace(page, examples=(example,), pieces=(tuple(together(tokenizer, ids)),)))
+    assert 'title="1 at position 0, -3 at position 1"' in html
+    assert re.findall(r'data-act="([^"]*)"( data-peak="1")?>([^<]*)<', html) == [
+        ("-3", ' data-peak="1"', "\u05e9"),
+        ("0.5", "", " is"),
+    ]
 
 
 BAD = {

@@ -150,7 +150,10 @@ BAD = {
     "mean-jacobian 9": (["{given}", "--layer", "9"], "tiny-gpt2 has layers 0 to 3; got layer 9"),
     "mean-jacobian short": (["{given}", "--layer", "1", "--skip-first", "50"], "--skip-first 50 leaves nothing of"),
     "mean-jacobian out": (["{given}", "--layer", "1", "--out", "{other}"], "does not hold a mean Jacobian"),
-    "mean-edges out": (["{given}", "--saes", "tiny-gpt2", *ENDS, "--out", "edges.txt"], "as .csv or .safetensors"),
+    "mean-edges out": (
+        ["{given}", "--saes", "tiny-gpt2", *ENDS, "--out", "edges.txt"],
+        "edges.txt does not end in one of",
+    ),
     "mean-edges site": (
         ["{given}", "--saes", "tiny-gpt2", *ENDS, "--source", "blocks.0.hook_resid_mid"],
         "--source: there is no dictionary at `blocks.0.hook_resid_mid`",
@@ -171,7 +174,7 @@ BAD = {
         "vectors at `hook_embed` are [128], got [1, 3]",
     ),
     "spectra": ([*PROMPT, "--source", "logits"], "no layer comes behind `logits`"),
-    "spectra out": ([*PROMPT, "--source", "hook_embed", "--out", "s.csv"], "written as .safetensors, and s.csv is not"),
+    "spectra out": ([*PROMPT, "--source", "hook_embed", "--out", "s.csv"], "s.csv does not end in .safetensors"),
 }
 
 

@@ -255,6 +255,8 @@ def test_shift_moves_what_is_in_a_block():
         ("blocks.2.hook_embed", None),
         ("ln_final.hook_scales", "ln_final.hook_scale"),
         ("blocks.2.hook_mlp_out.hook_sae_act_post", "blocks.2.hook_mlp_out.hook_sae_acts_post"),
+        ("unembed.hook_out", None),
+        ("mlp_out", "blocks.0.hook_mlp_out"),
         ("blocks.", None),
         ("blocks.1", None),
         ("", None),
@@ -264,7 +266,7 @@ def test_unknown_names_say_the_nearest(name, nearest):
     with pytest.raises(ValueError, match="No site is called") as error:
         Site.parse(name)
     assert f"`{name}`" in str(error.value)
-    assert "Did you mean" in str(error.value)
+    assert ("Did you mean" in str(error.value)) != ("There are" in str(error.value))
     if nearest:
         assert str(error.value).endswith(f"Did you mean `{nearest}`?")
 

@@ -1,15 +1,18 @@
 """The tokenizer of the commands: what transformers' does with the same folder, and transformers' own where that is not sure."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxcirc as jc
+from jaxcirc._tokens import together, token_text, token_texts
 from jaxcirc.interop import shipped_folder
 from jaxcirc.interop._shipped import SHIPPED
 from jaxcirc.interop._text_tokenizer import load_text_tokenizer, TextTokenizer
@@ -140,3 +143,42 @@ def test_nothing_is_said_where_torch_is_missing():
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == [str(len(jc.load_tokenizer("tiny-gpt2"))), "False"], done.stderr
     assert "PyTorch" not in done.stderr
+
+
+def test_each_token_has_a_name_of_its_own(both):
+    """Decoded alone all parts of letters read alike; together they are text."""
+    light, full = both
+    ids = full.encode("\u05e9 is", add_special_tokens=False)
+    for tokenizer in (light, full):
+        size = len(json.loads((shipped_folder("tiny-gpt2") / "tokenizer.json").read_text("utf-8"))["model"]["vocab"])
+        names = token_texts(tokenizer, np.arange(size))
+        assert size > 256
+        assert len({*names}) == size
+        assert token_texts(tokenizer, ids) == ["<0xD7>", "<0xA9>", " is"]
+        assert together(tokenizer, np.asarray(ids)) == [(2, "\u05e9"), (1, " is")]
+        assert together(tokenizer, ids[1:]) == [(1, "<0xA9>"), (1, " is")]  # whose beginning is cut off
+    assert token_text(None, np.int32(7)) == "7"
+    assert together(None, ids) == [(1, str(token)) for token in ids]
+
+
+def test_the_name_of_a_token_whose_bytes_are_not_known():
+    class Decodes:
+        def decode(self, ids):
+            return "\ufffd"
+
+    class Knows(Decodes):
+        def convert_ids_to_tokens(self, ids):
+            return ["<0xD7>" if each else "\u2581\ufffd" for each in ids]
+
+    assert token_texts(Decodes(), [3]) == ["<token 3>"]
+    assert token_texts(Knows(), [0, 1]) == ["<token 0>", "<0xD7>"]
+
+
+def test_tokens_are_named_in_one_place():
+    package = Path(jc.__file__).parent
+    alone = [
+        path.name
+        for path in package.rglob("*.py")
+        if re.search(r"\.decode\(\[\w+(\(\w+\))?\]\)", path.read_text("utf-8"))
+    ]
+    assert alone == ["_tokens.py"]

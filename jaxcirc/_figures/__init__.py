@@ -5,7 +5,6 @@ from ._grid import (
     ENTROPY as ENTROPY,
     PROBABILITY as PROBABILITY,
     RANK as RANK,
-    text_of as text_of,
     token_grid as token_grid,
 )
 from ._heat_map import heat_map as heat_map, name_columns as name_columns, panel_size as panel_size

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -58,8 +58,3 @@ def token_grid(
         missing=missing,
     )
     return saved(figure, target)
-
-
-def text_of(tokenizer: Any, token: Any) -> str:
-    """A token as text, or its number without a tokenizer."""
-    return str(int(token)) if tokenizer is None else str(tokenizer.decode([int(token)]))

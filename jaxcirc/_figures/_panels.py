@@ -1,7 +1,7 @@
 """Panels of dots and of curves."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,12 +70,14 @@ def series(
     *,
     band: tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]] | None = None,
     colours: Sequence[str] = COLOURS,
+    dashed: Collection[str] = (),
 ) -> None:
-    """Draws curves with a dot at every point, and a band around the first."""
+    """Draws curves with a dot at every point, each over those behind it, and a band around the first; those of some names dashed."""
     if band is not None and np.isfinite(band).any():
         axes.fill_between(x, band[0], band[1], color=colours[0], alpha=0.18, linewidth=0)
-    for colour, (name, values) in zip(colours, curves.items(), strict=False):
-        axes.plot(x, values, color=colour, linewidth=1.5, marker="o", markersize=3.5, label=name)
+    for number, (colour, (name, values)) in enumerate(zip(colours, curves.items(), strict=False)):
+        style = {"linestyle": "--" if name in dashed else "-", "zorder": 2 + 1 / (2 + number)}
+        axes.plot(x, values, color=colour, linewidth=1.5, marker="o", markersize=3.5, label=name, **style)
 
 
 def legend(axes: "Axes", **how) -> None:

@@ -16,6 +16,7 @@ from .._files import write_text, writing_file
 from .._fingerprint import difference, fingerprint
 from .._run import NOTHING
 from .._shown import Shown
+from .._tokens import token_texts
 from .._words import counted
 from ..explorer import Description, figure_of, write_page
 from ..linear import check_fits
@@ -263,7 +264,7 @@ class AttributionGraph(Shown):
 
         **Returns:** a matplotlib figure, which is part of no global state.
 
-        **Raises:** `ValueError` as `to_html`, for another suffix, and for a folder that is not there.
+        **Raises:** `ValueError` as `to_html`, and for another suffix.
 
         >>> graph = jc.attribution_graph(model, None, tokens, max_nodes=50)
         >>> type(graph.to_figure("graph.svg", most_edges=20)).__name__
@@ -322,10 +323,12 @@ class AttributionGraph(Shown):
     ) -> tuple[list[str], list[str]]:
         """The texts of the prompt's tokens and of the outputs."""
         ids, units = self.meta["tokens"], self.table.unit[self.table.kind == LOGIT].tolist()
-        decode = None if tokens is None or isinstance(tokens, Sequence) else tokens.decode
+        tokenizer = None if tokens is None or isinstance(tokens, Sequence) else tokens
         known = self.meta.get("prompt_tokens") if tokens is None else tokens
         texts = (
-            [decode([i]) for i in ids] if decode else check_list(f"{verb}: tokens", "texts, one a token", known or [])
+            check_list(f"{verb}: tokens", "texts, one a token", known or [])
+            if tokenizer is None
+            else token_texts(tokenizer, ids)
         )
         if len(texts) != len(ids) or not all(isinstance(text, str) for text in texts):
             raise ValueError(
@@ -335,10 +338,10 @@ class AttributionGraph(Shown):
         named = self.meta.get("targets")
         names = [named[unit] for unit in units] if named is not None else outputs or self.meta.get("output_tokens")
         own = self.meta.get("output_texts", {})
-        if names is None and decode is None and all(str(unit) in own for unit in units):
+        if names is None and tokenizer is None and all(str(unit) in own for unit in units):
             names = [own[str(unit)] for unit in units]
         if names is None:
-            names = [decode([unit]) if decode else f"#{unit}" for unit in units]
+            names = [f"#{unit}" for unit in units] if tokenizer is None else token_texts(tokenizer, units)
         if len(names) != len(units):
             raise ValueError(f"{verb}: outputs are the texts of the {len(units)} logits, got {len(names)}.")
         return texts, list(names)

@@ -1,5 +1,6 @@
 """What a circuit's latents fire on and what they write, read off the prompts and the dictionaries."""
 
+import functools as ft
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._checks import check_count, check_kind, check_list
 from .._run import check_mask, check_tokens
 from .._sites import by_site, Site
+from .._tokens import together, token_text, token_texts
 from ..components import decode
 from ..components._decode import STREAM
 from ..features._unit_acts import unit_activations
@@ -131,7 +133,7 @@ def _joined(verb: str, model, token_batches, mask) -> tuple[np.ndarray, np.ndarr
 
 def _notes(circuit: Circuit, fired: _Fired, tokenizer: Any, most: int) -> dict[str, str]:
     kinds = np.unique(fired.tokens[fired.real])
-    words = [tokenizer.decode([int(kind)]).strip() for kind in kinds]
+    words = [name.strip() for name in token_texts(tokenizer, kinds)]
     notes = {}
     for site, chosen in fired.units.items():
         means = [fired.acts[site][(fired.tokens == kind) & fired.real].mean(axis=0) for kind in kinds]  # [token unit]
@@ -145,7 +147,8 @@ def _notes(circuit: Circuit, fired: _Fired, tokenizer: Any, most: int) -> dict[s
 
 
 def _descriptions(circuit, model, saes, fired: _Fired, tokenizer, examples: int, outputs: int) -> dict[str, Any]:
-    saes, texts = by_site(saes), {int(kind): tokenizer.decode([int(kind)]) for kind in np.unique(fired.tokens)}
+    saes = by_site(saes)
+    read = ft.cache(lambda row: together(tokenizer, fired.tokens[row][fired.real[row]]))
     with_positions = any(node.pos is not None for node in circuit.node_rows())
     found: dict[str, Any] = {}
     for site, units in fired.units.items():
@@ -153,18 +156,23 @@ def _descriptions(circuit, model, saes, fired: _Fired, tokenizer, examples: int,
         written = _written(model, saes[site], site, units, tokenizer, min(outputs, len(model.b_U)))
         for i, unit in enumerate(units):
             best = np.argsort(-acts[..., i].max(axis=1), kind="stable")[:examples]
-            listed = [_example(fired, acts[..., i], row, texts) for row in best if acts[row, :, i].max() > 0]
-            first = {"acts": _example(fired, acts[..., i], 0, texts)["acts"]} if with_positions else {}
+            listed = [_example(fired, acts[..., i], row, read(int(row))) for row in best if acts[row, :, i].max() > 0]
+            first = {"acts": _rounded(acts[0, :, i][fired.real[0]])} if with_positions else {}
             found[f"{site}/{unit}"] = {**first, "examples": listed, **(written[i] if written else {})}
     return found
 
 
 def _example(
-    fired: _Fired, acts: Float[np.ndarray, "prompt seq"], row: int | np.integer, texts: Mapping[int, str]
+    fired: _Fired, acts: Float[np.ndarray, "prompt seq"], row: int | np.integer, pieces: Sequence[tuple[int, str]]
 ) -> dict:
-    real = fired.real[row]
-    shown = [float(f"{act:.4g}") for act in acts[row][real].tolist()]
-    return {"tokens": [texts[int(token)] for token in fired.tokens[row][real]], "acts": shown}
+    """A prompt as it reads, and how strong the unit is at each piece of it: where tokens share a letter, at the strongest of them."""
+    ends = np.cumsum([count for count, _ in pieces])
+    strongest = [max(part.tolist(), key=abs) for part in np.split(acts[row][fired.real[row]], ends[:-1])]
+    return {"tokens": [text for _, text in pieces], "acts": _rounded(np.asarray(strongest))}
+
+
+def _rounded(acts: Float[np.ndarray, " n"]) -> list[float]:
+    return [float(f"{act:.4g}") for act in acts.tolist()]
 
 
 def _written(model, sae: AbstractDictionary, site: Site, units: list[int], tokenizer, most: int) -> list[dict]:
@@ -174,7 +182,7 @@ def _written(model, sae: AbstractDictionary, site: Site, units: list[int], token
     read = decode(model, sae.W_dec[np.array(units)], site)
     sides = {"promotes": read.top(most), "suppresses": read.bottom(most)}
     listed = lambda ids, by: [
-        [tokenizer.decode([int(token)]), float(f"{x:.4g}")] for token, x in zip(ids, by, strict=True)
+        [token_text(tokenizer, token), float(f"{x:.4g}")] for token, x in zip(ids, by, strict=True)
     ]
     return [
         {name: listed(np.asarray(ids)[i], np.asarray(by)[i]) for name, (ids, by) in sides.items()}

@@ -215,7 +215,7 @@ class Circuit(Shown):
 
         **Returns:** a matplotlib figure, which is part of no global state.
 
-        **Raises:** `ValueError` for another suffix, and a folder that is not there.
+        **Raises:** `ValueError` for another suffix.
         """
         check_count("Circuit.to_figure: most_edges", "edges to draw", most_edges, least=0)
         target = written("Circuit.to_figure", path)

@@ -12,7 +12,7 @@ from ._common import say_json, Subparsers
 from ._frozen import held, SAID
 from ._options import count, figure, number
 from ._saved_graph import add_graph_options, load_given_to, load_graph, names_of, nodes_said, rows_named
-from ._tables import add_table_option, check_table_file, save_table
+from ._tables import add_table_option, save_table
 
 
 HELD = ["patterns", "layer_norms"]
@@ -70,7 +70,6 @@ def add_holding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    check_table_file(arguments.out)
     graph = load_graph(arguments)
     nodes = None if arguments.nodes is None else rows_named("--nodes", graph, arguments.nodes)
     model, transcoders = load_given_to(arguments, graph)

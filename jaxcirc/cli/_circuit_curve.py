@@ -47,7 +47,7 @@ def add(subparsers: Subparsers) -> None:
     add_how_option(parser)
     parser.add_argument(
         "--out",
-        type=new_file("--out"),
+        type=new_file("--out", *SUFFIXES),
         metavar="FILE",
         help="file for the scores of edges, as the benchmark's .json or .pt",
     )
@@ -56,8 +56,6 @@ def add(subparsers: Subparsers) -> None:
 
 
 def curve(arguments: argparse.Namespace) -> int:
-    if arguments.out is not None and arguments.out.suffix not in SUFFIXES:
-        raise ValueError(f"--out: scores are written as .json or .pt, and {arguments.out.name} is neither.")
     for option in ("steps", "derivatives"):
         if arguments.scores is not None and getattr(arguments, option) is not None:
             raise ValueError(

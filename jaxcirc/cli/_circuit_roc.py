@@ -9,7 +9,7 @@ from ..localisation import EdgeScores, load_scores, ROC, roc
 from ._common import say_json, Subparsers
 from ._localised import RANKINGS
 from ._options import existing_file
-from ._tables import add_table_option, check_table_file, plain, save_table
+from ._tables import add_table_option, plain, save_table
 
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def add(subparsers: Subparsers) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    check_table_file(arguments.out)
     known = load_scores(arguments.known)
     true, edges = int(known.kept.sum()), known.graph.n_edges
     if not 0 < true < edges:

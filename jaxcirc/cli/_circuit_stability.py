@@ -22,7 +22,7 @@ from ._common import (
 from ._localised import add_how_option, RANKINGS
 from ._options import count, share
 from ._results import add_top_option
-from ._tables import add_table_option, check_table_file, records, save_table
+from ._tables import add_table_option, records, save_table
 
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ def add(subparsers: Subparsers) -> None:
 
 def compare(arguments: argparse.Namespace) -> int:
     check_prompts_or_ioi(arguments)
-    check_table_file(arguments.out)
     prompts = prompts_or_ioi(arguments, tokenizer_of(arguments))
     if len(prompts) < 2:
         raise ValueError("Samples are drawn from two prompts or more, and there is one. Give more.")

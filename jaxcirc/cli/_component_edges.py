@@ -86,7 +86,7 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--out",
-        type=new_file("--out"),
+        type=new_file("--out", *SUFFIXES),
         metavar="FILE",
         help="file for the scores of edges, as the benchmark's .json or .pt, which circuit-curve reads",
     )
@@ -131,8 +131,6 @@ def find(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.out is not None and arguments.out.suffix not in SUFFIXES:
-        raise ValueError(f"--out: scores are written as .json or .pt, and {arguments.out.name} is neither.")
     for option, method in OF.items():
         if getattr(arguments, option) is not None and arguments.method != method:
             raise ValueError(f"--{option} is of --method {method}. Leave it out.")

@@ -17,6 +17,7 @@ from ._loading import add_model_option, add_tokenizer_options
 from ._options import count, existing_file
 
 
+TEXTS_HELP = "file of texts: .txt with one a line, or a table with a column text, JSON lines, JSON, CSV, TSV or parquet"
 Texts = Sequence[Int[np.ndarray, " _"]]
 
 
@@ -29,7 +30,7 @@ def add_corpus_options(parser: argparse.ArgumentParser, *, length: int | None = 
         metavar="FILE",
         required=True,
         type=existing_file("--prompts"),
-        help="file of texts: .txt with one a line, or a table with a column text, JSON lines, JSON, CSV, TSV or parquet",
+        help=TEXTS_HELP,
     )
     parser.add_argument("--limit", type=count("--limit", "texts to use"), metavar="N", help="use the first N texts")
     parser.add_argument(

@@ -20,7 +20,7 @@ from ._common import load_model, say_json, Subparsers, tokenizer_of
 from ._in_words import in_words, listed
 from ._loading import add_model_option, add_tokenizer_options, check_heads
 from ._options import count, existing_file, head, site
-from ._tables import add_table_option, check_table_file, save_table
+from ._tables import add_table_option, save_table
 
 
 def add(subparsers: Subparsers) -> None:
@@ -88,7 +88,6 @@ class Directions(NamedTuple):
 
 
 def read(arguments: argparse.Namespace) -> int:
-    check_table_file(arguments.out)
     _check(arguments)
     tokenizer = tokenizer_of(arguments)
     saes = load_saes(arguments.saes) if arguments.saes else {}

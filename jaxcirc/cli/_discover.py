@@ -97,6 +97,7 @@ def _about_thresholds(circuit: Circuit) -> str:
     if circuit.meta.pruned is None:
         return (
             f"Thresholds of {circuit.meta.node_threshold:g} and {circuit.meta.edge_threshold:g} are for looking at the strongest "
-            "parts, which alone carry little. For a circuit that carries 0.8 of the behaviour by its edges, add --faithfulness 0.8."
+            "parts: the nodes may carry most of the behaviour, but these edges alone carry little of it. For a circuit that carries 0.8 by "
+            "its edges, add --faithfulness 0.8."
         )
     return about_pruning(circuit, "pairs that it was found on; an honest number is that of others")

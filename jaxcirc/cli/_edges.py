@@ -1,13 +1,15 @@
 """`jaxcirc edges`: what feeds one node of a prompt's run, or what it feeds."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from .._metrics import LogitDiff
-from .._run import run
+from .._run import check_token_ids, run
+from .._tokens import token_text, token_texts
 from .._words import counted
 from ..edges import edges_into, edges_out_of
 from ..interop import check_saes, load_saes
@@ -61,6 +63,7 @@ def edges(arguments: argparse.Namespace) -> int:
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
     answer, foil = (token_of(tokenizer, f"--{name}", getattr(arguments, name)) for name in ("answer", "foil"))
     model = load_model(arguments)
+    check_known_tokens(model, {"--answer": answer, "--foil": foil})
     answer = likeliest(model, tokens) if answer is None else answer
     out = (arguments.side or _usual(arguments.node)) == "out"
     saes, frozen = load_saes(arguments.saes) if arguments.saes else {}, held(arguments.freeze, model)
@@ -114,11 +117,18 @@ def token_of(tokenizer: Any, option: str, text: str | None) -> int | None:
         raise ValueError(f"{option}: with --tokens there is no tokenizer to read {text!r}. Give the token's id.")
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
-        parts = ", ".join(repr(tokenizer.decode([each])) for each in ids)
+        parts = ", ".join(map(repr, token_texts(tokenizer, ids)))
         raise ValueError(
             f"{option} takes one token, and {text!r} is {len(ids)}: {parts}. Mind the space in front of a word."
         )
     return int(ids[0])
+
+
+def check_known_tokens(model: Transformer, tokens: Mapping[str, int | None]) -> None:
+    """ValueError for a token, by its option, that the model has no logit of."""
+    for option, token in tokens.items():
+        if token is not None:
+            check_token_ids(model, np.asarray(token), len(model.b_U), name=option)
 
 
 def metric_text(tokenizer: Any, answer: int, foil: int | None) -> str:
@@ -127,7 +137,7 @@ def metric_text(tokenizer: Any, answer: int, foil: int | None) -> str:
 
 
 def _text(tokenizer: Any, token: int) -> str:
-    return str(int(token)) if tokenizer is None else repr(tokenizer.decode([int(token)]))
+    return str(int(token)) if tokenizer is None else repr(token_text(tokenizer, token))
 
 
 def _where(row: dict[str, Any], texts: list[str]) -> str:

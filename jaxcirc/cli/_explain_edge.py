@@ -17,7 +17,7 @@ from ._saved_graph import (
     said_of,
     tokens_of_graph,
 )
-from ._tables import add_table_option, check_table_file, save_table
+from ._tables import add_table_option, save_table
 
 
 def add(subparsers: Subparsers) -> None:
@@ -26,7 +26,7 @@ def add(subparsers: Subparsers) -> None:
         help="which heads carry an edge of an attribution graph, and why they attend",
         description="Without --edge: splits the strongest edges of a saved attribution graph by the heads that carry them. With --edge, "
         "one edge: its strongest heads, between which positions each carries it, and the pairs of nodes that make it attend there.",
-        epilog="example: jaxcirc explain-edge graph.safetensors --model tiny-gpt2 --edge token@2 logits/272@6",
+        epilog="example: jaxcirc explain-edge graph.safetensors --model tiny-gpt2 --edge token@1 logits/0@6",
     )
     add_graph_options(parser)
     parser.add_argument(
@@ -54,7 +54,6 @@ def add(subparsers: Subparsers) -> None:
 
 
 def explain(arguments: argparse.Namespace) -> int:
-    check_table_file(arguments.out)
     graph = load_graph(arguments)
     rows = None if arguments.edge is None else rows_named("--edge", graph, arguments.edge)
     if rows and rows[1] not in graph.targets:

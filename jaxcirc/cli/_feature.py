@@ -9,6 +9,7 @@ from ..data import load_texts
 from ..interop import check_saes, load_saes
 from ..view import feature, FeaturePage
 from ._common import add_bos_option, load_model, progress_bar, say_json, Subparsers, tokenizer_of
+from ._corpus import TEXTS_HELP
 from ._loading import add_model_option, add_tokenizer_options
 from ._options import count, existing_file, page, site
 
@@ -45,7 +46,7 @@ def add(subparsers: Subparsers) -> None:
         required=True,
         type=existing_file("--prompts"),
         metavar="FILE",
-        help="file of texts: .txt with one a line, JSON lines, JSON, CSV, TSV or parquet",
+        help=TEXTS_HELP,
     )
     parser.add_argument("--limit", type=count("--limit", "texts to use"), metavar="N", help="use the first N texts")
     parser.add_argument(
@@ -95,8 +96,8 @@ def feature_page(arguments: argparse.Namespace) -> int:
         say_json({**_summary(found), "out": str(arguments.out)})
         return 0
     print(f"latent {found.unit} at {found.site}: on at {found.share_active:.3%} of {counted(found.n_tokens, 'token')}")
-    for example in found.examples[:3]:
-        words = "".join(found.texts[int(token)] for token in example.tokens)
+    for example, pieces in list(zip(found.examples, found.pieces, strict=True))[:3]:
+        words = "".join(text for _, text in pieces)
         print(f"  {example.acts[example.position]:z8.3f}  {words!r}")
     print(f"\nwritten to {arguments.out}: open it in a browser.")
     return 0

@@ -2,6 +2,9 @@
 
 import argparse
 
+import numpy as np
+
+from .._tokens import token_texts
 from ..features import feature_jacobian, FeatureJacobian, steer_features
 from ..features._ends import SIDES
 from ..interop import check_saes, load_saes
@@ -94,8 +97,8 @@ def features(arguments: argparse.Namespace) -> int:
     table.insert(4, "gradient", J.gradient[strongest])
     table.insert(5, "cosine", J.cosine[strongest])
     if arguments.prompt is not None:
-        decode = tokenizer_of(arguments).decode
-        table.insert(1, "token", [decode([int(tokens[position])]) for position in table["position"]])
+        at = np.asarray(tokens)[table["position"].to_numpy()]
+        table.insert(1, "token", token_texts(tokenizer_of(arguments), at))
     if arguments.plot:
         draw_features(J, arguments.plot)
     if arguments.json:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .._precision import LOWER
 from .._sites import Site
+from .._tokens import token_texts
 from .._words import counted
 from ..attribution import ExactPatching, Gradient, IntegratedGradients
 from ..circuits import Circuit, discover
@@ -90,7 +91,7 @@ def find_circuit(
             progress=progress,
         )
     if positions:
-        circuit = circuit.annotate(tokens=[tokenizer.decode([int(token)]) for token in np.asarray(prompts.clean)[0]])
+        circuit = circuit.annotate(tokens=token_texts(tokenizer, np.asarray(prompts.clean)[0]))
     sides = [prompts.clean, prompts.corrupt]
     circuit = annotated(circuit, model, saes, sides, tokenizer, prompts.mask)
     begin = {side[0] for tokens in sides for side in np.asarray(tokens).tolist()}
@@ -119,7 +120,9 @@ def deliver(circuit: Circuit, arguments: argparse.Namespace, again: list[str]) -
         show_circuit(circuit)
         print(f"\nsaved to {arguments.out}, drawn in {picture}: open it in a browser.")
         carried = shlex.join(["jaxcirc", "evaluate", "--circuit", str(arguments.out), *again])
-        print(f"How much of the behaviour it carries (lower thresholds carry more):\n  {carried}")
+        print(
+            f"How much of the behaviour its nodes carry, or with --level edges its edges (lower thresholds carry more):\n  {carried}"
+        )
 
 
 def show_circuit(circuit: Circuit, *, most: int = 12) -> None:

@@ -34,7 +34,7 @@ def add(subparsers: Subparsers) -> None:
         help="go on from a text, steered and unsteered",
         description="Goes on from a text by the model alone, and with latents, neurons or the residual stream moved; shows both texts.",
         epilog="example: jaxcirc generate --model tiny-gpt2 --prompt 'The teachers that the doctor likes' --saes tiny-gpt2 "
-        "--steer blocks.1.hook_mlp_out:4+=8 --from new -n 12 --temperature 1 --seed 3",
+        "--steer blocks.1.hook_mlp_out:196=20 --from -1 -n 12 --temperature 1 --seed 3",
     )
     add_text_options(parser)
     parser.add_argument(
@@ -85,7 +85,10 @@ def add(subparsers: Subparsers) -> None:
     add_seed_option(parser)
     parser.add_argument("--texts", type=count("--texts", "texts to draw"), metavar="N", help="how many texts to draw")
     parser.add_argument(
-        "--out", type=new_file("--out"), metavar="FILE", help="file for tokens, log-probabilities and texts, as JSON"
+        "--out",
+        type=new_file("--out", ".json"),
+        metavar="FILE",
+        help="file for tokens, log-probabilities and texts, as JSON",
     )
     parser.set_defaults(command=generate_text)
 

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from .._metrics import LogitDiff
+from .._tokens import token_texts
 from .._words import counted
 from ..attribution_graphs import attribution_graph
 from ._common import add_text_options, load_model, progress_bar, say_json, Subparsers, tokenizer_of, tokens_of
-from ._edges import metric_text, token_of
+from ._edges import check_known_tokens, metric_text, token_of
 from ._options import count, figure, new_file, part
 from ._results import add_top_option
 from ._saved_graph import add_dictionaries, check_dictionaries_there, load_dictionaries, names_of, nodes_said
@@ -48,12 +49,12 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        type=new_file("--out"),
+        type=new_file("--out", ".safetensors"),
         help="file for the whole graph, .safetensors",
     )
     parser.add_argument(
         "--json-graph",
-        type=new_file("--json-graph"),
+        type=new_file("--json-graph", ".json"),
         metavar="FILE",
         help="file for the kept part as JSON, for circuit-tracer's viewer and Neuronpedia",
     )
@@ -73,6 +74,7 @@ def graph(arguments: argparse.Namespace) -> int:
         raise ValueError("--foil is subtracted from an answer's logit. Give --answer, too.")
     transcoders = load_dictionaries(arguments)
     model = load_model(arguments)
+    check_known_tokens(model, {"--answer": answer, "--foil": foil})
     targets: Any = None if answer is None else [answer]
     if answer is not None and foil is not None:
         targets = {metric_text(tokenizer, answer, foil): LogitDiff(answer, foil)}
@@ -80,7 +82,7 @@ def graph(arguments: argparse.Namespace) -> int:
     settings = {"max_nodes": arguments.max_nodes, **shares}
     with progress_bar() as progress:
         found = attribution_graph(model, transcoders, tokens, targets=targets, progress=progress, **settings)
-    texts = [str(token) if tokenizer is None else tokenizer.decode([token]) for token in np.asarray(tokens).tolist()]
+    texts = token_texts(tokenizer, np.asarray(tokens))
     if tokenizer is not None:
         found = found.annotate(tokenizer)
     if arguments.out:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from .._tokens import token_text
 from ..components import Decoded
 from ._options import count
 
@@ -20,18 +21,13 @@ def add_words_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def text_of(tokenizer: Any, token: Any) -> str:
-    """The text of a token, or its id where there is no tokenizer."""
-    return str(int(token)) if tokenizer is None else tokenizer.decode([int(token)])
-
-
 def in_words(found: Decoded, most: int, tokenizer: Any) -> list[dict[str, list[tuple[str, float]]]]:
     """Of each direction the tokens whose logits it raises most (`top`) and lowers most (`bottom`), and by how much, the first first."""
     sides = {}
     for name, (ids, values) in (("top", found.top(most)), ("bottom", found.bottom(most))):
         flat = (np.asarray(each).reshape(-1, most) for each in (ids, values))
         sides[name] = [
-            [(text_of(tokenizer, token), float(value)) for token, value in zip(*row, strict=True)]
+            [(token_text(tokenizer, token), float(value)) for token, value in zip(*row, strict=True)]
             for row in zip(*flat, strict=True)
         ]
     return [dict(zip(sides, row, strict=True)) for row in zip(*sides.values(), strict=True)]

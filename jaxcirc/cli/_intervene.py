@@ -10,15 +10,15 @@ import numpy as np
 from .._checks import check_number
 from .._edits import Add, Replace, Scale
 from .._sites import Site
+from .._tokens import token_text, token_texts
 from .._words import counted
 from ..attribution_graphs import Change, intervene, Intervention
 from ._check_graph import add_holding_options
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
 from ._frozen import held
-from ._in_words import text_of
 from ._results import add_top_option
 from ._saved_graph import add_dictionaries, check_dictionaries_there, load_dictionaries
-from ._tables import add_table_option, check_table_file, save_table
+from ._tables import add_table_option, save_table
 
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ def _read(found: re.Match[str]) -> Change | None:
 
 
 def move(arguments: argparse.Namespace) -> int:
-    check_table_file(arguments.out)
     check_dictionaries_there(arguments)
     tokens = tokens_of(arguments)
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
@@ -99,7 +98,7 @@ def move(arguments: argparse.Namespace) -> int:
         frozen=held(arguments.freeze, model),
         live_from=arguments.live_from,
     )
-    texts = [text_of(tokenizer, token) for token in np.asarray(tokens)]
+    texts = token_texts(tokenizer, np.asarray(tokens))
     table = _latents(found)
     save_table(table, arguments.out)
     first = table.head(arguments.top)
@@ -110,12 +109,13 @@ def move(arguments: argparse.Namespace) -> int:
         out = str(arguments.out) if arguments.out else None
         say_json({**facts, "next": rows, "changed": len(table), "latents": latents, "out": out})
         return 0
+    what = "latent" if arguments.transcoders or arguments.cross_layer_transcoder else "neuron"
     follow = "stay" if arguments.live_from is None else f"from layer {arguments.live_from} on follow"
-    print(f"{model.name}; held: {', '.join(arguments.freeze)}; other latents {follow}\n")
+    print(f"{model.name}; held: {', '.join(arguments.freeze)}; other {what}s {follow}\n")
     print("next token, probability without and with the change, and the change of its logit")
     for row in rows:
         print(f"  {row['clean']:z7.2%}  {row['changed']:z7.2%}  {row['logit']:+z9.4f}  {row['token']!r}")
-    print(f"\n{counted(len(table), 'latent')} whose pre-activations change, those that change most: without, with")
+    print(f"\n{counted(len(table), what)} whose pre-activations change, those that change most: without, with")
     for row in first.to_dict("records"):
         print(f"  {row['clean']:+z9.4f}  {row['changed']:+z9.4f}  {row['latent']} {texts[row['pos']]!r}")
     if arguments.out:
@@ -130,7 +130,7 @@ def _next(found: Intervention, most: int, tokenizer: Any) -> list[dict[str, Any]
     order = np.argsort(-np.maximum(before, after), kind="stable")[:most]
     return [
         {
-            "token": text_of(tokenizer, token),
+            "token": token_text(tokenizer, token),
             "clean": float(before[token]),
             "changed": float(after[token]),
             "logit": float(changed[token] - clean[token]),

@@ -66,7 +66,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        type=new_file("--out"),
+        type=new_file("--out", ".safetensors"),
         help="file for the matrix, .safetensors; interrupted work goes on where it was",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a Jacobian that --out holds")

@@ -1,6 +1,7 @@
 """The option of a file that a lens is written to."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from ..lens._store import check_suffix
@@ -18,7 +19,7 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def lens_file(option: str):
+def lens_file(option: str) -> Callable[[str], Path]:
     """Takes a file that a lens is written to."""
     writable = new_file(option)
 

@@ -1,15 +1,17 @@
 """`jaxcirc lens show`: a prompt read through a Jacobian lens."""
 
 import argparse
+import functools as ft
 from typing import Any
 
 import numpy as np
 
 from .._figures import COLOURED_BY
+from .._tokens import token_text
 from .._words import counted
 from ..lens import JacobianLens
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
-from ._edges import token_of
+from ._edges import check_known_tokens, token_of
 from ._logit_lens import position_of
 from ._options import existing_file, figure, whole_number
 from ._results import add_top_option
@@ -47,10 +49,11 @@ def show(arguments: argparse.Namespace) -> int:
     chosen = token_of(tokenizer, "--rank-of", arguments.rank_of)
     at = position_of("--position", arguments.position, len(tokens))
     model = load_model(arguments)
+    check_known_tokens(model, {"--rank-of": chosen})
     read = lens.readout(model, tokens, arguments.top, ranks_of=[] if chosen is None else [chosen])
     if arguments.plot:
         lens.plot(model, tokens, tokenizer, colour=arguments.colour, path=arguments.plot)
-    text = str if tokenizer is None else (lambda token: tokenizer.decode([token]))
+    text = ft.partial(token_text, tokenizer)
     rows = [_row(read, i, at, text, chosen is not None) for i in range(len(read.layers))]
     if arguments.json:
         place = {

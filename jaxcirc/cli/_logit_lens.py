@@ -1,13 +1,15 @@
 """`jaxcirc logit-lens`: what the residual stream of each layer would say if it were the last."""
 
 import argparse
+import functools as ft
 from typing import Any
 
 import numpy as np
 
+from .._tokens import token_text
 from ..components import logit_lens
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
-from ._edges import token_of
+from ._edges import check_known_tokens, token_of
 from ._options import whole_number
 from ._results import add_top_option
 
@@ -44,10 +46,11 @@ def read(arguments: argparse.Namespace) -> int:
     answer, foil = (token_of(tokenizer, f"--{name}", getattr(arguments, name)) for name in ("answer", "foil"))
     at = position_of("--position", arguments.position, len(tokens))
     model = load_model(arguments)
+    check_known_tokens(model, {"--answer": answer, "--foil": foil})
     lens = logit_lens(model, tokens[None])
     ids, logits = (np.asarray(found)[0, :, at] for found in lens.top(arguments.top))
     of_answer = None if answer is None else np.asarray(lens.answers(answer, foils=foil))[0, :, at]
-    text = str if tokenizer is None else (lambda token: tokenizer.decode([token]))
+    text = ft.partial(token_text, tokenizer)
     rows: list[dict[str, Any]] = [
         {
             "depth": depth,

@@ -6,9 +6,11 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .. import _stop
+from .._sites import did_you_mean
 from .._version import __version__
 from . import (
     _attribute,
@@ -77,7 +79,30 @@ def main(argv: list[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """Tells what is wrong with the command line in one line, as all else is told."""
 
+    given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # which has overloads
+        self.given = sys.argv[1:] if args is None else list(args)
+        found, left = super().parse_known_args(args, namespace)
+        self._refuse_unknown(left)
+        return found, left
+
+    def _refuse_unknown(self, given: Sequence[str]) -> None:
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        for option in (text.partition("=")[0] for text in given if text.startswith("--") and text != "--"):
+            if not any(each.startswith(option) for each in known):
+                near = did_you_mean(option, known)
+                raise ValueError(
+                    f"{option} is no option of {self.prog}. {near} `{self.prog} --help` lists what there is."
+                )
+
     def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required"):
+            self._refuse_unknown(self.given)  # what is required may be there, written otherwise
+        if unknown := re.match(r"argument COMMAND: (invalid choice: '(.*)') \(", message, re.DOTALL):
+            names = next(action.choices for action in self._actions if action.nargs == argparse.PARSER)
+            near = did_you_mean(unknown[2], names or ())
+            raise ValueError(f"COMMAND: {unknown[1]}. {near} `{self.prog} --help` lists what there is.")
         own = re.sub(r"^argument ([^:]*): (?=\1\b)", "", message)  # a check of ours names the option itself
         if own != message:
             raise ValueError(own)

@@ -71,7 +71,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        type=new_file("--out"),
+        type=new_file("--out", ".csv", ".safetensors"),
         help="file for the edges: .csv for a table of those that are kept, .safetensors for all of them",
     )
     parser.set_defaults(command=edges)
@@ -151,11 +151,8 @@ def _by_way(through: str) -> str:
 
 
 def _is_whole(arguments: argparse.Namespace) -> bool:
-    """Whether all edges are written. **Raises:** `ValueError` for a file of another kind than are written, and one that holds others."""
-    if arguments.out is None:
-        return False
-    if arguments.out.suffix not in (".csv", ".safetensors"):
-        raise ValueError(f"--out: edges are written as .csv or .safetensors, and {arguments.out.name} is neither.")
-    if arguments.out.suffix == ".safetensors":
+    """Whether all edges are written. **Raises:** `ValueError` for a file that holds others."""
+    whole = arguments.out is not None and arguments.out.suffix == ".safetensors"
+    if whole:
         check_place(arguments.out, FORMAT, "mean edges")
-    return arguments.out.suffix == ".safetensors"
+    return whole

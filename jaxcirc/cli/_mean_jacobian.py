@@ -49,7 +49,10 @@ def add(subparsers: Subparsers) -> None:
     add_top_option(parser, "singular values", 8)
     add_words_option(parser)
     parser.add_argument(
-        "--out", metavar="FILE", type=new_file("--out"), help="file for the mean, .safetensors, with its certificate"
+        "--out",
+        metavar="FILE",
+        type=new_file("--out", ".safetensors"),
+        help="file for the mean, .safetensors, with its certificate",
     )
     parser.set_defaults(command=mean_jacobian)
 

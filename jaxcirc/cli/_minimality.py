@@ -5,7 +5,7 @@ import argparse
 from .._words import counted
 from ._common import progress_bar, say_json, Subparsers
 from ._options import count
-from ._tables import add_table_option, check_table_file, records, save_table
+from ._tables import add_table_option, records, save_table
 from ._trial import add_trial, load_trial
 
 
@@ -30,7 +30,6 @@ def add(subparsers: Subparsers) -> None:
 
 
 def parts(arguments: argparse.Namespace) -> int:
-    check_table_file(arguments.out)
     trial = load_trial(arguments, "minimality")
     with progress_bar() as progress:
         table = trial.minimality(most=arguments.strongest, progress=progress)

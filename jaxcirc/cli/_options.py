@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._checks import check_count, check_number, check_part, check_share, check_threshold
-from .._files import check_figure, check_writable
+from .._files import check_new_file, check_writable, PICTURES
 from .._sites import Site
 from ..circuits._circuit import check_output
 from ..jobs import Part
@@ -49,11 +49,7 @@ def part(option: str, what: str) -> Callable[[str], float]:
 def figure(option: str) -> Callable[[str], Path]:
     """Takes where a picture may be written, of a kind that its suffix says."""
 
-    def check(value: Path) -> None:
-        check_figure(option, value)
-        _check_place(option, value)
-
-    return _reader(Path, check)
+    return new_file(option, *PICTURES)
 
 
 def one_of(option: str, known: Sequence[str], says: str = "is one of {}") -> Callable[[str], str]:
@@ -138,14 +134,14 @@ def page(option: str) -> Callable[[str], Path]:
     return _writable(option, check)
 
 
-def new_file(option: str) -> Callable[[str], Path]:
-    """Takes a file that is written."""
+def new_file(option: str, *suffixes: str) -> Callable[[str], Path]:
+    """Takes a file that is written, whose suffix is one of these."""
 
     def check(path: Path) -> None:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder. Expected the name of a file.")
+        check_new_file(option, path, suffixes)
+        _check_place(option, path)
 
-    return _writable(option, check)
+    return _reader(Path, check)
 
 
 def new_folder(option: str) -> Callable[[str], Path]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._sites import Site
+from .._tokens import token_texts
 from .._words import counted
 from ..data import Prompts
 from ..interop import check_saes, load_saes
@@ -23,6 +24,9 @@ from ..view import draw_patching
 from ._common import add_prompt_options, load_model, load_prompt_file, progress_bar, say_json, Subparsers, tokenizer_of
 from ._options import figure
 from ._results import add_top_option
+
+
+OTHERS = "…"  # behind a token that not all prompts have there
 
 
 def add(subparsers: Subparsers) -> None:
@@ -107,10 +111,10 @@ def _patched(
 
 
 def _texts(tokenizer: Any, prompts: Prompts) -> list[str]:
-    """Decodes what stands at each position: of the first clean prompt, with "…" where others have another token there."""
+    """Decodes what stands at each position: of the first clean prompt, with an ellipsis where others have another token there."""
     clean, both = np.asarray(prompts.clean), np.concatenate([prompts.clean, prompts.corrupt])
-    texts = [tokenizer.decode([int(token)]) for token in clean[0]]
-    return [text + "…" * bool((both[:, at] != clean[0, at]).any()) for at, text in enumerate(texts)]
+    texts = token_texts(tokenizer, clean[0])
+    return [text + OTHERS * bool((both[:, at] != clean[0, at]).any()) for at, text in enumerate(texts)]
 
 
 def _rows(found: PatchedMetrics, tokens: list[str]) -> list[dict[str, Any]]:
@@ -142,5 +146,7 @@ def _show(arguments: argparse.Namespace, model: Transformer, found: PatchedMetri
         error = "" if row["standard_error"] is None else f"  ({row['standard_error']:z.3f})"
         place = f"  at {row['position']}{row['token']!r:>16}" if "position" in row else ""
         print(f"{row['site']:<{wide}}{head}  {row['value']:+z10.3f}{error:<9}{place}")
+    if len(found.base) > 1 and any(row["token"].endswith(OTHERS) for row in rows if "position" in row):
+        print(f"\n{OTHERS} behind a token: not all prompts have it there")
     if arguments.plot:
         print(f"\ndrawn in {arguments.plot}.")

@@ -7,17 +7,17 @@ import numpy as np
 
 from .._run import run
 from .._sites import Kind, Site
+from .._tokens import token_texts
 from .._words import counted
 from ..attribution_graphs import qk_attribution, QKAttribution
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
 from ._explain_edge import show_pairs
-from ._in_words import text_of
 from ._loading import check_heads
 from ._logit_lens import position_of
 from ._options import head, whole_number
 from ._results import add_top_option
 from ._saved_graph import add_dictionaries, check_dictionaries_there, load_dictionaries, names_of
-from ._tables import add_table_option, check_table_file, save_table
+from ._tables import add_table_option, save_table
 
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def add(subparsers: Subparsers) -> None:
 
 
 def attribute(arguments: argparse.Namespace) -> int:
-    check_table_file(arguments.out)
     check_dictionaries_there(arguments)
     tokens = tokens_of(arguments)
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
@@ -76,7 +75,7 @@ def attribute(arguments: argparse.Namespace) -> int:
     check_heads(model, arguments.head)
     patterns = {layer: Site(layer, Kind.PATTERN) for layer, _ in arguments.head}
     _, cache = run(model, tokens, record=list(patterns.values()))
-    texts = [text_of(tokenizer, token) for token in np.asarray(tokens)]
+    texts = token_texts(tokenizer, np.asarray(tokens))
     rows, tables = [], []
     for layer, number in arguments.head:
         pattern = np.asarray(cache[patterns[layer]][number, query])

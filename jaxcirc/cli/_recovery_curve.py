@@ -6,7 +6,7 @@ from .._words import counted
 from ..view import draw_curves
 from ._common import add_seed_option, progress_bar, say_json, Subparsers
 from ._options import figure, threshold
-from ._tables import add_table_option, check_table_file, lines, records, save_table
+from ._tables import add_table_option, lines, records, save_table
 from ._trial import add_trial, load_trial, METRIC
 
 
@@ -33,7 +33,6 @@ def add(subparsers: Subparsers) -> None:
 
 
 def curve(arguments: argparse.Namespace) -> int:
-    check_table_file(arguments.out)
     trial = load_trial(arguments, "recovery_curve")
     with progress_bar() as progress:
         table = trial.curve(thresholds=arguments.cut_at, seed=arguments.seed, progress=progress)

@@ -1,6 +1,8 @@
 """Attribution graphs on the command line: dictionaries, a saved graph, and how its nodes are named."""
 
 import argparse
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..attribution_graphs import AttributionGraph
@@ -75,12 +77,25 @@ def names_of(table: Table) -> list[str]:
 def rows_named(option: str, graph: AttributionGraph, names: list[str]) -> list[int]:
     """The rows of nodes of these names. **Raises:** `ValueError` for a name that the graph does not have."""
     known = {name: row for row, name in enumerate(names_of(graph.table))}
+    said = nodes_said(graph)
     for name in names:
         if name not in known:
-            near = [each for each in known if each.partition("@")[0] == name.partition("@")[0]]
-            hint = f" There is {', '.join(near[:5])}." if near else " `jaxcirc graph` prints the names of its nodes."
-            raise ValueError(f"{option}: the graph has no node {name!r}.{hint}")
+            there = ", ".join(said[known[near]] for near in _nearest(name, known)[:5])
+            raise ValueError(
+                f"{option}: the graph has no node {name!r}. It has {there}; `jaxcirc graph --top N` prints N names."
+            )
     return [known[name] for name in names]
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Nodes of this name elsewhere, or at this site, those at this position first; else those that are written most alike."""
+    known = list(known)
+    bare, at = name.partition("@")[::2]
+    alike = lambda part: [each for each in known if part(each.partition("@")[0]) == part(bare)]
+    near = alike(str) or alike(lambda text: text.rpartition("/")[0] or text)
+    if not near:
+        return difflib.get_close_matches(name, known, n=5, cutoff=0)
+    return sorted(near, key=lambda each: each.partition("@")[2] != at)
 
 
 def tokens_of_graph(graph: AttributionGraph) -> list[str]:

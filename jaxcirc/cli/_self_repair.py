@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from .. import data
-from .._files import read_text
 from .._words import counted
 from ..components import OLS, Resample, self_repair, SelfRepair
 from ..components._parts import check_head
@@ -20,7 +19,6 @@ from ..view import draw_self_repair
 from ._common import (
     add_bos_option,
     add_ioi_option,
-    encode_text,
     ids_of,
     load_model,
     note,
@@ -30,6 +28,7 @@ from ._common import (
     Subparsers,
     tokenizer_of,
 )
+from ._corpus import TEXTS_HELP
 from ._loading import add_model_option, add_tokenizer_options
 from ._options import count, existing_file, figure, head, number, share
 
@@ -53,7 +52,7 @@ def add(subparsers: Subparsers) -> None:
         "--prompts",
         type=existing_file("--prompts"),
         metavar="FILE",
-        help="file of texts, one a line (sentences on subject-verb agreement are made)",
+        help=f"{TEXTS_HELP} (sentences on subject-verb agreement are made)",
     )
     what.add_argument(
         "--tokens",
@@ -73,7 +72,7 @@ def add(subparsers: Subparsers) -> None:
         "--length",
         type=count("--length", "tokens of each prompt", least=2),
         metavar="N",
-        help="tokens of a prompt, with what is put before it; shorter lines are left out (the shortest line's)",
+        help="tokens of a prompt, with what is put before it; shorter texts are left out (the shortest text's)",
     )
     add_bos_option(
         parser,
@@ -229,17 +228,13 @@ def _tokens(arguments: argparse.Namespace) -> Int[Array, "batch seq"]:
     if arguments.prompts is None:
         made = data.subject_verb(tokenizer, arguments.limit, kind="rc", seed=arguments.seed, bos=bos)
         return made.clean[:, : arguments.length]
-    text = read_text(arguments.prompts, expected="a prompt a line")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{arguments.prompts} has no text. Expected a prompt a line.")
-    rows = [encode_text(tokenizer, line, bos=bos) for line in lines]
-    check_beginnings(tokenizer, rows)
+    rows = data.load_texts(arguments.prompts, tokenizer, bos=bos)
+    check_beginnings(tokenizer, [row.tolist() for row in rows])
     length = min(map(len, rows)) if arguments.length is None else arguments.length
     long_enough = [row[:length] for row in rows if len(row) >= length]
     if len(long_enough) < 2:
         raise ValueError(
             f"{arguments.prompts} has {counted(len(long_enough), 'prompt')} of {length} tokens or more, and each takes another's values. "
-            "Give more lines, or a smaller --length."
+            "Give more texts, or a smaller --length."
         )
-    return jnp.asarray(long_enough[: arguments.limit], jnp.int32)
+    return jnp.asarray(np.stack(long_enough[: arguments.limit]))

@@ -11,13 +11,14 @@ from safetensors.numpy import save_file
 from .. import jacobian as jac
 from .._files import writing_file
 from .._sites import Kind, Part, Site
+from .._tokens import token_texts
 from ..components import decode
 from ..components._decode import STREAM
 from ..models import Transformer
 from ..view import draw_spectra
 from ._common import add_text_options, load_model, say_json, Subparsers, tokenizer_of, tokens_of
 from ._frozen import held, SAID
-from ._in_words import add_words_option, in_words, named, text_of
+from ._in_words import add_words_option, in_words, named
 from ._options import count, figure, new_file, site, whole_number
 
 
@@ -61,15 +62,16 @@ def add(subparsers: Subparsers) -> None:
     )
     add_words_option(parser)
     parser.add_argument(
-        "--out", metavar="FILE", type=new_file("--out"), help="file for singular values and vectors, .safetensors"
+        "--out",
+        metavar="FILE",
+        type=new_file("--out", ".safetensors"),
+        help="file for singular values and vectors, .safetensors",
     )
     parser.add_argument("--plot", type=figure("--plot"), metavar="FILE", help="draw a curve each, as SVG, PDF or PNG")
     parser.set_defaults(command=spectra)
 
 
 def spectra(arguments: argparse.Namespace) -> int:
-    if arguments.out and arguments.out.suffix != ".safetensors":
-        raise ValueError(f"--out: singular values are written as .safetensors, and {arguments.out.name} is not.")
     tokens = tokens_of(arguments)
     tokenizer = None if arguments.prompt is None else tokenizer_of(arguments)
     model = load_model(arguments)
@@ -84,7 +86,7 @@ def spectra(arguments: argparse.Namespace) -> int:
         source_pos=arguments.source_positions,
         target_pos=arguments.target_positions,
     )
-    texts = [text_of(tokenizer, token) for token in np.asarray(tokens)]
+    texts = token_texts(tokenizer, np.asarray(tokens))
     rows = _rows(found, model, tokenizer, texts, arguments)
     if arguments.out:
         edges = [[str(site) for site in edge] for edge in found.edges]

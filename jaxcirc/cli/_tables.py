@@ -15,13 +15,9 @@ if TYPE_CHECKING:
 
 def add_table_option(parser: argparse.ArgumentParser, what: str) -> None:
     """Adds `--out`, a file for a table of `what`."""
-    parser.add_argument("--out", type=new_file("--out"), metavar="FILE", help=f"file for the table of {what}, .csv")
-
-
-def check_table_file(path: Path | None) -> None:
-    """ValueError for a file of another kind than `save_table` writes."""
-    if path is not None and path.suffix != ".csv":
-        raise ValueError(f"--out: the table is written as .csv, and {path.name} is not.")
+    parser.add_argument(
+        "--out", type=new_file("--out", ".csv"), metavar="FILE", help=f"file for the table of {what}, .csv"
+    )
 
 
 def save_table(table: "pd.DataFrame", path: Path | None) -> None:

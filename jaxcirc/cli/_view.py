@@ -12,7 +12,7 @@ from ..circuits import Circuit, Trial
 from ..explorer import ADDRESS, Description, Live, Moved, page, server_of, write_page
 from ..interop._text_tokenizer import load_text_tokenizer
 from ._common import add_prompt_options, load_given, load_model, say_json, Subparsers
-from ._options import count, new_file
+from ._options import count, page as page_file
 from ._saved_graph import add_dictionaries, load_dictionaries, names_of
 
 
@@ -39,7 +39,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "path", metavar="PATH", type=Path, help="a circuit's folder, or a graph's .safetensors or .json"
     )
-    parser.add_argument("--out", type=new_file("--out"), metavar="FILE", help="file for the page; nothing is served")
+    parser.add_argument("--out", type=page_file("--out"), metavar="FILE", help="file for the page; nothing is served")
     parser.add_argument(
         "--port",
         type=count("--port", "the port to serve at", least=0),

@@ -1,5 +1,6 @@
 """A vector at a site, as the vocabulary reads it: by how much it raises the logit of each token."""
 
+import functools as ft
 from collections.abc import Mapping
 from typing import Any, Literal, TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from .._run import NOTHING
 from .._shown import Shown
 from .._sites import by_site, Kind, layer_of, Part, Site
 from .._tap import Tap
+from .._tokens import token_texts
 from ..models import check_known, is_model_known, Transformer
 from ..parts import Norm
 from ..parts._held_norm import push_through_norm, weighed
@@ -74,7 +76,7 @@ class Decoded(Shown, eqx.Module):
         """A row a direction and rank: the token raised most and the one lowered most, and by how much; as text with a `tokenizer`."""
         import pandas as pd
 
-        text = (lambda ids: ids) if tokenizer is None else lambda ids: [tokenizer.decode([int(i)]) for i in ids]
+        text = (lambda ids: ids) if tokenizer is None else ft.partial(token_texts, tokenizer)
         columns: dict[str, Any] = {}
         for name, (ids, values) in (("top", self.top(k)), ("bottom", self.bottom(k))):
             flat = np.asarray(ids).reshape(-1)

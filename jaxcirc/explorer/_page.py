@@ -18,6 +18,7 @@ from ._serve import Live
 
 
 FIRST_NODES, FIRST_EDGES = 60, 120  # how many of the strongest are shown at first
+BARE = 0.04  # the share of nodes that may have no edge there
 MARKS = {
     "circle": "●",
     "hex": "⬢",
@@ -72,13 +73,24 @@ def embedded(value: Any) -> str:
 
 
 def first_thresholds(nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[float, float]:
-    """Thresholds of nodes and of edges at which the strongest few are shown, and not more than can be read; 0 where all are few."""
+    """Thresholds of nodes and of edges at which the strongest few are shown, and not more than can be read; 0 where all are few.
+
+    Of the strongest nodes as many are shown as nearly all have an edge among the strongest edges: a node without one looks like a fault.
+    """
     sizes = sorted((_size(node.value) for node in nodes if node.counted), reverse=True)
-    node = sizes[FIRST_NODES - 1] if len(sizes) > FIRST_NODES else 0.0
-    node = node if math.isfinite(node) else 0.0
-    shown = {each.name for each in nodes if _size(each.value) >= node}
-    weights = sorted((abs(each.weight) for each in edges if {each.source, each.target} <= shown), reverse=True)
-    return node, (weights[FIRST_EDGES - 1] if len(weights) > FIRST_EDGES else 0.0)
+    by_weight = sorted(edges, key=lambda edge: -abs(edge.weight))
+    found: list[tuple[float, float, float]] = []
+    for most in range(FIRST_NODES, FIRST_NODES // 2 - 1, -5):
+        node = sizes[most - 1] if len(sizes) > most else 0.0
+        node = node if math.isfinite(node) else 0.0
+        shown = {each.name for each in nodes if _size(each.value) >= node}
+        by_weight = [each for each in by_weight if {each.source, each.target} <= shown]
+        joined = {end for each in by_weight[:FIRST_EDGES] for end in (each.source, each.target)}
+        edge = abs(by_weight[FIRST_EDGES - 1].weight) if len(by_weight) > FIRST_EDGES else 0.0
+        found.append((1 - len(joined) / max(len(shown), 1), node, edge))
+        if found[-1][0] <= BARE:
+            return node, edge
+    return min(found, key=lambda each: each[0])[1:]
 
 
 def _data(

@@ -167,7 +167,7 @@ class ComponentGraph(Shown):
 
         **Returns:** a matplotlib figure, which is part of no global state.
 
-        **Raises:** `ValueError` as `to_html`, for another suffix, and for a folder that is not there.
+        **Raises:** `ValueError` as `to_html`, and for another suffix.
         """
         check_count("ComponentGraph.to_figure: most_edges", "edges to draw", most_edges, least=0)
         target = written("ComponentGraph.to_figure", path)

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._checks import check_choice, check_chosen, check_count, check_kind, check_list
-from .._figures import COLOURED_BY, text_of, written
+from .._figures import COLOURED_BY, written
 from .._fingerprint import difference, fingerprint
 from .._labels import with_labels
 from .._run import check_token_ids, check_tokens
 from .._shown import Shown
+from .._tokens import token_texts
 from .._words import counted
 from ..models import check_known, Transformer
 from ..runs import Corpus, corpus_prompts
@@ -172,7 +173,7 @@ class JacobianLens(Shown, eqx.Module):
         read = self.readout(model, tokens, 1, logit_lens=logit_lens)
         of = f"{self.settings.rule} Jacobians, {counted(self.n_prompts, 'prompt')}"
         title = f"{'Logit lens' if logit_lens else 'Jacobian lens'} of {model.name}{'' if logit_lens else f': {of}'}; read on 1 prompt"
-        texts = [text_of(tokenizer, token) for token in np.asarray(tokens)]
+        texts = token_texts(tokenizer, np.asarray(tokens))
         return draw_readout(read, target, tokens=texts, tokenizer=tokenizer, title=title, colour=colour)
 
     def _maps(self) -> Mapping[int, Float[Array, "map d_model d_model"]]:
@@ -235,8 +236,8 @@ class JacobianLens(Shown, eqx.Module):
     def merge(lenses: Sequence["JacobianLens"]) -> "JacobianLens":
         """The lens of all prompts that several lenses were fitted to: their means weighed by their prompts, with the standard error of all.
 
-        **Raises:** `ValueError` for lenses of other layers, widths, models or settings, which says what differs; `TypeError` for what is
-        no lens.
+        **Raises:** `ValueError` for lenses of other layers, widths, models or settings, which says what differs, and for a lens
+        that is given twice; `TypeError` for what is no lens.
 
         >>> halves = [jc.fit_lens(model, [tokens[:n]], skip_first=1) for n in (5, 6)]
         >>> jc.JacobianLens.merge(halves).n_prompts
@@ -265,8 +266,20 @@ def _checked(lenses: Sequence[JacobianLens]) -> tuple[list[JacobianLens], LensSe
                 f"JacobianLens.merge: lens {number} and those before it differ in {differ}. Lenses can be merged that were fitted to the "
                 "same model in the same way."
             )
+        for earlier in range(number):
+            if _same_content(given[earlier], lens):
+                raise ValueError(
+                    f"JacobianLens.merge: lens {earlier} and lens {number} hold the same means, so their prompts would count twice and the "
+                    "standard error would come out too small. Give each part once."
+                )
         known = known.with_(lens.settings)
     return given, known
+
+
+def _same_content(first: JacobianLens, other: JacobianLens) -> bool:
+    return first.n_prompts == other.n_prompts and all(
+        jnp.array_equal(running.mean, other.means[layer].mean) for layer, running in first.means.items()
+    )
 
 
 def _differ(first: JacobianLens, known: LensSettings, other: JacobianLens) -> str | None:

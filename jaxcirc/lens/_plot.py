@@ -7,7 +7,8 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from .._figures import ENTROPY, RANK, text_of, token_grid
+from .._figures import ENTROPY, RANK, token_grid
+from .._tokens import token_texts
 from ._readout import LensReadout
 
 
@@ -23,7 +24,7 @@ def draw_readout(
     **Arguments:** - `target`: where the picture is written too. - `tokens`: the text at each position. - `colour`: by the `"rank"` of the
     token that follows, which the last position has not, the `"entropy"`, or the `"probability"` of the strongest token.
     """
-    texts = [[text_of(tokenizer, token) for token in layer] for layer in np.asarray(read.tokens[:, :, 0])]
+    texts = [token_texts(tokenizer, layer) for layer in np.asarray(read.tokens[:, :, 0])]
     return token_grid(
         _values(read, colour), texts, target, colour=colour, title=title, layers=read.layers, tokens=tokens
     )

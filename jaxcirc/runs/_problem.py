@@ -86,7 +86,7 @@ def prepare_prompts(
         check_tokens(model, corrupt, batched=True)
         if not (real & (np.asarray(clean) != np.asarray(corrupt))).any():
             raise ValueError(
-                "The corrupt prompts are equal to the clean ones, so there is no effect to explain. Give prompts that differ, or None."
+                "The corrupt prompts are equal to the clean ones, so there is no effect to explain. Give prompts that differ."
             )
     of_batch = metric if metric is ALL_LOGITS else batched(model, metric, shape)
     check_positions(of_batch, real)

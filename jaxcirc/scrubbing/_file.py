@@ -54,10 +54,11 @@ def load_hypothesis(path: str | Path) -> Claim:
     [[children.children]]
     name = "a2.h0"
     through = "q"
-    sampler = { shared = "S", sampler = { class = "S2", strict = true } }
+    sampler = { shared = "S", sampler = { class = "S2" } }
     ```
 
-    Samplers are words or tables, `{ fixed = 3 }` and `{ pool = 4 }` too.
+    Samplers are words or tables, `{ fixed = 3 }` and `{ pool = 4 }` too. With `strict = true` beside a class a prompt that is alone in its
+    class is an error; otherwise it is drawn itself.
 
     **Raises:** `ValueError` for a file that is no TOML, and for keys and words that there are not, each with the claim's path.
 

@@ -104,8 +104,9 @@ class Conditional(AbstractSampler):
             alone = rows[np.bincount(classes)[classes[rows]] == 1]
             if alone.size:
                 raise ValueError(
-                    f"Conditional: of {words.path} the class {names[alone[0]]!r} holds prompt {alone[0]} alone, so it has nothing to draw. "
-                    "Give more prompts or a coarser class, or let it draw itself (strict=False)."
+                    f"Conditional: of {words.path} the class {names[alone[0]]!r} holds prompt {alone[0]} alone, so it has nothing to draw, "
+                    "which strict=True refuses. Give more prompts or a coarser class, or let it draw itself: strict=False, or in a file no "
+                    "`strict = true`."
                 )
         return uniform(words.drawn(), rows, classes)
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from .._run import check_model
 from .._shown import Shown
+from .._tokens import token_texts
 from .._typing import Prompt
 from ..data._encode import as_prompt
 from ..models import Transformer
@@ -114,7 +115,7 @@ def attention(model: Transformer, tokenizer: Any, prompt: Prompt, heads: Sequenc
     plain, weighted = (
         np.asarray(head_patterns(model, jnp.asarray(ids), heads, weigh=weigh)) for weigh in ("none", "value")
     )
-    names = tuple(str(i) if tokenizer is None else tokenizer.decode([int(i)]) for i in ids)
+    names = tuple(token_texts(tokenizer, ids))
     pairs = tuple((int(layer), int(head)) for layer, head in heads)
     return AttentionPage(pairs, ids, names, plain, weighted, model.name)
 

@@ -29,7 +29,7 @@ def draw_circuit_curve(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for none or more than four, another suffix, and a folder that is not there.
+    **Raises:** `ValueError` for none or more than four, and another suffix.
     """
     target = written("draw_circuit_curve", path)
     who = "draw_circuit_curve: curves"

@@ -29,8 +29,7 @@ def draw_curves(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` if there is none, one is empty, keeps nothing, or has other columns; for another suffix, and a folder that is
-    not there.
+    **Raises:** `ValueError` if there is none, one is empty, keeps nothing, or has other columns; for another suffix.
     """
     target = written("draw_curves", path)
     check_kind("draw_curves: curves", curves, Mapping, "tables by name, {'by nodes': jc.recovery_curve(…)}")
@@ -62,7 +61,8 @@ def _panel(axes: "Axes", name: str, table: "pd.DataFrame") -> None:
     sizes = of(what)
     axes.axhline(1.0, color=GREY, linewidth=0.8, linestyle=":")
     names = ("faithfulness", "completeness", "random")
-    series(axes, sizes, {each: of(each) for each in names}, band=(of("low"), of("high")), colours=(*COLOURS[:2], GREY))
+    curves, colours = {each: of(each) for each in names}, (*COLOURS[:2], GREY)
+    series(axes, sizes, curves, band=(of("low"), of("high")), colours=colours, dashed=("random",))
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -0.1), max(high, 1.1))
     log_axis(axes, "x", float(sizes.min()), float(sizes.max()))

@@ -46,8 +46,8 @@ def draw_effects(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for none, for arrays that have not two axes, or no numbers along one; for another number of names; for another
-    suffix and a folder that is not there.
+    **Raises:** `ValueError` for none, for arrays that have not two axes, or no numbers along one; another number of names; another
+    suffix.
 
     >>> effects = jc.direct_effects(model, tokens[None]).heads  # [batch layer head seq]
     >>> figure = jc.draw_effects(effects.mean(0).sum(-1), unit="logits", title="Direct effects of heads", prompts=1)

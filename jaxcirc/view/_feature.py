@@ -15,6 +15,7 @@ from .._precision import wide
 from .._run import check_dictionaries, check_model, site_shapes
 from .._shown import Shown
 from .._sites import did_you_mean, Site
+from .._tokens import together, token_text
 from .._typing import Progress
 from ..components import decode, Decoded
 from ..components._decode import is_decoded
@@ -45,7 +46,8 @@ class FeaturePage(Shown):
       the site reaches the residual stream by more than a matrix.
     - `cosines` `[d_sae]`: of its decoder's row with every other.
     - `edges`: a row a mean edge, the largest of each table: `side` (`"from"`, `"to"`), `site`, `unit`, `value`.
-    - `texts`: how each token id on the page reads.
+    - `texts`: how each token id on the page reads by itself; `pieces`: how each example reads, `(tokens, text)` for each piece of it: one
+      token, or some that share a letter.
     """
 
     site: Site
@@ -59,6 +61,7 @@ class FeaturePage(Shown):
     cosines: Float[np.ndarray, " d_sae"]
     edges: "pd.DataFrame"
     texts: dict[int, str] = dataclasses.field(repr=False)
+    pieces: tuple[tuple[tuple[int, str], ...], ...] = dataclasses.field(repr=False)
     most: int = 10
 
     @property
@@ -158,6 +161,7 @@ def feature(
         cosines=_cosines(sae, int(unit)),
         edges=joined,
         texts=_texts(tokenizer, found, decoded, most),
+        pieces=tuple(tuple(together(tokenizer, each.tokens)) for each in found.examples),
         most=most,
     )
 
@@ -254,4 +258,4 @@ def _texts(tokenizer: Any, found: Firing, decoded: Decoded | None, most: int) ->
     if decoded is not None:
         k = min(most, decoded.logits.shape[-1] // 2)
         ids |= {int(token) for part in (decoded.top(k), decoded.bottom(k)) for token in np.asarray(part[0])}
-    return {each: str(each) if tokenizer is None else tokenizer.decode([each]) for each in sorted(ids)}
+    return {each: token_text(tokenizer, each) for each in sorted(ids)}

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -53,23 +54,29 @@ def _examples(found: Any) -> str:
         return "<p>Nowhere: it is off at every token of these texts.</p>"
     most = max(float(np.abs(example.acts).max()) for example in found.examples)
     note = "<p>Red as strong as the latent is at the token; point at a token for the number. Framed: the strongest.</p>"
-    return note + "".join(_example(example, found.texts, most) for example in found.examples)
+    return note + "".join(
+        _example(example, pieces, most) for example, pieces in zip(found.examples, found.pieces, strict=True)
+    )
 
 
-def _example(example: Example, texts: dict[int, str], most: float) -> str:
+def _example(example: Example, pieces: Sequence[tuple[int, str]], most: float) -> str:
     peak = example.position
     first, last = max(0, peak - BESIDE), min(len(example.tokens), peak + BESIDE + 1)
-    spans = []
-    for i in range(first, last):
-        act = float(example.acts[i])
-        framed = ' data-peak="1"' if i == peak else ""
+    spans, end = [], 0
+    for count, text in pieces:
+        begin, end = end, end + count
+        if end <= first or begin >= last:
+            continue
+        acts = example.acts[begin:end].tolist()
+        act, framed = max(acts, key=abs), begin <= peak < end
+        said = [f"{each:.4g} at position {at}" for at, each in enumerate(acts, begin)]
         span = token_span(
-            texts[int(example.tokens[i])],
-            title=f"{act:.4g} at position {i}",
+            text,
+            title=", ".join(said),
             style=_heat(act, most),
-            attributes=f' data-act="{act:.6g}"{framed}',
+            attributes=f' data-act="{act:.6g}"' + ' data-peak="1"' * framed,
         )
-        spans.append(span.replace('class="token"', 'class="token peak"', 1) if i == peak else span)
+        spans.append(span.replace('class="token"', 'class="token peak"', 1) if framed else span)
     more = [
         '<span class="more">… </span>' if first else "",
         '<span class="more"> …</span>' if last < len(example.tokens) else "",

@@ -31,7 +31,7 @@ def draw_features(jacobian: FeatureJacobian, path: str | Path | None = None, *, 
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for no pairs, a row that there is not, another suffix, and a folder that is not there.
+    **Raises:** `ValueError` for no pairs, a row that there is not, and another suffix.
 
     >>> J = jc.feature_jacobian(model, saes, tokens, "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out", minimum=0.1)
     >>> figure = jc.draw_features(J, "features.svg")

@@ -28,8 +28,7 @@ def draw_graph_checks(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for an empty table, or one without these columns; for more than four strengths; for another suffix, and a
-    folder that is not there.
+    **Raises:** `ValueError` for an empty table, or one without these columns; for more than four strengths; for another suffix.
 
     >>> graph = jc.attribution_graph(model, None, tokens, max_nodes=50)
     >>> node = graph.nodes.index[graph.nodes["kind"] == "latent"][0]

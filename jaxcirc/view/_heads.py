@@ -9,6 +9,7 @@ import numpy as np
 from .._checks import check_choice, check_kind, check_list
 from .._figures import headline, heat_map, new_figure, panel_size, saved, signed, token_names, written
 from ..attribution import HeadEffects
+from ._effects import largest
 
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def draw_head_effects(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for another number of tokens, another suffix, and a folder that is not there.
+    **Raises:** `ValueError` for another number of tokens, and another suffix.
 
     >>> prompts = jc.data.ioi(tokenizer, 2, seed=0)
     >>> effects = jc.head_effects(model, prompts.clean, prompts.corrupt, prompts.metric())
@@ -59,12 +60,13 @@ def draw_head_effects(
         "Effects of heads, corrupt − clean", method=effects.method.words, metric=metric, prompts=len(effects.total)
     )
     figure, axes = new_figure(len(PARTS), size, title=f"{title}\ntotal effect {total:+z.3g}")
+    scale = signed("effect", largest(values.values()))
     for each, (part, name) in zip(axes, PARTS.items(), strict=True):
         shared = getattr(effects, part).shape != effects.z.shape
         heat_map(
             each,
             values[part],
-            signed("effect"),
+            scale,
             side="layer",
             label="position" if by == "position" else "group of heads that share it" if shared else "head",
             title=f"{name}, summed over {'positions' if by == 'head' else 'heads'}",

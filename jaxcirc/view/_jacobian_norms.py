@@ -40,7 +40,7 @@ def draw_jacobian_norms(
     **Returns:** a matplotlib figure, which is part of no global state.
 
     **Raises:** `ValueError` for none, several of other sites or shapes, values that have not one position each, another number of tokens,
-    another suffix, and a folder that is not there.
+    and another suffix.
 
     >>> J = jc.edge(model, tokens, "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post")
     >>> figure = jc.draw_jacobian_norms(J, "norms.svg", tokens=[tokenizer.decode(int(token)) for token in tokens])

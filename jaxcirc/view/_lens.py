@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._checks import check_choice, check_count, check_kind, check_list
-from .._figures import COLOURED_BY, ENTROPY, PROBABILITY, RANK, text_of, token_grid, written
+from .._figures import COLOURED_BY, ENTROPY, PROBABILITY, RANK, token_grid, written
+from .._tokens import token_texts
 from ..components import LogitLens
 from ..lens import LensReadout
 from ..lens._plot import draw_readout
@@ -67,14 +68,14 @@ def draw_lens(
     of = read.ends.name
     return token_grid(
         values,
-        [[text_of(tokenizer, token) for token in row] for row in ids],
+        [token_texts(tokenizer, row) for row in ids],
         target,
         colour=colour,
         title=f"Logit lens{f' of {of}' if of else ''}, 1 prompt: the strongest token at each depth"
         if title is None
         else title,
         layers=range(len(values)),
-        tokens=[text_of(tokenizer, token) for token in read.tokens[prompt]] if tokens is None else tokens,
+        tokens=token_texts(tokenizer, read.tokens[prompt]) if tokens is None else tokens,
         side="depth: blocks passed",
     )
 

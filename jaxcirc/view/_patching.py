@@ -40,7 +40,7 @@ def draw_patching(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for another number of tokens, another suffix, and a folder that is not there.
+    **Raises:** `ValueError` for another number of tokens, and another suffix.
 
     >>> prompts = jc.data.ioi(tokenizer, 4, seed=0)
     >>> found = jc.activation_patch(model, prompts.clean, prompts.corrupt, prompts.metric())

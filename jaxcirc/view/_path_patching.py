@@ -52,7 +52,7 @@ def draw_path_patching(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for another number of senders, no prompts, another suffix, and a folder that is not there.
+    **Raises:** `ValueError` for another number of senders, no prompts, and another suffix.
 
     >>> prompts = jc.data.ioi(tokenizer, 4, flip=("IO",), seed=0)
     >>> found = jc.path_patch(model, prompts.clean, prompts.corrupt, prompts.metric(), receivers=["logits"])

@@ -51,7 +51,7 @@ def draw_patterns(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for a head that is not there, another number of names, another suffix, and a folder that is not there.
+    **Raises:** `ValueError` for a head that is not there, another number of names, and another suffix.
 
     >>> names = [tokenizer.decode(int(token)) for token in tokens]
     >>> figure = jc.draw_patterns(model, tokens, [(0, 1), (1, 2)], "patterns.svg", value_weighted=True, names=names)

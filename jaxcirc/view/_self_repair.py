@@ -28,7 +28,7 @@ def draw_self_repair(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for a head that there are no numbers of, another suffix, and a folder that is not there.
+    **Raises:** `ValueError` for a head that there are no numbers of, and another suffix.
 
     >>> tokens = jc.data.ioi(tokenizer, 8, seed=0).clean
     >>> figure = jc.draw_self_repair(jc.self_repair(model, tokens, jc.Resample.rolled(tokens)), heads=[(1, 2)])

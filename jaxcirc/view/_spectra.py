@@ -34,7 +34,7 @@ def draw_spectra(
 
     **Returns:** a matplotlib figure, which is part of no global state.
 
-    **Raises:** `ValueError` for none, or what cannot be singular values; for another suffix, and a folder that is not there.
+    **Raises:** `ValueError` for none, or what cannot be singular values; for another suffix.
 
     >>> J = jc.edge(model, tokens, "blocks.0.hook_resid_pre", "blocks.3.hook_resid_post")
     >>> figure = jc.draw_spectra({"four blocks": J.svd(5)[1]}, "spectrum.svg")
