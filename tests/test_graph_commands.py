@@ -147,7 +147,7 @@ def test_intervene_with_transcoders(model, tokens, tmp_path, capsys):
     sizes = [float(jnp.abs(want.changed.pre[site] - want.clean.pre[site]).max()) for site in want.clean.pre]
     assert abs(first["changed"] - first["clean"]) == pytest.approx(max(sizes), rel=1e-3)
     assert found["changed"] == len(table)
-    assert "other neurons stay" in printed(capsys, *command)
+    assert "other latents stay" in printed(capsys, *command)
 
 
 def test_graph_names_its_nodes_as_other_commands_take_them(saved, tmp_path, capsys):
