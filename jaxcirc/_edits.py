@@ -224,7 +224,7 @@ def as_pytree(fn: Callable) -> Callable:
         raise TypeError(f"Expected a function of an array, got a {type(fn).__name__}.")
     if not _takes_one(fn):
         raise TypeError(
-            f"Expected a function of one array, f(x), got {getattr(fn, '__name__', type(fn).__name__)}{inspect.signature(fn)}. A hook of "
-            "another library, f(value, hook), is here a function of the value alone, which has no axis of a batch."
+            f"Expected a function of one array, got {getattr(fn, '__name__', type(fn).__name__)}{inspect.signature(fn)}. A hook of another "
+            "library, which takes the value and the hook, is here a function of the value alone, which has no axis of a batch."
         )
     return jax.tree_util.Partial(fn) if jax.tree_util.all_leaves([fn]) else fn

@@ -60,7 +60,7 @@ BAD_TREES = {
     ),
     "a class is NaN": lambda: Claim("logits", Conditional(np.array([1.0, np.nan, 1.0, 1.0]))),
     "a class is a number, a text, an array or a tuple of such, got a set": lambda: Claim("logits", Conditional(set)),
-    r"of logits others the class 2 holds prompt 2 alone.*, which strict=True refuses.* no `strict = true`": lambda: (
+    r"of logits others the class 2 holds prompt 2 alone.*, which a strict sampler refuses.* do not ask for strict": lambda: (
         Claim("logits", Exact(), others=Conditional(np.array([1, 1, 2, 1]), strict=True), children=[LEAF("m0")])
     ),
     "there are prompts 0 to 3, got 4": lambda: Claim("logits", Fixed(4)),

@@ -1,5 +1,6 @@
 """Batch attribution: tables that depend on the prompts and the settings, and on nothing that happens on the way."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -435,7 +436,7 @@ def test_a_lens_reads_each_prompt(given, tmp_path, capsys):
     assert_close(np.array([row["difference"] for row in rows[4:]]), difference.astype(float), tolerance=1e-5)
     assert rows[1]["rank"] == rows[1]["logit_lens_rank"]  # at the target they are one
     # Another lens is another setting.
-    jc.JacobianLens.merge([lens, lens]).save(tmp_path / "lens.safetensors")
+    dataclasses.replace(lens, n_prompts=5).save(tmp_path / "lens.safetensors")
     capsys.readouterr()
     assert main(["attribute", *options, "--verb", "lens", "--lens", str(tmp_path / "lens.safetensors")]) == 2
     assert "lens" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -450,9 +450,9 @@ def test_the_command_reads_a_prompt_and_a_numpy_file(tmp_path, capsys):
 def test_the_command_keeps_what_is_there(tmp_path, capsys):
     """The same Jacobian is not computed again, another one is refused, both by name; `--overwrite` does either."""
     out = ["--out", str(tmp_path / "j.safetensors"), "--top", "1"]
-    (tmp_path / "thesis").write_text("years of work")
-    assert main([*COMMAND, "--prompt", "The teacher", "--out", str(tmp_path / "thesis")]) == 2
-    assert "thesis exists and is not a saved Jacobian" in capsys.readouterr().err
+    (tmp_path / "thesis.safetensors").write_text("years of work")
+    assert main([*COMMAND, "--prompt", "The teacher", "--out", str(tmp_path / "thesis.safetensors")]) == 2
+    assert "thesis.safetensors exists and is not a saved Jacobian" in capsys.readouterr().err
     assert main([*COMMAND, "--prompt", "The teacher", *out]) == 0
     assert "saved to" in capsys.readouterr().out
     assert main([*COMMAND, "--prompt", "The teacher", *out]) == 0

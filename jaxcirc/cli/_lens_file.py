@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ..lens._store import check_suffix
+from ..lens._store import check_suffix, SUFFIXES
 from ._options import new_file
 
 
@@ -21,7 +21,7 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 
 def lens_file(option: str) -> Callable[[str], Path]:
     """Takes a file that a lens is written to."""
-    writable = new_file(option)
+    writable = new_file(option, *SUFFIXES)
 
     def read(text: str) -> Path:
         path = writable(text)

@@ -91,7 +91,7 @@ class Checkpoint:
         if sorted(stored.centres or {}) != by_cluster:
             raise ValueError(
                 f"fit_lens: {self.path} holds the centres of clusters of layers {sorted(stored.centres or {})}, and a fit with "
-                f"average={self.settings.average!r} has those of layers {by_cluster}. {other}"
+                f"the average {self.settings.average!r} has those of layers {by_cluster}. {other}"
             )
         for layer, running in stored.means.items():
             if running.mean.shape != self._shape:

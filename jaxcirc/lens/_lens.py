@@ -1,5 +1,6 @@
 """The Jacobian lens: for each layer the mean map from its residual stream to the last one."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TYPE_CHECKING
@@ -266,13 +267,13 @@ def _checked(lenses: Sequence[JacobianLens]) -> tuple[list[JacobianLens], LensSe
                 f"JacobianLens.merge: lens {number} and those before it differ in {differ}. Lenses can be merged that were fitted to the "
                 "same model in the same way."
             )
-        for earlier in range(number):
-            if _same_content(given[earlier], lens):
-                raise ValueError(
-                    f"JacobianLens.merge: lens {earlier} and lens {number} hold the same means, so their prompts would count twice and the "
-                    "standard error would come out too small. Give each part once."
-                )
         known = known.with_(lens.settings)
+    for (one, first), (number, lens) in itertools.combinations(enumerate(given), 2):
+        if _same_content(first, lens):
+            raise ValueError(
+                f"JacobianLens.merge: lens {one} and lens {number} hold the same means, so their prompts would count twice, and the "
+                "standard error would come out too small. Give each part once."
+            )
     return given, known
 
 

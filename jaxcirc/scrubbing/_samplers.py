@@ -105,8 +105,7 @@ class Conditional(AbstractSampler):
             if alone.size:
                 raise ValueError(
                     f"Conditional: of {words.path} the class {names[alone[0]]!r} holds prompt {alone[0]} alone, so it has nothing to draw, "
-                    "which strict=True refuses. Give more prompts or a coarser class, or let it draw itself: strict=False, or in a file no "
-                    "`strict = true`."
+                    "which a strict sampler refuses. Give more prompts or a coarser class, or let it draw itself: do not ask for strict."
                 )
         return uniform(words.drawn(), rows, classes)
 
