@@ -95,9 +95,15 @@ def test_a_metric_that_reads_nothing_of_the_difference():
     first = corrupt.at[:, 0].set(clean[:, 0])
     metric = jc.LogitDiff(np.array([1, 2]), np.array([3, 4]), position=0)
     both = jax.numpy.stack([clean[0], corrupt[0]])  # and pairs given in both directions, whose differences cancel
-    for given in ((clean, first, metric), (both, both[::-1], jc.LogitDiff(1, 3))):
+    given = both, both[::-1], jc.LogitDiff(1, 3)
+    how = {"share": 0.5, "steps": 1, "key": jax.random.key(0)}
+    for prompts, objective in (((clean, first, metric), "faithful"), (given, "least")):
         with pytest.raises(ValueError, match="nothing to explain"):
-            jc.patching.train_masks(model, *given, share=0.5, steps=1, key=jax.random.key(0))
+            jc.patching.train_masks(model, *prompts, **how, objective=objective)
+    found = jc.patching.train_masks(model, *given, **how)  # each pair has something to explain
+    assert found.loss[0] > 0
+    assert np.isnan(found.faithfulness)
+    assert "faithfulness nan" in repr(found)
 
 
 def test_without_optax(monkeypatch):

@@ -66,7 +66,7 @@ def train_masks(
     **Returns:** `TrainedMasks`.
 
     **Raises:** `ImportError` without optax; `ValueError` as `jc.patch_edges`, for a share that keeps no edge, and where the clean and the
-    corrupt metric are equal on average, so that there is nothing to explain.
+    corrupt metric are equal, so that there is nothing to explain: on each prompt, or for `"least"` on average.
 
     >>> prompts = jc.data.ioi(tokenizer, 2, seed=0)
     >>> given = model, prompts.clean, prompts.corrupt, prompts.metric()
@@ -96,7 +96,8 @@ def train_masks(
         raise ValueError(f"{who}: a share of {share:g} of {graph.n_edges} edges is none of them. Ask for more.")
     given = _Given(model, problem, others_of(model, graph, problem, ablation)(np.arange(len(problem.clean))))
     full, empty = (_metrics(graph, given, _keep(graph, given, value)) for value in (1.0, 0.0))
-    _check_gap(who, np.asarray(full), np.asarray(empty))
+    gap, on_average = _gap(np.asarray(full), np.asarray(empty))
+    _check_gap(who, on_average if objective == "least" else gap)
     state = _start(model, graph, optimizer)
     losses, shares = [], []
     for step in range(steps):
@@ -112,7 +113,7 @@ def train_masks(
     reached = _metrics(graph, given, _keep(graph, given, kept))
     mean = lambda x: float(np.asarray(x).mean())
     history = np.asarray(jnp.stack(losses)), np.asarray(jnp.stack(shares))
-    return TrainedMasks(graph, scores, kept, *history, mean(full), mean(empty), mean(reached))
+    return TrainedMasks(graph, scores, kept, *history, mean(full), mean(empty if on_average else full), mean(reached))
 
 
 class _Given(NamedTuple):
@@ -131,12 +132,17 @@ class _State(NamedTuple):
     optimizer: Any
 
 
-def _check_gap(who: str, full: Float[np.ndarray, " batch"], empty: Float[np.ndarray, " batch"]) -> None:
-    """ValueError where the metrics' means are equal to rounding: of their difference faithfulness is a part."""
-    if abs(np.mean(full - empty)) <= 64 * np.finfo(full.dtype).eps * np.mean(np.abs(full) + np.abs(empty)):
+def _gap(full: Float[np.ndarray, " batch"], empty: Float[np.ndarray, " batch"]) -> tuple[bool, bool]:
+    """Whether metrics differ by more than rounding: on any prompt, and on average, which pairs in both directions do not."""
+    least, difference = 64 * np.finfo(full.dtype).eps * np.mean(np.abs(full) + np.abs(empty)), full - empty
+    return bool(np.abs(difference).max() > least), bool(abs(difference.mean()) > least)
+
+
+def _check_gap(who: str, there: bool) -> None:
+    if not there:
         raise ValueError(
-            f"{who}: the metric is the same with all edges and with none, {np.mean(full):z.4g} on average over the prompts, so there is "
-            "nothing to explain. Give pairs each in one direction, whose corrupt prompts change it."
+            f"{who}: the metric is the same with all edges and with none, so there is nothing to explain. Give corrupt prompts that change "
+            "it; for objective 'least' pairs each in one direction."
         )
 
 

@@ -1,6 +1,7 @@
 """What training of masks found: a score for each edge, and the circuit of the best."""
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -34,8 +35,11 @@ class TrainedMasks(Shown):
 
     @property
     def faithfulness(self) -> float:
-        """How much of the way from no edge to all the kept ones go, 1 for all of it."""
-        return (self.metric - self.empty) / (self.full - self.empty)
+        """How much of the way from no edge to all the kept ones go, 1 for all of it; NaN where these have equal means, as of pairs that are
+        given in both directions.
+        """
+        gap = self.full - self.empty
+        return (self.metric - self.empty) / gap if gap else math.nan
 
     def __repr__(self) -> str:
         kept, all = int(self.kept.sum()), self.graph.n_edges
