@@ -77,8 +77,8 @@ def mean_edges(
     **Reference:** Ameisen et al. 2025, "Circuit Tracing: Revealing Computational Graphs in Language Models", global weights: the weighted
     edges along the stream with the norm's scale held are the expected residual attribution there; Dunefsky et al. 2024, arXiv 2406.11944.
     """
-    check_untraced("features.mean_edges", model)
     verb = "features.mean_edges"
+    check_untraced(verb, model)
     check_backend()
     check_model(model)
     check_choice(f"{verb}: through", through, THROUGH)

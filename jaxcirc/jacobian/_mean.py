@@ -76,8 +76,8 @@ def mean(
     **Reference:** the derivative of a norm and of an MLP, summed; of the mean Jacobian as a lens between layers see Gurnee et al. 2026,
     "Verbalizable Representations Form a Global Workspace in Language Models".
     """
-    check_untraced("jacobian.mean", model)
     verb = "jacobian.mean"
+    check_untraced(verb, model)
     check_backend()
     check_model(model)
     start, end = ends_around(verb, model, layer, source, target)

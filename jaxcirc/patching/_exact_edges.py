@@ -50,8 +50,8 @@ def exact_edges(
     >>> effects.shape
     (2, 21, 53)
     """
-    check_untraced("exact_edges", model)
     who = "exact_edges"
+    check_untraced(who, model)
     check_carried(who, corrupt, ablation)
     check_count(f"{who}: budget", "bytes may be taken", budget)
     problem = prepare_prompts(model, clean, corrupt, metric, mask)

@@ -75,8 +75,8 @@ def greedy_search(
     **Reference:** Conmy et al. 2023, arXiv 2304.14997, algorithm 1. Their graph has an edge more for each query, key and value, from its
     input to it.
     """
-    check_untraced("greedy_search", model)
     who = "greedy_search"
+    check_untraced(who, model)
     check_carried(who, corrupt, ablation)
     check_count(f"{who}: budget", "bytes may be taken", budget)
     check_threshold(f"{who}: threshold", threshold)

@@ -102,8 +102,8 @@ def path_patch(
     hold all but the path, `mlps="frozen"` and a chain to the logits. With `norms="frozen"` the direct path is linear, as in the
     demonstrations of TransformerLens.
     """
-    check_untraced("path_patch", model)
     who = "path_patch"
+    check_untraced(who, model)
     check_choice(f"{who}: mlps", mlps, ("frozen", "recomputed"))
     check_choice(f"{who}: norms", norms, ("live", "frozen"))
     check_count(f"{who}: tokens_at_once", "tokens are run at once", tokens_at_once)

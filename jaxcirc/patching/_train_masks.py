@@ -77,8 +77,8 @@ def train_masks(
     **Reference:** the gates are those of Louizos et al. 2018 (arXiv 1712.01312), on edges as in subnetwork probing (Cao et al. 2021, arXiv
     2104.03514) and edge pruning (Bhaskar et al. 2024, arXiv 2406.16778), whose Lagrangian this is.
     """
-    check_untraced("train_masks", model)
     who = "train_masks"
+    check_untraced(who, model)
     check_carried(who, corrupt, ablation)
     check_share(f"{who}: share", "edges", share)
     check_count(f"{who}: steps", "steps of the optimizer are taken", steps)

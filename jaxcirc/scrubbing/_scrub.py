@@ -74,8 +74,8 @@ def scrub(
     **Reference:** Chan et al. 2022, "Causal scrubbing: a method for rigorously testing interpretability hypotheses". In their code the
     labels are an input as others are, which a root whose others are resampled scores by another example's; here they are the example's.
     """
-    check_untraced("scrub", model)
     who = "scrub"
+    check_untraced(who, model)
     check_count(f"{who}: samples", "times data are drawn for each example", samples)
     check_count(f"{who}: budget", "bytes may be taken", budget)
     check_key(f"{who}: key", key)
