@@ -47,9 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.quick:  # nearly all of its time is compilation; read when the first array is made
         os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".strip()
     with no_cache(), precise(arguments.precision), one_thread() if arguments.quick else contextlib.nullcontext():
-        results = measured(
-            size, arguments.rows or list(ROWS), arguments.repeats, arguments.precision, plots=not arguments.rows
-        )
+        results: dict[str, Any] = {}
+        for results in measured(size, arguments, plots=not arguments.rows):
+            paths = keep(results, arguments)  # after each row: of a run that is stopped, what there is
+    print(json.dumps(results) if arguments.json else table(results))
+    progress(f"written: {', '.join(map(str, paths))}")
+    return int(any("failed" in row for row in results["rows"]) or "plots_failed" in results)
+
+
+def keep(results: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:
+    """Writes the tables, and the plots that there are."""
     paths = []
     for name, part in tables_of(results, arguments.name, apart=not arguments.rows).items():
         files = write(part, arguments.out, name)
@@ -57,9 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             files.append(files[0].with_suffix(".svg"))
             draw(part["plots"], files[-1])
         paths += files
-    print(json.dumps(results) if arguments.json else table(results))
-    progress(f"written: {', '.join(map(str, paths))}")
-    return int(any("failed" in row for row in results["rows"]) or "plots_failed" in results)
+    return paths
 
 
 def tables_of(results: dict[str, Any], name: str, *, apart: bool) -> dict[str, dict[str, Any]]:
@@ -72,9 +77,9 @@ def tables_of(results: dict[str, Any], name: str, *, apart: bool) -> dict[str, d
     return {name: {**results, "rows": some(name)}, **others}
 
 
-def measured(size: str, names: list[str], repeats: int, precision: str, *, plots: bool) -> dict[str, Any]:
-    """All results. A quick run measures the memory of its first row only: a process for each side takes seconds."""
-    quick = size == "quick"
+def measured(size: str, arguments: argparse.Namespace, *, plots: bool) -> Iterator[dict[str, Any]]:
+    """The results so far, after each row. A quick run measures the memory of its first row only: a process for each side takes seconds."""
+    quick, without, precision = size == "quick", arguments.without, arguments.precision
     rate = matmul_rate(*((256, 2) if quick else ()))
     results: dict[str, Any] = {
         "machine": describe(precision),
@@ -83,22 +88,26 @@ def measured(size: str, names: list[str], repeats: int, precision: str, *, plots
         "rows": [],
         "plots": [],
     }
-    settings = Settings(size, min(repeats, 2) if quick else repeats, precision, True, not quick, rate)
-    for i, name in enumerate(names):
+    repeats = min(arguments.repeats, 2) if quick else arguments.repeats
+    settings = Settings(
+        size, repeats, precision, "memory" not in without, not quick and "torch.compile" not in without, rate
+    )
+    for i, name in enumerate(arguments.rows or list(ROWS)):
         row = make_row(name, size)
         try:
-            found = measure(name, row, settings._replace(memory=not quick or i == 0), progress)
+            found = measure(name, row, settings._replace(memory=settings.memory and (not quick or i == 0)), progress)
         except Unequal as error:
             progress(f"{name}: FAILED: {error}")
             found = {"name": name, "what": row.what, "sizes": dict(row.sizes), "failed": str(error)}
         results["rows"].append(found)
+        yield results
     if plots:
         try:
             results["plots"] = sweep(settings, progress)
         except Unequal as error:
             progress(f"plots: FAILED: {error}")
             results["plots_failed"] = str(error)
-    return results
+        yield results
 
 
 @contextlib.contextmanager

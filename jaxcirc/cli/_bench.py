@@ -57,6 +57,13 @@ def add_options(parser: argparse.ArgumentParser, out: Path) -> None:
         "--precision", choices=("highest", "tf32"), default="highest", help="of float32 products on GPUs (%(default)s)"
     )
     parser.add_argument(
+        "--without",
+        nargs="+",
+        choices=("memory", "torch.compile"),
+        default=(),
+        help="leave out peak memory, for which each side is a process of its own, or compiled PyTorch: both take long",
+    )
+    parser.add_argument(
         "--out",
         metavar="FOLDER",
         type=new_folder("--out"),
