@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".strip()
     with no_cache(), precise(arguments.precision), one_thread() if arguments.quick else contextlib.nullcontext():
         results: dict[str, Any] = {}
+        paths: list[Path] = []
         for results in measured(size, arguments, plots=not arguments.rows):
             paths = keep(results, arguments)  # after each row: of a run that is stopped, what there is
     print(json.dumps(results) if arguments.json else table(results))

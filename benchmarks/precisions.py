@@ -96,8 +96,9 @@ def _in_float64(blocks: Blocks, items: Items) -> np.ndarray:
     try:
         wide = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, _ours.make_model(blocks))
         J = _ours.jacobian_of(wide, blocks, *_ours.ENDS["block"])
-        left, left_pos, right, right_pos = items
-        return np.asarray(J.contract(left.astype(np.float64), left_pos, right.astype(np.float64), right_pos))
+        return np.asarray(
+            _ours.contraction(J, items._replace(left=items.left.astype(float), right=items.right.astype(float)))()
+        )
     finally:
         jax.config.update("jax_enable_x64", before)
 

@@ -61,6 +61,12 @@ def running_device():
     return jax.devices(device)[0] if isinstance(device, str) else device
 
 
+def accelerator_memory() -> int:
+    """Bytes that the device has which programs are made for, an accelerator; 64 GiB where it does not say, or is not here."""
+    stats = running_device().memory_stats() if running_platform() != "cpu" else None
+    return (stats or {}).get("bytes_limit", 2**36)
+
+
 def at_work(copies: int) -> int:
     """How many copies of a model work at once: on a host with more devices than cores no more than it has cores, which would else do the
     same with less of each in their caches.

@@ -2,7 +2,6 @@
 
 import functools as ft
 import gc
-import itertools
 import os
 import sys
 import zlib
@@ -69,8 +68,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.option.cases == "all":
         return
     kept: set[pytest.Item] = set()
-    for name, group in itertools.groupby(items, key=lambda item: item.nodeid.split("[")[0]):
-        cases = list(group)
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:  # cases of one test may lie apart: those with the same shared fixture are run together
+        tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for name, cases in tests.items():
         first, n = zlib.crc32(name.encode()) + sys.version_info.minor, min(int(config.option.cases), len(cases))
         kept.update(cases[(first + i * len(cases) // n) % len(cases)] for i in range(n))
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])

@@ -13,7 +13,7 @@ from jaxcirc.linear._chain_contract import _meet, _through, _tile_width
 from jaxcirc.linear._contract import contract_laid_out, lay_out, sizes_for
 from jaxcirc.linear._sweep import contract_segments
 from jaxcirc.linear._tiles import tile
-from jaxcirc.runs import BUDGET
+from jaxcirc.runs import allowance
 from jaxcirc.units import Latents, write_tiles
 
 from .dictionaries import make_sae
@@ -50,7 +50,7 @@ def segment(seq: int, layers: int = 1):
 
 
 def contraction(m: int, k: int, seq: int):
-    one, sizes = segment(seq), sizes_for(segment(seq), m, k, BUDGET)
+    one, sizes = segment(seq), sizes_for(segment(seq), m, k, allowance())
     layout = jax.eval_shape(lambda left, right: lay_out(one, left, right, sizes), i32(m), i32(k))
     if layout is not None:
         assert layout.columns.position.shape[0] <= FEW * sizes.tiles  # how often loops over tiles may go round
@@ -66,7 +66,7 @@ def edges_of_prompts(m: int, k: int, seq: int, batch: int = 16):
 
 
 def matrix(seq: int):
-    return jax.make_jaxpr(ft.partial(block_matrix, budget=BUDGET))(segment(seq), i32(seq), i32(seq))
+    return jax.make_jaxpr(ft.partial(block_matrix, budget=allowance()))(segment(seq), i32(seq), i32(seq))
 
 
 def matrix_in_steps(seq: int):
@@ -75,7 +75,7 @@ def matrix_in_steps(seq: int):
 
 
 def rows_through_a_block(n: int, window: int):
-    through = ft.partial(_through, forward=False, chunk=chunk_of_rows(segment(window), n, window, BUDGET))
+    through = ft.partial(_through, forward=False, chunk=chunk_of_rows(segment(window), n, window, allowance()))
     return jax.make_jaxpr(through)(segment(window), None, f32(n, window, D), 0)
 
 
@@ -103,7 +103,7 @@ def nodes_written(seq: int, batch: int = 16, on: int = 60):
 
 def sweeps(m: int, k: int, seq: int):
     several = segment(seq, layers=3)
-    sweep = ft.partial(contract_segments, chunk=min(m, chunk_for([several], BUDGET)), forward=False)
+    sweep = ft.partial(contract_segments, chunk=min(m, chunk_for([several], allowance())), forward=False)
     return jax.make_jaxpr(sweep)((several,), f32(m, D), i32(m), f32(k, D), i32(k))
 
 

@@ -14,11 +14,11 @@ from jaxcirc._target import for_platform, on_cpu, running_platform, target_platf
 from jaxcirc.attribution._states import error_differences
 from jaxcirc.linear import contract_batch, pull_rows
 from jaxcirc.linear._contract import sizes_for
-from jaxcirc.runs import BUDGET
+from jaxcirc.runs import allowance, BUDGET
 from jaxcirc.units import Latents, write_tiles
 
 from .dictionaries import make_sae
-from .full_sizes import AT_FULL_SIZE, FEW
+from .full_sizes import AT_FULL_SIZE, FEW, segment
 from .helpers import assert_close, counting_programs, needs_x64, tokens_for
 from .laws.test_same_weights import leaves, problem, prompts, VERBS
 from .programs import Loop, loops, primitives, recording
@@ -157,7 +157,9 @@ def test_some_prompts_at_once(budget):
 
 # --- At full size: nothing is computed
 
-FILLS = 10**8  # operations of a round that take an accelerator as long as it takes to begin one
+FILLS = (
+    5 * 10**8
+)  # operations of a round: in float32 they take an H200 ten microseconds, about as long as it takes to begin one
 
 
 def small_loops(name: str) -> list[Loop]:
@@ -178,6 +180,24 @@ def test_a_loop_is_over_chunks_that_fill_a_device(name):
 def test_loops_for_a_cpu_do_not(name):
     with for_platform("cpu"):
         assert small_loops(name)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_large_contractions_push_each_column_once():
+    """An accelerator has the memory to keep what thousands of columns become; without it each block of rows would push all anew."""
+    for seq, m, k in ((128, 2048, 4096), (1024, 8192, 8192), (512, 4096, 24_576)):
+        with for_platform("cuda"):
+            sizes = sizes_for(segment(seq), m, k, allowance())
+        assert sizes.kept
+        rounds = -(-m // sizes.block) * -(-(k + sizes.width * seq) // (sizes.tiles * sizes.width))
+        assert rounds <= 64
+
+
+def test_an_accelerator_grants_a_share_of_its_memory():
+    assert allowance() == BUDGET
+    with for_platform("cuda"):  # which is not here
+        assert allowance() == 2**32
+        assert allowance(1000) == 1000
 
 
 def test_programs_for_two_platforms_are_two():

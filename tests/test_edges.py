@@ -485,7 +485,7 @@ def test_nodes_of_all_layers_together_are_those_of_each(name, activation, monkey
     settings = {"saes": {site: clt for site in clt.sites}, "activation": activation}
     want = [jc.edges_into(model, tokens, METRIC, node, **settings) for node in nodes]
     for budget in (2**30, 2**13):
-        monkeypatch.setattr("jaxcirc.edges._many.BUDGET", budget)
+        monkeypatch.setattr("jaxcirc.edges._many.allowance", lambda budget=budget: budget)
         for got, one in zip(jc.edges.edges_into_each(model, tokens, METRIC, nodes, **settings), want, strict=True):
             assert jax.tree.structure(got) == jax.tree.structure(one)
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12), got, one)

@@ -260,7 +260,7 @@ def test_in_parts_it_is_the_same(monkeypatch):
     model, done = model_named("gpt2"), []
     arguments = model, both(model, POST0, POST1), tokens_for(model, SEQ), POST0, POST1
     whole = jc.feature_jacobian(*arguments, minimum=LEAST)
-    monkeypatch.setattr(_same, "BUDGET", 30_000)
+    monkeypatch.setattr(_same, "allowance", lambda: 30_000)
     parts = jc.feature_jacobian(*arguments, minimum=LEAST, progress=lambda *said: done.append(said))
     assert_close(parts.gradient, whole.gradient)
     assert done[-1][1] > 2

@@ -135,7 +135,8 @@ def test_no_array_of_all_latents_is_on_the_host(given):
 
 
 def test_prompts_that_do_not_fit_at_once_are_encoded_some_positions_at_a_time(given, effects, monkeypatch):
-    monkeypatch.setattr("jaxcirc.attribution._states.BUDGET", 5 * 5 * WIDE * effects.clean.dtype.itemsize)
+    granted = 5 * 5 * WIDE * effects.clean.dtype.itemsize
+    monkeypatch.setattr("jaxcirc.attribution._states.allowance", lambda: granted)
     some = jc.node_effects(*given, method=jc.Gradient())
     for site in given[1]:
         assert_close(some.nodes(site), effects.nodes(site), mass=1e-6)

@@ -176,7 +176,7 @@ def test_batches_blocks_and_merges_give_the_same(weighted, monkeypatch, tmp_path
     )
     whole = of(slice(None))
     everything = whole.rows(range(20))
-    monkeypatch.setattr("jaxcirc.features._mean_sums.BUDGET", 5000)
+    monkeypatch.setattr("jaxcirc.features._mean_sums.allowance", lambda: 5000)
     small = of(slice(None), tokens_at_once=7)
     monkeypatch.undo()
     assert_close(small.rows(range(20)), everything, tolerance=1e-13)

@@ -11,7 +11,7 @@ from .._metrics import Metric
 from .._sites import Site
 from ..graph import Entry
 from ..models import Transformer
-from ..runs import bytes_held, cut_gradients, halving, in_groups, repeated, WAY_BACK
+from ..runs import allowance, bytes_held, cut_gradients, halving, in_groups, repeated, WAY_BACK
 from ._states import States
 
 
@@ -52,7 +52,7 @@ def mean_gradients(
             jax.block_until_ready(total)  # or the next group's way back would be there beside this one's
         return dict(zip(cuts, total, strict=True))
 
-    return halving(within, max(WAY_BACK, -(-FEWEST // seq) * each), "the memory of the way back")
+    return halving(within, max(allowance(on_cpus=WAY_BACK), -(-FEWEST // seq) * each), "the memory of the way back")
 
 
 @jax.jit

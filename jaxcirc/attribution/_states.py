@@ -17,7 +17,7 @@ from .._sites import Kind, Site
 from .._tap import site_read
 from ..graph import as_output, canonical, entry
 from ..models import Transformer
-from ..runs import BUDGET, in_groups, Problem, record_sides, Recorded, some_at_once
+from ..runs import allowance, in_groups, Problem, record_sides, Recorded, some_at_once
 from ..saes import AbstractDictionary, anonymous
 from ..units import bytes_through, from_instances, Latents, not_zero, of_one_size, write, WriteTiles
 
@@ -136,7 +136,7 @@ def _in_lists(sae: AbstractDictionary, shape: tuple[int, ...], of_positions: Cal
     `shape` `[batch seq]`. Of so many places at a time that these fit.
     """
     count, found = int(np.prod(shape)), []
-    for places in in_groups(count, ARRAYS * sae.d_sae * wide(sae.W_dec).dtype.itemsize, BUDGET):
+    for places in in_groups(count, ARRAYS * sae.d_sae * wide(sae.W_dec).dtype.itemsize, allowance()):
         real = count - places[0]  # those behind it repeat the last
         parts = [not_zero(np.asarray(dense)[:real]) for dense in of_positions(places)]
         found.append([(index + np.array([places[0], 0]), values) for index, values in parts])

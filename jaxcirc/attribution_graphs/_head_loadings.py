@@ -13,7 +13,7 @@ from .._shown import Shown
 from .._sites import Kind, layer_of, Site
 from .._traced import check_untraced
 from ..models import check_known, Transformer
-from ..runs import BUDGET, rounded_up
+from ..runs import allowance, rounded_up
 from ._given import Transcoders
 from ._graph import AttributionGraph
 from ._heads_on_path import averages_of, parts_of_heads, values_of
@@ -110,7 +110,7 @@ def head_loadings(
     chosen = graph.strongest(most, by="weight") if edges is None else check_edges("head_loadings", graph, edges)
     to, of = found.targets(chosen[:, 0]), found.sources(chosen[:, 1])
     heads = np.zeros((len(chosen), model.n_layers, model.n_heads), model.activation_dtype)
-    for group in _groups(to, of, BUDGET // _bytes_of_end(model, found.prompt.linear.seq)):
+    for group in _groups(to, of, allowance() // _bytes_of_end(model, found.prompt.linear.seq)):
         heads[group] = parts_of_edges(found.prompt, to[group], [of[i] for i in group])
     return HeadLoadings(chosen, found.weights(*chosen.T), heads, _on_path(found.prompt, to, of))
 

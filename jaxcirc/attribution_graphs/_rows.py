@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._indexing import take
 from .._sites import Kind, Site
-from ..runs import BUDGET, of_size, repeated, rounded_up, TOKENS_AT_ONCE
+from ..runs import allowance, of_size, repeated, rounded_up, TOKENS_AT_ONCE
 from ._encoder import Encoder
 from ._linear import FINAL, Linearised
 from ._replacement import Features, Replaced
@@ -79,7 +79,7 @@ class Rows:
         for number, seq in enumerate(sizes):
             mine = np.flatnonzero(size_of == number)
             mine = mine[np.argsort(-reader[mine], kind="stable")]  # the last layers first
-            most = max(1, min(TOKENS_AT_ONCE // seq, BUDGET // (seq * self.each)))
+            most = max(1, min(TOKENS_AT_ONCE // seq, allowance() // (seq * self.each)))
             for group in of_size(len(mine), min(most, rounded_up(len(mine), steps=2))):
                 yield mine[group], ~repeated(group), seq
 

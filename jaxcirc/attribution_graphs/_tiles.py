@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from .._indexing import slice_filled, take
 from .._precision import wide
 from .._sites import Site
-from ..runs import rounded_up, WAY_BACK
+from ..runs import allowance, rounded_up, WAY_BACK
 from ._replacement import Replaced
 from ._table import Columns
 
@@ -66,7 +66,7 @@ class Writings(NamedTuple):
         """How many tiles are contracted at once: half of what a dictionary has, and for all as many, so that they share programs."""
         n, seq, d_model = gradient.shape
         counts = [writing.tiles.up_to(seq) for writings in self.of.values() for writing in writings]
-        granted = WAY_BACK // ((n + self.slots) * d_model * gradient.dtype.itemsize)
+        granted = allowance(on_cpus=WAY_BACK) // ((n + self.slots) * d_model * gradient.dtype.itemsize)
         return max(1, min(granted, rounded_up(sum(counts) // (2 * len(counts)))))
 
 

@@ -15,7 +15,7 @@ from .._sites import BySite, Kind, Site
 from .._typing import Keys, Tokens
 from ..models import Transformer
 from ..nodes import Node
-from ..runs import BUDGET, in_groups
+from ..runs import allowance, in_groups
 from ._along import edges_along
 from ._dictionaries import Given
 from ._into import check_on
@@ -113,7 +113,7 @@ def _targets(question: Question, nodes: Sequence[Node]) -> list[Target]:
     point = question.point
     each = point.seq * (point.last.shape[1] + 4 * question.model.n_heads * point.seq) * point.last.dtype.itemsize
     found = []
-    for numbers in in_groups(len(nodes), each, BUDGET):
+    for numbers in in_groups(len(nodes), each, allowance()):
         some = jax.device_get(jax.vmap(read)(jax.tree.map(lambda x, n=numbers: x[n], stacked)))
         count = min(len(numbers), len(nodes) - len(found))  # those behind repeat the last
         found += [Target(place[0], *(x[i] for x in some)) for i in range(count)]
@@ -125,7 +125,7 @@ def _meet(question: Question, targets: Sequence[Target]) -> list[EdgesInto]:
     rows, gradient = (np.concatenate([target[i] for target in targets]) for i in (1, 2))
     places = [target.place for target in targets for _ in target.rows]
     parts = []
-    for group in in_groups(len(rows), _bytes_of_row(question), BUDGET):
+    for group in in_groups(len(rows), _bytes_of_row(question), allowance()):
         given = jnp.asarray(rows[group]), jnp.asarray(gradient[group]), [places[i] for i in group]
         parts.append(jax.device_get(edges_along(question, *given)))
     neurons, heads, biases = (

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._precision import wide
 from ..jacobian._sublayer import Factors, factors
-from ..runs import BUDGET, rounded_up
+from ..runs import allowance, rounded_up
 from ._mean_few import few_are_on, readings_of_few
 from ._mean_path import Path
 
@@ -39,7 +39,7 @@ def in_groups_of(values: Values, weights: Float[np.ndarray, " n"], each: int) ->
     filled up with positions that count for nothing.
     """
     count, dtype = len(weights), values[0].dtype
-    together = min(rounded_up(count), max(8, _power_below(BUDGET // (4 * each * dtype.itemsize))))
+    together = min(rounded_up(count), max(8, _power_below(allowance() // (4 * each * dtype.itemsize))))
     groups = rounded_up(-(-count // together))
     more = groups * together - count
     fill = lambda x: jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)).reshape(groups, together, *x.shape[1:])
@@ -57,7 +57,7 @@ def readings(
     sub, width = path.sub, path.target.d_sae
     hidden = values[0].shape[1] if sub.mlp is None else sub.mlp.W_out.shape[0]
     grouped = in_groups_of(values, weights, width + sub.paths * hidden)
-    most = max(1, BUDGET // (2 * sub.paths * hidden * values[0].dtype.itemsize))
+    most = max(1, allowance() // (2 * sub.paths * hidden * values[0].dtype.itemsize))
     size = min(len(targets), most)
     found, on = np.zeros((len(targets), path.source.d_out)), np.zeros(len(weights), bool)
     for first in range(0, len(targets), size):
@@ -170,7 +170,7 @@ def _pairs(path: Path, of_weights, values, weights, k, gate, j, act) -> Float[Ar
     found = factors(path.sub, x, weights)
     each = (k.shape[1] + 2 * len(V) * j.shape[1]) * hidden.shape[1]
     one = ft.partial(_pairs_at, path, encoder, hidden, at_norm, decoder, V)
-    together = max(1, min(len(k), BUDGET // (4 * each * x.dtype.itemsize)))
+    together = max(1, min(len(k), allowance() // (4 * each * x.dtype.itemsize)))
     own = found._replace(slopes=jnp.moveaxis(found.slopes, 1, 0))  # with the axis of positions first, as all else
     return jax.lax.map(lambda args: one(*args), (own, weights, k, gate, j, act), batch_size=together)
 

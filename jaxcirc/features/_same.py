@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from .._typing import Progress
 from ..jacobian import EdgeJacobian
 from ..linear import contract_own, numbers_held, Segment, TILE
-from ..runs import BUDGET, halving, size_for
+from ..runs import allowance, halving, size_for
 from ._ends import Dictionaries
 from ._latents import Latents, Pairs, read, written
 from ._point import Point
@@ -103,7 +103,7 @@ def products_at_same(
         progress(len(cuts) - 1, len(cuts) - 1, "positions")
         return np.concatenate(found)
 
-    return halving(in_parts, BUDGET, "the memory budget")
+    return halving(in_parts, allowance(), "the memory budget")
 
 
 def _lay_out(targets: Latents, sources: Latents) -> _Layout:

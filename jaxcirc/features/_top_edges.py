@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from .._precision import rounded
 from ..jacobian._recomputed import Recomputed
-from ..runs import BUDGET
+from ..runs import allowance, BUDGET
 
 
 SUM = 2.0**-23  # of float32: tensor cores may cut off where others round
@@ -42,13 +42,13 @@ class _Operand(NamedTuple):
 
 
 def largest_of_rows(
-    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "width d"], k: int, precision: str, budget: int = BUDGET
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "width d"], k: int, precision: str, budget: int | None = None
 ) -> Found:
     """The `k` largest entries, by absolute value, of each row of `x @ y.T`; products of the whole are in `precision`.
 
     **Raises:** `ValueError` if a product is further off than it can be.
     """
-    n, width = len(x), len(y)
+    budget, n, width = allowance(budget), len(x), len(y)
     right, block = _operand(y, precision), min(n, max(1, budget // (3 * width * 8)))
     column, value = np.zeros((n, k), np.int64), np.zeros((n, k))
     largest, error, bound, edges = 0.0, 0.0, 0.0, 0

@@ -11,7 +11,7 @@ from .._indexing import take
 from .._sites import Site
 from .._tap import site_read
 from ..models import Transformer
-from ..runs import BUDGET, in_groups, TOKENS_AT_ONCE, values_until
+from ..runs import allowance, in_groups, TOKENS_AT_ONCE, values_until
 from ..saes import AbstractDictionary, anonymous
 
 
@@ -21,7 +21,7 @@ FEWEST = 256  # tokens at once, however wide a dictionary is
 def tokens_together(saes: Mapping[Site, AbstractDictionary]) -> int:
     """How many tokens are encoded at once: all latents of each are there for a moment."""
     widest = max((sae.d_sae for sae in saes.values()), default=1)
-    return max(FEWEST, min(TOKENS_AT_ONCE, BUDGET // (4 * widest)))
+    return max(FEWEST, min(TOKENS_AT_ONCE, allowance() // (4 * widest)))
 
 
 def unit_activations(

@@ -24,7 +24,6 @@ from .._shown import Shown
 from .._target import running_device, running_platform
 from .._version import __version__
 from ..linear import Segment
-from ..runs import BUDGET
 from ._contract import contract
 from ._engine import CLOSED, contract_route, engine_of, matrix_route, side_of
 from ._matrix import matrix_by
@@ -231,7 +230,7 @@ def _of_operator(product: Product, rng: np.random.Generator, forms: Sequence[str
     image = reference(product.segments, everywhere.reshape(start.shape)).reshape(seq, -1)
     # Few rows are met at once; more rows than columns are sorted into blocks, with little memory, or have the columns swept.
     for route, many in itertools.product(forms, (False, True)):
-        rows, budget = len(right_pos) + 8 if many else 8, 0 if many and route == "contraction" else BUDGET
+        rows, budget = len(right_pos) + 8 if many else 8, 0 if many and route == "contraction" else None
         left = _random(rng, (rows, math.prod(end.shape[1:])), product.dtype)
         left_pos = np.resize(np.arange(seq)[::-1], rows)
         got = contract(product, left, jnp.asarray(left_pos), right, jnp.asarray(right_pos), budget, route)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._checks import check_count, check_reals
 from .._traced import is_traced
 from ..linear import check_fits, contract_by_plan, contract_by_steps, contract_by_sweeps, Items
+from ..runs import allowance
 from ._derivatives import differentiated_as
 from ._engine import CLOSED, contract_route
 from ._finite import check_finite
@@ -23,10 +24,11 @@ def contract(
     left_pos: Int[Array, " m"],
     right: Items,
     right_pos: Int[Array, " k"],
-    budget: int,
+    budget: int | None,
     route: str | None = None,
 ) -> Float[Array, "m k"]:
     """`left_m^T J right_k`; see `EdgeJacobian.contract`. By the `route` that `contract_route` names, unless another is given."""
+    budget = allowance(budget)
     check_count("J.contract: budget", "bytes may be taken", budget, least=0)
     shapes = product.whole_shapes
     left, left_pos, left_there = _checked(product, "left", left, left_pos, shapes[not product.transposed])

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array
 
+from .._traced import is_traced
+
 
 def differentiated_as(make: Callable[..., Array], plain: Callable[..., Array]) -> Callable[..., Array]:
     """`make`, whose derivatives are those of `plain`, the same value by autodiff.
@@ -13,8 +15,11 @@ def differentiated_as(make: Callable[..., Array], plain: Callable[..., Array]) -
     """
     computed = jax.custom_jvp(make)
 
+    def compute(*arguments):
+        return (computed if is_traced(arguments) else make)(*arguments)  # the rule costs as much as it takes to begin
+
     @computed.defjvp
     def _(primals, tangents):
         return jax.jvp(plain, primals, tangents)
 
-    return computed
+    return compute

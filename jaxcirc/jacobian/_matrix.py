@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..linear import block_matrix, chain_matrix, check_fits, contract_by_plan
-from ..runs import BUDGET, halving
+from ..runs import allowance, halving
 from ._derivatives import differentiated_as
 from ._engine import CLOSED, matrix_route, sweep_route
 from ._finite import check_finite
@@ -56,7 +56,7 @@ def _by_contraction(product: Product, route: str) -> Array:
     first, last = product.shapes
     begin, end = (place.index(product.seq) for place in product.places)
     left, right = every_unit(end, math.prod(last)), every_unit(begin, math.prod(first))
-    return contract_by_plan(product.segments, *left, *right, BUDGET).reshape(*last, *first)
+    return contract_by_plan(product.segments, *left, *right, allowance()).reshape(*last, *first)
 
 
 def _in_closed_form(product: Product, route: str) -> Array:
@@ -66,7 +66,7 @@ def _in_closed_form(product: Product, route: str) -> Array:
         make = ft.partial(block_matrix, segment, end, begin)
     else:
         make = ft.partial(chain_matrix, segment, np.asarray(end))
-    out = halving(lambda budget: make(budget=budget), BUDGET, "the memory budget")
+    out = halving(lambda budget: make(budget=budget), allowance(), "the memory budget")
     out = out if route == "block" or all_begins else out[:, :, begin]
     return out.reshape(*last, *first)
 

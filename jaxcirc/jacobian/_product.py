@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from .._sites import Site
 from ..linear import chunk_for, jvp, Segment, vjp
-from ..runs import BUDGET, halving
+from ..runs import allowance, halving
 from ._place import Place, place_of
 from ._positions import position_axis
 
@@ -60,7 +60,9 @@ class Product(eqx.Module):
     @property
     def whole_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The same at all positions."""
-        return self.segments[0].shapes()[0].shape, self.segments[-1].shapes()[1].shape
+        of_first = self.segments[0].shapes()
+        of_last = of_first if len(self.segments) == 1 else self.segments[-1].shapes()
+        return of_first[0].shape, of_last[1].shape
 
     @property
     def seq(self) -> int:
@@ -97,7 +99,7 @@ class Product(eqx.Module):
         """Takes vectors at the beginning of the segments to their images at the end, or back if not `forward`, some at a time; `what` they
         are is said when memory runs out.
         """
-        most = min(chunk or chunk_for(self.segments, BUDGET), max(len(vectors), 1))
+        most = min(chunk or chunk_for(self.segments, allowance()), max(len(vectors), 1))
         return halving(lambda chunk: self.through(vectors, chunk, forward=forward), most, f"the chunk of {what}")
 
     def through(self, vectors: Float[Array, "n ..."], chunk: int, *, forward: bool) -> Float[Array, "n ..."]:

@@ -25,7 +25,7 @@ from .._locks import writing_alone
 from .._shown import Shown
 from .._sites import Site
 from .._typing import Progress
-from ..runs import BUDGET
+from ..runs import allowance
 from ._certificate import Certificate
 from ._engine import matrix_route, side_of
 from ._layout import decoded, DTYPES, header_of, mapped, offset_of
@@ -54,7 +54,7 @@ def save_jacobian(
     path: str | Path,
     *,
     key: Array | None = None,
-    budget: int = BUDGET,
+    budget: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Certificate:
@@ -64,8 +64,8 @@ def save_jacobian(
     and the certificate has passed. Parts of another Jacobian there are begun anew, with a warning. If the file holds this very Jacobian
     already, nothing is computed.
 
-    **Arguments:** - `key`: of the certificate's probes. - `budget`: bytes that a part may take. - `overwrite`: whether a Jacobian that
-    `path` holds is replaced. - `progress`: called with (done, of, stage) in positions.
+    **Arguments:** - `key`: of the certificate's probes. - `budget`: bytes that a part may take, unless given those that suit the
+    device. - `overwrite`: whether a Jacobian that `path` holds is replaced. - `progress`: called with (done, of, stage) in positions.
 
     **Returns:** the certificate of what is on disk, which is in the file as well.
 
@@ -103,7 +103,7 @@ def save_jacobian(
         _write_header(part, J, of)
         matrix = mapped(part, "r+")
         report(done, positions, "jacobian")
-        for block in _parts(J, route, done, budget):
+        for block in _parts(J, route, done, allowance(budget)):
             count = block.shape[len(J.target_shape)] if side == "source" else block.shape[0]
             where = slice(done, done + count)
             if side == "source":

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..runs import BUDGET, rounded_up
+from ..runs import allowance, rounded_up
 from ._sublayer import matrix_of_sums, Sublayer, sum_by_autodiff, Sums, sums
 
 
@@ -41,7 +41,7 @@ def _one_by_one(sub: Sublayer, x: Any, weights: Float[np.ndarray, "batch seq"]) 
     if not len(rows):
         return np.zeros(())
     # A Jacobian, and as many tangents in an MLP that is four times as wide, gated.
-    together = max(1, min(rounded_up(len(rows)), BUDGET // (10 * rows.shape[1] ** 2 * rows.itemsize)))
+    together = max(1, min(rounded_up(len(rows)), allowance() // (10 * rows.shape[1] ** 2 * rows.itemsize)))
     groups = rounded_up(-(-len(rows) // together))
     more = groups * together - len(rows)
     rows = np.concatenate([rows, np.repeat(rows[-1:], more, axis=0)])

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._sites import Kind, Site
 from ..linear import between_blocks, head_means, pull_rows
 from ..models import Transformer
-from ..runs import BUDGET, in_groups, lengthened, padded_length, record
+from ..runs import allowance, in_groups, lengthened, padded_length, record
 
 
 Rows = Float[Array, "window n d_model"]
@@ -63,7 +63,7 @@ def prompt_jacobians(
     rows: range,
     first: int,
     by_head: bool = False,
-    budget: int = BUDGET,
+    budget: int | None = None,
 ) -> dict[int, Float[Array, "path n d_model"]]:
     r"""Some `rows` of the Jacobians of one prompt, for each layer below the target, `[average out in]`: for each of the averages that are
     asked for $\sum_p w_l[p] \sum_{p' \in V} \partial h_{target}[p'] / \partial h_l[p]$.
@@ -72,6 +72,7 @@ def prompt_jacobians(
     position is before it. - `by_head`: instead of the one average its parts: by way of each head of the block behind the layer, and
     last what passes all of them. - `budget`: bytes for the rows that are swept together, as they are at all positions.
     """
+    budget = allowance(budget)
     window = slice(first if model.causal else 0, len(valid) - 1 if model.causal else len(valid))
     width = window.stop - window.start
     d_model = model.d_model

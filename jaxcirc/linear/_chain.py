@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from .._indexing import take
 from .._sites import Kind
 from .._target import on_cpu
-from ..runs import BUDGET
+from ..runs import allowance
 from ._block import LinearBlock, linearise
 from ._cost import heads_of
 from ._dense import block_matrix
@@ -34,10 +34,11 @@ Matrix = Float[Array, "t d_target seq d_model"]
 
 
 def chain_matrix(
-    segment: Segment, target_pos: np.ndarray, *, budget: int = BUDGET, groups: int | None = None
+    segment: Segment, target_pos: np.ndarray, *, budget: int | None = None, groups: int | None = None
 ) -> Float[Array, "t d_model seq d_model"]:
     """`J[target_pos]`, holding its result and the budget. `groups`: into how many parts, each cut to what they reach, the rows go."""
     seq, d_model = segment.resid.shape
+    budget = allowance(budget)
     *rest, last = steps_of((segment,))
     groups = groups or how_many_windows(len(segment.blocks) * seq**2 * d_model**3)
     causal = is_causal((segment,))
@@ -92,10 +93,10 @@ def pull_block(
     *,
     count: int,
     reached: int,
-    budget: int = BUDGET,
+    budget: int | None = None,
 ) -> Matrix:
     """Pulls the rows of `count` targets from `begin` on, which are 0 from the position `reached` on, back through one block, in place."""
-    chunk = chunk_of_rows(segment, count * matrix.shape[1], reached, budget, divides=True)
+    chunk = chunk_of_rows(segment, count * matrix.shape[1], reached, allowance(budget), divides=True)
     return pull_chunks(segment, matrix, mlps, begin, count=count, reached=reached, chunk=chunk)
 
 

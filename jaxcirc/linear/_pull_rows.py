@@ -19,7 +19,7 @@ from .._sites import Kind, Site
 from .._target import on_cpu
 from ..models import is_known
 from ..parts import GatedMLP
-from ..runs import BUDGET
+from ..runs import allowance
 from ._block import linearise
 from ._chain import behind_heads, chunk_of_rows, pulled
 from ._cost import chunk_for
@@ -31,12 +31,13 @@ from ._segment import Segment, vjp
 Rows = Float[Array, "window n d_model"]
 
 
-def pull_rows(segment: Segment, rows: Rows, *, first: int, budget: int = BUDGET) -> Rows:
+def pull_rows(segment: Segment, rows: Rows, *, first: int, budget: int | None = None) -> Rows:
     """Pulls rows of what leaves a block back to what enters it, both the residual stream.
 
     The window begins at position `first`, and nothing behind it has a part in the rows: in a causal model nothing does whose covector is 0.
     `rows` may be overwritten.
     """
+    budget = allowance(budget)
     if not is_closed(segment):
         return _by_autodiff(segment, rows, first=first, budget=budget)
     window, n, _ = rows.shape
@@ -84,13 +85,13 @@ def _pull(segment: Segment, rows: Rows, *, first: int, chunk: int, together: int
 
 
 def head_means(
-    segment: Segment, rows: Rows, weights: Float[Array, " window"], *, first: int, budget: int = BUDGET
+    segment: Segment, rows: Rows, weights: Float[Array, " window"], *, first: int, budget: int | None = None
 ) -> Float[Array, "head n d_model"]:
     r"""Of the means $\sum_s w_s\, \mathrm{rows}'_s$ of what `pull_rows` makes of rows, the part that each head of the block has: what comes
     of the rows by way of that head's output alone. `rows` are left as they are.
     """
     window, n, _ = rows.shape
-    chunk = chunk_of_rows(segment, n, window, budget, divides=True)
+    chunk = chunk_of_rows(segment, n, window, allowance(budget), divides=True)
     return _head_means(segment, rows, weights, first=first, chunk=chunk)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._sites import Part
-from ..runs import BUDGET, halving
+from ..runs import allowance, halving
 from ._block import linearise
 from ._chain_contract import contract_chain
 from ._contract import contract_block, contract_laid_out, lay_out, sizes_for
@@ -87,10 +87,10 @@ def contract_batch(
     right: Float[Array, "batch k d_source"],
     right_pos: Int[Array, "batch k"],
     *,
-    budget: int = BUDGET,
+    budget: int | None = None,
 ) -> Float[Array, "batch m k"]:
     """`left_m^T J right_k` for every example of a batch: `masks`, `resid` and `displacement` are theirs, the rest is shared."""
-    m, k = left.shape[1], right.shape[1]
+    budget, m, k = allowance(budget), left.shape[1], right.shape[1]
     if is_closed(segment):
         sizes = sizes_for(segment, m, k, budget)
         layout = lay_out(segment, left_pos, right_pos, sizes)

@@ -14,7 +14,7 @@ from ..components import AbstractAblation
 from ..components._reference import Receivers
 from ..graph import component_graph, ComponentGraph
 from ..models import check_known, Transformer
-from ..runs import as_graph, BUDGET, in_groups, Problem, sender_writes
+from ..runs import allowance, as_graph, in_groups, Problem, sender_writes
 
 
 T = TypeVar("T", Array, np.ndarray)
@@ -105,11 +105,11 @@ def at_all_positions(graph: ComponentGraph, weight: T, seq: int) -> T:
 
 
 def prompt_groups(
-    model: Transformer, graph: ComponentGraph, count: int, seq: int, budget: int = BUDGET
+    model: Transformer, graph: ComponentGraph, count: int, seq: int, budget: int | None = None
 ) -> list[Int[np.ndarray, " group"]]:
     """So many prompts, by number, in groups of which all that senders write fits into a budget of bytes, twice."""
     each = 2 * len(graph.senders) * seq * model.d_model * model.activation_dtype.itemsize
-    return in_groups(count, each, budget)
+    return in_groups(count, each, allowance(budget))
 
 
 def some_prompts(problem: Problem, rows: Int[np.ndarray, " some"]) -> tuple:

@@ -22,7 +22,7 @@ from ..graph import ComponentGraph
 from ..jacobian._rules import ruled, RULES
 from ..models import Transformer
 from ..runs import (
-    BUDGET,
+    allowance,
     bytes_of_way_back,
     in_groups,
     metric_of_variants,
@@ -54,7 +54,7 @@ def edge_attribution(
     ablation: AbstractAblation | None = None,
     frozen: Iterable[Site | str] = (),
     mask: Bool[Array, "batch seq"] | None = None,
-    budget: int = BUDGET,
+    budget: int | None = None,
 ) -> Float[Array, "batch *position sender receiver"]:
     r"""An estimate of what each edge does: how the metric would change if that edge alone carried the corrupt prompt.
 
@@ -78,7 +78,8 @@ def edge_attribution(
       patterns are held, activation functions are a held quotient times what they read, and of a product of two activations, as in a gated
       MLP, each factor passes half. `"detached"` holds a gated MLP's gate instead.
     - `frozen`: sites held on the way back besides, as in `jc.edge`.
-    - `mask` `[batch seq]`: False for padding. - `budget`: bytes that variants which are run at once may take.
+    - `mask` `[batch seq]`: False for padding. - `budget`: bytes that variants which are run at once may take,
+      unless given those that suit the device.
 
     Memory: for each prompt what senders write, in both runs, and for one layer what its receivers read; no input is copied for a head in
     any other layer.
@@ -99,6 +100,7 @@ def edge_attribution(
     path = IntegratedGradients(steps, rule, start)
     check_choice(f"{who}: along", along, ("inputs", "activations"))
     check_choice(f"{who}: derivatives", derivatives, RULES)
+    budget = allowance(budget)
     check_count(f"{who}: budget", "bytes may be taken", budget)
     check_carried(who, corrupt, ablation)
     problem = prepare_prompts(model, clean, corrupt, metric, mask)

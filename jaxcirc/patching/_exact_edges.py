@@ -10,7 +10,7 @@ from .._traced import check_untraced
 from ..components import AbstractAblation
 from ..graph import ComponentGraph
 from ..models import Transformer
-from ..runs import BUDGET, prepare_prompts, record, writes_of
+from ..runs import allowance, prepare_prompts, record, writes_of
 from ._common import check_carried, difference, graph_for, mask_of, others_of, prompt_groups, some_prompts
 from ._edge_runs import Clean, EdgeRuns, Patches, sites_needed
 
@@ -25,7 +25,7 @@ def exact_edges(
     ablation: AbstractAblation | None = None,
     edges: Bool[Array | np.ndarray, "..."] | None = None,
     mask: Bool[Array, "batch seq"] | None = None,
-    budget: int = BUDGET,
+    budget: int | None = None,
 ) -> Float[np.ndarray, "batch *position sender receiver"]:
     r"""What each edge does: how the metric changes if that edge alone carries the corrupt prompt.
 
@@ -39,7 +39,8 @@ def exact_edges(
 
     - `graph`, `ablation`: as in `jc.patch_edges`. With positions each edge is patched at each position by itself.
     - `edges` `[sender receiver]`: those that are wanted, all unless given; with positions `[position sender receiver]`.
-    - `mask` `[batch seq]`: False for padding. - `budget`: bytes that variants which are run at once may take.
+    - `mask` `[batch seq]`: False for padding. - `budget`: bytes that variants which are run at once may take,
+      unless given those that suit the device.
 
     **Returns:** `[batch sender receiver]`, in the metric's units; 0 where there is no edge, or none was wanted.
 
@@ -53,6 +54,7 @@ def exact_edges(
     who = "exact_edges"
     check_untraced(who, model)
     check_carried(who, corrupt, ablation)
+    budget = allowance(budget)
     check_count(f"{who}: budget", "bytes may be taken", budget)
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
     model, graph = graph_for(who, model, graph, int(problem.length))

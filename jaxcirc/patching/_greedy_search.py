@@ -13,7 +13,7 @@ from .._typing import Progress
 from ..components import AbstractAblation
 from ..graph import ComponentGraph
 from ..models import Transformer
-from ..runs import BUDGET, prepare_prompts
+from ..runs import allowance, prepare_prompts
 from ._common import check_carried, graph_for, others_of
 from ._search import GreedySearch, Step
 from ._search_runs import SearchRuns
@@ -34,7 +34,7 @@ def greedy_search(
     order: Order | Float[Array | np.ndarray, "..."] = "last",
     absolute: bool = False,
     mask: Bool[Array, "batch seq"] | None = None,
-    budget: int = BUDGET,
+    budget: int | None = None,
     progress: Progress | None = None,
 ) -> GreedySearch:
     r"""Removes edges of the component graph one after the other, as long as the metric hardly changes (ACDC).
@@ -58,8 +58,9 @@ def greedy_search(
       by itself.
     - `order`: of the edges into a receiver: from the `"last"` sender, or from the `"first"`; or scores `[sender receiver]`, as
       `jc.edge_attribution` gives them for a prompt, and those of the smallest size come first.
-    - `mask` `[batch seq]`: False for padding. - `budget`: bytes that variants which are run at once may take; the clean and the corrupt
-      run of all prompts are kept beside them. - `progress(done, of, stage)` is called on the way.
+    - `mask` `[batch seq]`: False for padding. - `budget`: bytes that variants which are run at once may take,
+      unless given those that suit the device; the clean and the corrupt run of all prompts are kept beside them.
+    - `progress(done, of, stage)` is called on the way.
 
     **Returns:** `GreedySearch`: the edges kept, and what was tried in order.
 
@@ -78,6 +79,7 @@ def greedy_search(
     who = "greedy_search"
     check_untraced(who, model)
     check_carried(who, corrupt, ablation)
+    budget = allowance(budget)
     check_count(f"{who}: budget", "bytes may be taken", budget)
     check_threshold(f"{who}: threshold", threshold)
     if isinstance(order, str):

@@ -13,7 +13,7 @@ from .._metrics import Metric
 from ..components import AbstractAblation
 from ..graph import ComponentGraph
 from ..models import Transformer
-from ..runs import BUDGET, bytes_of_variant, in_groups, prepare_prompts, run_worlds, sender_writes
+from ..runs import allowance, bytes_of_variant, in_groups, prepare_prompts, run_worlds, sender_writes
 from ._common import at_all_positions, check_carried, graph_for, others_of, prompt_groups, some_prompts
 
 
@@ -31,7 +31,7 @@ def patch_edges(
     ablation: AbstractAblation | None = None,
     convention: Convention = "tree",
     mask: Bool[Array, "batch seq"] | None = None,
-    budget: int = BUDGET,
+    budget: int | None = None,
 ) -> Float[Array, "*masks batch"]:
     r"""The metric of the model in which only the edges that are kept carry the clean prompt.
 
@@ -54,7 +54,7 @@ def patch_edges(
     - `convention`: `"tree"` runs the clean prompt, and an edge that is not kept carries what its sender writes when the corrupt prompt is
       run by itself. `"edge"` runs the corrupt prompt, and an edge that is kept carries what its sender writes when the clean prompt is. So
       kept edges compose in the first, and the others in the second.
-    - `budget`: bytes that variants which are run at once may take.
+    - `budget`: bytes that variants which are run at once may take, unless given those that suit the device.
 
     **Returns:** `[*masks batch]`, in the metric's units.
 
@@ -73,6 +73,7 @@ def patch_edges(
     """
     who = "patch_edges"
     check_choice(f"{who}: convention", convention, ("tree", "edge"))
+    budget = allowance(budget)
     check_count(f"{who}: budget", "bytes may be taken", budget)
     check_carried(who, corrupt, ablation)
     if convention == "edge" and ablation is not None:

@@ -1,6 +1,7 @@
 """Prompts, run: the problem that verbs are given, the clean run, runs that go on from a cut of it, and how many of them at once."""
 
 from ._batches import (
+    allowance as allowance,
     at_once as at_once,
     BUDGET as BUDGET,
     halving as halving,

@@ -9,13 +9,23 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PyTree
 
-from .._target import on_cpu
+from .._target import accelerator_memory, on_cpu
 
 
-BUDGET = 2**29  # bytes that a computation may hold beside its inputs and its result, unless a caller says otherwise
-WAY_BACK = 2**26  # bytes that a way back through all blocks may hold
+# On a CPU, in bytes: what a computation may hold beside its inputs and its result, and what a way back through all blocks may.
+BUDGET, WAY_BACK = 2**29, 2**26
+SHARE = 16  # of an accelerator's memory, of which a computation may hold one part
 TOKENS_AT_ONCE = 8192
 T = TypeVar("T")
+
+
+def allowance(given: int | None = None, *, on_cpus: int = BUDGET) -> int:
+    """Bytes that a computation may hold beside its inputs and its result: what is `given`, else `on_cpus`; and on an accelerator, which
+    does more at once the faster, a share of its memory.
+    """
+    if given is not None:
+        return given
+    return on_cpus if on_cpu() else max(on_cpus, accelerator_memory() // SHARE)
 
 
 def in_groups(count: int, each: int, granted: int, *, most: int | None = None) -> list[Int[np.ndarray, " group"]]:
@@ -42,22 +52,25 @@ def rounded_up(n: int, *, steps: int = 1) -> int:
     return -(-max(n, 1) // step) * step
 
 
-def some_at_once(f: Callable[..., T], each: int, *examples: PyTree[Array | np.ndarray], granted: int = BUDGET) -> T:
+def some_at_once(
+    f: Callable[..., T], each: int, *examples: PyTree[Array | np.ndarray], granted: int | None = None
+) -> T:
     """Maps `f` over the leading axis of all arrays: over as many examples at a time as are `granted`, in the unit in which one takes
-    `each`.
+    `each`; unless given, bytes.
     """
     count = len(jax.tree.leaves(examples)[0])
-    together = len(in_groups(count, each, granted)[0])
+    together = len(in_groups(count, each, allowance(granted))[0])
     if together == count:
         return jax.vmap(f)(*examples)
     return jax.lax.map(lambda example: f(*example), examples, batch_size=together)
 
 
-def at_once(each: int, granted: int = BUDGET, *, on_cpus: int) -> int:
-    """How many items of a loop go at once, of which each takes `each` in the unit of what is `granted`: on an accelerator as many as fit,
-    whose kernels one by one would be too small for it; on a CPU so many as keep what they hold in a core's cache.
+def at_once(each: int, granted: int | None = None, *, on_cpus: int) -> int:
+    """How many items of a loop go at once, of which each takes `each` in the unit of what is `granted`, unless given bytes: on an
+    accelerator as many as fit, whose kernels one by one would be too small for it; on a CPU so many as keep what they hold in a core's
+    cache.
     """
-    return on_cpus if on_cpu() else max(on_cpus, granted // max(1, each))
+    return on_cpus if on_cpu() else max(on_cpus, allowance(granted) // max(1, each))
 
 
 def in_loop(f: Callable[..., T], items: PyTree[Array], together: int) -> T:

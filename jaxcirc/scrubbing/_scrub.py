@@ -11,7 +11,7 @@ from ..data import Prompts
 from ..graph import component_graph
 from ..models import Transformer
 from ..patching._common import graph_for
-from ..runs import BUDGET, in_groups, lengthened, prepare_prompts
+from ..runs import allowance, in_groups, lengthened, prepare_prompts
 from ._claim import check_hypothesis, Claim, ROOT
 from ._data import Data
 from ._drawn import draw, Drawn
@@ -30,7 +30,7 @@ def scrub(
     *,
     samples: int = 10,
     mask: Bool[Array, "batch seq"] | None = None,
-    budget: int = BUDGET,
+    budget: int | None = None,
     progress: Progress | None = None,
 ) -> Scrub:
     r"""The metric of each example with everything resampled that a hypothesis says does not matter.
@@ -56,7 +56,8 @@ def scrub(
       do not change with what else there is.
     - `samples`: how often data are drawn for each example.
     - `mask` `[batch seq]`: False for padding, of tokens; `Prompts` have their own.
-    - `budget`: bytes that what is run at once may take. - `progress(done, of, stage)` is called on the way.
+    - `budget`: bytes that what is run at once may take, unless given those that suit the device.
+    - `progress(done, of, stage)` is called on the way.
 
     **Returns:** `Scrub`.
 
@@ -77,6 +78,7 @@ def scrub(
     who = "scrub"
     check_untraced(who, model)
     check_count(f"{who}: samples", "times data are drawn for each example", samples)
+    budget = allowance(budget)
     check_count(f"{who}: budget", "bytes may be taken", budget)
     check_key(f"{who}: key", key)
     tokens, mask = _given(dataset, mask)
