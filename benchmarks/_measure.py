@@ -98,7 +98,7 @@ def _choose(
 
 def _try(rival: Rival, variant: str, ours: np.ndarray, settings: Settings, progress: Progress) -> dict[str, Any]:
     if variant.startswith("compiled") and not settings.compiled:
-        return {"skipped": "not tried in a quick run"}
+        return {"skipped": "left out"}
     try:
         run = rival.prepare(variant, rival.tried)
         result, first = first_call(run)

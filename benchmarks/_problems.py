@@ -6,6 +6,7 @@ import numpy as np
 
 
 EPS = 1e-5
+MARGIN = np.float32(0.02)  # TF32 leaves a latent's value within a tenth of that
 VOCABULARY = 64
 
 Weights = dict[str, np.ndarray]
@@ -89,7 +90,9 @@ def make_items(*, d_model: int, seq: int, m: int, k: int, seed: int = 1) -> Item
 
 
 def make_dictionary(x: np.ndarray, *, d_sae: int, active: int, seed: int) -> Dictionary:
-    """A dictionary of which `active` latents a position are on at `x` `[seq d_model]`, on average."""
+    """A dictionary of which `active` latents a position are on at `x` `[seq d_model]`, on average, and by so much that products of low
+    precision leave them on; some more are on by less.
+    """
     rng, (seq, d_model) = np.random.default_rng(seed), x.shape
     random = lambda *shape: (rng.standard_normal(shape) / d_model**0.5).astype(np.float32)
     W_enc, W_dec = random(d_model, d_sae), random(d_sae, d_model)
@@ -100,7 +103,11 @@ def make_dictionary(x: np.ndarray, *, d_sae: int, active: int, seed: int) -> Dic
     positions, latents = np.nonzero(pre > threshold)
     order = rng.permutation(len(latents))
     return Dictionary(
-        W_enc, np.full(d_sae, -threshold), W_dec, latents[order].astype(np.int32), positions[order].astype(np.int32)
+        W_enc,
+        np.full(d_sae, MARGIN - threshold),
+        W_dec,
+        latents[order].astype(np.int32),
+        positions[order].astype(np.int32),
     )
 
 

@@ -8,6 +8,7 @@ shapes. With the rate at which the device copies. Prints a table and writes `ben
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,23 @@ PRECISIONS = ("highest", "tensorfloat32", "bfloat16")
 CHECKED = 512  # rows of the product that are compared
 
 
-def measured(lengths: list[int], width: int, items: tuple[int, int], repeats: int) -> dict[str, Any]:
-    """All numbers: of the device, of one product at each precision, and of the edges at each length and precision."""
+def measured(lengths: list[int], width: int, items: tuple[int, int], repeats: int) -> Iterator[dict[str, Any]]:
+    """The numbers so far, of the device and of one product at each precision, and after each edges at a length and a precision."""
     products = [{"precision": precision, **_product(precision)} for precision in PRECISIONS]
     rates = {found["precision"]: found["rate"] for found in products}
-    edges = [row for length in lengths for row in _edges(length, width, items, repeats, rates)]
     sizes = {"width": width, "heads": width // 64, "m": items[0], "k": items[1]}
-    return {
+    results: dict[str, Any] = {
         "machine": describe("each"),
         "sizes": sizes,
         "copied_bytes_a_second": copy_rate(),
         "products": products,
-        "edges": edges,
+        "edges": [],
     }
+    yield results
+    for length in lengths:
+        for row in _edges(length, width, items, repeats, rates):
+            results["edges"].append(row)
+            yield results
 
 
 def _product(precision: str) -> dict[str, float]:
@@ -64,14 +69,13 @@ def copy_rate(size: int | None = None) -> float:
 
 def _edges(
     length: int, width: int, items: tuple[int, int], repeats: int, rates: dict[str, float]
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A line for each precision."""
     heads, (m, k) = width // 64, items
     blocks = make_blocks(d_model=width, heads=heads, seq=length)
     given = make_items(d_model=width, seq=length, m=m, k=k)
     exact = _in_float64(blocks, given)
     work = _work.block_edges(d_model=width, heads=heads, seq=length, m=m, k=k)["own"]
-    rows = []
     for precision in PRECISIONS:
         with jax.default_matmul_precision(precision):
             run = _ours.contraction(_ours.jacobian(blocks, *_ours.ENDS["block"]), given)
@@ -82,11 +86,8 @@ def _edges(
         say(
             f"{length} tokens, {precision}: {took['median']:.3g} s, {share:.0%} of the rate, relative error {error:.1e}"
         )
-        rows.append(
-            {"length": length, "precision": precision, "seconds": took, "share": share, "error": error}
-            | {"compile_seconds": first - took["median"]}
-        )
-    return rows
+        row = {"length": length, "precision": precision, "seconds": took, "share": share, "error": error}
+        yield row | {"compile_seconds": first - took["median"]}
 
 
 def _in_float64(blocks: Blocks, items: Items) -> np.ndarray:
@@ -124,7 +125,7 @@ def table(results: dict[str, Any]) -> str:
         f"| tokens | precision | {'times the first row' if cpu else 'seconds'} | share of the product's rate | relative error |",
         "|---|---|---|---|---|",
     ]
-    unit = results["edges"][0]["seconds"]["median"] if cpu else 1.0
+    unit = results["edges"][0]["seconds"]["median"] if cpu and results["edges"] else 1.0
     for row in results["edges"]:
         took = f"{row['seconds']['median'] / unit:.3g} | {row['share']:.0%} | {row['error']:.0e}"
         lines.append(f"| {row['length']} | {row['precision']} | {took} |")
@@ -144,10 +145,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--repeats", type=int, metavar="N", default=5, help="rounds (%(default)s)")
     add("--out", type=Path, default=RESULTS, help="folder for JSON and table (%(default)s)")
     given = parser.parse_args(argv)
-    results = measured(given.lengths, given.width, tuple(given.items), given.repeats)
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "precisions.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (given.out / "precisions.md").write_text(table(results), encoding="utf-8")
+    results: dict[str, Any] = {}
+    for results in measured(
+        given.lengths, given.width, tuple(given.items), given.repeats
+    ):  # of a run that is stopped, what there is
+        (given.out / "precisions.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (given.out / "precisions.md").write_text(table(results), encoding="utf-8")
     print(table(results))
     return 0
 
