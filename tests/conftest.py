@@ -23,7 +23,7 @@ if jax.__version_info__ < (0, 11):  # the older way has gone since, and a flag t
     QUICK_COMPILES += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".strip()
 
-CASES = 3  # of each test, in a run of the whole suite
+CASES, OF_LAWS = 1, 3  # of each test, and of those in `laws/`, in a run of the whole suite
 
 # Most of a run is compiling, and most programs are those of the last run: workers share them on disk, and keep them for the next run.
 # JAXCIRC_TEST_CACHE= (nothing) compiles everything anew.
@@ -51,14 +51,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cases",
         metavar="N",
-        help=f"how many cases of each test are run, or 'all': unless given {CASES} of the whole suite, and all of named files",
+        help=f"how many cases of each test are run, or 'all'; unless given, all of named files, and of the whole suite {CASES}, or "
+        f"{OF_LAWS} of what is in tests/laws",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.cases is None:  # workers are told
         named = config.args_source == pytest.Config.ArgsSource.ARGS
-        config.option.cases = "all" if named else str(CASES)
+        config.option.cases = "all" if named else "some"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -67,12 +68,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     if config.option.cases == "all":
         return
+    given = config.option.cases
     kept: set[pytest.Item] = set()
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:  # cases of one test may lie apart: those with the same shared fixture are run together
         tests.setdefault(item.nodeid.split("[")[0], []).append(item)
     for name, cases in tests.items():
-        first, n = zlib.crc32(name.encode()) + sys.version_info.minor, min(int(config.option.cases), len(cases))
+        some = int(given) if given != "some" else OF_LAWS if name.startswith("tests/laws/") else CASES
+        first, n = zlib.crc32(name.encode()) + sys.version_info.minor // 2, min(some, len(cases))
         kept.update(cases[(first + i * len(cases) // n) % len(cases)] for i in range(n))
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
