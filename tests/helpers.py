@@ -119,7 +119,7 @@ def make_model(
 ) -> jc.Transformer:
     """A random model with every bias and weight away from its default, so that a forgotten one shows."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # by numpy: it compiles nothing
-    random = lambda *shape: jnp.asarray(
+    random = lambda *shape: jax.device_put(
         rng.normal(size=shape) / max(shape[-1] if len(shape) == 1 else shape[-2], 1) ** 0.5
     )
 
@@ -297,12 +297,12 @@ def _listen() -> None:
 
 def tokens_for(model: jc.Transformer, seq: int = 7, seed: int = 0):
     """A sequence that uses the vocabulary."""
-    return jnp.asarray(np.random.default_rng(seed).integers(0, model.d_vocab, seq), jnp.int32)
+    return jax.device_put(np.random.default_rng(seed).integers(0, model.d_vocab, seq).astype(np.int32))
 
 
 def as_dtype(tree, dtype):
     """The same pytree with its floating leaves in `dtype`; by numpy, which compiles nothing."""
-    cast = lambda x: jnp.asarray(np.asarray(x).astype(dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    cast = lambda x: jax.device_put(np.asarray(x).astype(dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
     return jax.tree.map(cast, tree)
 
 

@@ -17,7 +17,7 @@ from jaxcirc.saes import Gated, JumpReLU, ReLU, SAE, Standardise, TopK, Transcod
 def random_arrays(key, width, d_sae):
     """Encoder, its bias, decoder, its bias."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # by numpy: it compiles nothing
-    random = lambda *shape, scale=1.0: jnp.asarray(scale * rng.normal(size=shape) / shape[0] ** 0.5)
+    random = lambda *shape, scale=1.0: jax.device_put(scale * rng.normal(size=shape) / shape[0] ** 0.5)
     return random(width, d_sae), random(d_sae, scale=0.1), random(d_sae, width), random(width, scale=0.1)
 
 

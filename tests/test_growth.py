@@ -146,7 +146,7 @@ def test_other_prompts_of_the_same_lengths_compile_hardly_anything():
 
 
 def test_lengths_are_measured_in_a_process_of_their_own(tmp_path, capsys):
-    given = ["--models", "1x16", "--lengths", "8", "12", "--each", "1"]
+    given = ["--models", "1x16", "--lengths", "8", "--each", "1"]
     assert load("lengths").main([*given, "--out", str(tmp_path)]) == 0
     written = (tmp_path / "lengths.md").read_text(encoding="utf-8")
     assert "\n| 1 | 16 | " in written
