@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_count, check_kind, check_list
+from .._indexing import rows_of
 from .._run import check_mask, check_tokens
 from .._sites import by_site, Site
 from .._tokens import together, token_text, token_texts
 from ..components import decode
 from ..components._decode import STREAM
-from ..features._unit_acts import unit_activations
+from ..features._unit_acts import filled_lists, unit_activations
 from ..models import Transformer
 from ..runs import lengthened
 from ..saes import AbstractDictionary
@@ -151,9 +152,10 @@ def _descriptions(circuit, model, saes, fired: _Fired, tokenizer, examples: int,
     read = ft.cache(lambda row: together(tokenizer, fired.tokens[row][fired.real[row]]))
     with_positions = any(node.pos is not None for node in circuit.node_rows())
     found: dict[str, Any] = {}
+    filled = filled_lists(fired.units)
     for site, units in fired.units.items():
         acts = np.where(fired.real[..., None], fired.acts[site], 0)
-        written = _written(model, saes[site], site, units, tokenizer, min(outputs, len(model.b_U)))
+        written = _written(model, saes[site], site, filled[site], len(units), tokenizer, min(outputs, len(model.b_U)))
         for i, unit in enumerate(units):
             best = np.argsort(-acts[..., i].max(axis=1), kind="stable")[:examples]
             listed = [_example(fired, acts[..., i], row, read(int(row))) for row in best if acts[row, :, i].max() > 0]
@@ -175,16 +177,18 @@ def _rounded(acts: Float[np.ndarray, " n"]) -> list[float]:
     return [float(f"{act:.4g}") for act in acts.tolist()]
 
 
-def _written(model, sae: AbstractDictionary, site: Site, units: list[int], tokenizer, most: int) -> list[dict]:
-    """Reads the rows of the decoder as output tokens; nothing where they are not written to the residual stream."""
+def _written(
+    model, sae: AbstractDictionary, site: Site, units: Int[np.ndarray, " size"], count: int, tokenizer, most: int
+) -> list[dict]:
+    """Reads the rows of the decoder of the first `count` units as output tokens; nothing where they do not write to the residual stream."""
     if site.kind not in STREAM:
         return []
-    read = decode(model, sae.W_dec[np.array(units)], site)
-    sides = {"promotes": read.top(most), "suppresses": read.bottom(most)}
+    read = decode(model, rows_of(sae.W_dec, units), site)
+    sides = {
+        name: tuple(map(np.asarray, side))
+        for name, side in {"promotes": read.top(most), "suppresses": read.bottom(most)}.items()
+    }
     listed = lambda ids, by: [
         [token_text(tokenizer, token), float(f"{x:.4g}")] for token, x in zip(ids, by, strict=True)
     ]
-    return [
-        {name: listed(np.asarray(ids)[i], np.asarray(by)[i]) for name, (ids, by) in sides.items()}
-        for i in range(len(units))
-    ]
+    return [{name: listed(ids[i], by[i]) for name, (ids, by) in sides.items()} for i in range(count)]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -11,7 +10,7 @@ from .._indexing import take
 from .._sites import Site
 from .._tap import site_read
 from ..models import Transformer
-from ..runs import allowance, in_groups, TOKENS_AT_ONCE, values_until
+from ..runs import allowance, in_groups, rounded_up, TOKENS_AT_ONCE, values_until
 from ..saes import AbstractDictionary, anonymous
 
 
@@ -33,13 +32,22 @@ def unit_activations(
 ) -> dict[Site, Float[np.ndarray, "batch seq unit"]]:
     """Activations of some latents of each dictionary, by a run that ends where the last is known. Padding has some, too."""
     reads = {site: site_read(site, saes[site]) for site in units}
+    chosen = filled_lists(units)
     found: dict[Site, list[np.ndarray]] = {site: [] for site in units}
     for group in in_groups(len(tokens), tokens.shape[1], tokens_together(saes)):
         values = values_until(model, tokens[group], mask[group], set(reads.values()))
         for site, of_site in found.items():
-            chosen = jnp.asarray(np.asarray(units[site], np.int32))
-            of_site.append(np.asarray(_encoded(anonymous(saes[site]), values[reads[site]], chosen)))
+            acts = np.asarray(_encoded(anonymous(saes[site]), values[reads[site]], chosen[site]))
+            of_site.append(acts[..., : len(units[site])])
     return {site: np.concatenate(parts)[: len(tokens)] for site, parts in found.items()}
+
+
+def filled_lists(
+    units: Mapping[Site, Sequence[int] | Int[np.ndarray, " unit"]],
+) -> dict[Site, Int[np.ndarray, " size"]]:
+    """The lists of all sites in one size, filled up with the last unit, so that dictionaries of a kind share programs."""
+    size = rounded_up(max(map(len, units.values()), default=1))
+    return {site: np.pad(np.asarray(each, np.int32), (0, size - len(each)), "edge") for site, each in units.items()}
 
 
 @jax.jit
