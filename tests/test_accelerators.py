@@ -13,6 +13,7 @@ from jaxcirc import Kind, Site
 from jaxcirc._target import for_platform, on_cpu, running_platform, target_platform
 from jaxcirc.attribution._states import error_differences
 from jaxcirc.linear import contract_batch, pull_rows
+from jaxcirc.linear._chain import how_many_windows
 from jaxcirc.linear._contract import sizes_for
 from jaxcirc.runs import allowance, BUDGET
 from jaxcirc.units import Latents, write_tiles
@@ -191,6 +192,14 @@ def test_large_contractions_push_each_column_once():
         assert sizes.kept
         rounds = -(-m // sizes.block) * -(-(k + sizes.width * seq) // (sizes.tiles * sizes.width))
         assert rounds <= 64
+
+
+def test_windows_are_compiled_apart_where_that_pays():
+    work = 12 * 2 * 1000 * 64 * 768**2  # of 1,000 rows through two blocks
+    assert how_many_windows(work) == 8
+    with for_platform("cuda"):
+        assert how_many_windows(work) == 1
+        assert how_many_windows(1000 * work) == 8
 
 
 def test_an_accelerator_grants_a_share_of_its_memory():

@@ -300,3 +300,33 @@ def test_curves_of_agreement_as_a_table_and_a_picture(tmp_path):
         assert [data.tolist() for data in line.get_data()] == [sizes, [0.9, 0.3]]
     with pytest.raises(ValueError, match="expected at least one table of"):
         jaxcirc.draw_curves({}, tmp_path / "none.svg")
+
+
+def test_a_run_that_is_stopped_keeps_the_rows_that_it_has(results, tmp_path, monkeypatch):
+    command, asked = load("__main__"), []
+
+    def measure(name, row, settings, progress):
+        asked.append(settings)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+        return copy.deepcopy(results["rows"][0])
+
+    monkeypatch.setattr(command, "measure", measure)
+    given = ["--rows", "attention-block", "block", "--without", "memory", "torch.compile"]
+    assert main(["bench", "--quick", *given, "--out", str(tmp_path)]) == 130
+    assert [(settings.memory, settings.compiled) for settings in asked] == [(False, False)] * 2
+    (row,) = report.read(tmp_path / "jacobians.json")["rows"]
+    assert row["name"] == "attention-block"
+
+
+def test_precisions_are_compared_with_float64(tmp_path, monkeypatch, capsys):
+    precisions = load("precisions")
+    monkeypatch.setattr(precisions, "matmul_rate", lambda: 1e9)
+    monkeypatch.setattr(precisions, "copy_rate", lambda: 1e9)
+    given = ["--lengths", "8", "--width", "64", "--items", "12", "10", "--repeats", "1"]
+    assert precisions.main([*given, "--out", str(tmp_path)]) == 0
+    found = report.read(tmp_path / "precisions.json")
+    assert [row["precision"] for row in found["edges"]] == ["highest", "tensorfloat32", "bfloat16"]
+    assert all(0 < row["error"] < 1e-5 for row in [*found["edges"], *found["products"]])  # a CPU's are float32's
+    assert "| 8 | highest | 1 | " in capsys.readouterr().out
+    assert (tmp_path / "precisions.md").exists()

@@ -61,6 +61,7 @@ def how_many_windows(work: int) -> int:
     """Finds into how many groups rows go, each in its window: every one has its own shapes and is compiled apart, which only work of a
     second or so makes up for.
     """
+    work //= 1 if on_cpu() else 1024  # so much more an accelerator does in that second, and compiling takes it longer
     return 1 if work < 1e9 else 2 if work < 1e11 else 4 if work < 5e11 else 8
 
 
