@@ -18,7 +18,7 @@ from jaxcirc.cli._parsers import add_json_option
 from . import rows as rows  # fills the registry
 from ._measure import measure, Settings
 from ._plots import draw
-from ._report import table, write
+from ._report import last_of, table, write
 from ._row import make_row, ROWS
 from ._settings import describe, one_thread, precise, QUICK_COMPILES
 from ._sweeps import sweep
@@ -47,17 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.quick:  # nearly all of its time is compilation; read when the first array is made
         os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".strip()
     with no_cache(), precise(arguments.precision), one_thread() if arguments.quick else contextlib.nullcontext():
-        results: dict[str, Any] = {}
-        paths: list[Path] = []
-        for results in measured(size, arguments, plots=not arguments.rows):
-            paths = keep(results, arguments)  # after each row: of a run that is stopped, what there is
-    print(json.dumps(results) if arguments.json else table(results))
-    progress(f"written: {', '.join(map(str, paths))}")
-    return int(any("failed" in row for row in results["rows"]) or "plots_failed" in results)
-
-
-def keep(results: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:
-    """Writes the tables, and the plots that there are."""
+        results = last_of(measured(size, arguments), arguments.out, arguments.name)
     paths = []
     for name, part in tables_of(results, arguments.name, apart=not arguments.rows).items():
         files = write(part, arguments.out, name)
@@ -65,7 +55,9 @@ def keep(results: dict[str, Any], arguments: argparse.Namespace) -> list[Path]:
             files.append(files[0].with_suffix(".svg"))
             draw(part["plots"], files[-1])
         paths += files
-    return paths
+    print(json.dumps(results) if arguments.json else table(results))
+    progress(f"written: {', '.join(map(str, paths))}")
+    return int(any("failed" in row for row in results["rows"]) or "plots_failed" in results)
 
 
 def tables_of(results: dict[str, Any], name: str, *, apart: bool) -> dict[str, dict[str, Any]]:
@@ -78,7 +70,7 @@ def tables_of(results: dict[str, Any], name: str, *, apart: bool) -> dict[str, d
     return {name: {**results, "rows": some(name)}, **others}
 
 
-def measured(size: str, arguments: argparse.Namespace, *, plots: bool) -> Iterator[dict[str, Any]]:
+def measured(size: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The results so far, after each row. A quick run measures the memory of its first row only: a process for each side takes seconds."""
     quick, without, precision = size == "quick", arguments.without, arguments.precision
     rate = matmul_rate(*((256, 2) if quick else ()))
@@ -102,7 +94,7 @@ def measured(size: str, arguments: argparse.Namespace, *, plots: bool) -> Iterat
             found = {"name": name, "what": row.what, "sizes": dict(row.sizes), "failed": str(error)}
         results["rows"].append(found)
         yield results
-    if plots:
+    if not arguments.rows:
         try:
             results["plots"] = sweep(settings, progress)
         except Unequal as error:

@@ -66,14 +66,7 @@ def _into_heads(W: jax.Array, d_head: int) -> jax.Array:
 def jacobian(
     blocks: Blocks, source: jc.Site | str, target: jc.Site | str, *, frozen: tuple[str, ...] = (), saes=None
 ) -> jc.EdgeJacobian:
-    return jacobian_of(make_model(blocks), blocks, source, target, frozen=frozen, saes=saes)
-
-
-def jacobian_of(
-    model: jc.Transformer, blocks: Blocks, source: jc.Site | str, target: jc.Site | str, *, frozen=(), saes=None
-) -> jc.EdgeJacobian:
-    """Of a model made of the blocks, in whatever dtype."""
-    return jc.edge(model, jnp.asarray(blocks.tokens), source, target, frozen=frozen, saes=saes or {})
+    return jc.edge(make_model(blocks), jnp.asarray(blocks.tokens), source, target, frozen=frozen, saes=saes or {})
 
 
 def contraction(J: jc.EdgeJacobian, items: Items):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,31 @@ HEADER = (
 )
 
 
-def write(results: dict[str, Any], folder: Path, name: str) -> list[Path]:
-    """Writes the JSON and the table, as `name.json` and `name.md`; returns their paths."""
+def write(
+    results: dict[str, Any], folder: Path, name: str, as_table: Callable[[dict[str, Any]], str] | None = None
+) -> list[Path]:
+    """Writes the JSON and the table, as `name.json` and `name.md`, the table that of rows unless another is given; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"json": json.dumps(results, indent=1) + "\n", "md": table(results)}
+    texts = {"json": json.dumps(results, indent=1) + "\n", "md": (as_table or table)(results)}
     paths = {folder / f"{name}.{ending}": text for ending, text in texts.items()}
     for path, text in paths.items():
         path.write_text(text, encoding="utf-8")
     return list(paths)
+
+
+def last_of(
+    measured: Iterable[dict[str, Any]],
+    folder: Path,
+    name: str,
+    as_table: Callable[[dict[str, Any]], str] | None = None,
+) -> dict[str, Any]:
+    """The last of results that grow. Those so far are in `name.part.json` and `.md`, and stay there if the run is stopped."""
+    results, parts = {}, []
+    for results in measured:
+        parts = write(results, folder, f"{name}.part", as_table)
+    for part in parts:
+        part.unlink()
+    return results
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Prints a table and writes `benchmarks/results/depth.json` and `.md`.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from typing import Any
 from ._depth_verbs import DEPTH_VERBS
 from ._growth_point import measure_alone
 from ._growth_verbs import Point
+from ._report import RESULTS, write
 from ._settings import describe
-
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def measured(name: str, depths: list[int], seq: int, width: int) -> dict[str, Any]:
@@ -58,9 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     rows = [measured(name, given.blocks, given.length, given.width) for name in DEPTH_VERBS]
     results = {"machine": describe("highest"), "seq": given.length, "width": given.width, "rows": rows}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "depth.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (given.out / "depth.md").write_text(table(results), encoding="utf-8")
+    write(results, given.out, "depth", table)
     print(table(results))
     return 0
 

@@ -6,7 +6,6 @@ Seconds, and peak memory beside model and transcoders, each length in a process 
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 from ._graph_verbs import GRAPH_VERBS, ROWS
 from ._growth_point import measure_alone
 from ._growth_verbs import Point
+from ._report import RESULTS, write
 from ._settings import describe
 
 
 LONG = 6000  # tokens
-RESULTS = Path(__file__).parent / "results"
 
 
 def measured(length: int, blocks: int, width: int) -> dict[str, Any]:
@@ -65,9 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     rows = [measured(length, given.blocks, given.width) for length in given.lengths]
     results = {"machine": describe("highest"), "blocks": given.blocks, "width": given.width, "rows": rows}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "graphs.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (given.out / "graphs.md").write_text(table(results), encoding="utf-8")
+    write(results, given.out, "graphs", table)
     print(table(results))
     return 0
 

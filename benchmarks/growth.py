@@ -8,7 +8,6 @@ Of a CPU, which others share, times are ratios to the first point of each row; o
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -21,10 +20,10 @@ from ._growth_fit import exponents
 from ._growth_point import measure_alone
 from ._growth_report import table
 from ._growth_verbs import Point, VERBS
+from ._report import RESULTS, write
 from ._settings import describe, QUICK_COMPILES
 
 
-RESULTS = Path(__file__).parent / "results"
 BEGAN = time.monotonic()
 
 
@@ -103,9 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = [measured(name, arguments) for name in arguments.verbs or VERBS]
     on_cpu = jax.default_backend() == "cpu"
     results = {"machine": describe("highest"), "rows": [without_seconds(row) if on_cpu else row for row in rows]}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "growth.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / "growth.md").write_text(table(results), encoding="utf-8")
+    write(results, arguments.out, "growth", table)
     print(table(results))
     return 0
 

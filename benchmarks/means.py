@@ -8,7 +8,6 @@ of the block's own code at each, added up in float64. Beside the ratio stands ho
 """
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -24,11 +23,11 @@ from jaxcirc.runs import corpus_batches, values_until
 
 from ._circuits import make_model
 from ._ours_repair import model_of
+from ._report import RESULTS, write
 from ._settings import describe, limit
 from ._timing import check_equal, first_call, side_by_side, wait
 
 
-RESULTS = Path(__file__).parent / "results"
 CHECKED = 4  # positions of which the exact Jacobians are added up
 
 
@@ -122,9 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = [measured(model, tokens, layer, given.together, given.repeats) for layer in given.layers]
     about = {"width": given.width, "length": given.length, "together": given.together}
     results = {"machine": describe("highest"), **about, "rows": rows}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "means.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (given.out / "means.md").write_text(table(results), encoding="utf-8")
+    write(results, given.out, "means", table)
     print(table(results))
     return 0
 

@@ -6,7 +6,6 @@ shapes. With the rate at which the device copies. Prints a table and writes `ben
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxcirc as jc
+
 from . import _ours, _work
 from ._problems import Blocks, Items, make_blocks, make_items
+from ._report import last_of, RESULTS, write
 from ._settings import describe
 from ._timing import first_call, matmul_rate, relative_error, seconds, side_by_side, spread, wait
 
 
-RESULTS = Path(__file__).parent / "results"
 PRECISIONS = ("highest", "tensorfloat32", "bfloat16")
 CHECKED = 512  # rows of the product that are compared
 
@@ -96,7 +97,7 @@ def _in_float64(blocks: Blocks, items: Items) -> np.ndarray:
     jax.config.update("jax_enable_x64", True)
     try:
         wide = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, _ours.make_model(blocks))
-        J = _ours.jacobian_of(wide, blocks, *_ours.ENDS["block"])
+        J = jc.edge(wide, jnp.asarray(blocks.tokens), *_ours.ENDS["block"])
         return np.asarray(
             _ours.contraction(J, items._replace(left=items.left.astype(float), right=items.right.astype(float)))()
         )
@@ -145,13 +146,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--repeats", type=int, metavar="N", default=5, help="rounds (%(default)s)")
     add("--out", type=Path, default=RESULTS, help="folder for JSON and table (%(default)s)")
     given = parser.parse_args(argv)
-    given.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {}
-    for results in measured(
-        given.lengths, given.width, tuple(given.items), given.repeats
-    ):  # of a run that is stopped, what there is
-        (given.out / "precisions.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (given.out / "precisions.md").write_text(table(results), encoding="utf-8")
+    found = measured(given.lengths, given.width, tuple(given.items), given.repeats)
+    results = last_of(found, given.out, "precisions", table)
+    write(results, given.out, "precisions", table)
     print(table(results))
     return 0
 

@@ -63,8 +63,12 @@ def running_device():
 
 def accelerator_memory() -> int:
     """Bytes that the device has which programs are made for, an accelerator; 64 GiB where it does not say, or is not here."""
-    stats = running_device().memory_stats() if running_platform() != "cpu" else None
-    return (stats or {}).get("bytes_limit", 2**36)
+    return (memory_limit(running_device()) if running_platform() != "cpu" else None) or 2**36
+
+
+def memory_limit(device) -> int | None:
+    """Bytes that a device may hold, `None` where it does not say."""
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def at_work(copies: int) -> int:

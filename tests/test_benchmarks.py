@@ -312,11 +312,17 @@ def test_a_run_that_is_stopped_keeps_the_rows_that_it_has(results, tmp_path, mon
         return copy.deepcopy(results["rows"][0])
 
     monkeypatch.setattr(command, "measure", measure)
+    (tmp_path / "jacobians.json").write_text("of a run before")
     given = ["--rows", "attention-block", "block", "--without", "memory", "torch.compile"]
     assert main(["bench", "--quick", *given, "--out", str(tmp_path)]) == 130
     assert [(settings.memory, settings.compiled) for settings in asked] == [(False, False)] * 2
-    (row,) = report.read(tmp_path / "jacobians.json")["rows"]
+    (row,) = report.read(tmp_path / "jacobians.part.json")["rows"]
     assert row["name"] == "attention-block"
+    assert (tmp_path / "jacobians.json").read_text() == "of a run before"
+    monkeypatch.setattr(command, "measure", lambda *given: copy.deepcopy(results["rows"][0]))
+    assert main(["bench", "--quick", *given, "--out", str(tmp_path)]) == 0
+    assert len(report.read(tmp_path / "jacobians.json")["rows"]) == 2
+    assert not list(tmp_path.glob("*.part.*"))
 
 
 def test_precisions_are_compared_with_float64(tmp_path, monkeypatch, capsys):

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._checks import check_count
+from .._target import memory_limit
 from ..models import Transformer
 from ..saes import AbstractDictionary
 from ._verbs import Saes
@@ -101,7 +102,7 @@ def _bytes(tree: Any) -> int:
 
 def _needed(size: int, most: int) -> int:
     """On how many devices a copy of so many bytes fits; one where devices do not say what they hold."""
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    limit = memory_limit(jax.local_devices()[0])
     each = 1
     while limit and size > ROOM * limit * each and 2 * each <= most:
         each *= 2

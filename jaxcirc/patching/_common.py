@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_kind
+from .._checks import check_count, check_kind
 from .._indexing import rows_of
 from ..components import AbstractAblation
 from ..components._reference import Receivers
@@ -102,6 +102,13 @@ def at_all_positions(graph: ComponentGraph, weight: T, seq: int) -> T:
         return weight
     more = [(0, 0), (0, seq - graph.n_positions), (0, 0), (0, 0)]
     return np.pad(weight, more) if isinstance(weight, np.ndarray) else jnp.pad(weight, more)
+
+
+def given_budget(who: str, budget: int | None) -> int:
+    """The bytes that may be taken, as given or as they suit the device. **Raises:** `ValueError` for fewer than one."""
+    budget = allowance(budget)
+    check_count(f"{who}: budget", "bytes may be taken", budget)
+    return budget
 
 
 def prompt_groups(

@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_choice, check_count
+from .._checks import check_choice
 from .._edits import Detach
 from .._metrics import Metric
 from .._sites import Kind, Site
@@ -22,7 +22,6 @@ from ..graph import ComponentGraph
 from ..jacobian._rules import ruled, RULES
 from ..models import Transformer
 from ..runs import (
-    allowance,
     bytes_of_way_back,
     in_groups,
     metric_of_variants,
@@ -33,7 +32,7 @@ from ..runs import (
     repeated,
     shortened,
 )
-from ._common import check_carried, graph_for, others_of, prompt_groups, some_prompts
+from ._common import check_carried, given_budget, graph_for, others_of, prompt_groups, some_prompts
 
 
 INSTEAD = "jc.patching.exact_edges, which takes none, or more steps, as steps=5, whose gradients are taken on the way to the other run."
@@ -100,8 +99,7 @@ def edge_attribution(
     path = IntegratedGradients(steps, rule, start)
     check_choice(f"{who}: along", along, ("inputs", "activations"))
     check_choice(f"{who}: derivatives", derivatives, RULES)
-    budget = allowance(budget)
-    check_count(f"{who}: budget", "bytes may be taken", budget)
+    budget = given_budget(who, budget)
     check_carried(who, corrupt, ablation)
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
     model, graph = graph_for(who, model, graph, int(problem.length))

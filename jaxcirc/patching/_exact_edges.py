@@ -4,14 +4,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_count
 from .._metrics import Metric
 from .._traced import check_untraced
 from ..components import AbstractAblation
 from ..graph import ComponentGraph
 from ..models import Transformer
-from ..runs import allowance, prepare_prompts, record, writes_of
-from ._common import check_carried, difference, graph_for, mask_of, others_of, prompt_groups, some_prompts
+from ..runs import prepare_prompts, record, writes_of
+from ._common import check_carried, difference, given_budget, graph_for, mask_of, others_of, prompt_groups, some_prompts
 from ._edge_runs import Clean, EdgeRuns, Patches, sites_needed
 
 
@@ -54,8 +53,7 @@ def exact_edges(
     who = "exact_edges"
     check_untraced(who, model)
     check_carried(who, corrupt, ablation)
-    budget = allowance(budget)
-    check_count(f"{who}: budget", "bytes may be taken", budget)
+    budget = given_budget(who, budget)
     problem = prepare_prompts(model, clean, corrupt, metric, mask)
     model, graph = graph_for(who, model, graph, int(problem.length))
     wanted = graph.edges if edges is None else graph.edges & mask_of(f"{who}: edges", graph, edges)

@@ -6,15 +6,15 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_choice, check_count, check_threshold
+from .._checks import check_choice, check_threshold
 from .._metrics import Metric
 from .._traced import check_untraced
 from .._typing import Progress
 from ..components import AbstractAblation
 from ..graph import ComponentGraph
 from ..models import Transformer
-from ..runs import allowance, prepare_prompts
-from ._common import check_carried, graph_for, others_of
+from ..runs import prepare_prompts
+from ._common import check_carried, given_budget, graph_for, others_of
 from ._search import GreedySearch, Step
 from ._search_runs import SearchRuns
 
@@ -79,8 +79,7 @@ def greedy_search(
     who = "greedy_search"
     check_untraced(who, model)
     check_carried(who, corrupt, ablation)
-    budget = allowance(budget)
-    check_count(f"{who}: budget", "bytes may be taken", budget)
+    budget = given_budget(who, budget)
     check_threshold(f"{who}: threshold", threshold)
     if isinstance(order, str):
         check_choice(f"{who}: order", order, ("last", "first"))

@@ -8,13 +8,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import check_choice, check_count
+from .._checks import check_choice
 from .._metrics import Metric
 from ..components import AbstractAblation
 from ..graph import ComponentGraph
 from ..models import Transformer
-from ..runs import allowance, bytes_of_variant, in_groups, prepare_prompts, run_worlds, sender_writes
-from ._common import at_all_positions, check_carried, graph_for, others_of, prompt_groups, some_prompts
+from ..runs import bytes_of_variant, in_groups, prepare_prompts, run_worlds, sender_writes
+from ._common import at_all_positions, check_carried, given_budget, graph_for, others_of, prompt_groups, some_prompts
 
 
 Convention = Literal["tree", "edge"]
@@ -73,8 +73,7 @@ def patch_edges(
     """
     who = "patch_edges"
     check_choice(f"{who}: convention", convention, ("tree", "edge"))
-    budget = allowance(budget)
-    check_count(f"{who}: budget", "bytes may be taken", budget)
+    budget = given_budget(who, budget)
     check_carried(who, corrupt, ablation)
     if convention == "edge" and ablation is not None:
         raise ValueError(

@@ -10,8 +10,8 @@ from .._typing import Progress
 from ..data import Prompts
 from ..graph import component_graph
 from ..models import Transformer
-from ..patching._common import graph_for
-from ..runs import allowance, in_groups, lengthened, prepare_prompts
+from ..patching._common import given_budget, graph_for
+from ..runs import in_groups, lengthened, prepare_prompts
 from ._claim import check_hypothesis, Claim, ROOT
 from ._data import Data
 from ._drawn import draw, Drawn
@@ -78,8 +78,7 @@ def scrub(
     who = "scrub"
     check_untraced(who, model)
     check_count(f"{who}: samples", "times data are drawn for each example", samples)
-    budget = allowance(budget)
-    check_count(f"{who}: budget", "bytes may be taken", budget)
+    budget = given_budget(who, budget)
     check_key(f"{who}: key", key)
     tokens, mask = _given(dataset, mask)
     problem = prepare_prompts(model, tokens, None, metric, mask)
