@@ -47,12 +47,12 @@ def _collect(jaxpr: Jaxpr, inputs: Sequence[set[str]], found: dict[str, set[str]
     of = lambda var: set() if isinstance(var, Literal) else sets.get(var, set())
     for equation in jaxpr.eqns:
         operands = [of(var) for var in equation.invars]
-        inner = _called(equation)
+        inner = called(equation)
         if equation.primitive.name == "name":
             found[equation.params["name"]] = operands[0]
             results = [{equation.params["name"]}]
         elif inner is not None:
-            results = _collect(inner, operands, found)
+            results = _collect(inner.jaxpr, operands, found)
         else:
             read = set().union(*operands)
             results = [read | {_JUMP} if read and _jumps(equation) else read] * len(equation.outvars)
@@ -108,23 +108,23 @@ def _follow(jaxpr: Jaxpr, inputs: Sequence[int | None]) -> list[int | None]:
         operands = [of(var) for var in equation.invars]
         if all(axis is None for axis in operands):
             continue
-        inner = _called(equation)
+        inner = called(equation)
         if inner is not None:
-            results = _follow(inner, operands)
+            results = _follow(inner.jaxpr, operands)
         else:
             results = [_through(equation, operands)] * len(equation.outvars)
         axes |= dict(zip(equation.outvars, results, strict=True))
     return [of(var) for var in jaxpr.outvars]
 
 
-def _called(equation: Any) -> Jaxpr | None:
+def called(equation: Any) -> ClosedJaxpr | None:
     """The jaxpr of an equation that does nothing but call it with its operands."""
     if equation.primitive.name in ("while", "scan", "cond"):
         return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = equation.params.get(name)
-        inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-        if isinstance(inner, Jaxpr) and len(inner.invars) == len(equation.invars) and not inner.constvars:
+        inner = ClosedJaxpr(inner, ()) if isinstance(inner, Jaxpr) and not inner.constvars else inner
+        if isinstance(inner, ClosedJaxpr) and len(inner.in_avals) == len(equation.invars):
             return inner
     return None
 

@@ -75,7 +75,7 @@ def discover(
 
     **Returns:** a `Circuit`. Its `meta.completeness` holds, for each residual site, the sum of the node effects there over the
     total effect: integrated gradients are complete, so it tells how good the nodes' estimate is. `meta.certificate` holds the relative
-    error of edges into each kind of site, measured against float64 autodiff that runs operation by operation.
+    error of edges into each kind of site, measured against forward mode in float64, which NumPy computes.
 
     **Raises:** `ValueError` as `jc.node_effects` does; for a threshold that is negative or NaN; if the metric does not change; if no node
     is above the threshold; if edges are wrong by the certificate.

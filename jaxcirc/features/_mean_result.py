@@ -18,8 +18,8 @@ from ..jacobian._certificate import issue_certificate
 from ..jacobian._means import check_same, merged, opened, write
 from ..jacobian._operator import random_key
 from ..jacobian._recomputed import Recomputed
+from ..jacobian._reference import image_of
 from ..jacobian._sample import Sample
-from ..jacobian._sublayer import images_of
 from ..runs import BUDGET
 from ._mean_path import Path
 from ._mean_sums import Pairs, readings
@@ -173,7 +173,7 @@ class MeanEdges(Shown):
     def certificate(self, key: Array | None = None, *, probes: int = PROBES, limit: float | None = None) -> Certificate:
         """The measured error of what made these edges, on up to 32 positions drawn evenly from those of the corpus where a target latent is
         on, and with `weighted` one of the source too: random combinations of source latents through the mean over these by the same
-        programs, against the mean of their images by `jax.jvp`, operation by operation and in float64. Which latents are on, and their
+        programs, against the mean of their images by forward mode in float64, which NumPy computes. Which latents are on, and their
         values, are those of the run.
 
         **Arguments:** - `key`: of the combinations, by default always the same one. - `probes`: how many. - `limit`: the largest relative
@@ -266,7 +266,7 @@ def _error(
     errors = []
     for combination, got in zip(combinations, made.T, strict=True):
         tangents = np.broadcast_to((acts * combination) @ decoder, parts[0].shape[:1] + decoder.shape[1:])
-        images = images_of(path.sub, parts[0], tangents * scale[:, None])
+        images = image_of(path.sub, parts[0], tangents * scale[:, None])
         want = np.einsum("n,nk,nk->k", sample.weights, gates, images @ encoder)
         size = np.abs(want).max()
         if not size > 0:

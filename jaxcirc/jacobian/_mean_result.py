@@ -16,8 +16,9 @@ from ..models import Transformer
 from ._certificate import Certificate, issue_certificate
 from ._means import check_same, merged, opened, write
 from ._operator import random_key
+from ._reference import image_of
 from ._sample import Sample
-from ._sublayer import images_of, Sublayer
+from ._sublayer import Sublayer
 from ._total import Total
 
 
@@ -88,7 +89,7 @@ class MeanJacobian(Shown):
 
     def certificate(self, key: Array | None = None, *, probes: int = 4, limit: float | None = None) -> Certificate:
         """The measured error of what made this mean, on up to 32 positions drawn evenly from the corpus: random tangents through the mean
-        over these by the same programs, against the mean of their images by `jax.jvp`, operation by operation and in float64.
+        over these by the same programs, against the mean of their images by forward mode in float64, which NumPy computes.
 
         **Arguments:** - `key`: of the tangents, by default always the same one. - `probes`: how many. - `limit`: the largest relative
         error that passes, by default as of `J.certificate`.
@@ -108,7 +109,7 @@ class MeanJacobian(Shown):
         errors = []
         for _ in range(probes):
             tangent = rng.standard_normal(rows.shape[1])
-            want = weights @ images_of(sub, rows, np.broadcast_to(tangent, rows.shape))
+            want = weights @ image_of(sub, rows, np.broadcast_to(tangent, rows.shape))
             off, size = np.abs(made @ tangent - want).max(), np.abs(want).max()
             errors.append(off / size if size or off else 0.0)  # of an MLP that does nothing, nothing
         what = f"{self.engine} (sums over {self.sample.of(self.n_positions)})"

@@ -223,7 +223,7 @@ class EdgeJacobian(Shown, eqx.Module):
 
         What is measured is what runs: products from both sides, bilinear forms of few and of many items, and the matrix by the route
         that `as_matrix` takes (as many positions of it as are made quickly). With `matrix` it is that alone. The images of random
-        tangents are compared with `jax.jvp`, operation by operation and in float64.
+        tangents are compared with forward mode in float64, which NumPy computes.
 
         **Arguments:** - `key`: of the probes, by default always the same one. - `probes`: how many random tangents. - `limit`: the
         largest relative error that passes; by default what the precision of the dtype and of matrix products allows.

@@ -244,12 +244,3 @@ def sum_by_autodiff(sub: Sublayer, x: Rows, weights: Float[Array, " n"], *, toge
     groups = x.reshape(-1, together, x.shape[-1]), weights.reshape(-1, together)
     out = jax.eval_shape(one, x[0])
     return jax.lax.scan(add, jnp.zeros((out.size, x.shape[-1]), out.dtype), groups)[0]
-
-
-def images_of(sub: Sublayer, x: np.ndarray, tangents: np.ndarray) -> Float[np.ndarray, "n d_out"]:
-    """The images of tangents, one at each position, by forward mode operation by operation and in float64."""
-    wide = lambda leaf: jax.device_put(np.asarray(leaf, np.float64))
-    with jax.enable_x64(True), jax.disable_jit(), jax.default_matmul_precision("highest"):
-        of_float = lambda leaf: wide(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-        exact = jax.tree.map(of_float, sub)
-        return np.asarray(jax.jvp(exact, (wide(x),), (wide(tangents),))[1])
