@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import functools as ft
 import importlib.util
+import inspect
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -16,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import monitoring
+from jax._src import dispatch
 
 import jaxcirc as jc
 from jaxcirc._sites import Kind
 from jaxcirc.cli import main
+from jaxcirc.jacobian._reference import carry_out, OPERATIONS
 from jaxcirc.parts import (
     Attention,
     Block,
@@ -295,6 +298,51 @@ def _listen() -> None:
     monitoring.register_event_duration_secs_listener(compiled)
 
 
+def by_numpy(function: Callable, *, static_argnames: Sequence[str] = ()) -> Callable:
+    """`jax.jit`, of which NumPy carries out the program, operation by operation. For oracles, of which each runs once and on little:
+    nothing is compiled, and no compiler has a part in them.
+    """
+    jitted, signature = jax.jit(function, static_argnames=static_argnames), inspect.signature(function)
+
+    @ft.wraps(function)
+    def run(*arguments, **more):
+        given = signature.bind(*arguments, **more).arguments
+        dynamic = {name: value for name, value in given.items() if name not in static_argnames}
+        leaves = jax.tree.leaves(([dynamic[name] for name in signature.parameters if name in dynamic],))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return jitted(*arguments, **more)
+        traced = jitted.trace(*arguments, **more)
+        with np.errstate(all="ignore"):
+            results = carry_out(traced.jaxpr, leaves)
+        return jax.tree.unflatten(jax.tree.structure(traced.out_info), results)
+
+    return run
+
+
+@contextlib.contextmanager
+def one_by_one() -> Iterator[None]:
+    """`jax.disable_jit`, under which NumPy carries out the operations that it has: tests of many small things compile little."""
+    compiled = dispatch.xla_primitive_callable
+
+    def callable_of(primitive, **params):
+        if primitive.name not in OPERATIONS:
+            return compiled(primitive, **params)
+
+        def run(*operands):
+            made, _ = primitive.abstract_eval(*map(jax.typeof, operands), **params)
+            if any(aval.weak_type for aval in jax.tree.leaves(made)):  # which no array of NumPy is
+                return compiled(primitive, **params)(*operands)
+            found = OPERATIONS[primitive.name](*map(np.asarray, operands), **params)
+            put = lambda value, aval: jax.device_put(np.asarray(value, aval.dtype))
+            return [*map(put, found, made)] if primitive.multiple_results else put(found, made)
+
+        return run
+
+    with jax.disable_jit(), pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr(dispatch, "xla_primitive_callable", callable_of)
+        yield
+
+
 def tokens_for(model: jc.Transformer, seq: int = 7, seed: int = 0):
     """A sequence that uses the vocabulary."""
     return jax.device_put(np.random.default_rng(seed).integers(0, model.d_vocab, seq).astype(np.int32))
@@ -306,7 +354,7 @@ def as_dtype(tree, dtype):
     return jax.tree.map(cast, tree)
 
 
-@jax.jit
+@by_numpy
 def logits_by_embedding(model: jc.Transformer, tokens: jax.Array) -> jax.Array:
     """`[seq d_vocab_out seq d_model]`: the Jacobian of a run's logits with respect to its embeddings, by reverse mode."""
     logits = lambda step: jc.run(model, tokens, edits={jc.Site(None, Kind.EMBED): jc.Add(step)})[0]

@@ -13,6 +13,8 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.saes import Gated, JumpReLU, ReLU, SAE, Standardise, TopK, Transcoder
 
+from .helpers import by_numpy
+
 
 def random_arrays(key, width, d_sae):
     """Encoder, its bias, decoder, its bias."""
@@ -50,7 +52,7 @@ def random_transcoder(key, layer, width, d_sae):
     return Transcoder(*random_arrays(key, width, d_sae), ReLU(), reads, site, W_skip=W_skip)
 
 
-@jax.jit
+@by_numpy
 def node_gradients(model, saes, tokens, metric):
     """Gradients of the metric with respect to all latents and errors, every dictionary spliced in; one sequence."""
     parts = [part for site in saes for part in (site.acts, site.error)]
@@ -70,12 +72,12 @@ def record(model, tokens, saes, sites):
     return _record(model, tokens, saes, tuple(sites))
 
 
-@ft.partial(jax.jit, static_argnums=3)
+@ft.partial(by_numpy, static_argnames=("sites",))
 def _record(model, tokens, saes, sites):
     return jc.run(model, tokens, saes=saes, record=sites)[1]
 
 
-@ft.partial(jax.jit, static_argnums=(5, 6))
+@ft.partial(by_numpy, static_argnames=("source", "target"))
 def _jacobian(steps, model, tokens, saes, held, source, target):
     """Of the target's latents and error with respect to steps of the source's latents and error."""
     edits = {site: jc.Replace(value) for site, value in held.items()}

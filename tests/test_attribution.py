@@ -19,6 +19,8 @@ from jaxcirc.parts import Attention, Block, MLP, relu
 from tests import oracle
 from tests.helpers import assert_close, make_model, MODELS, needs_x64, tokens_for
 
+from .helpers import by_numpy
+
 
 pytestmark = needs_x64
 
@@ -299,7 +301,7 @@ def test_the_scalar_block():
     assert edges.to_metric[RESID][0, 0, 0].item() == pytest.approx(12)
 
 
-@ft.partial(jax.jit, static_argnums=(4, 5))
+@ft.partial(by_numpy, static_argnames=("source", "target"))
 def jacobian_between(model, tokens, at, held, source, target):
     edits = {site: jc.Replace(value) for site, value in held.items()}
     value = lambda x: jc.run(model, tokens, edits={**edits, source: jc.Replace(x)}, record=[target])[1][target]

@@ -35,8 +35,8 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_lenses_are_those_of_one_device(count, found):
-    one, many = found(1)[0], found(count)[0]
+def test_lenses_and_tables_are_those_of_one_device(count, found):
+    (one, wanted), (many, written) = found(1), found(count)
     assert len(one) == 6
     for name, want in one.items():
         assert np.abs(want).max() > 0.1
@@ -44,15 +44,10 @@ def test_lenses_are_those_of_one_device(count, found):
             assert_close(many[name], want)
         else:
             assert (many[name] == want).all(), name
-
-
-@pytest.mark.parametrize("count", COUNTS)
-def test_tables_are_those_of_one_device(count, found):
-    want, got = (jc.jobs.read_shards(found(each)[1]) for each in (1, count))
+    want, got = jc.jobs.read_shards(wanted), jc.jobs.read_shards(written)
     assert want.num_rows > 100
     assert got.equals(want)
-    manifest = json.loads((found(count)[1] / "manifest.json").read_text("utf-8"))
-    assert manifest["devices"] == count
+    assert json.loads((written / "manifest.json").read_text("utf-8"))["devices"] == count
 
 
 def test_resumed_on_a_mesh_of_one_device(found):

@@ -17,7 +17,17 @@ from jaxcirc.nodes import name_of, parse_node
 from jaxcirc.saes import Decoder, ReLU
 
 from .dictionaries import make_sae, spliced_at, weights
-from .helpers import as_dtype, assert_close, counting_programs, make_model, model_named, MODELS, needs_x64, tokens_for
+from .helpers import (
+    as_dtype,
+    assert_close,
+    by_numpy,
+    counting_programs,
+    make_model,
+    model_named,
+    MODELS,
+    needs_x64,
+    tokens_for,
+)
 
 
 METRIC = jc.LogitDiff(2, 0)
@@ -95,12 +105,12 @@ def edge_of(edges, node):
     raise AssertionError(node)
 
 
-@jax.jit
+@by_numpy
 def run_of(model, tokens):
     return jc.run(model, tokens, record="all")[1]
 
 
-@ft.partial(jax.jit, static_argnames="frozen")
+@ft.partial(by_numpy, static_argnames=("frozen",))
 def gradients_of(model, tokens, frozen):
     """The metric's gradient at every site, by one reverse sweep through a run in which `frozen` sites are detached."""
     values = jc.run(model, tokens, record="all")[1]

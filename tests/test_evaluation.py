@@ -19,6 +19,8 @@ from jaxcirc.saes import anonymous
 from tests.helpers import assert_close, needs_x64
 from tests.test_attribution import one, problem
 
+from .helpers import by_numpy
+
 
 pytestmark = needs_x64
 coverage = load("coverage")
@@ -234,7 +236,7 @@ def by_edges(arguments, nodes, edges, values, *, complement):
     return np.array(out)
 
 
-@jax.jit
+@by_numpy
 def _values(model, tokens, edits):
     logits, cache = jc.run(
         model, tokens, edits=edits, record=[s for s in jc.sites(model) if s.kind in (*KINDS, Kind.RESID_PRE)]

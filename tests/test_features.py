@@ -22,7 +22,7 @@ from jaxcirc.saes import anonymous, Identity, Standardise, TanhReLU, TopK
 
 from . import figures
 from .dictionaries import make_sae, spliced_at, thresholds, transcoder
-from .helpers import assert_close, Chosen, counting_calls, model_named, needs_x64, tokens_for
+from .helpers import assert_close, by_numpy, Chosen, counting_calls, model_named, needs_x64, tokens_for
 
 
 pytestmark = needs_x64
@@ -50,7 +50,7 @@ def by_jacrev(model, saes, tokens, source, target, *, substitute):
     return jax.tree.map(np.asarray, _by_jacrev(zero, model, pair, tokens, replaced, source, target))
 
 
-@ft.partial(jax.jit, static_argnums=(5, 6))
+@ft.partial(by_numpy, static_argnames=("source", "target"))
 def _by_jacrev(zero, model, saes, tokens, replaced, source, target):
     """The same; `replaced` says of the source and the target whether the error is 0, so that one program serves all cases."""
 
@@ -445,7 +445,7 @@ def test_pictures(found, tmp_path):
 # --- Moved latents
 
 
-@jax.jit
+@by_numpy
 def moved(model, saes, tokens, held, step):
     """The target's latents where the source's are moved by `step`."""
     edits = {**held, POST0.acts: jc.Add(step)}

@@ -15,6 +15,8 @@ from jaxcirc.parts import GatedMLP
 from tests.helpers import assert_close, counting_calls, model_named, MODELS, needs_x64, tokens_for
 from tests.replacements import own_part, random_cross_layer, random_transcoders, with_neurons
 
+from .helpers import by_numpy
+
 
 KEY = jax.random.key(3)
 ACROSS = ("gpt2", "parallel", "gemma2", "qwen3")
@@ -64,14 +66,14 @@ def _gates(model, clean, site):
     return model.blocks[site.layer].mlp.act(clean[Site(site.layer, Kind.MLP_PRE)]) if is_gated(model, site) else 1
 
 
-@jax.jit
+@by_numpy
 def clean_values(model, saes, tokens):
     parts = [part for site in saes for part in (site.acts, site.error)]
     gates = [Site(site.layer, Kind.MLP_PRE) for site in saes if is_gated(model, site)]
     return jc.run(model, tokens, saes=saes, record={*parts, *gates, *nonlinear(model)})[1]
 
 
-@jax.jit
+@by_numpy
 def direct_effects(model, saes, tokens, clean, steps, errors):
     """The derivative of pre-activations and uncapped logits along `steps` of latents, everything else held."""
     zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
@@ -130,7 +132,7 @@ def test_latents_that_write_to_later_layers(name):
     check_direct(model, run, direct_effects(model, saes, tokens, clean, steps, later))
 
 
-@jax.jit
+@by_numpy
 def live(model, saes, tokens, clean, moved, held):
     """The run with every dictionary spliced in, errors as they were, and latents encoded anew, but for those in `moved`."""
     edits = {site: jc.Replace(value) for site, value in held.items()}

@@ -21,6 +21,7 @@ from jaxcirc.lens._running import Running
 from jaxcirc.parts import Block, GatedMLP, silu
 from tests.helpers import (
     assert_close,
+    by_numpy,
     counting_programs,
     make_model,
     model_named,
@@ -34,7 +35,7 @@ from tests.odd_parts import odd_model
 SKIP = 3
 
 
-@ft.partial(jax.jit, static_argnames=("layer", "target", "held"))
+@ft.partial(by_numpy, static_argnames=("layer", "target", "held"))
 def whole(model, tokens, layer: int, target: int, held: frozenset = frozenset()) -> jax.Array:
     """`[t out s in]`: the Jacobian of one layer's output with respect to another's, by plain autodiff."""
     site = jc.Site(target, Kind.RESID_POST)

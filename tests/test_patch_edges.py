@@ -11,7 +11,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc.graph import ComponentGraph
 
-from .helpers import assert_close, counting_programs, make_model, model_named, MODELS, needs_x64
+from .helpers import assert_close, by_numpy, counting_programs, make_model, model_named, MODELS, needs_x64
 
 
 COUNTS = {
@@ -96,7 +96,7 @@ def writes_of(model, tokens):
     return found
 
 
-@jax.jit
+@by_numpy
 def changed_writes(model, clean, corrupt):
     own, other = writes_of(model, clean), writes_of(model, corrupt)
     return {name: other[name] - own[name] for name in own}
@@ -123,7 +123,7 @@ def patched_by_sites(model, clean, metric, change, receiver):
     return metric(jc.run(model, clean, edits={site: jc.Replace(value)})[0])
 
 
-patched_by_sites = jax.jit(patched_by_sites, static_argnames="receiver")
+patched_by_sites = by_numpy(patched_by_sites, static_argnames=("receiver",))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -11,7 +11,7 @@ import jaxcirc as jc
 from jaxcirc.patching._path_patch import _sum_of
 
 from . import figures
-from .helpers import assert_close, counting_programs, make_model, model_named, MODELS
+from .helpers import assert_close, by_numpy, counting_programs, make_model, model_named, MODELS
 from .test_patch_edges import assert_moved_alike, changed_writes, metric_of, problem
 
 
@@ -62,7 +62,7 @@ def by_definition(model, clean, metric, change, sender, receivers, *, recompute=
     return metric(jc.run(model, clean, edits=put)[0])
 
 
-by_definition = jax.jit(by_definition, static_argnames=("sender", "receivers", "recompute"))
+by_definition = by_numpy(by_definition, static_argnames=("sender", "receivers", "recompute"))
 
 
 @pytest.mark.parametrize("mlps", ["frozen", "recomputed"])

@@ -4,6 +4,7 @@ Most of it runs operation by operation: there are many kinds of edges, each a pr
 That the compiled programs agree is what `laws/test_jacobian_laws.py` and the last tests here see to.
 """
 
+import contextlib
 import functools as ft
 import math
 
@@ -26,7 +27,18 @@ from jaxcirc.linear._steps import steps_of
 from jaxcirc.linear._tiles import tile
 
 from .dictionaries import DICTIONARIES, make_sae
-from .helpers import assert_close, Chosen, make_model, model_named, MODELS, needs_x64, RMS_GATED, tokens_for
+from .helpers import (
+    assert_close,
+    by_numpy,
+    Chosen,
+    make_model,
+    model_named,
+    MODELS,
+    needs_x64,
+    one_by_one,
+    RMS_GATED,
+    tokens_for,
+)
 from .laws.test_jacobian_laws import direction
 from .laws.test_run_laws import InTurn
 
@@ -141,7 +153,7 @@ def images_of_runs(model, tokens, edges, rights):
         return jax.jvp(values, (zeros,), (tangents,))[1]
 
     over_items = jax.vmap(image, in_axes=(None, 0, None, None, None))
-    return jax.jit(jax.vmap(over_items, in_axes=(0, 0, None, None, None)))(choices, tangents, model, tokens, zeros)
+    return by_numpy(jax.vmap(over_items, in_axes=(0, 0, None, None, None)))(choices, tangents, model, tokens, zeros)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -159,7 +171,7 @@ def test_every_edge_inside_a_block(name):
         want = np.einsum("kmd,md->mk", image, lefts[i])
         J = jc.edge(model, tokens, source, target, frozen=held, engine="structured")
         assert jc.select(J) == "structured"
-        with jax.disable_jit():
+        with one_by_one():
             got = [J.contract(lefts[i], LEFT_POS, rights[i], RIGHT_POS)]
         if (i + list(MODELS).index(name)) % 3 == 0:
             block = np.asarray(J.as_matrix()).reshape(SEQ, -1, SEQ, rights[i].shape[1])
@@ -213,10 +225,10 @@ def test_dictionaries_at_the_ends(name):
             edits = {**held, source: jc.Add(step)}  # noqa: B023  # called before the loop goes on
             return jc.run(model, tokens, saes=places, edits=edits, record=[target])[1][target]  # noqa: B023
 
-        with jax.disable_jit():
-            images = jax.vmap(lambda v: jax.jvp(value, (jnp.zeros_like(v),), (v,))[1])(jnp.asarray(tangents))
+        images = by_numpy(jax.vmap(lambda v: jax.jvp(value, (jnp.zeros_like(v),), (v,))[1]))(jnp.asarray(tangents))
+        with one_by_one():
             got = J.contract(left, LEFT_POS, right, RIGHT_POS)
-        assert_close(got, np.einsum("kmd,md->mk", np.asarray(images)[:, np.asarray(LEFT_POS)], left))
+        assert_close(got, np.einsum("kmd,md->mk", images[:, np.asarray(LEFT_POS)], left))
 
 
 @pytest.mark.parametrize("engine", ["structured", "autodiff"])
@@ -238,7 +250,7 @@ def test_units_by_number_are_unit_vectors(engine):
         dense = [
             jax.nn.one_hot(units, width, dtype=J.dtype) for units, width in zip((left, right), widths, strict=True)
         ]
-        with jax.disable_jit(engine == "structured"):
+        with one_by_one() if engine == "structured" else contextlib.nullcontext():
             got = J.contract(left, left_pos, right, right_pos)
             want = J.contract(dense[0], left_pos, dense[1], right_pos)
         assert_close(got, want)
@@ -260,7 +272,7 @@ def test_a_product_of_edges():
     factors = [J.as_matrix() for J in (out_of, attends, into)]
     matrix = np.tensordot(np.tensordot(factors[0], factors[1], 2), factors[2], 2)
     image = np.einsum("tdke,ke->tkd", matrix[:, :, np.asarray(RIGHT_POS)], right)[np.asarray(LEFT_POS)]
-    with jax.disable_jit():
+    with one_by_one():
         got = product.contract(left, LEFT_POS, right, RIGHT_POS)
         transposed = product.T.contract(right, RIGHT_POS, left, LEFT_POS)
     assert_close(got, np.einsum("mkd,md->mk", image, left))
@@ -375,7 +387,7 @@ def test_few_rows_are_spread_to_many_columns(family, source, frozen):
 def test_few_items(block, m, k):
     J, matrix = block
     left, right, left_pos, right_pos = direction((m, 16)), direction((k, 16), 1), jnp.full(m, 7), jnp.full(k, 6)
-    with jax.disable_jit():
+    with one_by_one():
         got = J.contract(left, left_pos, right, right_pos)
     assert_close(got, bilinear(matrix, left, left_pos, right, right_pos))
 
@@ -390,7 +402,7 @@ def test_padding_is_not_attended_to():
         return jc.run(model, tokens, edits={ends[0]: jc.Add(step)}, record=[ends[1]], mask=mask)[1][ends[1]]
 
     matrix = np.asarray(J.as_matrix())
-    assert_close(matrix, jax.jit(jax.jacfwd(value))(jnp.zeros((SEQ, 16))))
+    assert_close(matrix, by_numpy(jax.jacfwd(value))(jnp.zeros((SEQ, 16))))
     assert not matrix[2:, :, :2].any()
     assert np.abs(jc.edge(model, tokens, *ends).as_matrix()[2:, :, :2]).max() > 1e-3
 

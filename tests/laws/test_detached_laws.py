@@ -14,7 +14,7 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc.parts import MLP
 
-from ..helpers import assert_close, make_model, model_named, MODELS, needs_x64, tokens_for
+from ..helpers import assert_close, by_numpy, make_model, model_named, MODELS, needs_x64, tokens_for
 from ..odd_parts import ODD, odd_model
 
 
@@ -35,12 +35,12 @@ EVERY = {name: ft.partial(model_named, name) for name in MODELS} | {
 }
 
 
-@ft.partial(jax.jit, static_argnames="sites")
+@ft.partial(by_numpy, static_argnames=("sites",))
 def record(model, tokens, sites):
     return jc.run(model, tokens, record=sites)[1]
 
 
-@ft.partial(jax.jit, static_argnames="sites")
+@ft.partial(by_numpy, static_argnames=("sites",))
 def held_run(model, tokens, clean, scale, sites):
     """The values at `sites` where `clean` is held and the embeddings are `scale` times theirs."""
     moved = dict.fromkeys([site for site in (EMBED, POS) if site in jc.sites(model)], jc.Apply(lambda x: scale * x))

@@ -12,7 +12,17 @@ import jaxcirc as jc
 from jaxcirc import Kind, Site
 
 from ..dictionaries import make_sae
-from ..helpers import assert_close, Chosen, logits_by_embedding, make_model, model_named, MODELS, needs_x64, tokens_for
+from ..helpers import (
+    assert_close,
+    by_numpy,
+    Chosen,
+    logits_by_embedding,
+    make_model,
+    model_named,
+    MODELS,
+    needs_x64,
+    tokens_for,
+)
 from . import test_run_laws as runs
 from .test_run_laws import InTurn
 
@@ -124,7 +134,7 @@ def cases(small):
         for edge, part in zip(EDGES, parts, strict=True):
             x = basis[edge[begin]]
             x[part] = np.eye(x[0].size).reshape(-1, *x.shape[1:])
-        found = jax.jit(jax.vmap(by, in_axes=(0, 0, *[None] * 4)))(
+        found = by_numpy(jax.vmap(by, in_axes=(0, 0, *[None] * 4)))(
             choice * np.repeat(rows, into, axis=0), basis, *clean
         )
         return [np.asarray(found[edge[end]][part]) for edge, part in zip(EDGES, parts, strict=True)]
@@ -138,7 +148,7 @@ def cases(small):
         site: np.stack([d if site == s else np.zeros(d0.shape) for d, (s, _, _) in zip(directions, EDGES, strict=True)])
         for site, d0 in zeros.items()
     }
-    moved = jax.jit(jax.vmap(record, in_axes=(0, None, None, 0, None)))
+    moved = by_numpy(jax.vmap(record, in_axes=(0, None, None, 0, None)))
     above = moved(jax.tree.map(lambda x: step * x, moves), model, tokens, rows, cache)
     below = moved(jax.tree.map(lambda x: -step * x, moves), model, tokens, rows, cache)
     cases = []

@@ -12,7 +12,7 @@ from jaxcirc import Kind, Site
 from jaxcirc.graph import reaches
 
 from ..dictionaries import in_models, READING, spliced_at
-from ..helpers import assert_close, Chosen, model_named, MODELS, needs_x64, tokens_for
+from ..helpers import assert_close, by_numpy, Chosen, model_named, MODELS, needs_x64, tokens_for
 from ..test_evaluation import all_edges, circuit_of, some_nodes
 from .test_run_laws import direction
 
@@ -24,9 +24,11 @@ SUBLAYERS = (Kind.ATTN_OUT, Kind.MLP_OUT)
 
 
 def images(operators, tangent):
-    """Of several operators the image of one tangent, operation by operation: each would be a program of its own."""
-    with jax.disable_jit():
-        return {name: np.asarray(J.mv(tangent)) for name, J in operators.items() if J is not None}
+    """Of several operators the image of one tangent."""
+    return {name: image(J, tangent) for name, J in operators.items() if J is not None}
+
+
+image = by_numpy(lambda J, tangent: J.mv(tangent))
 
 
 def pushed(model, tokens, saes, source, target, tangent, *sets):
@@ -35,15 +37,15 @@ def pushed(model, tokens, saes, source, target, tangent, *sets):
         site: jnp.asarray([site in held for held in sets], jnp.int32) for site in sorted(frozenset().union(*sets))
     }
 
-    def image(choices):
+    def image(choices, model, tokens, saes, tangent):
         def value(step):
             edits = {site: Chosen(choice, (jc.Detach(),)) for site, choice in choices.items()} | {source: jc.Add(step)}
             return jc.run(model, tokens, saes=saes, edits=edits, record=[target])[1][target]
 
         return jax.jvp(value, (jnp.zeros_like(tangent),), (tangent,))[1]
 
-    with jax.disable_jit():
-        return np.asarray(jax.vmap(image, axis_size=len(sets))(choices))
+    over_sets = jax.vmap(image, in_axes=(0, *[None] * 4), axis_size=len(sets))
+    return by_numpy(over_sets)(choices, model, tokens, saes, tangent)
 
 
 @needs_x64

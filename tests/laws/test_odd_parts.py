@@ -10,7 +10,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 
-from ..helpers import assert_close, needs_x64, tokens_for
+from ..helpers import assert_close, by_numpy, needs_x64, tokens_for
 from ..odd_parts import ODD, odd_model
 from ..oracle import edges as edges_by_definition, random_saes
 
@@ -50,7 +50,7 @@ def derivative(model, tokens, source, target, held):
     return jax.jacfwd(value)(jnp.zeros_like(jc.run(model, tokens, record=[source])[1][source]))
 
 
-@jax.jit
+@by_numpy
 def derivatives(model, tokens):
     return {name: derivative(model, tokens, *edge[:3]) for name, edge in EDGES.items()}
 
@@ -151,7 +151,9 @@ def test_a_parallel_block(name):
     model = odd_model(name, parallel=True)
     tokens = tokens_for(model, SEQ)
     found = matrices({name: jc.edge(model, tokens, *ends) for name, (*ends, _) in PARALLEL.items()})
-    want = jax.jit(lambda *given: {name: derivative(*given, *edge) for name, edge in PARALLEL.items()})(model, tokens)
+    want = by_numpy(lambda model, tokens: {name: derivative(model, tokens, *edge) for name, edge in PARALLEL.items()})(
+        model, tokens
+    )
     for edge in PARALLEL:
         assert_close(found[edge], want[edge])
 

@@ -15,6 +15,7 @@ from jaxcirc.parts import relu
 from ..helpers import (
     as_dtype,
     assert_close,
+    by_numpy,
     Chosen,
     logits_by_embedding,
     make_model,
@@ -30,7 +31,7 @@ from ..helpers import (
 EMBED, LOGITS = Site(None, Kind.EMBED), Site(None, Kind.LOGITS)
 
 
-@ft.partial(jax.jit, static_argnums=2)
+@ft.partial(by_numpy, static_argnames=("sites",))
 def record_batch(model, tokens, sites):
     return jax.vmap(lambda tokens: jc.run(model, tokens, record=sites)[1])(tokens)
 
@@ -186,7 +187,7 @@ def test_a_batch_is_a_loop_and_jit_is_eager(clean):
         assert_close(value, clean.cache[site])
 
 
-@ft.partial(jax.jit, static_argnums=3)
+@ft.partial(by_numpy, static_argnames=("sites",))
 def record_masked(model, tokens, mask, sites):
     return jc.run(model, tokens, record=sites, mask=mask)[1]
 
