@@ -40,6 +40,9 @@ jax.config.update("jax_enable_x64", os.environ.get("JAXCIRC_TEST_X64", "1") == "
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
+# The processes that tests start import the library, some sixty times: with its bytecode kept that takes two thirds of the time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Each program is written down in a context of its own, and making that takes as long as writing a small program: here a test file has one.
 mlir.make_ir_context = ft.cache(mlir.make_ir_context)
 
@@ -91,6 +94,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """A run in which no test passed has failed, also where its workers died before they could say so."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     workers = hasattr(session.config, "workerinput") or session.config.option.collectonly
+    gc.freeze()  # pytest looks for garbage five times before it ends
     if not workers and reporter is not None and not reporter.stats.get("passed") and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
@@ -104,8 +108,10 @@ def _few_programs():
     mlir.make_ir_context.cache_clear()
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        gc.unfreeze()
         jax.clear_caches()
         gc.collect()
+    gc.freeze()  # programs stay, and to look through them for garbage takes seconds
 
 
 @pytest.fixture(scope="session")

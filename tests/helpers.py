@@ -20,9 +20,9 @@ from jax import monitoring
 from jax._src import dispatch
 
 import jaxcirc as jc
+from jaxcirc._by_numpy import carry_out, OPERATIONS
 from jaxcirc._sites import Kind
 from jaxcirc.cli import main
-from jaxcirc.jacobian._reference import carry_out, OPERATIONS
 from jaxcirc.parts import (
     Attention,
     Block,
@@ -312,8 +312,7 @@ def by_numpy(function: Callable, *, static_argnames: Sequence[str] = ()) -> Call
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return jitted(*arguments, **more)
         traced = jitted.trace(*arguments, **more)
-        with np.errstate(all="ignore"):
-            results = carry_out(traced.jaxpr, leaves)
+        results = jax.device_put(carry_out(traced.jaxpr, leaves))
         return jax.tree.unflatten(jax.tree.structure(traced.out_info), results)
 
     return run
