@@ -69,6 +69,20 @@ def logits(point: Point) -> Run:
     return lambda: run(model, tokens)
 
 
+def by_blocks(point: Point) -> Run:
+    model, tokens = make_model(point), make_tokens(point)
+    return lambda: jc.run(model, tokens)[0]
+
+
+def one_by_one(point: Point) -> Run:
+    model, tokens = make_model(point), make_tokens(point)
+    nothing = jc.Apply(lambda x: x)
+    edits = {
+        site: nothing for site in jc.sites(model) if site.kind in (jc.Kind.EMBED, jc.Kind.RESID_PRE, jc.Kind.LOGITS)
+    }
+    return lambda: jc.run(model, tokens, edits=edits)[0]
+
+
 def image(point: Point) -> Run:
     J = make_jacobian(point)
     tangent = jnp.asarray(np.random.default_rng(2).standard_normal(J.source_shape), jnp.float32)
@@ -83,6 +97,8 @@ def contraction(point: Point) -> Run:
 
 DEPTH_VERBS: dict[str, Verb] = {
     "jax.jit of jc.run": Verb(logits, False, ()),
+    "jc.run": Verb(by_blocks, False, ()),
+    "jc.run, a function as an edit in each block": Verb(one_by_one, False, ()),
     "J.mv": Verb(image, False, ()),
     f"J.contract, {ITEMS} x {ITEMS}": Verb(contraction, False, ()),
 }

@@ -4,6 +4,7 @@
 experiment changes is an ordinary argument, and `jax.jvp`, `vjp`, `vmap` and `jit` keep their ordinary meaning.
 """
 
+import functools as ft
 import types
 import warnings
 from collections.abc import Iterable, Mapping
@@ -20,8 +21,9 @@ from ._edits import AbstractEdit
 from ._metrics import AbstractMetric, AbstractPositionMetric, LogitDiff, Metric, position_read
 from ._sites import by_site, BySite, Kind, Site
 from ._tap import Everything, site_read, Tap
+from ._traced import is_traced
 from ._typing import Keys, Logits, Resid, Tokens
-from .models import Transformer
+from .models import run_in_pieces, Transformer
 from .saes import AbstractDictionary, mismatch, Transcoder
 
 
@@ -57,6 +59,10 @@ def run(
     dictionary. A dictionary trained on weights processed otherwise than the model's warns. Under `jit` and `vmap`, where token ids are not
     known yet, one outside the vocabulary makes the run NaN.
 
+    Called by itself it runs a compiled program a block, which blocks of which the same is asked share; a block with a function as an edit
+    (`jc.Apply`, a class of your own) runs operation by operation, so that the function is called each time. Under `jax.jit` it is part of
+    your program, which is several times as fast for a small model.
+
     >>> logits, cache = jc.run(model, tokens, record=["blocks.1.hook_resid_post"])
     >>> cache["blocks.1.hook_resid_post"].shape
     (6, 128)
@@ -75,7 +81,9 @@ def run(
     named = () if everything else check_list("run: record", "sites", record)
     wanted = Everything() if everything else frozenset(map(Site.parse, named))
     tap = Tap(saes, edits, wanted)
-    logits = model(jnp.asarray(tokens), tap, mask)
+    # A class derived from ours may run otherwise.
+    whole = type(model) is not Transformer or is_traced(model, tokens, mask, saes, edits)
+    logits = (model if whole else ft.partial(run_in_pieces, model))(jnp.asarray(tokens), tap, mask)
     tap.check_all_used(model.name, model.n_layers, wanted)
     return logits, BySite((site, tap.cache[site]) for site in sorted(tap.cache))
 

@@ -28,6 +28,12 @@ def attention_mask(seq: int, *, causal: bool, window: int | None, keys: Keys | N
     return mask
 
 
+@ft.partial(jax.jit, static_argnames=("seq", "causal", "windows"))
+def window_masks(keys: Keys | None, *, seq: int, causal: bool, windows: tuple[int | None, ...]) -> tuple[Mask, ...]:
+    """The masks of several windows, by one program."""
+    return tuple(attention_mask(seq, causal=causal, window=window, keys=keys) for window in windows)
+
+
 @ft.partial(jax.jit, static_argnames=("causal", "windows"))
 def batch_masks(
     keys: Bool[Array, "batch seq"], *, causal: bool, windows: tuple[int | None, ...]

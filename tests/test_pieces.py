@@ -1,0 +1,141 @@
+"""A run outside of transformations, whose blocks are programs, against the same operation by operation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcirc as jc
+from jaxcirc import Kind, Site
+from jaxcirc._tap import Everything, Tap
+
+from .dictionaries import spliced_at
+from .helpers import assert_close, counting_programs, model_named, MODELS, one_by_one, tokens_for
+
+
+SEQ = 6
+
+
+def as_it_stands(model, tokens, saes, edits, mask=None):
+    """Logits and every value, by the model's own code."""
+    tap = Tap(saes, edits, Everything())
+    with one_by_one():
+        logits = model(tokens, tap, mask)
+    return logits, tap.cache
+
+
+def close(got, want):
+    """As `assert_close`, of values that may be nothing."""
+    if np.any(want):
+        assert_close(got, want, mass=0)
+    else:
+        assert not np.any(got)
+
+
+def edits_for(model):
+    """Every edit that is known by its arrays, and one that is not."""
+    rng, there = np.random.default_rng(0), set(jc.sites(model))
+    at = lambda layer, kind: Site(layer, kind)
+    step = jnp.asarray(rng.normal(size=(SEQ, model.d_model)), model.activation_dtype)
+    edits = {
+        Site(None, Kind.EMBED): jc.Add(step),
+        at(0, Kind.ATTN_OUT): jc.Scale(jnp.asarray(0.5, step.dtype)),
+        at(0, Kind.RESID_POST): jc.Detach(),
+        at(1, Kind.RESID_PRE): jc.Blend(jnp.arange(SEQ)[:, None] > 2, step),
+        at(1, Kind.ATTN_OUT): jc.Apply(lambda x: 2 * x),
+        Site(None, Kind.FINAL_SCALE): jc.Scale(jnp.asarray(2.0, step.dtype)),
+    }
+    return {site: edit for site, edit in edits.items() if site in there}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_all_values_are_those_of_the_models_own_code(name, padded):
+    model = model_named(name)
+    tokens, mask = tokens_for(model, SEQ), jnp.arange(SEQ) > 1 if padded else None
+    edits = edits_for(model)
+    logits, cache = jc.run(model, tokens, edits=edits, record="all", mask=mask)
+    want, values = as_it_stands(model, tokens, {}, edits, mask)
+    assert len(edits) >= 5
+    assert_close(logits, want)
+    assert [*cache] == sorted(values)
+    for site, value in values.items():
+        close(cache[site], value)
+
+
+@pytest.mark.parametrize("reads", [Site(1, Kind.LN2_NORMALIZED), Site(0, Kind.LN2_NORMALIZED)])
+def test_dictionaries_that_read_in_their_block_or_in_another(reads):
+    model, at = model_named("gpt2"), Site(1, Kind.MLP_OUT)
+    tokens = tokens_for(model, SEQ)
+    pre = Site(1, Kind.RESID_PRE)
+    saes = {pre: spliced_at("relu", model, pre), at: spliced_at("transcoder-skip", model, at, 3, reads)}
+    edits = {pre.acts: jc.Scale(jnp.zeros(())), at.error: jc.Scale(jnp.zeros(()))}
+    logits, cache = jc.run(model, tokens, saes=saes, edits=edits, record="all")
+    want, values = as_it_stands(model, tokens, saes, edits)
+    assert_close(logits, want)
+    assert cache.keys() == values.keys() > {pre.acts, at.acts}
+    assert np.abs(logits - jc.run(model, tokens)[0]).max() > 1e-3
+    for site, value in values.items():
+        close(cache[site], value)
+
+
+def test_layers_and_prompts_share_programs():
+    model = model_named("gpt2")
+    first, second = tokens_for(model, SEQ), tokens_for(model, SEQ, 1)
+    step = jnp.ones(model.d_model)
+    jax.clear_caches()
+    with counting_programs() as programs:
+        jc.run(model, first, record=[Site(0, Kind.PATTERN)])
+        assert len(programs) <= 6, programs
+        before = len(programs)
+        jc.run(model, second, record=[Site(1, Kind.PATTERN)])
+        assert len(programs) == before, programs
+        jc.run(model, second, edits={Site(0, Kind.RESID_PRE): jc.Add(step)})
+        jc.run(model, first, edits={Site(1, Kind.RESID_PRE): jc.Add(step)})
+        assert len(programs) <= before + 2, programs
+
+
+class Doubled(jc.Transformer):
+    """Another forward pass."""
+
+    def __call__(self, tokens, tap, keys=None):
+        return 2 * super().__call__(tokens, tap, keys)
+
+
+def test_a_class_derived_from_a_model_runs_by_its_own_code():
+    model, other = model_named("gpt2"), object.__new__(Doubled)
+    for name, value in vars(model).items():
+        object.__setattr__(other, name, value)
+    tokens = tokens_for(model, SEQ)
+    assert_close(jc.run(other, tokens)[0], 2 * jc.run(model, tokens)[0])
+
+
+def test_a_function_is_called_each_time():
+    """What a function does may change from call to call, which a program would not see."""
+    model, strength = model_named("gpt2"), [1.0]
+    tokens, edits = tokens_for(model, SEQ), {Site(0, Kind.MLP_OUT): jc.Apply(lambda x: strength[0] * x)}
+    plain = jc.run(model, tokens, edits=edits)[0]
+    assert_close(plain, jc.run(model, tokens)[0])
+    strength[0] = 0.0
+    without = jc.run(model, tokens, edits=edits)[0]
+    assert np.abs(without - plain).max() > 1e-3
+    assert_close(without, jc.run(model, tokens, edits={Site(0, Kind.MLP_OUT): jc.Scale(jnp.zeros(()))})[0])
+
+
+def test_errors_name_the_layer():
+    model = model_named("gpt2")
+    tokens = tokens_for(model, SEQ)
+    with pytest.raises(ValueError, match=r"at `blocks\.1\.hook_mlp_out`.*shape"):
+        jc.run(model, tokens, edits={"blocks.1.hook_mlp_out": jc.Add(jnp.ones(3))})
+    with pytest.raises(ValueError, match=r"no site `blocks\.7\.hook_mlp_out` in .* with 2 layers"):
+        jc.run(model, tokens, record=["blocks.7.hook_mlp_out"])
+
+
+def test_under_transformations_a_run_is_one_piece():
+    """No program stands in it, so that each transformation meets the model's own operations."""
+    model = model_named("gpt2")
+    tokens = tokens_for(model, SEQ)
+    value = lambda step: jc.run(model, tokens, edits={Site(0, Kind.RESID_PRE): jc.Add(step)})[0].sum()
+    for function in (value, jax.grad(value), jax.vmap(value)):
+        shape = (SEQ, model.d_model) if function is not jax.vmap else (2, SEQ, model.d_model)
+        assert "_program" not in str(jax.make_jaxpr(function)(jnp.zeros(shape)))
