@@ -122,6 +122,19 @@ def test_a_function_is_called_each_time():
     assert_close(without, jc.run(model, tokens, edits={Site(0, Kind.MLP_OUT): jc.Scale(jnp.zeros(()))})[0])
 
 
+def test_a_function_may_hold_what_is_differentiated():
+    """A closure, of which no argument tells."""
+    model, site = model_named("gpt2"), Site(1, Kind.RESID_PRE)
+    tokens, step = tokens_for(model, SEQ), jnp.asarray(np.random.default_rng(0).normal(size=(SEQ, model.d_model)))
+    value = lambda edit: lambda step: jc.run(model, tokens, edits={site: edit(step)}, record=[site])[0].sum()
+    within, added = value(lambda step: jc.Apply(lambda x: x + step)), value(jc.Add)
+    assert_close(jax.grad(within)(step), jax.grad(added)(step))
+    assert_close(jax.jvp(within, (step,), (step,))[1], jax.jvp(added, (step,), (step,))[1])
+    steps = jnp.stack([step, 2 * step])
+    assert_close(jax.vmap(within)(steps), jax.vmap(added)(steps))
+    assert_close(jax.jit(within)(step), added(step))
+
+
 def test_errors_name_the_layer():
     model = model_named("gpt2")
     tokens = tokens_for(model, SEQ)

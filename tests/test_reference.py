@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcirc.jacobian import _reference
 from jaxcirc.jacobian._reference import image_of
 
 from .helpers import assert_close, counting_programs
@@ -69,3 +70,17 @@ def test_images_under_activations_and_under_their_derivatives():
             want = by_jax(function, at, tangent)
             if np.abs(want).max() > 1e-6:
                 assert_close(image_of(jax.tree_util.Partial(function), at, tangent), want, tolerance=1e-11)
+
+
+def test_large_arrays_stay_on_a_gpu(monkeypatch):
+    """Where float64 is the device's own, and NumPy would take minutes."""
+    monkeypatch.setattr(_reference, "running_platform", lambda: "gpu")
+    function = jax.tree_util.Partial(lambda W, x: jax.jit(lambda x: jnp.tanh(x @ W))(x), WEIGHT[0].astype(np.float32))
+    at, tangent = np.random.default_rng(0).standard_normal((2, 7, 5))
+    want, programs = image_of(function, at, tangent), {}
+    for large in (34, 35):
+        monkeypatch.setattr(_reference, "LARGE", large)
+        with counting_programs() as programs[large]:
+            assert_close(image_of(function, at, tangent), want, tolerance=1e-12)
+    assert len(programs[34]) > 3
+    assert not programs[35]
