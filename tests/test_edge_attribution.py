@@ -107,7 +107,10 @@ def test_held_sites_are_held():
             )
             gradient = jax.grad(of)(jnp.zeros_like(change[sender]))
             wanted = float((change[sender] * gradient).sum())
-            assert_close(np.asarray(scores)[row, graph.sender(sender)].sum(), np.array(wanted, model.dtype))
+            found = np.asarray(scores)[row, graph.sender(sender)].sum()
+            # A sum of terms of either sign, a tenth of their size, of values that were rounded on the way.
+            tolerance = None if model.dtype == np.float64 else 1e-4
+            assert_close(found, np.array(wanted, model.dtype), tolerance=tolerance)
 
 
 @needs_x64
