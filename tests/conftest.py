@@ -40,7 +40,7 @@ jax.config.update("jax_enable_x64", os.environ.get("JAXCIRC_TEST_X64", "1") == "
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
-# The processes that tests start import the library, some sixty times: with its bytecode kept that takes two thirds of the time.
+# The processes that tests start import the library, some sixty times: with its bytecode kept that takes three quarters of the time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Each program is written down in a context of its own, and making that takes as long as writing a small program: here a test file has one.
