@@ -40,5 +40,4 @@ def batch_masks(
 ) -> tuple[Bool[Array, "batch q_seq k_seq"], ...]:
     """The mask of each layer for each prompt, `windows` holding the width of each layer's."""
     seq = keys.shape[1]
-    masks = lambda keys: tuple(attention_mask(seq, causal=causal, window=window, keys=keys) for window in windows)
-    return jax.vmap(masks)(keys)
+    return jax.vmap(lambda keys: window_masks(keys, seq=seq, causal=causal, windows=windows))(keys)

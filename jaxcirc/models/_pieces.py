@@ -24,13 +24,8 @@ from ._masks import window_masks
 from ._transformer import Transformer
 
 
-ARRAYS = (
-    Add,
-    Blend,
-    Detach,
-    Replace,
-    Scale,
-)  # edits that are known by the arrays they hold; a function may change from call to call
+# Edits that are known by the arrays they hold. A function may change from call to call.
+ARRAYS = (Add, Blend, Detach, Replace, Scale)
 
 
 class Asked(NamedTuple):
