@@ -4,7 +4,6 @@
 experiment changes is an ordinary argument, and `jax.jvp`, `vjp`, `vmap` and `jit` keep their ordinary meaning.
 """
 
-import functools as ft
 import types
 import warnings
 from collections.abc import Iterable, Mapping
@@ -21,9 +20,8 @@ from ._edits import AbstractEdit
 from ._metrics import AbstractMetric, AbstractPositionMetric, LogitDiff, Metric, position_read
 from ._sites import by_site, BySite, Kind, Site
 from ._tap import Everything, site_read, Tap
-from ._traced import is_traced
 from ._typing import Keys, Logits, Resid, Tokens
-from .models import run_in_pieces, Transformer
+from .models import Transformer
 from .saes import AbstractDictionary, mismatch, Transcoder
 
 
@@ -81,9 +79,7 @@ def run(
     named = () if everything else check_list("run: record", "sites", record)
     wanted = Everything() if everything else frozenset(map(Site.parse, named))
     tap = Tap(saes, edits, wanted)
-    # A class derived from ours may run otherwise.
-    whole = type(model) is not Transformer or is_traced(model, tokens, mask, saes, edits)
-    logits = (model if whole else ft.partial(run_in_pieces, model))(jnp.asarray(tokens), tap, mask)
+    logits = model(jnp.asarray(tokens), tap, mask)
     tap.check_all_used(model.name, model.n_layers, wanted)
     return logits, BySite((site, tap.cache[site]) for site in sorted(tap.cache))
 

@@ -21,7 +21,9 @@ QUICK_COMPILES = (
 )
 if jax.__version_info__ < (0, 11):  # the older way has gone since, and a flag that XLA does not know ends the process
     QUICK_COMPILES += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".strip()
+given = os.environ.get("XLA_FLAGS", "")
+if QUICK_COMPILES not in given:  # in workers it is: flags are part of what programs are kept by
+    os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {given}".strip()
 
 CASES, OF_LAWS = 1, 2  # of each test, and of those in `laws/`, in a run of the whole suite
 
@@ -35,6 +37,9 @@ if CACHE:
     jax.config.update("jax_compilation_cache_dir", CACHE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # Else the folder is part of what programs are kept by, also on CPUs, and tests of commands have folders of their own.
+    os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 jax.config.update("jax_enable_x64", os.environ.get("JAXCIRC_TEST_X64", "1") == "1")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

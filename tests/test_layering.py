@@ -21,6 +21,7 @@ HEAVY = (
     "bokeh",
     "graphviz",
     "optax",
+    "scipy",
 )
 
 
@@ -39,13 +40,15 @@ def test_importing_is_light():
     assert loaded == "", f"import jaxcirc imports {loaded}"
 
 
-def test_importing_is_quick(tmp_path):
-    """Under a second beyond JAX's own import, in processor time and the least of three, so that a busy machine does not matter. The first
-    of four leaves its bytecode, as an installed package has it.
+def test_importing_is_quick():
+    """In half as long again as JAX's own import, in processor time and the least of three, so that a busy machine does not matter. The
+    first leaves its bytecode, as an installed package has it.
     """
-    code = "import time, jax, numpy; start = time.process_time(); import jaxcirc; print(time.process_time() - start)"
-    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
-    assert 0 < min([float(python(code, **bytecode)) for _ in range(4)][1:]) < 1
+    code = (
+        "import time; clock = time.process_time; begin = clock(); import jax, numpy; middle = clock(); import jaxcirc; "
+        "print((clock() - middle) / (middle - begin))"
+    )
+    assert 0 < min(float(python(code, PYTHONDONTWRITEBYTECODE="")) for _ in range(3)) < 1.5
 
 
 def test_importing_changes_no_setting():

@@ -1,4 +1,6 @@
-"""A run outside of transformations, whose blocks are programs, against the same operation by operation."""
+"""Runs, whose blocks are programs, by themselves and inside of transformations, against the model's own code without them."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,8 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
-from jaxcirc._tap import Everything, Tap
+from jaxcirc._tap import Tap
+from jaxcirc.parts import Block
 
 from .dictionaries import spliced_at
 from .helpers import assert_close, counting_programs, model_named, MODELS, one_by_one, tokens_for
@@ -16,9 +19,21 @@ from .helpers import assert_close, counting_programs, model_named, MODELS, one_b
 SEQ = 6
 
 
+class Unlisted:
+    """All sites, of which nothing can be listed: a run under it is in one piece."""
+
+    def __contains__(self, site):
+        return True
+
+
+def in_one_piece(model, tokens, edits):
+    """The logits by the model's own code, to be transformed."""
+    return model(tokens, Tap({}, edits, Unlisted()))
+
+
 def as_it_stands(model, tokens, saes, edits, mask=None):
     """Logits and every value, by the model's own code."""
-    tap = Tap(saes, edits, Everything())
+    tap = Tap(saes, edits, Unlisted())
     with one_by_one():
         logits = model(tokens, tap, mask)
     return logits, tap.cache
@@ -144,11 +159,59 @@ def test_errors_name_the_layer():
         jc.run(model, tokens, record=["blocks.7.hook_mlp_out"])
 
 
-def test_under_transformations_a_run_is_one_piece():
-    """No program stands in it, so that each transformation meets the model's own operations."""
-    model = model_named("gpt2")
+@pytest.mark.parametrize("name", MODELS)
+def test_transformed_runs_are_those_of_the_models_own_code(name):
+    """Derivatives in both directions, of activations and of weights, and batches of them."""
+    model, rng = model_named(name), np.random.default_rng(0)
     tokens = tokens_for(model, SEQ)
-    value = lambda step: jc.run(model, tokens, edits={Site(0, Kind.RESID_PRE): jc.Add(step)})[0].sum()
-    for function in (value, jax.grad(value), jax.vmap(value)):
-        shape = (SEQ, model.d_model) if function is not jax.vmap else (2, SEQ, model.d_model)
-        assert "_program" not in str(jax.make_jaxpr(function)(jnp.zeros(shape)))
+    step = jnp.asarray(rng.normal(size=(SEQ, model.d_model)), model.activation_dtype)
+    weights = jnp.asarray(rng.normal(size=jax.eval_shape(lambda: jc.run(model, tokens)[0]).shape), step.dtype)
+    value = lambda run: (
+        lambda step, model: (run(model, tokens, {Site(0, Kind.RESID_PRE): jc.Add(step)}) * weights).sum()
+    )
+    ours, want = value(lambda model, tokens, edits: jc.run(model, tokens, edits=edits)[0]), value(in_one_piece)
+    assert "name=_program" in str(jax.make_jaxpr(ours)(step, model))
+    assert "name=_program" not in str(jax.make_jaxpr(want)(step, model))
+    assert_close(jax.jit(ours)(step, model), jax.jit(want)(step, model))
+    got, expected = (jax.jit(jax.grad(f, (0, 1)))(step, model) for f in (ours, want))
+    flat = lambda tree: np.concatenate(
+        [np.ravel(leaf) for leaf in jax.tree.leaves(tree)]
+    )  # a bias of keys has none by itself
+    assert_close(flat(got), flat(expected))
+    forward = lambda f: jax.jit(jax.vmap(lambda v: jax.jvp(lambda step: f(step, model), (step,), (v,))[1]))
+    directions = jnp.stack([step, step[::-1]])
+    assert_close(forward(ours)(directions), forward(want)(directions))
+
+
+def test_however_many_blocks_are_traced_once(monkeypatch):
+    """In a function, in its derivatives, and in the next function of as many tokens."""
+    model, traced, own = model_named("gpt2"), [], Block.__call__
+
+    def counting(self, *arguments):
+        traced.append(self)
+        return own(self, *arguments)
+
+    monkeypatch.setattr(Block, "__call__", counting)
+    deep = dataclasses.replace(model, blocks=model.blocks * 3, windows=model.windows * 3)
+    tokens = jnp.arange(SEQ + 1)
+    jax.clear_caches()
+    value = lambda scale: jc.run(deep, tokens, edits={Site(None, Kind.EMBED): jc.Scale(scale)})[0].sum()
+    jax.make_jaxpr(jax.grad(value))(1.0)
+    assert len(traced) == 1, traced
+    jax.make_jaxpr(jax.grad(lambda scale: value(2 * scale) ** 2))(1.0)
+    assert len(traced) == 1, traced
+    asked = {Site(layer, Kind.ATTN_OUT) for layer in (1, 4)}
+    jax.make_jaxpr(lambda tokens: jc.run(deep, tokens, record=asked))(tokens)
+    assert len(traced) == 2, traced
+
+
+def test_what_is_asked_is_listed_once_a_run(monkeypatch):
+    """A run of a deep model that records much does not go through all of it again in each block."""
+    model, offset = model_named("gpt2"), []
+    deep = dataclasses.replace(model, blocks=model.blocks * 8, windows=model.windows * 8)
+    record, tokens = jc.sites(deep), jnp.arange(SEQ)
+    jc.run(deep, tokens, record=record)
+    own = Site.offset_layers
+    monkeypatch.setattr(Site, "offset_layers", lambda site, by: offset.append(site) or own(site, by))
+    jc.run(deep, tokens, record=record)
+    assert 0 < len(offset) <= 4 * len(record)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import coo_array
 
 from .._sites import Kind, Site
 from ._circuit_file import as_numpy, CircuitFile, read_circuit_file
@@ -15,6 +14,7 @@ from ._tables import edge_table, node_table
 
 if TYPE_CHECKING:
     import pandas as pd
+    import scipy.sparse
 
 
 _OLD = (
@@ -61,7 +61,7 @@ def feature_circuit(
     return nodes, edge_table(weights, names, edge_threshold), meta
 
 
-def _matrix(tensor: Any, into: np.ndarray | None, sources: tuple[int, ...], path: Path) -> coo_array:
+def _matrix(tensor: Any, into: np.ndarray | None, sources: tuple[int, ...], path: Path) -> "scipy.sparse.coo_array":
     """Flattens the edges into targets that are kept, `[target source]`; one row for the metric.
 
     Only what is stored is touched: the sparse axes of a tensor come first, and each of its entries holds the dense ones.
@@ -79,7 +79,9 @@ def _matrix(tensor: Any, into: np.ndarray | None, sources: tuple[int, ...], path
     column = _flat(index[len(targets) :], sources, len(values))
     keep = np.ones(len(row), bool) if into is None else into.reshape(-1)[row]
     size = (int(np.prod(targets)), int(np.prod(sources)))
-    matrix = coo_array((values[keep].astype(np.float64), (row[keep], column[keep])), shape=size)
+    import scipy.sparse  # a third of a second, which `import jaxcirc` need not take
+
+    matrix = scipy.sparse.coo_array((values[keep].astype(np.float64), (row[keep], column[keep])), shape=size)
     matrix.sum_duplicates()  # a tensor may hold an entry in parts
     matrix.eliminate_zeros()
     return matrix
@@ -93,14 +95,16 @@ def _flat(index: list[np.ndarray], shape: tuple[int, ...], entries: int) -> np.n
     return flat
 
 
-def _out_of(matrix: coo_array, keep: np.ndarray) -> coo_array:
+def _out_of(matrix: "scipy.sparse.coo_array", keep: np.ndarray) -> "scipy.sparse.coo_array":
     """Keeps the entries of the sources that are kept, `[target source]`."""
     row, column = matrix.coords
     chosen = keep[column]
-    return coo_array((matrix.data[chosen], (row[chosen], column[chosen])), shape=matrix.shape)
+    return type(matrix)((matrix.data[chosen], (row[chosen], column[chosen])), shape=matrix.shape)
 
 
-def _about_edges(file: CircuitFile, matrices: dict[tuple[Site, Site | None], coo_array]) -> dict[str, Any]:
+def _about_edges(
+    file: CircuitFile, matrices: "dict[tuple[Site, Site | None], scipy.sparse.coo_array]"
+) -> dict[str, Any]:
     """Says what a reader should know of the edges: `notes`, and whether those between residual streams are total."""
     inside = [pair for pair in matrices if pair[1] is not None]
     sources = [matrices[pair].coords[1] % file.effects[pair[0]].shape[-1] for pair in inside]

@@ -1,27 +1,24 @@
-"""A run of known arrays in pieces: the embedding, each block, and the unembedding are one program each.
+"""A run in pieces: the embedding, each block and the unembedding are a program each, by itself and inside of other programs.
 
-Operation by operation a run takes some fifty programs, anew for a prompt of another length, and hundreds of calls; in one piece it is one
-program for each set of sites that is asked for. A block's program counts layers from the block, so that all layers of which the same is
-asked share it, and of most nothing is asked. Under transformations a run stays as it stands, to be differentiated, batched and compiled as
-a whole.
+A block's program counts layers from the block, so that all layers of which the same is asked share it, and of most nothing is asked. By
+itself a run takes some fifty programs operation by operation, anew for a prompt of another length; in one piece it is one for each set of
+sites that is asked for. Inside of a program a block is traced, differentiated and lowered once, however many there are and in however many
+functions they stand; the compiler puts its operations back in their place.
 """
 
 import functools as ft
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from .._edits import AbstractEdit, Add, Blend, Detach, Replace, Scale
+from .._edits import AbstractEdit, Add, At, Blend, Detach, Replace, Scale
 from .._sites import Site
 from .._tap import Everything, site_read, Tap
-from .._traced import is_traced
-from .._typing import Keys, Logits, Tokens
 from ..saes import AbstractDictionary, anonymous
-from ._masks import window_masks
-from ._transformer import Transformer
 
 
 # Edits that are known by the arrays they hold. A function may change from call to call.
@@ -36,45 +33,35 @@ class Asked(NamedTuple):
     record: frozenset[Site] | None
 
 
-def run_in_pieces(model: Transformer, tokens: Tokens, tap: Tap, keys: Keys | None) -> Logits:
-    """What `model(tokens, tap, keys)` gives, and what it leaves in the tap."""
-    ends = model.without_blocks
-    widths = tuple(dict.fromkeys(model.windows))
-    masks = dict(zip(widths, window_masks(keys, seq=len(tokens), causal=model.causal, windows=widths), strict=True))
-    resid = _run(_embed, ends, tap, None, tokens, keys)
-    for layer, (block, window) in enumerate(zip(model.blocks, model.windows, strict=True)):
-        resid = _run(_through, block, tap, layer, resid, masks[window])
-    return _run(_unembed, ends, tap, None, resid)
+class Pieces:
+    """Runs pieces of a model under a tap."""
+
+    def __init__(self, tap: Tap):
+        self._tap = tap
+        self._nothing = Asked({}, {}, None if isinstance(tap.record, Everything) else frozenset())
+        self._by_layer = _by_layer(tap)
+
+    def __call__(
+        self, piece: Callable[..., Array], part: eqx.Module, layer: int | None, *arrays: Array | None
+    ) -> Array:
+        """Runs `piece(part, tap, *arrays)`, as a program if what is asked of it is known by arrays, else operation by operation."""
+        tap = self._tap
+        asked = None if self._by_layer is None else self._by_layer.get(layer, self._nothing)
+        if asked is not None:
+            try:
+                out, found, seen = _program(
+                    piece, part, asked.saes, asked.edits, arrays, record=asked.record, inside=layer is not None
+                )
+            except Exception:  # which is raised again below, and there names the layer
+                pass
+            else:
+                tap.cache |= {site.offset_layers(layer or 0): value for site, value in found.items()}
+                tap.seen |= {site.offset_layers(layer or 0): None for site in seen}
+                return out
+        return piece(part, tap if layer is None else tap.at(layer), *arrays)
 
 
-def _embed(ends, tap, tokens, keys):
-    return ends.embed(tokens, tap, keys)
-
-
-def _through(block, tap, resid, mask):
-    return block(resid, mask, tap)
-
-
-def _unembed(ends, tap, resid):
-    return ends.unembed(resid, tap)
-
-
-def _run(piece: Callable[..., Array], part: eqx.Module, tap: Tap, layer: int | None, *arrays: Array | None) -> Array:
-    """Runs a piece as a program if what is asked of it is known by arrays, else operation by operation."""
-    asked = None if is_traced(arrays) else _asked(tap, layer)
-    if asked is not None:
-        try:
-            out, found, seen = _program(piece, part, asked.saes, asked.edits, arrays, record=asked.record)
-        except Exception:  # which is raised again below, and there names the layer
-            pass
-        else:
-            tap.cache |= {site.offset_layers(layer or 0): value for site, value in found.items()}
-            tap.seen |= {site.offset_layers(layer or 0): None for site in seen}
-            return out
-    return piece(part, tap if layer is None else tap.at(layer), *arrays)
-
-
-@ft.partial(jax.jit, static_argnames=("piece", "record"))
+@ft.partial(jax.jit, static_argnames=("piece", "record", "inside"))
 def _program(
     piece: Callable[..., Array],
     part: eqx.Module,
@@ -83,24 +70,43 @@ def _program(
     arrays: tuple[Array | None, ...],
     *,
     record: frozenset[Site] | None,
+    inside: bool,
 ) -> tuple[Array, dict[Site, Array], dict[Site, None]]:
-    tap = Tap(saes, edits, Everything() if record is None else record)
-    out = piece(part, tap.at(0) if piece is _through else tap, *arrays)
+    tap = Tap(saes, edits, Everything() if record is None else record, layer=0 if inside else None)
+    out = piece(part, tap, *arrays)
     return out, tap.cache, tap.seen
 
 
-def _asked(tap: Tap, layer: int | None) -> Asked | None:
-    """What is asked of a piece; `None` if an edit is another function, or a dictionary reads in one piece and writes in another."""
-    of = {site: site_read(site, sae) for site, sae in tap.saes.items()}
-    if any(site.layer != read.layer and layer in (site.layer, read.layer) for site, read in of.items()):
+def _by_layer(tap: Tap) -> dict[int | None, Asked | None] | None:
+    """What is asked of each layer of which anything is: `None` where an edit is another function, or a dictionary reads in one piece and
+    writes in another. `None` altogether if what the tap was given cannot be listed.
+    """
+    everything = isinstance(tap.record, Everything)
+    given = (tap.saes, tap.edits, () if everything else tap.record)
+    if not all(isinstance(sites, dict | frozenset | set | tuple | MappingProxyType) for sites in given):
         return None
-    here = lambda sites: {site.offset_layers(-(layer or 0)): site for site in sites if site.layer == layer}
-    edits = {at: tap.edits[site] for at, site in here(tap.edits).items()}
-    if any(type(edit) not in ARRAYS for edit in edits.values()):
-        return None
-    saes = {}
-    for at, site in here(tap.saes).items():
-        reads = tap.saes[site].reads
-        saes[at] = anonymous(tap.saes[site], None if reads is None else reads.offset_layers(-(layer or 0)))
-    record: Any = tap.record
-    return Asked(saes, edits, None if isinstance(record, Everything) else frozenset(here(record)))
+    pairs = [(site.layer, site_read(site, sae).layer) for site, sae in tap.saes.items()]
+    apart = {layer for pair in pairs if len({*pair}) == 2 for layer in pair}
+    saes, edits, record = map(_grouped, given)
+    found: dict[int | None, Asked | None] = dict.fromkeys(apart)
+    for layer in {*saes, *edits, *record} - apart:
+        changed = edits.get(layer, {})
+        if all(type(edit.edit if isinstance(edit, At) else edit) in ARRAYS for edit in changed.values()):
+            there = {at: anonymous(sae, _from_layer(sae.reads, layer)) for at, sae in saes.get(layer, {}).items()}
+            found[layer] = Asked(there, changed, None if everything else frozenset(record.get(layer, ())))
+        else:
+            found[layer] = None
+    return found
+
+
+def _grouped(sites: Iterable[Site]) -> dict[int | None, dict[Site, Any]]:
+    """Sites by layer, counting from it, with what a mapping holds for each."""
+    found: dict[int | None, dict[Site, Any]] = {}
+    for site in sites:
+        here = found.setdefault(site.layer, {})
+        here[_from_layer(site, site.layer)] = sites[site] if isinstance(sites, Mapping) else None
+    return found
+
+
+def _from_layer(site: Site | None, layer: int | None) -> Site | None:
+    return None if site is None else site.offset_layers(-(layer or 0))

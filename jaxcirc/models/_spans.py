@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from .._tap import bare_tap, Tap
 from .._typing import Mask, Resid
 from ..parts import Block
+from ._pieces import Pieces
 
 
 SPAN = 8  # blocks: of fewer the loop's program takes as long to compile
@@ -20,7 +21,7 @@ def through_blocks(blocks: Sequence[Block], masks: Sequence[Mask], resid: Resid,
     their arrays stacked. It is compiled in the time of one block, and each call copies the weights first: for programs that do much work
     in a call, or are called seldom.
     """
-    layer = 0
+    pieces, layer = Pieces(tap), 0
     while layer < len(blocks):
         end = _end_of_span(blocks, tap, layer) if loops else layer
         if end - layer >= SPAN:
@@ -29,9 +30,13 @@ def through_blocks(blocks: Sequence[Block], masks: Sequence[Mask], resid: Resid,
             resid, _ = jax.lax.scan(step, resid, (stacked, jnp.stack(masks[layer:end])))
             layer = end
         else:
-            resid = blocks[layer](resid, masks[layer], tap.at(layer))
+            resid = pieces(_through, blocks[layer], layer, resid, masks[layer])
             layer += 1
     return resid
+
+
+def _through(block: Block, tap: Tap, resid: Resid, mask: Mask) -> Resid:
+    return block(resid, mask, tap)
 
 
 def _end_of_span(blocks: Sequence[Block], tap: Tap, begin: int) -> int:

@@ -22,7 +22,8 @@ from .._sites import Kind
 from .._tap import Tap
 from .._typing import Keys, Logits, Mask, Resid, Tokens
 from ..parts import Block, gate_of, Norm, Rotary
-from ._masks import attention_mask, batch_masks
+from ._masks import batch_masks, window_masks
+from ._pieces import Pieces
 from ._spans import through_blocks
 
 
@@ -147,9 +148,10 @@ class Transformer(Shown, eqx.Module):
         }
 
     def __call__(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Logits:
-        resid = self.embed(tokens, tap, keys)
+        ends, pieces = self.without_blocks, Pieces(tap)
+        resid = pieces(_embed, ends, None, tokens, keys)
         resid = through_blocks(self.blocks, self.masks(tokens.shape[0], keys), resid, tap, loops=False)
-        return self.unembed(resid, tap)
+        return pieces(_unembed, ends, None, resid)
 
     @property
     def without_blocks(self) -> "Transformer":
@@ -158,7 +160,9 @@ class Transformer(Shown, eqx.Module):
 
     def masks(self, seq: int, keys: Keys | None) -> tuple[Mask, ...]:
         """The attention mask of each layer."""
-        return tuple(attention_mask(seq, causal=self.causal, window=window, keys=keys) for window in self.windows)
+        widths = tuple(dict.fromkeys(self.windows))
+        of = dict(zip(widths, window_masks(keys, seq=seq, causal=self.causal, windows=widths), strict=True))
+        return tuple(of[window] for window in self.windows)
 
     def batch_masks(self, keys: Bool[Array, "batch seq"]) -> tuple[Bool[Array, "batch q_seq k_seq"], ...]:
         """The same for a batch of prompts, compiled."""
@@ -199,3 +203,11 @@ class Transformer(Shown, eqx.Module):
         if tap.uses(Kind.LOGIT_GATE):
             return logits * tap(Kind.LOGIT_GATE, gate_of(capped, logits))
         return capped(logits)
+
+
+def _embed(ends: Transformer, tap: Tap, tokens: Tokens, keys: Keys | None) -> Resid:
+    return ends.embed(tokens, tap, keys)
+
+
+def _unembed(ends: Transformer, tap: Tap, resid: Resid) -> Logits:
+    return ends.unembed(resid, tap)
