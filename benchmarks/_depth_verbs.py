@@ -13,6 +13,7 @@ from ._timing import Run
 
 
 HEADS, KV_HEADS, VOCABULARY = 4, 2, 64
+FIRST = "blocks.0.hook_resid_pre"
 ITEMS = 64  # rows and columns of a contraction
 
 
@@ -59,14 +60,22 @@ def make_tokens(point: Point) -> jax.Array:
 
 def make_jacobian(point: Point) -> jc.EdgeJacobian:
     """Of what leaves the last block with respect to what enters the first."""
-    ends = "blocks.0.hook_resid_pre", f"blocks.{point.blocks - 1}.hook_resid_post"
-    return jc.edge(make_model(point), make_tokens(point), *ends)
+    last = f"blocks.{point.blocks - 1}.hook_resid_post"
+    return jc.edge(make_model(point), make_tokens(point), FIRST, last)
 
 
 def logits(point: Point) -> Run:
     model, tokens = make_model(point), make_tokens(point)
     run = jax.jit(lambda model, tokens: jc.run(model, tokens)[0])
     return lambda: run(model, tokens)
+
+
+def gradient(point: Point) -> Run:
+    model, tokens = make_model(point), make_tokens(point)
+    step, first, metric = jnp.zeros((point.seq, point.width), jnp.float32), jc.Site.parse(FIRST), jc.LogitDiff(0, 1)
+    value = lambda step, model: metric(jc.run(model, tokens, edits={first: jc.Add(step)})[0])
+    compiled = jax.jit(jax.grad(value))
+    return lambda: compiled(step, model)
 
 
 def by_blocks(point: Point) -> Run:
@@ -97,6 +106,7 @@ def contraction(point: Point) -> Run:
 
 DEPTH_VERBS: dict[str, Verb] = {
     "jax.jit of jc.run": Verb(logits, False, ()),
+    "jax.jit of its gradient": Verb(gradient, False, ()),
     "jc.run": Verb(by_blocks, False, ()),
     "jc.run, a function as an edit in each block": Verb(one_by_one, False, ()),
     "J.mv": Verb(image, False, ()),

@@ -82,7 +82,7 @@ def _by_layer(tap: Tap) -> dict[int | None, Asked | None] | None:
     writes in another. `None` altogether if what the tap was given cannot be listed.
     """
     everything = isinstance(tap.record, Everything)
-    given = (tap.saes, tap.edits, () if everything else tap.record)
+    given: tuple[Any, ...] = (tap.saes, tap.edits, () if everything else tap.record)
     if not all(isinstance(sites, dict | frozenset | set | tuple | MappingProxyType) for sites in given):
         return None
     pairs = [(site.layer, site_read(site, sae).layer) for site, sae in tap.saes.items()]
@@ -92,7 +92,10 @@ def _by_layer(tap: Tap) -> dict[int | None, Asked | None] | None:
     for layer in {*saes, *edits, *record} - apart:
         changed = edits.get(layer, {})
         if all(type(edit.edit if isinstance(edit, At) else edit) in ARRAYS for edit in changed.values()):
-            there = {at: anonymous(sae, _from_layer(sae.reads, layer)) for at, sae in saes.get(layer, {}).items()}
+            there = {
+                at: anonymous(sae, sae.reads and _from_layer(sae.reads, layer))
+                for at, sae in saes.get(layer, {}).items()
+            }
             found[layer] = Asked(there, changed, None if everything else frozenset(record.get(layer, ())))
         else:
             found[layer] = None
@@ -108,5 +111,5 @@ def _grouped(sites: Iterable[Site]) -> dict[int | None, dict[Site, Any]]:
     return found
 
 
-def _from_layer(site: Site | None, layer: int | None) -> Site | None:
-    return None if site is None else site.offset_layers(-(layer or 0))
+def _from_layer(site: Site, layer: int | None) -> Site:
+    return site.offset_layers(-(layer or 0))
