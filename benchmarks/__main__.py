@@ -20,7 +20,7 @@ from ._measure import measure, Settings
 from ._plots import draw
 from ._report import last_of, table, write
 from ._row import make_row, ROWS
-from ._settings import describe, one_thread, precise, QUICK_COMPILES
+from ._settings import compile_quickly, describe, one_thread, precise
 from ._sweeps import sweep
 from ._timing import matmul_rate, Unequal
 
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Both libraries share a GPU, so neither may take all of its memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if arguments.quick:  # nearly all of its time is compilation; read when the first array is made
-        os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".strip()
+        compile_quickly()
     with no_cache(), precise(arguments.precision), one_thread() if arguments.quick else contextlib.nullcontext():
         results = last_of(measured(size, arguments), arguments.out, arguments.name)
     paths = []

@@ -85,3 +85,10 @@ def _processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def compile_quickly() -> None:
+    """Tells XLA, where it has not begun, and processes that are started, not to optimise; once, for programs are kept by their flags."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if QUICK_COMPILES not in given:
+        os.environ["XLA_FLAGS"] = f"{QUICK_COMPILES} {given}".strip()

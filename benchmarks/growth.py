@@ -8,7 +8,6 @@ Of a CPU, which others share, times are ratios to the first point of each row; o
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from ._growth_point import measure_alone
 from ._growth_report import table
 from ._growth_verbs import Point, VERBS
 from ._report import RESULTS, write
-from ._settings import describe, QUICK_COMPILES
+from ._settings import compile_quickly, describe
 
 
 BEGAN = time.monotonic()
@@ -96,9 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if arguments.quick:
         arguments.lengths, arguments.batches, arguments.blocks, arguments.widths = [4, 8], [2], [1], [8]
-        os.environ["XLA_FLAGS"] = (
-            f"{QUICK_COMPILES} {os.environ.get('XLA_FLAGS', '')}".strip()
-        )  # of the points' processes
+        compile_quickly()  # in the points' processes
     rows = [measured(name, arguments) for name in arguments.verbs or VERBS]
     on_cpu = jax.default_backend() == "cpu"
     results = {"machine": describe("highest"), "rows": [without_seconds(row) if on_cpu else row for row in rows]}
