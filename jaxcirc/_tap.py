@@ -85,11 +85,19 @@ class Tap:
         site = Site(self.layer, kind)
         return site in self.edits or site in self.record or site in self.saes or site in self.reads
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether what is asked for is a list of sites; all that are recorded count as one."""
+        kinds = dict | set | frozenset | tuple | list | MappingProxyType
+        recorded = isinstance(self.record, kinds | Everything)
+        return recorded and all(isinstance(sites, kinds) for sites in (self.edits, self.saes))
+
     def uses_layer(self, layer: int) -> bool:
         """Whether anything may ask for a site in this layer. Of what cannot be listed, it may."""
+        if not self.is_listed or isinstance(self.record, Everything):
+            return True
         asked = (self.edits, self.record, self.saes, self.reads)
-        listed = all(isinstance(sites, dict | set | frozenset | tuple | list | MappingProxyType) for sites in asked)
-        return not listed or any(site.layer == layer for sites in asked for site in sites)  # pyright: ignore[reportGeneralTypeIssues]
+        return any(site.layer == layer for sites in asked for site in sites)  # pyright: ignore[reportGeneralTypeIssues]
 
     def _splice(self, site: Site, sae: AbstractDictionary, x: Float[Array, "..."]) -> Float[Array, "..."]:
         flat = lambda x: x.reshape(x.shape[0], -1)  # a dictionary on z reads all heads as one vector

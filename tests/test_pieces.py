@@ -174,9 +174,8 @@ def test_transformed_runs_are_those_of_the_models_own_code(name):
     assert "name=_program" not in str(jax.make_jaxpr(want)(step, model))
     assert_close(jax.jit(ours)(step, model), jax.jit(want)(step, model))
     got, expected = (jax.jit(jax.grad(f, (0, 1)))(step, model) for f in (ours, want))
-    flat = lambda tree: np.concatenate(
-        [np.ravel(leaf) for leaf in jax.tree.leaves(tree)]
-    )  # a bias of keys has none by itself
+    # Together: a bias of keys has no gradient but rounding, to which nothing compares.
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
     assert_close(flat(got), flat(expected))
     forward = lambda f: jax.jit(jax.vmap(lambda v: jax.jvp(lambda step: f(step, model), (step,), (v,))[1]))
     directions = jnp.stack([step, step[::-1]])
@@ -214,4 +213,4 @@ def test_what_is_asked_is_listed_once_a_run(monkeypatch):
     own = Site.offset_layers
     monkeypatch.setattr(Site, "offset_layers", lambda site, by: offset.append(site) or own(site, by))
     jc.run(deep, tokens, record=record)
-    assert 0 < len(offset) <= 4 * len(record)
+    assert 0 < len(offset) <= 3 * len(record)

@@ -17,7 +17,7 @@ from .._typing import Tokens
 from ..attribution_graphs._changes import Moves
 from ..attribution_graphs._latent_sites import LatentSites
 from ..attribution_graphs._replaced_run import flat, Rows
-from ..models import through_blocks, Transformer
+from ..models import Pieces, through_blocks, Transformer
 from ..parts import KVCache
 from ..saes import AbstractDictionary
 from ._placed import Placed
@@ -84,7 +84,7 @@ def generated(
     def begun(key: PRNGKeyArray) -> _State:
         tap = _tap(model, acting, zero, len(asked.prompt))
         resid = model.embed(asked.prompt, tap)
-        resid = through_blocks(model.blocks, model.masks(len(asked.prompt), None), resid, tap, loops=False)
+        resid = through_blocks(model.blocks, model.masks(len(asked.prompt), None), resid, Pieces(tap), loops=False)
         last = (asked.seq - 1).astype(jnp.int32)
         logits = model.unembed(take(resid, last[None]), _tap(model, acting, last, 1))[0]
         room = lambda x: jnp.pad(x, [(0, length - len(x)), (0, 0), (0, 0)])

@@ -17,7 +17,7 @@ from .._run import NOTHING
 from .._sites import Kind, Part, Site
 from .._tap import site_read, Tap
 from .._typing import Keys, Mask, Resid, Tokens
-from ..models import through_blocks, Transformer
+from ..models import Pieces, through_blocks, Transformer
 from ..parts import Block
 from ..saes import AbstractDictionary, anonymous
 
@@ -72,7 +72,7 @@ class Segment(eqx.Module):
         if self.tokens is not None:
             assert self.outside is not None
             resid = self.outside.embed(self.tokens, tap, self.keys)
-        resid = through_blocks(self.blocks, self.masks, resid, tap, loops=True)
+        resid = through_blocks(self.blocks, self.masks, resid, Pieces(tap), loops=True)
         if self.outside is not None and self.target.layer is None:
             self.outside.unembed(resid, tap)
         return tap.cache

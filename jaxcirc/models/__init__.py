@@ -6,6 +6,7 @@ from ._known import (
     OF_BLOCK as OF_BLOCK,
 )
 from ._masks import attention_mask as attention_mask
+from ._pieces import Pieces as Pieces
 from ._processing import process_weights as process_weights
 from ._spans import through_blocks as through_blocks
 from ._transformer import Transformer as Transformer

@@ -8,7 +8,6 @@ functions they stand; the compiler puts its operations back in their place.
 
 import functools as ft
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -37,7 +36,7 @@ class Pieces:
     """Runs pieces of a model under a tap."""
 
     def __init__(self, tap: Tap):
-        self._tap = tap
+        self.tap = tap
         self._nothing = Asked({}, {}, None if isinstance(tap.record, Everything) else frozenset())
         self._by_layer = _by_layer(tap)
 
@@ -45,7 +44,7 @@ class Pieces:
         self, piece: Callable[..., Array], part: eqx.Module, layer: int | None, *arrays: Array | None
     ) -> Array:
         """Runs `piece(part, tap, *arrays)`, as a program if what is asked of it is known by arrays, else operation by operation."""
-        tap = self._tap
+        tap = self.tap
         asked = None if self._by_layer is None else self._by_layer.get(layer, self._nothing)
         if asked is not None:
             try:
@@ -81,13 +80,13 @@ def _by_layer(tap: Tap) -> dict[int | None, Asked | None] | None:
     """What is asked of each layer of which anything is: `None` where an edit is another function, or a dictionary reads in one piece and
     writes in another. `None` altogether if what the tap was given cannot be listed.
     """
-    everything = isinstance(tap.record, Everything)
-    given: tuple[Any, ...] = (tap.saes, tap.edits, () if everything else tap.record)
-    if not all(isinstance(sites, dict | frozenset | set | tuple | MappingProxyType) for sites in given):
+    if not tap.is_listed:
         return None
+    everything = isinstance(tap.record, Everything)
+    recorded: Any = () if everything else tap.record
     pairs = [(site.layer, site_read(site, sae).layer) for site, sae in tap.saes.items()]
     apart = {layer for pair in pairs if len({*pair}) == 2 for layer in pair}
-    saes, edits, record = map(_grouped, given)
+    saes, edits, record = map(_grouped, (tap.saes, tap.edits, recorded))
     found: dict[int | None, Asked | None] = dict.fromkeys(apart)
     for layer in {*saes, *edits, *record} - apart:
         changed = edits.get(layer, {})

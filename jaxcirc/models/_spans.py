@@ -14,16 +14,18 @@ from ._pieces import Pieces
 SPAN = 8  # blocks: of fewer the loop's program takes as long to compile
 
 
-def through_blocks(blocks: Sequence[Block], masks: Sequence[Mask], resid: Resid, tap: Tap, *, loops: bool) -> Resid:
+def through_blocks(
+    blocks: Sequence[Block], masks: Sequence[Mask], resid: Resid, pieces: Pieces, *, loops: bool
+) -> Resid:
     """Runs blocks on a residual stream, with sites that count layers from the first.
 
     **Arguments:** - `loops`: whether blocks behind one another that are alike, and in which no site is asked for, run as one loop over
     their arrays stacked. It is compiled in the time of one block, and each call copies the weights first: for programs that do much work
     in a call, or are called seldom.
     """
-    pieces, layer = Pieces(tap), 0
+    layer = 0
     while layer < len(blocks):
-        end = _end_of_span(blocks, tap, layer) if loops else layer
+        end = _end_of_span(blocks, pieces.tap, layer) if loops else layer
         if end - layer >= SPAN:
             stacked = jax.tree.map(lambda *each: jnp.stack(each), *blocks[layer:end])
             step = lambda resid, one: (one[0](resid, one[1], bare_tap(0)), None)

@@ -150,7 +150,7 @@ class Transformer(Shown, eqx.Module):
     def __call__(self, tokens: Tokens, tap: Tap, keys: Keys | None = None) -> Logits:
         ends, pieces = self.without_blocks, Pieces(tap)
         resid = pieces(_embed, ends, None, tokens, keys)
-        resid = through_blocks(self.blocks, self.masks(tokens.shape[0], keys), resid, tap, loops=False)
+        resid = through_blocks(self.blocks, self.masks(tokens.shape[0], keys), resid, pieces, loops=False)
         return pieces(_unembed, ends, None, resid)
 
     @property
