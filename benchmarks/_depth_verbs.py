@@ -92,6 +92,11 @@ def one_by_one(point: Point) -> Run:
     return lambda: jc.run(model, tokens, edits=edits)[0]
 
 
+def jacobian(point: Point) -> Run:
+    model, tokens, last = make_model(point), make_tokens(point), f"blocks.{point.blocks - 1}.hook_resid_post"
+    return lambda: jc.edge(model, tokens, FIRST, last).product
+
+
 def image(point: Point) -> Run:
     J = make_jacobian(point)
     tangent = jnp.asarray(np.random.default_rng(2).standard_normal(J.source_shape), jnp.float32)
@@ -104,11 +109,26 @@ def contraction(point: Point) -> Run:
     return lambda: J.contract(*items)
 
 
+def edges(point: Point) -> Run:
+    """From the first block's attention to its MLP, and from both to the metric through all blocks behind them."""
+    rng, model, clean = np.random.default_rng(3), make_model(point), make_tokens(point)[None]
+    random = lambda *shape: jnp.asarray((rng.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32))
+    d_model, bias = point.width, (jnp.zeros(ITEMS), jnp.zeros(point.width))
+    make = lambda: jc.saes.SAE(random(d_model, ITEMS), bias[0], random(ITEMS, d_model), bias[1], jc.saes.ReLU())
+    saes = {f"blocks.0.hook_{name}": make() for name in ("attn_out", "mlp_out")}
+    pairs = clean, (clean + 1) % VOCABULARY, jc.LogitDiff(jnp.asarray([0]), jnp.asarray([1]))
+    nodes = jc.node_effects(model, saes, *pairs, method=jc.Gradient())
+    run = lambda: jc.edge_effects(model, saes, *pairs, nodes, threshold=0.0)
+    return lambda: [np.asarray(values) for values in run().to_metric.values()]
+
+
 DEPTH_VERBS: dict[str, Verb] = {
     "jax.jit of jc.run": Verb(logits, False, ()),
     "jax.jit of its gradient": Verb(gradient, False, ()),
     "jc.run": Verb(by_blocks, False, ()),
     "jc.run, a function as an edit in each block": Verb(one_by_one, False, ()),
+    "jc.edge": Verb(jacobian, False, ()),
     "J.mv": Verb(image, False, ()),
     f"J.contract, {ITEMS} x {ITEMS}": Verb(contraction, False, ()),
+    "jc.edge_effects in the first block": Verb(edges, False, ()),
 }

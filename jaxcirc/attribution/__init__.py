@@ -1,7 +1,8 @@
 """Effects of nodes and edges on a metric."""
 
 from ._atp_star import AtPStar as AtPStar
-from ._contract import direct_to_metric as direct_to_metric, iterate_edges as iterate_edges
+from ._contract import iterate_edges as iterate_edges
+from ._direct import direct_to_metric as direct_to_metric
 from ._edges import edge_effects as edge_effects, EdgeEffects as EdgeEffects
 from ._effects import NodeEffects as NodeEffects
 from ._head_effects import (

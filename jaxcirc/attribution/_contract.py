@@ -10,23 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._edits import Add, Detach
 from .._precision import rounded
-from .._run import run_metric, site_shapes
+from .._run import site_shapes
 from .._sites import Kind, layer_of, Site
 from .._tap import site_read
 from .._target import on_cpu
-from ..graph import as_output, canonical, reaches_output, Wire, wiring
+from ..graph import as_output, canonical, Wire, wiring
 from ..jacobian._certificate import error_of_edges
 from ..linear import between_blocks, contract_batch, Segment
 from ..models import Transformer
 from ..runs import cheapest, Problem
 from ..saes import AbstractDictionary
 from ..units import Latents
-from ._effects import node_products
 from ._methods import check_gradients, IntegratedGradients
 from ._moved import states_moved
-from ._node_values import NodeValues
 from ._packs import NodeMask, pack_columns, pack_rows, pack_targets, Sources, TargetChunk
 from ._states import States
 
@@ -265,36 +262,3 @@ def _segment_of(
         model.blocks[blocks], example, resid[0], *ends, None if displacement is None else displacement[0]
     )
     return segment, masks[blocks], resid, displacement
-
-
-def direct_to_metric(
-    model: Transformer, problem: Problem, at: States, gradient: Gradients, path: IntegratedGradients | None = None
-) -> dict[Site, NodeValues]:
-    """The effect of each node on the metric along the paths that meet no later node.
-
-    Where there is no later node that is the node's whole effect, by the gradient of the nodes; else the clean gradient with later
-    nodes held, or the mean of those on the `path`.
-    """
-    points = [(0.0, 1.0)] if path is None else list(zip(*path.points(), strict=True))
-    out = {}
-    for site, later in reaches_output(model, problem.saes).items():
-        sae = problem.saes[site]
-        held = lambda fraction, site=site, later=later: _held(
-            model, problem.clean, problem.metric, problem.mask, fraction * at.differences[site], site=site, later=later
-        )
-        parts = [float(weight) * held(float(fraction)) for fraction, weight in points] if later else [gradient[site]]
-        direct = ft.reduce(jnp.add, parts)
-        out[site] = node_products(site, sae, at, direct)
-    return out
-
-
-@ft.partial(jax.jit, static_argnames=("site", "later"))
-def _held(model, tokens, metric, mask, change, *, site: Site, later: tuple[Site, ...]):
-    shape = site_shapes(model, tokens.shape[1])[site]
-
-    def one(tokens, keys, metric, change):
-        edits = lambda x: {site: Add(x), **{s: Detach() for s in later}}
-        value = lambda x: run_metric(model, metric, tokens, edits=edits(x), mask=keys)[0]
-        return jax.grad(value)(change.reshape(shape.shape)).reshape(tokens.shape[0], -1)
-
-    return jax.vmap(one)(tokens, mask, metric, change)

@@ -16,7 +16,8 @@ from ..jacobian._certificate import Certificate, certify_edges
 from ..models import Transformer
 from ..runs import lengthened, prepare, Problem
 from ..saes import AbstractDictionary
-from ._contract import direct_to_metric, Edges, iterate_edges
+from ._contract import Edges, iterate_edges
+from ._direct import direct_to_metric
 from ._effects import NodeEffects
 from ._methods import IntegratedGradients
 from ._node_values import ArraysBySite

@@ -1,5 +1,6 @@
 """Whether a model is affine in what is embedded, with some of its sites held: read off its own forward pass and the derivative of that."""
 
+import dataclasses
 import functools as ft
 from collections.abc import Collection
 from typing import Any
@@ -27,7 +28,9 @@ def first_curved(model: Transformer, held: Collection[Site]) -> Site | None:
     """Finds the first site behind a part whose derivative with respect to what is embedded is not the same at every point, or that jumps,
     with the values at the sites `held` given; `None` if there is none, so that the model is affine.
     """
-    return _first_curved(*structure_of(model), frozenset(held))
+    few, layers, held_there = _first_of_each(model, frozenset(held))
+    first = _first_curved(*structure_of(few), held_there)
+    return first if first is None or first.layer is None else Site(layers[first.layer], first.kind)
 
 
 @ft.lru_cache(maxsize=64)
@@ -38,6 +41,23 @@ def _first_curved(tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], held: fro
     curved = {name for name, read in tangents.items() if POINT in read}
     curved |= reached_by_jumps(jax.make_jaxpr(ft.partial(_named_values, held))(model, embedded))
     return min(map(Site.parse, curved), default=None)
+
+
+def _first_of_each(model: Transformer, held: frozenset[Site]) -> tuple[Transformer, list[int], frozenset[Site]]:
+    """Leaves of blocks that are alike, with the same held, the first: if none of these bends, none of the others does behind them.
+
+    **Returns:** the model of these blocks, which layers of the whole they are, and what is held in it.
+    """
+    of_layer = lambda layer: frozenset(site.offset_layers(-layer) for site in held if site.layer == layer)
+    kinds: dict[Any, int] = {}
+    for layer, (block, window) in enumerate(zip(model.blocks, model.windows, strict=True)):
+        kinds.setdefault((structure_of(block), window, of_layer(layer)), layer)
+    layers = list(kinds.values())
+    outside = {site for site in held if site.layer is None}
+    inside = {site.offset_layers(new) for new, layer in enumerate(layers) for site in of_layer(layer)}
+    of_layers = lambda each: tuple(each[layer] for layer in layers)
+    fewer = dataclasses.replace(model, blocks=of_layers(model.blocks), windows=of_layers(model.windows))
+    return fewer, layers, frozenset(outside | inside)
 
 
 def _tangents(

@@ -3,13 +3,12 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from .._checks import check_list
 from .._guard import check_backend
-from .._run import check_dictionaries, check_mask, check_tokens, NOTHING, run, sites
+from .._run import check_dictionaries, check_mask, check_tokens, NOTHING, sites
 from .._sites import by_site, did_you_mean, Kind, layer_of, Part, Site
 from .._tap import site_read
 from .._typing import Keys, Tokens
@@ -87,7 +86,7 @@ def edge(
     # Parts of dictionaries that are not on the way need no dictionary in the run.
     on_the_way = frozenset(s for s in held if s.part == Part.VALUE or source < s < target)
     start, end, on_the_way, placed = in_one_block(model, source, target, on_the_way, saes)
-    resids = clean_resids(model, tokens, mask)
+    resids = model.entering(tokens, mask)
     segment, layer = make_segment(model, tokens, mask, resids, start, end, on_the_way, placed)
     positions = {"source_pos": source_pos, "target_pos": target_pos}
     J = EdgeJacobian(product_of([segment], [layer], source, target, **positions, engine=engine))
@@ -97,13 +96,6 @@ def edge(
             "under `jit`, `vmap` and derivatives. Use engine='auto', which falls back to autodiff."
         )
     return J
-
-
-@jax.jit
-def clean_resids(model: Transformer, tokens: Tokens, mask: Keys | None) -> tuple[Float[Array, "seq d_model"], ...]:
-    """What enters each block."""
-    cuts = [Site(layer, Kind.RESID_PRE) for layer in range(model.n_layers)]
-    return tuple(run(model, tokens, record=cuts, mask=mask)[1].values())
 
 
 def check_ends(

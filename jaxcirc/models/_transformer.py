@@ -153,6 +153,14 @@ class Transformer(Shown, eqx.Module):
         resid = through_blocks(self.blocks, self.masks(tokens.shape[0], keys), resid, pieces, loops=False)
         return pieces(_unembed, ends, None, resid)
 
+    def entering(self, tokens: Tokens, keys: Keys | None = None) -> tuple[Resid, ...]:
+        """Computes what enters each block."""
+        pieces, masks = Pieces(Tap({}, {}, frozenset())), self.masks(tokens.shape[0], keys)
+        resids = [pieces(_embed, self.without_blocks, None, tokens, keys)]
+        for layer, block in enumerate(self.blocks[:-1]):
+            resids.append(through_blocks([block], masks[layer : layer + 1], resids[-1], pieces, loops=False))
+        return tuple(resids)
+
     @property
     def without_blocks(self) -> "Transformer":
         """The model without its blocks: programs that need only its ends do not take the rest as arguments."""

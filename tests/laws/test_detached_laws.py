@@ -12,6 +12,7 @@ import pytest
 
 import jaxcirc as jc
 from jaxcirc import Kind, Site
+from jaxcirc.graph import first_curved
 from jaxcirc.parts import MLP
 
 from ..helpers import assert_close, by_numpy, make_model, model_named, MODELS, needs_x64, tokens_for
@@ -193,6 +194,26 @@ def test_a_model_that_jumps_is_refused(name):
     ):
         jc.frozen.detached(odd)
     assert jc.frozen.detached(model)
+
+
+def test_a_later_block_that_jumps_is_named():
+    """Blocks that are alike are looked at once; the one that is not keeps its own number."""
+    model = make_model(jax.random.key(9), layers=4)
+    block = dataclasses.replace(model.blocks[3], mlp=Jumping(model.blocks[3].mlp, JUMPS["sign"]))
+    odd = dataclasses.replace(model, blocks=(*model.blocks[:3], block))
+    with pytest.raises(ValueError, match=r"is not affine in what is embedded.*`blocks\.3\.hook_mlp_out` still"):
+        jc.frozen.detached(odd)
+
+
+def test_a_later_block_of_which_less_is_held_is_named():
+    model = make_model(jax.random.key(9), layers=4)
+    held = jc.frozen.detached(model)
+    assert first_curved(model, held) is None
+    for kind in (Kind.PATTERN, Kind.LN2_SCALE):
+        assert Site(2, kind) in held
+        site = first_curved(model, held - {Site(2, kind), Site(3, kind)})
+        assert site.layer == 2, site
+    assert first_curved(model, held - {Site(None, Kind.FINAL_SCALE)}).layer is None
 
 
 class Jumping(eqx.Module):
