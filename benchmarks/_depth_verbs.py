@@ -113,8 +113,14 @@ def edges(point: Point) -> Run:
     """From the first block's attention to its MLP, and from both to the metric through all blocks behind them."""
     rng, model, clean = np.random.default_rng(3), make_model(point), make_tokens(point)[None]
     random = lambda *shape: jnp.asarray((rng.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32))
-    d_model, bias = point.width, (jnp.zeros(ITEMS), jnp.zeros(point.width))
-    make = lambda: jc.saes.SAE(random(d_model, ITEMS), bias[0], random(ITEMS, d_model), bias[1], jc.saes.ReLU())
+    d_model = point.width
+    make = lambda: jc.saes.SAE(
+        W_enc=random(d_model, ITEMS),
+        b_enc=jnp.zeros(ITEMS),
+        W_dec=random(ITEMS, d_model),
+        b_dec=jnp.zeros(d_model),
+        activation=jc.saes.ReLU(),
+    )
     saes = {f"blocks.0.hook_{name}": make() for name in ("attn_out", "mlp_out")}
     pairs = clean, (clean + 1) % VOCABULARY, jc.LogitDiff(jnp.asarray([0]), jnp.asarray([1]))
     nodes = jc.node_effects(model, saes, *pairs, method=jc.Gradient())

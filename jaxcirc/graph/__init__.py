@@ -2,7 +2,7 @@
 
 from ._affine import first_curved as first_curved
 from ._components import component_graph as component_graph, ComponentGraph as ComponentGraph
-from ._sites import graph_of as graph_of, next_of as next_of, reaches as reaches, structure_of as structure_of
+from ._sites import graph_of as graph_of, reaches as reaches, structure_of as structure_of
 from ._wiring import (
     as_output as as_output,
     back_to_site as back_to_site,

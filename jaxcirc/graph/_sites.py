@@ -29,12 +29,11 @@ def reaches(
     model: Transformer, source: Site, target: Site, held: Collection[Site] = (), saes: Dictionaries | None = None
 ) -> bool:
     """Whether a path leads from `source` to `target` that meets no site of `held` on its way."""
-    return target in next_of(model, source, {*held, target}, saes)
+    return target in next_of(site_graph(model, saes or {}), source, {*held, target})
 
 
-def next_of(model: Transformer, source: Site, sites: Collection[Site], saes: Dictionaries | None = None) -> set[Site]:
+def next_of(graph: Graph, source: Site, sites: Collection[Site]) -> set[Site]:
     """Those of `sites` to which a path leads from `source` that meets no other of them on its way."""
-    graph = site_graph(model, saes or {})
     frontier, seen = [source], {source}
     while frontier:
         new = graph.get(frontier.pop(), frozenset()) - seen
@@ -53,7 +52,12 @@ def site_graph(model: Transformer, saes: Dictionaries) -> Graph:
 def structure_of(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
     """What a program depends on beside the numbers, to remember by: the structure of a pytree, and its leaves' shapes and dtypes."""
     leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return structure, tuple(map(_shape_of, leaves))
+
+
+def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    dtype = leaf.dtype if isinstance(leaf, jax.Array) else jnp.result_type(leaf)  # asked of many arrays, many times
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype)
 
 
 @ft.lru_cache(maxsize=64)

@@ -20,7 +20,7 @@ from .._tap import bare_tap
 from ..models import Transformer
 from ..parts import Block, Norm
 from ..saes import AbstractDictionary
-from ._sites import next_of
+from ._sites import next_of, site_graph
 
 
 RESIDUAL = (Kind.RESID_PRE, Kind.RESID_MID, Kind.RESID_POST)
@@ -45,7 +45,8 @@ def wiring(model: Transformer, nodes: Iterable[Site] | Mapping[Site, AbstractDic
     """
     saes, nodes = nodes if isinstance(nodes, Mapping) else {}, sorted(nodes)
     check_nodes(nodes)
-    reached = {source: next_of(model, source, nodes, saes) for source in nodes}
+    graph = site_graph(model, saes)
+    reached = {source: next_of(graph, source, nodes) for source in nodes}
     wires = []
     for number, target in enumerate(nodes):
         for first in reversed(range(number)):
@@ -56,12 +57,11 @@ def wiring(model: Transformer, nodes: Iterable[Site] | Mapping[Site, AbstractDic
 
 def reaches_output(model: Transformer, nodes: Iterable[Site]) -> dict[Site, tuple[Site, ...]]:
     """The nodes with a path to the logits that meets no other node, and for each the later nodes, to be held."""
-    nodes = sorted(nodes)
-    logits = Site(None, Kind.LOGITS)
+    nodes, logits, graph = sorted(nodes), Site(None, Kind.LOGITS), site_graph(model, {})
     return {
         source: tuple(nodes[number + 1 :])
         for number, source in enumerate(nodes)
-        if logits in next_of(model, source, {*nodes, logits})
+        if logits in next_of(graph, source, {*nodes, logits})
     }
 
 
