@@ -58,9 +58,8 @@ class _WayBack:
         ]
         self.clean = [at.resid[Site(layer, Kind.RESID_PRE)] for layer in range(model.n_layers + 1)]
         self.still = jnp.zeros_like(self.clean[0])
-        self.known: list[
-            Resid
-        ] = []  # of the clean run the gradient behind the last block, and behind each one before that
+        # Of the clean run the gradient behind the last block, and behind each one before that.
+        self.known: list[Resid] = []
 
     def to_site(self, site: Site, fraction: float) -> Float[Array, "batch seq width"]:
         """Computes it at a node's site, with so much added there of what differs in the corrupt run."""
