@@ -154,7 +154,7 @@ class Transformer(Shown, eqx.Module):
         return pieces(_unembed, ends, None, resid)
 
     def entering(self, tokens: Tokens, keys: Keys | None = None) -> tuple[Resid, ...]:
-        """Computes what enters each block."""
+        """Computes what enters each block, `[seq d_model]`, by programs that alike blocks share."""
         pieces, masks = Pieces(Tap({}, {}, frozenset())), self.masks(tokens.shape[0], keys)
         resids = [pieces(_embed, self.without_blocks, None, tokens, keys)]
         for layer, block in enumerate(self.blocks[:-1]):
