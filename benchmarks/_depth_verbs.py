@@ -116,9 +116,9 @@ def edges(point: Point) -> Run:
     d_model = point.width
     make = lambda: jc.saes.SAE(
         W_enc=random(d_model, ITEMS),
-        b_enc=jnp.zeros(ITEMS),
+        b_enc=jnp.zeros(ITEMS, jnp.float32),
         W_dec=random(ITEMS, d_model),
-        b_dec=jnp.zeros(d_model),
+        b_dec=jnp.zeros(d_model, jnp.float32),
         activation=jc.saes.ReLU(),
     )
     saes = {f"blocks.0.hook_{name}": make() for name in ("attn_out", "mlp_out")}
