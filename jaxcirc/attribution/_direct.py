@@ -35,10 +35,15 @@ def direct_to_metric(
     nodes held, or the mean of those on the `path`.
     """
     points = [(0.0, 1.0)] if path is None else list(zip(*path.points(), strict=True))
-    back, out = _WayBack(model, problem, at), {}
+    way_back = ft.cache(lambda: _WayBack(model, problem, at))  # not made where no node has later ones
+    out = {}
     for site, later in reaches_output(model, problem.saes).items():
-        parts = [float(weight) * back.to_site(site, float(fraction)) for fraction, weight in points] if later else []
-        direct = ft.reduce(jnp.add, parts) if parts else gradient[site]
+        if later:
+            to_site = way_back().to_site
+            parts = [float(weight) * to_site(site, float(fraction)) for fraction, weight in points]
+            direct = ft.reduce(jnp.add, parts)
+        else:
+            direct = gradient[site]
         out[site] = node_products(site, problem.saes[site], at, direct)
     return out
 
