@@ -7,9 +7,18 @@ import jax.numpy as jnp
 
 from jaxcirc import Kind, Site
 from jaxcirc.attribution._states import error_differences
-from jaxcirc.linear import between_blocks, block_matrix, chunk_for, contract_batch, contract_own, pull_rows
+from jaxcirc.linear import (
+    between_blocks,
+    block_matrix,
+    chunk_for,
+    contract_batch,
+    contract_own,
+    pull_batch,
+    pull_rows,
+    spread_batch,
+)
 from jaxcirc.linear._chain import chunk_of_rows, pull_block
-from jaxcirc.linear._chain_contract import _meet, _through, _tile_width
+from jaxcirc.linear._chain_contract import meet, through, tile_width
 from jaxcirc.linear._contract import contract_laid_out, lay_out, sizes_for
 from jaxcirc.linear._sweep import contract_segments
 from jaxcirc.linear._tiles import tile
@@ -65,6 +74,17 @@ def edges_of_prompts(m: int, k: int, seq: int, batch: int = 16):
     return jax.make_jaxpr(contract_batch)(segment(seq), masks, f32(batch, seq, D), None, *items)
 
 
+def edges_of_prompts_through_a_block(m: int, seq: int, batch: int = 16):
+    masks = (jax.ShapeDtypeStruct((batch, seq, seq), bool),)
+    return jax.make_jaxpr(pull_batch)(segment(seq), masks, f32(batch, seq, D), None, f32(batch, m, seq, D))
+
+
+def edges_of_prompts_spread(m: int, seq: int, batch: int = 16):
+    masks = (jax.ShapeDtypeStruct((batch, seq, seq), bool),)
+    items = f32(batch, m, D), i32(batch, m)
+    return jax.make_jaxpr(spread_batch)(segment(seq), masks, f32(batch, seq, D), *items)
+
+
 def matrix(seq: int):
     return jax.make_jaxpr(ft.partial(block_matrix, budget=allowance()))(segment(seq), i32(seq), i32(seq))
 
@@ -75,14 +95,13 @@ def matrix_in_steps(seq: int):
 
 
 def rows_through_a_block(n: int, window: int):
-    through = ft.partial(_through, forward=False, chunk=chunk_of_rows(segment(window), n, window, allowance()))
-    return jax.make_jaxpr(through)(segment(window), None, f32(n, window, D), 0)
+    pulled = ft.partial(through, forward=False, chunk=chunk_of_rows(segment(window), n, window, allowance()))
+    return jax.make_jaxpr(pulled)(segment(window), None, f32(n, window, D), 0)
 
 
 def rows_meet_columns(n: int, k: int, window: int):
-    tiles = jax.eval_shape(lambda at: tile(at, window, _tile_width(k, window), 1), i32(k))
-    meet = ft.partial(_meet, together=window)
-    return jax.make_jaxpr(meet)(f32(n, k), i32(n), f32(n, window, D), f32(k, D), tiles, 0)
+    tiles = jax.eval_shape(lambda at: tile(at, window, tile_width(k, window), 1), i32(k))
+    return jax.make_jaxpr(ft.partial(meet, together=window))(f32(n, k), i32(n), f32(n, window, D), f32(k, D), tiles, 0)
 
 
 def pairs_at_one_position(n: int, tiles: int):
@@ -114,6 +133,8 @@ AT_FULL_SIZE = {
     "edges, a long prompt": lambda: contraction(512, 8192, 1024),
     "edges of 16 prompts, 32 rows": lambda: edges_of_prompts(32, 4096, 64),
     "edges of 16 prompts, 512 rows": lambda: edges_of_prompts(512, 4096, 64),
+    "edges of 16 prompts, on their way back": lambda: edges_of_prompts_through_a_block(512, 64),
+    "edges of 16 prompts, spread over positions": lambda: edges_of_prompts_spread(512, 64),
     "as_matrix": lambda: matrix(64),
     "as_matrix, a long prompt": lambda: matrix(256),
     "as_matrix in steps": lambda: matrix_in_steps(64),

@@ -13,7 +13,7 @@ import pytest
 import jaxcirc as jc
 from jaxcirc import Kind, Site
 from jaxcirc._fingerprint import fingerprint
-from jaxcirc.attribution import _contract, _origin
+from jaxcirc.attribution import _origin, _way_back
 from jaxcirc.graph import wiring
 from jaxcirc.parts import Attention, Block, MLP, relu
 from tests import oracle
@@ -181,9 +181,9 @@ def test_edges_carry_their_measured_error(solved, monkeypatch):
     assert 0 < certificate.error < 1e-12
     assert certificate.precision == "highest"
     rounded = lambda x: x.astype(jnp.bfloat16).astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-    exact = _contract.contract_batch
+    exact = _way_back.contract_batch
     in_bfloat16 = lambda segment, masks, resid, moved, *items: exact(segment, masks, resid, moved, *map(rounded, items))
-    monkeypatch.setattr(_contract, "contract_batch", in_bfloat16)
+    monkeypatch.setattr(_way_back, "contract_batch", in_bfloat16)
     with pytest.raises(
         ValueError, match=r"The result is wrong: relative error [1-9]\.\de-0[1-4] .*matmul precision highest"
     ):
@@ -452,7 +452,7 @@ def test_thresholds_choose_targets_and_sources(solved):
 
 def test_many_targets_go_in_several_chunks(solved, monkeypatch):
     arguments, nodes, edges = solved
-    monkeypatch.setattr("jaxcirc.attribution._contract._chunk_size", lambda *_: 5)
+    monkeypatch.setattr("jaxcirc.attribution._contract._chunk_size", lambda *_, most: 5)
     again = jc.edge_effects(*arguments, nodes, threshold=0.0)
     for pair in edges.coo:
         assert_close(again.dense(pair), edges.dense(pair))

@@ -191,10 +191,10 @@ def test_edges_carry_a_certificate(arguments, edges, monkeypatch):
     assert 0 < certificate["error"] < 1e-12
     assert certificate["probes"] == 3  # into attention, MLPs and the residual stream
     assert json.loads(json.dumps(certificate))["versions"]["jax"] == jax.__version__
-    from jaxcirc.attribution import _contract
+    from jaxcirc.attribution import _way_back
 
-    right = _contract.contract_batch
-    monkeypatch.setattr(_contract, "contract_batch", lambda *given: right(*given) * (1 + 1e-7))
+    right = _way_back.contract_batch
+    monkeypatch.setattr(_way_back, "contract_batch", lambda *given: right(*given) * (1 + 1e-7))
     with pytest.raises(ValueError, match=r"The result is wrong: relative error 1\.0e-07"):
         jc.discover(*arguments, **CUTS, edges=edges)
 

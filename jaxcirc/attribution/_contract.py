@@ -2,30 +2,27 @@
 
 import functools as ft
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
-from .._precision import rounded
-from .._run import site_shapes
 from .._sites import Kind, layer_of, Site
-from .._tap import site_read
 from .._target import on_cpu
 from ..graph import as_output, canonical, Wire, wiring
 from ..jacobian._certificate import error_of_edges
-from ..linear import between_blocks, contract_batch, Segment
+from ..linear import between_blocks, Segment
 from ..models import Transformer
-from ..runs import cheapest, Problem
+from ..runs import allowance, cheapest, Problem
 from ..saes import AbstractDictionary
 from ..units import Latents
 from ._methods import check_gradients, IntegratedGradients
-from ._moved import states_moved
+from ._moved import moved_by, states_moved
 from ._packs import NodeMask, pack_columns, pack_rows, pack_targets, Sources, TargetChunk
 from ._states import States
+from ._way_back import BlockPieces, WayBack
 
 
 # Few, as each has its programs; by the cost below none of them is ever much worse than what lies between.
@@ -118,26 +115,33 @@ def _blocks(
 ) -> "Iterator[_Block]":
     packs = pack_columns(problem.saes, at, sources)
     clean_rows = [pack_rows(at, site, sae, targets) for site, sae in problem.saes.items()]
-    chunk = _chunk_size(clean_rows, packs, at.mask.shape[1])
-    masks = model.batch_masks(at.mask)
-    for wires, here, slope, fraction, weight in _points(model, problem, at, gradient, path):
-        for target in dict.fromkeys(wire.target for wire in wires):
+    wires = wiring(model, problem.saes)
+    chunk = _chunk_size(clean_rows, packs, at.mask.shape[1], most=_most_on_their_way(model, problem, wires))
+    masks, first = model.batch_masks(at.mask), at.resid[Site(0, Kind.RESID_PRE)]
+    pieces = BlockPieces(model, masks, problem.saes, first)
+    for some, here, slope, fraction, weight in _points(model, problem, at, gradient, wires, path):
+        for target in dict.fromkeys(wire.target for wire in some):
             sae = problem.saes[target]
             rows = pack_rows(here, target, sae, targets)
             for pack in pack_targets(sae, target, here, slope[target], rows, chunk):
-                for wire in wires:
+                covectors = pack.covectors(target, sae)
+                back = WayBack(pieces, here, covectors, jnp.asarray(pack.positions), precision)
+                for wire in some:
                     if wire.target == target:
-                        source = packs[wire.source]
-                        yield _block(model, masks, problem.saes, here, wire, pack, source, fraction, weight, precision)
+                        yield _block(problem.saes, wire, pack, packs[wire.source], back, fraction, weight)
 
 
 def _points(
-    model: Transformer, problem: Problem, at: States, gradient: Gradients, path: IntegratedGradients | None
+    model: Transformer,
+    problem: Problem,
+    at: States,
+    gradient: Gradients,
+    wires: list[Wire],
+    path: IntegratedGradients | None,
 ) -> Iterator[tuple[list[Wire], States, Gradients, float, float]]:
     """Wires, the states and the gradients at which their edges are, how far their source is moved, and the weight of that: the clean
     point, or for each source points on its way to the corrupt value.
     """
-    wires = wiring(model, problem.saes)
     if path is None:
         yield wires, at, gradient, 0.0, 1.0
         return
@@ -147,14 +151,26 @@ def _points(
             yield [wire for wire in wires if wire.source == source], here, slope, float(fraction), float(weight)
 
 
-def _chunk_size(wanted: Iterable[Latents], packs: Mapping[Site, Sources], seq: int, budget: int = 2**25) -> int:
-    """How many targets of each example go at once: what makes the least of empty rows and of chunks, and keeps a chunk's values under
-    `budget`; or as many as before, of prompts of this length, if that takes hardly longer.
+def _most_on_their_way(model: Transformer, problem: Problem, wires: list[Wire]) -> int:
+    """How many targets of each example can be on their way back through blocks at once: one holds a number for each position and coordinate
+    of the residual stream. Three such arrays are there at a time, and some room is for what makes them.
+    """
+    if all(layer_of(canonical(wire.source)) == layer_of(as_output(wire.target)) for wire in wires):
+        return LARGE_CHUNKS[-1]
+    held = problem.clean.size * model.d_model * model.activation_dtype.itemsize
+    return max(1, allowance() // (4 * held))
+
+
+def _chunk_size(
+    wanted: Iterable[Latents], packs: Mapping[Site, Sources], seq: int, *, most: int, budget: int = 2**25
+) -> int:
+    """How many targets of each example go at once, at `most` so many: what makes the least of empty rows and of chunks, and keeps a chunk's
+    values under `budget`; or as many as before, of prompts of this length, if that takes hardly longer.
     """
     counts = [int((rows.units >= 0).sum(axis=1).max()) for rows in wanted]
     batch, columns = next(iter(packs.values())).nodes.units.shape  # the same for every site
     chunks = CHUNKS if on_cpu() else LARGE_CHUNKS
-    most = max(1, min(chunks[-1], budget // (batch * columns)))
+    most = max(1, min(most, chunks[-1], budget // (batch * columns)))
     sizes = [chunk for chunk in chunks if chunk <= most] or [1 << (most.bit_length() - 1)]
     # A chunk costs about as much beside its rows as eight of them, as measured on CPUs.
     cost = lambda chunk: sum(-(-count // chunk) * (chunk + chunks[0]) for count in counts)
@@ -162,19 +178,21 @@ def _chunk_size(wanted: Iterable[Latents], packs: Mapping[Site, Sources], seq: i
 
 
 class _Block(NamedTuple):
-    """The edges of one wire into one chunk of targets, as they are computed: covectors at one or two sites, segments, and the sources."""
+    """The edges of one wire into one chunk of targets, as they are computed, and of the first prompt the segments from the source to the
+    sites that the targets read, each with their covectors there.
+    """
 
     wire: Wire
     targets: TargetChunk
     source: AbstractDictionary
     sources: Sources
-    ends: tuple[tuple[Segment, Float[Array, "batch row width"]], ...]  # the segment of the first prompt
+    ends: Callable[[], list[tuple[Segment, Float[Array, "row width"]]]]
     values: Float[Array | np.ndarray, "batch row column"]
     weight: float
 
     def error(self, values: Float[np.ndarray, "batch row column"]) -> float:
         """Against float64, on the first prompt."""
-        ends = [(segment, np.asarray(left)[0]) for segment, left in self.ends]
+        ends = [(segment, np.asarray(left)) for segment, left in self.ends()]
         vectors, at_columns = self.sources.vectors(self.source), np.asarray(self.sources.nodes.positions)[0]
         return error_of_edges(ends, self.targets.positions[0], np.asarray(vectors)[0], at_columns, values[0])
 
@@ -195,70 +213,35 @@ class _Block(NamedTuple):
 
 
 def _block(
-    model: Transformer,
-    masks: tuple,
     saes: Mapping[Site, AbstractDictionary],
-    at: States,
     wire: Wire,
     pack: TargetChunk,
     sources: Sources,
+    back: WayBack,
     fraction: float,
     weight: float,
-    precision: str | None,
 ) -> _Block:
-    sae, vectors = saes[wire.target], sources.vectors(saes[wire.source])
-    at_rows, at_columns = jnp.asarray(pack.positions), jnp.asarray(sources.nodes.positions)
-    read = site_read(wire.target, sae)
-    if read == wire.target:
-        covectors = {wire.target: pack.at_read + pack.at_site}
-    else:
-        covectors = {read: pack.at_read, wire.target: pack.at_site}
-    ends, parts = [], []
-    for end, left in covectors.items():
-        if canonical(wire.source) <= canonical(
-            end
-        ):  # a transcoder may read the very value that the source's nodes make up
-            segment, keys, resid, displacement = _segment_of(model, masks, at, wire, end, fraction)
-            ends.append((segment, left))
-            if (pack.units >= 0).any() and (sources.nodes.units >= 0).any():
-                items = segment, keys, resid, displacement, left, at_rows, vectors, at_columns
-                parts.append(_contracted(items, precision))
-    nothing = np.zeros((*pack.units.shape, vectors.shape[1]), vectors.dtype)
-    values = ft.reduce(jnp.add, parts) if parts else nothing
-    return _Block(wire, pack, saes[wire.source], sources, tuple(ends), values, weight)
+    vectors = sources.vectors(saes[wire.source])
+    values = np.zeros((*pack.units.shape, vectors.shape[1]), vectors.dtype)
+    step = moved_by(back.pieces.model, back.at, wire.source, fraction)
+    if (pack.units >= 0).any() and (sources.nodes.units >= 0).any():
+        values = back.edges(canonical(wire.source), step, vectors, jnp.asarray(sources.nodes.positions))
+    ends = ft.partial(_of_first_prompt, back, wire, step)
+    return _Block(wire, pack, saes[wire.source], sources, ends, values, weight)
 
 
-def _contracted(items: tuple[PyTree, ...], precision: str | None) -> Float[Array, "batch row column"]:
-    if precision is None:
-        return contract_batch(*items)
-    with jax.default_matmul_precision(precision):
-        return contract_batch(*_rounded(items, precision))
-
-
-@ft.partial(jax.jit, static_argnames="precision")
-def _rounded(items: PyTree, precision: str) -> PyTree:
-    return jax.tree.map(lambda leaf: rounded(leaf, precision), items)
-
-
-def _segment_of(
-    model: Transformer, masks: tuple, at: States, wire: Wire, end: Site, fraction: float
-) -> tuple[Segment, tuple, Array, Array | None]:
-    """The blocks between the ends of a wire; and for every example their masks, what enters the first, and how far the source is moved,
-    if it is inside a block, where what enters does not tell.
-    """
-    start = canonical(wire.source)
-    end = start if canonical(end) == start else as_output(end)
-    first, last = layer_of(start), layer_of(end)
-    blocks = slice(first, last + 1)
-    resid = at.resid[Site(first, Kind.RESID_PRE)]
-    example = tuple(mask[0] for mask in masks[blocks])
-    relative = lambda site: site.offset_layers(-first)
-    displacement = None
-    if fraction != 0 and start.kind != Kind.RESID_PRE:
-        shape = site_shapes(model, resid.shape[1])[wire.source].shape
-        displacement = (fraction * at.differences[wire.source]).reshape(-1, *shape)
-    ends = (relative(start), relative(end), map(relative, wire.frozen))
-    segment = between_blocks(
-        model.blocks[blocks], example, resid[0], *ends, None if displacement is None else displacement[0]
-    )
-    return segment, masks[blocks], resid, displacement
+def _of_first_prompt(
+    back: WayBack, wire: Wire, step: Float[Array, "batch ..."] | None
+) -> list[tuple[Segment, Float[Array, "row width"]]]:
+    """The blocks between the ends of a wire in one piece, and the covectors at their end."""
+    start, found = canonical(wire.source), []
+    for end, left in back.reached(start).items():
+        first = layer_of(start)
+        blocks = slice(first, layer_of(end) + 1)
+        source, target = (site.offset_layers(-first) for site in (start, end))
+        masks = tuple(mask[0] for mask in back.pieces.masks[blocks])
+        held = [site.offset_layers(-first) for site in wire.frozen]
+        resid, moved = back.at.resid[Site(first, Kind.RESID_PRE)][0], None if step is None else step[0]
+        segment = between_blocks(back.pieces.model.blocks[blocks], masks, resid, source, target, held, moved)
+        found.append((segment, left[0]))
+    return found

@@ -76,6 +76,11 @@ class TargetChunk(NamedTuple):
     at_read: Float[Array, "batch row d_in"]
     at_site: Float[Array, "batch row width"]
 
+    def covectors(self, site: Site, sae: AbstractDictionary) -> dict[Site, Float[Array, "batch row _"]]:
+        """By the sites at which they are, given that of the nodes."""
+        read = site_read(site, sae)
+        return {site: self.at_read + self.at_site} if read == site else {read: self.at_read, site: self.at_site}
+
 
 def pack_columns(saes: Mapping[Site, AbstractDictionary], at: States, masks: NodeMask) -> dict[Site, Sources]:
     """The nodes of `masks` whose values differ between the prompts; as many columns at every site, so that programs are shared."""

@@ -12,6 +12,7 @@ from ._forms import (
 )
 from ._memory import check_fits as check_fits, free_memory as free_memory
 from ._pull_rows import head_means as head_means, pull_rows as pull_rows
+from ._rows_back import meet_batch as meet_batch, pull_batch as pull_batch, spread_batch as spread_batch
 from ._same_position import contract_own as contract_own, TILE as TILE
 from ._segment import (
     between_blocks as between_blocks,

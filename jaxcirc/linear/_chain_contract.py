@@ -57,7 +57,7 @@ def contract_chain(
     else:
         swept, swept_pos, waiting, waiting_pos = left, left_pos, right, right_pos
     seq, d_model = steps[0].resid.shape
-    tiles = tile(waiting_pos, seq, _tile_width(len(waiting_pos), seq), 1)
+    tiles = tile(waiting_pos, seq, tile_width(len(waiting_pos), seq), 1)
     held = 8 * seq * d_model * swept.dtype.itemsize  # of a row, where it meets what waits, in two layouts
     most = max(1, budget // (2 * held))
     groups = max(how_many_windows(12 * len(steps) * len(swept) * seq * d_model**2), -(-len(swept) // most))
@@ -67,11 +67,11 @@ def contract_chain(
         items = take(swept, rows), take(swept_pos, rows)
         at_end = _sweep(steps, *items, first, window=window, forward=forward, budget=budget)
         # As many as there are positions in the window: together they are as large as what they are taken of.
-        out = _meet(out, rows, at_end, waiting, tiles, first, together=1 if on_cpu() else window)
+        out = meet(out, rows, at_end, waiting, tiles, first, together=1 if on_cpu() else window)
     return out.T if forward else out
 
 
-def _tile_width(count: int, seq: int) -> int:
+def tile_width(count: int, seq: int) -> int:
     return min(64, max(4, 1 << (max(1, count // seq).bit_length() - 1)))
 
 
@@ -105,16 +105,16 @@ def _sweep(
     """Sweeps items through all steps, to the plane of the last at which they meet what waits: what they are there, in their window."""
     begin, *inner, end = steps if forward else steps[::-1]
     some = lambda step: chunk_of_rows(step, len(items), window, budget)
-    through = lambda step, rows, mlps=None, **planes: _through(
+    in_chunks = lambda step, rows, mlps=None, **planes: through(
         step, mlps, rows, first, forward=forward, chunk=some(step), **planes
     )
     if forward:
-        rows = through(begin, _placed(items, positions, first, window=window), end=True)
+        rows = in_chunks(begin, placed(items, positions, first, window=window), end=True)
     else:
-        rows = _spread(begin, items, positions, window=window)
+        rows = spread(begin, items, positions, window=window)
     for step in inner:
-        rows = through(step, rows, mlp_matrices(step) if pay_matrices(step, len(items), budget) else None)
-    return through(end, rows, begin=forward, end=not forward)
+        rows = in_chunks(step, rows, mlp_matrices(step) if pay_matrices(step, len(items), budget) else None)
+    return in_chunks(end, rows, begin=forward, end=not forward)
 
 
 @jax.jit
@@ -133,14 +133,14 @@ def _pulled_to_heads(segment: Segment, left: Array, left_pos: Array) -> Float[Ar
 
 
 @ft.partial(jax.jit, static_argnames="window")
-def _placed(items: Array, positions: Array, first, *, window: int) -> Windowed:
+def placed(items: Array, positions: Array, first, *, window: int) -> Windowed:
     """Puts items at their positions, 0 elsewhere."""
     rows = jnp.arange(len(items), dtype=jnp.int32)
     return jnp.zeros((len(items), window, items.shape[1]), items.dtype).at[rows, positions - first].set(items)
 
 
 @ft.partial(jax.jit, static_argnames="window")
-def _spread(segment: Segment, left: Array, left_pos: Array, *, window: int) -> Windowed:
+def spread(segment: Segment, left: Array, left_pos: Array, *, window: int) -> Windowed:
     """Pulls covectors at single positions back through a block, to all positions of its source that they read."""
     linear, source = linearise(segment), segment.source.kind
     form = bilinear(segment, linear, spread=True)
@@ -161,7 +161,7 @@ def _spread(segment: Segment, left: Array, left_pos: Array, *, window: int) -> W
 
 
 @ft.partial(jax.jit, static_argnames=("forward", "chunk", "begin", "end"))
-def _through(
+def through(
     segment: Segment,
     mlps: MLPs | None,
     rows: Windowed,
@@ -192,7 +192,7 @@ def _through(
 
 
 @ft.partial(jax.jit, static_argnames="together", donate_argnums=0)
-def _meet(
+def meet(
     out: Float[Array, "m k"],
     place: Int[Array, " n"],
     rows: Windowed,

@@ -1,0 +1,130 @@
+"""The way of targets' covectors back through the blocks before them, which all sources share."""
+
+import functools as ft
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._precision import rounded
+from .._sites import Kind, layer_of, Site
+from ..graph import as_output, canonical
+from ..linear import between_blocks, contract_batch, meet_batch, pull_batch, Segment, spread_batch
+from ..models import Transformer
+from ._states import States
+
+
+Rows = Float[Array, "batch row seq d_model"]
+Resid = Float[Array, "batch seq d_model"]
+Piece = tuple[Segment, tuple[Array], Resid]  # of every example its mask and what enters the block
+
+
+class BlockPieces:
+    """The parts of a model's blocks between two sites, all nodes between them held, for a batch of prompts with these masks, `resid` of
+    which enters some block.
+    """
+
+    def __init__(self, model: Transformer, masks: tuple[Array, ...], nodes: Iterable[Site], resid: Resid):
+        self.model, self.masks = model, masks
+        self.nodes = [
+            [node.offset_layers(-layer) for node in nodes if node.layer == layer] for layer in range(model.n_layers)
+        ]
+        # Of these a segment of a batch has the shapes alone: they are taken once, of masks that are one array too.
+        self.one, self.one_mask = resid[0], {id(mask): mask[0] for mask in {id(mask): mask for mask in masks}.values()}
+
+    def between(self, start: Site, end: Site, resid: Resid) -> Piece:
+        """The part of a block, which `resid` enters."""
+        layer = layer_of(start)
+        mask, ends = self.masks[layer], (start.offset_layers(-layer), end.offset_layers(-layer))
+        blocks = (self.model.blocks[layer],)
+        segment = between_blocks(blocks, (self.one_mask[id(mask)],), self.one, *ends, self.nodes[layer])
+        return segment, (mask,), resid
+
+
+class WayBack:
+    """Covectors of nodes at one or two sites, `covectors[site][b, i]` at position `positions[b, i]`, on their way back through the blocks,
+    every node between held. What they are behind a block is kept: sources are to be asked for from the last to the first.
+    """
+
+    def __init__(
+        self,
+        pieces: BlockPieces,
+        at: States,
+        covectors: Mapping[Site, Float[Array, "batch row width"]],
+        positions: Int[Array, "batch row"],
+        precision: str | None,
+    ):
+        self.pieces, self.at, self.covectors, self.positions, self.precision = (
+            pieces,
+            at,
+            covectors,
+            positions,
+            precision,
+        )
+        # So far they are computed: at what enters `layer`, of all ends in that block or in later ones.
+        self.layer = max(layer_of(as_output(end)) for end in covectors) + 1
+        self.rows: Rows | None = None
+
+    def reached(self, start: Site) -> dict[Site, Float[Array, "batch row width"]]:
+        """The covectors behind `start`, by sites as their blocks' outputs; and by that of `start` itself where a transcoder reads the value
+        that a source's nodes make up.
+        """
+        found = {}
+        for end, left in self.covectors.items():
+            if canonical(end) == start:
+                found[start] = left
+            elif canonical(end) > start:
+                found[as_output(end)] = left
+        return found
+
+    def edges(
+        self,
+        start: Site,
+        step: Float[Array, "batch ..."] | None,
+        vectors: Float[Array, "batch column width"],
+        positions: Int[Array, "batch column"],
+    ) -> Float[Array, "batch row column"]:
+        """Contracts the covectors with vectors at a site `start`, the point of linearisation being moved by `step` there."""
+        layer, parts = layer_of(start), []
+        for end, left in self.reached(start).items():
+            if end.layer == layer:
+                items = *self._piece(start, end), step, left, self.positions, vectors, positions
+                parts.append(at_precision(self.precision, contract_batch, *items))
+        if (behind := self._behind(layer)) is not None:
+            piece = self._piece(start, Site(layer, Kind.RESID_POST))
+            rows = at_precision(self.precision, pull_batch, *piece, step, behind)
+            parts.append(at_precision(self.precision, meet_batch, rows, vectors, positions))
+        return sum(parts[1:], parts[0])
+
+    def _behind(self, layer: int) -> Rows | None:
+        """The covectors of all ends in later blocks at what leaves a block; `None` if there are none."""
+        while self.layer > layer + 1:
+            self.layer -= 1
+            enters, parts = Site(self.layer, Kind.RESID_PRE), []
+            if self.rows is not None:
+                piece = self._piece(enters, Site(self.layer, Kind.RESID_POST))
+                parts.append(at_precision(self.precision, pull_batch, *piece, None, self.rows))
+            for end, left in self.covectors.items():
+                if layer_of(as_output(end)) == self.layer:
+                    items = *self._piece(enters, as_output(end)), left, self.positions
+                    parts.append(at_precision(self.precision, spread_batch, *items))
+            self.rows = sum(parts[1:], parts[0])
+        return self.rows
+
+    def _piece(self, start: Site, end: Site) -> Piece:
+        return self.pieces.between(start, end, self.at.resid[Site(layer_of(start), Kind.RESID_PRE)])
+
+
+def at_precision(precision: str | None, function: Callable[..., Array], *items: PyTree) -> Array:
+    """What `function` makes of items with products of a precision, to which items are rounded first, on any device; `None` for what is
+    configured.
+    """
+    if precision is None:
+        return function(*items)
+    with jax.default_matmul_precision(precision):
+        return function(*_rounded(items, precision))
+
+
+@ft.partial(jax.jit, static_argnames="precision")
+def _rounded(items: PyTree, precision: str) -> PyTree:
+    return jax.tree.map(lambda leaf: rounded(leaf, precision), items)
