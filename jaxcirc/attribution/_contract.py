@@ -76,18 +76,24 @@ def iterate_edges(
 
     All wires of one kind, in whatever layer, run the same compiled program: chunks have one size, and blocks are arguments. With a
     `path` edges are at its points and not at the clean one, and what is yielded for the same ends is to be summed. With `certify` the
-    first that there are into each kind of site are compared with float64, on the first prompt. `precision` is of the products that
-    make edges, one of `PRECISIONS`, `None` for what is configured; with a lower one what is multiplied first is rounded on any device.
+    first that there are into each kind of site, from its own block and from one before, are compared with float64, on the first prompt.
+    `precision` is of the products that make edges, one of `PRECISIONS`, `None` for what is configured; with a lower one what is multiplied
+    first is rounded on any device.
     """
     if path is None:
         check_gradients(model, problem, at, gradient)
-    unmeasured = {site.kind for site in problem.saes} if certify else set()
+    measured: set[tuple[Kind, bool]] = set()
     for block in _ahead(_blocks(model, problem, at, gradient, targets, sources, path, precision)):
-        values, error, kind = np.asarray(block.values), None, block.wire.target.kind
-        if kind in unmeasured and values[0].any():
+        values, error, route = np.asarray(block.values), None, (block.wire.target.kind, _is_across(block.wire))
+        if certify and route not in measured and values[0].any():
             error = block.error(values)
-            unmeasured.discard(kind)
+            measured.add(route)
         yield block.edges(values, error)
+
+
+def _is_across(wire: Wire) -> bool:
+    """Whether the ends are in two blocks."""
+    return layer_of(canonical(wire.source)) != layer_of(as_output(wire.target))
 
 
 T = TypeVar("T")
@@ -155,7 +161,7 @@ def _most_on_their_way(model: Transformer, problem: Problem, wires: list[Wire]) 
     """How many targets of each example can be on their way back through blocks at once: one holds a number for each position and coordinate
     of the residual stream. Three such arrays are there at a time, and some room is for what makes them.
     """
-    if all(layer_of(canonical(wire.source)) == layer_of(as_output(wire.target)) for wire in wires):
+    if not any(map(_is_across, wires)):
         return LARGE_CHUNKS[-1]
     held = problem.clean.size * model.d_model * model.activation_dtype.itemsize
     return max(1, allowance() // (4 * held))

@@ -147,8 +147,9 @@ def edge_effects(
     - `upstream`: `"active"`, from every node whose value differs between clean and corrupt; or `"selected"`, from those above the
       threshold only.
     - `edges`: `"clean"` or `"integrated"`; `path`: the rule of the latter, the nodes' own for sums to agree.
-    - `certify`: compare the first edges into each kind of site with float64, on the first prompt, which takes as long as some prompts do.
-      On accelerators it tells what products of lower precision (`jax.default_matmul_precision`) do to them.
+    - `certify`: compare the first edges into each kind of site, from its own block and from one before, with float64, on the first prompt,
+      which takes as long as some prompts do. On accelerators it tells what products of lower precision (`jax.default_matmul_precision`)
+      do to them.
     - the rest as in `jc.node_effects`.
 
     **Returns:** `EdgeEffects`.
