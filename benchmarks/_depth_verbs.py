@@ -111,6 +111,16 @@ def contraction(point: Point) -> Run:
 
 def edges(point: Point) -> Run:
     """From the first block's attention to its MLP, and from both to the metric through all blocks behind them."""
+    return edges_between(point, [f"blocks.0.hook_{name}" for name in ("attn_out", "mlp_out")], threshold=0.0)
+
+
+def edges_across(point: Point) -> Run:
+    """Between the outputs of all MLPs, each with every one behind it, into the few strongest nodes."""
+    return edges_between(point, [f"blocks.{layer}.hook_mlp_out" for layer in range(point.blocks)], strongest=ITEMS)
+
+
+def edges_between(point: Point, sites: list[str], *, threshold: float = 0.0, strongest: int | None = None) -> Run:
+    """With a random dictionary at each of the sites; into the nodes above a threshold, or so many."""
     rng, model, clean = np.random.default_rng(3), make_model(point), make_tokens(point)[None]
     random = lambda *shape: jnp.asarray((rng.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32))
     d_model = point.width
@@ -121,10 +131,13 @@ def edges(point: Point) -> Run:
         b_dec=jnp.zeros(d_model, jnp.float32),
         activation=jc.saes.ReLU(),
     )
-    saes = {f"blocks.0.hook_{name}": make() for name in ("attn_out", "mlp_out")}
+    saes = {site: make() for site in sites}
     pairs = clean, (clean + 1) % VOCABULARY, jc.LogitDiff(jnp.asarray([0]), jnp.asarray([1]))
     nodes = jc.node_effects(model, saes, *pairs, method=jc.Gradient())
-    run = lambda: jc.edge_effects(model, saes, *pairs, nodes, threshold=0.0)
+    if strongest is not None:
+        sizes = np.concatenate([np.abs(np.asarray(nodes.nodes(site))).ravel() for site in nodes.listed])
+        threshold = float(np.sort(sizes)[-1 - strongest])
+    run = lambda: jc.edge_effects(model, saes, *pairs, nodes, threshold=threshold)
     return lambda: [np.asarray(values) for values in run().to_metric.values()]
 
 
@@ -137,4 +150,5 @@ DEPTH_VERBS: dict[str, Verb] = {
     "J.mv": Verb(image, False, ()),
     f"J.contract, {ITEMS} x {ITEMS}": Verb(contraction, False, ()),
     "jc.edge_effects in the first block": Verb(edges, False, ()),
+    "jc.edge_effects between all MLPs": Verb(edges_across, False, ()),
 }
