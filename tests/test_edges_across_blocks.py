@@ -151,7 +151,7 @@ def test_few_targets_go_back_at_once_where_memory_is_little(monkeypatch):
     want, rows, spread = edges_of(arguments), [], _way_back.spread_batch
     monkeypatch.setattr(_way_back, "spread_batch", lambda *given: rows.append(given[3].shape[1]) or spread(*given))
     one = 8 * SEQ * BATCH * model.d_model * 8  # as many positions or more are prompts padded to
-    monkeypatch.setattr("jaxcirc.attribution._contract.allowance", lambda: 4 * one)
+    monkeypatch.setattr("jaxcirc.attribution._contract.allowance", lambda: 8 * one)
     found = edges_of(arguments)
     assert 1 <= max(rows) < 8
     for pair in want.parts:

@@ -159,12 +159,12 @@ def _points(
 
 def _most_on_their_way(model: Transformer, problem: Problem, wires: list[Wire]) -> int:
     """How many targets of each example can be on their way back through blocks at once: one holds a number for each position and coordinate
-    of the residual stream. Three such arrays are there at a time, and some room is for what makes them.
+    of the residual stream. Of such arrays some six are there at a time, with those that are computed ahead, and what makes them takes room.
     """
     if not any(map(_is_across, wires)):
         return LARGE_CHUNKS[-1]
     held = problem.clean.size * model.d_model * model.activation_dtype.itemsize
-    return max(1, allowance() // (4 * held))
+    return max(1, allowance() // (8 * held))
 
 
 def _chunk_size(

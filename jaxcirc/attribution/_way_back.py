@@ -29,8 +29,9 @@ class BlockPieces:
         self.nodes = [
             [node.offset_layers(-layer) for node in nodes if node.layer == layer] for layer in range(model.n_layers)
         ]
-        # Of these a segment of a batch has the shapes alone: they are taken once, of masks that are one array too.
-        self.one, self.one_mask = resid[0], {id(mask): mask[0] for mask in {id(mask): mask for mask in masks}.values()}
+        # Of an example's a segment of a batch has the shapes alone: they are taken once, also of masks that layers share.
+        distinct = {id(mask): mask for mask in masks}
+        self.one, self.one_mask = resid[0], {number: mask[0] for number, mask in distinct.items()}
 
     def between(self, start: Site, end: Site, resid: Resid) -> Piece:
         """The part of a block, which `resid` enters."""
@@ -54,13 +55,8 @@ class WayBack:
         positions: Int[Array, "batch row"],
         precision: str | None,
     ):
-        self.pieces, self.at, self.covectors, self.positions, self.precision = (
-            pieces,
-            at,
-            covectors,
-            positions,
-            precision,
-        )
+        self.pieces, self.at, self.precision = pieces, at, precision
+        self.covectors, self.positions = covectors, positions
         # So far they are computed: at what enters `layer`, of all ends in that block or in later ones.
         self.layer = max(layer_of(as_output(end)) for end in covectors) + 1
         self.rows: Rows | None = None
