@@ -78,22 +78,31 @@ def test_between_residual_streams_that_are_blocks_apart():
     check(arguments, edges_of(arguments), wires)
 
 
+@pytest.mark.parametrize("between", [None, Kind.RESID_PRE, Kind.RESID_POST])
 @pytest.mark.parametrize("back", [0, 1, 2])
-def test_into_transcoders_that_read_blocks_before(back):
-    """The latents read where they read, and the error where the dictionary writes: on their way back both meet."""
+def test_into_transcoders_that_read_blocks_before(back, between):
+    """The latents read where they read, and the error where the dictionary writes: on their way back both meet, or a node of the residual
+    stream between holds what comes of the error.
+    """
     model = deep()
-    sites = [Site(layer, Kind.MLP_OUT) for layer in (0, 3)]
-    saes = {
-        sites[0]: spliced_at("relu", model, sites[0]),
-        sites[1]: spliced_at("transcoder", model, sites[1], 3, Site(3 - back, Kind.LN2_NORMALIZED)),
-    }
+    first, last = Site(0, Kind.MLP_OUT), Site(3, Kind.MLP_OUT)
+    saes = {first: spliced_at("relu", model, first)}
+    if between is not None:  # behind the block that is read, or two before it
+        beside = Site(2 if between == Kind.RESID_PRE else 1, between)
+        saes[beside] = spliced_at("relu", model, beside, 1)
+    saes[last] = spliced_at("transcoder", model, last, 3, Site(3 - back, Kind.LN2_NORMALIZED))
     arguments = problem(model, saes)
-    found = edges_of(arguments)
-    check(arguments, found, wiring(model, saes), slice(0, -1))
-    assert np.abs(found.dense((sites[0], sites[1]))[:, :, -1]).max() > 1e-4
-    parts = [found.to_metric[site].sum(-1) for site in sites]
+    found = edges_of(arguments, certify=True)
+    wires = wiring(model, saes)
+    assert ((first, last) in {(wire.source, wire.target) for wire in wires}) == (between is None or back == 2)
+    # Of what lies behind where it reads, the error alone has edges.
+    read_before = [wire for wire in wires if wire.target != last or wire.source < saes[last].reads]
+    check(arguments, found, read_before, slice(0, -1))
     nodes = jc.node_effects(*arguments, method=jc.Gradient())
-    assert_close(found.dense((sites[0], sites[1])).sum((1, 2)).sum(-1) + parts[0], nodes.nodes(sites[0]).sum(-1))
+    for site in saes:
+        out = [found.dense(pair).sum((1, 2)) for pair in found.parts if pair[0] == site]
+        direct = np.asarray(found.to_metric.get(site, 0.0))
+        assert_close(np.sum(out, axis=0) + direct, nodes.nodes(site))
 
 
 @pytest.mark.parametrize("edges", ["clean", "integrated"])

@@ -26,12 +26,18 @@ class BlockPieces:
 
     def __init__(self, model: Transformer, masks: tuple[Array, ...], nodes: Iterable[Site], resid: Resid):
         self.model, self.masks = model, masks
+        nodes = tuple(nodes)
         self.nodes = [
             [node.offset_layers(-layer) for node in nodes if node.layer == layer] for layer in range(model.n_layers)
         ]
+        self.places = {canonical(node) for node in nodes}
         # Of an example's a segment of a batch has the shapes alone: they are taken once, also of masks that layers share.
         distinct = {id(mask): mask for mask in masks}
         self.one, self.one_mask = resid[0], {number: mask[0] for number, mask in distinct.items()}
+
+    def is_held(self, layer: int) -> bool:
+        """Whether a node is what leaves a block, so that nothing of later blocks goes back through it."""
+        return Site(layer + 1, Kind.RESID_PRE) in self.places
 
     def between(self, start: Site, end: Site, resid: Resid) -> Piece:
         """The part of a block, which `resid` enters."""
@@ -57,7 +63,7 @@ class WayBack:
     ):
         self.pieces, self.at, self.precision = pieces, at, precision
         self.covectors, self.positions = covectors, positions
-        # So far they are computed: at what enters `layer`, of all ends in that block or in later ones.
+        # So far they are computed: at what enters `layer`, of all ends in that block or in later ones from which a way leads there.
         self.layer = max(layer_of(as_output(end)) for end in covectors) + 1
         self.rows: Rows | None = None
 
@@ -93,19 +99,24 @@ class WayBack:
         return sum(parts[1:], parts[0])
 
     def _behind(self, layer: int) -> Rows | None:
-        """The covectors of all ends in later blocks at what leaves a block; `None` if there are none."""
+        """The covectors of ends in later blocks at what leaves a block; `None` if no way leads there."""
         while self.layer > layer + 1:
+            rows = self._leaving(self.layer - 1)
             self.layer -= 1
             enters, parts = Site(self.layer, Kind.RESID_PRE), []
-            if self.rows is not None:
+            if rows is not None:
                 piece = self._piece(enters, Site(self.layer, Kind.RESID_POST))
-                parts.append(at_precision(self.precision, pull_batch, *piece, None, self.rows))
+                parts.append(at_precision(self.precision, pull_batch, *piece, None, rows))
             for end, left in self.covectors.items():
                 if layer_of(as_output(end)) == self.layer:
                     items = *self._piece(enters, as_output(end)), left, self.positions
                     parts.append(at_precision(self.precision, spread_batch, *items))
-            self.rows = sum(parts[1:], parts[0])
-        return self.rows
+            self.rows = sum(parts[1:], parts[0]) if parts else None
+        return self._leaving(layer)
+
+    def _leaving(self, layer: int) -> Rows | None:
+        """What is known at what enters the next block, unless a node is there."""
+        return None if self.pieces.is_held(layer) else self.rows
 
     def _piece(self, start: Site, end: Site) -> Piece:
         return self.pieces.between(start, end, self.at.resid[Site(layer_of(start), Kind.RESID_PRE)])
