@@ -98,7 +98,7 @@ STAY = {
     "generation._loop.generated": "one token after the other",
     "linear._dense._matrix": "one target position after the other, each with all its coordinates",
     "linear._contract._contract_sorted": "groups of tiles, as many as the positions reach",
-    "linear._rows_back.meet_batch": "the same, for prompts",
+    "linear._rows_back._meet_batch": "the same, for prompts",
     "linear._chain_contract.meet": "as many tiles at once as the window has positions",
 }
 

@@ -35,9 +35,9 @@ class BlockPieces:
         distinct = {id(mask): mask for mask in masks}
         self.one, self.one_mask = resid[0], {number: mask[0] for number, mask in distinct.items()}
 
-    def is_held(self, layer: int) -> bool:
-        """Whether a node is what leaves a block, so that nothing of later blocks goes back through it."""
-        return Site(layer + 1, Kind.RESID_PRE) in self.places
+    def begins_with_node(self, layer: int) -> bool:
+        """Whether a node is what enters a block, so that nothing goes back behind it."""
+        return Site(layer, Kind.RESID_PRE) in self.places
 
     def between(self, start: Site, end: Site, resid: Resid) -> Piece:
         """The part of a block, which `resid` enters."""
@@ -101,22 +101,21 @@ class WayBack:
     def _behind(self, layer: int) -> Rows | None:
         """The covectors of ends in later blocks at what leaves a block; `None` if no way leads there."""
         while self.layer > layer + 1:
-            rows = self._leaving(self.layer - 1)
             self.layer -= 1
-            enters, parts = Site(self.layer, Kind.RESID_PRE), []
-            if rows is not None:
-                piece = self._piece(enters, Site(self.layer, Kind.RESID_POST))
-                parts.append(at_precision(self.precision, pull_batch, *piece, None, rows))
-            for end, left in self.covectors.items():
-                if layer_of(as_output(end)) == self.layer:
-                    items = *self._piece(enters, as_output(end)), left, self.positions
-                    parts.append(at_precision(self.precision, spread_batch, *items))
-            self.rows = sum(parts[1:], parts[0]) if parts else None
-        return self._leaving(layer)
+            self.rows = None if self.pieces.begins_with_node(self.layer) else self._through(self.layer)
+        return self.rows
 
-    def _leaving(self, layer: int) -> Rows | None:
-        """What is known at what enters the next block, unless a node is there."""
-        return None if self.pieces.is_held(layer) else self.rows
+    def _through(self, layer: int) -> Rows | None:
+        """Takes those that leave a block to what enters it, with those of the block's own ends."""
+        enters, parts = Site(layer, Kind.RESID_PRE), []
+        if self.rows is not None:
+            piece = self._piece(enters, Site(layer, Kind.RESID_POST))
+            parts.append(at_precision(self.precision, pull_batch, *piece, None, self.rows))
+        for end, left in self.covectors.items():
+            if layer_of(as_output(end)) == layer:
+                items = *self._piece(enters, as_output(end)), left, self.positions
+                parts.append(at_precision(self.precision, spread_batch, *items))
+        return sum(parts[1:], parts[0]) if parts else None
 
     def _piece(self, start: Site, end: Site) -> Piece:
         return self.pieces.between(start, end, self.at.resid[Site(layer_of(start), Kind.RESID_PRE)])

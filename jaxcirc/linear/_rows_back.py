@@ -90,14 +90,17 @@ def _by_autodiff(segment: Segment, rows: Float[Array, "m seq _"], chunk: int) ->
     return found.reshape(len(found), source.shape[0], -1)
 
 
-@jax.jit
 def meet_batch(
     rows: Rows, right: Float[Array, "batch k width"], right_pos: Int[Array, "batch k"]
 ) -> Float[Array, "batch m k"]:
     """Contracts covectors at all positions with vectors at single ones."""
-    m, seq = rows.shape[1:3]
     # On an accelerator as many tiles at once as are together as large as the rows.
-    together = 1 if on_cpu() else seq
+    return _meet_batch(rows, right, right_pos, together=1 if on_cpu() else rows.shape[2])
+
+
+@ft.partial(jax.jit, static_argnames="together")
+def _meet_batch(rows: Rows, right, right_pos, *, together: int) -> Float[Array, "batch m k"]:
+    m, seq = rows.shape[1:3]
 
     def one(rows, right, right_pos):
         tiles = tile(right_pos, seq, tile_width(len(right), seq), 1)
